@@ -1,0 +1,129 @@
+"""Which targets share templates, before any training: depth bins, exact shapes, or a mapping by hand.
+
+Source: Teterwak et al., WACV 2024, section 3.2 (depth bins).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.targets import Target, matches
+
+ClusterRule = Union[str, Mapping[str, Sequence[str]]]
+CLUSTER_RULES = ("depth_bins", "shape", "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetGroup:
+    """Targets, of any member, that share templates."""
+
+    name: str
+    targets: tuple[Target, ...]
+
+
+def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4) -> tuple[TargetGroup, ...]:
+    """Partition targets into clusters.
+
+    Args:
+        targets: Of all members, member after member, each in construction order.
+        rule: ``depth_bins`` (METHOD: contiguous runs of each member's layers), ``shape`` (equal shapes only),
+            ``none`` (no sharing: every weight stays its member's own), or a mapping of cluster names to globs
+            over ``member.parameter`` names; targets that no glob names stay their member's own.
+        bins: Depth bins for the most frequent kernel; ``depth_bins`` alone reads it.
+
+    Raises:
+        SuperWeightError: Unknown rule, no bins, a glob without targets, a target in two clusters, a cluster of
+            different kernels.
+    """
+    if isinstance(rule, Mapping):
+        return _by_hand(targets, rule)
+    if rule == "depth_bins":
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise SuperWeightError(f"bins must be a positive integer; got {bins!r}")
+        return _depth_bins(targets, bins)
+    if rule == "shape":
+        return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")
+    if rule == "none":
+        return ()
+    raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+
+
+def depth_runs(length: int, bins: int) -> tuple[int, ...]:
+    """Lengths of contiguous runs that split ``length`` layers into at most ``bins``, the first ones longer.
+
+    Example:
+        >>> depth_runs(25, 4), depth_runs(13, 4), depth_runs(2, 4)
+        ((7, 6, 6, 6), (4, 3, 3, 3), (1, 1))
+    """
+    short, longer = divmod(length, bins)
+    return tuple(size for size in (short + (index < longer) for index in range(bins)) if size)
+
+
+def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]:
+    by_member: dict[str, list[Target]] = {}
+    for target in targets:
+        by_member.setdefault(target.member, []).append(target)
+    groups: list[TargetGroup] = []
+    for kernel in sorted({(target.kind, target.kernel) for target in targets}):
+        runs = {
+            member: [target for target in own if (target.kind, target.kernel) == kernel]
+            for member, own in by_member.items()
+        }
+        first = next(member for member, run in runs.items() if run)
+        num_bins = max(1, round(bins * len(runs[first]) / len(by_member[first])))
+        binned: list[list[Target]] = [[] for _ in range(num_bins)]
+        for run in runs.values():
+            start = 0
+            for index, size in enumerate(depth_runs(len(run), num_bins)):
+                binned[index] += run[start : start + size]
+                start += size
+        kind, spatial = kernel
+        label = f"{kind} {_times(spatial)}".strip()
+        groups += [
+            TargetGroup(name=f"{label} bin {index + 1}/{num_bins}", targets=tuple(members))
+            for index, members in enumerate(binned)
+            if members
+        ]
+    return tuple(groups)
+
+
+def _by_key(targets: Iterable[Target], key) -> tuple[TargetGroup, ...]:  # type: ignore[no-untyped-def]
+    found: dict[str, list[Target]] = {}
+    for target in targets:
+        found.setdefault(key(target), []).append(target)
+    return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
+
+
+def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tuple[TargetGroup, ...]:
+    owner: dict[Target, str] = {}
+    groups = []
+    for name, patterns in rule.items():
+        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+            raise SuperWeightError(f"cluster {name!r} must be a list of globs; got {patterns!r}")
+        chosen: dict[Target, None] = {}
+        for pattern in patterns:
+            hits = [
+                target
+                for target in targets
+                if matches([f"{target.member}.{alias}" for alias in target.names] + list(target.names), pattern)
+            ]
+            if not hits:
+                raise SuperWeightError(f"cluster {name!r}: {pattern!r} names no target (write 'member.layer.weight')")
+            chosen.update(dict.fromkeys(hits))
+        for target in chosen:
+            if target in owner:
+                raise SuperWeightError(f"target {target.label} is in two clusters, {owner[target]!r} and {name!r}")
+            owner[target] = name
+        kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in chosen})
+        if len(kernels) > 1:
+            raise SuperWeightError(f"cluster {name!r} mixes {' and '.join(kernels)}: use one cluster a kernel")
+        if chosen:
+            groups.append(TargetGroup(name=name, targets=tuple(t for t in targets if t in chosen)))
+    return tuple(groups)
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "x".join(str(number) for number in numbers)

@@ -1,0 +1,188 @@
+"""The ensemble: unmodified members that read their weights from one bank.
+
+Shapes: M members, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from superweight_ensembles.bank import SuperWeightBank
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.generation import Weights
+from superweight_ensembles.initial_values import own_deviations
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.targets import Members, named_members
+
+
+class SuperWeightEnsemble(nn.Module):
+    """Different networks whose weights come from one bank inside one parameter budget.
+
+    The members given are copied, never changed. In the copies every generated tensor is None until a call puts it
+    there, so it is in no ``state_dict``, in no optimiser, and takes no memory of its own; norms, biases and heads
+    stay the copies' own parameters.
+
+    Args:
+        members: Networks by name, or (name, network) pairs; all answer logits (B, K) for the same images.
+        budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
+        plan: A plan made, found or loaded before.
+        generator: Source of the bank's start values; torch's global one where None.
+        **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
+
+    Attributes:
+        plan: The sharing plan.
+        bank: The trainable templates and coefficients.
+        members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+
+    Raises:
+        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch).
+
+    Source: Teterwak et al., WACV 2024.
+
+    Example:
+        >>> import torch, superweight_ensembles as swe
+        >>> members = {"wrn16-1": swe.wide_resnet(16, 1, 10), "wrn10-2": swe.wide_resnet(10, 2, 10)}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.83)
+        >>> ensemble(torch.zeros(5, 3, 32, 32)).shape
+        torch.Size([2, 5, 10])
+        >>> ensemble.num_parameters <= 0.83 * ensemble.independent_parameters
+        True
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        *,
+        budget: float | None = None,
+        plan: SharingPlan | None = None,
+        generator: torch.Generator | None = None,
+        **plan_options: Any,
+    ) -> None:
+        super().__init__()
+        modules = named_members(members)
+        if (budget is None) == (plan is None):
+            raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
+        if plan is None:
+            assert budget is not None
+            plan = plan_sharing(modules, budget=budget, **plan_options)
+        elif plan_options:
+            raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
+        check_plan_fits(plan, modules)
+        self.plan = plan
+        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), generator).to(_device_of(modules))
+        self.members = nn.ModuleDict(
+            {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
+        )
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        return self.plan.member_names
+
+    @property
+    def num_parameters(self) -> int:
+        """Unique trainable scalars, counted from the tensors themselves."""
+        return count_parameters(self)
+
+    @property
+    def independent_parameters(self) -> int:
+        """Trainable scalars that the members own apart."""
+        return self.plan.independent_parameters
+
+    def generate(self) -> Weights:
+        """All generated weights, differentiable: ``{member: {parameter name: tensor}}``."""
+        return self.bank.generate()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, ...) to the logits of all members, in their order: (M, B, K).
+
+        Raises:
+            SuperWeightError: Members answer different shapes.
+        """
+        weights = self.generate()
+        logits = [self.run_member(name, images, weights[name]) for name in self.member_names]
+        check_logits(dict(zip(self.member_names, logits)))
+        return torch.stack(logits)
+
+    def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The logits (B, K) of one member with the weights given."""
+        return functional_call(self._member(name), dict(weights), (images,))
+
+    @torch.no_grad()
+    def materialize(self, name: str) -> nn.Module:
+        """One member as the plain network that its author wrote, with its generated weights as parameters.
+
+        In the mode (train or eval), on the device and with the buffers that the member has now; equal outputs; no
+        reference to the bank. Weights tied inside the member stay tied.
+
+        Raises:
+            SuperWeightError: No member of that name.
+        """
+        module = copy.deepcopy(self._member(name))
+        made: dict[int, nn.Parameter] = {}
+        with torch.autocast(_device_of({name: self}).type, enabled=False):
+            weights = self.bank.generate([name])[name]
+        for parameter_name, tensor in weights.items():
+            owner, local = _locate(module, parameter_name)
+            owner._parameters[local] = made.setdefault(id(tensor), nn.Parameter(tensor.clone()))
+        return module
+
+    def _member(self, name: str) -> nn.Module:
+        if name not in self.member_names:
+            raise unknown_name("member", name, self.member_names)
+        return self.members[name]
+
+
+def check_logits(logits: Mapping[str, Tensor]) -> None:
+    """Refuse member answers that cannot stand in one (M, B, K) tensor.
+
+    Raises:
+        SuperWeightError: No (B, K) tensor, or shapes that differ.
+    """
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2:
+            raise SuperWeightError(
+                f"member {name!r} must answer one tensor of logits (batch, classes); "
+                f"got {shape or type(logits[name]).__name__}"
+            )
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
+        raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
+
+
+def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
+    """A copy whose generated parameters are None: names and order stay, the tensors are gone."""
+    hollow = copy.deepcopy(module)
+    for name in generated:
+        owner, local = _locate(hollow, name)
+        owner._parameters[local] = None
+    return hollow
+
+
+def _generated_names(plan: SharingPlan, member: str) -> tuple[str, ...]:
+    return tuple(
+        name
+        for cluster in plan.clusters
+        for target in cluster.targets
+        if target.member == member
+        for name in target.names
+    )
+
+
+def _locate(module: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
+    path, _, local = parameter_name.rpartition(".")
+    return module.get_submodule(path), local
+
+
+def _device_of(modules: Mapping[str, nn.Module]) -> torch.device:
+    return next(
+        (parameter.device for module in modules.values() for parameter in module.parameters()),
+        torch.device("cpu"),
+    )

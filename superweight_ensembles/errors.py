@@ -1,0 +1,25 @@
+"""The one error that a user can cause."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SuperWeightError(ValueError):
+    """What was given, what was expected, where, and the remedy, in one or two lines."""
+
+
+def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightError:
+    """An error for a name that no registry holds, with the nearest one that it does hold.
+
+    Example:
+        >>> print(unknown_name("data set", "cifra10", ["cifar10", "digits"]))
+        unknown data set 'cifra10': did you mean 'cifar10'? Known: cifar10, digits
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    if len(names) > 20:
+        names = [*difflib.get_close_matches(given, names, n=8, cutoff=0.3), "..."]
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return SuperWeightError(f"unknown {what} {given!r}: {hint}Known: {', '.join(names) or 'none'}")

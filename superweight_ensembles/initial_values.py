@@ -1,0 +1,94 @@
+"""Start values of templates and coefficients.
+
+Every target starts with the standard deviation that its own layer's initialiser gave it, whether a norm follows or
+not: a target's coefficient vector in a slot has the norm ``deviation of the target / deviation of the templates``.
+
+Differs from paper: the published code draws every template with a Kaiming deviation of fan-in 9, whatever the layer.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from superweight_ensembles.generation import slot_key
+from superweight_ensembles.plan import Cluster, SharingPlan
+
+Deviations = dict[tuple[str, str], float]
+
+
+def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviations:
+    """The root mean square of every target as its member was built, by (member, parameter name)."""
+    with torch.no_grad():
+        return {
+            (target.member, target.name): float(
+                members[target.member].get_parameter(target.name).double().square().mean().sqrt()
+            )
+            for cluster in plan.clusters
+            for target in cluster.targets
+        }
+
+
+def initial_values(
+    plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw templates (K, Q) and coefficients (N, K) of every slot.
+
+    Templates of a slot are orthogonal to each other and have the smallest deviation that a user of the slot starts
+    with (that of its widest layer); coefficient vectors are orthogonal in runs of K, scaled so that each target
+    starts with its own deviation.
+
+    Args:
+        plan: What to draw for.
+        deviations: Of every target, as :func:`own_deviations` reads them.
+        generator: Source of the randomness; the global one where None.
+    """
+    templates: dict[str, Tensor] = {}
+    coefficients: dict[str, Tensor] = {}
+    for index, cluster in enumerate(plan.clusters):
+        for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
+            users = _user_deviations(cluster, slot, deviations)
+            reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
+            gains = torch.tensor(users, dtype=torch.float64) / reference
+            key = slot_key(index, slot)
+            templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
+            rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
+            coefficients[key] = rows * gains.to(rows)[:, None]
+    return templates, coefficients
+
+
+def orthogonal_templates(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size.
+
+    Orthogonality makes the deviation of any combination exact instead of exact on average.
+    """
+    rows = torch.randn(count, size, generator=generator)
+    if 1 < count <= size:
+        factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
+        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False)
+    return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
+
+
+def orthonormal_runs(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Unit vectors (count, size), each run of ``size`` of them orthogonal: as far as the dimension allows."""
+    runs = []
+    for start in range(0, count, size):
+        square = torch.empty(size, size)
+        nn.init.orthogonal_(square, generator=generator)
+        runs.append(square[: count - start])
+    return torch.cat(runs)
+
+
+def _user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:
+    """Of each coefficient vector of a slot: the deviation of its (first) user."""
+    values = [0.0] * cluster.slots[slot].num_vectors
+    for target in reversed(cluster.targets):
+        if target.slot >= slot:
+            values[target.vectors[slot]] = deviations[target.member, target.name]
+    return values
+
+
+def _kaiming(shape: tuple[int, ...]) -> float:
+    return math.sqrt(2 / math.prod(shape[1:]))

@@ -1,0 +1,237 @@
+"""The sharing plan: which targets share which templates, decided once, as pure data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan_table import plan_table
+from superweight_ensembles.slots import Shape, SlotBlocks, slot_blocks
+
+PLAN_FORMAT = 1
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMember:
+    """What the plan knows of a member: trainable scalars apart, and those that stay its own."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    num_parameters: int
+    num_private: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSlot:
+    """One width slot of a cluster: the shape it completes, and its templates and coefficient vectors."""
+
+    __pydantic_config__ = _STRICT
+
+    shape: tuple[int, ...]
+    num_templates: int
+    num_vectors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedTarget:
+    """One generated tensor.
+
+    Attributes:
+        member: Member that reads it.
+        names: Parameter name in the member, then the names tied to it.
+        slot: Index of the slot whose shape it has; it composes slots 0 to this one.
+        vectors: Its coefficient vector in each of those slots; equal numbers are tied coefficients.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    member: str
+    names: tuple[str, ...]
+    slot: int
+    vectors: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def label(self) -> str:
+        return f"{self.member}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Targets of one kind and kernel that share templates."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    kind: str
+    slots: tuple[PlannedSlot, ...]
+    targets: tuple[PlannedTarget, ...]
+
+    @property
+    def kernel(self) -> Shape:
+        return self.slots[0].shape[2:]
+
+    @property
+    def blocks(self) -> tuple[SlotBlocks, ...]:
+        return slot_blocks([slot.shape for slot in self.slots])
+
+    @property
+    def num_templates(self) -> int:
+        """Trainable scalars in templates."""
+        return sum(slot.num_templates * block.size for slot, block in zip(self.slots, self.blocks))
+
+    @property
+    def minimum_templates(self) -> int:
+        """Trainable scalars with one template a slot."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def num_coefficients(self) -> int:
+        """Trainable scalars in coefficient vectors."""
+        return sum(slot.num_templates * slot.num_vectors for slot in self.slots)
+
+    def shape_of(self, target: PlannedTarget) -> Shape:
+        return self.slots[target.slot].shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharingPlan:
+    """Who shares what, and what it costs. Immutable, hashable, equal after a JSON round trip.
+
+    Attributes:
+        members: In ensemble order.
+        clusters: In the order in which the allocator served them.
+        budget: Trainable scalars allowed.
+        budget_counts: ``all`` trainable scalars, or ``templates`` alone, as published.
+        cap: Templates a slot at most.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    members: tuple[PlannedMember, ...]
+    clusters: tuple[Cluster, ...]
+    budget: int
+    budget_counts: str = "all"
+    cap: int = 8
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def independent_parameters(self) -> int:
+        """Trainable scalars of the members apart."""
+        return sum(member.num_parameters for member in self.members)
+
+    @property
+    def num_private(self) -> int:
+        """Trainable scalars that stay the members' own: heads, norms, biases, unshared weights."""
+        return sum(member.num_private for member in self.members)
+
+    @property
+    def num_templates(self) -> int:
+        """Trainable scalars in templates."""
+        return sum(cluster.num_templates for cluster in self.clusters)
+
+    @property
+    def minimum_templates(self) -> int:
+        """Trainable scalars in templates with one template a slot."""
+        return sum(cluster.minimum_templates for cluster in self.clusters)
+
+    @property
+    def num_coefficients(self) -> int:
+        """Trainable scalars in coefficient vectors."""
+        return sum(cluster.num_coefficients for cluster in self.clusters)
+
+    @property
+    def num_parameters(self) -> int:
+        """Every trainable scalar of the ensemble."""
+        return self.num_templates + self.num_coefficients + self.num_private
+
+    @property
+    def minimum_parameters(self) -> int:
+        """Every trainable scalar with one template a slot: no smaller budget fits this sharing."""
+        vectors = sum(slot.num_vectors for cluster in self.clusters for slot in cluster.slots)
+        return self.minimum_templates + vectors + self.num_private
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the plan's content, the same on every machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> SharingPlan:
+        """Read a plan written by ``to_json``.
+
+        Raises:
+            SuperWeightError: No JSON, a field missing or of a wrong type, numbers that contradict each other.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SuperWeightError(f"the sharing plan is no JSON: {error}") from None
+        if not isinstance(content, dict) or content.pop("format", None) != PLAN_FORMAT:
+            raise SuperWeightError(f'the sharing plan must be a JSON object with "format": {PLAN_FORMAT}')
+        try:
+            plan = TypeAdapter(cls).validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise SuperWeightError(f"the sharing plan, at {where or 'the top'}: {first['msg']}") from None
+        _check_consistent(plan)
+        return plan
+
+    def __str__(self) -> str:
+        return plan_table(self)
+
+
+def _check_consistent(plan: SharingPlan) -> None:
+    """Refuse a plan whose numbers contradict each other."""
+
+    def refuse(where: str, why: str) -> SuperWeightError:
+        return SuperWeightError(f"the sharing plan, {where}: {why}")
+
+    if plan.budget_counts not in ("all", "templates"):
+        raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r}")
+    if len(set(plan.member_names)) != len(plan.members) or not plan.members:
+        raise refuse("members", "needs at least one, each with a name of its own")
+    if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
+        raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
+    seen: set[tuple[str, str]] = set()
+    for cluster in plan.clusters:
+        where = f"cluster {cluster.name!r}"
+        if not cluster.slots or not cluster.targets:
+            raise refuse(where, "needs slots and targets")
+        if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
+            raise refuse(where, "slot shapes are (out, in, *kernel), all positive")
+        if len({slot.shape[2:] for slot in cluster.slots}) > 1:
+            raise refuse(where, "all slots must have one kernel")
+        for index, (slot, block) in enumerate(zip(cluster.slots, cluster.blocks)):
+            if block.size < 1 or slot.num_templates < 1:
+                raise refuse(where, f"slot {index} must add numbers and hold templates")
+            used = {target.vectors[index] for target in cluster.targets if index < len(target.vectors)}
+            if used != set(range(slot.num_vectors)):
+                raise refuse(
+                    where,
+                    f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users",
+                )
+        for target in cluster.targets:
+            if target.member not in plan.member_names or not target.names:
+                raise refuse(where, f"a target of member {target.member!r} without a member or a name")
+            if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
+                raise refuse(where, f"{target.label} needs one coefficient vector for each slot up to its own")
+            if seen & {(target.member, name) for name in target.names}:
+                raise refuse(where, f"{target.label} stands there twice")
+            seen |= {(target.member, name) for name in target.names}

@@ -1,0 +1,71 @@
+"""Width slots: how a narrow layer's weight is a corner of a wide layer's.
+
+Shapes: O out, I in, k kernel positions. The distinct shapes of a cluster, sorted by (numel, shape), are
+s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1).
+
+Source: Teterwak et al., WACV 2024, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotBlocks:
+    """What slot r adds to the running weight, in the order in which it is added.
+
+    Attributes:
+        keep: (rows, columns) of the running weight that survive; (0, 0) for slot 0.
+        column: Shape of the block appended on dimension 1, or None.
+        row: Shape of the block appended on dimension 0, or None.
+    """
+
+    keep: tuple[int, int]
+    column: Shape | None
+    row: Shape | None
+
+    @property
+    def size(self) -> int:
+        """Numbers in the slot."""
+        return sum(math.prod(shape) for shape in (self.column, self.row) if shape is not None)
+
+
+def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
+    """The distinct shapes by (numel, shape): one width slot each.
+
+    Example:
+        >>> ordered_shapes([(32, 16), (16, 16), (32, 16)])
+        ((16, 16), (32, 16))
+    """
+    return tuple(sorted(set(shapes), key=lambda shape: (math.prod(shape), shape)))
+
+
+def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
+    """The blocks of every slot of a cluster whose ordered shapes are given.
+
+    Example:
+        >>> first, second = slot_blocks([(16, 16), (32, 24)])
+        >>> first.row, second.column, second.row
+        ((16, 16), (16, 8), (16, 24))
+        >>> first.size + second.size == 32 * 24
+        True
+    """
+    blocks = [SlotBlocks(keep=(0, 0), column=None, row=shapes[0])]
+    for before, shape in pairwise(shapes):
+        (rows, columns, *kernel), (rows_before, columns_before) = shape, before[:2]
+        keep = (min(rows, rows_before), min(columns, columns_before))
+        more_rows, more_columns = rows - rows_before, columns - columns_before
+        blocks.append(
+            SlotBlocks(
+                keep=keep,
+                column=(keep[0], more_columns, *kernel) if more_columns > 0 else None,
+                row=(more_rows, columns, *kernel) if more_rows > 0 else None,
+            )
+        )
+    return tuple(blocks)

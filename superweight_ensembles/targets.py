@@ -1,0 +1,204 @@
+"""Which tensors of a network the bank generates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Union
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from superweight_ensembles.errors import SuperWeightError
+
+Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One weight tensor of a member that the bank generates.
+
+    Attributes:
+        member: Name of the member that owns it.
+        names: Its parameter name inside the member; any further names are ties to the same tensor.
+        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
+        kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ...
+            Only targets of one kind and kernel share templates.
+    """
+
+    member: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def label(self) -> str:
+        return f"{self.member}.{self.name}"
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.shape[2:]
+
+
+def named_members(members: Members) -> dict[str, nn.Module]:
+    """Check the members and return them by name, in the order given.
+
+    Raises:
+        SuperWeightError: Nothing given, a name twice, a name that a module tree cannot hold, no module.
+    """
+    if isinstance(members, nn.Module):
+        raise SuperWeightError("members must be a mapping of names to modules: write {'name': module}")
+    pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
+    if not pairs:
+        raise SuperWeightError("an ensemble needs at least one member; none was given")
+    found: dict[str, nn.Module] = {}
+    for pair in pairs:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise SuperWeightError(f"members must be (name, module) pairs; got {type(pair).__name__}")
+        name, module = pair
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+            raise SuperWeightError(
+                f"{name!r} cannot name a member: use a non-empty string without dots that is no method of a module"
+            )
+        if not isinstance(module, nn.Module):
+            raise SuperWeightError(f"member {name!r} must be a torch.nn.Module; got {type(module).__name__}")
+        if name in found:
+            raise SuperWeightError(f"two members are named {name!r}: give each a name of its own")
+        found[name] = module
+    return found
+
+
+def find_targets(
+    module: nn.Module, member: str = "", *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[Target, ...]:
+    """Find the weight tensors of a network that a bank can generate, in construction order.
+
+    Taken: convolutions of one to three dimensions (transposed, grouped and depthwise ones too), linear
+    layers, attention projections, and the ``weight`` of a module class outside ``torch.nn`` that has two
+    to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen parameters.
+    A tensor that several layers hold is one target with several names.
+
+    Args:
+        module: Any network.
+        member: Its name in the ensemble; globs see ``member.layer`` as well as ``layer``.
+        include: Globs of layer or parameter names to take as well (the head, an embedding, a free parameter
+            of two or more dimensions).
+        exclude: Globs of layer or parameter names to leave to the member; stronger than ``include``.
+
+    Raises:
+        SuperWeightError: A lazy layer without shape.
+
+    Example:
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> [target.name for target in find_targets(mlp)]
+        ['0.weight', '2.weight']
+        >>> [target.name for target in find_targets(mlp, include=["4"], exclude=["0"])]
+        ['2.weight', '4.weight']
+    """
+    head = head_layers(module)
+    names: dict[int, list[str]] = {}
+    taken: dict[int, tuple[tuple[int, ...], str]] = {}
+    left: set[int] = set()
+    for layer_name, layer in module.named_modules(remove_duplicate=False):
+        for local, parameter in layer._parameters.items():
+            if parameter is None:
+                continue
+            key, name = id(parameter), f"{layer_name}.{local}" if layer_name else local
+            if isinstance(parameter, UninitializedParameter):
+                raise SuperWeightError(
+                    f"{member or 'the module'}: {name} has no shape yet; run a batch through the lazy layer first"
+                )
+            names.setdefault(key, []).append(name)
+            if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
+                continue
+            kind = _kind(layer, local, parameter.ndim)
+            spellings = _spellings(member, layer_name, name)
+            if any(matches(spellings, pattern) for pattern in exclude):
+                left.add(key)
+            elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
+                taken.setdefault(key, (tuple(parameter.shape), kind or f"tensor{parameter.ndim}d"))
+    return tuple(
+        Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
+        for key, (shape, kind) in taken.items()
+        if key not in left
+    )
+
+
+def unused_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[str]:
+    """The globs that name no layer and no parameter of any member."""
+    spellings = {
+        spelling
+        for member, module in members.items()
+        for layer_name, layer in module.named_modules(remove_duplicate=False)
+        for local in layer._parameters
+        for spelling in _spellings(member, layer_name, f"{layer_name}.{local}" if layer_name else local)
+    }
+    return [pattern for pattern in patterns if not matches(spellings, pattern)]
+
+
+def matches(spellings: Iterable[str], pattern: str) -> bool:
+    """Whether a glob matches any of a tensor's names."""
+    return any(fnmatchcase(spelling, pattern) for spelling in spellings)
+
+
+def head_layers(module: nn.Module) -> dict[int, nn.Module]:
+    """The classifier of a network, by ``id``: what timm names as such, else the last linear layer.
+
+    The last linear layer is looked for inside a child called ``fc``, ``classifier``, ``head``, ``heads``,
+    ``linear`` or ``output`` first, then in the whole network.
+    """
+    get_classifier = getattr(module, "get_classifier", None)
+    if callable(get_classifier):
+        found = get_classifier()
+        heads = found if isinstance(found, (tuple, list)) else (found,)
+        layers = [layer for head in heads if isinstance(head, nn.Module) for layer in head.modules()]
+        if layers:
+            return {id(layer): layer for layer in layers}
+    children = dict(module.named_children())
+    for scope in [children[name] for name in _HEAD_NAMES if name in children] + [module]:
+        linears = [layer for layer in scope.modules() if isinstance(layer, nn.Linear)]
+        if linears:
+            return {id(linears[-1]): linears[-1]}
+    return {}
+
+
+def num_classes(module: nn.Module) -> int | None:
+    """Classes that a network answers, as its head's rows or its ``num_classes`` say; None where neither does."""
+    rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
+    declared = getattr(module, "num_classes", None)
+    if rows:
+        return rows[-1]
+    return declared if isinstance(declared, int) else None
+
+
+def _kind(layer: nn.Module, local: str, ndim: int) -> str | None:
+    if isinstance(layer, _CONVOLUTIONS) and local == "weight":
+        transposed = "transposed " if layer.transposed else ""
+        base = f"{transposed}conv{ndim - 2}d"
+        if layer.groups == 1:
+            return base
+        return f"depthwise {base}" if layer.groups == layer.in_channels else f"grouped {base}"
+    if isinstance(layer, nn.Linear) and local == "weight":
+        return "linear"
+    if isinstance(layer, nn.MultiheadAttention) and local in _ATTENTION_WEIGHTS:
+        return "linear"
+    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or type(layer).__module__.startswith("torch.nn."):
+        return None
+    if local == "weight" and 2 <= ndim <= 5:
+        return "linear" if ndim == 2 else f"conv{ndim - 2}d"
+    return None
+
+
+def _spellings(member: str, layer_name: str, name: str) -> tuple[str, ...]:
+    plain = (layer_name, name)
+    return plain + tuple(f"{member}.{part}" for part in plain) if member else plain
