@@ -1,14 +1,18 @@
 """Ensembles of different PyTorch models inside one parameter budget.
 
-``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; see the README for two commands that do it all.
+``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; the README has two commands that do it all.
 """
 
 from superweight_ensembles.bank import SuperWeightBank
+from superweight_ensembles.data import load_data
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation import evaluate, member_costs
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan, plan_sharing
+from superweight_ensembles.registry import build_member
 from superweight_ensembles.targets import find_targets
+from superweight_ensembles.training import TrainConfig, TrainResult, train
 from superweight_ensembles.wide_resnet import wide_resnet
 
 __all__ = [
@@ -16,8 +20,15 @@ __all__ = [
     "SuperWeightBank",
     "SuperWeightEnsemble",
     "SuperWeightError",
+    "TrainConfig",
+    "TrainResult",
+    "build_member",
+    "evaluate",
     "find_targets",
     "independent_plan",
+    "load_data",
+    "member_costs",
     "plan_sharing",
+    "train",
     "wide_resnet",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from superweight_ensembles.generation import Weights
 from superweight_ensembles.initial_values import own_deviations
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.saving import build_members, read_plan, read_tensors, write_ensemble
 from superweight_ensembles.targets import Members, named_members
 
 
@@ -132,6 +134,32 @@ class SuperWeightEnsemble(nn.Module):
             owner, local = _locate(module, parameter_name)
             owner._parameters[local] = made.setdefault(id(tensor), nn.Parameter(tensor.clone()))
         return module
+
+    def save(self, folder: str | Path) -> None:
+        """Write the ensemble into a folder: config.json, plan.json, model.safetensors (the bank, not the members).
+
+        A folder of that name is replaced as a whole, or not at all.
+        """
+        write_ensemble(self, self.plan, dict(self.members.items()), Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, members: Members | None = None) -> SuperWeightEnsemble:
+        """Read a saved ensemble; nothing in the folder is executed.
+
+        Args:
+            folder: What :meth:`save` wrote.
+            members: Networks of the saved names and shapes; None where all were made by registry name
+                (:func:`wide_resnet`, :func:`build_member`).
+
+        Raises:
+            SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
+        """
+        folder = Path(folder)
+        plan = read_plan(folder)
+        modules = build_members(folder, plan) if members is None else members
+        ensemble = cls(modules, plan=plan)
+        read_tensors(ensemble, folder)
+        return ensemble
 
     def _member(self, name: str) -> nn.Module:
         if name not in self.member_names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superweight_ensembles.architecture import Architecture, remember_architecture
 from superweight_ensembles.errors import SuperWeightError
 
 
@@ -84,4 +85,8 @@ def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int = 3) 
         raise SuperWeightError(
             f"width, num_classes and in_channels must be at least 1; got {width}, {num_classes}, {in_channels}"
         )
-    return WideResNet(depth, width, num_classes, in_channels)
+    options = {"depth": depth, "width": width}
+    return remember_architecture(
+        WideResNet(depth, width, num_classes, in_channels),
+        Architecture(model="wide_resnet", num_classes=num_classes, in_channels=in_channels, options=options),
+    )

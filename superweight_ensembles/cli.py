@@ -1,0 +1,158 @@
+"""The command line: one verb a job. Exit codes: 0 done, 1 a defect of this program, 2 a mistake of the user."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from superweight_ensembles.errors import SuperWeightError
+
+if TYPE_CHECKING:
+    from superweight_ensembles.training import TrainProgress
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ensembles of different networks inside one parameter budget.",
+)
+_CONSOLE = Console()
+_ERRORS = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/digits.yaml.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key: --set training.epochs=5. Repeatable."),
+]
+
+
+@app.callback()
+def _options(verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    if not verbose:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME where not given.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a run folder that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run folder that is there.")] = False,
+) -> None:
+    """Train a recipe's ensemble, and the same members apart as its baseline, into a run folder."""
+    from superweight_ensembles.recipe import load_recipe
+    from superweight_ensembles.runs import train_run
+
+    chosen = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / chosen.name
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, console=_ERRORS) as bars:
+
+        def progress_of(arm: str) -> Callable[[TrainProgress], None]:
+            tasks: dict[str, TaskID] = {}
+
+            def show(progress: TrainProgress) -> None:
+                if arm not in tasks:
+                    tasks[arm] = bars.add_task(arm, total=progress.epochs * progress.steps_per_epoch, state="")
+                done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
+                bars.update(tasks[arm], completed=done)
+                if progress.record is not None:
+                    bars.update(tasks[arm], state=_state(progress.epoch, progress.record))
+
+            return show
+
+        try:
+            train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
+        except KeyboardInterrupt:
+            bars.stop()
+            _ERRORS.print(
+                f"interrupted; the last whole epoch is kept: superweights train {recipe} --out {folder} --resume"
+            )
+            raise typer.Exit(130) from None
+    _CONSOLE.print(f"trained: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def evaluate(run: RunPath) -> None:
+    """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
+    from superweight_ensembles.result_table import result_table
+    from superweight_ensembles.runs import evaluate_run
+
+    with _ERRORS.status("evaluating members, ensemble and every subset"):
+        results = evaluate_run(run)
+    _CONSOLE.print(result_table(results))
+    _CONSOLE.print(f"results: {run / 'results.json'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures that compare several runs.")] = None,
+) -> None:
+    """Draw the figures of each run into RUN/figures; of several runs, also the figures that compare them."""
+    from superweight_ensembles.figures import draw_comparison, draw_run
+    from superweight_ensembles.runs import read_results
+
+    if out is not None and len(runs) < 2:
+        raise SuperWeightError("--out is for the figures that compare several runs; one run's go to RUN/figures")
+    loaded = [read_results(run) for run in runs]
+    for run, (results, plan) in zip(runs, loaded):
+        draw_run(results, plan, run / "figures")
+        _CONSOLE.print(f"figures: {run / 'figures'}", soft_wrap=True, highlight=False)
+    if len(runs) > 1:
+        folder = out or Path("runs") / "comparison"
+        draw_comparison([results for results, _ in loaded], folder)
+        _CONSOLE.print(f"figures: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
+    from superweight_ensembles.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or ())
+    found = chosen.plan(chosen.build_members())
+    _CONSOLE.print(found.to_json() if json else str(found), soft_wrap=True, highlight=False, markup=False)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    try:
+        app()
+    except SuperWeightError as error:
+        _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _state(epoch: int, record: dict[str, Any]) -> str:
+    loss = sum(record["train_loss"].values()) / len(record["train_loss"])
+    validation = record["validation"]
+    accuracy = f", validation {100 * validation['ensemble']['accuracy']:.1f} %" if validation else ""
+    return f"epoch {epoch}: loss {loss:.3f}{accuracy}"
+
+
+if __name__ == "__main__":
+    main()

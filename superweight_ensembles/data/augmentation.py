@@ -1,0 +1,146 @@
+"""Crop, flip and Cutout of whole batches, with random numbers drawn ahead for an epoch.
+
+Shapes: N images of an epoch, B images of a batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch.nn import functional
+
+from superweight_ensembles.data.options import checked_integer
+from superweight_ensembles.data.random_streams import generator_for
+from superweight_ensembles.errors import SuperWeightError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """What is done to training images, in this order: crop, flip, (normalise,) Cutout.
+
+    Attributes:
+        flip: Mirror each image left to right with probability 1/2.
+        crop_padding: Pixels of black border added on each side before a random crop of the original size; 0 is off.
+        cutout: Side, in pixels, of the square that is set to 0 after normalising; its centre is uniform over the
+            image and the square is clipped at the border; 0 is off.
+
+    Raises:
+        SuperWeightError: A setting that is no size in pixels.
+
+    Source: DeVries & Taylor, arXiv:1708.04552, section 3.2 (Cutout).
+    """
+
+    flip: bool = False
+    crop_padding: int = 0
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.flip, bool):
+            raise SuperWeightError(f"flip must be true or false; got {self.flip!r}")
+        checked_integer("crop_padding", self.crop_padding, 0)
+        checked_integer("cutout", self.cutout, 0)
+
+    def check_fits(self, image_shape: tuple[int, int, int]) -> None:
+        """Refuse borders and squares that would hide a whole image.
+
+        Raises:
+            SuperWeightError: ``crop_padding`` or ``cutout`` is not less than the image's shorter side.
+        """
+        side = min(image_shape[1:])
+        for name, pixels in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
+            if pixels >= side:
+                raise SuperWeightError(f"{name} of {pixels} pixels must be less than the images' {side} pixels")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """The random numbers of N images; None where an augmentation is off.
+
+    Attributes:
+        flip: bool (N,), True to mirror.
+        crop: int64 (N, 2), the row and column in the padded image where the crop starts.
+        cutout: int64 (N, 2), the row and column of the square's centre.
+    """
+
+    flip: torch.Tensor | None = None
+    crop: torch.Tensor | None = None
+    cutout: torch.Tensor | None = None
+
+    def rows(self, rows: slice) -> Draws:
+        """Those of some of the images."""
+        return Draws(**{name: None if draws is None else draws[rows] for name, draws in self._named().items()})
+
+    def to(self, device: torch.device) -> Draws:
+        """The same numbers on a device."""
+        return Draws(**{name: None if draws is None else draws.to(device) for name, draws in self._named().items()})
+
+    def _named(self) -> dict[str, torch.Tensor | None]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def draw(
+    augmentation: Augmentation, num_images: int, image_shape: tuple[int, int, int], *, seed: int, epoch: int
+) -> Draws:
+    """All random numbers of an epoch, in the order in which it visits its images.
+
+    They are drawn on the CPU whatever the device is, so that every device sees the same images.
+    """
+    _, height, width = image_shape
+
+    def uniform(purpose: str, *limits: int) -> torch.Tensor:
+        generator = generator_for(seed, epoch, purpose)
+        return torch.stack([torch.randint(limit, (num_images,), generator=generator) for limit in limits], dim=1)
+
+    shifts = 2 * augmentation.crop_padding + 1
+    return Draws(
+        flip=uniform("flip", 2)[:, 0].bool() if augmentation.flip else None,
+        crop=uniform("crop", shifts, shifts) if augmentation.crop_padding else None,
+        cutout=uniform("cutout", height, width) if augmentation.cutout else None,
+    )
+
+
+def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torch.Tensor:
+    """Pad with 0, crop and mirror; one gather does all of it.
+
+    Args:
+        images: (B, C, H, W), of any type.
+        draws: Those of the B images, on the images' device.
+        crop_padding: Pixels a side.
+
+    Returns:
+        (B, C, H, W), of the type given.
+    """
+    if draws.crop is None and draws.flip is None:
+        return images
+    batch, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device).expand(batch, -1)
+    columns = torch.arange(width, device=images.device).expand(batch, -1)
+    if draws.flip is not None:
+        columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
+    if draws.crop is not None:
+        images = functional.pad(images, (crop_padding,) * 4)
+        rows = rows + draws.crop[:, :1]
+        columns = columns + draws.crop[:, 1:]
+    pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    index = pixels.flatten(1)[:, None].expand(-1, channels, -1)
+    return images.flatten(2).gather(2, index).view(batch, channels, height, width)
+
+
+def cut_out_(images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
+    """Set a square of each image to 0, in place.
+
+    Args:
+        images: (B, C, H, W), normalised.
+        draws: Those of the B images, on the images' device.
+        size: Pixels a side; an even square reaches one pixel further up and left of its centre.
+    """
+    if draws.cutout is None:
+        return images
+    first = draws.cutout - size // 2
+    inside = []
+    for axis, length in enumerate(images.shape[2:]):
+        distance = torch.arange(length, device=images.device) - first[:, axis : axis + 1]
+        inside.append((distance >= 0) & (distance < size))
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return images.masked_fill_(square, 0.0)

@@ -1,0 +1,104 @@
+"""Batches of a split, normalised and augmented on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.options import checked_integer, checked_seed
+from superweight_ensembles.data.random_streams import epoch_order
+from superweight_ensembles.data.splits import ImageSplit
+from superweight_ensembles.errors import SuperWeightError
+
+
+class ImageLoader:
+    """An iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
+
+    Order and augmentation are functions of (seed, epoch) alone: whatever was drawn before, and on whatever device, the
+    same two give the same batches, so that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
+
+    Args:
+        split: The images.
+        batch_size: Images a batch.
+        mean: Per channel, of pixels scaled to [0, 1].
+        std: Per channel, of pixels scaled to [0, 1].
+        augmentation: None for none, as evaluation wants.
+        shuffle: A new order each epoch; else that of the split.
+        drop_last: Leave out a last batch that is smaller.
+        seed: Of order and augmentation, 0 to 2**32 - 1.
+        device: Where pixels are worked on and batches appear.
+        num_workers: Processes that decode files; images in memory need none.
+
+    Raises:
+        SuperWeightError: A setting out of range, an augmentation larger than the images, or ``drop_last`` with fewer
+            images than a batch.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+    ) -> None:
+        self.split = split
+        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.augmentation = augmentation or Augmentation()
+        self.augmentation.check_fits(split.image_shape)
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = checked_seed(seed)
+        self.epoch = 0
+        self.device = torch.device(device)
+        self.num_workers = checked_integer("num_workers", num_workers, 0)
+        if drop_last and len(split) < self.batch_size:
+            raise SuperWeightError(
+                f"drop_last leaves no batch: the split has {len(split)} images, a batch {batch_size}; "
+                "take a smaller batch_size"
+            )
+        # (x / 255 - mean) / std as one multiplication and one addition a pixel.
+        means, stds = (torch.tensor(list(values), dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+        self._scale = (1 / (255 * stds)).float().to(self.device)
+        self._shift = (-means / stds).float().to(self.device)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(len(self.split), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next iteration has.
+
+        Raises:
+            SuperWeightError: No whole number of at least 0.
+        """
+        self.epoch = checked_integer("epoch", epoch, 0)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # Drawn here, not in the generator below: a set_epoch during an epoch must not change that epoch.
+        num_images = len(self.split)
+        order = epoch_order(num_images, self.seed, self.epoch, self.shuffle)[: len(self) * self.batch_size]
+        draws = draw(self.augmentation, num_images, self.split.image_shape, seed=self.seed, epoch=self.epoch)
+        return self._batches(order, draws.to(self.device))
+
+    def _batches(self, order: torch.Tensor, draws: Draws) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        labels = self.split.labels[order].to(self.device)
+        pixels = self.split.batches(order, self.batch_size, device=self.device, num_workers=self.num_workers)
+        for number, images in enumerate(pixels):
+            rows = slice(number * self.batch_size, number * self.batch_size + len(images))
+            yield self._augmented(images, draws.rows(rows)), labels[rows]
+
+    def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """Crop, flip, normalise, Cutout: uint8 (B, C, H, W) to float32."""
+        images = crop_and_flip(images, draws, self.augmentation.crop_padding)
+        normalised = images.float().mul_(self._scale).add_(self._shift)
+        return cut_out_(normalised, draws, self.augmentation.cutout)

@@ -1,0 +1,155 @@
+"""Members, ensemble and every subset of members, on one data set. Shapes: M members, N samples, B batch, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation.costs import MemberCost, member_costs
+from superweight_ensembles.evaluation.metrics import Metrics, diversity, probability_metrics, reliability
+
+MAX_EXHAUSTIVE = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetResult:
+    """The mean prediction of some members, and what it costs.
+
+    Attributes:
+        members: Names, in ensemble order.
+        metrics: Of the mean of their softmax.
+        flops: An image; the sum over the members.
+        latency_ms: Of one image on the device of the evaluation; the sum over the members' medians.
+    """
+
+    members: tuple[str, ...]
+    metrics: Metrics
+    flops: int
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        num_samples: Images evaluated.
+        costs: By member.
+        members: Metrics by member.
+        ensemble: Metrics of the mean of all members' softmax.
+        subsets: Every non-empty subset, singles and the whole included; for more than ten members, the singles and
+            the running ensembles from the cheapest member up.
+        diversity: Mean pairwise disagreement over the ensemble's error.
+        reliability: Of the ensemble, in 15 bins of confidence.
+    """
+
+    num_samples: int
+    costs: dict[str, MemberCost]
+    members: dict[str, Metrics]
+    ensemble: Metrics
+    subsets: tuple[SubsetResult, ...]
+    diversity: float | None
+    reliability: list[dict[str, float | int | None]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As results.json holds it."""
+        whole = max(self.subsets, key=lambda subset: len(subset.members))
+        return {
+            "num_samples": self.num_samples,
+            "members": [
+                {"name": name, **asdict(self.costs[name]), "metrics": metrics.to_dict()}
+                for name, metrics in self.members.items()
+            ],
+            "ensemble": {
+                "flops": whole.flops,
+                "latency_ms": whole.latency_ms,
+                "metrics": self.ensemble.to_dict(),
+            },
+            "subsets": [asdict(subset) for subset in self.subsets],
+            "diversity": self.diversity,
+            "reliability": self.reliability,
+        }
+
+
+def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Evaluate members, ensemble and every subset of members.
+
+    Args:
+        ensemble: Evaluated in eval mode with materialised members; its own mode is left as it is.
+        loader: Batches of images (B, C, H, W), normalised, and labels (B,).
+
+    Raises:
+        SuperWeightError: The loader has no samples, or its labels are no classes of the members.
+
+    Source: METHOD 1.8; Teterwak et al., WACV 2024, section 4.
+    """
+    images, probabilities, labels = predict(ensemble, loader)
+    costs = member_costs(ensemble, tuple(images.shape[1:]))
+    subsets = tuple(
+        SubsetResult(
+            members=names,
+            metrics=probability_metrics(_mean_probabilities(ensemble, probabilities, names), labels),
+            flops=sum(costs[name].flops for name in names),
+            latency_ms=sum(costs[name].latency_ms for name in names),
+        )
+        for names in _subsets(ensemble.member_names, costs)
+    )
+    by_names = {subset.members: subset.metrics for subset in subsets}
+    return Evaluation(
+        num_samples=len(labels),
+        costs=costs,
+        members={name: by_names[(name,)] for name in ensemble.member_names},
+        ensemble=by_names[ensemble.member_names],
+        subsets=subsets,
+        diversity=diversity(probabilities, labels),
+        reliability=reliability(reduce(probabilities, "m n k -> n k", "mean"), labels),
+    )
+
+
+@torch.inference_mode()
+def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax of every member on every sample.
+
+    Returns:
+        One image of the loader (1, C, H, W), probabilities (M, N, K) and labels (N,), on the CPU in float32.
+    """
+    modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
+    device = next(ensemble.parameters()).device
+    parts, labels, first = [], [], None
+    for images, truth in loader:
+        logits = {name: module(images.to(device)) for name, module in modules.items()}
+        check_logits(logits)
+        parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())
+        labels.append(truth.cpu())
+        first = images[:1] if first is None else first
+    if first is None:
+        raise SuperWeightError("the loader to evaluate on has no samples")
+    truth = torch.cat(labels)
+    probabilities = torch.cat(parts, dim=1)
+    if int(truth.min()) < 0 or int(truth.max()) >= probabilities.shape[2]:
+        raise SuperWeightError(
+            f"labels must be 0 to {probabilities.shape[2] - 1}, the members' classes; "
+            f"the loader has {int(truth.min())} to {int(truth.max())}"
+        )
+    return first, probabilities, truth
+
+
+def _mean_probabilities(ensemble: SuperWeightEnsemble, probabilities: Tensor, names: tuple[str, ...]) -> Tensor:
+    chosen = [ensemble.member_names.index(name) for name in names]
+    return reduce(probabilities[chosen], "m n k -> n k", "mean")
+
+
+def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tuple[str, ...]]:
+    if len(names) <= MAX_EXHAUSTIVE:
+        return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
+    cheapest = sorted(names, key=lambda name: costs[name].flops)
+    running = [tuple(name for name in names if name in cheapest[:size]) for size in range(2, len(names) + 1)]
+    return [(name,) for name in names] + running

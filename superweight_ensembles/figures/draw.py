@@ -1,0 +1,68 @@
+"""Figures of a run, or of several, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from superweight_ensembles.figures.arms import Results
+from superweight_ensembles.figures.budget_figure import budget_split
+from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
+from superweight_ensembles.figures.flops_figure import accuracy_flops
+from superweight_ensembles.figures.parameters_figure import accuracy_parameters
+from superweight_ensembles.figures.reliability_figure import reliability_diagram
+from superweight_ensembles.figures.sharing_figure import sharing_map
+from superweight_ensembles.figures.style import DOTS_PER_INCH
+from superweight_ensembles.figures.training_figure import training_curves
+from superweight_ensembles.plan import SharingPlan
+
+
+def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
+    """Draw the six figures of a run as PNG, 200 dots an inch.
+
+    Args:
+        results: Parsed ``results.json`` of the run.
+        plan: Its sharing plan.
+        folder: Where the files go; it is made if it does not exist.
+
+    Returns:
+        The files, named as the functions that draw them.
+
+    Raises:
+        SuperWeightError: Results of another format, or without an arm.
+    """
+    return _save(
+        {
+            "accuracy_flops": accuracy_flops(results),
+            "accuracy_parameters": accuracy_parameters(results),
+            "sharing_map": sharing_map(plan),
+            "budget_split": budget_split(plan),
+            "training_curves": training_curves(results),
+            "reliability_diagram": reliability_diagram(results),
+        },
+        folder,
+    )
+
+
+def draw_comparison(results: Sequence[Results], folder: Path) -> list[Path]:
+    """Draw several runs in one picture each, as PNG: ``compare_flops`` and ``compare_parameters``.
+
+    Args:
+        results: Parsed ``results.json`` of the runs.
+        folder: Where the files go; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: No run, results of another format, or without an arm.
+    """
+    return _save({"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}, folder)
+
+
+def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=DOTS_PER_INCH)
+    return paths

@@ -1,0 +1,177 @@
+"""The sharing map: which layers of which members come from which templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch, Rectangle
+
+from superweight_ensembles.figures.cluster_looks import ClusterLook, cluster_looks
+from superweight_ensembles.figures.scales import quantity
+from superweight_ensembles.figures.sharing_layout import (
+    GAP,
+    ROW,
+    Cell,
+    find_ribbons,
+    find_runs,
+    place_cells,
+    ribbon_path,
+    tied_groups,
+    weight_range,
+)
+from superweight_ensembles.figures.style import (
+    INK,
+    MUTED,
+    PAGE_INCHES,
+    SMALL_POINTS,
+    TEXT_POINTS,
+    new_figure,
+    outside_legend,
+)
+from superweight_ensembles.plan import SharingPlan
+
+_TINT = 0.22
+_LEGEND_COLUMNS = 2
+
+
+def sharing_map(plan: SharingPlan) -> Figure:
+    """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
+
+    Bands join a cluster across members. A layer's height is the logarithm of its number of weights; the lines
+    in it are its width slots, the narrow layer's weight at the bottom. Dots joined by a thin line read the same
+    coefficient vector. Artists carry a ``gid``: ``layer``, ``slot``, ``ribbon``, ``tied``.
+
+    Args:
+        plan: Sharing plan of an ensemble. It holds names and no order of calls, so layers stand in natural
+            order of their names, stems first.
+    """
+    if not plan.clusters:
+        return _nothing_shared()
+    looks = cluster_looks(plan)
+    look_of = {index: look for look in looks for index in look.clusters}
+    entries = _legend_entries(plan, looks)
+    rows = len(plan.members)
+    legend_rows = -(-len(entries) // _LEGEND_COLUMNS)
+    figure = new_figure(PAGE_INCHES, 0.75 + 0.72 * rows + 0.17 * legend_rows)
+    axes = figure.add_subplot()
+    cells = place_cells(plan)
+    _draw_ribbons(axes, look_of, cells)
+    for own in cells.values():
+        _draw_row(axes, look_of, own)
+    if _draw_ties(axes, cells):
+        entries.append(Line2D([], [], color=INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients"))
+    _finish(axes, plan, cells)
+    outside_legend(figure, entries, loc="outside lower center", columns=_LEGEND_COLUMNS)
+    return figure
+
+
+def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Patch | Line2D]:
+    entries: list[Patch | Line2D] = []
+    for look in looks:
+        clusters = [plan.clusters[index] for index in look.clusters]
+        layers = _plural(sum(len(cluster.targets) for cluster in clusters), "layer")
+        templates = sum(slot.num_templates for cluster in clusters for slot in cluster.slots)
+        alone = all(len(cluster.targets) == 1 for cluster in clusters)
+        note = ", not shared" if alone else ""
+        counted = _plural(templates, "template")
+        entries.append(look.patch(f"{look.label}: {layers}, {counted}{note}"))
+    return entries
+
+
+def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], cells: dict[str, list[Cell]]) -> None:
+    for upper, lower in find_ribbons(cells):
+        color = look_of[upper.cluster_index].color
+        axes.add_patch(
+            PathPatch(ribbon_path(upper, lower), facecolor=color, alpha=_TINT, linewidth=0, zorder=1, gid="ribbon")
+        )
+
+
+def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Cell]) -> None:
+    """Runs as tinted blocks, layers as bars on them, slots as lines in the bars."""
+    if not cells:
+        return
+    base = cells[0].base
+    axes.add_patch(Rectangle((0, base), 1, ROW, facecolor="white", linewidth=0, zorder=1.2))
+    for run in find_runs(cells):
+        color = look_of[run.cluster_index].color
+        box = Rectangle(
+            (run.left, base), run.right - run.left, ROW, facecolor=color, alpha=_TINT, linewidth=0, zorder=1.4
+        )
+        axes.add_patch(box)
+    for cell in cells:
+        look = look_of[cell.layer.cluster_index]
+        width = cell.right - cell.left
+        left, wide = cell.left + 0.09 * width, 0.82 * width
+        axes.add_patch(
+            Rectangle(
+                (left, base),
+                wide,
+                cell.tops[-1],
+                facecolor=look.color,
+                hatch=look.hatch,
+                edgecolor="white",
+                linewidth=0,
+                zorder=2,
+                gid="layer",
+            )
+        )
+        for height in _apart(cell.tops[:-1], cell.tops[-1]):
+            axes.plot([left, left + wide], [base + height] * 2, color="white", linewidth=0.6, zorder=2.2, gid="slot")
+
+
+def _apart(heights: Sequence[float], top: float) -> list[float]:
+    """Slot lines that can be told apart, from the bottom up."""
+    kept: list[float] = []
+    for height in heights:
+        if height - (kept[-1] if kept else 0.0) > 0.05 and top - height > 0.035:
+            kept.append(height)
+    return kept
+
+
+def _draw_ties(axes: Axes, cells: dict[str, list[Cell]]) -> bool:
+    groups = tied_groups(cells)
+    for slot, group in groups:
+        spots = [(cell.middle, cell.slot_middle(slot)) for cell in group]
+        for start, end in pairwise(spots):
+            axes.plot(*zip(start, end), color=INK, linewidth=0.5, alpha=0.75, zorder=3, gid="tied")
+        xs, ys = zip(*spots)
+        axes.scatter(xs, ys, s=4, color=INK, linewidths=0, zorder=3.2)
+    return bool(groups)
+
+
+def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None:
+    rows = len(cells)
+    axes.set_xlim(-0.002, 1.002)
+    axes.set_ylim(-(rows - 1) * (ROW + GAP) - 0.02, ROW + 0.02)
+    axes.set_xticks([])
+    axes.set_yticks(
+        [-row * (ROW + GAP) + ROW / 2 for row in range(rows)],
+        [f"{name}\n{_plural(len(own), 'layer')}" for name, own in cells.items()],
+        fontsize=SMALL_POINTS,
+        color=INK,
+    )
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    low, high = weight_range(plan)
+    axes.set_xlabel(
+        "generated layers, first to last\n"
+        f"height: number of weights, log, {quantity(low)} to {quantity(high)}; white lines: width slots",
+        fontsize=SMALL_POINTS,
+        color=INK,
+    )
+
+
+def _nothing_shared() -> Figure:
+    figure = new_figure(PAGE_INCHES, 0.6)
+    text = "nothing is shared: every weight is its member's own"
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=TEXT_POINTS, color=MUTED)
+    return figure
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

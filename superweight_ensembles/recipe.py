@@ -1,0 +1,208 @@
+"""Recipes: YAML files that say everything a run is made of."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from superweight_ensembles.data import ImageData, load_data
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.planning import plan_sharing
+from superweight_ensembles.registry import build_member
+from superweight_ensembles.training.config import TrainConfig
+
+_KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(BaseModel):
+    """``data:`` a name, the number of classes and channels where no registry knows them, and the set's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    num_classes: int | None = Field(default=None, ge=2)
+    channels: int | None = Field(default=None, ge=1)
+
+
+class MemberRecipe(BaseModel):
+    """One of ``members:``: a name, a registry name, and the model's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    model: str
+
+
+class SharingRecipe(_Strict):
+    """``sharing:`` as :func:`plan_sharing` takes it."""
+
+    budget: int | float
+    clusters: str | dict[str, list[str]] = "depth_bins"
+    bins: int = 4
+    cap: int = 8
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    budget_counts: str = "all"
+
+
+class EvaluationRecipe(_Strict):
+    """``evaluation:``."""
+
+    batch_size: int = Field(default=256, ge=1)
+
+
+class Recipe(_Strict):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = 0
+    data: DataRecipe
+    members: tuple[MemberRecipe, ...] = Field(min_length=1)
+    sharing: SharingRecipe
+    training: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
+    baseline: Literal["independent", "none"] = "independent"
+
+    def to_yaml(self) -> str:
+        content = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(content, sort_keys=False, width=100)
+
+    def load_data(self) -> ImageData:
+        """Load the data set and hold it against what the recipe says of it."""
+        data = load_data(self.data.name, **{"seed": self.seed, **(self.data.model_extra or {})})
+        classes, channels = self._classes_and_channels()
+        if classes not in (None, data.num_classes) or channels not in (None, data.image_shape[0]):
+            raise SuperWeightError(
+                f"data: the recipe says {classes} classes and {channels} channels; "
+                f"{self.data.name} has {data.num_classes} and {data.image_shape[0]}"
+            )
+        return data
+
+    def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
+        """Make the members with start values drawn from the recipe's seed; without data where none are needed.
+
+        Raises:
+            SuperWeightError: Two members of one name, an unknown model, classes that nothing tells.
+        """
+        names = [member.name for member in self.members]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise SuperWeightError(f"members: two are named {repeated!r}: give each a name of its own")
+        classes, channels = self._classes_and_channels()
+        if classes is None or channels is None:
+            data = data or self.load_data()
+            classes, channels = data.num_classes, data.image_shape[0]
+        torch.manual_seed(self.seed)
+        return {
+            member.name: build_member(
+                member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {})
+            )
+            for member in self.members
+        }
+
+    def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
+        return plan_sharing(members, **self.sharing.model_dump())
+
+    def bank_generator(self) -> torch.Generator:
+        """The source of the bank's start values."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def _classes_and_channels(self) -> tuple[int | None, int | None]:
+        known_classes, known_channels = _KNOWN_DATA.get(self.data.name, (None, None))
+        classes = self.data.num_classes if self.data.num_classes is not None else known_classes
+        if self.data.name == "image_folder" and self.data.channels is None:
+            return classes, 3
+        return classes, self.data.channels if self.data.channels is not None else known_channels
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
+
+    Raises:
+        SuperWeightError: No such file, no YAML, an unknown key (suggests the nearest), a value that does not fit.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        here = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.stem, [other.stem for other in here], n=1)
+        hint = next((f"; did you mean {other}?" for other in here if near and other.stem == near[0]), "")
+        raise SuperWeightError(f"no recipe file {path}{hint}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SuperWeightError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, where=str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data, checked."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _explained(where, [part for part in first["loc"] if part not in ("int", "float")], first) from None
+
+
+def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
+    spot = ".".join(str(part) for part in location)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        *parents, key = location
+        known = _known_keys(parents)
+        problem = unknown_name("key", str(key), known)
+        return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {problem}")
+    if first["type"] == "missing":
+        return SuperWeightError(f"{where}: {spot} is missing")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+    return SuperWeightError(f"{where}: {spot}: {message}{given}")
+
+
+def _known_keys(parents: list[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in parents:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+    if is_dataclass(model):
+        return [field.name for field in fields(model)]
+    return list(model.model_fields)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SuperWeightError(f"--set {override!r}: write key.path=value, such as training.epochs=5")
+    *path, last = key.split(".")
+    spot: Any = content
+    for part in path:
+        if isinstance(spot, dict):
+            spot = spot.setdefault(part, {})
+        elif isinstance(spot, list) and part.isdecimal() and int(part) < len(spot):
+            spot = spot[int(part)]
+        else:
+            raise SuperWeightError(f"--set {override!r}: the recipe has nothing at {part!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SuperWeightError(f"--set {override!r}: {text!r} is no YAML value") from None
+    if isinstance(spot, dict):
+        spot[last] = value
+    elif isinstance(spot, list) and last.isdecimal() and int(last) < len(spot):
+        spot[int(last)] = value
+    else:
+        raise SuperWeightError(f"--set {override!r}: the recipe has nothing at {last!r}")

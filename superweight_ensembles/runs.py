@@ -1,0 +1,186 @@
+"""Run folders: one recipe trained, evaluated and drawn.
+
+RUN/recipe.yaml        the recipe with every default and override in it
+RUN/run.json           what it ran on
+RUN/plan.json          the sharing plan of the shared arm
+RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent)
+RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
+RUN/ARM/checkpoint/    where training goes on after an interruption
+RUN/results.json       what evaluation found
+RUN/figures/*.png
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation import evaluate
+from superweight_ensembles.files import read_json, write_json, write_text
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.planning import independent_plan
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.training import TrainProgress, train
+from superweight_ensembles.training.loop import build_fabric, check_batch_size
+
+RUN_FORMAT = 1
+ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
+
+
+def train_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress_of: ProgressOf | None = None,
+) -> None:
+    """Train every arm of a recipe into a run folder; nothing is written before data, members and plan stand.
+
+    Args:
+        recipe: What to train.
+        folder: Made here.
+        resume: Go on in a folder that this recipe began; arms that are done stay as they are.
+        overwrite: Replace a run folder that is there.
+        progress_of: Gives each arm, by name, the callback that :func:`train` calls.
+
+    Raises:
+        SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
+            or something that is no run.
+    """
+    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    build_fabric(recipe.training)
+    members = recipe.build_members()
+    plan = recipe.plan(members)
+    data = recipe.load_data()
+    check_batch_size(data, recipe.training)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        write_text(folder / "plan.json", plan.to_json())
+        write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+    for arm in arms_of(recipe):
+        _train_arm(recipe, arm, plan, data, folder / arm, progress_of(arm) if progress_of is not None else None)
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
+    recipe = read_run(folder)
+    data = recipe.load_data()
+    if not len(data.test):
+        raise SuperWeightError(f"{data.name} has no test images to evaluate on")
+    fabric = build_fabric(recipe.training)
+    arms = []
+    for arm in arms_of(recipe):
+        ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
+        loader = data.loader("test", recipe.evaluation.batch_size, device=fabric.device)
+        training = read_json(folder / arm / "training.json")
+        arms.append(
+            {
+                "name": arm,
+                "num_parameters": ensemble.num_parameters,
+                "independent_parameters": ensemble.independent_parameters,
+                "budget": ensemble.plan.budget,
+                **evaluate(ensemble, loader).to_dict(),
+                "training": {key: value for key, value in training.items() if key != "history"},
+                "history": training["history"],
+            }
+        )
+    results = {
+        "format": RUN_FORMAT,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "provenance": provenance(),
+        "dataset": {
+            "name": data.name,
+            "num_train": len(data.train),
+            "num_validation": len(data.validation),
+            "num_test": len(data.test),
+            "classes": list(data.classes),
+            "image_shape": list(data.image_shape),
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "arms": arms,
+    }
+    write_json(folder / "results.json", results)
+    return results
+
+
+def read_run(folder: Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        SuperWeightError: No run folder.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+    return load_recipe(folder / "recipe.yaml")
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
+    """The results and the plan of an evaluated run."""
+    read_run(folder)
+    if not (folder / "results.json").is_file():
+        raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
+    plan = SharingPlan.from_json((folder / "plan.json").read_text(encoding="utf-8"))
+    return read_json(folder / "results.json"), plan
+
+
+def arms_of(recipe: Recipe) -> tuple[str, ...]:
+    return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
+
+
+def trained_arm(folder: Path, arm: str) -> Path:
+    """The folder of an arm's trained ensemble."""
+    if not (folder / arm / "training.json").is_file():
+        raise SuperWeightError(
+            f"arm {arm!r} of {folder} is not trained to its end: superweights train RECIPE --out {folder} --resume"
+        )
+    return folder / arm / "ensemble"
+
+
+def _train_arm(
+    recipe: Recipe,
+    arm: str,
+    plan: SharingPlan,
+    data: ImageData,
+    folder: Path,
+    progress: Callable[[TrainProgress], None] | None,
+) -> None:
+    if (folder / "training.json").is_file():
+        return
+    members = recipe.build_members(data)
+    ensemble = SuperWeightEnsemble(
+        members,
+        plan=plan if arm == "shared" else independent_plan(members),
+        generator=recipe.bank_generator(),
+    )
+    result = train(ensemble, data, recipe.training, out=folder, resume=True, callback=progress)
+    ensemble.cpu().save(folder / "ensemble")
+    write_json(folder / "training.json", asdict(result))
+    shutil.rmtree(folder / "checkpoint")
+
+
+def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
+    if not folder.exists():
+        return
+    is_run = (folder / "recipe.yaml").is_file()
+    if not (resume or overwrite):
+        raise SuperWeightError(
+            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+        )
+    if not is_run:
+        raise SuperWeightError(f"{folder} exists and is no run folder: --out names another")
+    if resume and load_recipe(folder / "recipe.yaml") != recipe:
+        raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")

@@ -1,0 +1,90 @@
+"""An ensemble as a folder: plan and architectures as JSON, tensors as safetensors. Nothing in it is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from superweight_ensembles.architecture import Architecture, recall_architecture
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.files import read_json, whole_folder, write_json, write_text
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.registry import build_member
+
+ENSEMBLE_FORMAT = 1
+
+
+def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path) -> None:
+    """Write config.json, plan.json and model.safetensors; an older folder of that name is replaced as a whole."""
+    architectures = {name: recall_architecture(module) for name, module in members.items()}
+    with whole_folder(folder) as draft:
+        write_json(
+            draft / "config.json",
+            {
+                "format": ENSEMBLE_FORMAT,
+                "members": {name: made and asdict(made) for name, made in architectures.items()},
+            },
+        )
+        write_text(draft / "plan.json", plan.to_json())
+        save_model(ensemble, str(draft / "model.safetensors"))
+
+
+def read_plan(folder: Path) -> SharingPlan:
+    """The plan of a saved ensemble."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise SuperWeightError(f"{path} is missing: {folder} is no saved ensemble")
+    return SharingPlan.from_json(path.read_text(encoding="utf-8"))
+
+
+def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
+    """Make the members of a saved ensemble again by registry name, with start values.
+
+    Raises:
+        SuperWeightError: A newer format; a member that no registry made (name it and pass ``members=``).
+    """
+    config = read_json(folder / "config.json")
+    if config.get("format") != ENSEMBLE_FORMAT:
+        raise SuperWeightError(
+            f"{folder / 'config.json'} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}"
+        )
+    made: dict[str, Any] = config.get("members", {})
+    members = {}
+    for name in plan.member_names:
+        if not isinstance(made.get(name), dict):
+            raise SuperWeightError(
+                f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
+            )
+        try:
+            architecture = Architecture(**made[name])
+        except TypeError as error:
+            raise SuperWeightError(f"{folder / 'config.json'}, member {name!r}: {error}") from None
+        members[name] = build_member(
+            architecture.model,
+            num_classes=architecture.num_classes,
+            in_channels=architecture.in_channels,
+            **architecture.options,
+        )
+    return members
+
+
+def read_tensors(ensemble: nn.Module, folder: Path) -> None:
+    """Read model.safetensors into an ensemble, name by name.
+
+    Raises:
+        SuperWeightError: The file is missing or damaged, or its tensors do not fit.
+    """
+    path = folder / "model.safetensors"
+    try:
+        load_model(ensemble, str(path), strict=True, device=str(next(ensemble.parameters(), torch.empty(0)).device))
+    except FileNotFoundError:
+        raise SuperWeightError(f"{path} is missing") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise SuperWeightError(f"{path} does not fit the plan: {str(error).splitlines()[-1].strip()}") from None

@@ -1,0 +1,76 @@
+"""A training run between two epochs, as a folder of safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.files import read_json, whole_folder, write_json
+from superweight_ensembles.saving import read_plan, read_tensors
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(
+    folder: Path,
+    ensemble: SuperWeightEnsemble,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    progress: dict[str, Any],
+) -> None:
+    """Write everything that training goes on from; the folder before it is replaced as a whole."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    state = optimizer.state_dict()
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{key}"] = value.contiguous()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    with whole_folder(folder) as draft:
+        ensemble.save(draft / "ensemble")
+        save_file(tensors, str(draft / "optimizer.safetensors"))
+        write_json(
+            draft / "state.json",
+            {
+                "format": CHECKPOINT_FORMAT,
+                "optimizer": {"numbers": numbers, "groups": state["param_groups"]},
+                "schedule": schedule.state_dict(),
+                "progress": progress,
+            },
+        )
+
+
+def load_checkpoint(
+    folder: Path, ensemble: SuperWeightEnsemble, optimizer: torch.optim.Optimizer, schedule: LRScheduler
+) -> dict[str, Any]:
+    """Put a run back where :func:`save_checkpoint` left it; returns the progress that was saved.
+
+    Raises:
+        SuperWeightError: The checkpoint is of another version or another plan.
+    """
+    content = read_json(folder / "state.json")
+    if content.get("format") != CHECKPOINT_FORMAT:
+        raise SuperWeightError(
+            f"{folder} is a checkpoint of format {content.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
+        )
+    if read_plan(folder / "ensemble") != ensemble.plan:
+        raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
+    read_tensors(ensemble, folder / "ensemble")
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entries) for index, entries in content["optimizer"]["numbers"].items()
+    }
+    for name, tensor in load_file(str(folder / "optimizer.safetensors")).items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
+    schedule.load_state_dict(json.loads(json.dumps(content["schedule"])))
+    return dict(content["progress"])

@@ -1,0 +1,80 @@
+"""One joint training step: the members' losses are summed, and one member's activations live at a time.
+
+Source: Teterwak et al., WACV 2024, section 3; METHOD: loss = sum over members of the cross-entropy on one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.generation import Weights
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def joint_backward(
+    ensemble: SuperWeightEnsemble,
+    images: Tensor,
+    labels: Tensor,
+    loss_function: LossFunction,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+) -> dict[str, Tensor]:
+    """Add the gradient of the summed member losses to every parameter; each weight is generated once.
+
+    Member after member runs forward and backward down to its generated weights, which frees its activations; one
+    backward through the bank follows.
+
+    Args:
+        ensemble: In training mode, as a rule.
+        images: (B, ...).
+        labels: (B,) class indices.
+        loss_function: Of one member's logits (B, K) and the labels, to a scalar.
+        backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
+
+    Returns:
+        The detached loss of each member.
+
+    Example:
+        >>> import torch, superweight_ensembles as swe
+        >>> members = {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(16, 1, 4)}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.9)
+        >>> images, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 3])
+        >>> losses = joint_backward(ensemble, images, labels, torch.nn.functional.cross_entropy)
+        >>> sorted(losses), all(parameter.grad is not None for parameter in ensemble.parameters())
+        (['a', 'b'], True)
+    """
+    weights = ensemble.generate()
+    leaves = _leaves(weights)
+    losses = {}
+    for name in ensemble.member_names:
+        logits = ensemble.run_member(name, images, leaves[name])
+        check_logits({name: logits})
+        loss = loss_function(logits, labels)
+        backward(loss)
+        losses[name] = loss.detach()
+    outputs, gradients = [], []
+    for name, generated in weights.items():
+        for parameter, weight in generated.items():
+            gradient = leaves[name][parameter].grad
+            if gradient is not None:
+                leaves[name][parameter].grad = None
+                outputs.append(weight)
+                gradients.append(gradient)
+    if outputs:
+        torch.autograd.backward(outputs, gradients)
+    return losses
+
+
+def _leaves(weights: Weights) -> Weights:
+    """Each generated tensor as a leaf that collects its own gradient; tied names share one leaf."""
+    made: dict[int, Tensor] = {}
+    return {
+        member: {
+            name: made.setdefault(id(weight), weight.detach().requires_grad_()) for name, weight in generated.items()
+        }
+        for member, generated in weights.items()
+    }

@@ -1,0 +1,296 @@
+"""Joint training of all members, epoch by epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from einops import reduce
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from superweight_ensembles.data import Augmentation, ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.log import RunLog
+from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+
+_LOG = logging.getLogger(__name__)
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class SizedBatches(Protocol):
+    """Batches of images and labels that can be iterated every epoch and tell how many they are."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProgress:
+    """Where a run stands, for a progress bar: after every step, and with ``record`` after every epoch."""
+
+    epoch: int
+    step: int
+    steps_per_epoch: int
+    epochs: int
+    record: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a run did.
+
+    Attributes:
+        history: One record an epoch: epoch, lr, train_loss by member, validation (None where not validated), seconds.
+        seconds: Of training and validation, over all epochs.
+        precision: What ``auto`` came to.
+        channels_last: What ``auto`` came to.
+        device: Where it ran.
+    """
+
+    history: list[dict[str, Any]]
+    seconds: float
+    precision: str
+    channels_last: bool
+    device: str
+
+
+def train(
+    ensemble: SuperWeightEnsemble,
+    data: ImageData | SizedBatches,
+    config: TrainConfig | None = None,
+    *,
+    validation: Batches | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callback: Callable[[TrainProgress], None] | None = None,
+) -> TrainResult:
+    """Train all members jointly: the loss is the sum of their cross-entropies on one batch.
+
+    The data order, the augmentation and dropout are functions of seed and epoch, so a run that is resumed ends like
+    one that was never stopped.
+
+    Args:
+        ensemble: Trained in place; left in eval mode on the training device.
+        data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
+        config: How; the defaults where None.
+        validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own.
+        out: Folder for log.jsonl, TensorBoard events and the checkpoint of the last epoch; nothing is written
+            where None.
+        resume: Go on from the checkpoint in ``out``; from the start where there is none.
+        callback: Called after every step and every epoch.
+
+    Raises:
+        SuperWeightError: Fewer samples than a batch, a device that is not there, a loss that is not finite (names
+            the member and the epoch), ``resume`` without ``out``.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> data = swe.load_data("synthetic")
+        >>> members = {"a": swe.wide_resnet(10, 1, data.num_classes), "b": swe.wide_resnet(16, 1, data.num_classes)}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.9)
+        >>> result = swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=64))
+        >>> result.history[0]["epoch"], sorted(result.history[0]["train_loss"])
+        (1, ['a', 'b'])
+    """
+    config = config or TrainConfig()
+    if resume and out is None:
+        raise SuperWeightError("resume=True needs out=, the folder of the run")
+    fabric = build_fabric(config)
+    channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
+    ensemble.to(fabric.device)
+    if channels_last:
+        ensemble.to(memory_format=torch.channels_last)
+    batches, validation = _loaders(data, validation, config, fabric.device)
+    steps_per_epoch = len(batches)
+    optimizer = build_optimizer(ensemble, config)
+    schedule = build_schedule(optimizer, config, steps_per_epoch)
+    history: list[dict[str, Any]] = []
+    folder = None if out is None else Path(out)
+    if folder is not None and resume and (folder / "checkpoint").is_dir():
+        history = load_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule)["history"]
+        _LOG.info("resumed after epoch %d of %d", len(history), config.epochs)
+    log = None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = RunLog(folder, history)
+    loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    try:
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            start = time.perf_counter()
+            torch.manual_seed(config.seed * 100_003 + epoch)
+            rate = schedule.get_last_lr()[0]
+            losses = _train_epoch(
+                ensemble, batches, epoch, fabric, optimizer, schedule, loss_function, channels_last, config, callback
+            )
+            last = epoch == config.epochs
+            validated = validation is not None and (last or epoch % config.validate_every == 0)
+            history.append(
+                {
+                    "epoch": epoch,
+                    "lr": rate,
+                    "train_loss": losses,
+                    "validation": _validate(ensemble, validation, fabric) if validated and validation else None,
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+            if log is not None and folder is not None:
+                save_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, {"history": history})
+                log.append(history[-1])
+            if callback is not None:
+                callback(_progress(epoch, steps_per_epoch, steps_per_epoch, config, history[-1]))
+    finally:
+        if log is not None:
+            log.close()
+    ensemble.eval()
+    return TrainResult(
+        history=history,
+        seconds=sum(record["seconds"] for record in history),
+        precision="bfloat16" if uses_bfloat16(config) else "float32",
+        channels_last=channels_last,
+        device=str(fabric.device),
+    )
+
+
+def build_fabric(config: TrainConfig) -> Fabric:
+    """Fabric for the device and precision that a config asks for.
+
+    Raises:
+        SuperWeightError: CUDA is asked for and not there.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
+    precision = "bf16-mixed" if uses_bfloat16(config) else "32-true"
+    return Fabric(accelerator=_device(config), devices=1, precision=precision)
+
+
+def check_batch_size(data: ImageData, config: TrainConfig) -> None:
+    """Refuse training data of fewer images than a batch."""
+    if len(data.train) < config.batch_size:
+        raise SuperWeightError(
+            f"{data.name} has {len(data.train)} training images, fewer than batch_size {config.batch_size}"
+        )
+
+
+def uses_bfloat16(config: TrainConfig) -> bool:
+    """What a config's precision comes to: ``auto`` is bfloat16 where the hardware multiplies it faster."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if _device(config) == "cuda":
+        return torch.cuda.is_bf16_supported()
+    instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in instructions)
+
+
+def _device(config: TrainConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _loaders(
+    data: ImageData | SizedBatches, validation: Batches | None, config: TrainConfig, device: torch.device
+) -> tuple[SizedBatches, Batches | None]:
+    if not isinstance(data, ImageData):
+        if not hasattr(data, "__len__") or len(data) == 0:
+            raise SuperWeightError("training data must be ImageData or a sized iterable of at least one batch")
+        return data, validation
+    check_batch_size(data, config)
+    batches = data.loader(
+        "train",
+        config.batch_size,
+        augmentation=Augmentation(flip=config.flip, crop_padding=config.crop_padding, cutout=config.cutout),
+        shuffle=True,
+        drop_last=True,
+        seed=config.seed,
+        device=device,
+        num_workers=config.num_workers,
+    )
+    if validation is None and len(data.validation):
+        validation = data.loader(
+            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
+        )
+    return batches, validation
+
+
+def _train_epoch(
+    ensemble: SuperWeightEnsemble,
+    batches: SizedBatches,
+    epoch: int,
+    fabric: Fabric,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    loss_function: nn.Module,
+    channels_last: bool,
+    config: TrainConfig,
+    callback: Callable[[TrainProgress], None] | None,
+) -> dict[str, float]:
+    ensemble.train()
+    set_epoch = getattr(batches, "set_epoch", None)
+    if callable(set_epoch):
+        set_epoch(epoch)
+    total = torch.zeros(len(ensemble.member_names), device=fabric.device, dtype=torch.float64)
+    steps = len(batches)
+    for step, (images, labels) in enumerate(batches, start=1):
+        images, labels = images.to(fabric.device), labels.to(fabric.device)
+        if channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad(set_to_none=True)
+        with fabric.autocast():
+            losses = joint_backward(ensemble, images, labels, loss_function, fabric.backward)
+        optimizer.step()
+        schedule.step()
+        total += torch.stack(list(losses.values())).double()
+        if callback is not None:
+            callback(_progress(epoch, step, steps, config))
+    mean = dict(zip(ensemble.member_names, (total / steps).tolist()))
+    for name, value in mean.items():
+        if not math.isfinite(value):
+            raise SuperWeightError(
+                f"the training loss of member {name!r} is {value} in epoch {epoch}: lower learning_rate"
+            )
+    return mean
+
+
+@torch.inference_mode()
+def _validate(ensemble: SuperWeightEnsemble, batches: Batches, fabric: Fabric) -> dict[str, Any]:
+    """Accuracy and NLL of every member and of their mean, in eval mode."""
+    ensemble.eval()
+    weights = ensemble.generate()
+    log_probabilities, truth = [], []
+    for images, labels in batches:
+        images = images.to(fabric.device)
+        with fabric.autocast():
+            logits = [ensemble.run_member(name, images, weights[name]) for name in ensemble.member_names]
+        log_probabilities.append(torch.stack(logits).float().log_softmax(2).cpu())
+        truth.append(labels.cpu())
+    every, labels = torch.cat(log_probabilities, dim=1), torch.cat(truth)
+    ensemble_log = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
+    return {
+        "members": {name: _quality(every[index], labels) for index, name in enumerate(ensemble.member_names)},
+        "ensemble": _quality(ensemble_log, labels),
+    }
+
+
+def _quality(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "accuracy": float((log_probabilities.argmax(1) == labels).double().mean()),
+        "nll": float(nn.functional.nll_loss(log_probabilities, labels)),
+    }
+
+
+def _progress(
+    epoch: int, step: int, steps: int, config: TrainConfig, record: dict[str, Any] | None = None
+) -> TrainProgress:
+    return TrainProgress(epoch=epoch, step=step, steps_per_epoch=steps, epochs=config.epochs, record=record)

@@ -1,0 +1,53 @@
+"""Parameter groups, optimiser and learning rate schedule of a training run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.training.config import TrainConfig
+
+
+def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list[dict[str, Any]]:
+    """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    coefficients = {id(parameter) for parameter in ensemble.bank.coefficients.parameters()}
+    for parameter in ensemble.parameters():
+        if parameter.requires_grad:
+            free = id(parameter) in coefficients or parameter.ndim < 2
+            (plain if free else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(ensemble, config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler:
+    """A schedule that is stepped once a batch."""
+    steps = config.epochs * steps_per_epoch
+    if config.schedule == "step":
+        milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+        return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=config.gamma)
+    if config.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if config.schedule == "one_cycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer, max_lr=config.learning_rate, total_steps=steps + 1, cycle_momentum=False
+        )
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -1,0 +1,238 @@
+"""What users get wrong: every mistake is a SuperWeightError that says what was given and what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from superweight_ensembles import SuperWeightEnsemble, SuperWeightError, find_targets, plan_sharing, wide_resnet
+
+
+def mlp(width=6, classes=3):
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+# Of mlp() alone: the head and three biases are its own; two shapes, one slot each with one coefficient.
+PRIVATE = (6 * 3 + 3) + 6 + 6
+LEAST = (6 * 4 + 1) + (6 * 6 + 1) + PRIVATE
+APART = 6 * 4 + 6 * 6 + PRIVATE
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (LEAST - 1, rf"a budget of {LEAST - 1} parameters is below the minimum of this sharing, {LEAST} parameters"),
+        (1, rf"below the minimum of this sharing, {LEAST} parameters"),
+        (0.4, rf"a budget of 0\.4 \({int(0.4 * APART)} parameters\) is below the minimum of this sharing, {LEAST}"),
+        (1e-30, rf"\(0 parameters\) is below the minimum of this sharing, {LEAST}"),
+        (0, "must be a positive number; got 0"),
+        (0.0, r"must be a positive number; got 0\.0"),
+        (-5, "must be a positive number; got -5"),
+        (-0.5, r"must be a positive number; got -0\.5"),
+        (float("nan"), "must be a positive number; got nan"),
+        (float("inf"), "must be a positive number; got inf"),
+        (float("-inf"), "must be a positive number; got -inf"),
+        (83.0, r"is a fraction of what the members own apart; got 83\.0: write 0\.83 for 83 %"),
+        (10.0, r"is a fraction of what the members own apart; got 10\.0: write 0\.1"),
+        (True, "budget must be an int .* or a float .*; got True"),
+        ("0.83", r"budget must be an int .* or a float .*; got '0\.83'"),
+        (None, "budget must be an int .* or a float .*; got None"),
+        ([0.83], "budget must be an int .* or a float"),
+        (1 + 0j, "budget must be an int .* or a float"),
+    ],
+)
+def test_bad_budget(budget, message):
+    with pytest.raises(SuperWeightError, match=message):
+        plan_sharing({"a": mlp()}, budget=budget)
+
+
+def test_least_budget_is_enough():
+    assert plan_sharing({"a": mlp()}, budget=LEAST).num_parameters == LEAST
+
+
+def test_infeasible_published_budget_states_the_minimum_of_templates():
+    templates = 6 * 4 + 6 * 6
+    with pytest.raises(SuperWeightError, match=rf"below the minimum of this sharing, {templates} parameters"):
+        plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates")
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, "at least one member; none was given"),
+        ([], "at least one member; none was given"),
+        (mlp(), r"members must be a mapping of names to modules: write \{'name': module\}"),
+        ([mlp(), mlp()], r"members must be \(name, module\) pairs; got Sequential"),
+        ([("a", mlp(), 3)], r"members must be \(name, module\) pairs; got tuple"),
+        ("wrn", r"members must be \(name, module\) pairs; got str"),
+        (None, "members must be"),
+        (7, "members must be"),
+        ([("a", mlp()), ("a", mlp())], "two members are named 'a'"),
+        ({"a": "resnet18"}, r"member 'a' must be a torch\.nn\.Module; got str"),
+        ({"a": nn.Linear}, r"member 'a' must be a torch\.nn\.Module; got type"),
+        ({"": mlp()}, "'' cannot name a member"),
+        ({"a.b": mlp()}, r"'a\.b' cannot name a member: use a non-empty string without dots"),
+        ({3: mlp()}, "3 cannot name a member"),
+        ({"keys": mlp()}, "'keys' cannot name a member"),
+        ({"forward": mlp()}, "'forward' cannot name a member"),
+        # Attributes that every module sets on itself, not on its class.
+        ({"training": mlp()}, "'training' cannot name a member"),
+        ({"_modules": mlp()}, "'_modules' cannot name a member"),
+        ({"a": mlp(), "b": mlp(classes=4)}, "must answer the same classes; their heads have a: 3, b: 4"),
+        ({"a": mlp(), "b": wide_resnet(10, 1, 7)}, "must answer the same classes; their heads have a: 3, b: 7"),
+        ({"a": nn.Linear(4, 3)}, "no weight is left to share after exclusion"),
+        ({"a": mlp().requires_grad_(False)}, "no weight is left to share after exclusion"),
+        ({"a": nn.Sequential(nn.LazyLinear(3))}, r"a: 0\.weight has no shape yet"),
+    ],
+)
+@pytest.mark.parametrize("make", [plan_sharing, SuperWeightEnsemble])
+def test_bad_members(make, members, message):
+    with pytest.raises(SuperWeightError, match=message):
+        make(members, budget=2.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exclude": ["*"]}, "no weight is left to share after exclusion: exclude less, or include layers by name"),
+        ({"exclude": ["*.fc"]}, r"the pattern '\*\.fc' names no layer of any member"),
+        ({"include": ["0", "9.weight"]}, r"the pattern '9\.weight' names no layer of any member"),
+        ({"clusters": "depth_binz"}, "unknown cluster rule 'depth_binz': did you mean 'depth_bins'"),
+        ({"clusters": {"x": ["nothing"]}}, "cluster 'x': 'nothing' names no target"),
+        ({"clusters": {"x": [3]}}, r"cluster 'x' must be a list of globs; got \[3\]"),
+        ({"exclude": [3]}, r"exclude must be a list of globs; got \[3\]"),
+        # One string is no list of globs: read letter by letter, '*' would name everything.
+        ({"include": "*"}, r"include must be a list of globs; got '\*'"),
+        ({"exclude": "0"}, "exclude must be a list of globs; got '0'"),
+        ({"bins": 0}, "bins must be a positive integer; got 0"),
+        ({"bins": 2.5}, r"bins must be a positive integer; got 2\.5"),
+        ({"cap": 0}, "cap must be a positive integer; got 0"),
+        ({"cap": -1}, "cap must be a positive integer; got -1"),
+        ({"cap": 8.0}, r"cap must be a positive integer; got 8\.0"),
+        ({"cap": True}, "cap must be a positive integer; got True"),
+        ({"cap": "8"}, "cap must be a positive integer; got '8'"),
+        ({"budget_counts": "bank"}, "budget_counts must be 'all' or 'templates'; got 'bank'"),
+    ],
+    ids=str,
+)
+def test_bad_options(options, message):
+    with pytest.raises(SuperWeightError, match=message):
+        plan_sharing({"a": mlp()}, budget=2.0, **options)
+
+
+def test_excluded_head_pattern_is_not_unused():
+    # The head is left anyhow, but the pattern names a layer: no error.
+    assert plan_sharing({"a": mlp()}, budget=2.0, exclude=["4"]) == plan_sharing({"a": mlp()}, budget=2.0)
+
+
+def plan():
+    return plan_sharing({"a": mlp(), "b": mlp()}, budget=2.0)
+
+
+def tied_members():
+    nets = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
+    nets["a"][1].weight = nets["a"][0].weight
+    return nets
+
+
+def test_neither_budget_nor_plan():
+    with pytest.raises(SuperWeightError, match=r"give either budget= .* or plan=, not both and not neither"):
+        SuperWeightEnsemble({"a": mlp()})
+
+
+def test_both_budget_and_plan():
+    with pytest.raises(SuperWeightError, match=r"give either budget= .* or plan=, not both and not neither"):
+        SuperWeightEnsemble({"a": mlp(), "b": mlp()}, budget=2.0, plan=plan())
+
+
+def test_options_beside_a_plan():
+    with pytest.raises(SuperWeightError, match="plan= has decided the sharing; drop bins, cap="):
+        SuperWeightEnsemble({"a": mlp(), "b": mlp()}, plan=plan(), bins=2, cap=3)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a": mlp()}, "the plan is for the members a, b; given: a"),
+        ({"b": mlp(), "a": mlp()}, "the plan is for the members a, b; given: b, a"),
+        ({"a": mlp(), "c": mlp()}, "the plan is for the members a, b; given: a, c"),
+        (
+            {"a": mlp(), "b": mlp(width=7)},
+            r"does not fit: b\.0\.weight is \(7, 4\), planned \(6, 4\)",
+        ),
+        (
+            {"a": mlp(), "b": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))},
+            r"does not fit: member 'b' has no parameter '2\.weight'",
+        ),
+        (
+            {"a": mlp(), "b": nn.Sequential(*mlp(), nn.BatchNorm1d(3))},
+            rf"does not fit: member 'b' has {APART + 3 + 3} trainable parameters, planned {APART}",
+        ),
+        (
+            {"a": mlp(), "b": mlp(classes=4)},
+            rf"does not fit: member 'b' has {APART + 6 + 1} trainable parameters, planned {APART}",
+        ),
+    ],
+)
+def test_plan_that_does_not_fit(members, message):
+    with pytest.raises(SuperWeightError, match=message):
+        SuperWeightEnsemble(members, plan=plan())
+
+
+def test_plan_of_tied_weights_does_not_fit_untied_ones():
+    shared = plan_sharing(tied_members(), budget=3.0)
+    untied = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
+    with pytest.raises(SuperWeightError, match=r"does not fit: a\.1\.weight is not tied to 0\.weight, as planned"):
+        SuperWeightEnsemble(untied, plan=shared)
+
+
+def test_plan_of_untied_weights_does_not_fit_tied_ones():
+    untied = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
+    shared = plan_sharing(untied, budget=3.0)
+    with pytest.raises(SuperWeightError, match=r"does not fit: .* planned"):
+        SuperWeightEnsemble(tied_members(), plan=shared)
+
+
+def test_plan_does_not_fit_a_member_that_was_frozen_since():
+    members = {"a": mlp(), "b": mlp()}
+    members["b"][2].requires_grad_(False)
+    with pytest.raises(SuperWeightError, match=rf"member 'b' has {APART - 6 * 6 - 6} trainable parameters"):
+        SuperWeightEnsemble(members, plan=plan())
+
+
+class ConvolutionalHead(nn.Module):
+    """Answers by a 1x1 convolution and says so; the linear layer inside is a gate."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate, self.out = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Conv2d(8, self.num_classes, 1)
+
+    def forward(self, images):
+        features = self.stem(images)
+        features = features * self.gate(features.mean((2, 3)))[:, :, None, None].sigmoid()
+        return self.out(features).mean((2, 3))
+
+
+def test_declared_classes_are_believed_before_a_guessed_head():
+    ensemble = SuperWeightEnsemble({"a": ConvolutionalHead(), "b": wide_resnet(10, 1, 3)}, budget=1.0)
+    assert ensemble(torch.randn(2, 3, 8, 8)).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((11, 1, 10), r"the depth of a WideResNet is 6n \+ 4 \(10, 16, 22, 28, \.\.\.\); got 11"),
+        ((4, 1, 10), r"the depth of a WideResNet is 6n \+ 4 .*; got 4"),
+        ((16, 0, 10), "width, num_classes and in_channels must be at least 1; got 0, 10, 3"),
+        ((16, 1, 0), "width, num_classes and in_channels must be at least 1; got 1, 0, 3"),
+    ],
+)
+def test_bad_wide_resnet(sizes, message):
+    with pytest.raises(SuperWeightError, match=message):
+        wide_resnet(*sizes)
+
+
+def test_error_is_a_value_error():
+    with pytest.raises(ValueError, match="has no shape yet"):
+        find_targets(nn.Sequential(nn.LazyLinear(3)))

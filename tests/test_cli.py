@@ -1,0 +1,148 @@
+"""The command line from recipe to figures, in this process; exit codes; nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import superweight_ensembles as swe
+from superweight_ensembles import cli
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 96, "num_test": 64},
+    "members": [
+        {"name": "a", "model": "wide_resnet", "depth": 10, "width": 1},
+        {"name": "b", "model": "wide_resnet", "depth": 16, "width": 1},
+    ],
+    "sharing": {"budget": 0.9},
+    "training": {"epochs": 2, "batch_size": 32, "precision": "float32", "device": "cpu"},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def superweights(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["superweights", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:  # noqa: PT012 - main may return or exit
+        cli.main()
+        sys.exit(0)
+    return int(stopped.value.code or 0)
+
+
+def test_train_evaluate_plot(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    assert superweights(monkeypatch, "train", recipe, "--out", run) == 0
+    assert superweights(monkeypatch, "evaluate", run) == 0
+    assert superweights(monkeypatch, "plot", run) == 0
+    printed = capsys.readouterr().out
+    assert "ensemble" in printed and "independent" in printed and str(run / "figures") in printed
+    results = json.loads((run / "results.json").read_text())
+    shared, independent = results["arms"]
+    assert (shared["name"], independent["name"]) == ("shared", "independent")
+    assert shared["num_parameters"] <= 0.9 * independent["num_parameters"]
+    assert independent["num_parameters"] == shared["independent_parameters"]
+    assert len(shared["subsets"]) == 3 and len(shared["history"]) == 2
+    assert results["provenance"]["packages"]["torch"]
+    assert len(list((run / "figures").glob("*.png"))) == 6
+    ensemble = swe.SuperWeightEnsemble.load(run / "shared" / "ensemble")
+    assert ensemble.num_parameters == shared["num_parameters"]
+    assert swe.SharingPlan.from_json((run / "plan.json").read_text()) == ensemble.plan
+    assert not (run / "shared" / "checkpoint").exists()
+    # The baseline starts from the members that the recipe's seed draws: same data, epochs and seed.
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["epochs"] == 2
+
+
+def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", recipe, "--out", run, "--set", "baseline=none", "--set", "training.epochs=1"]
+    assert superweights(monkeypatch, *arguments) == 0
+    trained = (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns
+    assert superweights(monkeypatch, *arguments) == 2
+    assert "exists already: --resume goes on, --overwrite begins anew" in capsys.readouterr().err
+    assert superweights(monkeypatch, *arguments, "--resume") == 0  # nothing is left to do
+    assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns == trained
+    assert superweights(monkeypatch, *arguments, "--resume", "--set", "seed=1") == 2
+    assert "begun with another recipe" in capsys.readouterr().err
+    assert superweights(monkeypatch, *arguments, "--overwrite", "--resume") == 2
+    assert superweights(monkeypatch, *arguments, "--overwrite") == 0
+    assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns != trained
+    keep = tmp_path / "photos"
+    keep.mkdir()
+    assert superweights(monkeypatch, "train", recipe, "--out", keep, "--overwrite") == 2
+    assert "is no run folder" in capsys.readouterr().err and keep.is_dir()
+
+
+def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    from superweight_ensembles.training import loop
+
+    save = loop.save_checkpoint
+
+    def save_and_interrupt(*arguments) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_checkpoint", save_and_interrupt)
+        assert superweights(monkeypatch, "train", recipe, "--out", run) == 130
+    assert "--resume" in " ".join(capsys.readouterr().err.split())
+    assert superweights(monkeypatch, "evaluate", run) == 2
+    assert "is not trained to its end" in capsys.readouterr().err
+    assert superweights(monkeypatch, "train", recipe, "--out", run, "--resume") == 0
+    assert superweights(monkeypatch, "train", recipe, "--out", whole) == 0
+    for arm in ("shared", "independent"):
+        tensors = [(folder / arm / "ensemble" / "model.safetensors").read_bytes() for folder in (run, whole)]
+        assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
+        ("sharing.budget=0.01", "is below the minimum of this sharing"),
+        ("sharing.budget=83.0", "write 0.83 for 83 %"),
+        ("members.0.model=timm/resnet81", "did you mean 'timm/resnet18'"),
+        ("data.name=digit", "did you mean 'digits'"),
+        ("training.batch_size=512", "fewer than batch_size 512"),
+        ("sharing.exclude=['*']", "no weight is left to share after exclusion"),
+        ("sharing.clusters=depth_bin", "did you mean 'depth_bins'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    monkeypatch, capsys, tmp_path: Path, recipe: Path, override: str, message: str
+) -> None:
+    run = tmp_path / "run"
+    assert superweights(monkeypatch, "train", recipe, "--out", run, "--set", override) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.strip()]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_plan_prints_the_table_or_json(monkeypatch, capsys, recipe: Path) -> None:
+    assert superweights(monkeypatch, "plan", recipe) == 0
+    table = capsys.readouterr().out
+    assert "conv2d 3x3 bin 1/" in table and "every trainable scalar" in table
+    assert superweights(monkeypatch, "plan", recipe, "--json") == 0
+    assert swe.SharingPlan.from_json(capsys.readouterr().out).member_names == ("a", "b")
+
+
+def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:
+    for verb in ("train", "evaluate", "plot", "plan"):
+        assert superweights(monkeypatch, verb, "--help") == 0
+        assert verb in capsys.readouterr().out
+    assert superweights(monkeypatch, "trian") == 2
+    assert superweights(monkeypatch, "evaluate", tmp_path) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert superweights(monkeypatch, "plot", tmp_path) == 2

@@ -1,0 +1,86 @@
+"""Ensembles as folders."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import superweight_ensembles as swe
+
+
+def registered() -> swe.SuperWeightEnsemble:
+    torch.manual_seed(0)
+    members = {
+        "wrn": swe.wide_resnet(10, 2, 5),
+        "timm": swe.build_member("timm/resnet10t", num_classes=5),
+        "vision": swe.build_member("torchvision/mobilenet_v3_small", num_classes=5),
+    }
+    return swe.SuperWeightEnsemble(members, budget=0.9).eval()
+
+
+def test_folder_round_trip_by_registry_name(tmp_path) -> None:
+    ensemble = registered()
+    images = torch.randn(2, 3, 32, 32)
+    ensemble.save(tmp_path / "saved")
+    ensemble.save(tmp_path / "saved")  # replaces itself
+    loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved").eval()
+    assert loaded.plan == ensemble.plan
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), ensemble(images), rtol=0, atol=0)
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "config.json", "model.safetensors", "plan.json"
+    ]  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    buffers = sum(tensor.numel() for tensor in ensemble.buffers())
+    on_disk = (tmp_path / "saved" / "model.safetensors").stat().st_size
+    assert on_disk < 4.2 * (ensemble.num_parameters + buffers) + 100_000  # the bank, not the members
+
+
+def own_members() -> dict[str, nn.Module]:
+    torch.manual_seed(1)
+    return {name: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)) for name in ("a", "b")}
+
+
+def test_own_modules_are_given_again(tmp_path) -> None:
+    ensemble = swe.SuperWeightEnsemble(own_members(), budget=1.2)
+    ensemble.save(tmp_path / "own")
+    with pytest.raises(swe.SuperWeightError, match="member 'a' was not made by a registry name: load with members="):
+        swe.SuperWeightEnsemble.load(tmp_path / "own")
+    loaded = swe.SuperWeightEnsemble.load(tmp_path / "own", members=own_members())
+    images = torch.randn(4, 6)
+    torch.testing.assert_close(loaded(images), ensemble(images), rtol=0, atol=0)
+
+
+def test_damaged_folders_are_refused(tmp_path) -> None:
+    folder = tmp_path / "saved"
+    with pytest.raises(swe.SuperWeightError, match="is no saved ensemble"):
+        swe.SuperWeightEnsemble.load(folder)
+    registered().save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(swe.SuperWeightError, match="has format 99; this version reads 1"):
+        swe.SuperWeightEnsemble.load(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(tensors[: len(tensors) // 2])
+    with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors does not fit"):
+        swe.SuperWeightEnsemble.load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors is missing"):
+        swe.SuperWeightEnsemble.load(folder)
+
+
+def test_registry_suggests_the_nearest_model() -> None:
+    with pytest.raises(swe.SuperWeightError, match=r"unknown model 'timm/resnet81': did you mean 'timm/resnet18'"):
+        swe.build_member("timm/resnet81", num_classes=3)
+    with pytest.raises(swe.SuperWeightError, match="unknown model 'wideresnet': did you mean 'wide_resnet'"):
+        swe.build_member("wideresnet", num_classes=3)
+    with pytest.raises(swe.SuperWeightError, match="unexpected keyword argument 'wdith'"):
+        swe.build_member("wide_resnet", num_classes=3, depth=16, wdith=2)
+    with pytest.raises(swe.SuperWeightError, match="reads images of 3 channels; the data have 1"):
+        swe.build_member("torchvision/resnet18", num_classes=3, in_channels=1)
+    with pytest.raises(swe.SuperWeightError, match="depth of a WideResNet is 6n"):
+        swe.wide_resnet(12, 2, 10)

@@ -1,0 +1,201 @@
+"""Joint training: gradients, determinism, resumption, parameter groups, schedules, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import superweight_ensembles as swe
+from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training.optimization import build_optimizer, build_schedule, parameter_groups
+
+FAST = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
+
+
+def small_ensemble(seed: int = 0, budget: float = 0.9, num_classes: int = 4) -> swe.SuperWeightEnsemble:
+    torch.manual_seed(seed)
+    members = {"deep": swe.wide_resnet(16, 1, num_classes), "wide": swe.wide_resnet(10, 2, num_classes)}
+    return swe.SuperWeightEnsemble(members, budget=budget, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters_of(ensemble: swe.SuperWeightEnsemble) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
+
+
+def test_joint_backward_is_the_gradient_of_the_summed_losses() -> None:
+    ensemble = small_ensemble().double()
+    twin = small_ensemble().double()
+    images, labels = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    losses = joint_backward(ensemble, images, labels, F.cross_entropy)
+    expected = [F.cross_entropy(logits, labels) for logits in twin(images)]
+    sum(expected).backward()
+    for name, loss in zip(ensemble.member_names, expected):
+        torch.testing.assert_close(losses[name], loss.detach(), rtol=1e-12, atol=0)
+    for (name, parameter), other in zip(ensemble.named_parameters(), twin.parameters()):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_joint_backward_generates_each_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble, calls = small_ensemble(), []
+    generate = ensemble.bank.generate
+    monkeypatch.setattr(ensemble.bank, "generate", lambda *names: calls.append(names) or generate(*names))
+    joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), F.cross_entropy)
+    assert calls == [()]
+
+
+def test_training_lowers_the_loss_and_learns_the_synthetic_classes() -> None:
+    data = swe.load_data("synthetic")
+    ensemble = small_ensemble()
+    result = swe.train(ensemble, data, dataclasses.replace(FAST, epochs=6))
+    first, last = (sum(result.history[index]["train_loss"].values()) for index in (0, -1))
+    assert last < 0.5 * first
+    assert result.history[-1]["validation"]["ensemble"]["accuracy"] > 0.8
+    assert [record["epoch"] for record in result.history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_same_seed_trains_the_same_ensemble_and_another_seed_another() -> None:
+    data = swe.load_data("synthetic")
+    trained = []
+    for seed in (0, 0, 1):
+        ensemble = small_ensemble()
+        swe.train(ensemble, data, dataclasses.replace(FAST, seed=seed, epochs=1, crop_padding=1))
+        trained.append(parameters_of(ensemble))
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    assert not all(torch.equal(trained[0][name], trained[2][name]) for name in trained[0])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer: str, schedule: str) -> None:
+    data = swe.load_data("synthetic", num_train=96, num_test=32)
+    config = dataclasses.replace(
+        FAST, epochs=3, optimizer=optimizer, schedule=schedule, milestones=(2,), learning_rate=0.01, flip=True
+    )
+    whole = small_ensemble()
+    expected = swe.train(whole, data, config)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(progress) -> None:
+        if progress.epoch == 3 and progress.step == 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        swe.train(small_ensemble(), data, config, out=tmp_path, callback=interrupt)
+    resumed = small_ensemble(seed=5)  # other start values: everything must come from the checkpoint
+    result = swe.train(resumed, data, config, out=tmp_path, resume=True)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert [r["train_loss"] for r in result.history] == [r["train_loss"] for r in expected.history]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_checkpoint_of_another_plan_is_refused(tmp_path) -> None:
+    data = swe.load_data("synthetic", num_train=96, num_test=32)
+    swe.train(small_ensemble(), data, dataclasses.replace(FAST, epochs=1), out=tmp_path)
+    with pytest.raises(swe.SuperWeightError, match="another sharing plan"):
+        swe.train(small_ensemble(budget=0.8), data, FAST, out=tmp_path, resume=True)
+
+
+def test_trains_on_any_sized_iterable_of_batches() -> None:
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))) for _ in range(3)]
+    result = swe.train(small_ensemble(), batches, FAST, validation=batches[:1])
+    assert 0 <= result.history[-1]["validation"]["members"]["deep"]["accuracy"] <= 1
+
+
+def test_bfloat16_channels_last_trains() -> None:
+    data = swe.load_data("synthetic")
+    config = dataclasses.replace(FAST, epochs=6, precision="bfloat16", channels_last=True)
+    ensemble = small_ensemble()
+    result = swe.train(ensemble, data, config)
+    assert (result.precision, result.channels_last) == ("bfloat16", True)
+    assert result.history[-1]["validation"]["ensemble"]["accuracy"] > 0.8
+    assert {parameter.dtype for parameter in ensemble.parameters()} == {torch.float32}
+
+
+def test_no_decay_on_coefficients_norms_and_biases() -> None:
+    ensemble = small_ensemble()
+    decayed, plain = parameter_groups(ensemble, 5e-4)
+    names = {id(parameter): name for name, parameter in ensemble.named_parameters()}
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    plain_names = {names[id(parameter)] for parameter in plain["params"]}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (5e-4, 0.0)
+    assert decayed_names == {name for name in names.values() if "templates" in name or name.endswith("fc.weight")}
+    assert plain_names == set(names.values()) - decayed_names
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [1.0] * 8),
+        ("step", [1.0, 1.0, 1.0, 1.0, 0.2, 0.2, 0.04, 0.04]),
+        ("cosine", [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]),
+    ],
+)
+def test_schedules_by_the_batch(schedule: str, expected: list[float]) -> None:
+    config = swe.TrainConfig(epochs=4, learning_rate=1.0, schedule=schedule, milestones=(2, 3), gamma=0.2)
+    optimizer = build_optimizer(small_ensemble(), config)
+    steps = build_schedule(optimizer, config, steps_per_epoch=2)
+    rates = []
+    for _ in range(8):
+        rates.append(steps.get_last_lr()[0])
+        optimizer.step()
+        steps.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls() -> None:
+    config = swe.TrainConfig(epochs=5, learning_rate=0.4, schedule="one_cycle")
+    optimizer = build_optimizer(small_ensemble(), config)
+    steps, rates = build_schedule(optimizer, config, steps_per_epoch=4), []
+    for _ in range(20):
+        rates.append(steps.get_last_lr()[0])
+        optimizer.step()
+        steps.step()
+    assert max(rates) == pytest.approx(0.4, rel=0.05)
+    assert rates[0] < 0.05 and rates[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive"),
+        ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean 'sgd'"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
+        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'"),
+        ({"schedule": "step"}, "schedule 'step' needs milestones"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"label_smoothing": 2.0}, "label_smoothing must be at most 1"),
+        ({"channels_last": "yes"}, "channels_last must be true, false or 'auto'"),
+    ],
+)
+def test_config_errors(change: dict, message: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.TrainConfig(**change)
+
+
+def test_training_errors() -> None:
+    data = swe.load_data("synthetic", num_train=40, num_test=8)
+    with pytest.raises(swe.SuperWeightError, match="36 training images, fewer than batch_size 64"):
+        swe.train(small_ensemble(), data, dataclasses.replace(FAST, batch_size=64))
+    with pytest.raises(swe.SuperWeightError, match="resume=True needs out="):
+        swe.train(small_ensemble(), data, FAST, resume=True)
+    with pytest.raises(swe.SuperWeightError, match="sized iterable of at least one batch"):
+        swe.train(small_ensemble(), [], FAST)
+    with pytest.raises(swe.SuperWeightError, match=r"training loss of member 'deep' is (nan|inf) in epoch 1"):
+        swe.train(small_ensemble(), data, dataclasses.replace(FAST, batch_size=8, learning_rate=1e12))
+    if not torch.cuda.is_available():
+        with pytest.raises(swe.SuperWeightError, match="'cuda' is not available"):
+            swe.train(small_ensemble(), data, dataclasses.replace(FAST, device="cuda"))
