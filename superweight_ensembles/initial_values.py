@@ -49,7 +49,7 @@ def initial_values(
     coefficients: dict[str, Tensor] = {}
     for index, cluster in enumerate(plan.clusters):
         for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
-            users = _user_deviations(cluster, slot, deviations)
+            users = user_deviations(cluster, slot, deviations)
             reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
             gains = torch.tensor(users, dtype=torch.float64) / reference
             key = slot_key(index, slot)
@@ -81,7 +81,7 @@ def orthonormal_runs(count: int, size: int, generator: torch.Generator | None = 
     return torch.cat(runs)
 
 
-def _user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:
+def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:
     """Of each coefficient vector of a slot: the deviation of its (first) user."""
     values = [0.0] * cluster.slots[slot].num_vectors
     for target in reversed(cluster.targets):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from superweight_ensembles.data import ImageData, load_data
@@ -63,7 +63,18 @@ class EvaluationRecipe(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        name: Names the run folder under runs/.
+        seed: Of the members' and the bank's start values, the validation split, the data order and augmentation.
+        data: The data set and its options.
+        members: The networks.
+        sharing: Budget and clusters.
+        training: As :class:`TrainConfig`.
+        evaluation: How results are measured.
+        baseline: ``independent`` trains the same members apart as well; ``none`` does not.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = 0
@@ -73,6 +84,14 @@ class Recipe(_Strict):
     training: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     baseline: Literal["independent", "none"] = "independent"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, content: Any) -> Any:
+        """``training.seed`` is the recipe's, unless it is given."""
+        if isinstance(content, dict) and isinstance(content.get("training", {}), dict) and "seed" in content:
+            return {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
+        return content
 
     def to_yaml(self) -> str:
         content = self.model_dump(mode="json", exclude_none=True)

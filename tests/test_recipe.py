@@ -48,6 +48,11 @@ def test_overrides_reach_mappings_and_lists(tmp_path) -> None:
     assert recipe.sharing.budget == 400_000 and isinstance(recipe.sharing.budget, int)
 
 
+def test_one_seed_rules_the_whole_run() -> None:
+    assert parse_recipe({**minimal(), "seed": 7}).training.seed == 7
+    assert parse_recipe({**minimal(), "seed": 7, "training": {"seed": 2}}).training.seed == 2
+
+
 def test_members_come_from_the_recipes_seed() -> None:
     first, again = (parse_recipe(minimal()).build_members() for _ in range(2))
     other = parse_recipe({**minimal(), "seed": 1}).build_members()

@@ -34,7 +34,7 @@ class ImageData:
         >>> from superweight_ensembles.data import load_data
         >>> data = load_data("digits")
         >>> data.image_shape, data.num_classes, len(data.train), len(data.validation), len(data.test)
-        ((1, 8, 8), 10, 1294, 144, 359)
+        ((1, 8, 8), 10, 809, 90, 898)
         >>> images, labels = next(iter(data.loader("train", 32, shuffle=True)))
         >>> images.shape, labels.shape
         (torch.Size([32, 1, 8, 8]), torch.Size([32]))

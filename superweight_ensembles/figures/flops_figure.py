@@ -43,8 +43,8 @@ def accuracy_flops(results: Results) -> Figure:
     style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)")
     for twins in _twins(arms):  # a thin line from a member to itself in another arm: one name does for both
         axes.plot(*zip(*twins), color=MUTED, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1.5, gid="same member")
-    for arm in arms:
-        draw_arm(axes, arm)
+    for above, arm in enumerate(reversed(arms)):
+        draw_arm(axes, arm, star_size=120 + 80 * above)  # larger below: equal ensembles stay visible
     _legend(figure, arms)
     place_labels(
         axes,
@@ -56,7 +56,7 @@ def accuracy_flops(results: Results) -> Figure:
     return figure
 
 
-def draw_arm(axes: Axes, arm: Arm) -> None:
+def draw_arm(axes: Axes, arm: Arm, star_size: float = 120) -> None:
     """Subsets, front, members and full ensemble of one arm."""
     subsets = arm.subsets
     faint = 0.45 if len(subsets) <= 63 else 0.28
@@ -72,7 +72,15 @@ def draw_arm(axes: Axes, arm: Arm) -> None:
         gid=f"{arm.name} front",
     )
     draw_markers(axes, arm.members.values(), color=arm.color, marker=arm.marker, gid=f"{arm.name} members")
-    draw_markers(axes, [arm.ensemble], color=arm.color, marker="*", size=120, zorder=5, gid=f"{arm.name} ensemble")
+    draw_markers(
+        axes,
+        [arm.ensemble],
+        color=arm.color,
+        marker="*",
+        size=star_size,
+        zorder=5 - star_size / 1000,
+        gid=f"{arm.name} ensemble",
+    )
 
 
 def _twins(arms: Sequence[Arm]) -> list[list[Point]]:
