@@ -6,12 +6,16 @@ BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint check clean
+.PHONY: demo test lint check figures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/superweights train recipes/digits.yaml --out $(RUN) --overwrite
 	$(BIN)/superweights evaluate $(RUN)
 	$(BIN)/superweights plot $(RUN)
+
+# The committed figures, from the committed results of the demo.
+figures: $(VENV)/.installed
+	$(BIN)/superweights plot benchmarks/results/digits --out figures/digits
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -106,22 +106,22 @@ def evaluate(run: RunPath) -> None:
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the figures that compare several runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
+    ] = None,
 ) -> None:
-    """Draw the figures of each run into RUN/figures; of several runs, also the figures that compare them."""
+    """Draw the figures of one run, or the figures that compare several."""
     from superweight_ensembles.figures import draw_comparison, draw_run
     from superweight_ensembles.runs import read_results
 
-    if out is not None and len(runs) < 2:
-        raise SuperWeightError("--out is for the figures that compare several runs; one run's go to RUN/figures")
     loaded = [read_results(run) for run in runs]
-    for run, (results, plan) in zip(runs, loaded):
-        draw_run(results, plan, run / "figures")
-        _CONSOLE.print(f"figures: {run / 'figures'}", soft_wrap=True, highlight=False)
-    if len(runs) > 1:
+    if len(runs) == 1:
+        folder = out or runs[0] / "figures"
+        drawn = draw_run(*loaded[0], folder)
+    else:
         folder = out or Path("runs") / "comparison"
-        draw_comparison([results for results, _ in loaded], folder)
-        _CONSOLE.print(f"figures: {folder}", soft_wrap=True, highlight=False)
+        drawn = draw_comparison([results for results, _ in loaded], folder)
+    _CONSOLE.print(f"{len(drawn)} figures: {folder}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -55,6 +55,13 @@ def test_train_evaluate_plot(monkeypatch, capsys, tmp_path: Path, recipe: Path) 
     assert len(shared["subsets"]) == 3 and len(shared["history"]) == 2
     assert results["provenance"]["packages"]["torch"]
     assert len(list((run / "figures").glob("*.png"))) == 6
+    assert superweights(monkeypatch, "plot", run, "--out", tmp_path / "elsewhere") == 0
+    assert len(list((tmp_path / "elsewhere").glob("*.png"))) == 6
+    assert superweights(monkeypatch, "plot", run, run, "--out", tmp_path / "both") == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [
+        "compare_flops.png",
+        "compare_parameters.png",
+    ]
     ensemble = swe.SuperWeightEnsemble.load(run / "shared" / "ensemble")
     assert ensemble.num_parameters == shared["num_parameters"]
     assert swe.SharingPlan.from_json((run / "plan.json").read_text()) == ensemble.plan

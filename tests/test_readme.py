@@ -1,0 +1,32 @@
+"""What the README shows is run, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    variables: dict = {}
+    exec(compile(snippet, "README.md", "exec"), variables)
+    assert variables["ensemble"].num_parameters <= 0.83 * variables["ensemble"].independent_parameters
+
+
+def test_named_files_recipes_and_targets_exist() -> None:
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z]+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        assert f"`{recipe.stem}`" in README, recipe
+    for recipe in re.findall(r"recipes/([a-z0-9-]+)\.yaml", README):
+        assert (ROOT / "recipes" / f"{recipe}.yaml").is_file(), recipe
