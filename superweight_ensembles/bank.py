@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.generation import (
     ClusterProgram,
     Weights,
@@ -48,6 +49,9 @@ class SuperWeightBank(nn.Module):
         Differentiable; in the autocast dtype where one is active; each tensor is made once.
         """
         names = self.plan.member_names if members is None else tuple(members)
+        for name in names:
+            if name not in self.plan.member_names:
+                raise unknown_name("member", name, self.plan.member_names)
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
         weights = run_program(self._programs[names], dict(self.templates.items()), dict(self.coefficients.items()))

@@ -98,10 +98,12 @@ def _by_key(targets: Iterable[Target], key) -> tuple[TargetGroup, ...]:  # type:
 
 
 def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tuple[TargetGroup, ...]:
+    if not rule:
+        raise SuperWeightError("clusters given by hand name no cluster: write 'none' to share nothing")
     owner: dict[Target, str] = {}
     groups = []
     for name, patterns in rule.items():
-        if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        if not patterns or isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
             raise SuperWeightError(f"cluster {name!r} must be a list of globs; got {patterns!r}")
         chosen: dict[Target, None] = {}
         for pattern in patterns:
@@ -120,8 +122,7 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tu
         kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in chosen})
         if len(kernels) > 1:
             raise SuperWeightError(f"cluster {name!r} mixes {' and '.join(kernels)}: use one cluster a kernel")
-        if chosen:
-            groups.append(TargetGroup(name=name, targets=tuple(t for t in targets if t in chosen)))
+        groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
     return tuple(groups)
 
 

@@ -6,13 +6,13 @@ Shapes: M members, B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from superweight_ensembles.bank import SuperWeightBank
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -78,7 +78,8 @@ class SuperWeightEnsemble(nn.Module):
             raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
         check_plan_fits(plan, modules)
         self.plan = plan
-        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), generator).to(_device_of(modules))
+        like = _first_parameter(modules)
+        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), generator).to(like.device, like.dtype)
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
@@ -114,7 +115,28 @@ class SuperWeightEnsemble(nn.Module):
 
     def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The logits (B, K) of one member with the weights given."""
-        return functional_call(self._member(name), dict(weights), (images,))
+        with self.placed(name, weights) as member:
+            return member(images)
+
+    @contextmanager
+    def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """One member with its generated weights in their places, until the context ends.
+
+        Run backward inside the context where the member recomputes activations (gradient checkpointing).
+
+        Raises:
+            SuperWeightError: No member of that name.
+        """
+        member = self._member(name)
+        modules = dict(member.named_modules(remove_duplicate=False))
+        places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
+        try:
+            for (owner, local), weight in zip(places, weights.values()):
+                owner._parameters[local] = weight
+            yield member
+        finally:
+            for owner, local in places:
+                owner._parameters[local] = None
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -128,7 +150,7 @@ class SuperWeightEnsemble(nn.Module):
         """
         module = copy.deepcopy(self._member(name))
         made: dict[int, nn.Parameter] = {}
-        with torch.autocast(_device_of({name: self}).type, enabled=False):
+        with torch.autocast(_first_parameter({name: self}).device.type, enabled=False):
             weights = self.bank.generate([name])[name]
         for parameter_name, tensor in weights.items():
             owner, local = _locate(module, parameter_name)
@@ -209,8 +231,7 @@ def _locate(module: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), local
 
 
-def _device_of(modules: Mapping[str, nn.Module]) -> torch.device:
-    return next(
-        (parameter.device for module in modules.values() for parameter in module.parameters()),
-        torch.device("cpu"),
-    )
+def _first_parameter(modules: Mapping[str, nn.Module]) -> Tensor:
+    """A floating-point tensor whose device and type the modules have; an empty one where they have no parameters."""
+    parameters = (parameter for module in modules.values() for parameter in module.parameters())
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))

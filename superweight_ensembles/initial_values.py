@@ -55,6 +55,8 @@ def initial_values(
             key = slot_key(index, slot)
             templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
             rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
+            if planned.num_templates > block.size:  # templates cannot be orthogonal then: scale by what comes out
+                rows = rows * reference / (rows @ templates[key]).square().mean(1, keepdim=True).sqrt()
             coefficients[key] = rows * gains.to(rows)[:, None]
     return templates, coefficients
 

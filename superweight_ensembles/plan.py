@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -180,12 +181,13 @@ class SharingPlan:
         """
         try:
             content = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise SuperWeightError(f"the sharing plan is no JSON: {error}") from None
-        if not isinstance(content, dict) or content.pop("format", None) != PLAN_FORMAT:
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if type(found) is not int or found != PLAN_FORMAT:
             raise SuperWeightError(f'the sharing plan must be a JSON object with "format": {PLAN_FORMAT}')
         try:
-            plan = TypeAdapter(cls).validate_python(content)
+            plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -235,3 +237,15 @@ def _check_consistent(plan: SharingPlan) -> None:
             if seen & {(target.member, name) for name in target.names}:
                 raise refuse(where, f"{target.label} stands there twice")
             seen |= {(target.member, name) for name in target.names}
+    shared = dict.fromkeys(plan.member_names, 0)
+    for cluster in plan.clusters:
+        for target in cluster.targets:
+            shared[target.member] += math.prod(cluster.shape_of(target))
+    for member in plan.members:
+        if member.num_private + shared[member.name] != member.num_parameters:
+            raise refuse("members", f"{member.name!r}: num_private and its targets do not add up to num_parameters")
+    spent = plan.num_parameters if plan.budget_counts == "all" else plan.num_templates
+    if spent > plan.budget:
+        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {spent:,}")
+    if any(slot.num_templates > plan.cap for cluster in plan.clusters for slot in cluster.slots):
+        raise refuse("cap", f"a slot holds more than {plan.cap} templates")

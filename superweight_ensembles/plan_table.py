@@ -53,7 +53,7 @@ def _account(plan: SharingPlan) -> list[str]:
         ("templates", plan.num_templates, f"minimum {plan.minimum_templates:,}"),
         ("coefficients", plan.num_coefficients, ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
-        ("in all", plan.num_parameters, f"{plan.num_parameters / apart:.3f} of {apart:,} apart"),
+        ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
         ("budget", plan.budget, f"counts {counted}; {plan.budget - spent:,} unspent"),
     ]
     width = max(len(f"{number:,}") for _, number, _ in entries)

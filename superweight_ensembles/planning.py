@@ -68,6 +68,9 @@ def plan_sharing(
     """
     modules = named_members(members)
     _check_options(cap, budget_counts)
+    for option, globs in (("include", include), ("exclude", exclude)):
+        if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
+            raise SuperWeightError(f"{option} must be a list of globs; got {globs!r}")
     _check_classes(modules)
     targets = [
         target

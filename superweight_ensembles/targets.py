@@ -57,6 +57,8 @@ def named_members(members: Members) -> dict[str, nn.Module]:
     """
     if isinstance(members, nn.Module):
         raise SuperWeightError("members must be a mapping of names to modules: write {'name': module}")
+    if not isinstance(members, (Mapping, Iterable)):
+        raise SuperWeightError(f"members must be a mapping of names to modules; got {type(members).__name__}")
     pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
     if not pairs:
         raise SuperWeightError("an ensemble needs at least one member; none was given")
@@ -65,7 +67,7 @@ def named_members(members: Members) -> dict[str, nn.Module]:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise SuperWeightError(f"members must be (name, module) pairs; got {type(pair).__name__}")
         name, module = pair
-        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise SuperWeightError(
                 f"{name!r} cannot name a member: use a non-empty string without dots that is no method of a module"
             )
@@ -176,9 +178,9 @@ def num_classes(module: nn.Module) -> int | None:
     """Classes that a network answers, as its head's rows or its ``num_classes`` say; None where neither does."""
     rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
     declared = getattr(module, "num_classes", None)
-    if rows:
-        return rows[-1]
-    return declared if isinstance(declared, int) else None
+    if isinstance(declared, int):
+        return declared
+    return rows[-1] if rows else None
 
 
 def _kind(layer: nn.Module, local: str, ndim: int) -> str | None:

@@ -110,7 +110,7 @@ def test_logits_are_those_of_the_materialised_members(ensemble, images, mode):
     assert_close(logits, torch.stack([net(images) for net in apart]), atol=1e-6, rtol=1e-5)
 
 
-def test_member_fed_its_own_weights_is_the_plain_member(ensemble, images):
+def test_member_fed_its_own_weights_is_the_plain_member(images):
     given = members()
     ensemble = SuperWeightEnsemble(given, budget=0.83).eval()
     for name, net in given.items():

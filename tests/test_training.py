@@ -199,3 +199,16 @@ def test_training_errors() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(swe.SuperWeightError, match="'cuda' is not available"):
             swe.train(small_ensemble(), data, dataclasses.replace(FAST, device="cuda"))
+
+
+def test_members_that_recompute_activations_train() -> None:
+    torch.manual_seed(0)
+    member = swe.build_member("timm/convnext_atto", num_classes=3)
+    plain = swe.SuperWeightEnsemble({"a": member}, budget=1.2, generator=torch.Generator().manual_seed(0))
+    member.set_grad_checkpointing(True)
+    recomputing = swe.SuperWeightEnsemble({"a": member}, budget=1.2, generator=torch.Generator().manual_seed(0))
+    images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
+    for ensemble in (plain, recomputing):
+        joint_backward(ensemble, images, labels, F.cross_entropy)
+    for (name, parameter), other in zip(plain.named_parameters(), recomputing.parameters()):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)

@@ -51,10 +51,11 @@ def joint_backward(
     leaves = _leaves(weights)
     losses = {}
     for name in ensemble.member_names:
-        logits = ensemble.run_member(name, images, leaves[name])
-        check_logits({name: logits})
-        loss = loss_function(logits, labels)
-        backward(loss)
+        with ensemble.placed(name, leaves[name]) as member:
+            logits = member(images)
+            check_logits({name: logits})
+            loss = loss_function(logits, labels)
+            backward(loss)
         losses[name] = loss.detach()
     outputs, gradients = [], []
     for name, generated in weights.items():
