@@ -121,6 +121,14 @@ def test_bfloat16_channels_last_trains() -> None:
     assert {parameter.dtype for parameter in ensemble.parameters()} == {torch.float32}
 
 
+def test_number_of_threads_is_set_for_the_run_alone() -> None:
+    before, seen = torch.get_num_threads(), []
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,)))]
+    config = dataclasses.replace(FAST, epochs=1, num_threads=before + 1)
+    swe.train(small_ensemble(), batches, config, callback=lambda progress: seen.append(torch.get_num_threads()))
+    assert set(seen) == {before + 1} and torch.get_num_threads() == before
+
+
 def test_no_decay_on_coefficients_norms_and_biases() -> None:
     ensemble = small_ensemble()
     decayed, plain = parameter_groups(ensemble, 5e-4)

@@ -37,6 +37,8 @@ class TrainConfig:
             (AMX or AVX-512 BF16), where it trains about twice as fast.
         channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
         device: ``auto``, ``cpu`` or ``cuda``.
+        num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
+            machines.
         num_workers: Processes that decode images; only data too large for memory need them.
         validate_every: Epochs between validations; the last epoch is always validated.
         seed: Of the data order, augmentation and dropout.
@@ -61,6 +63,7 @@ class TrainConfig:
     precision: str = "auto"
     channels_last: bool | str = "auto"
     device: str = "auto"
+    num_threads: int = 0
     num_workers: int = 0
     validate_every: int = 1
     seed: int = 0
@@ -79,7 +82,15 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise SuperWeightError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("crop_padding", "cutout", "num_workers", "weight_decay", "momentum", "label_smoothing"):
+        for name in (
+            "crop_padding",
+            "cutout",
+            "num_threads",
+            "num_workers",
+            "weight_decay",
+            "momentum",
+            "label_smoothing",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SuperWeightError(f"{name} must not be negative; got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:

@@ -126,7 +126,9 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         log = RunLog(folder, history)
     loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(config.num_threads or threads)
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
             torch.manual_seed(config.seed * 100_003 + epoch)
@@ -151,6 +153,7 @@ def train(
             if callback is not None:
                 callback(_progress(epoch, steps_per_epoch, steps_per_epoch, config, history[-1]))
     finally:
+        torch.set_num_threads(threads)
         if log is not None:
             log.close()
     ensemble.eval()
