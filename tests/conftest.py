@@ -12,3 +12,12 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests marked ``gpu`` are for machines that have one."""
+    if torch.cuda.is_available():
+        return
+    here = [item for item in items if item.get_closest_marker("gpu") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in here])
+    items[:] = here

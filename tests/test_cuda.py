@@ -1,0 +1,48 @@
+"""The same on a CUDA device; run where there is one (`pytest -m gpu`), deselected elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import superweight_ensembles as swe
+
+pytestmark = pytest.mark.gpu
+
+
+def ensemble() -> swe.SuperWeightEnsemble:
+    torch.manual_seed(0)
+    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
+    return swe.SuperWeightEnsemble(members, budget=0.9, generator=torch.Generator().manual_seed(0))
+
+
+def test_weights_and_logits_equal_the_cpus() -> None:
+    on_cpu, on_cuda = ensemble().double().eval(), ensemble().double().cuda().eval()
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(on_cuda(images.cuda()).cpu(), on_cpu(images), rtol=1e-9, atol=1e-9)
+    for name, generated in on_cpu.generate().items():
+        for parameter, weight in generated.items():
+            torch.testing.assert_close(on_cuda.generate()[name][parameter].cpu(), weight, rtol=1e-12, atol=1e-12)
+
+
+def test_members_built_on_the_device_have_their_bank_there() -> None:
+    with torch.device("cuda"):
+        members = {"a": swe.wide_resnet(10, 1, 4)}
+    built = swe.SuperWeightEnsemble(members, budget=1.2)
+    assert {parameter.device.type for parameter in built.parameters()} == {"cuda"}
+
+
+def test_auto_trains_in_bfloat16_and_evaluates(tmp_path) -> None:
+    data = swe.load_data("synthetic")
+    config = swe.TrainConfig(epochs=6, batch_size=32, learning_rate=0.05, flip=True, crop_padding=1)
+    trained = ensemble()
+    result = swe.train(trained, data, config, out=tmp_path)
+    assert (result.device, result.precision, result.channels_last) == ("cuda:0", "bfloat16", True)
+    found = swe.evaluate(trained, data.loader("test", 64, device="cuda"))
+    assert found.ensemble.accuracy > 0.8
+    resumed = ensemble()
+    swe.train(resumed, data, dataclasses.replace(config, epochs=6), out=tmp_path, resume=True)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor.cpu(), resumed.state_dict()[name].cpu()), name
