@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--budget", type=float, default=0.83)
+    parser.add_argument("--rule", dest="rules", action="append", choices=list(RULES), help="only this one; repeatable")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
     for seed in range(options.seeds):
         recipe = load_recipe("recipes/cifar10-small.yaml", overrides(options, seed))
         data = first_images(recipe.load_data(), options.images)
-        for rule in RULES:
+        for rule in options.rules or RULES:
             factor = 2.0 if "2 x learning rate" in rule else 1.0
             config = dataclasses.replace(recipe.training, learning_rate=factor * recipe.training.learning_rate)
             runs.append({"seed": seed, "rule": rule, **one_run(recipe, data, RULES[rule], config)})
