@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pydantic import ConfigDict
 from torch import nn
 
 _ATTRIBUTE = "_superweight_architecture"
@@ -14,6 +15,8 @@ Module = TypeVar("Module", bound=nn.Module)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """A registry name and the arguments that it was called with; plain data, fit for JSON."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     model: str
     num_classes: int

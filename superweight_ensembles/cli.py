@@ -84,9 +84,9 @@ def train(
             train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
         except KeyboardInterrupt:
             bars.stop()
-            _ERRORS.print(
-                f"interrupted; the last whole epoch is kept: superweights train {recipe} --out {folder} --resume"
-            )
+            if (folder / "recipe.yaml").is_file():
+                command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
+                _ERRORS.print(f"interrupted; whole epochs are kept: {command}", soft_wrap=True, highlight=False)
             raise typer.Exit(130) from None
     _CONSOLE.print(f"trained: {folder}", soft_wrap=True, highlight=False)
 
@@ -145,6 +145,11 @@ def main() -> None:
     except SuperWeightError as error:
         _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(2)
+    except OSError as error:
+        _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _state(epoch: int, record: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ Source: Teterwak et al., WACV 2024, section 3.2 (depth bins).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -32,7 +32,7 @@ def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4
         rule: ``depth_bins`` (METHOD: contiguous runs of each member's layers), ``shape`` (equal shapes only),
             ``none`` (no sharing: every weight stays its member's own), or a mapping of cluster names to globs
             over ``member.parameter`` names; targets that no glob names stay their member's own.
-        bins: Depth bins for the most frequent kernel; ``depth_bins`` alone reads it.
+        bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.
 
     Raises:
         SuperWeightError: Unknown rule, no bins, a glob without targets, a target in two clusters, a cluster of
@@ -90,7 +90,7 @@ def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]
     return tuple(groups)
 
 
-def _by_key(targets: Iterable[Target], key) -> tuple[TargetGroup, ...]:  # type: ignore[no-untyped-def]
+def _by_key(targets: Iterable[Target], key: Callable[[Target], str]) -> tuple[TargetGroup, ...]:
     found: dict[str, list[Target]] = {}
     for target in targets:
         found.setdefault(key(target), []).append(target)

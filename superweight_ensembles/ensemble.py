@@ -6,6 +6,7 @@ Shapes: M members, B batch, K classes.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
 from superweight_ensembles.saving import build_members, read_plan, read_tensors, write_ensemble
 from superweight_ensembles.targets import Members, named_members
+
+_PLAN_OPTIONS = tuple(inspect.signature(plan_sharing).parameters)[2:]
 
 
 class SuperWeightEnsemble(nn.Module):
@@ -73,9 +76,14 @@ class SuperWeightEnsemble(nn.Module):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
         if plan is None:
             assert budget is not None
+            for option in plan_options:
+                if option not in _PLAN_OPTIONS:
+                    raise unknown_name("plan option", option, _PLAN_OPTIONS)
             plan = plan_sharing(modules, budget=budget, **plan_options)
         elif plan_options:
             raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
+        if not isinstance(plan, SharingPlan):
+            raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
         check_plan_fits(plan, modules)
         self.plan = plan
         like = _first_parameter(modules)
@@ -160,7 +168,10 @@ class SuperWeightEnsemble(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the ensemble into a folder: config.json, plan.json, model.safetensors (the bank, not the members).
 
-        A folder of that name is replaced as a whole, or not at all.
+        A saved ensemble of that name is replaced as a whole, or not at all.
+
+        Raises:
+            SuperWeightError: Something else stands there.
         """
         write_ensemble(self, self.plan, dict(self.members.items()), Path(folder))
 

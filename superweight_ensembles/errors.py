@@ -19,7 +19,10 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
     """
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    if len(names) > 20:
-        names = [*difflib.get_close_matches(given, names, n=8, cutoff=0.3), "..."]
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return SuperWeightError(f"unknown {what} {given!r}: {hint}Known: {', '.join(names) or 'none'}")
+    if len(names) > 20:
+        others = difflib.get_close_matches(given, names, n=5, cutoff=0.5)[1:]
+        listed = f"Also near: {', '.join(others)}" if others else f"{len(names)} are known"
+    else:
+        listed = f"Known: {', '.join(names) or 'none'}"
+    return SuperWeightError(f"unknown {what} {given!r}: {hint}{listed}")

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import slot_key
 from superweight_ensembles.plan import Cluster, SharingPlan
 
@@ -20,15 +21,23 @@ Deviations = dict[tuple[str, str], float]
 
 
 def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviations:
-    """The root mean square of every target as its member was built, by (member, parameter name)."""
+    """The root mean square of every target as its member was built, by (member, parameter name).
+
+    Raises:
+        SuperWeightError: A weight that is not finite (names it).
+    """
     with torch.no_grad():
-        return {
+        found = {
             (target.member, target.name): float(
                 members[target.member].get_parameter(target.name).double().square().mean().sqrt()
             )
             for cluster in plan.clusters
             for target in cluster.targets
         }
+    for (member, name), deviation in found.items():
+        if not math.isfinite(deviation):
+            raise SuperWeightError(f"member {member!r}: {name} holds numbers that are not finite")
+    return found
 
 
 def initial_values(

@@ -44,7 +44,8 @@ def plan_sharing(
         budget: Trainable scalars as an int, or as a float the fraction of what the members own apart
             (0.83; above 1 to buy accuracy at unchanged inference cost).
         clusters: ``depth_bins``, ``shape``, ``none``, or a mapping of cluster names to globs.
-        bins: Depth bins for the most frequent kernel.
+        bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
+            it), at least one. ``depth_bins`` alone reads it.
         cap: Templates a slot at most.
         include: Globs of layers to generate as well (see :func:`find_targets`).
         exclude: Globs of layers to leave to their member.
@@ -67,7 +68,7 @@ def plan_sharing(
         True
     """
     modules = named_members(members)
-    _check_options(cap, budget_counts)
+    _check_options(cap, budget_counts, clusters, bins)
     for option, globs in (("include", include), ("exclude", exclude)):
         if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
             raise SuperWeightError(f"{option} must be a list of globs; got {globs!r}")
@@ -104,7 +105,18 @@ def plan_groups(
     cap: int = 8,
     budget_counts: str = "all",
 ) -> SharingPlan:
-    """Allocate templates to groups of targets that were chosen already, one coefficient vector a target and slot."""
+    """Allocate templates to groups of targets that were chosen already, one coefficient vector a target and slot.
+
+    Args:
+        modules: All members, checked.
+        groups: What shares with what; targets of no group stay their member's own.
+        budget: As :func:`plan_sharing` takes it, like ``cap`` and ``budget_counts``.
+        cap: Templates a slot at most.
+        budget_counts: ``all`` or ``templates``.
+
+    Raises:
+        SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all.
+    """
     shared = dict.fromkeys(modules, 0)
     for target in (target for group in groups for target in group.targets):
         shared[target.member] += math.prod(target.shape)
@@ -127,6 +139,7 @@ def plan_groups(
         raise SuperWeightError(
             f"a budget of {_spelled(budget, limit)} is below the minimum of this sharing, {minimum:,} parameters "
             f"({minimum / apart:.3f} of the members apart): raise it, use fewer bins, or include more layers"
+            f"{_percentage_hint(budget)}"
         )
     counts = iter(allocate(needs, limit - own, cap=cap, count_coefficients=everything))
     plan = SharingPlan(
@@ -212,6 +225,8 @@ def resolve_budget(budget: float, apart: int) -> int:
         raise SuperWeightError(f"budget must be a positive number; got {budget!r}")
     if isinstance(budget, numbers.Integral):
         return int(budget)
+    if budget > 1000 and float(budget).is_integer():
+        raise SuperWeightError(f"a number of parameters must be an int; got {budget!r}: write {int(budget)}")
     if budget >= 10:
         raise SuperWeightError(
             f"a float budget is a fraction of what the members own apart; got {budget!r}: "
@@ -242,7 +257,9 @@ def _draft(group: TargetGroup) -> Cluster:
     )
 
 
-def _check_options(cap: int, budget_counts: str) -> None:
+def _check_options(cap: int, budget_counts: str, clusters: ClusterRule, bins: int) -> None:
+    if clusters != "depth_bins" and bins != 4:
+        raise SuperWeightError(f"bins does nothing with clusters {clusters!r}: leave it out")
     if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
         raise SuperWeightError(f"cap must be a positive integer; got {cap!r}")
     if budget_counts not in ("all", "templates"):
@@ -255,6 +272,13 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in known.items())
         raise SuperWeightError(f"members must answer the same classes; their heads have {listed}")
+
+
+def _percentage_hint(budget: float) -> str:
+    if isinstance(budget, numbers.Integral) and budget <= 1000:
+        share = "1.0 for as many as the members own" if budget <= 10 else f"{budget / 100:g} for {budget} %"
+        return f"; an int counts parameters: write {share}"
+    return ""
 
 
 def _spelled(budget: float, limit: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
 from torch import nn
 
 from superweight_ensembles.data import ImageData, load_data
@@ -47,7 +47,7 @@ class MemberRecipe(BaseModel):
 class SharingRecipe(_Strict):
     """``sharing:`` as :func:`plan_sharing` takes it."""
 
-    budget: int | float
+    budget: StrictInt | StrictFloat
     clusters: str | dict[str, list[str]] = "depth_bins"
     bins: int = 4
     cap: int = 8
@@ -77,7 +77,7 @@ class Recipe(_Strict):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataRecipe
     members: tuple[MemberRecipe, ...] = Field(min_length=1)
     sharing: SharingRecipe
@@ -122,13 +122,18 @@ class Recipe(_Strict):
         if classes is None or channels is None:
             data = data or self.load_data()
             classes, channels = data.num_classes, data.image_shape[0]
-        torch.manual_seed(self.seed)
-        return {
-            member.name: build_member(
-                member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {})
-            )
-            for member in self.members
-        }
+        for member in self.members:
+            for key in ("num_classes", "in_channels"):
+                if key in (member.model_extra or {}):
+                    raise SuperWeightError(f"members: {member.name!r} must not set {key}: the data decide it")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return {
+                member.name: build_member(
+                    member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {})
+                )
+                for member in self.members
+            }
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         return plan_sharing(members, **self.sharing.model_dump())
@@ -174,7 +179,9 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise _explained(where, [part for part in first["loc"] if part not in ("int", "float")], first) from None
+        raise _explained(
+            where, [part for part in first["loc"] if part not in ("int", "float", "str", "dict[str,list[str]]")], first
+        ) from None
 
 
 def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
@@ -187,6 +194,8 @@ def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
     if first["type"] == "missing":
         return SuperWeightError(f"{where}: {spot} is missing")
     message = str(first["msg"]).removeprefix("Value error, ")
+    if location == ["sharing", "budget"]:
+        message = "must be an int (parameters) or a float (fraction of what the members own apart)"
     given = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
     return SuperWeightError(f"{where}: {spot}: {message}{given}")
 

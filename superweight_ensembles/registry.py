@@ -12,9 +12,14 @@ from superweight_ensembles.architecture import Architecture, remember_architectu
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.wide_resnet import wide_resnet
 
+_LOADS_WEIGHTS = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone",
+    "cache_dir", "scriptable",
+)  # fmt: skip
+
 
 def build_member(model: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
-    """Make a network by name, untrained unless an option says otherwise.
+    """Make a network by name, untrained: the bank draws the start values of what it generates.
 
     Args:
         model: ``wide_resnet`` (options depth, width), ``timm/NAME`` or ``torchvision/NAME``.
@@ -23,12 +28,18 @@ def build_member(model: str, *, num_classes: int, in_channels: int = 3, **option
         **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        SuperWeightError: No such model (suggests the nearest), or options that it does not take.
+        SuperWeightError: No such model (suggests the nearest), options that it does not take, or options that read
+            weights from files or the network.
 
     Example:
         >>> build_member("timm/resnet18", num_classes=10).fc.out_features
         10
     """
+    loads = next((option for option in options if option in _LOADS_WEIGHTS), None)
+    if loads is not None:
+        raise SuperWeightError(
+            f"model {model!r}: {loads!r} reads trained weights, which the bank replaces: leave it out"
+        )
     library, _, name = model.rpartition("/")
     try:
         module = _build(library, name, num_classes, in_channels, options)
@@ -36,7 +47,6 @@ def build_member(model: str, *, num_classes: int, in_channels: int = 3, **option
         raise
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise SuperWeightError(f"model {model!r} with {options or 'no options'}: {error}") from error
-    options = {key: value for key, value in options.items() if key != "pretrained"}
     return remember_architecture(
         module, Architecture(model=model, num_classes=num_classes, in_channels=in_channels, options=options)
     )

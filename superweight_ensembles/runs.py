@@ -22,15 +22,16 @@ from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import evaluate
-from superweight_ensembles.files import read_json, write_json, write_text
+from superweight_ensembles.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.training import TrainProgress, train
-from superweight_ensembles.training.loop import build_fabric, check_batch_size
+from superweight_ensembles.training.loop import build_fabric, training_loader
 
 RUN_FORMAT = 1
+_RUN_FILES = {"recipe.yaml", "run.json", "plan.json", "results.json", "figures", "shared", "independent"}
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 
@@ -60,16 +61,22 @@ def train_run(
     members = recipe.build_members()
     plan = recipe.plan(members)
     data = recipe.load_data()
-    check_batch_size(data, recipe.training)
+    training_loader(data, recipe.training)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
-    if not folder.exists():
+    begun = not folder.exists()
+    if begun:
         folder.mkdir(parents=True)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_text(folder / "plan.json", plan.to_json())
         write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
-    for arm in arms_of(recipe):
-        _train_arm(recipe, arm, plan, data, folder / arm, progress_of(arm) if progress_of is not None else None)
+    try:
+        for arm in arms_of(recipe):
+            _train_arm(recipe, arm, plan, data, folder / arm, progress_of(arm) if progress_of is not None else None)
+    except SuperWeightError:
+        if begun and not any((folder / arm / "checkpoint").exists() for arm in arms_of(recipe)):
+            shutil.rmtree(folder)  # nothing was reached that could be gone on from
+        raise
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -84,6 +91,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
         loader = data.loader("test", recipe.evaluation.batch_size, device=fabric.device)
         training = read_json(folder / arm / "training.json")
+        if not isinstance(training.get("history"), list):
+            raise SuperWeightError(f"{folder / arm / 'training.json'} is damaged: it has no history")
         arms.append(
             {
                 "name": arm,
@@ -131,7 +140,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    plan = SharingPlan.from_json((folder / "plan.json").read_text(encoding="utf-8"))
+    plan = SharingPlan.from_json(read_text(folder / "plan.json"))
     return read_json(folder / "results.json"), plan
 
 
@@ -143,7 +152,8 @@ def trained_arm(folder: Path, arm: str) -> Path:
     """The folder of an arm's trained ensemble."""
     if not (folder / arm / "training.json").is_file():
         raise SuperWeightError(
-            f"arm {arm!r} of {folder} is not trained to its end: superweights train RECIPE --out {folder} --resume"
+            f"arm {arm!r} of {folder} is not trained to its end: "
+            f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
         )
     return folder / arm / "ensemble"
 
@@ -175,12 +185,16 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
     if not folder.exists():
         return
-    is_run = (folder / "recipe.yaml").is_file()
+    is_run = folder.is_dir() and {"recipe.yaml", "run.json"} <= (names := {path.name for path in folder.iterdir()})
     if not (resume or overwrite):
         raise SuperWeightError(
             f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
         )
     if not is_run:
         raise SuperWeightError(f"{folder} exists and is no run folder: --out names another")
+    if overwrite and names - _RUN_FILES:
+        raise SuperWeightError(
+            f"{folder} also holds {min(names - _RUN_FILES)}, which is no part of a run: move it away"
+        )
     if resume and load_recipe(folder / "recipe.yaml") != recipe:
         raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from superweight_ensembles.architecture import Architecture, recall_architecture
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.files import read_json, whole_folder, write_json, write_text
+from superweight_ensembles.files import read_json, read_text, whole_folder, write_json, write_text
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.registry import build_member
 
 ENSEMBLE_FORMAT = 1
+_FILES = {"config.json", "plan.json", "model.safetensors"}
 
 
 def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path) -> None:
-    """Write config.json, plan.json and model.safetensors; an older folder of that name is replaced as a whole."""
+    """Write config.json, plan.json and model.safetensors; an older saved ensemble there is replaced as a whole.
+
+    Raises:
+        SuperWeightError: Something else stands there.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _FILES):
+        raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
     architectures = {name: recall_architecture(module) for name, module in members.items()}
     with whole_folder(folder) as draft:
         write_json(
@@ -41,7 +51,7 @@ def read_plan(folder: Path) -> SharingPlan:
     path = folder / "plan.json"
     if not path.is_file():
         raise SuperWeightError(f"{path} is missing: {folder} is no saved ensemble")
-    return SharingPlan.from_json(path.read_text(encoding="utf-8"))
+    return SharingPlan.from_json(read_text(path))
 
 
 def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
@@ -55,7 +65,9 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
         raise SuperWeightError(
             f"{folder / 'config.json'} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}"
         )
-    made: dict[str, Any] = config.get("members", {})
+    made: Any = config.get("members")
+    if not isinstance(made, dict):
+        raise SuperWeightError(f"{folder / 'config.json'}: members must be an object of names")
     members = {}
     for name in plan.member_names:
         if not isinstance(made.get(name), dict):
@@ -63,9 +75,11 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
                 f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
             )
         try:
-            architecture = Architecture(**made[name])
-        except TypeError as error:
-            raise SuperWeightError(f"{folder / 'config.json'}, member {name!r}: {error}") from None
+            architecture = TypeAdapter(Architecture).validate_json(json.dumps(made[name]), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in ("members", name, *first["loc"]))
+            raise SuperWeightError(f"{folder / 'config.json'}, {where}: {first['msg']}") from None
         members[name] = build_member(
             architecture.model,
             num_classes=architecture.num_classes,
@@ -86,5 +100,5 @@ def read_tensors(ensemble: nn.Module, folder: Path) -> None:
         load_model(ensemble, str(path), strict=True, device=str(next(ensemble.parameters(), torch.empty(0)).device))
     except FileNotFoundError:
         raise SuperWeightError(f"{path} is missing") from None
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise SuperWeightError(f"{path} does not fit the plan: {str(error).splitlines()[-1].strip()}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +17,8 @@ Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output")
+_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,9 @@ def find_targets(
 
     Taken: convolutions of one to three dimensions (transposed, grouped and depthwise ones too), linear
     layers, attention projections, and the ``weight`` of a module class outside ``torch.nn`` that has two
-    to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen parameters.
+    to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen parameters. Of modules outside
+    ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``, ``*Embed*``), or has one dimension
+    larger than one counts as such.
     A tensor that several layers hold is one target with several names.
 
     Args:
@@ -97,7 +101,7 @@ def find_targets(
         exclude: Globs of layer or parameter names to leave to the member; stronger than ``include``.
 
     Raises:
-        SuperWeightError: A lazy layer without shape.
+        SuperWeightError: A lazy layer without shape; a recurrent layer that ``include`` names.
 
     Example:
         >>> from torch import nn
@@ -123,11 +127,13 @@ def find_targets(
             names.setdefault(key, []).append(name)
             if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
                 continue
-            kind = _kind(layer, local, parameter.ndim)
+            kind = _kind(layer, local, tuple(parameter.shape))
             spellings = _spellings(member, layer_name, name)
             if any(matches(spellings, pattern) for pattern in exclude):
                 left.add(key)
             elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
+                if isinstance(layer, nn.RNNBase):
+                    raise SuperWeightError(f"{member or 'the module'}: {name} is of a recurrent layer; leave it out")
                 taken.setdefault(key, (tuple(parameter.shape), kind or f"tensor{parameter.ndim}d"))
     return tuple(
         Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
@@ -137,12 +143,13 @@ def find_targets(
 
 
 def unused_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[str]:
-    """The globs that name no layer and no parameter of any member."""
+    """The globs that name no parameter of two or more dimensions, nor a layer that has one, of any member."""
     spellings = {
         spelling
         for member, module in members.items()
         for layer_name, layer in module.named_modules(remove_duplicate=False)
-        for local in layer._parameters
+        for local, parameter in layer._parameters.items()
+        if parameter is not None and parameter.ndim >= 2
         for spelling in _spellings(member, layer_name, f"{layer_name}.{local}" if layer_name else local)
     }
     return [pattern for pattern in patterns if not matches(spellings, pattern)]
@@ -157,7 +164,7 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
     """The classifier of a network, by ``id``: what timm names as such, else the last linear layer.
 
     The last linear layer is looked for inside a child called ``fc``, ``classifier``, ``head``, ``heads``,
-    ``linear`` or ``output`` first, then in the whole network.
+    ``linear``, ``output``, ``out`` or ``logits`` first, then in the whole network.
     """
     get_classifier = getattr(module, "get_classifier", None)
     if callable(get_classifier):
@@ -175,15 +182,19 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
 
 
 def num_classes(module: nn.Module) -> int | None:
-    """Classes that a network answers, as its head's rows or its ``num_classes`` say; None where neither does."""
-    rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
+    """Classes that a network says it answers, by ``num_classes`` or a head of a usual name; None where neither does."""
     declared = getattr(module, "num_classes", None)
     if isinstance(declared, int):
         return declared
-    return rows[-1] if rows else None
+    children = dict(module.named_children())
+    in_order = isinstance(module, nn.Sequential) and isinstance(module[-1], nn.Linear)
+    named = in_order or any(name in children for name in _HEAD_NAMES)
+    rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
+    return rows[-1] if rows and named else None
 
 
-def _kind(layer: nn.Module, local: str, ndim: int) -> str | None:
+def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
+    ndim = len(shape)
     if isinstance(layer, _CONVOLUTIONS) and local == "weight":
         transposed = "transposed " if layer.transposed else ""
         base = f"{transposed}conv{ndim - 2}d"
@@ -196,7 +207,10 @@ def _kind(layer: nn.Module, local: str, ndim: int) -> str | None:
         return "linear"
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or type(layer).__module__.startswith("torch.nn."):
         return None
-    if local == "weight" and 2 <= ndim <= 5:
+    name = type(layer).__name__.lower()
+    if isinstance(layer, _NORMS) or "norm" in name or "embed" in name:
+        return None
+    if local == "weight" and 2 <= ndim <= 5 and math.prod(shape) > max(shape):
         return "linear" if ndim == 2 else f"conv{ndim - 2}d"
     return None
 

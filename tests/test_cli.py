@@ -84,6 +84,9 @@ def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_pat
     assert superweights(monkeypatch, *arguments, "--overwrite", "--resume") == 2
     assert superweights(monkeypatch, *arguments, "--overwrite") == 0
     assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns != trained
+    (run / "thesis.txt").write_text("years of work")
+    assert superweights(monkeypatch, *arguments, "--overwrite") == 2
+    assert "also holds thesis.txt, which is no part of a run" in capsys.readouterr().err
     keep = tmp_path / "photos"
     keep.mkdir()
     assert superweights(monkeypatch, "train", recipe, "--out", keep, "--overwrite") == 2
@@ -122,6 +125,13 @@ def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, re
         ("members.0.model=timm/resnet81", "did you mean 'timm/resnet18'"),
         ("data.name=digit", "did you mean 'digits'"),
         ("training.batch_size=512", "fewer than batch_size 512"),
+        ("training.cutout=50", "cutout"),
+        ("members.0.num_classes=3", "must not set num_classes"),
+        ("sharing.budget=83", "write 0.83 for 83 %"),
+        ("sharing.budget=1", "write 1.0 for as many"),
+        ("sharing.budget=true", "must be an int (parameters) or a float"),
+        ("sharing.budget=1000000.0", "write 1000000"),
+        ("seed=-1", "seed"),
         ("sharing.exclude=['*']", "no weight is left to share after exclusion"),
         ("sharing.clusters=depth_bin", "did you mean 'depth_bins'"),
     ],

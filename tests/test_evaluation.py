@@ -102,3 +102,29 @@ def test_evaluation_errors() -> None:
         swe.evaluate(ensemble, [])
     with pytest.raises(swe.SuperWeightError, match=r"labels must be 0 to 4.*has 0 to 7"):
         swe.evaluate(ensemble, [(torch.randn(2, 3, 8, 8), torch.tensor([0, 7]))])
+
+
+def test_fused_attention_is_counted() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0).eval()
+    tokens = torch.zeros(1, 5, 16)
+    projections = 2 * 5 * (3 * 16 * 16 + 16 * 16 + 2 * 16 * 32)
+    attention = 2 * 2 * 4 * 5 * 5 * (16 // 4)
+    with torch.inference_mode():
+        assert count_flops(layer, tokens) == projections + attention
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_token_and_float64_members_are_evaluated() -> None:
+    class Bag(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embedding, self.hidden, self.fc = nn.Embedding(20, 8), nn.Linear(8, width), nn.Linear(width, 3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.hidden(self.embedding(tokens).mean(1)).relu())
+
+    tokens = [(torch.randint(0, 20, (6, 5)), torch.randint(0, 3, (6,)))]
+    ensemble = swe.SuperWeightEnsemble({"a": Bag(8), "b": Bag(12)}, budget=1.2)
+    assert swe.evaluate(ensemble, tokens).num_samples == 6
+    images = [(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (4,)))]
+    assert swe.evaluate(three_members().double(), images).num_samples == 4

@@ -73,6 +73,33 @@ def test_damaged_folders_are_refused(tmp_path) -> None:
         swe.SuperWeightEnsemble.load(folder)
 
 
+def test_saving_replaces_saved_ensembles_alone(tmp_path) -> None:
+    ensemble, folder = registered(), tmp_path / "mine"
+    folder.mkdir()
+    ensemble.save(folder)  # an empty folder is fine
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(swe.SuperWeightError, match="exists and is no saved ensemble"):
+        ensemble.save(folder)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(swe.SuperWeightError, match="exists and is no saved ensemble"):
+        ensemble.save(folder / "thesis.txt")
+
+
+@pytest.mark.parametrize("option", ["pretrained", "checkpoint_path", "weights"])
+def test_a_saved_ensemble_cannot_name_weight_files(tmp_path, option: str) -> None:
+    registered().save(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    config = json.loads(path.read_text())
+    config["members"]["timm"]["options"] = {option: "/tmp/evil.pth"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(swe.SuperWeightError, match=f"'{option}' reads trained weights"):
+        swe.SuperWeightEnsemble.load(tmp_path / "saved")
+    config["members"]["timm"] = {"model": 5, "num_classes": 5}
+    path.write_text(json.dumps(config))
+    with pytest.raises(swe.SuperWeightError, match=r"config\.json, members\.timm\.model: .*valid string"):
+        swe.SuperWeightEnsemble.load(tmp_path / "saved")
+
+
 def test_registry_suggests_the_nearest_model() -> None:
     with pytest.raises(swe.SuperWeightError, match=r"unknown model 'timm/resnet81': did you mean 'timm/resnet18'"):
         swe.build_member("timm/resnet81", num_classes=3)

@@ -220,3 +220,29 @@ def test_module_is_left_as_it_was():
     before = {name: id(parameter) for name, parameter in net.named_parameters()}
     find_targets(net, "net", include=["3"], exclude=["0"])
     assert {name: id(parameter) for name, parameter in net.named_parameters()} == before
+
+
+def test_own_norms_and_embeddings_are_left():
+    class ChannelNorm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 8, 1, 1))
+
+    class TokenEmbedding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(10, 8))
+
+    class OwnLayerNorm(nn.LayerNorm):
+        pass
+
+    net = nn.Sequential(TokenEmbedding(), ChannelNorm(), OwnLayerNorm((5, 8)), nn.Linear(8, 4), nn.Linear(4, 2))
+    assert [target.name for target in find_targets(net)] == ["3.weight"]
+    assert [target.name for target in find_targets(net, include=["0"])] == ["0.weight", "3.weight"]
+
+
+def test_recurrent_layers_are_refused():
+    net = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    assert [target.name for target in find_targets(net)] == ["1.weight"]
+    with pytest.raises(SuperWeightError, match="is of a recurrent layer"):
+        find_targets(net, include=["0"])

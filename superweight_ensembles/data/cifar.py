@@ -86,11 +86,14 @@ def _load(
     seed: int,
 ) -> ImageData:
     root = Path(folder).expanduser()
+    existed = root.exists()
     try:
         # Before it unpickles anything, torchvision compares the files with the checksums that it carries.
         train_part = source(root, train=True, download=download)
         test_part = source(root, train=False, download=False)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()  # made for a download that did not begin
         raise _absent(name, source, root, download, error) from error
     (images, labels), (test_images, test_labels) = _tensors(train_part), _tensors(test_part)
     train, validation = split_off_validation(images, labels, fraction, seed)

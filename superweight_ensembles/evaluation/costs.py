@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.planning import count_parameters
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,7 @@ class MemberCost:
         flops: Floating point operations an image: two for each multiply-add.
         latency_ms: Median time of one call with ``batch_size`` images, in milliseconds.
         batch_size: Images in that call.
-        num_parameters: Scalars that the plain network holds.
+        num_parameters: Trainable scalars of the plain network.
     """
 
     flops: int
@@ -32,7 +36,12 @@ class MemberCost:
 
 
 def member_costs(
-    ensemble: SuperWeightEnsemble, input_shape: tuple[int, ...], *, batch_size: int = 1, rounds: int = 5
+    ensemble: SuperWeightEnsemble,
+    input_shape: tuple[int, ...],
+    *,
+    batch_size: int = 1,
+    rounds: int = 5,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, MemberCost]:
     """FLOPs, latency and parameters of every member, materialised, in eval mode, on the ensemble's device.
 
@@ -42,9 +51,15 @@ def member_costs(
         batch_size: Images in the call that is timed.
         rounds: Turns in which the members are timed one after the other; the median of all is taken, so that a
             machine that slows down does so for all of them.
+        dtype: Of the images; that of the parameters where None.
+
+    Raises:
+        SuperWeightError: ``batch_size`` or ``rounds`` below one.
     """
-    device = next(ensemble.parameters()).device
-    images = torch.zeros(batch_size, *input_shape, device=device)
+    if batch_size < 1 or rounds < 1:
+        raise SuperWeightError(f"batch_size and rounds must be at least 1; got {batch_size} and {rounds}")
+    like = next(ensemble.parameters())
+    images = torch.zeros(batch_size, *input_shape, device=like.device, dtype=dtype or like.dtype)
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     seconds: dict[str, list[float]] = {name: [] for name in modules}
     with torch.inference_mode():
@@ -83,7 +98,14 @@ def _nothing() -> None:
 
 def count_flops(module: nn.Module, images: torch.Tensor) -> int:
     """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them."""
+    if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
+        _LOG.warning("recurrent layers are not counted: FLOPs are too low")
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention call is one that the counter does not know
     counter = FlopCounterMode(display=False)
-    with counter:
-        module(images)
+    try:
+        with counter:
+            module(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())

@@ -11,6 +11,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.costs import MemberCost, member_costs
@@ -87,12 +88,13 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
         loader: Batches of images (B, C, H, W), normalised, and labels (B,).
 
     Raises:
-        SuperWeightError: The loader has no samples, or its labels are no classes of the members.
+        SuperWeightError: The loader has no samples, its batches are no (images, class indices), or its labels are no
+            classes of the members.
 
     Source: METHOD 1.8; Teterwak et al., WACV 2024, section 4.
     """
     images, probabilities, labels = predict(ensemble, loader)
-    costs = member_costs(ensemble, tuple(images.shape[1:]))
+    costs = member_costs(ensemble, tuple(images.shape[1:]), dtype=images.dtype)
     subsets = tuple(
         SubsetResult(
             members=names,
@@ -124,7 +126,8 @@ def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     device = next(ensemble.parameters()).device
     parts, labels, first = [], [], None
-    for images, truth in loader:
+    for batch in loader:
+        images, truth = checked_batch(batch)
         logits = {name: module(images.to(device)) for name, module in modules.items()}
         check_logits(logits)
         parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())

@@ -43,8 +43,8 @@ def accuracy_flops(results: Results) -> Figure:
     style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)")
     for twins in _twins(arms):  # a thin line from a member to itself in another arm: one name does for both
         axes.plot(*zip(*twins), color=MUTED, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1.5, gid="same member")
-    for above, arm in enumerate(reversed(arms)):
-        draw_arm(axes, arm, star_size=120 + 80 * above)  # larger below: equal ensembles stay visible
+    for below, arm in enumerate(arms):
+        draw_arm(axes, arm, star_size=120 + 80 * (len(arms) - 1 - below))  # larger below: equal ones stay visible
     _legend(figure, arms)
     place_labels(
         axes,

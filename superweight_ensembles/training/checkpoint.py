@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -14,6 +16,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, whole_folder, write_json
 from superweight_ensembles.saving import read_plan, read_tensors
+from superweight_ensembles.training.config import TrainConfig
 
 CHECKPOINT_FORMAT = 1
 
@@ -23,6 +26,7 @@ def save_checkpoint(
     ensemble: SuperWeightEnsemble,
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
+    config: TrainConfig,
     progress: dict[str, Any],
 ) -> None:
     """Write everything that training goes on from; the folder before it is replaced as a whole."""
@@ -44,18 +48,23 @@ def save_checkpoint(
                 "format": CHECKPOINT_FORMAT,
                 "optimizer": {"numbers": numbers, "groups": state["param_groups"]},
                 "schedule": schedule.state_dict(),
+                "config": asdict(config),
                 "progress": progress,
             },
         )
 
 
 def load_checkpoint(
-    folder: Path, ensemble: SuperWeightEnsemble, optimizer: torch.optim.Optimizer, schedule: LRScheduler
+    folder: Path,
+    ensemble: SuperWeightEnsemble,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    config: TrainConfig,
 ) -> dict[str, Any]:
     """Put a run back where :func:`save_checkpoint` left it; returns the progress that was saved.
 
     Raises:
-        SuperWeightError: The checkpoint is of another version or another plan.
+        SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
     """
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
@@ -64,7 +73,21 @@ def load_checkpoint(
         )
     if read_plan(folder / "ensemble") != ensemble.plan:
         raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
+    for key, value in json.loads(json.dumps(asdict(config))).items():
+        if content.get("config", {}).get(key) != value:
+            raise SuperWeightError(
+                f"{folder} was made with {key}={content.get('config', {}).get(key)!r}, now {value!r}: "
+                "resume with the config that it began with"
+            )
     read_tensors(ensemble, folder / "ensemble")
+    try:
+        _restore(folder, content, optimizer, schedule)
+        return dict(content["progress"])
+    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
+        raise SuperWeightError(f"the checkpoint {folder} is damaged: {error!r}") from None
+
+
+def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entries) for index, entries in content["optimizer"]["numbers"].items()
     }
@@ -72,5 +95,4 @@ def load_checkpoint(
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
-    schedule.load_state_dict(json.loads(json.dumps(content["schedule"])))
-    return dict(content["progress"])
+    schedule.load_state_dict(content["schedule"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pydantic import ConfigDict
 
@@ -24,13 +24,15 @@ class TrainConfig:
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
         optimizer: ``sgd`` (with ``momentum`` and ``nesterov``) or ``adamw``.
         momentum: Of SGD.
-        nesterov: Of SGD.
+        nesterov: Of SGD, where momentum is not 0.
         weight_decay: On templates, private weights and heads; never on coefficients, norms and biases.
+            Differs from paper: the published run decays norms too.
         label_smoothing: Of the cross-entropy, 0 to 1.
         schedule: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``), ``cosine`` to zero, ``one_cycle``.
         milestones: Epochs at which ``step`` falls.
         gamma: Factor by which ``step`` falls.
-        flip: Mirror half of the images.
+        flip: Mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for :class:`ImageData`; a
+            DataLoader of your own brings its own.
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
         cutout: Side in pixels of a square set to zero; 0 for none.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
@@ -69,6 +71,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, given, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
@@ -92,10 +95,36 @@ class TrainConfig:
             "label_smoothing",
         ):
             if not 0 <= getattr(self, name) < math.inf:
-                raise SuperWeightError(f"{name} must not be negative; got {getattr(self, name)}")
+                raise SuperWeightError(f"{name} must be finite and not negative; got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise SuperWeightError(f"learning_rate must be positive; got {self.learning_rate}")
+        if self.momentum >= 1:
+            raise SuperWeightError(f"momentum must be below 1; got {self.momentum}")
+        if not 0 < self.gamma < math.inf:
+            raise SuperWeightError(f"gamma must be positive; got {self.gamma}")
+        if not 0 <= self.seed < 2**32:
+            raise SuperWeightError(f"seed must be 0 to 2**32 - 1; got {self.seed}")
         if self.schedule == "step" and not self.milestones:
             raise SuperWeightError("schedule 'step' needs milestones: the epochs at which the learning rate falls")
+        if any(not 1 <= milestone <= self.epochs for milestone in self.milestones):
+            raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
+        self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
+        self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if field.type == "int" and not whole:
+                raise SuperWeightError(f"{field.name} must be a whole number; got {value!r}")
+            if field.type == "float" and not (whole or isinstance(value, float)):
+                raise SuperWeightError(f"{field.name} must be a number; got {value!r}")
+
+    def _refuse_idle(self, key: str, acts: bool, names: tuple[str, ...]) -> None:
+        """Refuse settings that were given and would do nothing."""
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in names:
+            if not acts and getattr(self, name) != defaults[name]:
+                raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")

@@ -35,6 +35,9 @@ def joint_backward(
         loss_function: Of one member's logits (B, K) and the labels, to a scalar.
         backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
 
+    Raises:
+        SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
+
     Returns:
         The detached loss of each member.
 
@@ -50,10 +53,12 @@ def joint_backward(
     weights = ensemble.generate()
     leaves = _leaves(weights)
     losses = {}
+    answers: dict[str, Tensor] = {}
     for name in ensemble.member_names:
         with ensemble.placed(name, leaves[name]) as member:
             logits = member(images)
-            check_logits({name: logits})
+            answers[name] = logits.detach()
+            check_logits(answers)
             loss = loss_function(logits, labels)
             backward(loss)
         losses[name] = loss.detach()

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +16,11 @@ from einops import reduce
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from superweight_ensembles.data import Augmentation, ImageData
+from superweight_ensembles.batches import checked_batch
+from superweight_ensembles.data import Augmentation, ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.files import recover_folder
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.joint import joint_backward
@@ -92,8 +95,9 @@ def train(
         callback: Called after every step and every epoch.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, a device that is not there, a loss that is not finite (names
-            the member and the epoch), ``resume`` without ``out``.
+        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is
+            not there, a loss that is not finite (names the member and the epoch), ``resume`` without ``out``, a
+            checkpoint of another config, ``out`` with an older run and without ``resume``.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -105,10 +109,15 @@ def train(
         (1, ['a', 'b'])
     """
     config = config or TrainConfig()
+    if not isinstance(ensemble, SuperWeightEnsemble):
+        raise SuperWeightError(f"train() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
+    folder = None if out is None else Path(out)
+    if folder is not None and not resume and (folder / "log.jsonl").exists():
+        raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
@@ -117,18 +126,24 @@ def train(
     optimizer = build_optimizer(ensemble, config)
     schedule = build_schedule(optimizer, config, steps_per_epoch)
     history: list[dict[str, Any]] = []
-    folder = None if out is None else Path(out)
-    if folder is not None and resume and (folder / "checkpoint").is_dir():
-        history = load_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule)["history"]
-        _LOG.info("resumed after epoch %d of %d", len(history), config.epochs)
+    if folder is not None and resume:
+        recover_folder(folder / "checkpoint")
+        if (folder / "checkpoint").is_dir():
+            history = load_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, config)["history"]
+            _LOG.info("resumed after epoch %d of %d", len(history), config.epochs)
     log = None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         log = RunLog(folder, history)
     loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     threads = torch.get_num_threads()
-    try:
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    with ExitStack() as ending:
+        ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
+        ending.enter_context(torch.random.fork_rng(devices))
+        if log is not None:
+            ending.callback(log.close)
         for epoch in range(len(history) + 1, config.epochs + 1):
             start = time.perf_counter()
             torch.manual_seed(config.seed * 100_003 + epoch)
@@ -136,26 +151,21 @@ def train(
             losses = _train_epoch(
                 ensemble, batches, epoch, fabric, optimizer, schedule, loss_function, channels_last, config, callback
             )
-            last = epoch == config.epochs
-            validated = validation is not None and (last or epoch % config.validate_every == 0)
+            due = epoch == config.epochs or epoch % config.validate_every == 0
             history.append(
                 {
                     "epoch": epoch,
                     "lr": rate,
                     "train_loss": losses,
-                    "validation": _validate(ensemble, validation, fabric) if validated and validation else None,
+                    "validation": _validate(ensemble, validation, fabric) if due and validation is not None else None,
                     "seconds": time.perf_counter() - start,
                 }
             )
             if log is not None and folder is not None:
-                save_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, {"history": history})
+                save_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, config, {"history": history})
                 log.append(history[-1])
             if callback is not None:
                 callback(_progress(epoch, steps_per_epoch, steps_per_epoch, config, history[-1]))
-    finally:
-        torch.set_num_threads(threads)
-        if log is not None:
-            log.close()
     ensemble.eval()
     return TrainResult(
         history=history,
@@ -178,14 +188,6 @@ def build_fabric(config: TrainConfig) -> Fabric:
     return Fabric(accelerator=_device(config), devices=1, precision=precision)
 
 
-def check_batch_size(data: ImageData, config: TrainConfig) -> None:
-    """Refuse training data of fewer images than a batch."""
-    if len(data.train) < config.batch_size:
-        raise SuperWeightError(
-            f"{data.name} has {len(data.train)} training images, fewer than batch_size {config.batch_size}"
-        )
-
-
 def uses_bfloat16(config: TrainConfig) -> bool:
     """What a config's precision comes to: ``auto`` is bfloat16 where the hardware multiplies it faster."""
     if config.precision != "auto":
@@ -206,11 +208,34 @@ def _loaders(
     data: ImageData | SizedBatches, validation: Batches | None, config: TrainConfig, device: torch.device
 ) -> tuple[SizedBatches, Batches | None]:
     if not isinstance(data, ImageData):
-        if not hasattr(data, "__len__") or len(data) == 0:
-            raise SuperWeightError("training data must be ImageData or a sized iterable of at least one batch")
+        if isinstance(data, str) or not hasattr(data, "__len__") or len(data) == 0:
+            raise SuperWeightError(
+                "training data must be ImageData (from load_data) or a sized iterable of at least one batch"
+            )
+        if config.flip or config.crop_padding or config.cutout or config.num_workers:
+            raise SuperWeightError(
+                "flip, crop_padding, cutout and num_workers are for ImageData: let your own loader augment"
+            )
         return data, validation
-    check_batch_size(data, config)
-    batches = data.loader(
+    batches = training_loader(data, config, device)
+    if validation is None and len(data.validation):
+        validation = data.loader(
+            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
+        )
+    return batches, validation
+
+
+def training_loader(data: ImageData, config: TrainConfig, device: torch.device | str = "cpu") -> ImageLoader:
+    """Shuffled, augmented batches of the training split.
+
+    Raises:
+        SuperWeightError: Fewer images than a batch, or an augmentation that is larger than the images.
+    """
+    if len(data.train) < config.batch_size:
+        raise SuperWeightError(
+            f"{data.name} has {len(data.train)} training images, fewer than batch_size {config.batch_size}"
+        )
+    return data.loader(
         "train",
         config.batch_size,
         augmentation=Augmentation(flip=config.flip, crop_padding=config.crop_padding, cutout=config.cutout),
@@ -220,11 +245,6 @@ def _loaders(
         device=device,
         num_workers=config.num_workers,
     )
-    if validation is None and len(data.validation):
-        validation = data.loader(
-            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
-        )
-    return batches, validation
 
 
 def _train_epoch(
@@ -245,7 +265,8 @@ def _train_epoch(
         set_epoch(epoch)
     total = torch.zeros(len(ensemble.member_names), device=fabric.device, dtype=torch.float64)
     steps = len(batches)
-    for step, (images, labels) in enumerate(batches, start=1):
+    for step, batch in enumerate(batches, start=1):
+        images, labels = checked_batch(batch)
         images, labels = images.to(fabric.device), labels.to(fabric.device)
         if channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -272,12 +293,15 @@ def _validate(ensemble: SuperWeightEnsemble, batches: Batches, fabric: Fabric) -
     ensemble.eval()
     weights = ensemble.generate()
     log_probabilities, truth = [], []
-    for images, labels in batches:
+    for batch in batches:
+        images, labels = checked_batch(batch)
         images = images.to(fabric.device)
         with fabric.autocast():
             logits = [ensemble.run_member(name, images, weights[name]) for name in ensemble.member_names]
         log_probabilities.append(torch.stack(logits).float().log_softmax(2).cpu())
         truth.append(labels.cpu())
+    if not truth:
+        raise SuperWeightError("validation yields no batch: give an iterable that can be read every epoch")
     every, labels = torch.cat(log_probabilities, dim=1), torch.cat(truth)
     ensemble_log = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
     return {

@@ -9,11 +9,15 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
 
 def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list[dict[str, Any]]:
-    """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases."""
+    """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
+
+    Differs from paper: the published run decays norms too.
+    """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     coefficients = {id(parameter) for parameter in ensemble.bank.coefficients.parameters()}
@@ -29,7 +33,14 @@ def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list
 
 
 def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW over :func:`parameter_groups`.
+
+    Raises:
+        SuperWeightError: Nothing is trainable.
+    """
     groups = parameter_groups(ensemble, config.weight_decay)
+    if not groups:
+        raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate)
     nesterov = config.nesterov and config.momentum > 0
