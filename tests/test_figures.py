@@ -385,7 +385,8 @@ def test_reliability_leaves_out_empty_bins_and_states_the_ece() -> None:
     upper, lower = figure.axes
     assert "%" in upper.get_ylabel()
     assert "%" in lower.get_xlabel()
-    assert legend_texts(figure) == ["shared bank, ECE 1.2 %", "independent, ECE 1.2 %"]
+    eces = [100 * arm["ensemble"]["metrics"]["ece"] for arm in USUAL["arms"]]
+    assert legend_texts(figure) == [f"shared bank, ECE {eces[0]:.2f} %", f"independent, ECE {eces[1]:.2f} %"]
     full = [entry for entry in USUAL["arms"][0]["reliability"] if entry["count"]]
     (line,) = with_gid(figure, "shared bins")
     assert list(line.get_xdata()) == pytest.approx([100 * entry["confidence"] for entry in full])

@@ -44,7 +44,7 @@ def accuracy_flops(results: Results) -> Figure:
     for twins in _twins(arms):  # a thin line from a member to itself in another arm: one name does for both
         axes.plot(*zip(*twins), color=MUTED, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1.5, gid="same member")
     for below, arm in enumerate(arms):
-        draw_arm(axes, arm, star_size=120 + 80 * (len(arms) - 1 - below))  # larger below: equal ones stay visible
+        draw_arm(axes, arm, larger=len(arms) - 1 - below)  # what lies below is larger: equal results stay visible
     _legend(figure, arms)
     place_labels(
         axes,
@@ -56,7 +56,7 @@ def accuracy_flops(results: Results) -> Figure:
     return figure
 
 
-def draw_arm(axes: Axes, arm: Arm, star_size: float = 120) -> None:
+def draw_arm(axes: Axes, arm: Arm, larger: int = 0) -> None:
     """Subsets, front, members and full ensemble of one arm."""
     subsets = arm.subsets
     faint = 0.45 if len(subsets) <= 63 else 0.28
@@ -71,14 +71,17 @@ def draw_arm(axes: Axes, arm: Arm, star_size: float = 120) -> None:
         zorder=3,
         gid=f"{arm.name} front",
     )
-    draw_markers(axes, arm.members.values(), color=arm.color, marker=arm.marker, gid=f"{arm.name} members")
+    draw_markers(
+        axes, arm.members.values(), color=arm.color, marker=arm.marker, size=26 + 20 * larger, zorder=4 - 0.1 * larger,
+        gid=f"{arm.name} members",
+    )  # fmt: skip
     draw_markers(
         axes,
         [arm.ensemble],
         color=arm.color,
         marker="*",
-        size=star_size,
-        zorder=5 - star_size / 1000,
+        size=120 + 60 * larger,
+        zorder=5 - 0.1 * larger,
         gid=f"{arm.name} ensemble",
     )
 

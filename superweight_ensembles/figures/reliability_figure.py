@@ -62,13 +62,13 @@ def _draw_bins(axes: Axes, arm: Arm) -> None:
         confidences,
         accuracies,
         color=arm.color,
-        linewidth=1.2,
+        linestyle="none",  # bins of a few images would make a line zigzag
         marker=arm.marker,
         markersize=4.5,
         markeredgecolor="white",
         markeredgewidth=0.5,
         zorder=3,
-        label=f"{arm.label}, ECE {ece:.2f} %" if ece < 1 else f"{arm.label}, ECE {ece:.1f} %",
+        label=f"{arm.label}, ECE {ece:.2f} %",
         gid=f"{arm.name} bins",
     )
 
