@@ -1,4 +1,4 @@
-"""Which start values of templates and coefficients train best: the rules that METHOD leaves to measurement.
+"""Which start values of templates and coefficients train best: the rules that the papers leave open.
 
     python benchmarks/start_values.py --folder IMAGES --out benchmarks/results/start_values.json
 

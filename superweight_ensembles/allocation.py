@@ -1,6 +1,6 @@
 """How many templates each slot gets under a parameter budget.
 
-Source: Teterwak et al., WACV 2024, section 3.2; the two phases are the published code's.
+Source: Teterwak et al., WACV 2024; the two phases are the published code's.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class SuperWeightBank(nn.Module):
         templates: (K, Q) a (cluster, slot), float32.
         coefficients: (N, K) a (cluster, slot), one row a coefficient vector.
 
-    Source: Teterwak et al., WACV 2024, section 3.1.
+    Source: Teterwak et al., WACV 2024
     """
 
     def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:

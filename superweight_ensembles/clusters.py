@@ -1,6 +1,6 @@
 """Which targets share templates, before any training: depth bins, exact shapes, or a mapping by hand.
 
-Source: Teterwak et al., WACV 2024, section 3.2 (depth bins).
+Source: Teterwak et al., WACV 2024 (depth bins).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4
 
     Args:
         targets: Of all members, member after member, each in construction order.
-        rule: ``depth_bins`` (METHOD: contiguous runs of each member's layers), ``shape`` (equal shapes only),
+        rule: ``depth_bins`` (contiguous runs of each member's layers), ``shape`` (equal shapes only),
             ``none`` (no sharing: every weight stays its member's own), or a mapping of cluster names to globs
             over ``member.parameter`` names; targets that no glob names stay their member's own.
         bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.

@@ -92,7 +92,7 @@ def compose(blocks: Sequence[SlotBlocks], vectors: Sequence[Tensor]) -> Tensor:
     Returns:
         (n, O, I, *kernel).
 
-    Source: Teterwak et al., WACV 2024, section 3.1.
+    Source: Teterwak et al., WACV 2024
     """
     first = blocks[0].row
     assert first is not None, "slot 0 is one block"

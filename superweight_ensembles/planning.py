@@ -56,7 +56,7 @@ def plan_sharing(
         SuperWeightError: A budget below the minimum (states the minimum) or no budget at all; no target left;
             members of different class counts; a pattern that names nothing.
 
-    Source: Teterwak et al., WACV 2024, section 3.2.
+    Source: Teterwak et al., WACV 2024
     Differs from paper: the budget bounds every trainable scalar unless ``budget_counts="templates"``, and an
     infeasible one is an error.
 

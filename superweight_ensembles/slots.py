@@ -3,7 +3,7 @@
 Shapes: O out, I in, k kernel positions. The distinct shapes of a cluster, sorted by (numel, shape), are
 s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1).
 
-Source: Teterwak et al., WACV 2024, section 3.1.
+Source: Teterwak et al., WACV 2024
 """
 
 from __future__ import annotations

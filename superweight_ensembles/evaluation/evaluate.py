@@ -91,7 +91,7 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), or its labels are no
             classes of the members.
 
-    Source: METHOD 1.8; Teterwak et al., WACV 2024, section 4.
+    Source: Teterwak et al., WACV 2024
     """
     images, probabilities, labels = predict(ensemble, loader)
     costs = member_costs(ensemble, tuple(images.shape[1:]), dtype=images.dtype)

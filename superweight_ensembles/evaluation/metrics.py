@@ -58,7 +58,7 @@ def diversity(probabilities: Tensor, labels: Tensor) -> float | None:
         probabilities: (M, N, K).
         labels: (N,).
 
-    Source: Teterwak et al., WACV 2024, section 4.
+    Source: Teterwak et al., WACV 2024
     """
     answers = probabilities.argmax(2)
     error = float((probabilities.mean(0).argmax(1) != labels).double().mean())

@@ -1,6 +1,6 @@
 """One joint training step: the members' losses are summed, and one member's activations live at a time.
 
-Source: Teterwak et al., WACV 2024, section 3; METHOD: loss = sum over members of the cross-entropy on one batch.
+Source: Teterwak et al., WACV 2024: loss = sum over members of the cross-entropy on one batch.
 """
 
 from __future__ import annotations
