@@ -31,6 +31,7 @@ from superweight_ensembles.training import TrainProgress, train
 from superweight_ensembles.training.loop import build_fabric, training_loader
 
 RUN_FORMAT = 1
+_KEPT = {"checkpoint", ".checkpoint.old", "ensemble"}
 _RUN_FILES = {"recipe.yaml", "run.json", "plan.json", "results.json", "figures", "shared", "independent"}
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
@@ -74,7 +75,7 @@ def train_run(
         for arm in arms_of(recipe):
             _train_arm(recipe, arm, plan, data, folder / arm, progress_of(arm) if progress_of is not None else None)
     except SuperWeightError:
-        if begun and not any((folder / arm / "checkpoint").exists() for arm in arms_of(recipe)):
+        if begun and not any(path.name in _KEPT for path in folder.glob("*/*")):
             shutil.rmtree(folder)  # nothing was reached that could be gone on from
         raise
 

@@ -116,6 +116,24 @@ def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, re
         assert tensors[0] == tensors[1]
 
 
+def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    from superweight_ensembles import runs
+
+    run, train, arms = tmp_path / "run", runs.train, []
+
+    def fail_second(*arguments, **options):
+        arms.append(options["out"].name)
+        if len(arms) == 2:
+            raise swe.SuperWeightError("the training loss of member 'a' is nan")
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(runs, "train", fail_second)
+    assert superweights(monkeypatch, "train", recipe, "--out", run) == 2
+    assert arms == ["shared", "independent"]
+    assert "is nan" in capsys.readouterr().err
+    assert swe.SuperWeightEnsemble.load(run / "shared" / "ensemble").member_names == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
