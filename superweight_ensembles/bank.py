@@ -47,6 +47,9 @@ class SuperWeightBank(nn.Module):
         """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
 
         Differentiable; in the autocast dtype where one is active; each tensor is made once.
+
+        Raises:
+            SuperWeightError: No member of that name.
         """
         names = self.plan.member_names if members is None else tuple(members)
         for name in names:

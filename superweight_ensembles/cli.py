@@ -142,10 +142,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
     try:
         app()
-    except SuperWeightError as error:
-        _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
-        sys.exit(2)
-    except OSError as error:
+    except (SuperWeightError, OSError) as error:
         _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -73,7 +73,11 @@ def train_run(
         write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
     try:
         for arm in arms_of(recipe):
-            _train_arm(recipe, arm, plan, data, folder / arm, progress_of(arm) if progress_of is not None else None)
+            if (folder / arm / "training.json").is_file():
+                continue
+            arm_plan = plan if arm == "shared" else independent_plan(members)
+            ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
+            _train_arm(recipe, ensemble, data, folder / arm, progress_of(arm) if progress_of is not None else None)
     except SuperWeightError:
         if begun and not any(path.name in _KEPT for path in folder.glob("*/*")):
             shutil.rmtree(folder)  # nothing was reached that could be gone on from
@@ -161,20 +165,11 @@ def trained_arm(folder: Path, arm: str) -> Path:
 
 def _train_arm(
     recipe: Recipe,
-    arm: str,
-    plan: SharingPlan,
+    ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
 ) -> None:
-    if (folder / "training.json").is_file():
-        return
-    members = recipe.build_members(data)
-    ensemble = SuperWeightEnsemble(
-        members,
-        plan=plan if arm == "shared" else independent_plan(members),
-        generator=recipe.bank_generator(),
-    )
     result = train(ensemble, data, recipe.training, out=folder, resume=True, callback=progress)
     ensemble.cpu().save(folder / "ensemble")
     write_json(folder / "training.json", asdict(result))
@@ -186,12 +181,12 @@ def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
     if not folder.exists():
         return
-    is_run = folder.is_dir() and {"recipe.yaml", "run.json"} <= (names := {path.name for path in folder.iterdir()})
     if not (resume or overwrite):
         raise SuperWeightError(
             f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
         )
-    if not is_run:
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not {"recipe.yaml", "run.json"} <= names:
         raise SuperWeightError(f"{folder} exists and is no run folder: --out names another")
     if overwrite and names - _RUN_FILES:
         raise SuperWeightError(

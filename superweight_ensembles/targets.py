@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Union
@@ -59,7 +59,7 @@ def named_members(members: Members) -> dict[str, nn.Module]:
     """
     if isinstance(members, nn.Module):
         raise SuperWeightError("members must be a mapping of names to modules: write {'name': module}")
-    if not isinstance(members, (Mapping, Iterable)):
+    if not isinstance(members, Iterable):
         raise SuperWeightError(f"members must be a mapping of names to modules; got {type(members).__name__}")
     pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
     if not pairs:
@@ -115,26 +115,23 @@ def find_targets(
     names: dict[int, list[str]] = {}
     taken: dict[int, tuple[tuple[int, ...], str]] = {}
     left: set[int] = set()
-    for layer_name, layer in module.named_modules(remove_duplicate=False):
-        for local, parameter in layer._parameters.items():
-            if parameter is None:
-                continue
-            key, name = id(parameter), f"{layer_name}.{local}" if layer_name else local
-            if isinstance(parameter, UninitializedParameter):
-                raise SuperWeightError(
-                    f"{member or 'the module'}: {name} has no shape yet; run a batch through the lazy layer first"
-                )
-            names.setdefault(key, []).append(name)
-            if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
-                continue
-            kind = _kind(layer, local, tuple(parameter.shape))
-            spellings = _spellings(member, layer_name, name)
-            if any(matches(spellings, pattern) for pattern in exclude):
-                left.add(key)
-            elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
-                if isinstance(layer, nn.RNNBase):
-                    raise SuperWeightError(f"{member or 'the module'}: {name} is of a recurrent layer; leave it out")
-                taken.setdefault(key, (tuple(parameter.shape), kind or f"tensor{parameter.ndim}d"))
+    for layer_name, layer, local, parameter in _layer_parameters(module):
+        key, name = id(parameter), _joined(layer_name, local)
+        if isinstance(parameter, UninitializedParameter):
+            raise SuperWeightError(
+                f"{member or 'the module'}: {name} has no shape yet; run a batch through the lazy layer first"
+            )
+        names.setdefault(key, []).append(name)
+        if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
+            continue
+        kind = _kind(layer, local, tuple(parameter.shape))
+        spellings = _spellings(member, layer_name, local)
+        if any(matches(spellings, pattern) for pattern in exclude):
+            left.add(key)
+        elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
+            if isinstance(layer, nn.RNNBase):
+                raise SuperWeightError(f"{member or 'the module'}: {name} is of a recurrent layer; leave it out")
+            taken.setdefault(key, (tuple(parameter.shape), kind or f"tensor{parameter.ndim}d"))
     return tuple(
         Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
         for key, (shape, kind) in taken.items()
@@ -147,10 +144,9 @@ def unused_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -
     spellings = {
         spelling
         for member, module in members.items()
-        for layer_name, layer in module.named_modules(remove_duplicate=False)
-        for local, parameter in layer._parameters.items()
-        if parameter is not None and parameter.ndim >= 2
-        for spelling in _spellings(member, layer_name, f"{layer_name}.{local}" if layer_name else local)
+        for layer_name, _, local, parameter in _layer_parameters(module)
+        if parameter.ndim >= 2
+        for spelling in _spellings(member, layer_name, local)
     }
     return [pattern for pattern in patterns if not matches(spellings, pattern)]
 
@@ -215,6 +211,18 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _spellings(member: str, layer_name: str, name: str) -> tuple[str, ...]:
-    plain = (layer_name, name)
+def _layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every (layer name, layer, local name, parameter), under each of its names."""
+    for layer_name, layer in module.named_modules(remove_duplicate=False):
+        for local, parameter in layer._parameters.items():
+            if parameter is not None:
+                yield layer_name, layer, local, parameter
+
+
+def _joined(layer_name: str, local: str) -> str:
+    return f"{layer_name}.{local}" if layer_name else local
+
+
+def _spellings(member: str, layer_name: str, local: str) -> tuple[str, ...]:
+    plain = (layer_name, _joined(layer_name, local))
     return plain + tuple(f"{member}.{part}" for part in plain) if member else plain
