@@ -3,6 +3,7 @@
 ``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; the README has two commands that do it all.
 """
 
+from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.bank import SuperWeightBank
 from superweight_ensembles.data import load_data
 from superweight_ensembles.ensemble import SuperWeightEnsemble
@@ -11,6 +12,7 @@ from superweight_ensembles.evaluation import evaluate, member_costs
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan, plan_sharing
 from superweight_ensembles.registry import build_member
+from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
 from superweight_ensembles.targets import find_targets
 from superweight_ensembles.training import TrainConfig, TrainResult, train
 from superweight_ensembles.wide_resnet import wide_resnet
@@ -22,6 +24,8 @@ __all__ = [
     "SuperWeightError",
     "TrainConfig",
     "TrainResult",
+    "Untying",
+    "adopt_plan",
     "build_member",
     "evaluate",
     "find_targets",
@@ -29,6 +33,8 @@ __all__ = [
     "load_data",
     "member_costs",
     "plan_sharing",
+    "search_clusters",
     "train",
+    "untie_coefficients",
     "wide_resnet",
 ]

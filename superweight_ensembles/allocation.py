@@ -16,22 +16,25 @@ class SlotNeed:
     Attributes:
         size: Numbers in one template.
         num_users: Targets that compose from this slot.
-        num_vectors: Coefficient vectors; each template adds one number to each of them.
+        num_coefficients: Coefficient scalars that each template brings along.
+        num_fixed: Coefficient scalars that the slot has in any case.
     """
 
     size: int
     num_users: int
-    num_vectors: int
+    num_coefficients: int
+    num_fixed: int = 0
 
 
 def template_cost(need: SlotNeed, count_coefficients: bool) -> int:
     """Trainable scalars that one more template costs."""
-    return need.size + (need.num_vectors if count_coefficients else 0)
+    return need.size + (need.num_coefficients if count_coefficients else 0)
 
 
 def minimum_cost(needs: Sequence[SlotNeed], count_coefficients: bool = True) -> int:
     """Trainable scalars with one template a slot, below which nothing fits."""
-    return sum(template_cost(need, count_coefficients) for need in needs)
+    fixed = sum(need.num_fixed for need in needs) if count_coefficients else 0
+    return fixed + sum(template_cost(need, count_coefficients) for need in needs)
 
 
 def allocate(
@@ -52,7 +55,10 @@ def allocate(
         Templates of each slot.
 
     Example:
-        >>> slots = [SlotNeed(size=10, num_users=2, num_vectors=2), SlotNeed(size=30, num_users=1, num_vectors=1)]
+        >>> slots = [
+        ...     SlotNeed(size=10, num_users=2, num_coefficients=2),
+        ...     SlotNeed(size=30, num_users=1, num_coefficients=1),
+        ... ]
         >>> allocate(slots, 56)
         (2, 1)
         >>> allocate(slots, 90)

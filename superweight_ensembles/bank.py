@@ -6,11 +6,13 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.generation import (
     ClusterProgram,
     Weights,
+    by_channel,
     compile_plan,
     decompose,
     run_program,
@@ -18,6 +20,8 @@ from superweight_ensembles.generation import (
 )
 from superweight_ensembles.initial_values import Deviations, initial_values
 from superweight_ensembles.plan import SharingPlan
+
+_SAMPLED = 8
 
 
 class SuperWeightBank(nn.Module):
@@ -30,18 +34,42 @@ class SuperWeightBank(nn.Module):
 
     Attributes:
         templates: (K, Q) a (cluster, slot), float32.
-        coefficients: (N, K) a (cluster, slot), one row a coefficient vector.
+        coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
+            (N, E), or (N, O, K) with a vector for each output channel.
+        mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
 
     Source: Teterwak et al., WACV 2024
     """
 
     def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        templates, coefficients = initial_values(plan, deviations, generator)
+        templates, coefficients, mixers = initial_values(plan, deviations, generator)
         self.plan = plan
         self.templates = nn.ParameterDict(templates)
         self.coefficients = nn.ParameterDict(coefficients)
+        self.mixers = nn.ParameterDict(mixers)
         self._programs: dict[tuple[str, ...], tuple[ClusterProgram, ...]] = {}
+        self._start = {key: values[:, :_SAMPLED].clone() for key, values in templates.items()}
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the templates still are the start values that were drawn."""
+        return all(
+            torch.equal(values[:, :_SAMPLED].detach().cpu(), self._start[key].to(values.dtype))
+            for key, values in self.templates.items()
+        )
+
+    def set_plan(self, plan: SharingPlan) -> None:
+        """Go on under a plan that the tensors held here already fit."""
+        self.plan = plan
+        self._programs.clear()
+
+    def combination(self, key: str) -> Tensor:
+        """The coefficients of a slot as they combine its templates: (N, K), or (N, O, K)."""
+        if key not in self.mixers:
+            return self.coefficients[key]
+        mixer = self.mixers[key]
+        return F.linear(self.coefficients[key], mixer[:, :-1], mixer[:, -1])
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
         """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
@@ -57,7 +85,8 @@ class SuperWeightBank(nn.Module):
                 raise unknown_name("member", name, self.plan.member_names)
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
-        weights = run_program(self._programs[names], dict(self.templates.items()), dict(self.coefficients.items()))
+        coefficients = {key: self.combination(key) for key in self.coefficients}
+        weights = run_program(self._programs[names], dict(self.templates.items()), coefficients)
         return {name: weights.get(name, {}) for name in names}
 
     forward = generate
@@ -72,16 +101,26 @@ class SuperWeightBank(nn.Module):
             weights: Tensors by member and parameter name, such as the members' own.
         """
         for index, cluster in enumerate(self.plan.clusters):
-            rows: list[dict[int, Tensor]] = [{} for _ in cluster.slots]
+            users: list[list[int]] = [[] for _ in cluster.slots]
+            wanted: list[list[Tensor]] = [[] for _ in cluster.slots]
             for target in cluster.targets:
                 weight = weights[target.member][target.name].detach()
                 for slot, vector in enumerate(decompose(cluster.blocks[: target.slot + 1], weight)):
-                    rows[slot].setdefault(target.vectors[slot], vector)
-            for slot, found in enumerate(rows):
+                    users[slot].append(target.vectors[slot])
+                    wanted[slot].append(vector)
+            for slot, block in enumerate(cluster.blocks):
                 key = slot_key(index, slot)
-                wanted = torch.stack([found[vector] for vector in range(len(found))])
-                inverse = torch.linalg.pinv(self.coefficients[key].double())
-                self.templates[key].copy_(inverse @ wanted.to(inverse))
+                rows = self.combination(key)[users[slot]].double()
+                found = torch.stack(wanted[slot]).to(rows)
+                if rows.ndim == 2:
+                    self.templates[key].copy_(torch.linalg.pinv(rows) @ found)
+                    continue
+                channels = rows.split([shape[0] for shape in block.shapes], dim=1)
+                solved = [
+                    (torch.linalg.pinv(rows.transpose(0, 1)) @ numbers.transpose(0, 1)).transpose(0, 1).flatten(1)
+                    for rows, numbers in zip(channels, by_channel(found, block))
+                ]
+                self.templates[key].copy_(torch.cat(solved, dim=1))
 
     def extra_repr(self) -> str:
         return f"clusters={len(self.plan.clusters)}, templates={self.plan.num_templates:,}"

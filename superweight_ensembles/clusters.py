@@ -18,10 +18,17 @@ CLUSTER_RULES = ("depth_bins", "shape", "none")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetGroup:
-    """Targets, of any member, that share templates."""
+    """Targets, of any member, that share templates.
+
+    Attributes:
+        name: For people.
+        targets: Member after member.
+        leaders: For each target, the place in ``targets`` of the one whose coefficients it uses; None: its own.
+    """
 
     name: str
     targets: tuple[Target, ...]
+    leaders: tuple[int, ...] | None = None
 
 
 def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4) -> tuple[TargetGroup, ...]:

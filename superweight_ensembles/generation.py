@@ -1,10 +1,11 @@
 """All weights of all members from templates and coefficients, batched per (cluster, slot).
 
 The plan is compiled once into slices (``compile_plan``) and run every step (``run_program``): one matrix product
-a (cluster, slot) makes every SuperWeight of the slot, each unique coefficient vector once; targets of equal shape
-are then assembled together, block by block. Backward keeps the two factors of each product and nothing else.
+a (cluster, slot) makes every SuperWeight of the slot, each unique coefficient vector once (one batched product a block
+where every output channel has its own coefficients); targets of equal shape are then assembled together, block by
+block. Backward keeps the two factors of each product and nothing else.
 
-Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, n targets of one shape.
+Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, O output channels, n targets of one shape.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def run_program(
     Args:
         programs: From :func:`compile_plan`.
         templates: (K, Q) by :func:`slot_key`.
-        coefficients: (N, K) by :func:`slot_key`.
+        coefficients: (N, K), or (N, O, K) with a vector an output channel, by :func:`slot_key`.
 
     Returns:
         Tensors by member and parameter name, in the autocast dtype where one is active; tied names hold one tensor.
@@ -73,13 +74,39 @@ def run_program(
     weights: Weights = {}
     for program in programs:
         superweights = [
-            _take(coefficients[key], rows) @ templates[key] for key, rows in zip(program.keys, program.rows)
+            combine(_take(coefficients[key], rows), templates[key], block)
+            for key, rows, block in zip(program.keys, program.rows, program.blocks)
         ]
         for group in program.groups:
             vectors = [_take(superweights[slot], where) for slot, where in enumerate(group.positions)]
             for target, weight in zip(group.targets, compose(program.blocks, vectors).unbind(0)):
                 weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
     return weights
+
+
+def combine(coefficients: Tensor, templates: Tensor, block: SlotBlocks) -> Tensor:
+    """SuperWeights (N, Q) of a slot: linear combinations of its templates (K, Q).
+
+    Args:
+        coefficients: (N, K), or (N, O, K) with a vector an output channel.
+        templates: (K, Q).
+        block: Of the slot.
+    """
+    if coefficients.ndim == 2:
+        return coefficients @ templates
+    parts = [
+        torch.bmm(rows.transpose(0, 1), numbers.transpose(0, 1)).transpose(0, 1).flatten(1)
+        for rows, numbers in zip(
+            coefficients.split([shape[0] for shape in block.shapes], dim=1), by_channel(templates, block)
+        )
+    ]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def by_channel(vectors: Tensor, block: SlotBlocks) -> list[Tensor]:
+    """Vectors (n, Q) of a slot as one (n, O, Q / O) a block: output channel by output channel."""
+    parts = vectors.split([math.prod(shape) for shape in block.shapes], dim=1)
+    return [part.unflatten(1, (shape[0], -1)) for part, shape in zip(parts, block.shapes)]
 
 
 def compose(blocks: Sequence[SlotBlocks], vectors: Sequence[Tensor]) -> Tensor:

@@ -48,20 +48,26 @@ def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviatio
 
 def initial_values(
     plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw templates (K, Q) and coefficients (N, K) of every slot.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Draw the bank of a plan, slot by slot.
 
     Templates of a slot are orthogonal to each other and have the smallest deviation that a user of the slot starts
     with (that of its widest layer); coefficient vectors are orthogonal in runs of K, scaled so that each target
-    starts with its own deviation.
+    starts with its own deviation (targets with tied coefficients: with that of the smallest of them). Embeddings are
+    random, orthogonal in runs of E, and their map is drawn at random; coefficients an output channel start equal.
 
     Args:
         plan: What to draw for.
         deviations: Of every target, as :func:`own_deviations` reads them.
         generator: Source of the randomness; the global one where None.
+
+    Returns:
+        Templates (K, Q); coefficients (N, K), embeddings (N, E) or coefficients (N, O, K); maps (K, E + 1) of the slots
+        with embeddings. All by slot.
     """
     templates: dict[str, Tensor] = {}
     coefficients: dict[str, Tensor] = {}
+    mixers: dict[str, Tensor] = {}
     for index, cluster in enumerate(plan.clusters):
         for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
             users = user_deviations(cluster, slot, deviations)
@@ -69,11 +75,22 @@ def initial_values(
             gains = torch.tensor(users, dtype=torch.float64) / reference
             key = slot_key(index, slot)
             templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
-            rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
-            if planned.num_templates > block.size:  # templates cannot be orthogonal then: scale by what comes out
-                rows = rows * reference / (rows @ templates[key]).square().mean(1, keepdim=True).sqrt()
-            coefficients[key] = rows * gains.to(rows)[:, None]
-    return templates, coefficients
+            if cluster.coefficients == "embedding":
+                embeddings = orthonormal_runs(planned.num_vectors, cluster.embedding_size, generator)
+                mixer = torch.randn(planned.num_templates, cluster.embedding_size, generator=generator)
+                rows = embeddings @ mixer.T
+            else:
+                rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
+            made = (rows @ templates[key]).square().mean(1, keepdim=True).sqrt()
+            scale = gains.to(rows)[:, None] * reference / made
+            if cluster.coefficients == "embedding":
+                coefficients[key] = embeddings * scale
+                mixers[key] = torch.cat([mixer, torch.zeros(planned.num_templates, 1)], dim=1)
+            elif cluster.coefficients == "channel":
+                coefficients[key] = (rows * scale)[:, None].repeat(1, block.num_rows, 1)
+            else:
+                coefficients[key] = rows * scale
+    return templates, coefficients, mixers
 
 
 def orthogonal_templates(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -99,12 +116,12 @@ def orthonormal_runs(count: int, size: int, generator: torch.Generator | None = 
 
 
 def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:
-    """Of each coefficient vector of a slot: the deviation of its (first) user."""
-    values = [0.0] * cluster.slots[slot].num_vectors
-    for target in reversed(cluster.targets):
+    """Of each coefficient vector of a slot: the smallest deviation, but for zero, of its users."""
+    found: list[list[float]] = [[] for _ in range(cluster.slots[slot].num_vectors)]
+    for target in cluster.targets:
         if target.slot >= slot:
-            values[target.vectors[slot]] = deviations[target.member, target.name]
-    return values
+            found[target.vectors[slot]].append(deviations[target.member, target.name])
+    return [min((value for value in values if value > 0), default=0.0) for values in found]
 
 
 def _kaiming(shape: tuple[int, ...]) -> float:

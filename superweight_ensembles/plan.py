@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from superweight_ensembles.coefficients import CoefficientForm, fixed_numbers, numbers_per_template
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan_table import plan_table
 from superweight_ensembles.slots import Shape, SlotBlocks, slot_blocks
@@ -68,7 +69,16 @@ class PlannedTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Targets of one kind and kernel that share templates."""
+    """Targets of one kind and kernel that share templates.
+
+    Attributes:
+        name: Unique, for people.
+        kind: Of the layers.
+        slots: By size.
+        targets: Ordered by slot.
+        coefficients: Form in which every slot holds its coefficients (see ``superweight_ensembles.coefficients``).
+        embedding_size: Numbers in an embedding; 0 for the other forms.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -76,6 +86,8 @@ class Cluster:
     kind: str
     slots: tuple[PlannedSlot, ...]
     targets: tuple[PlannedTarget, ...]
+    coefficients: CoefficientForm = "vector"
+    embedding_size: int = 0
 
     @property
     def kernel(self) -> Shape:
@@ -97,11 +109,21 @@ class Cluster:
 
     @property
     def num_coefficients(self) -> int:
-        """Trainable scalars in coefficient vectors."""
-        return sum(slot.num_templates * slot.num_vectors for slot in self.slots)
+        """Trainable scalars in coefficients."""
+        return sum(self._slot_coefficients(index, slot.num_templates) for index, slot in enumerate(self.slots))
+
+    @property
+    def minimum_coefficients(self) -> int:
+        """Trainable scalars in coefficients with one template a slot."""
+        return sum(self._slot_coefficients(index, 1) for index in range(len(self.slots)))
 
     def shape_of(self, target: PlannedTarget) -> Shape:
         return self.slots[target.slot].shape
+
+    def _slot_coefficients(self, index: int, num_templates: int) -> int:
+        vectors = self.slots[index].num_vectors
+        each = numbers_per_template(self.coefficients, self.blocks[index], vectors, self.embedding_size)
+        return num_templates * each + fixed_numbers(self.coefficients, vectors, self.embedding_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +172,7 @@ class SharingPlan:
 
     @property
     def num_coefficients(self) -> int:
-        """Trainable scalars in coefficient vectors."""
+        """Trainable scalars in coefficients."""
         return sum(cluster.num_coefficients for cluster in self.clusters)
 
     @property
@@ -161,8 +183,8 @@ class SharingPlan:
     @property
     def minimum_parameters(self) -> int:
         """Every trainable scalar with one template a slot: no smaller budget fits this sharing."""
-        vectors = sum(slot.num_vectors for cluster in self.clusters for slot in cluster.slots)
-        return self.minimum_templates + vectors + self.num_private
+        coefficients = sum(cluster.minimum_coefficients for cluster in self.clusters)
+        return self.minimum_templates + coefficients + self.num_private
 
     @property
     def fingerprint(self) -> str:
@@ -218,6 +240,8 @@ def _check_consistent(plan: SharingPlan) -> None:
             raise refuse(where, "needs slots and targets")
         if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
             raise refuse(where, "slot shapes are (out, in, *kernel), all positive")
+        if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
+            raise refuse(where, "embedding_size is positive with coefficients 'embedding', and 0 with the others")
         if len({slot.shape[2:] for slot in cluster.slots}) > 1:
             raise refuse(where, "all slots must have one kernel")
         for index, (slot, block) in enumerate(zip(cluster.slots, cluster.blocks)):

@@ -6,17 +6,23 @@ import logging
 import math
 import numbers
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from superweight_ensembles.allocation import SlotNeed, allocate, minimum_cost
 from superweight_ensembles.clusters import ClusterRule, TargetGroup, group_targets
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.coefficients import (
+    EMBEDDING_SIZE,
+    CoefficientForm,
+    fixed_numbers,
+    numbers_per_template,
+)
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import Cluster, PlannedMember, PlannedSlot, PlannedTarget, SharingPlan
 from superweight_ensembles.slots import ordered_shapes
 from superweight_ensembles.targets import (
     Members,
-    Target,
     find_targets,
     named_members,
     num_classes,
@@ -24,6 +30,7 @@ from superweight_ensembles.targets import (
 )
 
 _LOG = logging.getLogger(__name__)
+COEFFICIENT_KINDS = ("own", "tied", "embedding", "channel")
 
 
 def plan_sharing(
@@ -33,6 +40,8 @@ def plan_sharing(
     clusters: ClusterRule = "depth_bins",
     bins: int = 4,
     cap: int = 8,
+    coefficients: str = "own",
+    reserve_untied: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     budget_counts: str = "all",
@@ -47,6 +56,11 @@ def plan_sharing(
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
             it), at least one. ``depth_bins`` alone reads it.
         cap: Templates a slot at most.
+        coefficients: ``own``: a vector for each target and slot; ``tied``: one vector a slot, for all its targets;
+            ``embedding``: each vector is an affine function of a small embedding; ``channel``: a vector for each output
+            channel of each target.
+        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later
+            (:func:`untie_coefficients`); ``tied`` alone reads it.
         include: Globs of layers to generate as well (see :func:`find_targets`).
         exclude: Globs of layers to leave to their member.
         budget_counts: ``all`` trainable scalars (templates, coefficients, norms, biases, heads), or
@@ -69,6 +83,8 @@ def plan_sharing(
     """
     modules = named_members(members)
     _check_options(cap, budget_counts, clusters, bins)
+    if reserve_untied and coefficients != "tied":
+        raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     for option, globs in (("include", include), ("exclude", exclude)):
         if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
             raise SuperWeightError(f"{option} must be a list of globs; got {globs!r}")
@@ -83,13 +99,34 @@ def plan_sharing(
         raise SuperWeightError(f"the pattern {unused[0]!r} names no layer of any member (write 'member.layer')")
     if not targets and clusters != "none":
         raise SuperWeightError("no weight is left to share after exclusion: exclude less, or include layers by name")
+    groups = group_targets(targets, clusters, bins=bins)
     return plan_groups(
-        modules,
-        group_targets(targets, clusters, bins=bins),
+        _planned_members(modules, groups),
+        tie_all(groups) if coefficients == "tied" else groups,
         budget=budget,
         cap=cap,
         budget_counts=budget_counts,
+        form=coefficient_form(coefficients),
+        reserve_untied=reserve_untied,
     )
+
+
+def coefficient_form(kind: str) -> CoefficientForm:
+    """The form of a coefficient kind: tied vectors are vectors.
+
+    Raises:
+        SuperWeightError: No such kind.
+    """
+    if kind not in COEFFICIENT_KINDS:
+        raise unknown_name("coefficients", kind, COEFFICIENT_KINDS)
+    if kind == "embedding":
+        return "embedding"
+    return "channel" if kind == "channel" else "vector"
+
+
+def tie_all(groups: Sequence[TargetGroup]) -> list[TargetGroup]:
+    """The same groups, each with one coefficient vector a slot for all its targets."""
+    return [replace(group, leaders=(0,) * len(group.targets)) for group in groups]
 
 
 def independent_plan(members: Members) -> SharingPlan:
@@ -98,42 +135,35 @@ def independent_plan(members: Members) -> SharingPlan:
 
 
 def plan_groups(
-    modules: Mapping[str, nn.Module],
+    members: Sequence[PlannedMember],
     groups: Sequence[TargetGroup],
     *,
     budget: float,
     cap: int = 8,
     budget_counts: str = "all",
+    form: CoefficientForm = "vector",
+    reserve_untied: bool = False,
 ) -> SharingPlan:
-    """Allocate templates to groups of targets that were chosen already, one coefficient vector a target and slot.
+    """Allocate templates to groups of targets that were chosen already.
 
     Args:
-        modules: All members, checked.
+        members: All members, as a plan knows them.
         groups: What shares with what; targets of no group stay their member's own.
         budget: As :func:`plan_sharing` takes it, like ``cap`` and ``budget_counts``.
         cap: Templates a slot at most.
         budget_counts: ``all`` or ``templates``.
+        form: In which the coefficients are held.
+        reserve_untied: Leave so much of the budget unspent that every tied vector can be un-tied later.
 
     Raises:
         SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all.
     """
-    shared = dict.fromkeys(modules, 0)
-    for target in (target for group in groups for target in group.targets):
-        shared[target.member] += math.prod(target.shape)
-    planned_members = tuple(
-        PlannedMember(name=name, num_parameters=count, num_private=count - shared[name])
-        for name, count in ((name, count_parameters(module)) for name, module in modules.items())
-    )
-    drafts = [_draft(group) for group in groups]
-    needs = [
-        SlotNeed(size=block.size, num_users=slot.num_vectors, num_vectors=slot.num_vectors)
-        for draft in drafts
-        for slot, block in zip(draft.slots, draft.blocks)
-    ]
-    apart = sum(member.num_parameters for member in planned_members)
+    drafts = [_draft(group, form) for group in groups]
+    needs = [need for draft in drafts for need in _needs(draft, reserve_untied)]
+    apart = sum(member.num_parameters for member in members)
     limit = resolve_budget(budget, apart)
     everything = budget_counts == "all"
-    own = sum(member.num_private for member in planned_members) if everything else 0
+    own = sum(member.num_private for member in members) if everything else 0
     minimum = minimum_cost(needs, everything) + own
     if limit < minimum:
         raise SuperWeightError(
@@ -143,17 +173,9 @@ def plan_groups(
         )
     counts = iter(allocate(needs, limit - own, cap=cap, count_coefficients=everything))
     plan = SharingPlan(
-        members=planned_members,
+        members=tuple(members),
         clusters=tuple(
-            Cluster(
-                name=draft.name,
-                kind=draft.kind,
-                targets=draft.targets,
-                slots=tuple(
-                    PlannedSlot(shape=slot.shape, num_vectors=slot.num_vectors, num_templates=next(counts))
-                    for slot in draft.slots
-                ),
-            )
+            replace(draft, slots=tuple(replace(slot, num_templates=next(counts)) for slot in draft.slots))
             for draft in drafts
         ),
         budget=limit,
@@ -168,6 +190,20 @@ def plan_groups(
             f"{plan.num_parameters:,}",
         )
     return plan
+
+
+def groups_minimum(
+    members: Sequence[PlannedMember],
+    groups: Sequence[TargetGroup],
+    *,
+    budget_counts: str = "all",
+    form: CoefficientForm = "vector",
+    reserve_untied: bool = False,
+) -> int:
+    """The smallest budget, in trainable scalars, with which :func:`plan_groups` makes a plan of these groups."""
+    needs = [need for group in groups for need in _needs(_draft(group, form), reserve_untied)]
+    everything = budget_counts == "all"
+    return minimum_cost(needs, everything) + (sum(member.num_private for member in members) if everything else 0)
 
 
 def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None:
@@ -235,26 +271,54 @@ def resolve_budget(budget: float, apart: int) -> int:
     return math.floor(float(budget) * apart + 1e-9)
 
 
-def _draft(group: TargetGroup) -> Cluster:
+def _planned_members(modules: Mapping[str, nn.Module], groups: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:
+    shared = dict.fromkeys(modules, 0)
+    for target in (target for group in groups for target in group.targets):
+        shared[target.member] += math.prod(target.shape)
+    return tuple(
+        PlannedMember(name=name, num_parameters=count, num_private=count - shared[name])
+        for name, count in ((name, count_parameters(module)) for name, module in modules.items())
+    )
+
+
+def _draft(group: TargetGroup, form: CoefficientForm) -> Cluster:
     """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
     shapes = ordered_shapes(target.shape for target in group.targets)
     slot_of = {shape: index for index, shape in enumerate(shapes)}
-    ordered: list[Target] = sorted(group.targets, key=lambda target: slot_of[target.shape])
-    used = [0] * len(shapes)
+    leaders = group.leaders if group.leaders is not None else range(len(group.targets))
+    used: list[dict[int, int]] = [{} for _ in shapes]
     planned = []
-    for target in ordered:
+    for target, leader in sorted(zip(group.targets, leaders), key=lambda pair: slot_of[pair[0].shape]):
         slot = slot_of[target.shape]
-        planned.append(
-            PlannedTarget(member=target.member, names=target.names, slot=slot, vectors=tuple(used[: slot + 1]))
-        )
-        for index in range(slot + 1):
-            used[index] += 1
+        vectors = tuple(used[index].setdefault(leader, len(used[index])) for index in range(slot + 1))
+        planned.append(PlannedTarget(member=target.member, names=target.names, slot=slot, vectors=vectors))
     return Cluster(
         name=group.name,
         kind=group.targets[0].kind,
-        slots=tuple(PlannedSlot(shape=shape, num_vectors=count, num_templates=1) for shape, count in zip(shapes, used)),
+        slots=tuple(
+            PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
+        ),
         targets=tuple(planned),
+        coefficients=form,
+        embedding_size=EMBEDDING_SIZE if form == "embedding" else 0,
     )
+
+
+def _needs(draft: Cluster, reserve_untied: bool) -> list[SlotNeed]:
+    """What each slot of a cluster asks of the budget; with ``reserve_untied``, as if no coefficients were tied."""
+    needs = []
+    for index, (slot, block) in enumerate(zip(draft.slots, draft.blocks)):
+        users = sum(target.slot >= index for target in draft.targets)
+        vectors = users if reserve_untied else slot.num_vectors
+        needs.append(
+            SlotNeed(
+                size=block.size,
+                num_users=users,
+                num_coefficients=numbers_per_template(draft.coefficients, block, vectors, draft.embedding_size),
+                num_fixed=fixed_numbers(draft.coefficients, vectors, draft.embedding_size),
+            )
+        )
+    return needs
 
 
 def _check_options(cap: int, budget_counts: str, clusters: ClusterRule, bins: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.registry import build_member
+from superweight_ensembles.search import Untying
 from superweight_ensembles.training.config import TrainConfig
 
 _KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
@@ -45,15 +46,64 @@ class MemberRecipe(BaseModel):
 
 
 class SharingRecipe(_Strict):
-    """``sharing:`` as :func:`plan_sharing` takes it."""
+    """``sharing:`` as :func:`plan_sharing` takes it, and the search that goes on from there.
+
+    Attributes:
+        coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
+        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``none`` does not.
+        search_epochs: Epochs that the first plan is trained for before the search.
+        search_batches: Training batches that gradients are taken on, in the search and in un-tying.
+        threshold: Cosine above which two layers go on sharing templates.
+        untie_epoch: Un-tie coefficients after this epoch of the final training.
+        untie_threshold: Cosine above which two uses of a coefficient vector stay tied.
+    """
 
     budget: StrictInt | StrictFloat
     clusters: str | dict[str, list[str]] = "depth_bins"
     bins: int = 4
     cap: int = 8
+    coefficients: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     budget_counts: str = "all"
+    search: Literal["none", "gradient", "weight"] = "none"
+    search_epochs: int | None = Field(default=None, ge=1)
+    search_batches: int | None = Field(default=None, ge=1)
+    threshold: float = Field(default=0.1, ge=-1, le=1)
+    untie_epoch: int | None = Field(default=None, ge=1)
+    untie_threshold: float = Field(default=0.9, ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> SharingRecipe:
+        def refuse(why: str) -> None:
+            raise ValueError(why)
+
+        if self.search == "none":
+            for key in ("search_epochs", "threshold"):
+                if key in self.model_fields_set and getattr(self, key) is not None:
+                    refuse(f"{key} does nothing without a search: set search to gradient or leave it out")
+        elif self.search_epochs is None:
+            refuse("a search needs search_epochs: the epochs that the first plan is trained for")
+        elif self.clusters == "none":
+            refuse("a search splits clusters: clusters 'none' has none")
+        if self.untie_epoch is not None and self.coefficient_kind != "tied":
+            refuse(f"untie_epoch does nothing with coefficients {self.coefficient_kind!r}: leave it out")
+        if self.untie_epoch is None and "untie_threshold" in self.model_fields_set:
+            refuse("untie_threshold does nothing without untie_epoch: leave it out")
+        if self.search != "gradient" and self.untie_epoch is None and self.search_batches is not None:
+            refuse("search_batches does nothing without search: gradient and without untie_epoch: leave it out")
+        return self
+
+    @property
+    def coefficient_kind(self) -> str:
+        """Of the plan that is trained to the end."""
+        return self.coefficients or ("own" if self.search == "none" else "tied")
+
+    def plan_options(self) -> dict[str, Any]:
+        """What :func:`plan_sharing` takes for the plan that a run begins with."""
+        options = self.model_dump(include={"budget", "clusters", "bins", "cap", "include", "exclude", "budget_counts"})
+        first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
+        return {**options, "coefficients": first, "reserve_untied": first == "tied" and self.untie_epoch is not None}
 
 
 class EvaluationRecipe(_Strict):
@@ -136,7 +186,30 @@ class Recipe(_Strict):
             }
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
-        return plan_sharing(members, **self.sharing.model_dump())
+        """The plan that a run begins with; with a search, the one whose clusters are split."""
+        plan = plan_sharing(members, **self.sharing.plan_options())
+        if self.sharing.search != "none":
+            final = {"coefficients": self.sharing.coefficient_kind, "reserve_untied": False}
+            plan_sharing(members, **{**self.sharing.plan_options(), **final})  # refuses now what would not fit then
+        return plan
+
+    def untying(self) -> Untying | None:
+        """When and how coefficients are un-tied; None for never."""
+        if self.sharing.untie_epoch is None:
+            return None
+        return Untying(
+            epoch=self.sharing.untie_epoch,
+            threshold=self.sharing.untie_threshold,
+            max_batches=self.sharing.search_batches,
+        )
+
+    def search_training(self) -> TrainConfig:
+        """How the first plan is trained before a search: as the final one, in fewer epochs and without steps."""
+        assert self.sharing.search_epochs is not None, "checked with the recipe"
+        config = self.training
+        if config.schedule == "step":
+            config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
+        return replace(config, epochs=self.sharing.search_epochs)
 
     def bank_generator(self) -> torch.Generator:
         """The source of the bank's start values."""

@@ -2,8 +2,9 @@
 
 RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
-RUN/plan.json          the sharing plan of the shared arm
-RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent)
+RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
+RUN/plan.json          the sharing plan that the shared arm is built on
+RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
 RUN/ARM/checkpoint/    where training goes on after an interruption
 RUN/results.json       what evaluation found
@@ -18,6 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
@@ -27,12 +30,14 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.saving import read_plan
+from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.training import TrainProgress, train
 from superweight_ensembles.training.loop import build_fabric, training_loader
 
 RUN_FORMAT = 1
 _KEPT = {"checkpoint", ".checkpoint.old", "ensemble"}
-_RUN_FILES = {"recipe.yaml", "run.json", "plan.json", "results.json", "figures", "shared", "independent"}
+_RUN_FILES = {"recipe.yaml", "run.json", "plan.json", "results.json", "figures", "search", "shared", "independent"}
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 
@@ -69,15 +74,24 @@ def train_run(
     if begun:
         folder.mkdir(parents=True)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        write_text(folder / "plan.json", plan.to_json())
         write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+
+    def progress(stage: str) -> Callable[[TrainProgress], None] | None:
+        return progress_of(stage) if progress_of is not None else None
+
     try:
+        if not (folder / "plan.json").is_file():
+            if recipe.sharing.search != "none":
+                plan = _search(recipe, members, plan, data, folder / "search", progress("search"))
+            write_text(folder / "plan.json", plan.to_json())
+            shutil.rmtree(folder / "search" / "checkpoint", ignore_errors=True)
         for arm in arms_of(recipe):
             if (folder / arm / "training.json").is_file():
                 continue
-            arm_plan = plan if arm == "shared" else independent_plan(members)
+            shared = arm == "shared"
+            arm_plan = SharingPlan.from_json(read_text(folder / "plan.json")) if shared else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
-            _train_arm(recipe, ensemble, data, folder / arm, progress_of(arm) if progress_of is not None else None)
+            _train_arm(recipe, ensemble, data, folder / arm, progress(arm), untie=recipe.untying() if shared else None)
     except SuperWeightError:
         if begun and not any(path.name in _KEPT for path in folder.glob("*/*")):
             shutil.rmtree(folder)  # nothing was reached that could be gone on from
@@ -141,12 +155,25 @@ def read_run(folder: Path) -> Recipe:
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
-    """The results and the plan of an evaluated run."""
+    """The results of an evaluated run, and the plan that its shared ensemble ended with."""
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    plan = SharingPlan.from_json(read_text(folder / "plan.json"))
-    return read_json(folder / "results.json"), plan
+    return read_json(folder / "results.json"), read_plan(trained_arm(folder, "shared"))
+
+
+def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
+    """What the search of a trained run saw, and its plans, first to last, by what they are; None without a search."""
+    if not (folder / "search" / "search.json").is_file():
+        return None
+    plans = {
+        "before the search": SharingPlan.from_json(read_text(folder / "search" / "plan.json")),
+        "found": SharingPlan.from_json(read_text(folder / "plan.json")),
+    }
+    last = read_plan(trained_arm(folder, "shared"))
+    if last != plans["found"]:
+        plans["un-tied"] = last
+    return read_json(folder / "search" / "search.json"), plans
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -163,14 +190,43 @@ def trained_arm(folder: Path, arm: str) -> Path:
     return folder / arm / "ensemble"
 
 
+def _search(
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    plan: SharingPlan,
+    data: ImageData,
+    folder: Path,
+    progress: Callable[[TrainProgress], None] | None,
+) -> SharingPlan:
+    """Train a first plan for some epochs and split its clusters; the weights are thrown away."""
+    ensemble = SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
+    searched = searched_members(ensemble)
+    config = recipe.search_training()
+    train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
+    device = next(ensemble.parameters()).device
+    found = find_sharing(
+        ensemble,
+        data.loader("train", recipe.training.batch_size, device=device),
+        threshold=recipe.sharing.threshold,
+        coefficients=recipe.sharing.coefficient_kind,
+        similarity=recipe.sharing.search,
+        max_batches=recipe.sharing.search_batches,
+        reserve_untied=recipe.sharing.untie_epoch is not None,
+    )
+    write_text(folder / "plan.json", plan.to_json())
+    write_json(folder / "search.json", found.to_dict())
+    return found.plan
+
+
 def _train_arm(
     recipe: Recipe,
     ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
+    untie: Untying | None,
 ) -> None:
-    result = train(ensemble, data, recipe.training, out=folder, resume=True, callback=progress)
+    result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
     ensemble.cpu().save(folder / "ensemble")
     write_json(folder / "training.json", asdict(result))
     shutil.rmtree(folder / "checkpoint")

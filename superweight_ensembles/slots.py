@@ -33,7 +33,17 @@ class SlotBlocks:
     @property
     def size(self) -> int:
         """Numbers in the slot."""
-        return sum(math.prod(shape) for shape in (self.column, self.row) if shape is not None)
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the column block, then of the row block, where they are there."""
+        return tuple(shape for shape in (self.column, self.row) if shape is not None)
+
+    @property
+    def num_rows(self) -> int:
+        """Output channels of the blocks."""
+        return sum(shape[0] for shape in self.shapes)
 
 
 def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:

@@ -13,7 +13,7 @@ needs_of = st.lists(
     st.tuples(st.integers(1, 50), st.integers(1, 12)).flatmap(
         # Tied coefficients: no more vectors than users.
         lambda drawn: st.builds(
-            SlotNeed, size=st.just(drawn[0]), num_users=st.just(drawn[1]), num_vectors=st.integers(1, drawn[1])
+            SlotNeed, size=st.just(drawn[0]), num_users=st.just(drawn[1]), num_coefficients=st.integers(1, drawn[1])
         )
     ),
     min_size=1,
@@ -23,7 +23,7 @@ cases = st.tuples(needs_of, st.integers(0, 2000), st.integers(1, 9), st.booleans
 
 
 def costs_of(needs, honest):
-    return [need.size + (need.num_vectors if honest else 0) for need in needs]
+    return [need.size + (need.num_coefficients if honest else 0) for need in needs]
 
 
 @given(cases)
@@ -61,14 +61,17 @@ def test_shared_slots_are_served_first(case):
 
 
 def test_phases_by_hand():
-    shared, alone = SlotNeed(size=10, num_users=3, num_vectors=3), SlotNeed(size=10, num_users=1, num_vectors=1)
+    shared, alone = (
+        SlotNeed(size=10, num_users=3, num_coefficients=3),
+        SlotNeed(size=10, num_users=1, num_coefficients=1),
+    )
     # Phase 1 gives the shared slot its 2nd and 3rd; phase 2 gives the lone one its 2nd and 3rd, then both a 4th.
     spent = [allocate([alone, shared], 20 + 10 * extra, count_coefficients=False) for extra in range(7)]
     assert spent == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (4, 3), (4, 4)]
 
 
 def test_minimum_counts_coefficients_or_not():
-    needs = [SlotNeed(size=10, num_users=4, num_vectors=3), SlotNeed(size=5, num_users=1, num_vectors=1)]
+    needs = [SlotNeed(size=10, num_users=4, num_coefficients=3), SlotNeed(size=5, num_users=1, num_coefficients=1)]
     assert minimum_cost(needs) == 10 + 3 + 5 + 1
     assert minimum_cost(needs, count_coefficients=False) == 10 + 5
 

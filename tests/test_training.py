@@ -45,7 +45,7 @@ def test_joint_backward_generates_each_weight_once(monkeypatch: pytest.MonkeyPat
     generate = ensemble.bank.generate
     monkeypatch.setattr(ensemble.bank, "generate", lambda *names: calls.append(names) or generate(*names))
     joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), F.cross_entropy)
-    assert calls == [()]
+    assert calls == [(("deep", "wide"),)]
 
 
 def test_training_lowers_the_loss_and_learns_the_synthetic_classes() -> None:

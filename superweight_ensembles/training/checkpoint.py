@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
+from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, whole_folder, write_json
@@ -60,8 +61,12 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     config: TrainConfig,
+    *,
+    may_untie: bool = False,
 ) -> dict[str, Any]:
     """Put a run back where :func:`save_checkpoint` left it; returns the progress that was saved.
+
+    With ``may_untie`` the checkpoint may be of a plan with fewer ties, which the ensemble then adopts.
 
     Raises:
         SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
@@ -71,8 +76,11 @@ def load_checkpoint(
         raise SuperWeightError(
             f"{folder} is a checkpoint of format {content.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
         )
-    if read_plan(folder / "ensemble") != ensemble.plan:
-        raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
+    plan = read_plan(folder / "ensemble")
+    if plan != ensemble.plan:
+        if not may_untie:
+            raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
+        adopt_plan(ensemble, plan, optimizer)
     for key, value in json.loads(json.dumps(asdict(config))).items():
         if content.get("config", {}).get(key) != value:
             raise SuperWeightError(

@@ -5,7 +5,7 @@ Source: Teterwak et al., WACV 2024: loss = sum over members of the cross-entropy
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ def joint_backward(
     labels: Tensor,
     loss_function: LossFunction,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    members: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -34,6 +35,7 @@ def joint_backward(
         labels: (B,) class indices.
         loss_function: Of one member's logits (B, K) and the labels, to a scalar.
         backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
+        members: Those to run; all where None.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -50,11 +52,12 @@ def joint_backward(
         >>> sorted(losses), all(parameter.grad is not None for parameter in ensemble.parameters())
         (['a', 'b'], True)
     """
-    weights = ensemble.generate()
+    names = tuple(ensemble.member_names if members is None else members)
+    weights = ensemble.bank.generate(names)
     leaves = _leaves(weights)
     losses = {}
     answers: dict[str, Tensor] = {}
-    for name in ensemble.member_names:
+    for name in names:
         with ensemble.placed(name, leaves[name]) as member:
             logits = member(images)
             answers[name] = logits.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ from einops import reduce
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.data import Augmentation, ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.files import recover_folder
+from superweight_ensembles.search import Untying, untie_coefficients
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.joint import joint_backward
@@ -75,6 +77,8 @@ def train(
     config: TrainConfig | None = None,
     *,
     validation: Batches | None = None,
+    members: Collection[str] | None = None,
+    untie: Untying | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
@@ -89,6 +93,9 @@ def train(
         data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
         config: How; the defaults where None.
         validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own.
+        members: Train these alone, by name; what only the others use stays as it is.
+        untie: Un-tie coefficients after an epoch (:func:`untie_coefficients`), on training images without augmentation;
+            an iterable of your own is read as it is.
         out: Folder for log.jsonl, TensorBoard events and the checkpoint of the last epoch; nothing is written
             where None.
         resume: Go on from the checkpoint in ``out``; from the start where there is none.
@@ -113,6 +120,12 @@ def train(
         raise SuperWeightError(f"train() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
+    if untie is not None and untie.epoch > config.epochs:
+        raise SuperWeightError(f"coefficients cannot be un-tied after epoch {untie.epoch} of {config.epochs}")
+    trained = ensemble.member_names if members is None else tuple(members)
+    for name in trained:
+        if name not in ensemble.member_names:
+            raise unknown_name("member", name, ensemble.member_names)
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
@@ -129,7 +142,9 @@ def train(
     if folder is not None and resume:
         recover_folder(folder / "checkpoint")
         if (folder / "checkpoint").is_dir():
-            history = load_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, config)["history"]
+            history = load_checkpoint(
+                folder / "checkpoint", ensemble, optimizer, schedule, config, may_untie=untie is not None
+            )["history"]
             _LOG.info("resumed after epoch %d of %d", len(history), config.epochs)
     log = None
     if folder is not None:
@@ -149,15 +164,29 @@ def train(
             torch.manual_seed(config.seed * 100_003 + epoch)
             rate = schedule.get_last_lr()[0]
             losses = _train_epoch(
-                ensemble, batches, epoch, fabric, optimizer, schedule, loss_function, channels_last, config, callback
+                ensemble,
+                trained,
+                batches,
+                epoch,
+                fabric,
+                optimizer,
+                schedule,
+                loss_function,
+                channels_last,
+                config,
+                callback,
             )
+            if untie is not None and epoch == untie.epoch:
+                _untie(ensemble, optimizer, data, batches, config.batch_size, untie)
             due = epoch == config.epochs or epoch % config.validate_every == 0
             history.append(
                 {
                     "epoch": epoch,
                     "lr": rate,
                     "train_loss": losses,
-                    "validation": _validate(ensemble, validation, fabric) if due and validation is not None else None,
+                    "validation": _validate(ensemble, trained, validation, fabric)
+                    if due and validation is not None
+                    else None,
                     "seconds": time.perf_counter() - start,
                 }
             )
@@ -247,8 +276,25 @@ def training_loader(data: ImageData, config: TrainConfig, device: torch.device |
     )
 
 
+def _untie(
+    ensemble: SuperWeightEnsemble,
+    optimizer: torch.optim.Optimizer,
+    data: ImageData | SizedBatches,
+    batches: SizedBatches,
+    batch_size: int,
+    untie: Untying,
+) -> None:
+    """Move the ensemble and its optimiser to a plan without the ties that conflict."""
+    loader: Batches = batches
+    if isinstance(data, ImageData):
+        loader = data.loader("train", batch_size, device=next(ensemble.parameters()).device)
+    plan = untie_coefficients(ensemble, loader, threshold=untie.threshold, max_batches=untie.max_batches)
+    adopt_plan(ensemble, plan, optimizer)
+
+
 def _train_epoch(
     ensemble: SuperWeightEnsemble,
+    members: Sequence[str],
     batches: SizedBatches,
     epoch: int,
     fabric: Fabric,
@@ -263,7 +309,7 @@ def _train_epoch(
     set_epoch = getattr(batches, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
-    total = torch.zeros(len(ensemble.member_names), device=fabric.device, dtype=torch.float64)
+    total = torch.zeros(len(members), device=fabric.device, dtype=torch.float64)
     steps = len(batches)
     for step, batch in enumerate(batches, start=1):
         images, labels = checked_batch(batch)
@@ -272,13 +318,13 @@ def _train_epoch(
             images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
-            losses = joint_backward(ensemble, images, labels, loss_function, fabric.backward)
+            losses = joint_backward(ensemble, images, labels, loss_function, fabric.backward, members)
         optimizer.step()
         schedule.step()
         total += torch.stack(list(losses.values())).double()
         if callback is not None:
             callback(_progress(epoch, step, steps, config))
-    mean = dict(zip(ensemble.member_names, (total / steps).tolist()))
+    mean = dict(zip(members, (total / steps).tolist()))
     for name, value in mean.items():
         if not math.isfinite(value):
             raise SuperWeightError(
@@ -288,16 +334,18 @@ def _train_epoch(
 
 
 @torch.inference_mode()
-def _validate(ensemble: SuperWeightEnsemble, batches: Batches, fabric: Fabric) -> dict[str, Any]:
-    """Accuracy and NLL of every member and of their mean, in eval mode."""
+def _validate(
+    ensemble: SuperWeightEnsemble, members: Sequence[str], batches: Batches, fabric: Fabric
+) -> dict[str, Any]:
+    """Accuracy and NLL of every member asked for and of their mean, in eval mode."""
     ensemble.eval()
-    weights = ensemble.generate()
+    weights = ensemble.bank.generate(members)
     log_probabilities, truth = [], []
     for batch in batches:
         images, labels = checked_batch(batch)
         images = images.to(fabric.device)
         with fabric.autocast():
-            logits = [ensemble.run_member(name, images, weights[name]) for name in ensemble.member_names]
+            logits = [ensemble.run_member(name, images, weights[name]) for name in members]
         log_probabilities.append(torch.stack(logits).float().log_softmax(2).cpu())
         truth.append(labels.cpu())
     if not truth:
@@ -305,7 +353,7 @@ def _validate(ensemble: SuperWeightEnsemble, batches: Batches, fabric: Fabric) -
     every, labels = torch.cat(log_probabilities, dim=1), torch.cat(truth)
     ensemble_log = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
     return {
-        "members": {name: _quality(every[index], labels) for index, name in enumerate(ensemble.member_names)},
+        "members": {name: _quality(every[index], labels) for index, name in enumerate(members)},
         "ensemble": _quality(ensemble_log, labels),
     }
 

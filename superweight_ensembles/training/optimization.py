@@ -20,7 +20,8 @@ def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    coefficients = {id(parameter) for parameter in ensemble.bank.coefficients.parameters()}
+    combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
+    coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
     for parameter in ensemble.parameters():
         if parameter.requires_grad:
             free = id(parameter) in coefficients or parameter.ndim < 2

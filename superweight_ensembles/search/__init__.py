@@ -1,0 +1,10 @@
+"""Sharing found from gradients: which targets share templates, and which share coefficients.
+
+Source: Teterwak et al., WACV 2024
+"""
+
+from superweight_ensembles.search.clusters import SearchResult, find_sharing, search_clusters
+from superweight_ensembles.search.depths import searched_members
+from superweight_ensembles.search.untying import Untying, untie_coefficients
+
+__all__ = ["SearchResult", "Untying", "find_sharing", "search_clusters", "searched_members", "untie_coefficients"]

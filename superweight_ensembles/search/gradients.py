@@ -1,0 +1,103 @@
+"""Gradients of the members' own losses with respect to their generated weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from superweight_ensembles.batches import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.errors import SuperWeightError
+
+TargetTensors = dict[tuple[str, str], Tensor]
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def weight_gradients(
+    ensemble: SuperWeightEnsemble,
+    loader: Batches,
+    members: Collection[str] | None = None,
+    *,
+    max_batches: int | None = None,
+) -> TargetTensors:
+    """The gradient of each member's mean cross-entropy with respect to each of its generated weights.
+
+    In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either.
+
+    Args:
+        ensemble: Trained for a while.
+        loader: Batches of images (B, ...) and labels (B,).
+        members: Those to run; all where None.
+        max_batches: Read no more than so many; all where None.
+
+    Returns:
+        (O, I, *kernel) by (member, parameter name), detached.
+
+    Raises:
+        SuperWeightError: The loader has no samples; a gradient that is not finite (names the target); a member whose
+            gradients are all zero.
+
+    Source: Teterwak et al., WACV 2024
+    """
+    names = tuple(ensemble.member_names if members is None else members)
+    device = next(ensemble.parameters()).device
+    with torch.no_grad():
+        generated = ensemble.bank.generate(names)
+    sums: TargetTensors = {}
+    num_samples = 0
+    modes = {module: module.training for module in ensemble.modules()}
+    ensemble.eval()
+    try:
+        for batch in islice(loader, max_batches):
+            images, labels = (tensor.to(device) for tensor in checked_batch(batch))
+            num_samples += len(labels)
+            for name in names:
+                leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(generated[name]).items()}
+                places = {key: leaves[_first_name(generated[name], key)] for key in generated[name]}
+                with torch.enable_grad(), ensemble.placed(name, places) as member:
+                    logits = member(images)
+                    check_logits({name: logits})
+                    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+                found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+                for key, gradient in zip(leaves, found):
+                    if gradient is not None:
+                        sums[name, key] = sums[name, key] + gradient if (name, key) in sums else gradient
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if not num_samples:
+        raise SuperWeightError("the loader that gradients are taken on has no samples")
+    gradients = {
+        (name, key): sums.get((name, key), torch.zeros_like(tensor)) / num_samples
+        for name in names
+        for key, tensor in _untied(generated[name]).items()
+    }
+    _check(gradients)
+    return gradients
+
+
+def _check(gradients: TargetTensors) -> None:
+    for (member, name), gradient in gradients.items():
+        if not bool(gradient.isfinite().all()):
+            raise SuperWeightError(
+                f"the gradient of {member}.{name} has numbers that are not finite: lower learning_rate, "
+                "or look at the images"
+            )
+    for member in dict.fromkeys(member for member, _ in gradients):
+        if not any(bool(gradient.any()) for (owner, _), gradient in gradients.items() if owner == member):
+            raise SuperWeightError(
+                f"all gradients of member {member!r} are zero: its loss does not depend on its generated weights"
+            )
+
+
+def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor once, under its first name."""
+    return {key: tensor for key, tensor in weights.items() if _first_name(weights, key) == key}
+
+
+def _first_name(weights: dict[str, Tensor], key: str) -> str:
+    return next(name for name, tensor in weights.items() if tensor is weights[key])

@@ -1,0 +1,173 @@
+"""Tied coefficients are un-tied where the gradients of their uses conflict.
+
+Source: Teterwak et al., WACV 2024
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from superweight_ensembles.bank import SuperWeightBank
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.generation import by_channel, decompose, slot_key
+from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.search.clusters import check_threshold
+from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients
+from superweight_ensembles.search.similarity import merged_sets
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untying:
+    """When :func:`train` un-ties coefficients, and how readily.
+
+    Attributes:
+        epoch: After this epoch, once.
+        threshold: Cosine above which two uses stay tied.
+        max_batches: Training batches to take gradients on; all where None.
+    """
+
+    epoch: int
+    threshold: float = 0.9
+    max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epoch, bool) or not isinstance(self.epoch, int) or self.epoch < 1:
+            raise SuperWeightError(f"coefficients are un-tied after an epoch, 1 or later; got {self.epoch!r}")
+        check_threshold(self.threshold)
+
+
+def untie_coefficients(
+    ensemble: SuperWeightEnsemble,
+    loader: Batches,
+    *,
+    threshold: float = 0.9,
+    max_batches: int | None = None,
+) -> SharingPlan:
+    """Give uses of a tied coefficient vector a vector of their own where their gradients conflict.
+
+    Each use of each tied vector has a gradient of its own, <dL/dSuperWeight, template> for each template. Uses are
+    merged while the cosine of two exceeds the threshold; the first set keeps the vector, every other set gets one new.
+    A use without any gradient conflicts with nothing and keeps the vector. Move the ensemble to the plan with
+    :func:`adopt_plan`; :func:`train` does both by itself (``untie=``).
+
+    Args:
+        ensemble: Trained for some epochs; not changed here.
+        loader: Batches of training images and labels; the paper reads the whole training set.
+        threshold: Cosine above which two uses stay tied, -1 to 1.
+        max_batches: Read no more than so many; all where None.
+
+    Returns:
+        The ensemble's plan with more vectors; the same plan where nothing is tied or nothing conflicts.
+
+    Raises:
+        SuperWeightError: An untrained ensemble, a threshold outside [-1, 1], a loader without samples, gradients that
+            are not finite or all zero, new vectors that the budget has no room for (states how many scalars).
+
+    Source: Teterwak et al., WACV 2024
+    Differs from paper: gradients are taken use by use (``.grad`` of a tied vector has summed them already); one new
+    vector a set, and vectors that were never tied stay as they are.
+    """
+    if not isinstance(ensemble, SuperWeightEnsemble):
+        raise SuperWeightError(f"untie_coefficients() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
+    check_threshold(threshold)
+    plan = ensemble.plan
+    members = [name for name in plan.member_names if any(_is_tied(cluster, name) for cluster in plan.clusters)]
+    if not members:
+        return plan
+    if ensemble.bank.is_untouched:
+        raise SuperWeightError(
+            "the ensemble is untrained, and its gradients say little: train it for some epochs first"
+        )
+    gradients = weight_gradients(ensemble, loader, members, max_batches=max_batches)
+    clusters = tuple(
+        _untie(ensemble.bank, index, cluster, gradients, threshold) for index, cluster in enumerate(plan.clusters)
+    )
+    untied = replace(plan, clusters=clusters)
+    new = untied.num_coefficients - plan.num_coefficients
+    left = plan.budget - plan.num_parameters
+    if plan.budget_counts == "all" and new > left:
+        raise SuperWeightError(
+            f"un-tying needs {new:,} more coefficients and the budget has {left:,} left: make the plan with "
+            "reserve_untied=True, raise the budget, or lower the threshold"
+        )
+    _LOG.info("un-tied: %d more coefficient vectors, %d scalars", _num_vectors(untied) - _num_vectors(plan), new)
+    return untied
+
+
+def use_gradients(
+    bank: SuperWeightBank, index: int, slot: int, targets: list[PlannedTarget], gradients: TargetTensors
+) -> Tensor:
+    """The gradient of each use of a coefficient vector, in the form in which the slot holds it.
+
+    Returns:
+        (uses, numbers in a vector).
+    """
+    cluster = bank.plan.clusters[index]
+    block = cluster.blocks[slot]
+    key = slot_key(index, slot)
+    made = torch.stack(
+        [
+            decompose(cluster.blocks[: target.slot + 1], gradients[target.member, target.name])[slot]
+            for target in targets
+        ]
+    )
+    templates = bank.templates[key].detach().to(made)
+    if cluster.coefficients == "channel":
+        parts = zip(by_channel(made, block), by_channel(templates, block))
+        return torch.cat([torch.einsum("uoq,koq->uok", numbers, rows) for numbers, rows in parts], dim=1).flatten(1)
+    found = made @ templates.T
+    return found @ bank.mixers[key].detach().to(found)[:, :-1] if cluster.coefficients == "embedding" else found
+
+
+def _untie(bank: SuperWeightBank, index: int, cluster: Cluster, gradients: TargetTensors, threshold: float) -> Cluster:
+    vectors = [list(target.vectors) for target in cluster.targets]
+    slots = []
+    for slot, planned in enumerate(cluster.slots):
+        count = planned.num_vectors
+        for vector in range(planned.num_vectors):
+            uses = [place for place, found in enumerate(vectors) if slot < len(found) and found[slot] == vector]
+            if len(uses) < 2:
+                continue
+            found = use_gradients(bank, index, slot, [cluster.targets[place] for place in uses], gradients)
+            numbers = {0: vector}
+            for place, number in zip(uses, _conflict_sets(found, threshold)):
+                if number not in numbers:
+                    numbers[number] = count
+                    count += 1
+                vectors[place][slot] = numbers[number]
+        slots.append(replace(planned, num_vectors=count))
+    targets = tuple(replace(target, vectors=tuple(found)) for target, found in zip(cluster.targets, vectors))
+    return replace(cluster, slots=tuple(slots), targets=targets)
+
+
+def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
+    """Sets of uses (n, numbers) that agree; those without a gradient are in the first."""
+    silent = (gradients == 0).all(1).tolist()
+    heard = [place for place, nothing in enumerate(silent) if not nothing]
+    unit = torch.nn.functional.normalize(gradients[heard].double(), dim=1)
+    sets = dict(zip(heard, merged_sets(unit @ unit.T, threshold)))
+    return [sets.get(place, 0) for place in range(len(gradients))]
+
+
+def _is_tied(cluster: Cluster, member: str) -> bool:
+    return any(
+        _num_users(cluster, slot, vector) > 1
+        for target in cluster.targets
+        if target.member == member
+        for slot, vector in enumerate(target.vectors)
+    )
+
+
+def _num_users(cluster: Cluster, slot: int, vector: int) -> int:
+    return sum(slot < len(target.vectors) and target.vectors[slot] == vector for target in cluster.targets)
+
+
+def _num_vectors(plan: SharingPlan) -> int:
+    return sum(slot.num_vectors for cluster in plan.clusters for slot in cluster.slots)
