@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,28 +59,7 @@ def train(
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / chosen.name
-    columns = (
-        TextColumn("{task.description:<11}"),
-        BarColumn(bar_width=16),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[state]}"),
-    )
-    with Progress(*columns, console=_ERRORS) as bars:
-
-        def progress_of(arm: str) -> Callable[[TrainProgress], None]:
-            tasks: dict[str, TaskID] = {}
-
-            def show(progress: TrainProgress) -> None:
-                if arm not in tasks:
-                    tasks[arm] = bars.add_task(arm, total=progress.epochs * progress.steps_per_epoch, state="")
-                done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
-                bars.update(tasks[arm], completed=done)
-                if progress.record is not None:
-                    bars.update(tasks[arm], state=_state(progress.epoch, progress.record))
-
-            return show
-
+    with _progress_bars() as (bars, progress_of):
         try:
             train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
         except KeyboardInterrupt:
@@ -105,23 +85,87 @@ def evaluate(run: RunPath) -> None:
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders, or a comparison's folder.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
     ] = None,
 ) -> None:
-    """Draw the figures of one run, or the figures that compare several."""
-    from superweight_ensembles.figures import draw_comparison, draw_run
-    from superweight_ensembles.runs import read_results
+    """Draw the figures of one run, those that compare several, or those of a comparison."""
+    from superweight_ensembles.comparison import read_comparison
+    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_run, draw_search
+    from superweight_ensembles.runs import read_results, read_search
 
-    loaded = [read_results(run) for run in runs]
-    if len(runs) == 1:
-        folder = out or runs[0] / "figures"
-        drawn = draw_run(*loaded[0], folder)
+    folder = out or runs[0] / "figures"
+    if len(runs) == 1 and (runs[0] / "compare.json").is_file():
+        drawn = draw_arms(read_comparison(runs[0]), folder)
+    elif len(runs) == 1:
+        drawn = draw_run(*read_results(runs[0]), folder)
+        searched = read_search(runs[0])
+        if searched is not None:
+            drawn += draw_search(*searched, folder)
     else:
+        loaded = [read_results(run) for run in runs]
         folder = out or Path("runs") / "comparison"
         drawn = draw_comparison([results for results, _ in loaded], folder)
     _CONSOLE.print(f"{len(drawn)} figures: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    recipe: RecipePath,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", help="Arms, by comma: independent, single, batchensemble, packed, mimo, masksembles."
+        ),
+    ] = "independent",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", metavar="NAME:KEY=VALUE", help="The shared ensemble under other settings, as one more arm."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds, from the recipe's upwards.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/NAME-comparison where not given.")] = None,
+    overrides: Overrides = None,
+    overrides_of_arms: Annotated[
+        list[str] | None,
+        typer.Option("--set-for", metavar="ARM:KEY=VALUE", help="Override a recipe key for one arm alone. Repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; arms and seeds may be added.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
+) -> None:
+    """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
+    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_variant
+    from superweight_ensembles.figures import draw_arms
+    from superweight_ensembles.recipe import load_recipe
+
+    chosen = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / f"{chosen.name}-comparison"
+    with _progress_bars() as (bars, progress_of):
+        try:
+            comparison = compare_arms(
+                chosen,
+                folder,
+                against=[name.strip() for name in against.split(",") if name.strip()],
+                variants=[parse_variant(text) for text in variants or ()],
+                overrides=overrides_of_arms or (),
+                num_seeds=seeds,
+                resume=resume,
+                overwrite=overwrite,
+                progress_of=progress_of,
+            )
+        except KeyboardInterrupt:
+            bars.stop()
+            _ERRORS.print("interrupted; whole epochs are kept: the same command with --resume", highlight=False)
+            raise typer.Exit(130) from None
+    for table in comparison_tables(comparison):
+        _CONSOLE.print(table)
+    drawn = draw_arms(comparison, folder / "figures")
+    _CONSOLE.print(f"comparison: {folder / 'comparison.json'}", soft_wrap=True, highlight=False)
+    _CONSOLE.print(f"{len(drawn)} figures: {folder / 'figures'}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -147,6 +191,34 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
+    """Bars on the error stream, and what makes one for a stage by name."""
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[state]}"),
+    )
+    with Progress(*columns, console=_ERRORS) as bars:
+
+        def progress_of(stage: str) -> Callable[[TrainProgress], None]:
+            tasks: dict[str, TaskID] = {}
+
+            def show(progress: TrainProgress) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=progress.epochs * progress.steps_per_epoch, state="")
+                done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
+                bars.update(tasks[stage], completed=done)
+                if progress.record is not None:
+                    bars.update(tasks[stage], state=_state(progress.epoch, progress.record))
+
+            return show
+
+        yield bars, progress_of
 
 
 def _state(epoch: int, record: dict[str, Any]) -> str:

@@ -75,23 +75,21 @@ class SharingRecipe(_Strict):
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:
-        def refuse(why: str) -> None:
-            raise ValueError(why)
-
-        if self.search == "none":
-            for key in ("search_epochs", "threshold"):
-                if key in self.model_fields_set and getattr(self, key) is not None:
-                    refuse(f"{key} does nothing without a search: set search to gradient or leave it out")
-        elif self.search_epochs is None:
-            refuse("a search needs search_epochs: the epochs that the first plan is trained for")
-        elif self.clusters == "none":
-            refuse("a search splits clusters: clusters 'none' has none")
-        if self.untie_epoch is not None and self.coefficient_kind != "tied":
-            refuse(f"untie_epoch does nothing with coefficients {self.coefficient_kind!r}: leave it out")
-        if self.untie_epoch is None and "untie_threshold" in self.model_fields_set:
-            refuse("untie_threshold does nothing without untie_epoch: leave it out")
-        if self.search != "gradient" and self.untie_epoch is None and self.search_batches is not None:
-            refuse("search_batches does nothing without search: gradient and without untie_epoch: leave it out")
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        searches, unties = self.search != "none", self.untie_epoch is not None
+        if searches and self.search_epochs is None:
+            raise ValueError("a search needs search_epochs: the epochs that the first plan is trained for")
+        if searches and self.clusters == "none":
+            raise ValueError("a search splits clusters, and clusters 'none' makes none")
+        for acts, without, keys in (
+            (searches, "a search (search: gradient)", ("search_epochs", "threshold")),
+            (unties, "untie_epoch", ("untie_threshold",)),
+            (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
+            (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
+        ):
+            for key in keys:
+                if key in given and not acts:
+                    raise ValueError(f"{key} does nothing without {without}: leave it out")
         return self
 
     @property
@@ -242,7 +240,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
     for override in overrides:
-        _override(content, override)
+        set_value(content, override)
     return parse_recipe(content, where=str(path))
 
 
@@ -283,11 +281,11 @@ def _known_keys(parents: list[Any]) -> list[str]:
     return list(model.model_fields)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
     """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise SuperWeightError(f"--set {override!r}: write key.path=value, such as training.epochs=5")
+        raise SuperWeightError(f"{option} {override!r}: write key.path=value, such as training.epochs=5")
     *path, last = key.split(".")
     spot: Any = content
     for part in path:
@@ -296,14 +294,14 @@ def _override(content: dict[str, Any], override: str) -> None:
         elif isinstance(spot, list) and part.isdecimal() and int(part) < len(spot):
             spot = spot[int(part)]
         else:
-            raise SuperWeightError(f"--set {override!r}: the recipe has nothing at {part!r}")
+            raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise SuperWeightError(f"--set {override!r}: {text!r} is no YAML value") from None
+        raise SuperWeightError(f"{option} {override!r}: {text!r} is no YAML value") from None
     if isinstance(spot, dict):
         spot[last] = value
     elif isinstance(spot, list) and last.isdecimal() and int(last) < len(spot):
         spot[int(last)] = value
     else:
-        raise SuperWeightError(f"--set {override!r}: the recipe has nothing at {last!r}")
+        raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")

@@ -12,19 +12,26 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity
 
 from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.options import checked_fraction, checked_seed
+from superweight_ensembles.data.image_files import average_pool
+from superweight_ensembles.data.options import checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, split_off_validation
 from superweight_ensembles.errors import SuperWeightError
 
 
 def cifar10(
-    *, folder: str | os.PathLike[str] = "data", download: bool = True, validation_fraction: float = 0.1, seed: int = 0
+    *,
+    folder: str | os.PathLike[str] = "data",
+    download: bool = True,
+    pool: int = 1,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
 ) -> ImageData:
     """50,000 training and 10,000 test images of 3 x 32 x 32 pixels in 10 classes.
 
     Args:
         folder: Holds ``cifar-10-batches-py``, or will after a download.
         download: Fetch the files if they are absent.
+        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
         validation_fraction: Of the training images, stratified.
         seed: Chooses the validation images.
 
@@ -39,6 +46,7 @@ def cifar10(
         CIFAR10,
         folder=folder,
         download=download,
+        pool=checked_integer("pool", pool, 1),
         mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
         std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
         fraction=checked_fraction("validation_fraction", validation_fraction),
@@ -47,13 +55,19 @@ def cifar10(
 
 
 def cifar100(
-    *, folder: str | os.PathLike[str] = "data", download: bool = True, validation_fraction: float = 0.1, seed: int = 0
+    *,
+    folder: str | os.PathLike[str] = "data",
+    download: bool = True,
+    pool: int = 1,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
 ) -> ImageData:
     """50,000 training and 10,000 test images of 3 x 32 x 32 pixels in 100 classes.
 
     Args:
         folder: Holds ``cifar-100-python``, or will after a download.
         download: Fetch the files if they are absent.
+        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
         validation_fraction: Of the training images, stratified.
         seed: Chooses the validation images.
 
@@ -67,6 +81,7 @@ def cifar100(
         CIFAR100,
         folder=folder,
         download=download,
+        pool=checked_integer("pool", pool, 1),
         mean=(129.3 / 255, 124.1 / 255, 112.4 / 255),
         std=(68.2 / 255, 65.4 / 255, 70.4 / 255),
         fraction=checked_fraction("validation_fraction", validation_fraction),
@@ -80,6 +95,7 @@ def _load(
     *,
     folder: str | os.PathLike[str],
     download: bool,
+    pool: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     fraction: float,
@@ -96,6 +112,11 @@ def _load(
             root.rmdir()  # made for a download that did not begin
         raise _absent(name, source, root, download, error) from error
     (images, labels), (test_images, test_labels) = _tensors(train_part), _tensors(test_part)
+    if images.shape[2] % pool:
+        raise SuperWeightError(
+            f"pool={pool} does not divide the {images.shape[2]} x {images.shape[3]} pixels of {name}"
+        )
+    images, test_images = average_pool(images, pool), average_pool(test_images, pool)
     train, validation = split_off_validation(images, labels, fraction, seed)
     channels, height, width = images.shape[1:]
     return ImageData(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,8 +12,10 @@ from superweight_ensembles.data.cifar import cifar10, cifar100
 from superweight_ensembles.data.digits import digits
 from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.image_folder import image_folder
+from superweight_ensembles.data.options import checked_integer
+from superweight_ensembles.data.stratified import stratified_split
 from superweight_ensembles.data.synthetic import synthetic
-from superweight_ensembles.errors import unknown_name
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 DATA_SETS: Mapping[str, Callable[..., ImageData]] = MappingProxyType(
     {
@@ -25,11 +28,12 @@ DATA_SETS: Mapping[str, Callable[..., ImageData]] = MappingProxyType(
 )
 
 
-def load_data(name: str, **options: Any) -> ImageData:
+def load_data(name: str, *, num_train: int | None = None, **options: Any) -> ImageData:
     """Load a data set by name.
 
     Args:
         name: A key of :data:`DATA_SETS`.
+        num_train: Keep so many of the training images, stratified and chosen by the seed; all where None.
         **options: Those of its function; all take ``validation_fraction`` and ``seed``.
 
     Raises:
@@ -45,5 +49,12 @@ def load_data(name: str, **options: Any) -> ImageData:
     known = inspect.signature(DATA_SETS[name]).parameters
     for option in options:
         if option not in known:
-            raise unknown_name(f"option of {name}", option, known)
-    return DATA_SETS[name](**options)
+            raise unknown_name(f"option of {name}", option, (*known, "num_train"))
+    data = DATA_SETS[name](**options)
+    if num_train is None:
+        return data
+    count, seed = checked_integer("num_train", num_train, 1), int(options.get("seed", 0))
+    if count > len(data.train):
+        raise SuperWeightError(f"num_train is {count}; {data.name} has {len(data.train)} training images")
+    kept, _ = stratified_split(data.train.labels, 1 - count / len(data.train), seed)
+    return replace(data, train=data.train.subset(kept))

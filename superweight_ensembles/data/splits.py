@@ -43,6 +43,10 @@ class ImageSplit(ABC):
             num_workers: Processes that decode files; images in memory need none.
         """
 
+    @abstractmethod
+    def subset(self, indices: torch.Tensor) -> ImageSplit:
+        """The images at these indices, int64 (n,), as a split of their own."""
+
 
 class MemorySplit(ImageSplit):
     """A split that is held in memory, and on each device that asks for it.
@@ -76,6 +80,10 @@ class MemorySplit(ImageSplit):
         for indices in order.to(device).split(batch_size):
             if len(indices):  # splitting no indices yields one batch of none
                 yield images.index_select(0, indices)
+
+    def subset(self, indices: torch.Tensor) -> MemorySplit:
+        """See :meth:`ImageSplit.subset`."""
+        return MemorySplit(self.images[indices], self.labels[indices])
 
     def _images_on(self, device: torch.device) -> torch.Tensor:
         if device not in self._resident:
@@ -118,6 +126,10 @@ class FileSplit(ImageSplit):
             if isinstance(images, SuperWeightError):
                 raise images
             yield images.to(device, non_blocking=True)
+
+    def subset(self, indices: torch.Tensor) -> FileSplit:
+        """See :meth:`ImageSplit.subset`."""
+        return FileSplit([self.paths[index] for index in indices.tolist()], self.labels[indices], self.reader)
 
 
 class _FileBatches(Dataset[torch.Tensor | SuperWeightError]):

@@ -1,23 +1,34 @@
 """Figures of runs: each function returns a matplotlib ``Figure``, made without pyplot and without a display."""
 
+from superweight_ensembles.figures.ablation_figure import ablation_bars
+from superweight_ensembles.figures.arms_figure import arms_flops, arms_parameters
 from superweight_ensembles.figures.budget_figure import budget_split
+from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
-from superweight_ensembles.figures.draw import draw_comparison, draw_run
+from superweight_ensembles.figures.draw import draw_arms, draw_comparison, draw_run, draw_search
 from superweight_ensembles.figures.flops_figure import accuracy_flops
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
 from superweight_ensembles.figures.sharing_figure import sharing_map
+from superweight_ensembles.figures.similarity_figure import similarity_matrix
 from superweight_ensembles.figures.training_figure import training_curves
 
 __all__ = [
+    "ablation_bars",
     "accuracy_flops",
     "accuracy_parameters",
+    "arms_flops",
+    "arms_parameters",
     "budget_split",
     "compare_flops",
     "compare_parameters",
+    "draw_arms",
     "draw_comparison",
     "draw_run",
+    "draw_search",
     "reliability_diagram",
+    "sharing_change",
     "sharing_map",
+    "similarity_matrix",
     "training_curves",
 ]

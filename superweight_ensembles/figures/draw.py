@@ -7,13 +7,19 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from superweight_ensembles.figures.ablation_figure import ablation_bars
 from superweight_ensembles.figures.arms import Results
+from superweight_ensembles.figures.arms_figure import arms_flops, arms_parameters
 from superweight_ensembles.figures.budget_figure import budget_split
+from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
 from superweight_ensembles.figures.flops_figure import accuracy_flops
+from superweight_ensembles.figures.measured_arms import Comparison
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
 from superweight_ensembles.figures.sharing_figure import sharing_map
+from superweight_ensembles.figures.similarity_figure import similarity_matrix
+from superweight_ensembles.figures.similarity_panels import Search
 from superweight_ensembles.figures.style import DOTS_PER_INCH
 from superweight_ensembles.figures.training_figure import training_curves
 from superweight_ensembles.plan import SharingPlan
@@ -57,6 +63,36 @@ def draw_comparison(results: Sequence[Results], folder: Path) -> list[Path]:
         SuperWeightError: No run, results of another format, or without an arm.
     """
     return _save({"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}, folder)
+
+
+def draw_search(search: Search, plans: Mapping[str, SharingPlan], folder: Path) -> list[Path]:
+    """Draw a search for clusters as PNG: ``similarity_matrix`` and ``sharing_change``.
+
+    Args:
+        search: Parsed ``search.json``.
+        plans: Before, after, and after un-tying, by what their panels are called.
+        folder: Where the files go; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: A search of another format or without a cluster; no plan, or plans of different members.
+    """
+    return _save({"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}, folder)
+
+
+def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
+    """Draw the arms of a comparison as PNG: ``arms_parameters``, ``arms_flops``; ``ablation_bars`` if in groups.
+
+    Args:
+        comparison: Parsed ``comparison.json``.
+        folder: Where the files go; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+    """
+    figures = {"arms_parameters": arms_parameters(comparison), "arms_flops": arms_flops(comparison)}
+    if any(arm.get("group") for arm in comparison["arms"]):
+        figures["ablation_bars"] = ablation_bars(comparison)
+    return _save(figures, folder)
 
 
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def joint_backward(
     ensemble: SuperWeightEnsemble,
     images: Tensor,
     labels: Tensor,
-    loss_function: LossFunction,
+    loss_function: LossFunction | None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     members: Collection[str] | None = None,
+    objective: Objective | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -33,9 +35,11 @@ def joint_backward(
         ensemble: In training mode, as a rule.
         images: (B, ...).
         labels: (B,) class indices.
-        loss_function: Of one member's logits (B, K) and the labels, to a scalar.
+        loss_function: Of one member's logits (B, K) and the labels, to a scalar; None with ``objective``.
         backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
         members: Those to run; all where None.
+        objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
+            than logits.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -59,10 +63,14 @@ def joint_backward(
     answers: dict[str, Tensor] = {}
     for name in names:
         with ensemble.placed(name, leaves[name]) as member:
-            logits = member(images)
-            answers[name] = logits.detach()
-            check_logits(answers)
-            loss = loss_function(logits, labels)
+            if objective is not None:
+                loss = objective(member, images, labels)
+            else:
+                assert loss_function is not None, "one of the two is given"
+                logits = member(images)
+                answers[name] = logits.detach()
+                check_logits(answers)
+                loss = loss_function(logits, labels)
             backward(loss)
         losses[name] = loss.detach()
     outputs, gradients = [], []

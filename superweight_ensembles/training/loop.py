@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from superweight_ensembles.files import recover_folder
 from superweight_ensembles.search import Untying, untie_coefficients
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.joint import Objective, joint_backward
 from superweight_ensembles.training.log import RunLog
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 
@@ -79,6 +80,7 @@ def train(
     validation: Batches | None = None,
     members: Collection[str] | None = None,
     untie: Untying | None = None,
+    objective: Objective | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
@@ -96,6 +98,8 @@ def train(
         members: Train these alone, by name; what only the others use stays as it is.
         untie: Un-tie coefficients after an epoch (:func:`untie_coefficients`), on training images without augmentation;
             an iterable of your own is read as it is.
+        objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
+            (B,) to a scalar loss.
         out: Folder for log.jsonl, TensorBoard events and the checkpoint of the last epoch; nothing is written
             where None.
         resume: Go on from the checkpoint in ``out``; from the start where there is none.
@@ -126,6 +130,8 @@ def train(
     for name in trained:
         if name not in ensemble.member_names:
             raise unknown_name("member", name, ensemble.member_names)
+    if objective is not None and config.label_smoothing:
+        raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
@@ -150,7 +156,14 @@ def train(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         log = RunLog(folder, history)
-    loss_function = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    step = partial(
+        joint_backward,
+        ensemble,
+        loss_function=None if objective is not None else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        backward=fabric.backward,
+        members=trained,
+        objective=objective,
+    )
     threads = torch.get_num_threads()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with ExitStack() as ending:
@@ -164,17 +177,7 @@ def train(
             torch.manual_seed(config.seed * 100_003 + epoch)
             rate = schedule.get_last_lr()[0]
             losses = _train_epoch(
-                ensemble,
-                trained,
-                batches,
-                epoch,
-                fabric,
-                optimizer,
-                schedule,
-                loss_function,
-                channels_last,
-                config,
-                callback,
+                ensemble, step, batches, epoch, fabric, optimizer, schedule, channels_last, config, callback
             )
             if untie is not None and epoch == untie.epoch:
                 _untie(ensemble, optimizer, data, batches, config.batch_size, untie)
@@ -294,13 +297,12 @@ def _untie(
 
 def _train_epoch(
     ensemble: SuperWeightEnsemble,
-    members: Sequence[str],
+    backward_step: Callable[[Tensor, Tensor], dict[str, Tensor]],
     batches: SizedBatches,
     epoch: int,
     fabric: Fabric,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    loss_function: nn.Module,
     channels_last: bool,
     config: TrainConfig,
     callback: Callable[[TrainProgress], None] | None,
@@ -309,7 +311,8 @@ def _train_epoch(
     set_epoch = getattr(batches, "set_epoch", None)
     if callable(set_epoch):
         set_epoch(epoch)
-    total = torch.zeros(len(members), device=fabric.device, dtype=torch.float64)
+    total: Tensor | None = None
+    names: list[str] = []
     steps = len(batches)
     for step, batch in enumerate(batches, start=1):
         images, labels = checked_batch(batch)
@@ -318,13 +321,15 @@ def _train_epoch(
             images = images.contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
-            losses = joint_backward(ensemble, images, labels, loss_function, fabric.backward, members)
+            losses = backward_step(images, labels)
         optimizer.step()
         schedule.step()
-        total += torch.stack(list(losses.values())).double()
+        names, found = list(losses), torch.stack(list(losses.values())).double()
+        total = found if total is None else total + found
         if callback is not None:
             callback(_progress(epoch, step, steps, config))
-    mean = dict(zip(members, (total / steps).tolist()))
+    assert total is not None, "a loader has at least one batch"
+    mean = dict(zip(names, (total / steps).tolist()))
     for name, value in mean.items():
         if not math.isfinite(value):
             raise SuperWeightError(

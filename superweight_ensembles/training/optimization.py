@@ -16,15 +16,21 @@ from superweight_ensembles.training.config import TrainConfig
 def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list[dict[str, Any]]:
     """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
 
+    Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
+
     Differs from paper: the published run decays norms too.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
-    coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
+    free_ones = {id(parameter) for held in combining for parameter in held.parameters()}
+    for member in ensemble.members.values():
+        named = getattr(member, "no_weight_decay", None)
+        names = set(named()) if callable(named) else set()
+        free_ones |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
     for parameter in ensemble.parameters():
         if parameter.requires_grad:
-            free = id(parameter) in coefficients or parameter.ndim < 2
+            free = id(parameter) in free_ones or parameter.ndim < 2
             (plain if free else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},

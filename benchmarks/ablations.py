@@ -1,0 +1,87 @@
+"""What each choice of the method is worth: clusters, coefficients, cap, budget; every row over the same seeds.
+
+    python benchmarks/ablations.py recipes/cifar10-16px.yaml --seeds 3 --out runs/ablations
+
+Each row is a variant of one ``superweights compare`` run, so rows can be added and a stopped run goes on with the same
+command. Writes OUT/comparison.json and OUT/figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from rich.console import Console
+
+from superweight_ensembles.comparison import Variant, compare_arms, comparison_tables
+from superweight_ensembles.figures import draw_arms
+from superweight_ensembles.recipe import Recipe, load_recipe
+
+SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
+ROWS = (
+    Variant(group="clusters", name="by shape", overrides=("sharing.clusters=shape",)),
+    Variant(
+        group="clusters",
+        name="weight similarity",
+        overrides=("sharing.search=weight", "sharing.search_epochs=2", "sharing.coefficients=own"),
+    ),
+    Variant(group="clusters", name="gradient search", overrides=(*SEARCH, "sharing.coefficients=own")),
+    Variant(group="coefficients", name="search, tied", overrides=SEARCH),
+    Variant(group="coefficients", name="search, tied then un-tied", overrides=(*SEARCH, "sharing.untie_epoch=2")),
+    Variant(group="coefficients", name="embedding", overrides=("sharing.coefficients=embedding",)),
+    Variant(group="coefficients", name="per channel", overrides=("sharing.coefficients=channel",)),
+    Variant(group="cap", name="cap 2", overrides=("sharing.cap=2",)),
+    Variant(group="cap", name="cap 4", overrides=("sharing.cap=4",)),
+    *(
+        Variant(group="budget", name=f"budget {budget}", overrides=(f"sharing.budget={budget}",))
+        for budget in (0.4, 0.5, 0.6, 1.0, 1.3)
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--row", dest="rows", action="append", help="only this one; repeatable")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe, options.overrides)
+    rows = [random_row(recipe), *ROWS]
+    comparison = compare_arms(
+        recipe,
+        options.out,
+        against=["independent"],
+        variants=[row for row in rows if options.rows is None or row.name in options.rows],
+        num_seeds=options.seeds,
+        resume=options.out.exists(),
+    )
+    draw_arms(comparison, options.out / "figures")
+    for table in comparison_tables(comparison):
+        Console().print(table)
+
+
+def random_row(recipe: Recipe) -> Variant:
+    """As many clusters a kernel as the depth bins, of the same sizes, filled at random."""
+    plan = recipe.plan(recipe.build_members())
+    shuffled = random.Random(0)
+    pools: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for cluster in plan.clusters:
+        pools.setdefault((cluster.kind, cluster.kernel), []).extend(target.label for target in cluster.targets)
+    for pool in pools.values():
+        shuffled.shuffle(pool)
+    clusters = {
+        f"random {cluster.name}": [pools[cluster.kind, cluster.kernel].pop() for _ in cluster.targets]
+        for cluster in plan.clusters
+    }
+    return Variant(group="clusters", name="random", overrides=(f"sharing.clusters={json.dumps(clusters)}",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Arms times seeds: trained seed by seed, arm by arm, so that a machine that slows down does so for all.
+
+OUT/recipe.yaml              what is compared
+OUT/compare.json             against what, with which seeds
+OUT/ARM/seed-N/              a run folder (arms of this library), or log and results of the arm
+OUT/comparison.json          means, spreads, paired differences, and every single result
+OUT/figures/*.png
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from superweight_ensembles.comparison.arms import Arm, Variant, build_arms
+from superweight_ensembles.comparison.estimators import run_estimator_arm
+from superweight_ensembles.comparison.summary import summarise
+from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, build_estimator_network
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.files import read_json, write_json, write_text
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe, parse_recipe
+from superweight_ensembles.runs import evaluate_run, train_run
+from superweight_ensembles.training import TrainProgress
+
+COMPARISON_FORMAT = 1
+ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
+
+
+def compare_arms(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    against: Sequence[str] = ("independent",),
+    variants: Sequence[Variant] = (),
+    overrides: Sequence[str] = (),
+    num_seeds: int = 3,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress_of: ProgressOf | None = None,
+) -> dict[str, Any]:
+    """Train and evaluate a recipe's shared ensemble beside other arms, and summarise.
+
+    All arms of a seed see the same images in the same order with the same augmentation.
+
+    Args:
+        recipe: Of the shared ensemble; its first seed is the recipe's.
+        folder: Made here.
+        against: Of ``independent``, ``single`` (the largest member alone), and torch-uncertainty's ``batchensemble``,
+            ``packed``, ``mimo``, ``masksembles``, each with as many parameters as the shared ensemble or as near as
+            it can come.
+        variants: The shared ensemble under other settings.
+        overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
+        num_seeds: Seeds, from the recipe's upwards.
+        resume: Go on in a folder that the same comparison began; what is there is kept, and arms, variants and seeds
+            may be added.
+        overwrite: Replace the folder.
+        progress_of: Gives each arm and seed the callback that :func:`train` calls.
+
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        SuperWeightError: An unknown arm, torch-uncertainty missing (says the pip command), a folder that is there.
+    """
+    if num_seeds < 1:
+        raise SuperWeightError(f"a comparison needs at least one seed; got {num_seeds}")
+    arms = build_arms(recipe, against, variants, overrides)
+    for arm in arms:
+        if arm.kind in UNCERTAINTY_ARMS:
+            build_estimator_network(arm.kind, num_parameters=arm.num_parameters, num_classes=10, in_channels=3)
+    data = recipe.load_data()
+    if not len(data.test):
+        raise SuperWeightError(f"{data.name} has no test images to compare on")
+    _prepare(folder, recipe, resume=resume, overwrite=overwrite)
+    seeds = list(range(recipe.seed, recipe.seed + num_seeds))
+    plan = {
+        "format": COMPARISON_FORMAT,
+        "against": list(against),
+        "variants": [asdict(variant) for variant in variants],
+        "overrides": list(overrides),
+        "seeds": seeds,
+    }
+    write_json(folder / "compare.json", plan)
+    results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    for seed in seeds:
+        for arm in arms:
+            progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
+            results[arm.name].append(_run(arm, seed, folder / _folder_name(arm) / f"seed-{seed}", progress))
+    comparison = {
+        "format": COMPARISON_FORMAT,
+        "name": recipe.name,
+        "provenance": provenance(),
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "dataset": {
+            "name": data.name,
+            "num_train": len(data.train),
+            "num_validation": len(data.validation),
+            "num_test": len(data.test),
+            "image_shape": list(data.image_shape),
+        },
+        "seeds": seeds,
+        "overrides": list(overrides),
+        "arms": summarise(arms, results),
+    }
+    write_json(folder / "comparison.json", comparison)
+    return comparison
+
+
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """The content of a comparison's comparison.json.
+
+    Raises:
+        SuperWeightError: The comparison is not there, not finished, or of another version.
+    """
+    if not (folder / "comparison.json").is_file():
+        raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
+    content = read_json(folder / "comparison.json")
+    if content.get("format") != COMPARISON_FORMAT:
+        raise SuperWeightError(
+            f"{folder / 'comparison.json'} has format {content.get('format')!r}; this version reads {COMPARISON_FORMAT}"
+        )
+    return content
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The same recipe with another seed, of the training as well."""
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    content["training"]["seed"] += seed - recipe.seed
+    return parse_recipe({**content, "seed": seed})
+
+
+def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], None] | None) -> dict[str, Any]:
+    """One arm and seed, or what is there of it already."""
+    recipe = with_seed(arm.recipe, seed)
+    done = folder / "results.json"
+    if arm.kind in UNCERTAINTY_ARMS:
+        if not done.is_file():
+            found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
+            write_json(done, {"arms": [found]})
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    else:
+        train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
+        if not done.is_file():
+            evaluate_run(folder)
+    return {"seed": seed, **read_json(done)["arms"][0]}
+
+
+def _folder_name(arm: Arm) -> str:
+    return arm.name.replace(" ", "-")
+
+
+def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
+    if folder.exists():
+        if not (resume or overwrite):
+            raise SuperWeightError(
+                f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+            )
+        if not (folder / "compare.json").is_file():
+            raise SuperWeightError(f"{folder} exists and is no comparison: --out names another")
+        if overwrite:
+            shutil.rmtree(folder)
+        elif (folder / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
+            raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
