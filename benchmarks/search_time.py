@@ -1,0 +1,103 @@
+"""What a search costs: the gradients' forward and backward passes, and everything beyond them.
+
+    python benchmarks/search_time.py --out benchmarks/results/search_time.json
+
+Two members with about 100 targets each take part (WRN 100-1 and WRN 94-1 at 8 x 8 by default, so that passes are cheap
+and all else stands out), with one batch. ``pairwise`` is the same similarity pair by pair, as a loop would do it.
+Rounds alternate; medians and quartiles are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import superweight_ensembles as swe
+from superweight_ensembles.files import write_json
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.search import find_sharing, searched_members
+from superweight_ensembles.search.gradients import weight_gradients
+from superweight_ensembles.search.similarity import cropped_cosines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depths", type=int, nargs="+", default=[100, 94])
+    parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--pixels", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    members = {f"wrn{depth}-{options.width}": swe.wide_resnet(depth, options.width, 10) for depth in options.depths}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.83, coefficients="tied")
+    shape = (options.batch, 3, options.pixels, options.pixels)
+    batches = [(torch.randn(*shape), torch.randint(0, 10, (options.batch,)))]
+    swe.train(ensemble, batches, swe.TrainConfig(epochs=1, learning_rate=0.01, precision="float32"))
+    gradients = weight_gradients(ensemble, batches, searched_members(ensemble))
+    by_cluster = [
+        [
+            gradients[target.member, target.name]
+            for target in cluster.targets
+            if (target.member, target.name) in gradients
+        ]
+        for cluster in ensemble.plan.clusters
+    ]
+    jobs: dict[str, Callable[[], object]] = {
+        "passes": lambda: weight_gradients(ensemble, batches, searched_members(ensemble)),
+        "search": lambda: find_sharing(ensemble, batches),
+        "similarity": lambda: [cropped_cosines(tensors) for tensors in by_cluster],
+        "pairwise": lambda: [pairwise(tensors) for tensors in by_cluster],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(options.rounds):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            seconds[name].append(time.perf_counter() - start)
+    beyond = [search - passes for search, passes in zip(seconds["search"], seconds["passes"])]
+    result = {
+        "benchmark": "search_time",
+        "provenance": provenance(),
+        "members": {name: len(swe.find_targets(module, name)) for name, module in members.items()},
+        "batch": list(shape),
+        "threads": options.threads,
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "beyond_passes": summary(beyond),
+    }
+    write_json(options.out, result)
+    print({name: f"{1e3 * value['median']:.0f} ms" for name, value in result["seconds"].items()})
+    print(f"beyond the passes: {1e3 * result['beyond_passes']['median']:.0f} ms")
+
+
+def pairwise(tensors: list[Tensor]) -> list[Tensor]:
+    """The cosine of each pair, one pair at a time."""
+    found = []
+    for left, right in combinations(tensors, 2):
+        rows, columns = min(len(left), len(right)), min(left.shape[1], right.shape[1])
+        crops = [tensor[:rows, :columns].flatten() for tensor in (left, right)]
+        found.append(F.cosine_similarity(crops[0], crops[1], dim=0))
+    return found
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    lower, median, upper = statistics.quantiles(values, n=4)
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "n": len(values)}
+
+
+if __name__ == "__main__":
+    main()
