@@ -1,4 +1,4 @@
-"""What each choice of the method is worth: clusters, coefficients, cap, budget; every row over the same seeds.
+"""What each choice of the method is worth: clusters, coefficients, cap, allocation, training, budget; every row over the same seeds.
 
     python benchmarks/ablations.py recipes/cifar10-16px.yaml --seeds 3 --out runs/ablations
 
@@ -23,6 +23,7 @@ from superweight_ensembles.figures import draw_arms
 from superweight_ensembles.recipe import Recipe, load_recipe
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
+APART = ("sharing.budget=1.0", "sharing.clusters=none")
 ROWS = (
     Variant(group="clusters", name="by shape", overrides=("sharing.clusters=shape",)),
     Variant(
@@ -37,6 +38,12 @@ ROWS = (
     Variant(group="coefficients", name="per channel", overrides=("sharing.coefficients=channel",)),
     Variant(group="cap", name="cap 2", overrides=("sharing.cap=2",)),
     Variant(group="cap", name="cap 4", overrides=("sharing.cap=4",)),
+    Variant(group="allocation", name="balanced", overrides=("sharing.allocation=balanced", "sharing.cap=16")),
+    Variant(group="allocation", name="cheapest first", overrides=("sharing.allocation=cheapest", "sharing.cap=16")),
+    Variant(group="training", name="own batches", overrides=("training.member_batches=own",)),
+    Variant(group="training", name="ensemble loss", overrides=("training.ensemble_loss=1.0",)),
+    Variant(group="training", name="apart, own batches", overrides=(*APART, "training.member_batches=own")),
+    Variant(group="training", name="apart, ensemble loss", overrides=(*APART, "training.ensemble_loss=1.0")),
     *(
         Variant(group="budget", name=f"budget {budget}", overrides=(f"sharing.budget={budget}",))
         for budget in (0.4, 0.5, 0.6, 1.0, 1.3)

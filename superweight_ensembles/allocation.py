@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ALLOCATION_ORDERS = ("sweeps", "balanced", "cheapest")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotNeed:
@@ -38,11 +40,16 @@ def minimum_cost(needs: Sequence[SlotNeed], count_coefficients: bool = True) -> 
 
 
 def allocate(
-    needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_coefficients: bool = True
+    needs: Sequence[SlotNeed],
+    budget: int,
+    *,
+    cap: int = 8,
+    count_coefficients: bool = True,
+    order: str = "sweeps",
 ) -> tuple[int, ...]:
-    """Spend a budget on templates: one a slot, then sweep after sweep one more wherever it still fits.
+    """Spend a budget on templates: one a slot, then one more at a time wherever it still fits.
 
-    Phase 1 gives a (t+1)-th template to slots with more than t users; phase 2 gives up to ``cap`` to every slot.
+    First every slot gets up to one template a user, in an order of choice; then, sweep by sweep, up to ``cap``.
 
     Args:
         needs: The slots, in cluster order.
@@ -50,28 +57,42 @@ def allocate(
         cap: Templates a slot at most.
         count_coefficients: Count a template's coefficients as well (the honest rule), or the template alone
             (the published one).
+        order: ``sweeps``: a second template to every slot with more than one user, then a third to every one with more
+            than two, and so on, as published; ``balanced``: always the slot with the fewest templates for its users;
+            ``cheapest``: slot by slot, the smallest first, so that only large slots go short.
 
     Returns:
         Templates of each slot.
 
+    Source: Teterwak et al., WACV 2024 (``sweeps``); the other orders are ours.
+
     Example:
         >>> slots = [
-        ...     SlotNeed(size=10, num_users=2, num_coefficients=2),
-        ...     SlotNeed(size=30, num_users=1, num_coefficients=1),
+        ...     SlotNeed(size=10, num_users=3, num_coefficients=3),
+        ...     SlotNeed(size=30, num_users=3, num_coefficients=3),
         ... ]
-        >>> allocate(slots, 56)
-        (2, 1)
-        >>> allocate(slots, 90)
-        (2, 2)
+        >>> allocate(slots, 92, cap=3), allocate(slots, 92, cap=3, order="cheapest")
+        ((2, 2), (3, 1))
     """
     counts = [1] * len(needs)
+    costs = [template_cost(need, count_coefficients) for need in needs]
     left = budget - minimum_cost(needs, count_coefficients)
     assert left >= 0, "the caller compares the budget with minimum_cost"
-    for only_shared in (True, False):
+    shared = [min(cap, need.num_users) for need in needs]
+    if order == "cheapest":
+        for index in sorted(range(len(needs)), key=lambda index: costs[index]):
+            more = min(shared[index] - 1, left // costs[index])
+            counts[index] += more
+            left -= more * costs[index]
+    elif order == "balanced":
+        while fitting := [i for i, cost in enumerate(costs) if counts[i] < shared[i] and cost <= left]:
+            index = min(fitting, key=lambda i: (counts[i] / needs[i].num_users, costs[i], i))
+            counts[index] += 1
+            left -= costs[index]
+    for limits in (shared, [cap] * len(needs)):
         for sweep in range(1, cap):
-            for index, need in enumerate(needs):
-                cost = template_cost(need, count_coefficients)
-                if counts[index] == sweep and cost <= left and (not only_shared or need.num_users > sweep):
+            for index, cost in enumerate(costs):
+                if counts[index] == sweep < limits[index] and cost <= left:
                     counts[index] += 1
                     left -= cost
     return tuple(counts)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from superweight_ensembles.allocation import ALLOCATION_ORDERS
 from superweight_ensembles.coefficients import CoefficientForm, fixed_numbers, numbers_per_template
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan_table import plan_table
@@ -136,6 +137,7 @@ class SharingPlan:
         budget: Trainable scalars allowed.
         budget_counts: ``all`` trainable scalars, or ``templates`` alone, as published.
         cap: Templates a slot at most.
+        allocation: The order in which slots got their templates (see ``allocate``).
     """
 
     __pydantic_config__ = _STRICT
@@ -145,6 +147,7 @@ class SharingPlan:
     budget: int
     budget_counts: str = "all"
     cap: int = 8
+    allocation: str = "sweeps"
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -229,6 +232,8 @@ def _check_consistent(plan: SharingPlan) -> None:
 
     if plan.budget_counts not in ("all", "templates"):
         raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r}")
+    if plan.allocation not in ALLOCATION_ORDERS:
+        raise refuse("allocation", f"must be one of {', '.join(ALLOCATION_ORDERS)}, not {plan.allocation!r}")
     if len(set(plan.member_names)) != len(plan.members) or not plan.members:
         raise refuse("members", "needs at least one, each with a name of its own")
     if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):

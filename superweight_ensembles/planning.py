@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from superweight_ensembles.allocation import SlotNeed, allocate, minimum_cost
+from superweight_ensembles.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
 from superweight_ensembles.clusters import ClusterRule, TargetGroup, group_targets
 from superweight_ensembles.coefficients import (
     EMBEDDING_SIZE,
@@ -40,6 +40,7 @@ def plan_sharing(
     clusters: ClusterRule = "depth_bins",
     bins: int = 4,
     cap: int = 8,
+    allocation: str = "sweeps",
     coefficients: str = "own",
     reserve_untied: bool = False,
     include: Sequence[str] = (),
@@ -56,6 +57,8 @@ def plan_sharing(
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
             it), at least one. ``depth_bins`` alone reads it.
         cap: Templates a slot at most.
+        allocation: Which slots get their templates first: ``sweeps`` (all in turn, as published), ``balanced`` (the one
+            with the fewest for its users), ``cheapest`` (the smallest, so that only large slots go short).
         coefficients: ``own``: a vector for each target and slot; ``tied``: one vector a slot, for all its targets;
             ``embedding``: each vector is an affine function of a small embedding; ``channel``: a vector for each output
             channel of each target.
@@ -82,7 +85,7 @@ def plan_sharing(
         True
     """
     modules = named_members(members)
-    _check_options(cap, budget_counts, clusters, bins)
+    _check_options(cap, allocation, budget_counts, clusters, bins)
     if reserve_untied and coefficients != "tied":
         raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     for option, globs in (("include", include), ("exclude", exclude)):
@@ -105,6 +108,7 @@ def plan_sharing(
         tie_all(groups) if coefficients == "tied" else groups,
         budget=budget,
         cap=cap,
+        allocation=allocation,
         budget_counts=budget_counts,
         form=coefficient_form(coefficients),
         reserve_untied=reserve_untied,
@@ -140,6 +144,7 @@ def plan_groups(
     *,
     budget: float,
     cap: int = 8,
+    allocation: str = "sweeps",
     budget_counts: str = "all",
     form: CoefficientForm = "vector",
     reserve_untied: bool = False,
@@ -151,6 +156,7 @@ def plan_groups(
         groups: What shares with what; targets of no group stay their member's own.
         budget: As :func:`plan_sharing` takes it, like ``cap`` and ``budget_counts``.
         cap: Templates a slot at most.
+        allocation: As :func:`plan_sharing` takes it.
         budget_counts: ``all`` or ``templates``.
         form: In which the coefficients are held.
         reserve_untied: Leave so much of the budget unspent that every tied vector can be un-tied later.
@@ -171,7 +177,7 @@ def plan_groups(
             f"({minimum / apart:.3f} of the members apart): raise it, use fewer bins, or include more layers"
             f"{_percentage_hint(budget)}"
         )
-    counts = iter(allocate(needs, limit - own, cap=cap, count_coefficients=everything))
+    counts = iter(allocate(needs, limit - own, cap=cap, count_coefficients=everything, order=allocation))
     plan = SharingPlan(
         members=tuple(members),
         clusters=tuple(
@@ -181,6 +187,7 @@ def plan_groups(
         budget=limit,
         budget_counts=budget_counts,
         cap=cap,
+        allocation=allocation,
     )
     if needs and everything and plan.num_parameters < 0.95 * limit:
         _LOG.warning(
@@ -321,7 +328,9 @@ def _needs(draft: Cluster, reserve_untied: bool) -> list[SlotNeed]:
     return needs
 
 
-def _check_options(cap: int, budget_counts: str, clusters: ClusterRule, bins: int) -> None:
+def _check_options(cap: int, allocation: str, budget_counts: str, clusters: ClusterRule, bins: int) -> None:
+    if allocation not in ALLOCATION_ORDERS:
+        raise unknown_name("allocation", str(allocation), ALLOCATION_ORDERS)
     if clusters != "depth_bins" and bins != 4:
         raise SuperWeightError(f"bins does nothing with clusters {clusters!r}: leave it out")
     if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:

@@ -45,6 +45,17 @@ class MemberRecipe(BaseModel):
     model: str
 
 
+_SEARCH_KEYS = (
+    "coefficients",
+    "search",
+    "search_epochs",
+    "search_batches",
+    "threshold",
+    "untie_epoch",
+    "untie_threshold",
+)
+
+
 class SharingRecipe(_Strict):
     """``sharing:`` as :func:`plan_sharing` takes it, and the search that goes on from there.
 
@@ -62,6 +73,7 @@ class SharingRecipe(_Strict):
     clusters: str | dict[str, list[str]] = "depth_bins"
     bins: int = 4
     cap: int = 8
+    allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -99,7 +111,7 @@ class SharingRecipe(_Strict):
 
     def plan_options(self) -> dict[str, Any]:
         """What :func:`plan_sharing` takes for the plan that a run begins with."""
-        options = self.model_dump(include={"budget", "clusters", "bins", "cap", "include", "exclude", "budget_counts"})
+        options = self.model_dump(exclude=set(_SEARCH_KEYS))
         first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
         return {**options, "coefficients": first, "reserve_untied": first == "tied" and self.untie_epoch is not None}
 

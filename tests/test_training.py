@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -300,3 +301,78 @@ def test_training_leaves_the_callers_random_numbers_alone() -> None:
             swe.train(ensemble, swe.load_data("synthetic", num_train=96), dataclasses.replace(FAST, epochs=1))
         drawn.append(torch.rand(3))
     assert torch.equal(*drawn)
+
+
+def test_each_member_can_have_a_batch_of_its_own() -> None:
+    ensemble = small_ensemble()
+    images = {name: torch.randn(4, 3, 8, 8) for name in ensemble.member_names}
+    labels = {name: torch.tensor([0, 1, 2, 3]).roll(index) for index, name in enumerate(ensemble.member_names)}
+    joint_backward(ensemble, images, labels, F.cross_entropy)
+    found = {name: parameter.grad.clone() for name, parameter in ensemble.named_parameters()}
+    ensemble.zero_grad()
+    for name in ensemble.member_names:
+        joint_backward(ensemble, images[name], labels[name], F.cross_entropy, members=[name])
+    for name, parameter in ensemble.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+
+
+def test_the_ensemble_loss_is_one_more_term() -> None:
+    ensemble = small_ensemble()
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    losses = joint_backward(ensemble, images, labels, F.cross_entropy, ensemble_weight=0.7)
+    found = {name: parameter.grad.clone() for name, parameter in ensemble.named_parameters()}
+    ensemble.zero_grad()
+    logits = ensemble(images)
+    own = [F.cross_entropy(member, labels) for member in logits]
+    (sum(own) - 0.7 * logits.softmax(2).mean(0)[range(4), labels].log().mean()).backward()
+    torch.testing.assert_close(list(losses.values()), [loss.detach() for loss in own])
+    for name, parameter in ensemble.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_own_batches_hold_every_image_once_an_epoch_in_different_orders() -> None:
+    data = swe.load_data("synthetic", num_train=64, validation_fraction=0.0)
+    members = {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(10, 1, 4)}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.9)
+    seen: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
+    names = {id(member): name for name, member in ensemble.members.items()}
+
+    def objective(member: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen[names[id(member)]].append(images.flatten(1).sum(1))
+        return F.cross_entropy(member(images), labels)
+
+    config = swe.TrainConfig(epochs=1, batch_size=16, member_batches="own", precision="float32")
+    swe.train(ensemble, data, config, objective=objective)
+    first, second = (torch.cat(seen[name]) for name in ("a", "b"))
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(first.sort().values, second.sort().values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"member_batches": "owm"}, "unknown member_batches 'owm': did you mean 'own'"),
+        ({"member_batches": "own", "ensemble_loss": 1.0}, "member_batches must be 'same'"),
+        ({"ensemble_loss": -1.0}, "ensemble_loss must be finite and not negative"),
+    ],
+)
+def test_settings_of_member_batches(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=match):
+        swe.TrainConfig(**changes)
+
+
+def test_objectives_and_batches_that_do_not_go_together() -> None:
+    ensemble = small_ensemble()
+    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]))]
+
+    def objective(member: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(member(images), labels)
+
+    with pytest.raises(swe.SuperWeightError, match="needs ImageData"):
+        swe.train(ensemble, batches, swe.TrainConfig(member_batches="own"))
+    with pytest.raises(swe.SuperWeightError, match="let the objective smooth the labels"):
+        swe.train(ensemble, batches, swe.TrainConfig(label_smoothing=0.1), objective=objective)
+    with pytest.raises(swe.SuperWeightError, match="cannot go with an objective"):
+        swe.train(ensemble, batches, swe.TrainConfig(ensemble_loss=1.0), objective=objective)
+    with pytest.raises(swe.SuperWeightError, match="unknown member 'widee'"):
+        swe.train(ensemble, batches, swe.TrainConfig(), members=["widee"])

@@ -33,7 +33,8 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
 
     Args:
         name: A key of :data:`DATA_SETS`.
-        num_train: Keep so many of the training images, stratified and chosen by the seed; all where None.
+        num_train: Keep so many of the training images, stratified and chosen by the seed, for experiments with little
+            data; all where None. A set that is made up on the spot (``synthetic``) makes so many.
         **options: Those of its function; all take ``validation_fraction`` and ``seed``.
 
     Raises:
@@ -50,6 +51,8 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     for option in options:
         if option not in known:
             raise unknown_name(f"option of {name}", option, (*known, "num_train"))
+    if "num_train" in known and num_train is not None:
+        return DATA_SETS[name](num_train=num_train, **options)
     data = DATA_SETS[name](**options)
     if num_train is None:
         return data

@@ -190,7 +190,7 @@ def find_sharing(
         at = round(at - THRESHOLD_STEP, 10)
     if at < threshold:
         _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", threshold, at)
-    found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, **counting)
+    found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, allocation=plan.allocation, **counting)
     return SearchResult(
         plan=found,
         threshold=at,

@@ -11,6 +11,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+MEMBER_BATCHES = ("same", "own")
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
@@ -31,6 +32,10 @@ class TrainConfig:
         schedule: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``), ``cosine`` to zero, ``one_cycle``.
         milestones: Epochs at which ``step`` falls.
         gamma: Factor by which ``step`` falls.
+        member_batches: ``same``: all members see one batch a step, as published; ``own``: each member goes through the
+            training images in an order and with an augmentation of its own, as members trained apart would.
+        ensemble_loss: Weight of one more term, the negative log likelihood of the members' mean softmax, which asks the
+            members to complement each other, and keeps the activations of all of them at once. Ours; 0 for none.
         flip: Mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for :class:`ImageData`; a
             DataLoader of your own brings its own.
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
@@ -59,6 +64,8 @@ class TrainConfig:
     schedule: str = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.2
+    member_batches: str = "same"
+    ensemble_loss: float = 0.0
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
@@ -76,6 +83,7 @@ class TrainConfig:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
+            ("member_batches", self.member_batches, MEMBER_BATCHES),
             ("device", self.device, ("auto", "cpu", "cuda")),
         ):
             if given not in known:
@@ -91,6 +99,7 @@ class TrainConfig:
             "num_threads",
             "num_workers",
             "weight_decay",
+            "ensemble_loss",
             "momentum",
             "label_smoothing",
         ):
@@ -110,6 +119,8 @@ class TrainConfig:
             raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
         self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
         self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
+        if self.ensemble_loss and self.member_batches != "same":
+            raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
 

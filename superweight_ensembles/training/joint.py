@@ -5,10 +5,12 @@ Source: Teterwak et al., WACV 2024: loss = sum over members of the cross-entropy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
@@ -19,12 +21,13 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def joint_backward(
     ensemble: SuperWeightEnsemble,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | Mapping[str, Tensor],
+    labels: Tensor | Mapping[str, Tensor],
     loss_function: LossFunction | None,
     backward: Callable[[Tensor], None] = torch.Tensor.backward,
     members: Collection[str] | None = None,
     objective: Objective | None = None,
+    ensemble_weight: float = 0.0,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -33,13 +36,15 @@ def joint_backward(
 
     Args:
         ensemble: In training mode, as a rule.
-        images: (B, ...).
-        labels: (B,) class indices.
+        images: (B, ...), or such a batch for each member by name.
+        labels: (B,) class indices, or those of each member.
         loss_function: Of one member's logits (B, K) and the labels, to a scalar; None with ``objective``.
         backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
         members: Those to run; all where None.
         objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
             than logits.
+        ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
+            0, the activations of all members live at once.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -59,20 +64,31 @@ def joint_backward(
     names = tuple(ensemble.member_names if members is None else members)
     weights = ensemble.bank.generate(names)
     leaves = _leaves(weights)
-    losses = {}
+    losses: dict[str, Tensor] = {}
     answers: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
     for name in names:
+        own_images = images if isinstance(images, Tensor) else images[name]
+        own_labels = labels if isinstance(labels, Tensor) else labels[name]
         with ensemble.placed(name, leaves[name]) as member:
             if objective is not None:
-                loss = objective(member, images, labels)
+                loss = objective(member, own_images, own_labels)
             else:
                 assert loss_function is not None, "one of the two is given"
-                logits = member(images)
+                logits = member(own_images)
                 answers[name] = logits.detach()
                 check_logits(answers)
-                loss = loss_function(logits, labels)
-            backward(loss)
-        losses[name] = loss.detach()
+                loss = loss_function(logits, own_labels)
+                if ensemble_weight:
+                    kept[name] = logits
+            losses[name] = loss if ensemble_weight else loss.detach()
+            if not ensemble_weight:
+                backward(loss)
+    if ensemble_weight:
+        assert objective is None and isinstance(labels, Tensor), "one batch, and logits to take the mean of"
+        together = ensemble_nll(torch.stack(list(kept.values())), labels)
+        backward(torch.stack(list(losses.values())).sum() + ensemble_weight * together)
+        losses = {name: loss.detach() for name, loss in losses.items()}
     outputs, gradients = [], []
     for name, generated in weights.items():
         for parameter, weight in generated.items():
@@ -84,6 +100,12 @@ def joint_backward(
     if outputs:
         torch.autograd.backward(outputs, gradients)
     return losses
+
+
+def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log likelihood of the mean softmax of logits (M, B, K) at labels (B,)."""
+    log_mean = logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
+    return F.nll_loss(log_mean, labels)
 
 
 def _leaves(weights: Weights) -> Weights:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from superweight_ensembles.training.log import RunLog
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 
 _LOG = logging.getLogger(__name__)
+_SEEDS_APART = 1_000_003
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -132,6 +133,8 @@ def train(
             raise unknown_name("member", name, ensemble.member_names)
     if objective is not None and config.label_smoothing:
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
+    if objective is not None and config.ensemble_loss:
+        raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
@@ -140,8 +143,8 @@ def train(
     ensemble.to(fabric.device)
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
-    batches, validation = _loaders(data, validation, config, fabric.device)
-    steps_per_epoch = len(batches)
+    loaders, validation = _loaders(data, validation, config, fabric.device, trained)
+    steps_per_epoch = len(loaders[0])
     optimizer = build_optimizer(ensemble, config)
     schedule = build_schedule(optimizer, config, steps_per_epoch)
     history: list[dict[str, Any]] = []
@@ -163,6 +166,7 @@ def train(
         backward=fabric.backward,
         members=trained,
         objective=objective,
+        ensemble_weight=config.ensemble_loss,
     )
     threads = torch.get_num_threads()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
@@ -177,10 +181,10 @@ def train(
             torch.manual_seed(config.seed * 100_003 + epoch)
             rate = schedule.get_last_lr()[0]
             losses = _train_epoch(
-                ensemble, step, batches, epoch, fabric, optimizer, schedule, channels_last, config, callback
+                ensemble, trained, step, loaders, epoch, fabric, optimizer, schedule, channels_last, config, callback
             )
             if untie is not None and epoch == untie.epoch:
-                _untie(ensemble, optimizer, data, batches, config.batch_size, untie)
+                _untie(ensemble, optimizer, data, loaders[0], config.batch_size, untie)
             due = epoch == config.epochs or epoch % config.validate_every == 0
             history.append(
                 {
@@ -237,8 +241,13 @@ def _device(config: TrainConfig) -> str:
 
 
 def _loaders(
-    data: ImageData | SizedBatches, validation: Batches | None, config: TrainConfig, device: torch.device
-) -> tuple[SizedBatches, Batches | None]:
+    data: ImageData | SizedBatches,
+    validation: Batches | None,
+    config: TrainConfig,
+    device: torch.device,
+    members: Sequence[str],
+) -> tuple[list[SizedBatches], Batches | None]:
+    """Training batches, one loader for all members or one for each, and validation batches."""
     if not isinstance(data, ImageData):
         if isinstance(data, str) or not hasattr(data, "__len__") or len(data) == 0:
             raise SuperWeightError(
@@ -248,13 +257,19 @@ def _loaders(
             raise SuperWeightError(
                 "flip, crop_padding, cutout and num_workers are for ImageData: let your own loader augment"
             )
-        return data, validation
-    batches = training_loader(data, config, device)
+        if config.member_batches != "same":
+            raise SuperWeightError("member_batches 'own' needs ImageData: a loader of your own has one order")
+        return [data], validation
+    streams = range(len(members)) if config.member_batches == "own" else range(1)
+    loaders: list[SizedBatches] = [
+        training_loader(data, replace(config, seed=(config.seed + index * _SEEDS_APART) % 2**32), device)
+        for index in streams
+    ]
     if validation is None and len(data.validation):
         validation = data.loader(
             "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
         )
-    return batches, validation
+    return loaders, validation
 
 
 def training_loader(data: ImageData, config: TrainConfig, device: torch.device | str = "cpu") -> ImageLoader:
@@ -297,8 +312,9 @@ def _untie(
 
 def _train_epoch(
     ensemble: SuperWeightEnsemble,
-    backward_step: Callable[[Tensor, Tensor], dict[str, Tensor]],
-    batches: SizedBatches,
+    members: Sequence[str],
+    backward_step: Callable[..., dict[str, Tensor]],
+    loaders: Sequence[SizedBatches],
     epoch: int,
     fabric: Fabric,
     optimizer: torch.optim.Optimizer,
@@ -308,20 +324,18 @@ def _train_epoch(
     callback: Callable[[TrainProgress], None] | None,
 ) -> dict[str, float]:
     ensemble.train()
-    set_epoch = getattr(batches, "set_epoch", None)
-    if callable(set_epoch):
-        set_epoch(epoch)
+    for loader in loaders:
+        set_epoch = getattr(loader, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
     total: Tensor | None = None
     names: list[str] = []
-    steps = len(batches)
-    for step, batch in enumerate(batches, start=1):
-        images, labels = checked_batch(batch)
-        images, labels = images.to(fabric.device), labels.to(fabric.device)
-        if channels_last and images.ndim == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
+    steps = len(loaders[0])
+    for step, batches in enumerate(zip(*loaders), start=1):
+        ready = [_prepared(batch, fabric.device, channels_last) for batch in batches]
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
-            losses = backward_step(images, labels)
+            losses = backward_step(*ready[0]) if len(ready) == 1 else backward_step(*_by_member(members, ready))
         optimizer.step()
         schedule.step()
         names, found = list(losses), torch.stack(list(losses.values())).double()
@@ -336,6 +350,22 @@ def _train_epoch(
                 f"the training loss of member {name!r} is {value} in epoch {epoch}: lower learning_rate"
             )
     return mean
+
+
+def _prepared(batch: Any, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
+    images, labels = checked_batch(batch)
+    images, labels = images.to(device), labels.to(device)
+    if channels_last and images.ndim == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return images, labels
+
+
+def _by_member(
+    members: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Images and labels of each member's own batch."""
+    images, labels = zip(*batches)
+    return dict(zip(members, images)), dict(zip(members, labels))
 
 
 @torch.inference_mode()
