@@ -32,11 +32,13 @@ class Variant:
         name: Of the arm, and of its folder.
         overrides: ``key.path=value``, as ``--set`` takes them.
         group: A heading in figures, empty for none.
+        num_seeds: So many of the comparison's seeds, from the first; all where None.
     """
 
     name: str
     overrides: tuple[str, ...]
     group: str = ""
+    num_seeds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class Arm:
         num_parameters: Trainable scalars that it should have; the arms of another library come as near as they can.
         group: A heading in figures.
         series: Arms of one series differ in one quantity (``budget``).
+        num_seeds: So many of the comparison's seeds; all where None.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Arm:
     num_parameters: int
     group: str = ""
     series: str = ""
+    num_seeds: int | None = None
 
 
 def parse_variant(text: str) -> Variant:
@@ -153,6 +157,7 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
         num_parameters=chosen.plan(chosen.build_members()).num_parameters,
         group=variant.group,
         series="budget" if only == ["sharing.budget"] else "",
+        num_seeds=variant.num_seeds,
     )
 
 

@@ -88,6 +88,8 @@ def compare_arms(
     results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
     for seed in seeds:
         for arm in arms:
+            if arm.num_seeds is not None and seed - recipe.seed >= arm.num_seeds:
+                continue
             progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
             results[arm.name].append(_run(arm, seed, folder / _folder_name(arm) / f"seed-{seed}", progress))
     comparison = {

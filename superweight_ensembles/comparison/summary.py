@@ -24,7 +24,7 @@ def summarise(arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]]) -> 
     for arm in arms:
         own = runs[arm.name]
         numbers = [_quantities(run) for run in own]
-        theirs = [_quantities(run) for run in first]
+        theirs = [_quantities(run) for run in first[: len(own)]]
         known = [name for name in numbers[0] if all(run[name] is not None for run in numbers)]
         both = [name for name in known if all(run.get(name) is not None for run in theirs)]
         entries.append(
