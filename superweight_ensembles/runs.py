@@ -159,7 +159,7 @@ def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    return read_json(folder / "results.json"), read_plan(trained_arm(folder, "shared"))
+    return read_json(folder / "results.json"), _final_plan(folder)
 
 
 def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
@@ -170,7 +170,7 @@ def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] |
         "before the search": SharingPlan.from_json(read_text(folder / "search" / "plan.json")),
         "found": SharingPlan.from_json(read_text(folder / "plan.json")),
     }
-    last = read_plan(trained_arm(folder, "shared"))
+    last = _final_plan(folder)
     if last != plans["found"]:
         plans["un-tied"] = last
     return read_json(folder / "search" / "search.json"), plans
@@ -188,6 +188,12 @@ def trained_arm(folder: Path, arm: str) -> Path:
             f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
         )
     return folder / arm / "ensemble"
+
+
+def _final_plan(folder: Path) -> SharingPlan:
+    """The plan that the shared ensemble ended with; results that were moved without ensembles have the first alone."""
+    ended = folder / "shared" / "ensemble"
+    return read_plan(ended if (ended / "plan.json").is_file() else folder)
 
 
 def _search(
