@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superweight_ensembles import plan_sharing, wide_resnet
-from superweight_ensembles.allocation import SlotNeed, allocate, minimum_cost
+from superweight_ensembles.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
 
 needs_of = st.lists(
     st.tuples(st.integers(1, 50), st.integers(1, 12)).flatmap(
@@ -35,29 +35,42 @@ def test_equals_the_reference(case):
     assert list(counts) == reference.allocate(costs, users, budget, cap)
 
 
-@given(cases)
-def test_properties(case):
+@given(cases, st.sampled_from(ALLOCATION_ORDERS))
+def test_properties(case, order):
     needs, excess, cap, honest = case
     costs = costs_of(needs, honest)
     budget = minimum_cost(needs, honest) + excess
-    counts = allocate(needs, budget, cap=cap, count_coefficients=honest)
+    counts = allocate(needs, budget, cap=cap, count_coefficients=honest, order=order)
     left = budget - sum(count * cost for count, cost in zip(counts, costs, strict=True))
     assert left >= 0
     assert all(1 <= count <= cap for count in counts)
     assert all(cost > left for count, cost in zip(counts, costs) if count < cap)
-    assert counts == allocate(needs, budget, cap=cap, count_coefficients=honest)
+    assert counts == allocate(needs, budget, cap=cap, count_coefficients=honest, order=order)
 
 
-@given(cases)
-def test_shared_slots_are_served_first(case):
+@given(cases, st.sampled_from(ALLOCATION_ORDERS))
+def test_shared_slots_are_served_first(case, order):
     needs, excess, cap, honest = case
-    counts = allocate(needs, minimum_cost(needs, honest) + excess, cap=cap, count_coefficients=honest)
+    counts = allocate(needs, minimum_cost(needs, honest) + excess, cap=cap, count_coefficients=honest, order=order)
     # A slot with more templates than users means that phase 1 is over: no shared slot that could still be paid waits.
     beyond = [cost for need, count, cost in zip(needs, counts, costs_of(needs, honest)) if count > need.num_users]
     short = [
         cost for need, count, cost in zip(needs, counts, costs_of(needs, honest)) if count < min(cap, need.num_users)
     ]
     assert not beyond or not short or min(short) > max(beyond)
+
+
+def test_orders_by_hand():
+    small, large = (SlotNeed(size=size, num_users=4, num_coefficients=1) for size in (10, 40))
+    few = SlotNeed(size=10, num_users=2, num_coefficients=1)
+
+    def spent(excess, order):
+        return allocate([large, small, few], 40 + 10 + 10 + excess, count_coefficients=False, order=order)
+
+    # 20: a second template to each slot in turn that it pays; or both to the slot with 1/4 and then 2/4.
+    assert [spent(20, order) for order in ALLOCATION_ORDERS] == [(1, 2, 2), (1, 3, 1), (1, 3, 1)]
+    # 50: 40 + 10 in turn; small and large, each from 1/4 to 2/4; or small to 4, few to 2, then one beyond its users.
+    assert [spent(50, order) for order in ALLOCATION_ORDERS] == [(2, 2, 1), (2, 2, 1), (1, 4, 3)]
 
 
 def test_phases_by_hand():

@@ -645,6 +645,44 @@ def test_cifar_is_read_from_its_files(
     assert data.test.labels.tolist() == [index % num_classes for index in range(2 * num_classes)]
 
 
+def test_cifar_is_pooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = fake_cifar(monkeypatch, tmp_path, CIFAR10, 10)
+    data = load_data("cifar10", folder=tmp_path, pool=2)
+    assert data.image_shape == (3, 16, 16) == data.train.image_shape
+    means = pixels.reshape(-1, 3, 16, 2, 16, 2).astype(np.float64).mean(axis=(3, 5))
+    assert np.abs(data.test.images.numpy() - means).max() <= 0.5
+    with pytest.raises(SuperWeightError, match="pool=3 does not divide the 32 pixels of a cifar10 image"):
+        load_data("cifar10", folder=tmp_path, pool=3)
+
+
+# Fewer training images, of any data set.
+
+
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_num_train_keeps_a_stratified_part(tmp_path: Path, limit: int) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    options: dict[str, Any] = {"folder": root, "validation_fraction": 0.0, "memory_limit_mb": limit}
+    whole, part = load_data("image_folder", **options), load_data("image_folder", num_train=15, **options)
+    assert torch.bincount(part.train.labels).tolist() == [5, 10]
+    assert len(part.test) == len(whole.test) == 5
+    everything = {tuple(image.flatten().tolist()) for batch, _ in whole.loader("train", 7) for image in batch}
+    kept = [tuple(image.flatten().tolist()) for batch, _ in part.loader("train", 7) for image in batch]
+    assert len(kept) == 15 and set(kept) <= everything
+    again = load_data("image_folder", num_train=15, **options)
+    assert again.train.labels.tolist() == part.train.labels.tolist()
+    other = load_data("image_folder", num_train=15, seed=1, **options)
+    assert [tuple(image.flatten().tolist()) for batch, _ in other.loader("train", 7) for image in batch] != kept
+
+
+def test_num_train_is_checked(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    with pytest.raises(SuperWeightError, match="num_train is 31; .* has 30 training images"):
+        load_data("image_folder", folder=root, validation_fraction=0.0, num_train=31)
+    with pytest.raises(SuperWeightError, match="num_train must be a whole number of at least 1; got 0"):
+        load_data("digits", num_train=0)
+    assert len(load_data("image_folder", folder=root, validation_fraction=0.0, num_train=30).train) == 30
+
+
 def test_published_statistics_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, source, mean, std in (
         ("cifar10", CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
