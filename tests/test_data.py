@@ -651,7 +651,7 @@ def test_cifar_is_pooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert data.image_shape == (3, 16, 16) == data.train.image_shape
     means = pixels.reshape(-1, 3, 16, 2, 16, 2).astype(np.float64).mean(axis=(3, 5))
     assert np.abs(data.test.images.numpy() - means).max() <= 0.5
-    with pytest.raises(SuperWeightError, match="pool=3 does not divide the 32 pixels of a cifar10 image"):
+    with pytest.raises(SuperWeightError, match="pool=3 does not divide the 32 x 32 pixels of cifar10"):
         load_data("cifar10", folder=tmp_path, pool=3)
 
 
@@ -676,7 +676,7 @@ def test_num_train_keeps_a_stratified_part(tmp_path: Path, limit: int) -> None:
 
 def test_num_train_is_checked(tmp_path: Path) -> None:
     root = write_folder(tmp_path, SPLIT_LAYOUT)
-    with pytest.raises(SuperWeightError, match="num_train is 31; .* has 30 training images"):
+    with pytest.raises(SuperWeightError, match=r"num_train is 31; .* has 30 training images"):
         load_data("image_folder", folder=root, validation_fraction=0.0, num_train=31)
     with pytest.raises(SuperWeightError, match="num_train must be a whole number of at least 1; got 0"):
         load_data("digits", num_train=0)
