@@ -13,9 +13,10 @@ demo: $(VENV)/.installed
 	$(BIN)/superweights evaluate $(RUN)
 	$(BIN)/superweights plot $(RUN)
 
-# The committed figures, from the committed results of the demo.
+# The committed figures, from committed results.
 figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/digits --out figures/digits
+	$(BIN)/superweights plot benchmarks/results/digits-search --out figures/digits-search
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
