@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from superweight_ensembles.plan import Cluster, SharingPlan
 
+_FORMS = {"vector": "", "embedding": "as embeddings and their maps", "channel": "a vector an output channel"}
 _HEADER = ("cluster", "slots (templates x shape)", "targets", "who shares", "parameters")
 
 
@@ -49,9 +50,10 @@ def _account(plan: SharingPlan) -> list[str]:
     apart = plan.independent_parameters
     spent = plan.num_templates if plan.budget_counts == "templates" else plan.num_parameters
     counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
+    forms = {cluster.coefficients for cluster in plan.clusters}
     entries = [
         ("templates", plan.num_templates, f"minimum {plan.minimum_templates:,}"),
-        ("coefficients", plan.num_coefficients, ""),
+        ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
         ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
         ("budget", plan.budget, f"counts {counted}; {plan.budget - spent:,} unspent"),
