@@ -9,6 +9,7 @@ OUT/figures/*.png
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, build
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, write_json, write_text
 from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, parse_recipe
+from superweight_ensembles.recipe import Recipe, load_recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
 from superweight_ensembles.training import TrainProgress
 
@@ -152,7 +153,7 @@ def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], 
 
 
 def _folder_name(arm: Arm) -> str:
-    return arm.name.replace(" ", "-")
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm.name)
 
 
 def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
@@ -167,7 +168,7 @@ def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> 
             raise SuperWeightError(f"{folder} exists and is no comparison: --out names another")
         if overwrite:
             shutil.rmtree(folder)
-        elif (folder / "recipe.yaml").read_text(encoding="utf-8") != recipe.to_yaml():
+        elif load_recipe(folder / "recipe.yaml") != recipe:
             raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "recipe.yaml", recipe.to_yaml())

@@ -23,6 +23,8 @@ class TrainConfig:
         epochs: Passes over the training data.
         batch_size: Images a step, the same for all members.
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
+        coefficient_rate: Learning rate of the coefficients, as a multiple of that of everything else. A step of a
+            coefficient moves a weight by a whole template, so it weighs more than a step of the weight itself would.
         optimizer: ``sgd`` (with ``momentum`` and ``nesterov``) or ``adamw``.
         momentum: Of SGD.
         nesterov: Of SGD, where momentum is not 0.
@@ -56,6 +58,7 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.1
+    coefficient_rate: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
@@ -100,6 +103,7 @@ class TrainConfig:
             "num_workers",
             "weight_decay",
             "ensemble_loss",
+            "coefficient_rate",
             "momentum",
             "label_smoothing",
         ):

@@ -13,28 +13,38 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
 
-def parameter_groups(ensemble: SuperWeightEnsemble, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    ensemble: SuperWeightEnsemble, weight_decay: float, coefficient_rate: float | None = None
+) -> list[dict[str, Any]]:
     """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
 
     Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
+    Coefficients are a group of their own where ``coefficient_rate`` gives them a learning rate.
 
     Differs from paper: the published run decays norms too.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    rated: list[nn.Parameter] = []
     combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
-    free_ones = {id(parameter) for held in combining for parameter in held.parameters()}
+    coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
+    free_ones = set(coefficients)
     for member in ensemble.members.values():
         named = getattr(member, "no_weight_decay", None)
         names = set(named()) if callable(named) else set()
         free_ones |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
     for parameter in ensemble.parameters():
         if parameter.requires_grad:
-            free = id(parameter) in free_ones or parameter.ndim < 2
-            (plain if free else decayed).append(parameter)
+            if coefficient_rate is not None and id(parameter) in coefficients:
+                rated.append(parameter)
+            elif id(parameter) in free_ones or parameter.ndim < 2:
+                plain.append(parameter)
+            else:
+                decayed.append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
+        {"params": rated, "weight_decay": 0.0, "lr": coefficient_rate},
     ]
     return [group for group in groups if group["params"]]
 
@@ -45,7 +55,8 @@ def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch
     Raises:
         SuperWeightError: Nothing is trainable.
     """
-    groups = parameter_groups(ensemble, config.weight_decay)
+    rate = None if config.coefficient_rate == 1 else config.learning_rate * config.coefficient_rate
+    groups = parameter_groups(ensemble, config.weight_decay, rate)
     if not groups:
         raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
     if config.optimizer == "adamw":
@@ -65,7 +76,6 @@ def build_schedule(
     if config.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     if config.schedule == "one_cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer, max_lr=config.learning_rate, total_steps=steps + 1, cycle_momentum=False
-        )
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps + 1, cycle_momentum=False)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
