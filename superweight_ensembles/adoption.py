@@ -21,7 +21,7 @@ def adopt_plan(
 
     Every generated weight keeps its value: a new vector starts as a copy of the one that it leaves. The optimiser goes
     on with the new parameters in the groups of the old ones; rows that stay keep their moments, new rows start with the
-    moments of the vector that they leave. Schedules are not touched.
+    moments of the vector that they leave. Schedules are not touched; gradients of what is split are dropped.
 
     Args:
         ensemble: Changed in place.
@@ -34,6 +34,11 @@ def adopt_plan(
     Source: Teterwak et al., WACV 2024
     Differs from paper: the published code gives new vectors no moments, and trains the last of them alone.
     """
+    if not isinstance(plan, SharingPlan):
+        raise SuperWeightError(f"plan must be a SharingPlan; got {plan!r:.80}")
+    spent = plan.num_parameters if plan.budget_counts == "all" else plan.num_templates
+    if spent > plan.budget:
+        raise SuperWeightError(f"the plan costs {spent:,}, more than its budget of {plan.budget:,}")
     if _without_vectors(plan) != _without_vectors(ensemble.plan):
         raise SuperWeightError(
             "the plan differs from the ensemble's in more than coefficient vectors: build a new ensemble"

@@ -79,11 +79,11 @@ class SharingRecipe(_Strict):
     exclude: tuple[str, ...] = ()
     budget_counts: str = "all"
     search: Literal["none", "gradient", "weight"] = "none"
-    search_epochs: int | None = Field(default=None, ge=1)
-    search_batches: int | None = Field(default=None, ge=1)
-    threshold: float = Field(default=0.1, ge=-1, le=1)
-    untie_epoch: int | None = Field(default=None, ge=1)
-    untie_threshold: float = Field(default=0.9, ge=-1, le=1)
+    search_epochs: StrictInt | None = Field(default=None, ge=1)
+    search_batches: StrictInt | None = Field(default=None, ge=1)
+    threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
+    untie_epoch: StrictInt | None = Field(default=None, ge=1)
+    untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:
@@ -153,6 +153,13 @@ class Recipe(_Strict):
             return {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
         return content
 
+    @model_validator(mode="after")
+    def _untied_in_time(self) -> Recipe:
+        epoch = self.sharing.untie_epoch
+        if epoch is not None and epoch >= self.training.epochs:
+            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {self.training.epochs} epochs")
+        return self
+
     def to_yaml(self) -> str:
         content = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(content, sort_keys=False, width=100)
@@ -199,8 +206,10 @@ class Recipe(_Strict):
         """The plan that a run begins with; with a search, the one whose clusters are split."""
         plan = plan_sharing(members, **self.sharing.plan_options())
         if self.sharing.search != "none":
-            final = {"coefficients": self.sharing.coefficient_kind, "reserve_untied": False}
-            plan_sharing(members, **{**self.sharing.plan_options(), **final})  # refuses now what would not fit then
+            # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
+            # might not fit then.
+            most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
+            plan_sharing(members, **{**self.sharing.plan_options(), "coefficients": most, "reserve_untied": False})
         return plan
 
     def untying(self) -> Untying | None:

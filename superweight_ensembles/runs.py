@@ -84,7 +84,7 @@ def train_run(
             if recipe.sharing.search != "none":
                 plan = _search(recipe, members, plan, data, folder / "search", progress("search"))
             write_text(folder / "plan.json", plan.to_json())
-            shutil.rmtree(folder / "search" / "checkpoint", ignore_errors=True)
+        shutil.rmtree(folder / "search" / "checkpoint", ignore_errors=True)
         for arm in arms_of(recipe):
             if (folder / arm / "training.json").is_file():
                 continue
@@ -93,7 +93,8 @@ def train_run(
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
             _train_arm(recipe, ensemble, data, folder / arm, progress(arm), untie=recipe.untying() if shared else None)
     except SuperWeightError:
-        if begun and not any(path.name in _KEPT for path in folder.glob("*/*")):
+        searched = (folder / "search" / "search.json").is_file()
+        if begun and not searched and not any(path.name in _KEPT for path in folder.glob("*/*")):
             shutil.rmtree(folder)  # nothing was reached that could be gone on from
         raise
 

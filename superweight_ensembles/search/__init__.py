@@ -5,6 +5,14 @@ Source: Teterwak et al., WACV 2024
 
 from superweight_ensembles.search.clusters import SearchResult, find_sharing, search_clusters
 from superweight_ensembles.search.depths import searched_members
-from superweight_ensembles.search.untying import Untying, untie_coefficients
+from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients
 
-__all__ = ["SearchResult", "Untying", "find_sharing", "search_clusters", "searched_members", "untie_coefficients"]
+__all__ = [
+    "SearchResult",
+    "Untying",
+    "find_sharing",
+    "has_ties",
+    "search_clusters",
+    "searched_members",
+    "untie_coefficients",
+]

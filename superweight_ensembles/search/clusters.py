@@ -93,7 +93,7 @@ def search_clusters(
     coefficients: str = "tied",
     similarity: str = "gradient",
     max_batches: int | None = None,
-    reserve_untied: bool = True,
+    reserve_untied: bool | None = None,
 ) -> SharingPlan:
     """Split the clusters of a plan where the gradients of its targets conflict.
 
@@ -112,8 +112,9 @@ def search_clusters(
         coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; ``own``,
             ``embedding``, ``channel``: as in :func:`plan_sharing`.
         similarity: Of ``gradient``s, or of the generated ``weight``s themselves (for comparison).
-        max_batches: Read no more than so many.
-        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later.
+        max_batches: Read no more than so many; all where None. Similarity of weights reads none.
+        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later; they are, unless
+            this is False.
 
     Returns:
         A plan of the same members, with the cap and the counting of the ensemble's plan.
@@ -121,7 +122,7 @@ def search_clusters(
     Raises:
         SuperWeightError: An ensemble that was never trained or shares nothing, a threshold outside [-1, 1], a loader
             without samples, gradients that are not finite (names the target) or all zero (names the member), a budget
-            below the minimum with no cluster split (states it).
+            below the minimum at every threshold (states the least).
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
@@ -159,7 +160,7 @@ def find_sharing(
     coefficients: str = "tied",
     similarity: str = "gradient",
     max_batches: int | None = None,
-    reserve_untied: bool = True,
+    reserve_untied: bool | None = None,
 ) -> SearchResult:
     """:func:`search_clusters` with its evidence: similarities, sets, leaders and the threshold that fitted."""
     _check(ensemble, threshold, similarity)
@@ -173,19 +174,26 @@ def find_sharing(
     counting: dict[str, Any] = {
         "budget_counts": plan.budget_counts,
         "form": form,
-        "reserve_untied": reserve_untied and tied,
+        "reserve_untied": tied if reserve_untied is None else reserve_untied,
     }
-    at = threshold
+    if reserve_untied and not tied:
+        raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
+    if similarity == "weight" and max_batches is not None:
+        raise SuperWeightError(
+            "max_batches does nothing with similarity 'weight', which reads no batches: leave it out"
+        )
+    at, least = threshold, None
     while True:
         evidence = tuple(_decide(one, depths, at) for one in seen)
         groups = [group for one in evidence for group in _groups(one, plan.member_names, tied)]
         minimum = groups_minimum(plan.members, groups, **counting)
+        least = minimum if least is None else min(least, minimum)
         if minimum <= limit:
             break
         if not any(any(one.sets) for one in evidence):
             raise SuperWeightError(
-                f"a budget of {limit:,} parameters is below the minimum with no cluster split, {minimum:,} "
-                f"({minimum / plan.independent_parameters:.3f} of the members apart): raise it or use fewer bins"
+                f"a budget of {limit:,} parameters is below the minimum at every threshold, {least:,} "
+                f"({least / plan.independent_parameters:.3f} of the members apart): raise it or use fewer bins"
             )
         at = round(at - THRESHOLD_STEP, 10)
     if at < threshold:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
@@ -11,8 +10,8 @@ from superweight_ensembles.plan import PlannedTarget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
-    """Members by depth: two are equally deep if each first cluster of the commonest kernel holds as many targets of one
-    as of the other.
+    """Members by depth: two are equally deep if most layers of both have one kernel, and each first cluster of that kernel
+    holds as many targets of one as of the other.
 
     Attributes:
         representatives: One member a depth, the deepest first; of a depth, the widest (the first listed of equals).
@@ -60,14 +59,17 @@ def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
         )
         for name in plan.member_names
     }
-    frequency = Counter((cluster.kind, cluster.kernel) for cluster in plan.clusters for _ in cluster.targets)
-    commonest = max(frequency, key=lambda kernel: frequency[kernel])
-    telling = [index for index, cluster in enumerate(plan.clusters) if (cluster.kind, cluster.kernel) == commonest]
-    depth = {name: tuple(len(targets[name][index]) for index in telling) for name in plan.member_names}
+    kernels = [(cluster.kind, cluster.kernel) for cluster in plan.clusters]
+    depth: dict[str, tuple[tuple[int, int], ...]] = {}
+    for name in plan.member_names:
+        counts = [len(own) for own in targets[name]]
+        frequency = {kernel: sum(n for n, other in zip(counts, kernels) if other == kernel) for kernel in kernels}
+        commonest = max(frequency, key=lambda kernel: frequency[kernel], default=None)
+        depth[name] = tuple((index, n) for index, n in enumerate(counts) if kernels[index] == commonest)
     sizes = {member.name: member.num_parameters for member in plan.members}
     sharing = [name for name in plan.member_names if order[name]]
-    sharing.sort(key=lambda name: (-sum(depth[name]), -len(order[name]), -sizes[name]))
-    first: dict[tuple[int, ...], str] = {}
+    sharing.sort(key=lambda name: (-sum(n for _, n in depth[name]), -len(order[name]), -sizes[name]))
+    first: dict[tuple[tuple[int, int], ...], str] = {}
     for name in sharing:
         first.setdefault(depth[name], name)
     return Depths(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -14,6 +15,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 
 TargetTensors = dict[tuple[str, str], Tensor]
+TargetGradients = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -44,31 +46,19 @@ def weight_gradients(
     Source: Teterwak et al., WACV 2024
     """
     names = tuple(ensemble.member_names if members is None else members)
+    check_max_batches(max_batches)
     device = next(ensemble.parameters()).device
-    with torch.no_grad():
-        generated = ensemble.bank.generate(names)
     sums: TargetTensors = {}
     num_samples = 0
-    modes = {module: module.training for module in ensemble.modules()}
-    ensemble.eval()
-    try:
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), _evaluating(ensemble):
+        with torch.no_grad():
+            generated = ensemble.bank.generate(names)
         for batch in islice(loader, max_batches):
             images, labels = (tensor.to(device) for tensor in checked_batch(batch))
             num_samples += len(labels)
             for name in names:
-                leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(generated[name]).items()}
-                places = {key: leaves[_first_name(generated[name], key)] for key in generated[name]}
-                with torch.enable_grad(), ensemble.placed(name, places) as member:
-                    logits = member(images)
-                    check_logits({name: logits})
-                    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-                found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-                for key, gradient in zip(leaves, found):
-                    if gradient is not None:
-                        sums[name, key] = sums[name, key] + gradient if (name, key) in sums else gradient
-    finally:
-        for module, training in modes.items():
-            module.training = training
+                for key, gradient in _summed_gradients(ensemble, name, generated[name], images, labels).items():
+                    sums[name, key] = sums[name, key] + gradient if (name, key) in sums else gradient
     if not num_samples:
         raise SuperWeightError("the loader that gradients are taken on has no samples")
     gradients = {
@@ -78,6 +68,41 @@ def weight_gradients(
     }
     _check(gradients)
     return gradients
+
+
+def check_max_batches(max_batches: int | None) -> None:
+    """Refuse what is no number of batches."""
+    whole = isinstance(max_batches, int) and not isinstance(max_batches, bool)
+    if max_batches is not None and not (whole and max_batches >= 1):
+        raise SuperWeightError(
+            f"max_batches must be a whole number of at least 1, or None for all; got {max_batches!r}"
+        )
+
+
+def _summed_gradients(
+    ensemble: SuperWeightEnsemble, name: str, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+) -> TargetGradients:
+    """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
+    leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
+    places = {key: leaves[_first_name(weights, key)] for key in weights}
+    with torch.enable_grad(), ensemble.placed(name, places) as member:
+        logits = member(images)
+        check_logits({name: logits})
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {key: gradient for key, gradient in zip(leaves, found) if gradient is not None}
+
+
+@contextmanager
+def _evaluating(ensemble: SuperWeightEnsemble) -> Iterator[None]:
+    """Evaluation mode for a while; every module goes back to its own mode."""
+    modes = {module: module.training for module in ensemble.modules()}
+    ensemble.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _check(gradients: TargetTensors) -> None:

@@ -17,7 +17,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import by_channel, decompose, slot_key
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.clusters import check_threshold
-from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients
+from superweight_ensembles.search.gradients import Batches, TargetTensors, check_max_batches, weight_gradients
 from superweight_ensembles.search.similarity import merged_sets
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Untying:
         if isinstance(self.epoch, bool) or not isinstance(self.epoch, int) or self.epoch < 1:
             raise SuperWeightError(f"coefficients are un-tied after an epoch, 1 or later; got {self.epoch!r}")
         check_threshold(self.threshold)
+        check_max_batches(self.max_batches)
 
 
 def untie_coefficients(
@@ -152,8 +153,13 @@ def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
     silent = (gradients == 0).all(1).tolist()
     heard = [place for place, nothing in enumerate(silent) if not nothing]
     unit = torch.nn.functional.normalize(gradients[heard].double(), dim=1)
-    sets = dict(zip(heard, merged_sets(unit @ unit.T, threshold)))
+    sets = dict(zip(heard, merged_sets((unit @ unit.T).clamp(-1, 1), threshold)))
     return [sets.get(place, 0) for place in range(len(gradients))]
+
+
+def has_ties(plan: SharingPlan) -> bool:
+    """Whether any coefficient vector of a plan has several users."""
+    return any(_is_tied(cluster, member) for cluster in plan.clusters for member in plan.member_names)
 
 
 def _is_tied(cluster: Cluster, member: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     config: TrainConfig,
+    settings: Mapping[str, Any],
     progress: dict[str, Any],
 ) -> None:
     """Write everything that training goes on from; the folder before it is replaced as a whole."""
@@ -50,6 +52,7 @@ def save_checkpoint(
                 "optimizer": {"numbers": numbers, "groups": state["param_groups"]},
                 "schedule": schedule.state_dict(),
                 "config": asdict(config),
+                "settings": dict(settings),
                 "progress": progress,
             },
         )
@@ -61,12 +64,11 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     config: TrainConfig,
-    *,
-    may_untie: bool = False,
+    settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Put a run back where :func:`save_checkpoint` left it; returns the progress that was saved.
 
-    With ``may_untie`` the checkpoint may be of a plan with fewer ties, which the ensemble then adopts.
+    A checkpoint of a run that un-tied coefficients has a plan with fewer ties, which the ensemble then adopts.
 
     Raises:
         SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
@@ -76,17 +78,20 @@ def load_checkpoint(
         raise SuperWeightError(
             f"{folder} is a checkpoint of format {content.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
         )
+    for key, value in json.loads(json.dumps({**asdict(config), **settings})).items():
+        found = {**content.get("config", {}), **content.get("settings", {})}.get(key)
+        if found != value:
+            raise SuperWeightError(
+                f"{folder} was made with {key}={found!r}, now {value!r}: resume with the config that it began with"
+            )
     plan = read_plan(folder / "ensemble")
     if plan != ensemble.plan:
-        if not may_untie:
+        if settings.get("untie") is None:
             raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
-        adopt_plan(ensemble, plan, optimizer)
-    for key, value in json.loads(json.dumps(asdict(config))).items():
-        if content.get("config", {}).get(key) != value:
-            raise SuperWeightError(
-                f"{folder} was made with {key}={content.get('config', {}).get(key)!r}, now {value!r}: "
-                "resume with the config that it began with"
-            )
+        try:
+            adopt_plan(ensemble, plan, optimizer)
+        except SuperWeightError as error:
+            raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
     read_tensors(ensemble, folder / "ensemble")
     try:
         _restore(folder, content, optimizer, schedule)

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from superweight_ensembles.data import Augmentation, ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.files import recover_folder
-from superweight_ensembles.search import Untying, untie_coefficients
+from superweight_ensembles.search import Untying, has_ties, untie_coefficients
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.joint import Objective, joint_backward
@@ -125,12 +125,9 @@ def train(
         raise SuperWeightError(f"train() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
-    if untie is not None and untie.epoch > config.epochs:
-        raise SuperWeightError(f"coefficients cannot be un-tied after epoch {untie.epoch} of {config.epochs}")
-    trained = ensemble.member_names if members is None else tuple(members)
-    for name in trained:
-        if name not in ensemble.member_names:
-            raise unknown_name("member", name, ensemble.member_names)
+    trained = _trained_members(ensemble, members)
+    _check_untying(ensemble, untie, config)
+    settings = {"members": list(trained), "untie": None if untie is None else asdict(untie)}
     if objective is not None and config.label_smoothing:
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
     if objective is not None and config.ensemble_loss:
@@ -151,9 +148,7 @@ def train(
     if folder is not None and resume:
         recover_folder(folder / "checkpoint")
         if (folder / "checkpoint").is_dir():
-            history = load_checkpoint(
-                folder / "checkpoint", ensemble, optimizer, schedule, config, may_untie=untie is not None
-            )["history"]
+            history = load_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, config, settings)["history"]
             _LOG.info("resumed after epoch %d of %d", len(history), config.epochs)
     log = None
     if folder is not None:
@@ -198,7 +193,9 @@ def train(
                 }
             )
             if log is not None and folder is not None:
-                save_checkpoint(folder / "checkpoint", ensemble, optimizer, schedule, config, {"history": history})
+                save_checkpoint(
+                    folder / "checkpoint", ensemble, optimizer, schedule, config, settings, {"history": history}
+                )
                 log.append(history[-1])
             if callback is not None:
                 callback(_progress(epoch, steps_per_epoch, steps_per_epoch, config, history[-1]))
@@ -210,6 +207,31 @@ def train(
         channels_last=channels_last,
         device=str(fabric.device),
     )
+
+
+def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | None) -> tuple[str, ...]:
+    if members is None:
+        return ensemble.member_names
+    if isinstance(members, str) or not members or len(set(members)) < len(members):
+        raise SuperWeightError(f"members must be names, each once, at least one; got {members!r}")
+    for name in members:
+        if name not in ensemble.member_names:
+            raise unknown_name("member", name, ensemble.member_names)
+    return tuple(members)
+
+
+def _check_untying(ensemble: SuperWeightEnsemble, untie: Untying | None, config: TrainConfig) -> None:
+    if untie is None:
+        return
+    if not isinstance(untie, Untying):
+        raise SuperWeightError(f"untie= takes Untying(epoch=...); got {untie!r}")
+    if untie.epoch >= config.epochs:
+        raise SuperWeightError(
+            f"coefficients must be un-tied before the last epoch, or none would train; got epoch {untie.epoch} "
+            f"of {config.epochs}"
+        )
+    if not has_ties(ensemble.plan):
+        raise SuperWeightError("untie= has nothing to un-tie: no coefficients of the plan are tied")
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
