@@ -18,10 +18,10 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
         unknown data set 'cifra10': did you mean 'cifar10'? Known: cifar10, digits
     """
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     if len(names) > 20:
-        others = difflib.get_close_matches(given, names, n=5, cutoff=0.5)[1:]
+        others = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)[1:]
         listed = f"Also near: {', '.join(others)}" if others else f"{len(names)} are known"
     else:
         listed = f"Known: {', '.join(names) or 'none'}"

@@ -113,8 +113,8 @@ def search_clusters(
             ``embedding``, ``channel``: as in :func:`plan_sharing`.
         similarity: Of ``gradient``s, or of the generated ``weight``s themselves (for comparison).
         max_batches: Read no more than so many; all where None. Similarity of weights reads none.
-        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later; they are, unless
-            this is False.
+        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later: True unless
+            given, where they are tied.
 
     Returns:
         A plan of the same members, with the cap and the counting of the ensemble's plan.

@@ -10,8 +10,10 @@ from superweight_ensembles.plan import PlannedTarget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
-    """Members by depth: two are equally deep if most layers of both have one kernel, and each first cluster of that kernel
-    holds as many targets of one as of the other.
+    """Members by depth.
+
+    Two members are equally deep if most layers of both have one kernel, and each first cluster of that kernel holds as
+    many targets of one as of the other.
 
     Attributes:
         representatives: One member a depth, the deepest first; of a depth, the widest (the first listed of equals).
