@@ -289,6 +289,8 @@ def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
     if location == ["sharing", "budget"]:
         message = "must be an int (parameters) or a float (fraction of what the members own apart)"
     given = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+    if not spot:
+        return SuperWeightError(f"{where}: {message}{given}")
     return SuperWeightError(f"{where}: {spot}: {message}{given}")
 
 

@@ -3,11 +3,12 @@
 Written from the papers' method (Teterwak et al., WACV 2024, sections 3.1 and 3.2) and apart from the library, which
 the tests compare with it. Of the library it reads the fields of a plan alone.
 
-Shapes are (O, I, *kernel): O out, I in.
+Shapes are (O, I, *kernel): O out, I in; N coefficient vectors, K templates, E numbers in an embedding.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -53,8 +54,50 @@ def compose(shapes, superweights):
     return weight
 
 
+def affine(embeddings, mixer):
+    """Coefficients alpha = A e + b, (N, K), of embeddings (N, E); the mixer is [A b], (K, E + 1)."""
+    alphas = []
+    for e in embeddings:
+        alpha = []
+        for k in range(mixer.shape[0]):
+            total = mixer[k, -1]
+            for place in range(len(e)):
+                total = total + mixer[k, place] * e[place]
+            alpha.append(total)
+        alphas.append(torch.stack(alpha))
+    return torch.stack(alphas)
+
+
+def superweight(alpha, bank, blocks):
+    """alpha . T, (Q,); where every output channel has coefficients of its own, alpha (O, K), channel by channel."""
+    if alpha.ndim == 1:
+        total = torch.zeros_like(bank[0])
+        for k in range(bank.shape[0]):
+            total = total + alpha[k] * bank[k]
+        return total
+    channels = []
+    for start, stop in channels_of(blocks):
+        total = torch.zeros_like(bank[0, start:stop])
+        for k in range(bank.shape[0]):
+            total = total + alpha[len(channels), k] * bank[k, start:stop]
+        channels.append(total)
+    return torch.cat(channels)
+
+
+def channels_of(blocks):
+    """Where each output channel of a slot's column block, then of its row block, starts and stops in the slot."""
+    found, start = [], 0
+    for block in blocks:
+        for _ in range(block[0] if block is not None else 0):
+            found.append((start, start + math.prod(block[1:])))
+            start += math.prod(block[1:])
+    return found
+
+
 def generate(plan, templates, coefficients):
-    """Every weight of a plan, {(member, parameter name): tensor}, from {"c0s0": (K, Q)} and {"c0s0": (N, K)}."""
+    """Every weight of a plan, {(member, parameter name): tensor}, from {"c0s0": (K, Q)} and {"c0s0": (N, K)}.
+
+    Coefficients of every output channel are (N, O, K); embeddings are to be mixed before (``affine``)."""
     weights = {}
     for c, cluster in enumerate(plan.clusters):
         shapes = [slot.shape for slot in cluster.slots]
@@ -62,10 +105,7 @@ def generate(plan, templates, coefficients):
             superweights = []
             for slot in range(target.slot + 1):
                 bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
-                total = torch.zeros_like(bank[0])
-                for k in range(bank.shape[0]):
-                    total = total + alpha[k] * bank[k]
-                superweights.append(total)
+                superweights.append(superweight(alpha, bank, blocks_of(shapes, slot)))
             weight = compose(shapes[: target.slot + 1], superweights)
             for name in target.names:
                 weights[target.member, name] = weight
@@ -109,3 +149,179 @@ def count_scalars(module):
     """Trainable scalars of a module, each tensor once, counted by the memory it stands in."""
     tensors = {p.data_ptr(): p.numel() for p in module.parameters() if p.requires_grad and p.numel()}
     return sum(tensors.values())
+
+
+def num_coefficients(form, shapes, slot, vectors, templates, embedding=24):
+    """Coefficient scalars of a slot: vectors, one a channel of each, or embeddings with their affine map."""
+    if form == "embedding":
+        return vectors * embedding + templates * (embedding + 1)
+    if form == "channel":
+        return vectors * templates * len(channels_of(blocks_of(shapes, slot)))
+    return vectors * templates
+
+
+def least_budget(clusters, private, form="vector", reserve_untied=False):
+    """Trainable scalars with one template a slot. ``clusters`` lists, for each, every target's (shape, leader): targets
+    of one leader use one vector, unless room is reserved for one each."""
+    total = private
+    for targets in clusters:
+        shapes = distinct_shapes(shape for shape, _ in targets)
+        for slot in range(len(shapes)):
+            users = [leader for shape, leader in targets if shapes.index(tuple(shape)) >= slot]
+            vectors = len(users) if reserve_untied else len(set(users))
+            total += slot_size(shapes, slot) + num_coefficients(form, shapes, slot, vectors, 1)
+    return total
+
+
+def cropped_cosine(first, second):
+    """Cosine of two tensors on the leading (O, I) block that both have; what has no direction is like nothing."""
+    inner = first_square = second_square = 0.0
+    columns = min(first.shape[1], second.shape[1])
+    for o in range(min(first.shape[0], second.shape[0])):
+        one, other = first[o, :columns].double().flatten(), second[o, :columns].double().flatten()
+        inner += float((one * other).sum())
+        first_square += float((one * one).sum())
+        second_square += float((other * other).sum())
+    if first_square == 0 or second_square == 0:
+        return 0.0
+    return inner / (math.sqrt(first_square) * math.sqrt(second_square))
+
+
+def merge(items, similarity, threshold):
+    """Each item starts alone; pairs are visited from the most similar down, and whole sets are merged while the
+    similarity of the pair exceeds the threshold."""
+    sets = [{item} for item in items]
+    pairs = sorted(((similarity(*pair), *pair) for pair in itertools.combinations(items, 2)), reverse=True)
+    for alike, first, second in pairs:
+        if alike <= threshold:
+            break
+        one = next(found for found in sets if first in found)
+        other = next(found for found in sets if second in found)
+        if one is not other:
+            sets.remove(other)
+            one |= other
+    return sets
+
+
+def split_cluster(cluster, order, depth, similarity, place, threshold):
+    """One first cluster, split: its final sets of targets, and for each target that of member 0 whose coefficients it
+    takes.
+
+    Args:
+        cluster: {member: its targets in this cluster, in construction order}.
+        order: The members, member 0 (the deepest, widest) first.
+        depth: Of every member; the first in order of each depth is compared, the others follow it.
+        similarity: Of two targets.
+        place: Of every target: how far down its member it stands, 0 to 1.
+        threshold: Merge above it.
+    """
+    there = [member for member in order if cluster[member]]
+    first_of = {}
+    for member in order:
+        first_of.setdefault(depth[member], member)
+    compared = [member for member in there if first_of[depth[member]] == member] or there[:1]
+    own = cluster[compared[0]]
+    leader = {target: target for target in own}
+    for member in compared[1:]:
+        for target in cluster[member]:
+            leader[target] = max(own, key=lambda other, target=target: similarity(target, other))
+    for member in there:
+        if member not in compared:
+            like = first_of[depth[member]] if first_of[depth[member]] in compared else compared[0]
+            for index, target in enumerate(cluster[member]):
+                others = cluster[like]
+                if len(others) == len(cluster[member]):
+                    same = others[index]
+                else:
+                    same = min(others, key=lambda other, target=target: abs(place[other] - place[target]))
+                leader[target] = leader[same]
+    sets = merge(own, similarity, threshold)
+    return [{target for target in leader if leader[target] in found} for found in sets], leader
+
+
+def search(clusters, order, depth, similarity, place, shape, private, budget, threshold, **costs):
+    """Clusters split at the highest of threshold, threshold - 0.05, ... at which one template a slot fits the budget.
+
+    Returns the threshold, then sets and leaders of every first cluster. ``ValueError`` holds the minimum with no
+    cluster split. ``costs`` are of ``least_budget``; with ``tied=False`` every target has a vector of its own.
+    """
+    tied = costs.pop("tied", True)
+    while True:
+        found = [split_cluster(cluster, order, depth, similarity, place, threshold) for cluster in clusters]
+        least = least_budget(
+            [
+                [(shape[target], leader[target] if tied else target) for target in one]
+                for sets, leader in found
+                for one in sets
+            ],
+            private,
+            **costs,
+        )
+        if least <= budget:
+            return threshold, found
+        if all(len(sets) == 1 for sets, _ in found):
+            raise ValueError(least)
+        threshold = round(threshold - 0.05, 2)
+
+
+def superweight_gradients(plan, templates, coefficients, loss):
+    """dL/dSuperWeight, (Q,), of every {(cluster, place of the target, slot)}, where ``loss`` takes the weights as
+    ``generate`` returns them: each SuperWeight of each target is a leaf of its own."""
+    leaves, weights = {}, {}
+    for c, cluster in enumerate(plan.clusters):
+        shapes = [slot.shape for slot in cluster.slots]
+        for t, target in enumerate(cluster.targets):
+            for slot in range(target.slot + 1):
+                bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
+                made = superweight(alpha, bank, blocks_of(shapes, slot))
+                leaves[c, t, slot] = made.detach().requires_grad_()
+            used = [leaves[c, t, slot] for slot in range(target.slot + 1)]
+            for name in target.names:
+                weights[target.member, name] = compose(shapes[: target.slot + 1], used)
+    found = torch.autograd.grad(loss(weights), list(leaves.values()), allow_unused=True)
+    return {
+        key: torch.zeros_like(leaf) if gradient is None else gradient
+        for (key, leaf), gradient in zip(leaves.items(), found)
+    }
+
+
+def use_gradient(gradient, bank, form="vector", blocks=None, mixer=None):
+    """A use's own gradient, g[n] = <dL/dSuperWeight, T_n>, as a flat list; of the coefficients of a channel on that
+    channel's numbers alone; of an embedding through alpha = A e + b."""
+    if form == "channel":
+        return [
+            float((gradient[start:stop] * row[start:stop]).sum()) for start, stop in channels_of(blocks) for row in bank
+        ]
+    found = [float((gradient * row).sum()) for row in bank]
+    if form == "embedding":
+        return [sum(found[k] * float(mixer[k, e]) for k in range(len(found))) for e in range(mixer.shape[1] - 1)]
+    return found
+
+
+def untie(plan, gradients, threshold):
+    """The coefficient vector of {(cluster, place of the target, slot)} after un-tying; ``gradients`` are by the same
+    keys. A use without any gradient conflicts with nothing."""
+    vectors = {
+        (c, t, slot): target.vectors[slot]
+        for c, cluster in enumerate(plan.clusters)
+        for t, target in enumerate(cluster.targets)
+        for slot in range(target.slot + 1)
+    }
+    for c, cluster in enumerate(plan.clusters):
+        for slot in range(len(cluster.slots)):
+            of_slot = [key for key in vectors if key[0] == c and key[2] == slot]
+            tied = {vector: [key for key in of_slot if vectors[key] == vector] for vector in map(vectors.get, of_slot)}
+            new = max(tied) + 1
+            for vector in sorted(tied):
+                heard = [key for key in tied[vector] if any(gradients[key])] if len(tied[vector]) > 1 else []
+                sets = merge(heard, lambda one, other: _cosine(gradients[one], gradients[other]), threshold)
+                for found in sorted(sets, key=min)[1:]:
+                    for key in found:
+                        vectors[key] = new
+                    new += 1
+    return vectors
+
+
+def _cosine(first, second):
+    inner = sum(a * b for a, b in zip(first, second))
+    return inner / (math.sqrt(sum(a * a for a in first)) * math.sqrt(sum(b * b for b in second)))

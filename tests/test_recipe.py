@@ -125,3 +125,16 @@ def test_member_and_data_mistakes() -> None:
     other["data"].pop("channels")
     with pytest.raises(swe.SuperWeightError, match=r"the recipe says 7 classes and 1 channels; digits has 10 and 1"):
         parse_recipe(other).load_data()
+
+
+def test_un_tying_comes_before_the_last_epoch() -> None:
+    content = {
+        "name": "late",
+        "data": {"name": "digits"},
+        "members": [{"name": "a", "model": "wide_resnet", "depth": 10, "width": 1}],
+        "sharing": {"budget": 0.9, "coefficients": "tied", "untie_epoch": 2},
+        "training": {"epochs": 2},
+    }
+    with pytest.raises(SuperWeightError, match=r"^recipe: sharing.untie_epoch 2 must come before the last of 2 epochs"):
+        parse_recipe(content)
+    assert parse_recipe({**content, "training": {"epochs": 3}}).untying() is not None
