@@ -135,6 +135,8 @@ def test_un_tying_comes_before_the_last_epoch() -> None:
         "sharing": {"budget": 0.9, "coefficients": "tied", "untie_epoch": 2},
         "training": {"epochs": 2},
     }
-    with pytest.raises(SuperWeightError, match=r"^recipe: sharing.untie_epoch 2 must come before the last of 2 epochs"):
+    with pytest.raises(
+        swe.SuperWeightError, match=r"^recipe: sharing.untie_epoch 2 must come before the last of 2 epochs"
+    ):
         parse_recipe(content)
     assert parse_recipe({**content, "training": {"epochs": 3}}).untying() is not None
