@@ -25,14 +25,7 @@ from superweight_ensembles.figures import draw_arms
 from superweight_ensembles.recipe import Recipe, load_recipe
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
-ALL_SEEDS = (
-    "gradient search",
-    "search, tied",
-    "search, tied then un-tied",
-    "ensemble loss",
-    "budget 0.5",
-    "0.5, ensemble loss",
-)
+ALL_SEEDS = ("gradient search", "search, tied then un-tied", "ensemble loss", "budget 0.5")
 APART = ("sharing.budget=1.0", "sharing.clusters=none")
 ROWS = (
     Variant(group="clusters", name="by shape", overrides=("sharing.clusters=shape",)),
@@ -54,10 +47,8 @@ ROWS = (
     Variant(group="training", name="coefficient rate 0.1", overrides=("training.coefficient_rate=0.1",)),
     Variant(group="training", name="own batches", overrides=("training.member_batches=own",)),
     Variant(group="training", name="ensemble loss", overrides=("training.ensemble_loss=1.0",)),
-    Variant(group="training", name="ensemble loss 3", overrides=("training.ensemble_loss=3.0",)),
-    Variant(
-        group="training", name="0.5, ensemble loss", overrides=("sharing.budget=0.5", "training.ensemble_loss=1.0")
-    ),
+    Variant(group="training", name="learning rate 0.4", overrides=("training.learning_rate=0.4",)),
+    Variant(group="training", name="apart, learning rate 0.4", overrides=(*APART, "training.learning_rate=0.4")),
     Variant(group="training", name="apart, own batches", overrides=(*APART, "training.member_batches=own")),
     Variant(group="training", name="apart, ensemble loss", overrides=(*APART, "training.ensemble_loss=1.0")),
     *(
