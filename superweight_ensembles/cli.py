@@ -180,6 +180,10 @@ def plan(
     chosen = load_recipe(recipe, overrides or ())
     found = chosen.plan(chosen.build_members())
     _CONSOLE.print(found.to_json() if json else str(found), soft_wrap=True, highlight=False, markup=False)
+    sharing = chosen.sharing
+    if sharing.search != "none" and not json:
+        note = f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
+        _CONSOLE.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:

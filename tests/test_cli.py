@@ -181,3 +181,11 @@ def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:
     assert superweights(monkeypatch, "evaluate", tmp_path) == 2
     assert "is no run folder" in capsys.readouterr().err
     assert superweights(monkeypatch, "plot", tmp_path) == 2
+
+
+def test_a_plan_says_that_a_search_follows(monkeypatch, capsys) -> None:
+    recipes = Path(__file__).parents[1] / "recipes"
+    assert superweights(monkeypatch, "plan", recipes / "digits-search.yaml") == 0
+    assert "a search (gradient) splits these clusters after 3 epochs of training" in capsys.readouterr().out
+    assert superweights(monkeypatch, "plan", recipes / "digits.yaml") == 0
+    assert "a search" not in capsys.readouterr().out
