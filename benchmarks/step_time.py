@@ -27,7 +27,7 @@ from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.training import TrainConfig, joint_backward
-from superweight_ensembles.training.loop import build_fabric
+from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.optimization import build_optimizer
 
 

@@ -33,7 +33,8 @@ from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.training import TrainProgress, train
-from superweight_ensembles.training.loop import build_fabric, training_loader
+from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.member_batches import training_loader
 
 RUN_FORMAT = 1
 _KEPT = {"checkpoint", ".checkpoint.old", "ensemble"}

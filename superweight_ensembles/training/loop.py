@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import reduce
@@ -19,28 +19,26 @@ from torch import Tensor, nn
 
 from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.data import Augmentation, ImageData, ImageLoader
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.files import recover_folder
 from superweight_ensembles.search import Untying, has_ties, untie_coefficients
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
 from superweight_ensembles.training.joint import Objective, joint_backward
 from superweight_ensembles.training.log import RunLog
+from superweight_ensembles.training.member_batches import (
+    Batches,
+    SizedBatches,
+    by_member,
+    prepared_batch,
+    training_batches,
+)
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 
 _LOG = logging.getLogger(__name__)
-_SEEDS_APART = 1_000_003
-Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-class SizedBatches(Protocol):
-    """Batches of images and labels that can be iterated every epoch and tell how many they are."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +138,7 @@ def train(
     ensemble.to(fabric.device)
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
-    loaders, validation = _loaders(data, validation, config, fabric.device, trained)
+    loaders, validation = training_batches(data, validation, config, fabric.device, trained)
     steps_per_epoch = len(loaders[0])
     optimizer = build_optimizer(ensemble, config)
     schedule = build_schedule(optimizer, config, steps_per_epoch)
@@ -234,88 +232,6 @@ def _check_untying(ensemble: SuperWeightEnsemble, untie: Untying | None, config:
         raise SuperWeightError("untie= has nothing to un-tie: no coefficients of the plan are tied")
 
 
-def build_fabric(config: TrainConfig) -> Fabric:
-    """Fabric for the device and precision that a config asks for.
-
-    Raises:
-        SuperWeightError: CUDA is asked for and not there.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
-    precision = "bf16-mixed" if uses_bfloat16(config) else "32-true"
-    return Fabric(accelerator=_device(config), devices=1, precision=precision)
-
-
-def uses_bfloat16(config: TrainConfig) -> bool:
-    """What a config's precision comes to: ``auto`` is bfloat16 where the hardware multiplies it faster."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if _device(config) == "cuda":
-        return torch.cuda.is_bf16_supported()
-    instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in instructions)
-
-
-def _device(config: TrainConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _loaders(
-    data: ImageData | SizedBatches,
-    validation: Batches | None,
-    config: TrainConfig,
-    device: torch.device,
-    members: Sequence[str],
-) -> tuple[list[SizedBatches], Batches | None]:
-    """Training batches, one loader for all members or one for each, and validation batches."""
-    if not isinstance(data, ImageData):
-        if isinstance(data, str) or not hasattr(data, "__len__") or len(data) == 0:
-            raise SuperWeightError(
-                "training data must be ImageData (from load_data) or a sized iterable of at least one batch"
-            )
-        if config.flip or config.crop_padding or config.cutout or config.num_workers:
-            raise SuperWeightError(
-                "flip, crop_padding, cutout and num_workers are for ImageData: let your own loader augment"
-            )
-        if config.member_batches != "same":
-            raise SuperWeightError("member_batches 'own' needs ImageData: a loader of your own has one order")
-        return [data], validation
-    streams = range(len(members)) if config.member_batches == "own" else range(1)
-    loaders: list[SizedBatches] = [
-        training_loader(data, replace(config, seed=(config.seed + index * _SEEDS_APART) % 2**32), device)
-        for index in streams
-    ]
-    if validation is None and len(data.validation):
-        validation = data.loader(
-            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
-        )
-    return loaders, validation
-
-
-def training_loader(data: ImageData, config: TrainConfig, device: torch.device | str = "cpu") -> ImageLoader:
-    """Shuffled, augmented batches of the training split.
-
-    Raises:
-        SuperWeightError: Fewer images than a batch, or an augmentation that is larger than the images.
-    """
-    if len(data.train) < config.batch_size:
-        raise SuperWeightError(
-            f"{data.name} has {len(data.train)} training images, fewer than batch_size {config.batch_size}"
-        )
-    return data.loader(
-        "train",
-        config.batch_size,
-        augmentation=Augmentation(flip=config.flip, crop_padding=config.crop_padding, cutout=config.cutout),
-        shuffle=True,
-        drop_last=True,
-        seed=config.seed,
-        device=device,
-        num_workers=config.num_workers,
-    )
-
-
 def _untie(
     ensemble: SuperWeightEnsemble,
     optimizer: torch.optim.Optimizer,
@@ -354,10 +270,10 @@ def _train_epoch(
     names: list[str] = []
     steps = len(loaders[0])
     for step, batches in enumerate(zip(*loaders), start=1):
-        ready = [_prepared(batch, fabric.device, channels_last) for batch in batches]
+        ready = [prepared_batch(batch, fabric.device, channels_last) for batch in batches]
         optimizer.zero_grad(set_to_none=True)
         with fabric.autocast():
-            losses = backward_step(*ready[0]) if len(ready) == 1 else backward_step(*_by_member(members, ready))
+            losses = backward_step(*ready[0]) if len(ready) == 1 else backward_step(*by_member(members, ready))
         optimizer.step()
         schedule.step()
         names, found = list(losses), torch.stack(list(losses.values())).double()
@@ -372,22 +288,6 @@ def _train_epoch(
                 f"the training loss of member {name!r} is {value} in epoch {epoch}: lower learning_rate"
             )
     return mean
-
-
-def _prepared(batch: Any, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
-    images, labels = checked_batch(batch)
-    images, labels = images.to(device), labels.to(device)
-    if channels_last and images.ndim == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, labels
-
-
-def _by_member(
-    members: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Images and labels of each member's own batch."""
-    images, labels = zip(*batches)
-    return dict(zip(members, images)), dict(zip(members, labels))
 
 
 @torch.inference_mode()
