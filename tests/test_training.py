@@ -102,9 +102,10 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, optimizer: str, sched
 
 def test_checkpoint_of_another_plan_is_refused(tmp_path) -> None:
     data = swe.load_data("synthetic", num_train=96, num_test=32)
-    swe.train(small_ensemble(), data, dataclasses.replace(FAST, epochs=1), out=tmp_path)
+    config = dataclasses.replace(FAST, epochs=1)
+    swe.train(small_ensemble(), data, config, out=tmp_path)
     with pytest.raises(swe.SuperWeightError, match="another sharing plan"):
-        swe.train(small_ensemble(budget=0.8), data, FAST, out=tmp_path, resume=True)
+        swe.train(small_ensemble(budget=0.8), data, config, out=tmp_path, resume=True)
 
 
 def test_trains_on_any_sized_iterable_of_batches() -> None:
