@@ -94,17 +94,15 @@ def build_arms(
 
     Args:
         recipe: Of the shared ensemble.
-        against: Of :data:`ARMS`.
+        against: Of :data:`ARMS`; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``, for one arm alone.
 
     Raises:
         SuperWeightError: An unknown or repeated arm; a variant that is no recipe; an override for no arm.
     """
-    for name in against:
-        if name not in ARMS:
-            raise unknown_name("arm", name, ARMS)
-    names = ["shared", *against, *(variant.name for variant in variants)]
+    num_seeds = dict(_named_seeds(entry) for entry in against)
+    names = ["shared", *(_named_seeds(entry)[0] for entry in against), *(variant.name for variant in variants)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
@@ -113,7 +111,7 @@ def build_arms(
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
     arms = [Arm(name="shared", kind="shared", label=_LABELS["shared"], recipe=alone, num_parameters=size)]
-    for name in against:
+    for name, seeds in num_seeds.items():
         chosen = alone
         if name == "independent":
             chosen, size = _apart(alone), sum(sizes.values())
@@ -123,9 +121,24 @@ def build_arms(
             chosen, size = _changed(_apart(alone), {"members": kept}), sizes[largest]
         else:
             size = arms[0].num_parameters
-        arms.append(Arm(name=name, kind=name, label=_LABELS[name], recipe=chosen, num_parameters=size))
+        arms.append(Arm(name=name, kind=name, label=_LABELS[name], recipe=chosen, num_parameters=size, num_seeds=seeds))
     arms += [_variant_arm(alone, variant) for variant in variants]
     return tuple(_overridden(arms, overrides))
+
+
+def _named_seeds(entry: str) -> tuple[str, int | None]:
+    """An arm's name, and its number of seeds where one is given.
+
+    Example:
+        >>> _named_seeds("packed:1"), _named_seeds("single")
+        (('packed', 1), ('single', None))
+    """
+    name, colon, count = entry.partition(":")
+    if name not in ARMS:
+        raise unknown_name("arm", name, ARMS)
+    if colon and not (count.isdecimal() and int(count) >= 1):
+        raise SuperWeightError(f"arm {entry!r}: write {name}:SEEDS with at least one seed")
+    return name, int(count) if colon else None
 
 
 def _overridden(arms: list[Arm], overrides: Sequence[str]) -> list[Arm]:

@@ -52,7 +52,7 @@ def compare_arms(
         folder: Made here.
         against: Of ``independent``, ``single`` (the largest member alone), and torch-uncertainty's ``batchensemble``,
             ``packed``, ``mimo``, ``masksembles``, each with as many parameters as the shared ensemble or as near as
-            it can come.
+            it can come; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
         num_seeds: Seeds, from the recipe's upwards.
