@@ -118,7 +118,8 @@ def compare(
     against: Annotated[
         str,
         typer.Option(
-            "--against", help="Arms, by comma: independent, single, batchensemble, packed, mimo, masksembles."
+            "--against",
+            help="By comma: independent, single, batchensemble, packed, mimo, masksembles; NAME:N for N seeds alone.",
         ),
     ] = "independent",
     variants: Annotated[

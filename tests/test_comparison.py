@@ -104,6 +104,7 @@ def test_bad_variants(text, match):
     [
         (["independant"], [], [], "unknown arm 'independant': did you mean 'independent'"),
         (["single", "single"], [], [], "two arms are named 'single'"),
+        (["single:0"], [], [], "arm 'single:0': write single:SEEDS with at least one seed"),
         ([], [Variant(name="x", overrides=("sharing.bugdet=1",))], [], "variant 'x': sharing: unknown key 'bugdet'"),
         ([], [Variant(name="x", overrides=("sharing",))], [], "variant 'x':.* write key.path=value"),
         ([], [], ["single:training.epochs=2"], "--set-for .*: write ARM:key.path=value for one of shared"),
@@ -150,7 +151,10 @@ def test_arms_of_a_seed_start_from_the_same_members_and_see_the_same_seed(finish
 def test_resume_keeps_what_is_there_and_adds(finished):
     folder, before = finished
     kept = (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns
-    comparison = compare_arms(parse_recipe(CONTENT), folder, against=["independent"], num_seeds=3, resume=True)
+    arms = ["independent", "single:2"]
+    comparison = compare_arms(parse_recipe(CONTENT), folder, against=arms, num_seeds=3, resume=True)
+    assert [run["seed"] for run in by_name(comparison)["single"]["runs"]] == [0, 1]
+    assert by_name(comparison)["single"]["difference"]["accuracy"]["n"] == 2
     assert (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns == kept
     assert [run["seed"] for run in by_name(comparison)["shared"]["runs"]] == [0, 1, 2]
     assert by_name(comparison)["shared"]["runs"][:2] == by_name(before)["shared"]["runs"]

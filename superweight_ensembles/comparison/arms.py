@@ -74,7 +74,7 @@ def parse_variant(text: str) -> Variant:
 
     Example:
         >>> parse_variant("budget/half: sharing.budget=0.5")
-        Variant(name='half', overrides=('sharing.budget=0.5',), group='budget')
+        Variant(name='half', overrides=('sharing.budget=0.5',), group='budget', num_seeds=None)
     """
     heading, colon, rest = text.partition(":")
     group, _, name = heading.strip().rpartition("/")

@@ -31,7 +31,11 @@ def comparison_tables(comparison: dict[str, Any]) -> tuple[Table, Table]:
         f"{comparison['name']}: {dataset['num_test']:,} test images of {dataset['name']}, "
         f"{seeds} seed{'s' * (seeds > 1)}"
     )
-    quality.caption = "mean +- standard deviation over seeds; 'ours minus it': points of accuracy, paired by seed"
+    fewer = any(arm["summary"]["accuracy"]["n"] < seeds for arm in comparison["arms"])
+    quality.caption = (
+        "mean +- standard deviation over seeds; 'ours minus it': points of accuracy, paired by seed"
+        + "; without +-: one seed" * fewer
+    )
     cost = _table(
         comparison,
         {
