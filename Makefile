@@ -17,6 +17,8 @@ demo: $(VENV)/.installed
 figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/digits --out figures/digits
 	$(BIN)/superweights plot benchmarks/results/digits-search --out figures/digits-search
+	$(BIN)/superweights plot benchmarks/results/cifar10-16px --out figures/cifar10-16px
+	$(BIN)/superweights plot benchmarks/results/cifar10-16px-ablations --out figures/cifar10-16px-ablations
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
