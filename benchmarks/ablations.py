@@ -25,7 +25,13 @@ from superweight_ensembles.figures import draw_arms
 from superweight_ensembles.recipe import Recipe, load_recipe
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
-SEEDS = {"gradient search": 3, "search, tied then un-tied": 3, "ensemble loss": 3, "budget 0.5": 2}  # of others, one
+SEEDS = {
+    "by shape": 3,
+    "gradient search": 3,
+    "search, tied then un-tied": 3,
+    "ensemble loss": 3,
+    "budget 0.5": 2,
+}  # of others, one
 APART = ("sharing.budget=1.0", "sharing.clusters=none")
 ROWS = (
     Variant(group="clusters", name="by shape", overrides=("sharing.clusters=shape",)),
