@@ -160,6 +160,13 @@ def test_resume_keeps_what_is_there_and_adds(finished):
     assert by_name(comparison)["shared"]["runs"][:2] == by_name(before)["shared"]["runs"]
 
 
+def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
+    folder, _ = finished
+    other = [Variant(name="less", overrides=("sharing.budget=0.6",))]
+    with pytest.raises(SuperWeightError, match="less/seed-0 was trained with another recipe"):
+        compare_arms(parse_recipe(CONTENT), folder, against=[], variants=other, num_seeds=1, resume=True)
+
+
 def test_folders_are_not_overwritten_by_accident(finished, tmp_path):
     folder, _ = finished
     recipe = parse_recipe(CONTENT)

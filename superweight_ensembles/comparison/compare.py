@@ -24,7 +24,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, write_json, write_text
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe, parse_recipe
-from superweight_ensembles.runs import evaluate_run, train_run
+from superweight_ensembles.runs import evaluate_run, read_run, train_run
 from superweight_ensembles.training import TrainProgress
 
 COMPARISON_FORMAT = 1
@@ -145,10 +145,12 @@ def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], 
             found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
             write_json(done, {"arms": [found]})
             shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    elif done.is_file():
+        if read_run(folder) != recipe:
+            raise SuperWeightError(f"{folder} was trained with another recipe: give the arm another name")
     else:
         train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
-        if not done.is_file():
-            evaluate_run(folder)
+        evaluate_run(folder)
     return {"seed": seed, **read_json(done)["arms"][0]}
 
 
