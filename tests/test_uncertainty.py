@@ -69,7 +69,7 @@ def test_bad_arguments_need_no_package(arm: str, num_parameters: int, message: s
 
 
 @pytest.mark.parametrize(
-    ("target", "tolerance"), [(300_000, 0.05), (1_040_000, 0.03), (5_000_000, 0.03)], ids=["0.3M", "1.04M", "5M"]
+    ("target", "tolerance"), [(300_000, 0.05), (1_040_000, 0.05), (5_000_000, 0.05)], ids=["0.3M", "1.04M", "5M"]
 )
 def test_parameters_near_the_target(arm: str, target: int, tolerance: float) -> None:
     found = count_parameters(build(arm, target))
