@@ -17,12 +17,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from superweight_ensembles.comparison.summary import METRICS, spread
 from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import load_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
-
-METRICS = ("accuracy", "nll", "ece", "brier")
 
 
 def main() -> None:
@@ -83,15 +82,6 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     summary = {metric: spread([run["ensemble"][metric] for run in runs]) for metric in METRICS}
     summary["mean_member_accuracy"] = spread([run["mean_member_accuracy"] for run in runs])
     return summary
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Mean, standard deviation over seeds, and their number."""
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-    }
 
 
 if __name__ == "__main__":

@@ -36,9 +36,8 @@ def adopt_plan(
     """
     if not isinstance(plan, SharingPlan):
         raise SuperWeightError(f"plan must be a SharingPlan; got {plan!r:.80}")
-    spent = plan.num_parameters if plan.budget_counts == "all" else plan.num_templates
-    if spent > plan.budget:
-        raise SuperWeightError(f"the plan costs {spent:,}, more than its budget of {plan.budget:,}")
+    if plan.spent > plan.budget:
+        raise SuperWeightError(f"the plan costs {plan.spent:,}, more than its budget of {plan.budget:,}")
     if _without_vectors(plan) != _without_vectors(ensemble.plan):
         raise SuperWeightError(
             "the plan differs from the ensemble's in more than coefficient vectors: build a new ensemble"

@@ -184,6 +184,11 @@ class SharingPlan:
         return self.num_templates + self.num_coefficients + self.num_private
 
     @property
+    def spent(self) -> int:
+        """What of the budget the plan costs, as ``budget_counts`` counts."""
+        return self.num_parameters if self.budget_counts == "all" else self.num_templates
+
+    @property
     def minimum_parameters(self) -> int:
         """Every trainable scalar with one template a slot: no smaller budget fits this sharing."""
         coefficients = sum(cluster.minimum_coefficients for cluster in self.clusters)
@@ -273,8 +278,7 @@ def _check_consistent(plan: SharingPlan) -> None:
     for member in plan.members:
         if member.num_private + shared[member.name] != member.num_parameters:
             raise refuse("members", f"{member.name!r}: num_private and its targets do not add up to num_parameters")
-    spent = plan.num_parameters if plan.budget_counts == "all" else plan.num_templates
-    if spent > plan.budget:
-        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {spent:,}")
+    if plan.spent > plan.budget:
+        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
     if any(slot.num_templates > plan.cap for cluster in plan.clusters for slot in cluster.slots):
         raise refuse("cap", f"a slot holds more than {plan.cap} templates")

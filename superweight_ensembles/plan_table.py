@@ -48,7 +48,6 @@ def _slots(cluster: Cluster) -> str:
 
 def _account(plan: SharingPlan) -> list[str]:
     apart = plan.independent_parameters
-    spent = plan.num_templates if plan.budget_counts == "templates" else plan.num_parameters
     counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
     forms = {cluster.coefficients for cluster in plan.clusters}
     entries = [
@@ -56,7 +55,7 @@ def _account(plan: SharingPlan) -> list[str]:
         ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
         ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
-        ("budget", plan.budget, f"counts {counted}; {plan.budget - spent:,} unspent"),
+        ("budget", plan.budget, f"counts {counted}; {plan.budget - plan.spent:,} unspent"),
     ]
     width = max(len(f"{number:,}") for _, number, _ in entries)
     return [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]

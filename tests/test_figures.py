@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import combinations, pairwise
@@ -14,10 +14,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.artist import Artist
+from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 
 import superweight_ensembles as swe
 from superweight_ensembles import figures
@@ -140,25 +139,6 @@ def drawn(function: str, case: str) -> Figure:
     figure: Figure = getattr(figures, function)(CASES[case])
     figure.draw_without_rendering()
     return figure
-
-
-def with_gid(figure: Figure, gid: str) -> list[Any]:
-    return figure.findobj(lambda artist: artist.get_gid() == gid)
-
-
-def legend_texts(figure: Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def drawn_boxes(texts: Iterable[Artist]) -> list[Any]:
-    """Extents in pixels of a figure laid out, of the texts alone: leaders and arrows left out."""
-    return [Text.get_window_extent(text) for text in texts if isinstance(text, Text)]
-
-
-def assert_apart(boxes: Sequence[Any]) -> None:
-    for first, second in combinations(boxes, 2):
-        apart = first.x1 <= second.x0 or second.x1 <= first.x0 or first.y1 <= second.y0 or second.y1 <= first.y0
-        assert apart, (first, second)
 
 
 @pytest.mark.parametrize("case", ["usual", "no validation"])

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.artist import Artist
+from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -151,24 +151,6 @@ def drawn(function: str, case: str) -> Figure:
     return figure
 
 
-def with_gid(figure: Figure, gid: str) -> list[Any]:
-    return figure.findobj(lambda artist: artist.get_gid() == gid)
-
-
-def legend_texts(figure: Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def boxes_of(texts: Sequence[Artist]) -> list[Any]:
-    return [Text.get_window_extent(text) for text in texts if isinstance(text, Text)]
-
-
-def assert_apart(boxes: Sequence[Any]) -> None:
-    for first, second in combinations(boxes, 2):
-        apart = first.x1 <= second.x0 or second.x1 <= first.x0 or first.y1 <= second.y0 or second.y1 <= first.y0
-        assert apart, (first, second)
-
-
 @each_case
 @each_scatter
 def test_every_arm_is_its_mean_its_deviation_and_its_seeds(function: str, case: str) -> None:
@@ -198,7 +180,7 @@ def test_every_arm_is_its_mean_its_deviation_and_its_seeds(function: str, case: 
 def test_labels_stand_apart_and_inside(function: str, case: str) -> None:
     figure = drawn(function, case)
     labels = with_gid(figure, "label")
-    boxes = boxes_of(labels)
+    boxes = drawn_boxes(labels)
     assert_apart(boxes)
     frame = figure.axes[0].get_window_extent()
     assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
@@ -306,8 +288,8 @@ def test_the_ablation_has_a_row_an_arm_under_its_heading(case: str) -> None:
         above = [heading for heading, row in headings.items() if row < rows[arm["name"]]]
         assert (above[-1] if above else None) == arm.get("group")
     labels = list(ticks.values())
-    assert_apart(boxes_of(labels))
-    boxes = boxes_of(labels)
+    assert_apart(drawn_boxes(labels))
+    boxes = drawn_boxes(labels)
     assert max(box.x0 for box in boxes) - min(box.x0 for box in boxes) < 3
     assert all(box.x0 >= -1 and box.x1 <= axes.get_window_extent().x0 + 1 for box in boxes)
 

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from figure_checks import assert_apart, legend_texts, with_gid
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -94,20 +95,6 @@ def similarity(case: str) -> Figure:
     figure = figures.similarity_matrix(SEARCHES[case])
     figure.draw_without_rendering()
     return figure
-
-
-def with_gid(figure: Figure, gid: str) -> list[Any]:
-    return figure.findobj(lambda artist: artist.get_gid() == gid)
-
-
-def legend_texts(figure: Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def assert_apart(boxes: Sequence[Any]) -> None:
-    for first, second in combinations(boxes, 2):
-        apart = first.x1 <= second.x0 or second.x1 <= first.x0 or first.y1 <= second.y0 or second.y1 <= first.y0
-        assert apart, (first, second)
 
 
 def assert_inside(figure: Figure, texts: Sequence[Text]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from superweight_ensembles.comparison.arms import Arm, Variant, build_arms
 from superweight_ensembles.comparison.estimators import run_estimator_arm
 from superweight_ensembles.comparison.summary import summarise
-from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, build_estimator_network
+from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, check_installed
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, write_json, write_text
 from superweight_ensembles.provenance import provenance
@@ -72,7 +72,7 @@ def compare_arms(
     arms = build_arms(recipe, against, variants, overrides)
     for arm in arms:
         if arm.kind in UNCERTAINTY_ARMS:
-            build_estimator_network(arm.kind, num_parameters=arm.num_parameters, num_classes=10, in_channels=3)
+            check_installed(arm.kind)
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to compare on")

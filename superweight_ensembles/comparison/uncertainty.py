@@ -223,6 +223,15 @@ def build_estimator_network(arm: str, *, num_parameters: int, num_classes: int, 
     )
 
 
+def check_installed(arm: str) -> None:
+    """Refuse an arm whose library is missing.
+
+    Raises:
+        SuperWeightError: Says the pip command.
+    """
+    _torch_uncertainty(arm)
+
+
 def _torch_uncertainty(arm: str) -> tuple[ModuleType, ModuleType]:
     """Its models and its batch transforms; imported here because that takes seconds and the package is optional."""
     try:

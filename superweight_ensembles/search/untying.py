@@ -93,7 +93,7 @@ def untie_coefficients(
     untied = replace(plan, clusters=clusters)
     new = untied.num_coefficients - plan.num_coefficients
     left = plan.budget - plan.num_parameters
-    if plan.budget_counts == "all" and new > left:
+    if untied.spent > plan.budget:
         raise SuperWeightError(
             f"un-tying needs {new:,} more coefficients and the budget has {left:,} left: make the plan with "
             "reserve_untied=True, raise the budget, or lower the threshold"
