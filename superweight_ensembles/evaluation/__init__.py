@@ -3,6 +3,7 @@
 from superweight_ensembles.evaluation.costs import MemberCost, member_costs
 from superweight_ensembles.evaluation.evaluate import Evaluation, SubsetResult, evaluate, predict
 from superweight_ensembles.evaluation.metrics import Metrics, probability_metrics
+from superweight_ensembles.evaluation.predictions import predict_all
 
 __all__ = [
     "Evaluation",
@@ -12,5 +13,6 @@ __all__ = [
     "evaluate",
     "member_costs",
     "predict",
+    "predict_all",
     "probability_metrics",
 ]

@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-import torch
 from einops import reduce
 from torch import Tensor
 
-from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.evaluation.costs import MemberCost, member_costs
 from superweight_ensembles.evaluation.metrics import Metrics, diversity, probability_metrics, reliability
+from superweight_ensembles.evaluation.predictions import predict_all
 
 MAX_EXHAUSTIVE = 10
 
@@ -116,33 +114,10 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
     )
 
 
-@torch.inference_mode()
 def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax of every member on every sample.
-
-    Returns:
-        One image of the loader (1, C, H, W), probabilities (M, N, K) and labels (N,), on the CPU in float32.
-    """
+    """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
-    device = next(ensemble.parameters()).device
-    parts, labels, first = [], [], None
-    for batch in loader:
-        images, truth = checked_batch(batch)
-        logits = {name: module(images.to(device)) for name, module in modules.items()}
-        check_logits(logits)
-        parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())
-        labels.append(truth.cpu())
-        first = images[:1] if first is None else first
-    if first is None:
-        raise SuperWeightError("the loader to evaluate on has no samples")
-    truth = torch.cat(labels)
-    probabilities = torch.cat(parts, dim=1)
-    if int(truth.min()) < 0 or int(truth.max()) >= probabilities.shape[2]:
-        raise SuperWeightError(
-            f"labels must be 0 to {probabilities.shape[2] - 1}, the members' classes; "
-            f"the loader has {int(truth.min())} to {int(truth.max())}"
-        )
-    return first, probabilities, truth
+    return predict_all(modules, loader, next(ensemble.parameters()).device)
 
 
 def _mean_probabilities(ensemble: SuperWeightEnsemble, probabilities: Tensor, names: tuple[str, ...]) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from superweight_ensembles.figures.ablation_figure import ablation_bars
+from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.figures.arms import Results
 from superweight_ensembles.figures.arms_figure import arms_flops, arms_parameters
 from superweight_ensembles.figures.budget_figure import budget_split
@@ -26,7 +27,7 @@ from superweight_ensembles.plan import SharingPlan
 
 
 def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
-    """Draw the six figures of a run as PNG, 200 dots an inch.
+    """Draw the figures of a run as PNG, 200 dots an inch: six, and ``anytime_curves`` where the results hold any.
 
     Args:
         results: Parsed ``results.json`` of the run.
@@ -39,17 +40,17 @@ def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
     Raises:
         SuperWeightError: Results of another format, or without an arm.
     """
-    return _save(
-        {
-            "accuracy_flops": accuracy_flops(results),
-            "accuracy_parameters": accuracy_parameters(results),
-            "sharing_map": sharing_map(plan),
-            "budget_split": budget_split(plan),
-            "training_curves": training_curves(results),
-            "reliability_diagram": reliability_diagram(results),
-        },
-        folder,
-    )
+    figures = {
+        "accuracy_flops": accuracy_flops(results),
+        "accuracy_parameters": accuracy_parameters(results),
+        "sharing_map": sharing_map(plan),
+        "budget_split": budget_split(plan),
+        "training_curves": training_curves(results),
+        "reliability_diagram": reliability_diagram(results),
+    }
+    if any("anytime" in arm for arm in results["arms"]):
+        figures["anytime_curves"] = anytime_curves(results)
+    return _save(figures, folder)
 
 
 def draw_comparison(results: Sequence[Results], folder: Path) -> list[Path]:

@@ -48,6 +48,12 @@ def flops_axis(axes: Axes, flops: Sequence[float]) -> str:
     return _magnitude_axis(axes, flops, "FLOPs per image", "{}FLOPs per image", logarithmic=True)
 
 
+def latency_axis(axes: Axes, milliseconds: Sequence[float]) -> str:
+    """Make the x axis logarithmic over these times and return its label."""
+    label = "milliseconds per image"
+    return _magnitude_axis(axes, milliseconds, label, label, logarithmic=True)
+
+
 def parameters_axis(axes: Axes, counts: Sequence[float], *, logarithmic: bool | None = None) -> str:
     """Make the x axis one of parameter counts, logarithmic beyond a factor of 20, and return its label."""
     if logarithmic is None:

@@ -1,0 +1,183 @@
+"""What stopping early is worth on the clock: materialised members, cascade, deadlines.
+
+    superweights train recipes/cifar10-small.yaml --out runs/small && superweights evaluate runs/small
+    python benchmarks/anytime.py runs/small --out benchmarks/results/anytime.json
+
+Of a trained run's shared ensemble: (1) each member, materialised, against the module that the registry builds, call by
+call in turn; (2) the cascade calibrated for fractions of all members' FLOPs, on validation images, against running all
+members, batch by batch in turn on test images: speed-up on the clock beside speed-up in FLOPs; (3) calls with deadlines
+drawn evenly from what the first member takes to 1.2 times what all take: how many end more than 10 % late. The load of
+the machine is kept beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor, nn
+
+import superweight_ensembles as swe
+from superweight_ensembles.anytime.latency import now, timed_call
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.files import write_json
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.runs import read_run, trained_arm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=30, help="pairs of calls a member")
+    parser.add_argument("--images", type=int, default=1024, help="test images that cascades are timed on, at batch 64")
+    parser.add_argument("--calls", type=int, default=1000, help="with a deadline")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    made_by, load = provenance(), os.getloadavg()
+    recipe = read_run(options.run)
+    data = recipe.load_data()
+    ensemble = swe.SuperWeightEnsemble.load(trained_arm(options.run, "shared")).to(options.device).eval()
+    predictor = swe.AnytimePredictor(ensemble, input_shape=data.image_shape)
+    result: dict[str, Any] = {
+        "benchmark": "anytime",
+        "provenance": made_by,
+        "load": {"before": load},
+        "recipe": recipe.name,
+        "num_test": len(data.test),
+        "num_validation": len(data.validation),
+        "materialized": materialized(recipe, ensemble, data, options.rounds),
+        "cascade": [
+            cascade(predictor, data, fraction, size, count)
+            for fraction in (0.5, 0.25)
+            for size, count in ((64, options.images), (1, options.images // 4))
+        ],
+        "deadlines": [deadlines(predictor, data, size, options.calls) for size in (1, 16)],
+    }
+    result["load"]["after"] = os.getloadavg()
+    write_json(options.out, result)
+    for entry in result["materialized"]:
+        print(f"{entry['member']}, batch {entry['batch_size']}: {entry['ratio']:.3f} times the original")
+    for entry in result["cascade"]:
+        print(
+            f"cascade at {entry['fraction']:.2f} of the FLOPs, batch {entry['batch_size']}: {entry['speedup']:.2f} x "
+            f"on the clock, {entry['flops_speedup']:.2f} x in FLOPs, accuracy {100 * entry['accuracy']:.2f} against "
+            f"{100 * entry['full_accuracy']:.2f} %"
+        )
+    for entry in result["deadlines"]:
+        print(f"deadlines, batch {entry['batch_size']}: {100 * entry['late']:.2f} % of {entry['calls']} calls late")
+
+
+def materialized(recipe: Recipe, ensemble: swe.SuperWeightEnsemble, data: ImageData, rounds: int) -> list[Any]:
+    """Median over adjacent pairs of calls: materialised over original."""
+    originals = {name: module.eval() for name, module in recipe.build_members().items()}
+    entries = []
+    for name in ensemble.member_names:
+        device = next(ensemble.parameters()).device
+        pair: list[nn.Module] = [ensemble.materialize(name).eval(), originals[name].to(device)]
+        for size in (1, 64):
+            images = torch.randn(size, *data.image_shape, device=device)
+            times: list[list[float]] = [[], []]
+            with torch.inference_mode():
+                for turn in range(rounds + 3):
+                    for place in (0, 1) if turn % 2 else (1, 0):
+                        seconds = timed_call(pair[place], images)
+                        if turn >= 3:
+                            times[place].append(seconds)
+            ratios = sorted(a / b for a, b in zip(*times))
+            entries.append(
+                {
+                    "member": name,
+                    "batch_size": size,
+                    "materialized_ms": 1e3 * statistics.median(times[0]),
+                    "original_ms": 1e3 * statistics.median(times[1]),
+                    "ratio": statistics.median(ratios),
+                    "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+                }
+            )
+    return entries
+
+
+def cascade(predictor: swe.AnytimePredictor, data: ImageData, fraction: float, size: int, count: int) -> dict[str, Any]:
+    """The cascade beside all members, on the same batches in turn; accuracies on all test images."""
+    device = predictor.device
+    predictor.calibrate(data.loader("validation", 256, device=device), flops=fraction)
+    batches = first_batches(data, size, count, device)
+    seconds = {False: 0.0, True: 0.0}
+    flops = 0
+    for early in (False, True):
+        predictor(batches[0], early_exit=early)
+    for turn, images in enumerate(batches):
+        for early in (False, True) if turn % 2 else (True, False):
+            start = now(images)
+            answer = predictor(images, early_exit=early)
+            seconds[early] += now(images) - start
+            flops += int(answer.flops.sum()) if early else 0
+    right = {False: 0, True: 0}
+    for images, labels in data.loader("test", 256, device=device):
+        for early in (False, True):
+            right[early] += int((predictor(images, early_exit=early).probabilities.argmax(1) == labels).sum())
+    timed = sum(len(images) for images in batches)
+    speedup, flops_speedup = seconds[False] / seconds[True], timed * sum(predictor.flops.values()) / flops
+    return {
+        "fraction": fraction,
+        "batch_size": size,
+        "images": timed,
+        "all_ms": 1e3 * seconds[False] / timed,
+        "cascade_ms": 1e3 * seconds[True] / timed,
+        "speedup": speedup,
+        "flops_speedup": flops_speedup,
+        "share_of_flops_speedup": speedup / flops_speedup,
+        "full_accuracy": right[False] / len(data.test),
+        "accuracy": right[True] / len(data.test),
+    }
+
+
+def deadlines(predictor: swe.AnytimePredictor, data: ImageData, size: int, calls: int) -> dict[str, Any]:
+    """How late calls end, and how many members they ran."""
+    device = predictor.device
+    batches = first_batches(data, size, 32 * size, device)
+    costs = list(predictor.measure(size).values())
+    low, high = costs[0], 1.2 * sum(costs)
+    draw = random.Random(0)
+    policy, predictor.policy = predictor.policy, None  # deadlines alone
+    over, used = [], 0
+    for call in range(calls):
+        limit = draw.uniform(low, high)
+        answer = predictor(batches[call % len(batches)], deadline_ms=limit)
+        over.append(answer.latency_ms / limit - 1)
+        used += int(answer.members_used[0])
+    predictor.policy = policy
+    over.sort()
+    return {
+        "batch_size": size,
+        "calls": calls,
+        "deadline_ms": [low, high],
+        "late": sum(value > 0.1 for value in over) / calls,
+        "missed": sum(value > 0 for value in over) / calls,
+        "overshoot_99": over[int(0.99 * calls)],
+        "mean_members_used": used / calls,
+    }
+
+
+def first_batches(data: ImageData, size: int, count: int, device: torch.device) -> list[Tensor]:
+    found: list[Tensor] = []
+    for images, _ in data.loader("test", size, device=device):
+        found.append(images)
+        if len(found) * size >= count:
+            break
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Accuracy against cost: of stream and cascade, in FLOPs and on the clock. Shapes: M members, N samples, K classes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from superweight_ensembles.anytime.calibration import check_samples, describe, fit_policy, play, worsening
+from superweight_ensembles.anytime.latency import now
+from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.predictor import AnytimePredictor
+from superweight_ensembles.anytime.running import exits_of
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation.metrics import probability_metrics
+from superweight_ensembles.evaluation.predictions import predict_all
+
+_ROUNDS = 3
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurvePoint:
+    """One way to run the members, on test data.
+
+    Attributes:
+        flops: Mean of an image.
+        latency_ms: Mean of an image on the clock, in batches.
+        members_used: Mean of an image.
+        accuracy: Fraction right.
+        nll: Mean negative log likelihood, in nats.
+    """
+
+    flops: float
+    latency_ms: float
+    members_used: float
+    accuracy: float
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """Points from cheap to dear.
+
+    Attributes:
+        name: ``stream`` (after each member) or ``cascade`` (thresholds fitted on validation data, a point a budget).
+        points: On test data.
+        area: Mean accuracy over the logarithm of the FLOPs: see :func:`log_area`.
+        latency_area: The same over the time.
+    """
+
+    name: Literal["stream", "cascade"]
+    points: tuple[CurvePoint, ...]
+    area: float
+    latency_area: float
+
+
+def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, before: float, steps: bool) -> float:
+    """Mean accuracy over the logarithm of the cost from ``low`` to ``high``: one number for a curve.
+
+    Args:
+        points: (Cost, accuracy), costs above 0.
+        low: Cost to begin at.
+        high: Cost to end at; above ``low``.
+        before: Accuracy at costs below the first point.
+        steps: Between two points the accuracy of the cheaper one holds (nothing else can be had there); else it is
+            interpolated in the logarithm of the cost.
+
+    Raises:
+        SuperWeightError: No range, or no point.
+
+    Example:
+        >>> log_area([(1, 0.5), (10, 0.7)], 1, 100, before=0.1, steps=True)
+        0.6
+        >>> log_area([(1, 0.5), (100, 0.7)], 1, 100, before=0.1, steps=False)
+        0.6
+    """
+    if not points or not 0 < low < high:
+        raise SuperWeightError(f"an area needs points and a range of costs; got {len(points)} points, {low} to {high}")
+    ordered = sorted(points)
+    inside = [cost for cost, _ in ordered if low < cost < high]
+    edges = [low, *dict.fromkeys(inside), high]
+    total = 0.0
+    for left, right in pairwise(edges):
+        width = math.log(right / left)
+        if steps:
+            total += width * _step_at(ordered, left, before)
+        else:
+            total += width * (_line_at(ordered, left, before, "right") + _line_at(ordered, right, before, "left")) / 2
+    return round(total / math.log(high / low), 12)
+
+
+def measure_curves(
+    predictor: AnytimePredictor,
+    calibration: Loader,
+    test: Loader,
+    *,
+    target: tuple[str, float] = ("flops", 0.5),
+    confidence: str = "margin",
+    temperature: bool = True,
+    monotone: bool = False,
+    num_points: int = 8,
+    batch_size: int = 64,
+    timed_images: int = 512,
+) -> dict[str, Any]:
+    """Stream and cascade of a predictor on test data, every threshold fitted on other data.
+
+    Accuracies come from all test images; the clock from really running the first ``timed_images`` of them in batches,
+    all points in turn, three times, the median taken. The predictor keeps the policy for ``target``.
+
+    Args:
+        predictor: Its order is settled.
+        calibration: Held-out (images, labels).
+        test: (images, labels).
+        target: Of the policy to keep: a keyword of :meth:`AnytimePredictor.calibrate` and its value.
+        confidence: As :meth:`AnytimePredictor.calibrate` takes it.
+        temperature: Likewise.
+        monotone: Likewise.
+        num_points: Of the cascade's curve.
+        batch_size: Images a batch, for the clock.
+        timed_images: Images for the clock.
+
+    Returns:
+        Plain data for results.json.
+
+    Raises:
+        SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members.
+    """
+    found = predictor.calibrate(
+        calibration,
+        **{target[0]: target[1]},
+        confidence=confidence,
+        temperature=temperature,
+        monotone=monotone,
+        batch_size=batch_size,
+    )
+    chosen = predictor.policy
+    assert chosen is not None
+    device = predictor.device
+    _, held, held_labels = predict_all(predictor.modules, calibration, device)
+    check_samples(held_labels)
+    _, probabilities, labels = predict_all(predictor.modules, test, device)
+    flops = list(predictor.flops.values())
+    costs = [float(value) for value in flops]
+    options = {"confidence": confidence, "temperature": temperature, "monotone": monotone}
+    policies = [
+        fit_policy(held, held_labels, costs, predictor.order, ("cost", amount), **options)  # type: ignore[arg-type]
+        for amount in _spread(costs[0], sum(costs), num_points)
+    ]
+    batches = _timed_batches(test, batch_size, timed_images, device)
+    stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
+    predictor.set_policy(chosen)
+    outcomes = [play(probabilities, policy) for policy in (*policies, chosen)]
+    cascade = [
+        CurvePoint(
+            flops=outcome.mean_cost(costs),
+            latency_ms=latency,
+            members_used=float(outcome.exits.double().mean()) + 1,
+            **_quality(outcome.predictions, labels),
+        )
+        for outcome, latency in zip(outcomes, cascade_ms)
+    ]
+    means, _ = exits_of(probabilities, "max_probability", (1.0,) * len(flops), False)
+    stream = [
+        CurvePoint(
+            flops=float(sum(flops[: index + 1])), latency_ms=stream_ms[index], members_used=index + 1,
+            **_quality(mean, labels),
+        )
+        for index, mean in enumerate(means)
+    ]  # fmt: skip
+    chance = 1 / probabilities.shape[2]
+    predictions, _ = exits_of(probabilities, chosen.confidence, chosen.temperatures, chosen.monotone)
+    singles = [
+        {"name": name, "flops": cost, "latency_ms": latency, **_quality(own, labels)}
+        for name, cost, latency, own in zip(predictor.order, flops, alone_ms, probabilities)
+    ]
+    return {
+        "order": list(predictor.order),
+        "batch_size": batch_size,
+        "timed_images": sum(len(images) for images in batches),
+        "members": singles,
+        "curves": [asdict(_curve("stream", stream, chance)), asdict(_curve("cascade", cascade[:-1], chance))],
+        "policy": chosen.to_dict(),
+        "calibration": asdict(found),
+        "calibrated": asdict(cascade[-1]),
+        "worsening": {
+            "stream": worsening(means, labels),
+            "policy": worsening(predictions, labels),
+            "calibration": asdict(describe(held, held_labels, chosen, flops, target))["worsening"],
+        },
+    }
+
+
+def _curve(name: Literal["stream", "cascade"], points: Sequence[CurvePoint], chance: float) -> Curve:
+    steps = name == "stream"
+
+    def area(costs: list[float]) -> float:
+        pairs = [(cost, point.accuracy) for cost, point in zip(costs, points)]
+        low, high = min(costs), max(costs)
+        if low == high:
+            return points[-1].accuracy
+        return log_area(pairs, low, high, before=chance, steps=steps)
+
+    return Curve(
+        name=name,
+        points=tuple(points),
+        area=area([point.flops for point in points]),
+        latency_area=area([point.latency_ms for point in points]),
+    )
+
+
+def _quality(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    metrics = probability_metrics(probabilities, labels)
+    return {"accuracy": metrics.accuracy, "nll": metrics.nll}
+
+
+def _spread(low: float, high: float, count: int) -> list[float]:
+    """Costs from the lowest to the highest, even in their logarithm."""
+    if low == high:
+        return [high]
+    inner = [low * (high / low) ** (index / (count - 1)) for index in range(1, count - 1)]
+    return [low, *inner, high]
+
+
+def _timed_batches(test: Loader, batch_size: int, count: int, device: torch.device) -> list[Tensor]:
+    images: list[Tensor] = []
+    for batch, _ in test:
+        images.append(batch)
+        if sum(len(part) for part in images) >= count:
+            break
+    whole = torch.cat(images)[:count].to(device)
+    full = whole[: max(1, len(whole) // batch_size) * batch_size]
+    return list(full.split(batch_size))
+
+
+@torch.inference_mode()
+def _clock(
+    predictor: AnytimePredictor, policies: Sequence[ExitPolicy], batches: Sequence[Tensor]
+) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds an image: after each member of the stream, of each policy, of each member alone."""
+    count = sum(len(images) for images in batches)
+    exits = len(predictor.order)
+    stream: list[list[float]] = [[] for _ in range(exits)]
+    cascades: list[list[float]] = [[] for _ in policies]
+    alone: list[list[float]] = [[] for _ in range(exits)]
+    for module in predictor.modules.values():
+        module(batches[0])
+    for _ in range(_ROUNDS):
+        spent = [0.0] * exits
+        for images in batches:
+            start = now(images)
+            for index, _step in enumerate(predictor.stream(images)):
+                spent[index] += now(images) - start
+        for index, seconds in enumerate(spent):
+            stream[index].append(1e3 * seconds / count)
+        for index, policy in enumerate(policies):
+            predictor.set_policy(policy)
+            cascades[index].append(sum(predictor(images).latency_ms for images in batches) / count)
+        for index, module in enumerate(predictor.modules.values()):
+            start = now(batches[0])
+            for images in batches:
+                module(images)
+            alone[index].append(1e3 * (now(batches[0]) - start) / count)
+    return (
+        [statistics.median(values) for values in stream],
+        [statistics.median(values) for values in cascades],
+        [statistics.median(values) for values in alone],
+    )
+
+
+def _step_at(points: Sequence[tuple[float, float]], cost: float, before: float) -> float:
+    """The accuracy of the last point that costs no more."""
+    return next((accuracy for own, accuracy in reversed(points) if own <= cost), before)
+
+
+def _line_at(points: Sequence[tuple[float, float]], cost: float, before: float, side: str) -> float:
+    """The accuracy between two points; at a jump (the first point), on one side of it."""
+    first, last = points[0], points[-1]
+    if cost < first[0] or (cost == first[0] and side == "left"):
+        return before
+    if cost >= last[0]:
+        return last[1]
+    index = max(place for place, (own, _) in enumerate(points) if own <= cost)
+    (left, low), (right, high) = points[index], points[index + 1]
+    return low + (high - low) * math.log(cost / left) / math.log(right / left)

@@ -1,0 +1,418 @@
+"""Predictions at any compute budget, by members that are not run. Shapes: M members, B batch, K classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from superweight_ensembles.anytime.calibration import Calibration, check_samples, describe, fit_policy
+from superweight_ensembles.anytime.cascade import AnytimeAnswer, run_cascade, run_within_budget
+from superweight_ensembles.anytime.confidence import CONFIDENCES
+from superweight_ensembles.anytime.inputs import (
+    check_amount,
+    check_batch_size,
+    check_drop,
+    check_images,
+    check_shape,
+    flops_of,
+)
+from superweight_ensembles.anytime.latency import LatencyTable
+from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
+from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.running import start
+from superweight_ensembles.anytime.saving import read_predictor, write_predictor
+from superweight_ensembles.batches import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.evaluation.predictions import predict_all
+from superweight_ensembles.targets import Members, named_members
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStep:
+    """What is known after one more member.
+
+    Attributes:
+        member: That ran last.
+        members_used: So far.
+        flops: An image, of all members so far.
+        probabilities: Mean softmax (B, K) of the members so far.
+    """
+
+    member: str
+    members_used: int
+    flops: int
+    probabilities: Tensor
+
+
+class AnytimePredictor:
+    """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
+
+    Args:
+        ensemble: Materialised here; later training of it is not seen. Or plain networks by name, which are copied.
+        order: ``cost`` (FLOPs, cheapest first; the default), ``greedy`` (most accuracy a FLOP first, on ``loader``), or
+            names; names may leave members out.
+        loader: Held-out (images, labels), for ``greedy``.
+        input_shape: Of one image, such as (3, 32, 32). Where None, the first images tell, and every member runs once
+            on one of them for its FLOPs.
+
+    Attributes:
+        modules: The plain networks by name, in order once that is known.
+        policy: When samples leave, once calibrated.
+        calibration: What the policy does to the samples that it was fitted on; None for a loaded policy.
+
+    Raises:
+        SuperWeightError: No member, an unknown order or member, ``greedy`` without a loader.
+
+    Example:
+        >>> members = {"small": nn.Linear(4, 3), "large": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))}
+        >>> predictor = AnytimePredictor(members, input_shape=(4,))
+        >>> [(step.member, step.flops) for step in predictor.stream(torch.zeros(2, 4))]
+        [('small', 24), ('large', 136)]
+    """
+
+    def __init__(
+        self,
+        ensemble: SuperWeightEnsemble | Members,
+        order: str | Sequence[str] | None = None,
+        *,
+        loader: Loader | None = None,
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
+        members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
+        names = tuple(members) if self._ensemble is None else self._ensemble.member_names
+        self._order = order if isinstance(order, str) or order is None else checked_order(order, names)
+        if isinstance(self._order, str) and self._order not in ORDERS:
+            raise unknown_name("order", self._order, ORDERS)
+        if self._order == "greedy" and loader is None:
+            raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
+        if self._order != "greedy" and loader is not None:
+            raise SuperWeightError("loader= is for order='greedy'; calibrate(loader, ...) fits thresholds")
+        self.modules: dict[str, nn.Module] = {}
+        for name in self._order if isinstance(self._order, tuple) else names:
+            module = copy.deepcopy(members[name]) if self._ensemble is None else self._ensemble.materialize(name)
+            self.modules[name] = module.eval().requires_grad_(False)
+        self.policy: ExitPolicy | None = None
+        self.calibration: Calibration | None = None
+        self._flops: dict[str, int] | None = None
+        self._latencies: LatencyTable | None = None
+        self._integers: torch.dtype | None = None
+        self._input_shape: tuple[int, ...] | None = None
+        if input_shape is not None:
+            self._measure_shape(check_shape(input_shape))
+        if loader is not None:
+            _, probabilities, labels = predict_all(self.modules, self._checked(loader), self._like.device)
+            self._set_order(order_greedily(tuple(self.modules), probabilities, labels, self.flops))
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Members in the order in which they run.
+
+        Raises:
+            SuperWeightError: Not known before the first images, as neither names nor ``input_shape`` were given.
+        """
+        if not isinstance(self._order, tuple):
+            self._check_measured()
+        return tuple(self.modules)
+
+    @property
+    def flops(self) -> dict[str, int]:
+        """An image, of each member alone, in order.
+
+        Raises:
+            SuperWeightError: Not known before the first images, as no ``input_shape`` was given.
+        """
+        self._check_measured()
+        assert self._flops is not None
+        return dict(self._flops)
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Of one image; None before the first."""
+        return self._input_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members are, and images must be."""
+        return self._like.device
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnytimePredictor:
+        """Move the members; latencies are measured anew."""
+        for module in self.modules.values():
+            module.to(device=device, dtype=dtype)
+        self._latencies = None
+        return self
+
+    def stream(self, images: Tensor) -> Iterator[ExitStep]:
+        """Run members one by one; a member is not run before it is asked for.
+
+        Args:
+            images: (B, ...), normalised as in training.
+
+        Raises:
+            SuperWeightError: Images of another shape, type or device than the members take.
+
+        Example:
+            >>> members = {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}
+            >>> for step in AnytimePredictor(members).stream(torch.zeros(2, 4)):
+            ...     if float(step.probabilities.max()) > 0.2:
+            ...         break
+            >>> step.member, step.members_used
+            ('a', 1)
+        """
+        self._check_images(images)
+        return self._steps(images)
+
+    def __call__(
+        self,
+        images: Tensor,
+        *,
+        deadline_ms: float | None = None,
+        batch_flops: float | None = None,
+        early_exit: bool | None = None,
+    ) -> AnytimeAnswer:
+        """Answer a batch.
+
+        Samples that are sure enough leave after each member, where :meth:`calibrate` has fitted when; those that stay
+        are compacted, and only they are computed. Uncalibrated, every sample runs all members.
+
+        Args:
+            images: (B, ...), normalised as in training.
+            deadline_ms: Milliseconds from the call. A member is not started when it would end later, by what 95 % of
+                the recent calls took; the first always runs. Latencies are measured, before the clock starts, the first
+                time that a batch is larger than any before: call :meth:`measure` ahead.
+            batch_flops: FLOPs for the whole batch: the samples that are least sure go on, as many as it pays for.
+            early_exit: Whether samples leave when they are sure; where None, if calibrated and without ``batch_flops``.
+
+        Raises:
+            SuperWeightError: Images of another shape, type or device than the members take; a deadline that is no
+                positive number; a budget below the first member's; ``early_exit=True`` before :meth:`calibrate`.
+        """
+        self._check_images(images)
+        if batch_flops is not None and (deadline_ms is not None or early_exit):
+            raise SuperWeightError("batch_flops says by itself who goes on: give no deadline_ms or early_exit with it")
+        if early_exit and self.policy is None:
+            raise SuperWeightError("the cascade is not calibrated: call calibrate(loader, flops=...) on held-out data")
+        policy = self.policy if early_exit is not False else None
+        if batch_flops is not None:
+            check_amount("batch_flops", batch_flops, "FLOPs")
+            return run_within_budget(self.modules, self.flops, images, batch_flops, self.policy)
+        latencies = None
+        if deadline_ms is not None:
+            check_amount("deadline_ms", deadline_ms, "milliseconds")
+            latencies = self._latency_table(images[:1])
+            latencies.measure(len(images))
+        return run_cascade(self.modules, self.flops, images, policy, latencies, deadline_ms)
+
+    def calibrate(
+        self,
+        loader: Loader,
+        *,
+        flops: float | None = None,
+        latency_ms: float | None = None,
+        max_accuracy_drop: float | None = None,
+        confidence: str = "margin",
+        temperature: bool = True,
+        monotone: bool = False,
+        batch_size: int = 1,
+    ) -> Calibration:
+        """Fit one threshold an exit on held-out data; give one of the three targets.
+
+        Args:
+            loader: Held-out (images, labels), at least 100, never the test data.
+            flops: Mean FLOPs an image; up to 1.0, the fraction of all members'.
+            latency_ms: Mean milliseconds an image, in batches of ``batch_size``, by latencies measured here.
+            max_accuracy_drop: The cheapest cascade whose accuracy on these data is at most so much (0.002: 0.2 points)
+                below that of all members.
+            confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
+            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare.
+            monotone: A sample keeps an earlier prediction that was surer than the later one.
+            batch_size: For ``latency_ms``.
+
+        Returns:
+            What the policy does on these data; it is kept in :attr:`policy` and saved with the predictor.
+
+        Raises:
+            SuperWeightError: None or several targets, one out of reach (says the range), too few samples, labels that
+                are no classes of the members.
+        """
+        targets = {"flops": flops, "latency_ms": latency_ms, "max_accuracy_drop": max_accuracy_drop}
+        given = {name: value for name, value in targets.items() if value is not None}
+        if len(given) != 1:
+            raise SuperWeightError(f"give one of {', '.join(targets)}; got {', '.join(given) or 'none'}")
+        (what, amount), *_ = given.items()
+        if what == "max_accuracy_drop":
+            check_drop(amount)
+        else:
+            check_amount(what, amount, "FLOPs" if what == "flops" else "milliseconds")
+        check_batch_size(batch_size)
+        if confidence not in CONFIDENCES:
+            raise unknown_name("confidence", confidence, CONFIDENCES)
+        names = tuple(self.modules)
+        first, probabilities, labels = predict_all(self.modules, self._checked(loader), self._like.device)
+        check_samples(labels)
+        probabilities = probabilities[[names.index(name) for name in self.order]]
+        costs = [float(value) for value in self.flops.values()]
+        if what == "latency_ms":
+            table = self._latency_table(first)
+            costs = [1e3 * table.median(name, batch_size) / batch_size for name in self.order]
+        elif what == "flops" and amount <= 1:
+            amount *= sum(costs)
+        self.policy = fit_policy(
+            probabilities,
+            labels,
+            costs,
+            self.order,
+            ("max_accuracy_drop" if what == "max_accuracy_drop" else "cost", amount),
+            confidence=confidence,
+            temperature=temperature,
+            monotone=monotone,
+        )
+        self.calibration = describe(probabilities, labels, self.policy, list(self.flops.values()), (what, amount))
+        return self.calibration
+
+    def set_policy(self, policy: ExitPolicy) -> None:
+        """Take a policy that was fitted elsewhere.
+
+        Raises:
+            SuperWeightError: It is for other members or another order.
+        """
+        if not isinstance(policy, ExitPolicy):
+            raise SuperWeightError(f"policy must be an ExitPolicy (ExitPolicy.from_dict reads one); got {policy!r:.80}")
+        if policy.order != self.order:
+            raise SuperWeightError(f"the policy is for {list(policy.order)}; this predictor runs {list(self.order)}")
+        self.policy, self.calibration = policy, None
+
+    def measure(self, batch_size: int, input_shape: Sequence[int] | None = None) -> dict[str, float]:
+        """Median milliseconds of each member for a batch, measured on this device now or before.
+
+        Raises:
+            SuperWeightError: No image was seen yet and no ``input_shape`` is given; a batch size below one.
+        """
+        check_batch_size(batch_size)
+        if input_shape is not None:
+            shape = check_shape(input_shape)
+            if self._flops is None:
+                self._measure_shape(shape)
+            self._check_images(self._blank(shape))
+        self._check_measured()
+        assert self._input_shape is not None
+        table = self._latency_table(self._blank(self._input_shape))
+        return {name: 1e3 * table.median(name, batch_size) for name in self.order}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the ensemble and, beside it, order and policy (anytime.json).
+
+        Raises:
+            SuperWeightError: The predictor was made of plain networks, or the ensemble has changed since; no
+                image was seen yet and no ``input_shape`` was given.
+        """
+        self._check_measured()
+        if self._ensemble is None:
+            raise SuperWeightError("a predictor of plain networks has no ensemble to save: save their state dicts")
+        for name, module in self.modules.items():
+            now = self._ensemble.materialize(name).state_dict()
+            if any(not torch.equal(value, now[key].to(value)) for key, value in module.state_dict().items()):
+                raise SuperWeightError(f"member {name!r} was trained on since: make a new predictor and calibrate it")
+        write_predictor(self._ensemble, Path(folder), self.order, self._input_shape, self.policy)
+
+    @classmethod
+    def load(cls, folder: str | Path, members: Members | None = None) -> AnytimePredictor:
+        """Read what :meth:`save` wrote; nothing in the folder is executed.
+
+        Args:
+            folder: A saved predictor.
+            members: As :meth:`SuperWeightEnsemble.load` takes them.
+
+        Raises:
+            SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
+        """
+        order, input_shape, policy = read_predictor(Path(folder))
+        ensemble = SuperWeightEnsemble.load(folder, members)
+        predictor = cls(ensemble, order, input_shape=input_shape)
+        if policy is not None:
+            predictor.set_policy(policy)
+        return predictor
+
+    def __repr__(self) -> str:
+        state = "not calibrated" if self.policy is None else f"thresholds {list(self.policy.thresholds)}"
+        return f"AnytimePredictor({', '.join(self.modules)}; {state})"
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the members' device and type."""
+        parameters = (value for module in self.modules.values() for value in module.parameters())
+        return next((value for value in parameters if value.is_floating_point()), torch.empty(0))
+
+    def _steps(self, images: Tensor) -> Iterator[ExitStep]:
+        running, flops = None, 0
+        for name, module in self.modules.items():
+            with torch.inference_mode():
+                softmax = module(images).float().softmax(1)
+                if running is None:
+                    running = start(softmax)
+                else:
+                    running.add(softmax)
+                mean = running.mean
+            flops += self.flops[name]
+            yield ExitStep(member=name, members_used=len(running.answers), flops=flops, probabilities=mean)
+
+    def _latency_table(self, image: Tensor) -> LatencyTable:
+        if self._latencies is None:
+            self._latencies = LatencyTable(self.modules, image)
+        return self._latencies
+
+    def _check_images(self, images: Tensor) -> None:
+        known = None if self._flops is None else self._integers is not None
+        check_images(images, self._input_shape, self._like, known)
+        if self._flops is None:
+            self._measure(images[:1])
+
+    def _checked(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches whose images the members take, on the members' device."""
+        for batch in loader:
+            images, labels = checked_batch(batch)
+            images = images.to(self._like.device)
+            self._check_images(images)
+            yield images, labels
+
+    def _blank(self, shape: tuple[int, ...]) -> Tensor:
+        """One image (1, ...) of the device and type that the members take."""
+        return torch.zeros(1, *shape, device=self._like.device, dtype=self._integers or self._like.dtype)
+
+    def _measure_shape(self, shape: tuple[int, ...]) -> None:
+        """Measure with an image of this shape; members that refuse floating-point ones may take tokens."""
+        image = self._blank(shape)
+        try:
+            self._measure(image)
+        except SuperWeightError as error:
+            try:
+                self._measure(image.long())
+            except SuperWeightError:
+                raise error from None
+
+    def _check_measured(self) -> None:
+        if self._flops is None:
+            raise SuperWeightError(
+                "the members' cost is measured on the first images: give input_shape=, or ask after the first call"
+            )
+
+    def _measure(self, image: Tensor) -> None:
+        """Count FLOPs with one image, and with them settle the order."""
+        self._flops, self._input_shape = flops_of(self.modules, image), tuple(image.shape[1:])
+        self._integers = None if image.is_floating_point() else image.dtype
+        if self._order in (None, "cost"):
+            self._set_order(order_by_cost(self._flops))
+
+    def _set_order(self, order: tuple[str, ...]) -> None:
+        assert self._flops is not None
+        self.modules = {name: self.modules[name] for name in order}
+        self._flops = {name: self._flops[name] for name in order}

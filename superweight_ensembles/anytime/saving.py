@@ -1,0 +1,77 @@
+"""A predictor as a folder: a saved ensemble, and anytime.json beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.files import read_json, write_json
+
+ANYTIME_FORMAT = 1
+ANYTIME_FILE = "anytime.json"
+_KEYS = ("format", "order", "input_shape", "policy")
+_MOST_NUMBERS = 2**26  # a damaged file must not fill the memory with one image
+
+
+def write_predictor(
+    ensemble: SuperWeightEnsemble,
+    folder: Path,
+    order: Sequence[str],
+    input_shape: Sequence[int] | None,
+    policy: ExitPolicy | None,
+) -> None:
+    """Write the ensemble's folder, then order and policy into it."""
+    ensemble.save(folder)
+    write_policy(folder, order, input_shape, policy)
+
+
+def write_policy(
+    folder: Path, order: Sequence[str], input_shape: Sequence[int] | None, policy: ExitPolicy | None
+) -> None:
+    """Write anytime.json into the folder of a saved ensemble."""
+    write_json(
+        folder / ANYTIME_FILE,
+        {
+            "format": ANYTIME_FORMAT,
+            "order": list(order),
+            "input_shape": None if input_shape is None else list(input_shape),
+            "policy": None if policy is None else policy.to_dict(),
+        },
+    )
+
+
+def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
+    """Order, input shape and policy of a saved predictor.
+
+    Raises:
+        SuperWeightError: The file is missing, damaged or of another format.
+    """
+    path = folder / ANYTIME_FILE
+    if not path.is_file():
+        raise SuperWeightError(f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)")
+    content = read_json(path)
+    if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:
+        raise SuperWeightError(f"{path} has format {content.get('format')!r:.80}; this version reads {ANYTIME_FORMAT}")
+    for key in content:
+        if key not in _KEYS:
+            raise SuperWeightError(f"{path}: {unknown_name('key', key, _KEYS)}")
+    for key in _KEYS:
+        if key not in content:
+            raise SuperWeightError(f"{path}: {key} is missing")
+    order, shape, policy = content["order"], content["input_shape"], content["policy"]
+    if not isinstance(order, list) or not order or any(not isinstance(name, str) for name in order):
+        raise SuperWeightError(f"{path}: order must be a list of member names; got {order!r:.80}")
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= 8
+        or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape)
+        or math.prod(shape) > _MOST_NUMBERS
+    ):
+        raise SuperWeightError(
+            f"{path}: input_shape must list 1 to 8 sizes of at most {_MOST_NUMBERS:,} numbers in all; got {shape!r:.80}"
+        )
+    return tuple(order), tuple(shape), None if policy is None else ExitPolicy.from_dict(policy, f"{path}: policy")

@@ -1,0 +1,107 @@
+"""Accuracy against cost when members stop early: stream and cascade, in FLOPs and on the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.figures.arms import Arm, Results, read_arms
+from superweight_ensembles.figures.scales import accuracy_axis, flops_axis, latency_axis
+from superweight_ensembles.figures.style import (
+    INK,
+    MUTED,
+    PAGE_INCHES,
+    SMALL_POINTS,
+    draw_markers,
+    new_figure,
+    outside_legend,
+    style_axes,
+)
+
+_COSTS = (("flops", "area", flops_axis), ("latency_ms", "latency_area", latency_axis))
+
+
+def anytime_curves(results: Results) -> Figure:
+    """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
+
+    Solid lines are cascades (a point a budget, thresholds from validation data), dashed steps the streams (after each
+    member), single markers the members alone. Under each panel: the area under each curve over the logarithm of the
+    cost. Artists carry a ``gid``: ``shared cascade``, ``shared stream``, ``shared members``, ``areas``.
+
+    Args:
+        results: Parsed ``results.json`` of a run whose recipe has an ``anytime`` section.
+
+    Raises:
+        SuperWeightError: Results of another format, without an arm, or without curves.
+    """
+    arms = [arm for arm in read_arms(results) if "anytime" in arm.content]
+    if not arms:
+        raise SuperWeightError(
+            f"the results of run {results.get('name')!r} hold no anytime curves: give its recipe an anytime section"
+        )
+    figure = new_figure(PAGE_INCHES, 3.3)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (cost, area, make_axis) in zip(panels, _COSTS):
+        points = [point for arm in arms for entries in _entries(arm).values() for point in _points(entries, cost)]
+        xlabel = make_axis(axes, [x for x, _ in points])
+        accuracy_axis(axes, [y for _, y in points], below=0.09 * len(arms))
+        style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if axes is panels[0] else "")
+        for arm in arms:
+            _draw(axes, arm, cost)
+        _areas(axes, arms, area)
+    handles = [Line2D([], [], color=arm.color, linewidth=1.5, label=arm.label) for arm in reversed(arms)]
+    for label, look in (
+        ("cascade", {"marker": ".", "markersize": 5}),
+        ("stream", {"linestyle": (0, (3, 2)), "linewidth": 1.0}),
+        ("a member alone", {"marker": "D", "markersize": 4, "linewidth": 0}),
+    ):
+        handles.append(Line2D([], [], color=MUTED, label=label, **look))  # type: ignore[arg-type]
+    outside_legend(figure, handles, loc="outside upper center", columns=5)
+    return figure
+
+
+def _draw(axes: Axes, arm: Arm, cost: str) -> None:
+    entries = _entries(arm)
+    stream = _points(entries["stream"], cost)
+    top = 3 if arm.name == "shared" else 2
+    axes.step(
+        *zip(*stream), where="post", color=arm.color, linewidth=1.0, linestyle=(0, (3, 2)), alpha=0.8, zorder=top,
+        gid=f"{arm.name} stream",
+    )  # fmt: skip
+    axes.plot(
+        *zip(*sorted(_points(entries["cascade"], cost))), color=arm.color, linewidth=1.4, marker=".", markersize=5,
+        zorder=top + 2, gid=f"{arm.name} cascade",
+    )  # fmt: skip
+    draw_markers(
+        axes, _points(entries["members"], cost), color=arm.color, marker="D", size=16, zorder=top + 1,
+        gid=f"{arm.name} members",
+    )  # fmt: skip
+
+
+def _areas(axes: Axes, arms: Sequence[Arm], area: str) -> None:
+    """The areas as text in the free corner below."""
+    lines = []
+    for arm in reversed(arms):
+        curves = {curve["name"]: 100 * float(curve[area]) for curve in arm.content["anytime"]["curves"]}
+        lines.append(f"{arm.label}: cascade {curves['cascade']:.2f}, stream {curves['stream']:.2f}")
+    axes.text(
+        0.98, 0.02, "\n".join(["mean over log cost (%)", *lines]), transform=axes.transAxes, ha="right", va="bottom",
+        fontsize=SMALL_POINTS - 1, color=INK, linespacing=1.3, gid="areas",
+    )  # fmt: skip
+
+
+def _entries(arm: Arm) -> dict[str, list[Mapping[str, Any]]]:
+    content = arm.content["anytime"]
+    return {
+        "members": content["members"],
+        **{curve["name"]: curve["points"] for curve in content["curves"]},
+    }
+
+
+def _points(entries: Sequence[Mapping[str, Any]], cost: str) -> list[tuple[float, float]]:
+    return [(float(entry[cost]), 100 * float(entry["accuracy"])) for entry in entries]
