@@ -1,0 +1,240 @@
+"""Predict with an exported cascade. Needs numpy and onnxruntime, and nothing of the library that exported it.
+
+    from onnx_cascade import OnnxCascade
+
+    cascade = OnnxCascade("cascade")
+    answer = cascade(images)                  # float32 (B, C, H, W)
+    answer.probabilities, answer.members_used, answer.confidence, answer.flops
+
+Members run one after the other; after each, images whose prediction is sure enough leave, and those that are left
+alone go on. Shapes: B images, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+
+FORMAT = 1
+_TINY = np.float32(1e-30)
+_CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
+
+
+class Answer(NamedTuple):
+    """Of each image: mean probabilities (B, K), how many members ran, the answer's confidence and FLOPs (B,)."""
+
+    probabilities: np.ndarray
+    members_used: np.ndarray
+    confidence: np.ndarray
+    flops: np.ndarray
+
+
+class Step(NamedTuple):
+    """After one member: its name, the mean probabilities (B, K) so far, and FLOPs an image so far."""
+
+    member: str
+    probabilities: np.ndarray
+    flops: int
+
+
+class OnnxCascade:
+    """The cascade of a folder.
+
+    Args:
+        folder: With cascade.json and the ONNX files that it names.
+        providers: Of onnxruntime, in order of preference; the CPU where None.
+        session_options: ``onnxruntime.SessionOptions`` for every member, such as the number of threads.
+
+    Attributes:
+        members: Names, in the order in which they run.
+        flops: Of each, an image.
+        input_shape: Of one image.
+        num_classes: K.
+        sessions: The onnxruntime session of each member.
+
+    Raises:
+        ValueError: Files missing, damaged, of another format, or outside the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        providers: Sequence[Any] | None = None,
+        session_options: onnxruntime.SessionOptions | None = None,
+    ) -> None:
+        folder = Path(folder)
+        content = _read(folder / "cascade.json")
+        policy = content["policy"]
+        self.members: tuple[str, ...] = tuple(member["name"] for member in content["members"])
+        self.flops: tuple[int, ...] = tuple(member["flops"] for member in content["members"])
+        self.input_shape: tuple[int, ...] = tuple(content["input_shape"])
+        self.num_classes: int = content["num_classes"]
+        self.confidence: str = policy["confidence"]
+        self.temperatures: tuple[float, ...] = tuple(policy["temperatures"])
+        self.thresholds = tuple(math.inf if value is None else float(value) for value in policy["thresholds"])
+        self.monotone: bool = policy["monotone"]
+        self.sessions = [
+            onnxruntime.InferenceSession(
+                str(_inside(folder, member["file"])),
+                sess_options=session_options,
+                providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
+            )
+            for member in content["members"]
+        ]
+
+    def __call__(self, images: np.ndarray) -> Answer:
+        """Predict; no member sees an image that has left.
+
+        Args:
+            images: float32 (B, *input_shape), preprocessed as in training.
+
+        Raises:
+            ValueError: Another shape or type.
+        """
+        self._check(images)
+        size, last = len(images), len(self.members) - 1
+        answer = Answer(
+            probabilities=np.zeros((size, self.num_classes), np.float32),
+            members_used=np.zeros(size, np.int64),
+            confidence=np.zeros(size, np.float32),
+            flops=np.zeros(size, np.int64),
+        )
+        left = np.arange(size)
+        total = np.zeros((size, self.num_classes), np.float32)
+        classes = np.zeros((size, 0), np.int64)  # what each member so far answers
+        kept, kept_confidence = total, np.full(size, -np.inf, np.float32)
+        for index in range(last + 1):
+            if not left.size:
+                break
+            own = self._probabilities(index, images)
+            total = total + own
+            classes = np.concatenate([classes, own.argmax(1)[:, None]], axis=1)
+            mean = total / np.float32(index + 1)
+            confidence = self._confidence(index, mean, classes)
+            earlier = kept_confidence > confidence if self.monotone else np.full(left.size, False)
+            kept = np.where(earlier[:, None], kept, mean)
+            kept_confidence = np.where(earlier, kept_confidence, confidence)
+            stay = np.full(left.size, False) if index == last else kept_confidence < self.thresholds[index]
+            leave = ~stay
+            rows = left[leave]
+            answer.probabilities[rows] = kept[leave]
+            answer.members_used[rows] = index + 1
+            answer.confidence[rows] = kept_confidence[leave]
+            answer.flops[rows] = sum(self.flops[: index + 1])
+            left, images, total, classes = left[stay], images[stay], total[stay], classes[stay]
+            kept, kept_confidence = kept[stay], kept_confidence[stay]
+        return answer
+
+    def stream(self, images: np.ndarray) -> Iterator[Step]:
+        """Run member after member on all images, and yield the mean prediction after each; stop when you like.
+
+        Args:
+            images: float32 (B, *input_shape).
+
+        Raises:
+            ValueError: Another shape or type.
+        """
+        self._check(images)
+        total = np.zeros((len(images), self.num_classes), np.float32)
+        for index, name in enumerate(self.members):
+            if len(images):
+                total = total + self._probabilities(index, images)
+            yield Step(name, total / np.float32(index + 1), sum(self.flops[: index + 1]))
+
+    def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
+        (logits,) = self.sessions[index].run(["logits"], {"images": images})
+        return _softmax(logits)
+
+    def _confidence(self, index: int, mean: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """How sure the mean prediction of the members up to ``index`` is, at its temperature (B,)."""
+        temperature = self.temperatures[index]
+        tempered = mean if temperature == 1 else _softmax(np.log(np.maximum(mean, _TINY)) / np.float32(temperature))
+        best = tempered.max(1)
+        if self.confidence == "max_probability":
+            return best
+        if self.confidence == "margin":
+            ranked = np.partition(tempered, -2, axis=1)
+            return ranked[:, -1] - ranked[:, -2]
+        if self.confidence == "entropy":
+            nats = -(tempered * np.log(np.maximum(tempered, _TINY))).sum(1)
+            return 1 - nats / np.float32(math.log(self.num_classes))
+        votes = (classes == mean.argmax(1)[:, None]).sum(1).astype(np.float32)
+        return (np.maximum(votes - 1, 0) + best) / np.float32(index + 1)
+
+    def _check(self, images: np.ndarray) -> None:
+        expected = f"images must be a float32 array (B, {', '.join(map(str, self.input_shape))})"
+        if not isinstance(images, np.ndarray):
+            raise ValueError(f"{expected}; got {type(images).__name__}")
+        if images.dtype != np.float32:
+            raise ValueError(f"{expected}; got {images.dtype}: images.astype(numpy.float32)")
+        if images.shape[1:] != self.input_shape or images.ndim < 2:
+            raise ValueError(f"{expected}; got the shape {images.shape}")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of cascade.json, checked."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: {path.parent} is no exported cascade") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path} has format {found!r}; this loader reads {FORMAT}: take the loader exported with it")
+    policy, members = content.get("policy"), content.get("members")
+    _expect(path, "members", isinstance(members, list) and bool(members) and all(map(_is_member, members)))
+    _expect(path, "policy", isinstance(policy, dict) and policy.get("order") == [one["name"] for one in members])
+    _expect(path, "policy.confidence", policy.get("confidence") in _CONFIDENCES)
+    _expect(path, "policy.monotone", isinstance(policy.get("monotone"), bool))
+    temperatures, thresholds = policy.get("temperatures"), policy.get("thresholds")
+    _expect(path, "policy.temperatures", _numbers(temperatures, len(members)) and min(temperatures) > 0)
+    floats = [math.inf if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
+    _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1) and min(floats or [0]) >= 0)
+    shape, classes = content.get("input_shape"), content.get("num_classes")
+    _expect(path, "input_shape", isinstance(shape, list) and bool(shape) and all(map(_is_count, shape)))
+    _expect(path, "num_classes", _is_count(classes) and classes > 1)
+    return content
+
+
+def _expect(path: Path, key: str, good: bool) -> None:
+    if not good:
+        raise ValueError(f"{path}: {key} is damaged or does not fit the other keys")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_member(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("file"), str)
+        and _is_count(value.get("flops"))
+    )
+
+
+def _numbers(values: Any, count: int) -> bool:
+    good = isinstance(values, list) and len(values) == count
+    return good and all(isinstance(one, (int, float)) and not isinstance(one, bool) and one == one for one in values)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder by its plain name; a symbolic link that lies there is fine, as download caches make them."""
+    if not name or name in (".", "..") or any(mark in name for mark in "/\\:\0"):
+        raise ValueError(f"{folder / 'cascade.json'} names {name!r}, which is no plain name of a file in its folder")
+    if not (folder / name).is_file():
+        raise ValueError(f"{folder / name} is missing")
+    return folder / name

@@ -1,0 +1,104 @@
+"""A network as its own tensors, and how to make it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from superweight_ensembles.architecture import Architecture, recall_architecture
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.export.plain import PlainMember, float_type
+from superweight_ensembles.files import read_json, write_json
+from superweight_ensembles.planning import count_parameters
+from superweight_ensembles.registry import build_member
+
+STATE_FORMAT = 1
+_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+
+
+def notes_path(path: Path) -> Path:
+    """The JSON beside a safetensors file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def write_state_dict(member: PlainMember, path: Path) -> None:
+    """Write ``path`` (safetensors; tied tensors once) and ``path``.json (architecture, shape, type)."""
+    made = recall_architecture(member.module)
+    write_json(
+        notes_path(path),
+        {
+            "format": STATE_FORMAT,
+            "architecture": made and asdict(made),
+            "input_shape": list(member.images.shape[1:]),
+            "num_classes": member.num_classes,
+            "num_parameters": count_parameters(member.module),
+            "dtype": str(float_type(member.module)),
+        },
+    )
+    save_model(member.module, str(path))
+
+
+def load_member(path: str | Path) -> nn.Module:
+    """Make a network again that was exported as ``state-dict``; nothing in the files is executed.
+
+    Args:
+        path: The safetensors file, with its JSON beside it.
+
+    Returns:
+        The plain network, in eval mode on the CPU.
+
+    Raises:
+        SuperWeightError: Files missing, damaged or of another version; a network that no registry made.
+
+    Example:
+        >>> import tempfile, superweight_ensembles as swe
+        >>> from superweight_ensembles.export import export_member
+        >>> path = tempfile.mkdtemp() + "/wrn.safetensors"
+        >>> export_member(swe.wide_resnet(10, 1, 5), path, format="state-dict", input_shape=(3, 8, 8)).name
+        'wrn.safetensors'
+        >>> load_member(path).fc.out_features
+        5
+    """
+    path = Path(path)
+    notes = notes_path(path)
+    content = read_json(notes)
+    if content.get("format") != STATE_FORMAT:
+        raise SuperWeightError(f"{notes} has format {content.get('format')!r}; this version reads {STATE_FORMAT}")
+    dtype = _FLOATS.get(str(content.get("dtype")))
+    if dtype is None:
+        raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
+    module = _build(content.get("architecture"), notes).to(dtype)
+    try:
+        load_model(module, str(path), strict=True)
+    except FileNotFoundError:
+        raise SuperWeightError(f"{path} is missing") from None
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise SuperWeightError(f"{path} does not fit {notes.name}: {str(error).splitlines()[-1].strip()}") from None
+    return module.eval()
+
+
+def _build(made: Any, notes: Path) -> nn.Module:
+    if made is None:
+        raise SuperWeightError(
+            f"{notes}: no registry made this network: build it, then safetensors.torch.load_model fills it"
+        )
+    try:
+        architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("architecture", *first["loc"]))
+        raise SuperWeightError(f"{notes}, {where}: {first['msg']}") from None
+    return build_member(
+        architecture.model,
+        num_classes=architecture.num_classes,
+        in_channels=architecture.in_channels,
+        **architecture.options,
+    )
