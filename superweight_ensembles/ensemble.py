@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
 from superweight_ensembles.bank import SuperWeightBank
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.generation import Weights
+from superweight_ensembles.hub import HubModel, local_folder, model_card, registry_names
 from superweight_ensembles.initial_values import own_deviations
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
@@ -27,7 +29,7 @@ from superweight_ensembles.targets import Members, named_members
 _PLAN_OPTIONS = tuple(inspect.signature(plan_sharing).parameters)[2:]
 
 
-class SuperWeightEnsemble(nn.Module):
+class SuperWeightEnsemble(nn.Module, HubModel):
     """Different networks whose weights come from one bank inside one parameter budget.
 
     The members given are copied, never changed. In the copies every generated tensor is None until a call puts it
@@ -193,6 +195,25 @@ class SuperWeightEnsemble(nn.Module):
         ensemble = cls(modules, plan=plan)
         read_tensors(ensemble, folder)
         return ensemble
+
+    def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:
+        """What the ensemble is and how to load it, in Markdown with the Hub's metadata.
+
+        Args:
+            repo_id: ``user/name`` of the repository; a placeholder where None.
+        """
+        made = registry_names(list(self.members.items()))
+        metadata = self._hub_mixin_info.model_card_data.to_yaml()
+        return model_card(metadata, self.plan, made, self.num_parameters, repo_id)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str | Path, members: Members | None = None, **download: Any
+    ) -> SuperWeightEnsemble:
+        return cls.load(local_folder(model_id, **download), members)
 
     def _member(self, name: str) -> nn.Module:
         if name not in self.member_names:

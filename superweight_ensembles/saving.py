@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -21,17 +22,19 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.registry import build_member
 
 ENSEMBLE_FORMAT = 1
-_FILES = {"config.json", "plan.json", "model.safetensors"}
+ENSEMBLE_FILES = frozenset({"config.json", "plan.json", "model.safetensors", "anytime.json", "README.md"})
 
 
 def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path) -> None:
     """Write config.json, plan.json and model.safetensors; an older saved ensemble there is replaced as a whole.
 
+    Its README.md alone is kept: people write it.
+
     Raises:
         SuperWeightError: Something else stands there.
     """
     folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - _FILES):
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
         raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
     architectures = {name: recall_architecture(module) for name, module in members.items()}
     with whole_folder(folder) as draft:
@@ -44,6 +47,8 @@ def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str,
         )
         write_text(draft / "plan.json", plan.to_json())
         save_model(ensemble, str(draft / "model.safetensors"))
+        if (folder / "README.md").is_file():
+            shutil.copy2(folder / "README.md", draft / "README.md")
 
 
 def read_plan(folder: Path) -> SharingPlan:

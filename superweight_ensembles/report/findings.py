@@ -1,0 +1,143 @@
+"""What the numbers of a run mean, in a few sentences and tiles made from them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from superweight_ensembles.report.elements import signed
+
+Results = Mapping[str, Any]
+Content = Mapping[str, Any]
+
+FEWEST_TOLD_APART = 6  # 2 * 0.5 ** 5 > 0.05: five images, all in favour of one arm, are still no sign (sign test)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One number that a reader should see first."""
+
+    name: str
+    value: str
+    beside: str
+
+
+def arm_of(results: Results, name: str) -> Content | None:
+    return next((arm for arm in results["arms"] if arm["name"] == name), None)
+
+
+def changed(count: int, before: int) -> str:
+    """How much smaller or larger a count is.
+
+    Example:
+        >>> changed(83, 100), changed(130, 100), changed(100, 100), changed(9996, 10000)
+        ('17 % fewer', '30 % more', 'as many', '0.04 % fewer')
+    """
+    share = 100 * abs(count - before) / before if before else 0.0
+    if not share:
+        return "as many"
+    side = "fewer" if count < before else "more"
+    return f"{share:.0f} % {side}" if share >= 1 else f"{share:.2g} % {side}"
+
+
+def tiles(results: Results) -> list[Tile]:
+    """Parameters, quality and cost of the first arm, beside the independent one where there is one."""
+    arm, other = results["arms"][0], arm_of(results, "independent")
+    found = arm["ensemble"]["metrics"]
+    tiles = [Tile(name="Parameters", value=f"{arm['num_parameters']:,}", beside=_parameters(arm))]
+    if other is None or other is arm:
+        return [
+            *tiles,
+            Tile(name="Accuracy", value=f"{100 * found['accuracy']:.2f} %", beside=_test_images(results)),
+            Tile(name="NLL", value=f"{found['nll']:.4f}", beside="nats an image; less is better"),
+            Tile(name="MFLOPs an image", value=_mflops(arm), beside="all members"),
+        ]
+    base = other["ensemble"]["metrics"]
+    points = signed(100 * (found["accuracy"] - base["accuracy"]), 2)
+    nats = signed(found["nll"] - base["nll"], 4)
+    alike = arm["ensemble"]["flops"] == other["ensemble"]["flops"]
+    return [
+        *tiles,
+        Tile(name="Accuracy", value=f"{100 * found['accuracy']:.2f} %", beside=f"{points} points on independent"),
+        Tile(name="NLL", value=f"{found['nll']:.4f}", beside=f"{nats} on independent; less is better"),
+        Tile(
+            name="MFLOPs an image",
+            value=_mflops(arm),
+            beside=f"all members; independent: {'the same' if alike else _mflops(other)}",
+        ),
+    ]
+
+
+def sentences(results: Results) -> list[str]:
+    """What was saved, what it costs in quality, and how much the difference says."""
+    arm, other = results["arms"][0], arm_of(results, "independent")
+    said = [_saving(arm)]
+    if other is not None and other is not arm:
+        said += [_difference(results, arm, other), _certainty(results, arm, other)]
+    elif other is None:
+        said.append("No independent ensemble was trained beside it: the recipe's baseline is none.")
+    return [*said, _members(arm)]
+
+
+def _saving(arm: Content) -> str:
+    count, apart = arm["num_parameters"], arm["independent_parameters"]
+    if arm["name"] == "independent":
+        return f"{len(arm['members'])} members with {count:,} trainable parameters of their own."
+    return (
+        f"One bank gives {len(arm['members'])} members their weights. In all, {count:,} trainable parameters: "
+        f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,} that they own apart."
+    )
+
+
+def _difference(results: Results, arm: Content, other: Content) -> str:
+    found, base = arm["ensemble"]["metrics"], other["ensemble"]["metrics"]
+    points = 100 * (found["accuracy"] - base["accuracy"])
+    return (
+        f"Beside the independent ensemble, on the same {_count(results):,} test images: accuracy {signed(points, 2)} "
+        f"points ({100 * found['accuracy']:.2f} against {100 * base['accuracy']:.2f} %), "
+        f"NLL {signed(found['nll'] - base['nll'], 4)}, ECE {signed(100 * (found['ece'] - base['ece']), 2)} points, "
+        f"Brier score {signed(found['brier'] - base['brier'], 4)}; of the last three, less is better."
+    )
+
+
+def _certainty(results: Results, arm: Content, other: Content) -> str:
+    images = round(
+        abs(arm["ensemble"]["metrics"]["accuracy"] - other["ensemble"]["metrics"]["accuracy"]) * _count(results)
+    )
+    again = "This is one seed; the command superweights compare runs several and gives the spread."
+    if images == 0:
+        return f"Both are right equally often. {again}"
+    counted = f"{images:,} image{'s' * (images > 1)} of {_count(results):,}"
+    if images < FEWEST_TOLD_APART:
+        return f"That is {counted}: too few to tell the two apart. {again}"
+    return f"That is {counted}. {again}"
+
+
+def _members(arm: Content) -> str:
+    best = max(arm["members"], key=lambda member: member["metrics"]["accuracy"])
+    accuracy = arm["ensemble"]["metrics"]["accuracy"]
+    points = 100 * (accuracy - best["metrics"]["accuracy"])
+    place = "level with" if abs(points) < 0.005 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
+    return (
+        f"The ensemble is {place} its best member, {best['name']} "
+        f"({100 * best['metrics']['accuracy']:.2f} % at {best['flops'] / 1e6:,.2f} MFLOPs; "
+        f"all members take {_mflops(arm)})."
+    )
+
+
+def _parameters(arm: Content) -> str:
+    count, apart = arm["num_parameters"], arm["independent_parameters"]
+    return f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,} apart"
+
+
+def _mflops(arm: Content) -> str:
+    return f"{arm['ensemble']['flops'] / 1e6:,.2f}"
+
+
+def _count(results: Results) -> int:
+    return int(results["dataset"]["num_test"])
+
+
+def _test_images(results: Results) -> str:
+    return f"{_count(results):,} test images"

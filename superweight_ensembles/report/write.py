@@ -1,0 +1,131 @@
+"""Writing the report of a run: its figures where they are missing or old, then the page, whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.figures import draw_run, draw_search
+from superweight_ensembles.figures.arms import read_arms
+from superweight_ensembles.files import read_json, write_text
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.report.anytime_section import anytime_section, read_curves
+from superweight_ensembles.report.elements import Html, join, tag
+from superweight_ensembles.report.findings import Results, sentences, tiles
+from superweight_ensembles.report.origin_section import configuration_section, facts, origin_section
+from superweight_ensembles.report.page import Section, page
+from superweight_ensembles.report.pictures import (
+    ANYTIME_FIGURES,
+    RESULT_FIGURES,
+    SEARCH_FIGURES,
+    SHARING_FIGURES,
+    Picture,
+    figures,
+    read_pictures,
+)
+from superweight_ensembles.report.result_section import result_section
+from superweight_ensembles.report.sharing_section import plan_section
+from superweight_ensembles.runs import read_results, read_run, read_search
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write what a run found as one HTML page; figures that are missing or older than the results are drawn first.
+
+    Args:
+        run: Folder of an evaluated run.
+        out: The page, ``.html``; RUN/report.html where None.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        SuperWeightError: No run folder, a comparison, not evaluated yet, damaged results, or ``out`` is no HTML file.
+
+    Example:
+        ``superweights report runs/mine`` is ``write_report("runs/mine")``.
+    """
+    run = Path(run)
+    target = run / "report.html" if out is None else Path(out)
+    if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
+        raise SuperWeightError(f"--out must name an HTML file, such as report.html; got {target}")
+    if (run / "compare.json").is_file():
+        raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
+    recipe = read_run(run)
+    results, plan = read_results(run)
+    read_arms(results)
+    try:
+        _draw_figures(run, results, plan)
+        text = _page(run, recipe, results, plan, read_pictures(run / "figures"))
+    except (KeyError, TypeError, IndexError) as error:
+        raise SuperWeightError(
+            f"{run / 'results.json'} is damaged ({type(error).__name__}: {error}): evaluate the run again"
+        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, text)
+    return target
+
+
+def _draw_figures(run: Path, results: Results, plan: SharingPlan) -> None:
+    folder, written = run / "figures", (run / "results.json").stat().st_mtime
+    timed = ANYTIME_FIGURES if read_curves(results) else ()
+    if _old(folder, (*RESULT_FIGURES, *SHARING_FIGURES, *timed), written):
+        draw_run(results, plan, folder)
+    searched = read_search(run)
+    if searched is not None and _old(folder, SEARCH_FIGURES, written):
+        draw_search(*searched, folder)
+
+
+def _old(folder: Path, names: tuple[str, ...], written: float) -> bool:
+    paths = [folder / f"{name}.png" for name in names]
+    return any(not path.is_file() or path.stat().st_mtime < written for path in paths)
+
+
+def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan, pictures: dict[str, Picture]) -> str:
+    def drawn(names: tuple[str, ...]) -> Html:
+        return figures([pictures[name] for name in names if name in pictures], results, plan)
+
+    curves = read_curves(results)
+    timed = ANYTIME_FIGURES if curves else ()
+    searched = SEARCH_FIGURES if (run / "search" / "search.json").is_file() else ()
+    known = {*RESULT_FIGURES, *SHARING_FIGURES, *searched, *timed}
+    others = tuple(name for name in pictures if name not in known)
+    meaning = join(tag("p", said) for said in sentences(results)[1:])
+    results_content = join([result_section(results), drawn(RESULT_FIGURES)])
+    sharing = join([drawn(SHARING_FIGURES), tag("h3", "The plan"), plan_section(plan)])
+    sections = [
+        Section(key="meaning", title="What it means", content=meaning, half=True),
+        Section(key="run", title="What was run", content=facts(results, recipe, plan), half=True),
+        Section(key="results", title="Results", content=results_content),
+        Section(key="sharing", title="Sharing", content=sharing),
+    ]
+    if curves:
+        anytime = anytime_section(curves, drawn(timed))
+        sections.append(Section(key="anytime", title="Anytime", content=anytime))
+    if searched:
+        sections.append(Section(key="search", title="Search", content=drawn(searched)))
+    if others:
+        sections.append(Section(key="others", title="Other figures", content=drawn(others)))
+    sections += [
+        Section(key="configuration", title="Configuration", content=configuration_section(recipe)),
+        Section(key="provenance", title="Provenance", content=origin_section(read_json(run / "run.json"), results)),
+    ]
+    return page(f"{results['name']}: report", _header(results), sections)
+
+
+def _header(results: Results) -> Html:
+    members = len(results["arms"][0]["members"])
+    kind = f"Ensemble of {members} member{'s' * (members != 1)} on {results['dataset']['name']}, seed {results['seed']}"
+    numbers = [
+        tag("div", tag("dt", tile.name), tag("dd", tile.value, class_="value"), tag("dd", tile.beside, class_="beside"))
+        for tile in tiles(results)
+    ]
+    return join(
+        [
+            tag("p", kind, class_="kind"),
+            tag("h1", results["name"]),
+            tag("p", sentences(results)[0], class_="lead"),
+            tag("dl", numbers, class_="tiles"),
+        ]
+    )
