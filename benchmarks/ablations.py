@@ -4,7 +4,8 @@
 
 The rows that matter most take several seeds, the others the first alone. Each row is a variant of one ``superweights
 compare`` run, so rows can be added, and a stopped run goes on with the same command. Writes OUT/comparison.json and
-OUT/figures.
+OUT/figures; ``--keep EARLIER`` takes over the arms that EARLIER/comparison.json has and this run has not, with the
+provenance of theirs.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
-from superweight_ensembles.comparison import Variant, compare_arms, comparison_tables
+from superweight_ensembles.comparison import Variant, compare_arms, comparison_tables, read_comparison
 from superweight_ensembles.figures import draw_arms
+from superweight_ensembles.files import write_json
 from superweight_ensembles.recipe import Recipe, load_recipe
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
@@ -35,6 +38,7 @@ SEEDS = {
 APART = ("sharing.budget=1.0", "sharing.clusters=none")
 ROWS = (
     Variant(group="clusters", name="by shape", overrides=("sharing.clusters=shape",)),
+    Variant(group="clusters", name="by shape, half", overrides=("sharing.clusters=shape", "sharing.budget=0.5")),
     Variant(
         group="clusters",
         name="weight similarity",
@@ -70,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--row", dest="rows", action="append", help="only this one; repeatable")
+    parser.add_argument("--keep", type=Path, help="an earlier comparison of the same recipe")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     recipe = load_recipe(options.recipe, options.overrides)
@@ -82,9 +87,22 @@ def main() -> None:
         num_seeds=options.seeds,
         resume=options.out.exists(),
     )
+    if options.keep is not None:
+        comparison = keep_arms(comparison, read_comparison(options.keep))
+        write_json(options.out / "comparison.json", comparison)
     draw_arms(comparison, options.out / "figures")
     for table in comparison_tables(comparison):
         Console().print(table)
+
+
+def keep_arms(new: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The arms of an earlier comparison, in its order, and behind them those that only the new one has."""
+    if {**earlier["recipe"], "anytime": None} != {**new["recipe"], "anytime": None}:
+        raise SystemExit("the earlier comparison is of another recipe")
+    kept = [{"provenance": earlier["provenance"], **arm} for arm in earlier["arms"]]
+    known = {arm["name"] for arm in kept}
+    added = [{"provenance": new["provenance"], **arm} for arm in new["arms"] if arm["name"] not in known]
+    return {**new, "seeds": sorted({*earlier["seeds"], *new["seeds"]}), "arms": kept + added}
 
 
 def random_row(recipe: Recipe) -> Variant:
