@@ -74,12 +74,15 @@ def train(
 @app.command()
 def evaluate(run: RunPath) -> None:
     """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
-    from superweight_ensembles.result_table import result_table
+    from superweight_ensembles.result_table import anytime_table, result_table
     from superweight_ensembles.runs import evaluate_run
 
     with _ERRORS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
     _CONSOLE.print(result_table(results))
+    early = anytime_table(results)
+    if early is not None:
+        _CONSOLE.print(early)
     _CONSOLE.print(f"results: {run / 'results.json'}", soft_wrap=True, highlight=False)
 
 
@@ -110,6 +113,54 @@ def plot(
         folder = out or Path("runs") / "comparison"
         drawn = draw_comparison([results for results, _ in loaded], folder)
     _CONSOLE.print(f"{len(drawn)} figures: {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(
+    run: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; RUN/report.html where not given.")
+    ] = None,
+) -> None:
+    """Write an evaluated run as one HTML page that needs nothing else: results, figures, sharing, provenance."""
+    from superweight_ensembles.report import write_report
+
+    with _ERRORS.status("drawing figures and writing the page"):
+        page = write_report(run, out)
+    _CONSOLE.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    member: Annotated[str | None, typer.Option("--member", help="The member to export.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Of a member: torch-export (the default), onnx or state-dict.")
+    ] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="The whole calibrated cascade, as ONNX files with their loader.")
+    ] = False,
+    arm: Annotated[str, typer.Option("--arm", help="shared or independent.")] = "shared",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder; RUN/export/MEMBER.* or RUN/export/cascade.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write one member of a trained run, or its calibrated cascade, as files that do not need this library."""
+    from superweight_ensembles.export.of_run import export_run_cascade, export_run_member
+
+    if cascade == (member is not None):
+        raise SuperWeightError("give either --member NAME or --cascade")
+    if cascade and format is not None:
+        raise SuperWeightError("--cascade writes ONNX files: leave --format out")
+    with _ERRORS.status("exporting"):
+        if member is None:
+            written = export_run_cascade(run, arm=arm, out=out, overwrite=overwrite)
+        else:
+            written = export_run_member(
+                run, member, format=format or "torch-export", arm=arm, out=out, overwrite=overwrite
+            )
+    _CONSOLE.print(f"exported: {written}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

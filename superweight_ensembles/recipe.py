@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -122,6 +122,52 @@ class EvaluationRecipe(_Strict):
     batch_size: int = Field(default=256, ge=1)
 
 
+class AnytimeRecipe(_Strict):
+    """``anytime:`` has ``superweights evaluate`` measure stream and cascade, and keep a calibrated cascade.
+
+    Thresholds are fitted on the validation images, at least 100. Of ``flops``, ``latency_ms`` and
+    ``max_accuracy_drop`` give one, the target of the cascade that is kept; half of all members' FLOPs without any.
+
+    Attributes:
+        order: ``cost``, ``greedy``, or member names.
+        confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
+        temperature: Whether each exit's temperature is fitted.
+        monotone: Whether an earlier, surer prediction stands.
+        flops: Mean of an image; up to 1.0, the fraction of all members'.
+        latency_ms: Mean of an image, in batches of ``batch_size``.
+        max_accuracy_drop: At most so much below all members, as a fraction.
+        num_points: Of the cascade's curve.
+        batch_size: Images a batch, for the clock.
+        timed_images: Test images for the clock.
+    """
+
+    order: str | tuple[str, ...] = "cost"
+    confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
+    temperature: bool = True
+    monotone: bool = False
+    flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
+    latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
+    max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, le=1)
+    num_points: int = Field(default=8, ge=2, le=100)
+    batch_size: int = Field(default=64, ge=1)
+    timed_images: int = Field(default=512, ge=1)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> AnytimeRecipe:
+        if len(self._targets()) > 1:
+            raise ValueError(f"give one of {', '.join(self._targets())}")
+        return self
+
+    def curve_options(self) -> dict[str, Any]:
+        """What :func:`measure_curves` takes."""
+        options = self.model_dump(exclude={"order", "flops", "latency_ms", "max_accuracy_drop"})
+        return {**options, "target": next(iter(self._targets().items()), ("flops", 0.5))}
+
+    def _targets(self) -> dict[str, float]:
+        found = {name: getattr(self, name) for name in ("flops", "latency_ms", "max_accuracy_drop")}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class Recipe(_Strict):
     """A whole run.
 
@@ -133,6 +179,7 @@ class Recipe(_Strict):
         sharing: Budget and clusters.
         training: As :class:`TrainConfig`.
         evaluation: How results are measured.
+        anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
     """
 
@@ -143,6 +190,7 @@ class Recipe(_Strict):
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
+    anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
 
     @model_validator(mode="before")
@@ -299,6 +347,7 @@ def _known_keys(parents: list[Any]) -> list[str]:
     for part in parents:
         if isinstance(part, str):
             model = model.model_fields[part].annotation
+            model = next((kind for kind in get_args(model) if kind is not type(None)), model)
     if is_dataclass(model):
         return [field.name for field in fields(model)]
     return list(model.model_fields)

@@ -1,4 +1,4 @@
-"""The table at the end of an evaluation: members and ensemble, shared beside independent."""
+"""The tables at the end of an evaluation: members and ensemble, shared beside independent; and stopping early."""
 
 from __future__ import annotations
 
@@ -28,6 +28,39 @@ def result_table(results: dict[str, Any]) -> Table:
             _add(table, arm, arms, member["name"], row, "in the bank" if bank else f"{row['num_parameters']:,}")
     for arm in arms:
         _add(table, arm, arms, "ensemble", arm["ensemble"], f"{arm['num_parameters']:,}", style="bold")
+    return table
+
+
+def anytime_table(results: dict[str, Any]) -> Table | None:
+    """The calibrated cascade beside all members, and the areas of the curves; None without an anytime section."""
+    arms = [arm for arm in results["arms"] if "anytime" in arm]
+    if not arms:
+        return None
+    table = Table(
+        title="stopping early: thresholds from validation images, figures from test images",
+        caption="ms: an image, in batches; area: mean accuracy over the logarithm of the FLOPs",
+        box=SIMPLE,
+    )
+    for column in ("", "", "MFLOPs", "ms", "members", "accuracy %", "area %"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for arm in arms:
+        found = arm["anytime"]
+        curves = {curve["name"]: curve for curve in found["curves"]}
+        rows = (
+            ("all", curves["stream"]["points"][-1], f"{100 * curves['stream']['area']:.2f}"),
+            ("cascade", found["calibrated"], f"{100 * curves['cascade']['area']:.2f}"),
+        )
+        for what, point, area in rows:
+            table.add_row(
+                arm["name"] if what == "all" else "",
+                what,
+                f"{point['flops'] / 1e6:,.2f}",
+                f"{point['latency_ms']:.3f}",
+                f"{point['members_used']:.2f}",
+                f"{100 * point['accuracy']:.2f}",
+                area,
+                end_section=what == "cascade",
+            )
     return table
 
 

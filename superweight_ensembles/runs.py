@@ -4,11 +4,13 @@ RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
 RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
 RUN/plan.json          the sharing plan that the shared arm is built on
-RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with
+RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
+                       evaluated with an anytime section, its calibrated cascade (anytime.json) as well
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
 RUN/ARM/checkpoint/    where training goes on after an interruption
 RUN/results.json       what evaluation found
 RUN/figures/*.png
+RUN/report.html        all of it on one page
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from typing import Any
 
 from torch import nn
 
+from superweight_ensembles.anytime.calibration import MIN_SAMPLES
+from superweight_ensembles.anytime.curves import measure_curves
+from superweight_ensembles.anytime.predictor import AnytimePredictor
+from superweight_ensembles.anytime.saving import write_policy
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
@@ -29,7 +35,7 @@ from superweight_ensembles.files import read_json, read_text, write_json, write_
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.recipe import AnytimeRecipe, Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.training import TrainProgress, train
@@ -38,7 +44,10 @@ from superweight_ensembles.training.member_batches import training_loader
 
 RUN_FORMAT = 1
 _KEPT = {"checkpoint", ".checkpoint.old", "ensemble"}
-_RUN_FILES = {"recipe.yaml", "run.json", "plan.json", "results.json", "figures", "search", "shared", "independent"}
+_RUN_FILES = {
+    "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
+    "independent",
+}  # fmt: skip
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 
@@ -69,6 +78,8 @@ def train_run(
     plan = recipe.plan(members)
     data = recipe.load_data()
     training_loader(data, recipe.training)
+    if recipe.anytime is not None:
+        _check_held_out(data)
     if overwrite and folder.exists():
         shutil.rmtree(folder)
     begun = not folder.exists()
@@ -114,6 +125,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         training = read_json(folder / arm / "training.json")
         if not isinstance(training.get("history"), list):
             raise SuperWeightError(f"{folder / arm / 'training.json'} is damaged: it has no history")
+        anytime = {} if recipe.anytime is None else _measure_anytime(recipe.anytime, ensemble, data, folder / arm)
         arms.append(
             {
                 "name": arm,
@@ -121,6 +133,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
                 "independent_parameters": ensemble.independent_parameters,
                 "budget": ensemble.plan.budget,
                 **evaluate(ensemble, loader).to_dict(),
+                **anytime,
                 "training": {key: value for key, value in training.items() if key != "history"},
                 "history": training["history"],
             }
@@ -238,6 +251,33 @@ def _train_arm(
     ensemble.cpu().save(folder / "ensemble")
     write_json(folder / "training.json", asdict(result))
     shutil.rmtree(folder / "checkpoint")
+
+
+def _measure_anytime(
+    settings: AnytimeRecipe, ensemble: SuperWeightEnsemble, data: ImageData, folder: Path
+) -> dict[str, Any]:
+    """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble."""
+    _check_held_out(data)
+    device = next(ensemble.parameters()).device
+    held = data.loader("validation", 256, device=device)
+    greedy = {"loader": held} if settings.order == "greedy" else {}
+    predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
+    found = measure_curves(predictor, held, data.loader("test", 256, device=device), **settings.curve_options())
+    write_policy(folder / "ensemble", predictor.order, predictor.input_shape, predictor.policy)
+    return {"anytime": found}
+
+
+def _check_held_out(data: ImageData) -> None:
+    """Refuse an anytime section without data to fit thresholds on.
+
+    Raises:
+        SuperWeightError: Fewer than 100 validation images.
+    """
+    if len(data.validation) < MIN_SAMPLES:
+        raise SuperWeightError(
+            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
+            f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
+        )
 
 
 def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
