@@ -32,6 +32,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import evaluate
 from superweight_ensembles.files import read_json, read_text, write_json, write_text
+from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
@@ -72,7 +73,10 @@ def train_run(
         SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
             or something that is no run.
     """
-    _check_folder(folder, recipe, resume=resume, overwrite=overwrite)
+    check_own_folder(
+        folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES, resume=resume,
+        overwrite=overwrite,
+    )  # fmt: skip
     build_fabric(recipe.training)
     members = recipe.build_members()
     plan = recipe.plan(members)
@@ -278,23 +282,3 @@ def _check_held_out(data: ImageData) -> None:
             f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
             f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
         )
-
-
-def _check_folder(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
-    if not folder.exists():
-        return
-    if not (resume or overwrite):
-        raise SuperWeightError(
-            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
-        )
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not {"recipe.yaml", "run.json"} <= names:
-        raise SuperWeightError(f"{folder} exists and is no run folder: --out names another")
-    if overwrite and names - _RUN_FILES:
-        raise SuperWeightError(
-            f"{folder} also holds {min(names - _RUN_FILES)}, which is no part of a run: move it away"
-        )
-    if resume and load_recipe(folder / "recipe.yaml") != recipe:
-        raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")

@@ -176,6 +176,10 @@ def test_folders_are_not_overwritten_by_accident(finished, tmp_path):
         compare_arms(parse_recipe({**CONTENT, "seed": 1}), folder, resume=True)
     with pytest.raises(SuperWeightError, match="is no comparison"):
         compare_arms(recipe, tmp_path, resume=True)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(SuperWeightError, match=r"also holds thesis.txt, which is no part of a comparison"):
+        compare_arms(recipe, folder, overwrite=True)
+    (folder / "thesis.txt").unlink()
     with pytest.raises(SuperWeightError, match="use one of them"):
         compare_arms(recipe, tmp_path / "new", resume=True, overwrite=True)
     with pytest.raises(SuperWeightError, match="at least one seed"):

@@ -22,8 +22,9 @@ from superweight_ensembles.comparison.summary import summarise
 from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, check_installed
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.files import read_json, write_json, write_text
+from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, load_recipe, parse_recipe
+from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, read_run, train_run
 from superweight_ensembles.training import TrainProgress
 
@@ -76,7 +77,14 @@ def compare_arms(
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to compare on")
-    _prepare(folder, recipe, resume=resume, overwrite=overwrite)
+    check_own_folder(
+        folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
+        resume=resume, overwrite=overwrite,
+    )  # fmt: skip
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
     seeds = list(range(recipe.seed, recipe.seed + num_seeds))
     plan = {
         "format": COMPARISON_FORMAT,
@@ -92,7 +100,7 @@ def compare_arms(
             if arm.num_seeds is not None and seed - recipe.seed >= arm.num_seeds:
                 continue
             progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
-            results[arm.name].append(_run(arm, seed, folder / _folder_name(arm) / f"seed-{seed}", progress))
+            results[arm.name].append(_run(arm, seed, folder / _folder_name(arm.name) / f"seed-{seed}", progress))
     comparison = {
         "format": COMPARISON_FORMAT,
         "name": recipe.name,
@@ -154,23 +162,15 @@ def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], 
     return {"seed": seed, **read_json(done)["arms"][0]}
 
 
-def _folder_name(arm: Arm) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm.name)
+def _folder_name(arm: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm)
 
 
-def _prepare(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
-    if folder.exists():
-        if not (resume or overwrite):
-            raise SuperWeightError(
-                f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
-            )
-        if not (folder / "compare.json").is_file():
-            raise SuperWeightError(f"{folder} exists and is no comparison: --out names another")
-        if overwrite:
-            shutil.rmtree(folder)
-        elif load_recipe(folder / "recipe.yaml") != recipe:
-            raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
+def _contents(folder: Path) -> set[str]:
+    """Every name in a comparison's folder that is its own: its files, and folders with nothing but seeds in them."""
+    arms = {
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and all(re.fullmatch(r"seed-\d+", inner.name) for inner in path.iterdir())
+    }
+    return {"recipe.yaml", "compare.json", "comparison.json", "figures", *arms}

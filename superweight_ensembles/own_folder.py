@@ -1,0 +1,53 @@
+"""Folders that a command makes, goes on in, or replaces: never anybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.recipe import Recipe, load_recipe
+
+
+def check_own_folder(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    kind: str,
+    marks: Collection[str],
+    contents: Callable[[], Collection[str]],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse a folder that must not be written to.
+
+    Args:
+        folder: That a command is about to make.
+        recipe: That the command was given.
+        kind: What the folder would be, for messages: ``run``, ``comparison``.
+        marks: Files by which such a folder is known.
+        contents: Gives every name that such a folder holds.
+        resume: Go on in a folder that the same recipe began.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        SuperWeightError: It is there and neither option says what to do, or both are given; it is another kind of
+            folder, holds something else as well, or was begun with another recipe.
+    """
+    if resume and overwrite:
+        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
+    if not folder.exists():
+        return
+    if not (resume or overwrite):
+        raise SuperWeightError(
+            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+        )
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not set(marks) <= names:
+        raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
+    if overwrite:
+        foreign = names - set(contents())
+        if foreign:
+            raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
+    elif load_recipe(folder / "recipe.yaml") != recipe:
+        raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")
