@@ -147,7 +147,7 @@ class AnytimeRecipe(_Strict):
     monotone: bool = False
     flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
-    max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, le=1)
+    max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
     num_points: int = Field(default=8, ge=2, le=100)
     batch_size: int = Field(default=64, ge=1)
     timed_images: int = Field(default=512, ge=1)

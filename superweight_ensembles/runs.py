@@ -267,7 +267,7 @@ def _measure_anytime(
     greedy = {"loader": held} if settings.order == "greedy" else {}
     predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
     found = measure_curves(predictor, held, data.loader("test", 256, device=device), **settings.curve_options())
-    write_policy(folder / "ensemble", predictor.order, predictor.input_shape, predictor.policy)
+    write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
     return {"anytime": found}
 
 

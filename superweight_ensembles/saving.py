@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,16 @@ ENSEMBLE_FORMAT = 1
 ENSEMBLE_FILES = frozenset({"config.json", "plan.json", "model.safetensors", "anytime.json", "README.md"})
 
 
-def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path) -> None:
+def write_ensemble(
+    ensemble: nn.Module,
+    plan: SharingPlan,
+    members: Mapping[str, nn.Module],
+    folder: Path,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
     """Write config.json, plan.json and model.safetensors; an older saved ensemble there is replaced as a whole.
 
-    Its README.md alone is kept: people write it.
+    Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder.
 
     Raises:
         SuperWeightError: Something else stands there.
@@ -47,6 +53,8 @@ def write_ensemble(ensemble: nn.Module, plan: SharingPlan, members: Mapping[str,
         )
         write_text(draft / "plan.json", plan.to_json())
         save_model(ensemble, str(draft / "model.safetensors"))
+        if beside is not None:
+            beside(draft)
         if (folder / "README.md").is_file():
             shutil.copy2(folder / "README.md", draft / "README.md")
 

@@ -79,7 +79,7 @@ def play(probabilities: Tensor, policy: ExitPolicy) -> Outcome:
     """What a policy does with the softmax (M, N, K) of all members in its order.
 
     Example:
-        >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.8,))
+        >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))
         >>> softmax = torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.2, 0.8], [0.2, 0.8]]])
         >>> play(softmax, policy).exits, play(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
@@ -174,8 +174,12 @@ def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, 
     for sure, share in zip(confidence[:-1], shares):
         values = sure[left].sort(descending=True).values
         leaving = min(round(share * count), len(values))
-        whole = leaving == len(values)  # all leave: so do those of other data, however unsure
-        thresholds.append(0.0 if whole else float(values[leaving - 1]) if leaving else math.inf)
+        if leaving == len(values):  # all leave: so do those of other data, however unsure
+            thresholds.append(0.0)
+        elif leaving:  # half-way to the next, so that no sample stands on the threshold itself
+            thresholds.append(float(values[leaving - 1].double() + values[leaving].double()) / 2)
+        else:
+            thresholds.append(math.inf)
         left &= sure < thresholds[-1]
     return tuple(thresholds)
 

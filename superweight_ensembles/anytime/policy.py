@@ -31,7 +31,7 @@ class ExitPolicy:
     """
 
     order: tuple[str, ...]
-    confidence: str = "max_probability"
+    confidence: str = "margin"
     temperatures: tuple[float, ...]
     thresholds: tuple[float, ...]
     monotone: bool = False

@@ -322,6 +322,7 @@ class AnytimePredictor:
             now = self._ensemble.materialize(name).state_dict()
             if any(not torch.equal(value, now[key].to(value)) for key, value in module.state_dict().items()):
                 raise SuperWeightError(f"member {name!r} was trained on since: make a new predictor and calibrate it")
+        assert self._input_shape is not None
         write_predictor(self._ensemble, Path(folder), self.order, self._input_shape, self.policy)
 
     @classmethod

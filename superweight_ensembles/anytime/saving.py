@@ -10,6 +10,7 @@ from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.files import read_json, write_json
+from superweight_ensembles.saving import write_ensemble
 
 ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
@@ -21,24 +22,27 @@ def write_predictor(
     ensemble: SuperWeightEnsemble,
     folder: Path,
     order: Sequence[str],
-    input_shape: Sequence[int] | None,
+    input_shape: Sequence[int],
     policy: ExitPolicy | None,
 ) -> None:
-    """Write the ensemble's folder, then order and policy into it."""
-    ensemble.save(folder)
-    write_policy(folder, order, input_shape, policy)
+    """Write the ensemble's folder with order and policy in it, as a whole or not at all."""
+    write_ensemble(
+        ensemble,
+        ensemble.plan,
+        dict(ensemble.members.items()),
+        folder,
+        beside=lambda draft: write_policy(draft, order, input_shape, policy),
+    )
 
 
-def write_policy(
-    folder: Path, order: Sequence[str], input_shape: Sequence[int] | None, policy: ExitPolicy | None
-) -> None:
+def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
     """Write anytime.json into the folder of a saved ensemble."""
     write_json(
         folder / ANYTIME_FILE,
         {
             "format": ANYTIME_FORMAT,
             "order": list(order),
-            "input_shape": None if input_shape is None else list(input_shape),
+            "input_shape": list(input_shape),
             "policy": None if policy is None else policy.to_dict(),
         },
     )

@@ -163,7 +163,7 @@ class OnnxCascade:
             return ranked[:, -1] - ranked[:, -2]
         if self.confidence == "entropy":
             nats = -(tempered * np.log(np.maximum(tempered, _TINY))).sum(1)
-            return 1 - nats / np.float32(math.log(self.num_classes))
+            return np.maximum(1 - nats / np.float32(math.log(self.num_classes)), 0)
         votes = (classes == mean.argmax(1)[:, None]).sum(1).astype(np.float32)
         return (np.maximum(votes - 1, 0) + best) / np.float32(index + 1)
 
