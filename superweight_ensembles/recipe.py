@@ -208,6 +208,12 @@ class Recipe(_Strict):
             raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {self.training.epochs} epochs")
         return self
 
+    @model_validator(mode="after")
+    def _members_to_stop_between(self) -> Recipe:
+        if self.anytime is not None and len(self.members) < 2:
+            raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
+        return self
+
     def to_yaml(self) -> str:
         content = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(content, sort_keys=False, width=100)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.curves import log_area, measure_curves
+from superweight_ensembles.comparison.arms import build_arms
 from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.recipe import load_recipe, parse_recipe
 from superweight_ensembles.result_table import anytime_table
@@ -168,8 +169,20 @@ def test_mistakes_in_the_section(section: dict, message: str) -> None:
         parse_recipe({**content, "anytime": section})
 
 
+def test_one_member_has_nothing_to_stop_before() -> None:
+    content = load_recipe(DIGITS).model_dump(mode="json", exclude_none=True)
+    with pytest.raises(swe.SuperWeightError, match="one member alone leaves nothing to stop before"):
+        parse_recipe({**content, "members": content["members"][:1]})
+
+
 def test_an_unreachable_target_names_the_range(measured) -> None:
     predictor, _, _ = measured
     data = swe.load_data("digits", validation_fraction=0.3)
     with pytest.raises(swe.SuperWeightError, match="a mean cost must lie between"):
         predictor.calibrate(data.loader("validation", 128), flops=1.01 * sum(predictor.flops.values()))
+
+
+def test_a_comparison_measures_whole_ensembles(tmp_path) -> None:
+    arms = build_arms(load_recipe(DIGITS), ["independent", "single"], [])
+    assert [len(arm.recipe.members) for arm in arms] == [4, 4, 1]
+    assert all(arm.recipe.anytime is None for arm in arms)

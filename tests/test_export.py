@@ -504,7 +504,10 @@ def test_monotone_keeps_an_earlier_surer_answer(cascade: Path, small_networks, t
     images = torch.randn(60, *SMALL_SHAPE)
     answers = []
     for monotone in (False, True):
-        policy = ExitPolicy(order=ORDER, temperatures=(1.0,) * 3, thresholds=(math.inf, math.inf), monotone=monotone)
+        policy = ExitPolicy(
+            order=ORDER, confidence="max_probability", temperatures=(1.0,) * 3, thresholds=(math.inf,) * 2,
+            monotone=monotone,
+        )  # fmt: skip
         answers.append(OnnxCascade(with_policy(cascade, tmp_path / str(monotone), policy))(images.numpy()))
     plain, kept = answers
     assert (kept.members_used == 3).all() and (kept.confidence >= plain.confidence).all()

@@ -106,7 +106,7 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    alone = _changed(recipe, {"baseline": "none"})
+    alone = _changed(recipe, {"baseline": "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
