@@ -182,7 +182,7 @@ def test_an_unreachable_target_names_the_range(measured) -> None:
         predictor.calibrate(data.loader("validation", 128), flops=1.01 * sum(predictor.flops.values()))
 
 
-def test_a_comparison_measures_whole_ensembles(tmp_path) -> None:
+def test_a_comparison_measures_whole_ensembles() -> None:
     arms = build_arms(load_recipe(DIGITS), ["independent", "single"], [])
     assert [len(arm.recipe.members) for arm in arms] == [4, 4, 1]
     assert all(arm.recipe.anytime is None for arm in arms)
