@@ -85,13 +85,14 @@ def run_cascade(
     names = list(modules)
     rows: Tensor | None = None
     running: Running | None = None
+    slow = 1.0
     for index, name in enumerate(names):
         entered = now(images) if latencies is not None else 0.0
         running = _run(modules[name], images, running)
         prediction, sure = _judge(running, policy, index)
         last = index == len(names) - 1
         if latencies is not None:
-            latencies.observe(name, len(images), now(images) - entered)
+            slow = latencies.observe(name, len(images), now(images) - entered)
         stays = None if last or policy is None else sure < policy.thresholds[index]
         left = 0 if last else len(images) if stays is None else int(stays.sum())
         if left == 0:
@@ -99,7 +100,7 @@ def run_cascade(
             return out.answer((), began)
         if latencies is not None and deadline_ms is not None:
             spent = now(images) - began
-            if 1e3 * (spent + latencies.careful(names[index + 1], left)) > deadline_ms:
+            if 1e3 * (spent + latencies.careful(names[index + 1], left, slow)) > deadline_ms:
                 out.leave(rows, prediction, sure, index + 1)
                 return out.answer(tuple(names[index + 1 :]), began)
         if stays is not None and left < len(images):

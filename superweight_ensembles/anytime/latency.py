@@ -19,7 +19,8 @@ class LatencyTable:
     """Estimates of a member's time for n images.
 
     Members are timed at powers of two, when a size is first asked for; between them the estimate is linear. What calls
-    then take, in proportion to the estimate, is remembered for the last 64: a machine that slows down is noticed.
+    then take, in proportion to the estimate, is remembered for the last 64, the timed ones among them: a machine that
+    slows down is noticed, and one slow call is not taken for that.
 
     Args:
         modules: The members.
@@ -48,16 +49,23 @@ class LatencyTable:
         first = self._seconds[member, low]
         return first if share == 0 else (1 - share) * first + share * self._seconds[member, 2 * low]
 
-    def careful(self, member: str, batch_size: int) -> float:
-        """Seconds that 95 % of the recent calls, were they of this member and size, stayed within."""
-        if not self._ratios:
-            return self.median(member, batch_size)
-        ordered = sorted(self._ratios)
-        return self.median(member, batch_size) * max(1.0, ordered[int(_CAREFUL * (len(ordered) - 1) + 0.5)])
+    def careful(self, member: str, batch_size: int, latest: float = 1.0) -> float:
+        """Seconds that 95 % of the recent calls, were they of this member and size, stayed within.
 
-    def observe(self, member: str, batch_size: int, seconds: float) -> None:
-        """Remember what a call took."""
-        self._ratios.append(seconds / self.median(member, batch_size))
+        Args:
+            member: To be run.
+            batch_size: Images that are left for it.
+            latest: What :meth:`observe` said of the member before it: that much slower is expected at least.
+        """
+        median = self.median(member, batch_size)
+        ordered = sorted(self._ratios)
+        return median * max(1.0, latest, ordered[int(_CAREFUL * (len(ordered) - 1) + 0.5)])
+
+    def observe(self, member: str, batch_size: int, seconds: float) -> float:
+        """Remember what a call took; returns it in proportion to the median."""
+        ratio = seconds / self.median(member, batch_size)
+        self._ratios.append(ratio)
+        return ratio
 
     @torch.inference_mode()
     def _time(self, size: int) -> None:
@@ -69,7 +77,8 @@ class LatencyTable:
                 if turn:  # the first is to warm up
                     times[name].append(seconds)
         for name, values in times.items():
-            self._seconds[name, size] = statistics.median(values)
+            median = self._seconds[name, size] = statistics.median(values)
+            self._ratios.extend(value / median for value in values)  # so that one slow first call is not all there is
 
 
 def timed_call(module: nn.Module, images: torch.Tensor) -> float:
