@@ -87,19 +87,28 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
             raise SuperWeightError(
                 f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
             )
-        try:
-            architecture = TypeAdapter(Architecture).validate_json(json.dumps(made[name]), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in ("members", name, *first["loc"]))
-            raise SuperWeightError(f"{folder / 'config.json'}, {where}: {first['msg']}") from None
-        members[name] = build_member(
-            architecture.model,
-            num_classes=architecture.num_classes,
-            in_channels=architecture.in_channels,
-            **architecture.options,
-        )
+        members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}")
     return members
+
+
+def rebuild_member(made: Any, file: Path, key: str) -> nn.Module:
+    """Make a network again from its architecture, as a file holds it under a key.
+
+    Raises:
+        SuperWeightError: That is no architecture; names the file and the key.
+    """
+    try:
+        architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (key, *first["loc"]))
+        raise SuperWeightError(f"{file}, {where}: {first['msg']}") from None
+    return build_member(
+        architecture.model,
+        num_classes=architecture.num_classes,
+        in_channels=architecture.in_channels,
+        **architecture.options,
+    )
 
 
 def read_tensors(ensemble: nn.Module, folder: Path) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from superweight_ensembles.architecture import Architecture, recall_architecture
+from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.export.plain import PlainMember, float_type
 from superweight_ensembles.files import read_json, write_json
 from superweight_ensembles.planning import count_parameters
-from superweight_ensembles.registry import build_member
+from superweight_ensembles.saving import rebuild_member
 
 STATE_FORMAT = 1
 _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
@@ -90,15 +88,4 @@ def _build(made: Any, notes: Path) -> nn.Module:
         raise SuperWeightError(
             f"{notes}: no registry made this network: build it, then safetensors.torch.load_model fills it"
         )
-    try:
-        architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("architecture", *first["loc"]))
-        raise SuperWeightError(f"{notes}, {where}: {first['msg']}") from None
-    return build_member(
-        architecture.model,
-        num_classes=architecture.num_classes,
-        in_channels=architecture.in_channels,
-        **architecture.options,
-    )
+    return rebuild_member(made, notes, "architecture")
