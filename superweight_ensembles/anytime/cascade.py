@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.anytime.latency import LatencyTable, now
 from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.anytime.running import Running, start
+from superweight_ensembles.anytime.running import Running, run_member
 from superweight_ensembles.anytime.spending import samples_per_member
 
 
@@ -88,7 +88,7 @@ def run_cascade(
     slow = 1.0
     for index, name in enumerate(names):
         entered = now(images) if latencies is not None else 0.0
-        running = _run(modules[name], images, running)
+        running = run_member(modules[name], images, running)
         prediction, sure = _judge(running, policy, index)
         last = index == len(names) - 1
         if latencies is not None:
@@ -123,7 +123,7 @@ def run_within_budget(
     rows: Tensor | None = None
     running: Running | None = None
     for index, name in enumerate(modules):
-        running = _run(modules[name], images, running)
+        running = run_member(modules[name], images, running)
         prediction, sure = _judge(running, policy, index)
         left = counts[index + 1] if index + 1 < len(counts) else 0
         if left == 0:
@@ -134,14 +134,6 @@ def run_within_budget(
             stays[sure.argsort()[:left]] = True
             rows, images, running = _compact(out, stays, rows, images, running, prediction, sure, index + 1)
     raise AssertionError("no sample is left after the last member")
-
-
-def _run(module: nn.Module, images: Tensor, running: Running | None) -> Running:
-    softmax = module(images).float().softmax(1)
-    if running is None:
-        return start(softmax)
-    running.add(softmax)
-    return running
 
 
 def _judge(running: Running, policy: ExitPolicy | None, index: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from superweight_ensembles.anytime.calibration import check_samples, describe, fit_policy, play, worsening
+from superweight_ensembles.anytime.calibration import fit_policy, play, worsening
 from superweight_ensembles.anytime.latency import now
 from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.anytime.predictor import AnytimePredictor
@@ -144,7 +144,6 @@ def measure_curves(
     assert chosen is not None
     device = predictor.device
     _, held, held_labels = predict_all(predictor.modules, calibration, device)
-    check_samples(held_labels)
     _, probabilities, labels = predict_all(predictor.modules, test, device)
     flops = list(predictor.flops.values())
     costs = [float(value) for value in flops]
@@ -192,7 +191,7 @@ def measure_curves(
         "worsening": {
             "stream": worsening(means, labels),
             "policy": worsening(predictions, labels),
-            "calibration": asdict(describe(held, held_labels, chosen, flops, target))["worsening"],
+            "calibration": found.worsening,
         },
     }
 

@@ -24,7 +24,7 @@ from superweight_ensembles.anytime.inputs import (
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
 from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.anytime.running import start
+from superweight_ensembles.anytime.running import run_member
 from superweight_ensembles.anytime.saving import read_predictor, write_predictor
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
@@ -357,11 +357,7 @@ class AnytimePredictor:
         running, flops = None, 0
         for name, module in self.modules.items():
             with torch.inference_mode():
-                softmax = module(images).float().softmax(1)
-                if running is None:
-                    running = start(softmax)
-                else:
-                    running.add(softmax)
+                running = run_member(module, images, running)
                 mean = running.mean
             flops += self.flops[name]
             yield ExitStep(member=name, members_used=len(running.answers), flops=flops, probabilities=mean)

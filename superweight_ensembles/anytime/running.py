@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from superweight_ensembles.anytime.confidence import confidence_of
 
@@ -54,9 +54,17 @@ class Running:
         return mean, sure
 
 
-def start(probabilities: Tensor) -> Running:
-    """After the first member's softmax (B, K)."""
-    return Running(probabilities, probabilities.argmax(1)[None])
+def advance(running: Running | None, probabilities: Tensor) -> Running:
+    """After one more member's softmax (B, K); the first where nothing is running."""
+    if running is None:
+        return Running(probabilities, probabilities.argmax(1)[None])
+    running.add(probabilities)
+    return running
+
+
+def run_member(module: nn.Module, images: Tensor, running: Running | None) -> Running:
+    """Run one more member on the images (B, ...) that are left."""
+    return advance(running, module(images).float().softmax(1))
 
 
 def exits_of(
@@ -76,10 +84,7 @@ def exits_of(
     predictions, sure = [], []
     running: Running | None = None
     for member, temperature in zip(probabilities, temperatures):
-        if running is None:
-            running = start(member)
-        else:
-            running.add(member)
+        running = advance(running, member)
         prediction, confident = running.judge(confidence, temperature, monotone)
         predictions.append(prediction)
         sure.append(confident)
