@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from command_line import superweights
 
 import superweight_ensembles as swe
-from superweight_ensembles import cli
 
 TINY = {
     "name": "tiny",
@@ -29,15 +28,6 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
-
-
-def superweights(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command line; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["superweights", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:  # noqa: PT012 - main may return or exit
-        cli.main()
-        sys.exit(0)
-    return int(stopped.value.code or 0)
 
 
 def test_train_evaluate_plot(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:

@@ -18,12 +18,12 @@ import pytest
 import timm
 import torch
 import yaml
+from command_line import superweights
 from safetensors.torch import load_model
 from torch import nn
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles import cli
 from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
 from superweight_ensembles.anytime.confidence import CONFIDENCES
 from superweight_ensembles.export import export_cascade, export_member, load_member, onnx_file
@@ -673,15 +673,6 @@ def run(tmp_path: Path) -> Path:
     members = {name: swe.build_member("wide_resnet", num_classes=4, depth=10, width=1) for name in ("a", "b/2")}
     swe.SuperWeightEnsemble(members, budget=0.9).save(folder / "shared" / "ensemble")
     return folder
-
-
-def superweights(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Run the command line; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["superweights", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:  # noqa: PT012 - main may return or exit
-        cli.main()
-        sys.exit(0)
-    return int(stopped.value.code or 0)
 
 
 def test_command_line_members(monkeypatch, capsys, run: Path, tmp_path: Path) -> None:
