@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superweight_ensembles.composition import ClusterProgram
 from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.generation import (
-    ClusterProgram,
     Weights,
     by_channel,
     compile_plan,
@@ -36,6 +36,7 @@ class SuperWeightBank(nn.Module):
         templates: (K, Q) a (cluster, slot), float32.
         coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
             (N, E), or (N, O, K) with a vector for each output channel.
+        memory_format: Of the generated weights of convolutions.
         mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
 
     Source: Teterwak et al., WACV 2024
@@ -48,6 +49,7 @@ class SuperWeightBank(nn.Module):
         self.templates = nn.ParameterDict(templates)
         self.coefficients = nn.ParameterDict(coefficients)
         self.mixers = nn.ParameterDict(mixers)
+        self.memory_format = torch.contiguous_format
         self._programs: dict[tuple[str, ...], tuple[ClusterProgram, ...]] = {}
         self._start = {key: values[:, :_SAMPLED].clone() for key, values in templates.items()}
 
@@ -69,7 +71,8 @@ class SuperWeightBank(nn.Module):
         if key not in self.mixers:
             return self.coefficients[key]
         mixer = self.mixers[key]
-        return F.linear(self.coefficients[key], mixer[:, :-1], mixer[:, -1])
+        with torch.autocast(mixer.device.type, enabled=False):
+            return F.linear(self.coefficients[key], mixer[:, :-1], mixer[:, -1])
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
         """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
@@ -86,7 +89,8 @@ class SuperWeightBank(nn.Module):
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
         coefficients = {key: self.combination(key) for key in self.coefficients}
-        weights = run_program(self._programs[names], dict(self.templates.items()), coefficients)
+        templates = dict(self.templates.items())
+        weights = run_program(self._programs[names], templates, coefficients, self.memory_format)
         return {name: weights.get(name, {}) for name in names}
 
     forward = generate

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -25,6 +25,9 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
 from superweight_ensembles.saving import build_members, read_plan, read_tensors, write_ensemble
 from superweight_ensembles.targets import Members, named_members
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _PLAN_OPTIONS = tuple(inspect.signature(plan_sharing).parameters)[2:]
 
@@ -93,6 +96,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
+        self.bank.memory_format = kwargs.get("memory_format") or self.bank.memory_format
+        return super().to(*args, **kwargs)
 
     @property
     def member_names(self) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ def orthogonal_templates(count: int, size: int, generator: torch.Generator | Non
     rows = torch.randn(count, size, generator=generator)
     if 1 < count <= size:
         factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
-        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False)
+        # contiguous: the solver's answer is column by column, which would slow every product with the templates
+        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False).contiguous()
     return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
 
 

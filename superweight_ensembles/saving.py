@@ -21,7 +21,7 @@ from superweight_ensembles.files import read_json, read_text, whole_folder, writ
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.registry import build_member
 
-ENSEMBLE_FORMAT = 1
+ENSEMBLE_FORMAT = 2
 ENSEMBLE_FILES = frozenset({"config.json", "plan.json", "model.safetensors", "anytime.json", "README.md"})
 
 

@@ -1,7 +1,8 @@
 """Width slots: how a narrow layer's weight is a corner of a wide layer's.
 
 Shapes: O out, I in, k kernel positions. The distinct shapes of a cluster, sorted by (numel, shape), are
-s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1).
+s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1): a vector with the blocks one after the other,
+each in the order (O, *k, I), input channel last, so that channels-last weights are assembled by straight copies.
 
 Source: Teterwak et al., WACV 2024
 """
@@ -79,3 +80,56 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
             )
         )
     return tuple(blocks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a block of a slot stands in a weight.
+
+    Attributes:
+        slot: Index of the slot.
+        start: Place in the slot's vector at which the block's numbers begin.
+        shape: Of the block, (O, I, *k).
+        corner: Row and column of the weight where the block begins.
+        size: Rows and columns of the block that are in the weight; later slots may have cropped it.
+    """
+
+    slot: int
+    start: int
+    shape: Shape
+    corner: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def row_size(self) -> int:
+        """Numbers in one row (output channel) of the block."""
+        return math.prod(self.shape[1:])
+
+
+def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
+    """Where each block stands in the weight of the last slot's shape; blocks that were cropped away are left out.
+
+    Example:
+        >>> for place in placements(slot_blocks([(16, 16), (32, 24)])):
+        ...     print(place.slot, place.start, place.corner, place.size)
+        0 0 (0, 0) (16, 16)
+        1 0 (0, 16) (16, 8)
+        1 128 (16, 0) (16, 24)
+    """
+    found = []
+    for index, block in enumerate(blocks):
+        rows = min((later.keep[0] for later in blocks[index + 1 :]), default=None)
+        columns = min((later.keep[1] for later in blocks[index + 1 :]), default=None)
+        start = 0
+        for shape, corner in (
+            (block.column, (0, block.keep[1])),
+            (block.row, (block.keep[0], 0)),
+        ):
+            if shape is None:
+                continue
+            height = shape[0] if rows is None else min(shape[0], rows - corner[0])
+            width = shape[1] if columns is None else min(shape[1], columns - corner[1])
+            if height > 0 and width > 0:
+                found.append(Placement(slot=index, start=start, shape=shape, corner=corner, size=(height, width)))
+            start += math.prod(shape)
+    return tuple(found)

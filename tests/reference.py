@@ -36,9 +36,15 @@ def slot_size(shapes, slot):
     return sum(math.prod(block) for block in blocks_of(shapes, slot) if block is not None)
 
 
+def block(numbers, shape):
+    """A block (O, I, *k) from its numbers, which stand in the order (O, *k, I)."""
+    rows, columns, *kernel = shape
+    return numbers.reshape(rows, *kernel, columns).movedim(-1, 1)
+
+
 def compose(shapes, superweights):
     """A weight of shape s_r from the SuperWeights of slots 0..r."""
-    weight = superweights[0].reshape(shapes[0])
+    weight = block(superweights[0], shapes[0])
     for slot in range(1, len(superweights)):
         column, row = blocks_of(shapes, slot)
         rows, columns = min(weight.shape[0], shapes[slot][0]), min(weight.shape[1], shapes[slot][1])
@@ -47,9 +53,9 @@ def compose(shapes, superweights):
         used = 0
         if column is not None:
             used = math.prod(column)
-            wider[: column[0], columns:] = superweights[slot][:used].reshape(column)
+            wider[: column[0], columns:] = block(superweights[slot][:used], column)
         if row is not None:
-            wider[rows:] = superweights[slot][used:].reshape(row)
+            wider[rows:] = block(superweights[slot][used:], row)
         weight = wider
     return weight
 

@@ -19,9 +19,7 @@ from superweight_ensembles import (
     plan_sharing,
     wide_resnet,
 )
-from superweight_ensembles.generation import combine
 from superweight_ensembles.initial_values import own_deviations
-from superweight_ensembles.slots import slot_blocks
 from superweight_ensembles.training.optimization import parameter_groups
 
 KINDS = ("own", "tied", "embedding", "channel")
@@ -118,21 +116,29 @@ def test_gradients_equal_the_reference(kind, case):
 
 def test_channel_coefficients_mix_each_output_channel_by_itself():
     # Slot 1 completes (3, 3) from (2, 2): a column of two channels, then a row of one; channel by channel.
-    _, block = slot_blocks([(2, 2), (3, 3)])
-    templates = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]])
-    alpha = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.5]]])
-    expected = [[1.0, 20.0, 2 * 3.0 + 0.5 * 30.0, 2 * 4.0 + 0.5 * 40.0, 2 * 5.0 + 0.5 * 50.0]]
-    assert_close(combine(alpha, templates, block), torch.tensor(expected))
+    nets = {name: nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1)) for name, width in (("a", 2), ("b", 3))}
+    plan = plan_sharing(nets, budget=10**4, cap=2, coefficients="channel")
+    bank = SuperWeightBank(plan, own_deviations(plan, nets))
+    bank.templates["c0s1"].data = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]])
+    bank.coefficients["c0s1"].data = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.5]]])
+    weight = bank.generate()["b"]["0.weight"]
+    assert_close(weight[:2, 2], torch.tensor([1.0, 20.0]))
+    assert_close(weight[2], torch.tensor([2 * 3.0 + 0.5 * 30.0, 2 * 4.0 + 0.5 * 40.0, 2 * 5.0 + 0.5 * 50.0]))
 
 
-def test_channel_coefficients_that_are_equal_are_a_vector():
-    bank = scatter_(bank_of("cropping", "own"))
-    for index, cluster in enumerate(bank.plan.clusters):
+@pytest.mark.parametrize("case", ["cropping", "wrn"])
+def test_channel_coefficients_that_are_equal_are_a_vector(case):
+    vectors, channels = scatter_(bank_of(case, "own")), bank_of(case, "channel")
+    for index, cluster in enumerate(channels.plan.clusters):
         for slot, block in enumerate(cluster.blocks):
             key = f"c{index}s{slot}"
-            rows, templates = bank.coefficients[key], bank.templates[key]
-            every = rows[:, None].expand(-1, block.num_rows, -1)
-            assert_close(combine(every, templates, block), combine(rows, templates, block), atol=1e-12, rtol=0)
+            assert channels.templates[key].shape == vectors.templates[key].shape
+            channels.templates[key].data = vectors.templates[key].data
+            rows = vectors.coefficients[key].data
+            channels.coefficients[key].data = rows[:, None].expand(-1, block.num_rows, -1).clone()
+    expected = generated(vectors)
+    for name, weight in generated(channels).items():
+        assert_close(weight, expected[name], atol=1e-12, rtol=0)
 
 
 def test_embedding_is_an_affine_map_of_24_numbers():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, plan_sharing, wide_resnet
+from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, composition, plan_sharing, wide_resnet
 from superweight_ensembles.initial_values import own_deviations
 
 
@@ -159,12 +160,13 @@ def products(bank, members=None):
 
 
 @pytest.mark.parametrize("edit", [None, first_to_last])
-def test_one_product_a_slot_with_each_vector_once(edit):
+def test_one_product_a_block_with_each_vector_once(edit):
     bank = bank_of("wrn", bins=4, edit=edit)
     expected = [
-        ((slot.num_vectors, slot.num_templates), (slot.num_templates, block.size))
+        ((slot.num_vectors, slot.num_templates), (slot.num_templates, math.prod(shape)))
         for cluster in bank.plan.clusters
         for slot, block in zip(cluster.slots, cluster.blocks)
+        for shape in block.shapes
     ]
     assert products(bank) == sorted(expected)
 
@@ -177,7 +179,8 @@ def test_some_members_cost_their_own_vectors_alone(edit):
         for index, (slot, block) in enumerate(zip(cluster.slots, cluster.blocks)):
             own = {t.vectors[index] for t in cluster.targets if t.member in ("a", "c") and t.slot >= index}
             if own:
-                expected.append(((len(own), slot.num_templates), (slot.num_templates, block.size)))
+                factor = (len(own), slot.num_templates)
+                expected += [(factor, (slot.num_templates, math.prod(shape))) for shape in block.shapes]
     assert products(bank, ["a", "c"]) == sorted(expected)
 
 
@@ -188,8 +191,72 @@ def test_autocast_makes_half_weights():
         weights = flat(bank.generate())
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     for key, weight in weights.items():
-        # bfloat16 keeps 8 bits: each factor and the sum of K = 3 products are rounded once.
-        assert_close(weight.float(), full[key], atol=0.02 * full[key].abs().max().item(), rtol=0)
+        assert torch.equal(weight, full[key].bfloat16()), "products are taken in float32 and rounded once"
+
+
+@pytest.mark.parametrize("kind", ["own", "channel"])
+@pytest.mark.parametrize("case", ["wrn", "cropping convolutions"])
+def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, kind, monkeypatch):
+    members = MEMBERS[case]()
+    plan = plan_sharing(members, budget=10**6, cap=3, bins=1, coefficients=kind)
+    bank = SuperWeightBank(plan, own_deviations(plan, members)).double()
+    leaves, found = list(bank.parameters()), []
+    for numbers in (2**30, 50):
+        monkeypatch.setattr(composition, "_NUMBERS_IN_CACHE", numbers)
+        weights = flat(bank.generate())
+        gradients = torch.autograd.grad(sum(weight.square().sum() for weight in weights.values()), leaves)
+        found.append([*weights.values(), *gradients])
+    for whole, pieces in zip(*found, strict=True):
+        assert_close(pieces, whole, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("read", [["a"], ["b", "c"]])
+def test_gradients_of_some_weights_equal_the_reference(read):
+    bank = bank_of("wrn", bins=3)
+    leaves = list(bank.parameters())
+    losses = [
+        sum(weight.square().sum() for (member, _), weight in weights.items() if member in read)
+        for weights in (flat(bank.generate()), literal(bank))
+    ]
+    fast, slow = (torch.autograd.grad(loss, leaves, allow_unused=True) for loss in losses)
+    for one, other in zip(fast, slow, strict=True):
+        one, other = (torch.zeros(()) if found is None else found for found in (one, other))
+        assert_close(one, other.expand_as(one) if not other.ndim else other, atol=1e-12, rtol=1e-12, check_dtype=False)
+
+
+def test_frozen_coefficients_get_no_gradient():
+    bank = bank_of("wrn")
+    bank.coefficients.requires_grad_(False)
+    sum(weight.sum() for weight in flat(bank.generate()).values()).backward()
+    assert all(rows.grad is None for rows in bank.coefficients.values())
+    assert all(numbers.grad is not None for numbers in bank.templates.values())
+
+
+def test_weights_have_the_memory_format_of_the_ensemble():
+    members = MEMBERS["wrn"]()
+    ensemble = SuperWeightEnsemble(members, budget=0.9)
+    plain = flat(ensemble.generate())
+    assert all(weight.is_contiguous() for weight in plain.values())
+    assert ensemble.to(memory_format=torch.channels_last) is ensemble
+    last = flat(ensemble.generate())
+    assert any(weight.shape[2] > 1 for weight in last.values())
+    for key, weight in last.items():
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(weight, plain[key])
+    made = dict(ensemble.materialize("a").named_parameters())
+    for name, weight in ensemble.generate()["a"].items():
+        assert made[name].is_contiguous(memory_format=torch.channels_last)
+        assert_close(made[name], weight, atol=1e-6, rtol=0)
+    ensemble.to(memory_format=torch.contiguous_format)
+    assert all(weight.is_contiguous() for weight in flat(ensemble.generate()).values())
+
+
+def test_second_derivatives_are_refused():
+    bank = bank_of("a member alone")
+    weight = next(iter(bank.generate()["a"].values()))
+    (first,) = torch.autograd.grad(weight.square().sum(), [bank.templates["c0s0"]], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def orthonormal_rows_(bank):

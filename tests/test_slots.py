@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from superweight_ensembles.generation import compose, decompose
-from superweight_ensembles.slots import ordered_shapes, slot_blocks
+from superweight_ensembles.generation import decompose
+from superweight_ensembles.slots import ordered_shapes, placements, slot_blocks
 
 GROWING = {
     "one shape": [(3, 4, 3, 3)],
@@ -40,6 +40,19 @@ shape_sets = st.tuples(st.sets(st.tuples(widths, widths), min_size=1, max_size=6
 def superweights(shapes, num=2):
     """(num, Q) for each slot."""
     return [torch.randn(num, reference.slot_size(shapes, slot), dtype=torch.float64) for slot in range(len(shapes))]
+
+
+def compose(blocks, vectors):
+    """(num, *shape of the last block's weight), by where the blocks stand in it."""
+    found = placements(blocks[: len(vectors)])
+    sides = [max(place.corner[axis] + place.size[axis] for place in found) for axis in (0, 1)]
+    weight = torch.full((len(vectors[0]), *sides, *found[0].shape[2:]), torch.nan, dtype=torch.float64)
+    for place in found:
+        (top, left), (height, width) = place.corner, place.size
+        numbers = vectors[place.slot][:, place.start : place.start + math.prod(place.shape)]
+        part = torch.stack([reference.block(one, place.shape) for one in numbers])[:, :height, :width]
+        weight[:, top : top + height, left : left + width] = part
+    return weight
 
 
 def test_order_of_shapes():

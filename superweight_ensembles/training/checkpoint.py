@@ -20,7 +20,7 @@ from superweight_ensembles.files import read_json, whole_folder, write_json
 from superweight_ensembles.saving import read_plan, read_tensors
 from superweight_ensembles.training.config import TrainConfig
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def save_checkpoint(
