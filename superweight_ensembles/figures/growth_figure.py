@@ -113,6 +113,7 @@ def _draw(
             va="top",
             fontsize=SMALL_POINTS,
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             gid=f"{sweep} {key} slope",
         )
     return [height for points in lines.values() for _, height in points]
