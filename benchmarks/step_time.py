@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import nn
+from training_steps import Step, apart_step, generation_step, joint_step, timed
 
 import superweight_ensembles as swe
 from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
-from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric
-from superweight_ensembles.training.optimization import build_optimizer
 
 
 def main() -> None:
@@ -97,9 +95,6 @@ def measure(recipe: Recipe, precision: str, options: argparse.Namespace) -> dict
     }
 
 
-Step = Callable[[torch.Tensor, torch.Tensor], None]
-
-
 def bank_step(recipe: Recipe, config: TrainConfig, channels_last: bool) -> tuple[Step, swe.SuperWeightEnsemble]:
     """A joint step over the shared bank, as the library trains."""
     members = recipe.build_members()
@@ -107,59 +102,15 @@ def bank_step(recipe: Recipe, config: TrainConfig, channels_last: bool) -> tuple
     ensemble.to(build_fabric(config).device)
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(ensemble, config)
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        joint_backward(ensemble, images, labels, nn.functional.cross_entropy)
-        optimizer.step()
-
-    return step, ensemble
+    return joint_step(ensemble, config)[0], ensemble
 
 
 def own_step(recipe: Recipe, config: TrainConfig, channels_last: bool) -> Step:
     """The same members as plain modules, one after the other, and one optimiser over all their parameters."""
-    members = recipe.build_members()
-    modules = nn.ModuleList(members.values()).to(build_fabric(config).device)
+    modules = nn.ModuleList(recipe.build_members().values()).to(build_fabric(config).device)
     if channels_last:
         modules.to(memory_format=torch.channels_last)
-    weights = [parameter for parameter in modules.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in modules.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.SGD(
-        [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        for module in modules:
-            nn.functional.cross_entropy(module(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
-def generation_step(ensemble: swe.SuperWeightEnsemble) -> Callable[[], None]:
-    """Generating every weight and going back through the bank, with gradients of ones."""
-
-    def step() -> None:
-        weights = [weight for generated in ensemble.generate().values() for weight in generated.values()]
-        torch.autograd.backward(weights, [torch.ones_like(weight) for weight in weights])
-        ensemble.zero_grad(set_to_none=True)
-
-    return step
-
-
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return apart_step(modules, config)[0]
 
 
 if __name__ == "__main__":

@@ -89,20 +89,24 @@ def evaluate(run: RunPath) -> None:
 @app.command()
 def plot(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders, or a comparison's folder.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Evaluated run folders; or the folder of a comparison or a growth.json."),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
     ] = None,
 ) -> None:
-    """Draw the figures of one run, those that compare several, or those of a comparison."""
+    """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
     from superweight_ensembles.comparison import read_comparison
-    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_run, draw_search
+    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
+    from superweight_ensembles.files import read_json
     from superweight_ensembles.runs import read_results, read_search
 
     folder = out or runs[0] / "figures"
     if len(runs) == 1 and (runs[0] / "compare.json").is_file():
         drawn = draw_arms(read_comparison(runs[0]), folder)
+    elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
+        drawn = draw_growth(read_json(runs[0] / "growth.json"), folder)
     elif len(runs) == 1:
         drawn = draw_run(*read_results(runs[0]), folder)
         searched = read_search(runs[0])

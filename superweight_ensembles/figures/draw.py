@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ from superweight_ensembles.figures.budget_figure import budget_split
 from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
 from superweight_ensembles.figures.flops_figure import accuracy_flops
+from superweight_ensembles.figures.growth_figure import growth_curves
 from superweight_ensembles.figures.measured_arms import Comparison
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
@@ -94,6 +96,19 @@ def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
     if any(arm.get("group") for arm in comparison["arms"]):
         figures["ablation_bars"] = ablation_bars(comparison)
     return _save(figures, folder)
+
+
+def draw_growth(growth: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw how time and memory grow as PNG: ``growth_curves``.
+
+    Args:
+        growth: Parsed ``growth.json`` of benchmarks/growth.py.
+        folder: Where the file goes; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: A file of another format, or without a sweep.
+    """
+    return _save({"growth_curves": growth_curves(growth)}, folder)
 
 
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

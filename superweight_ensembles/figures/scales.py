@@ -67,7 +67,7 @@ def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: 
         margin = max((high / low) ** 0.07, 1.12 if high > low * 1.01 else 2.0)
         low, high = low / margin, high * margin
         axes.set_xscale("log")
-        ticks = _log_ticks(low, high)
+        ticks = log_ticks(low, high)
     else:
         low, high = 0.0, high * 1.08
         ticks = [tick for tick in MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if tick <= high]
@@ -83,7 +83,7 @@ def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: 
     return plain
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """From three to seven round numbers inside the limits."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in _STEPS:

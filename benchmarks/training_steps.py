@@ -1,0 +1,78 @@
+"""The steps that benchmarks time: an ensemble's, its members' with weights of their own, and generation alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+import superweight_ensembles as swe
+from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training.optimization import build_optimizer
+
+Step = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+def joint_step(ensemble: swe.SuperWeightEnsemble, config: TrainConfig) -> tuple[Step, torch.optim.Optimizer]:
+    """A joint step over the shared bank, as the library trains."""
+    optimizer = build_optimizer(ensemble, config)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        joint_backward(ensemble, images, labels, nn.functional.cross_entropy)
+        optimizer.step()
+
+    return step, optimizer
+
+
+def apart_step(members: Iterable[nn.Module], config: TrainConfig) -> tuple[Step, torch.optim.Optimizer]:
+    """The members as plain modules, one after the other, and one optimiser over all their parameters."""
+    modules = nn.ModuleList(members)
+    weights = [parameter for parameter in modules.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in modules.parameters() if parameter.ndim < 2]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for module in modules:
+            nn.functional.cross_entropy(module(images), labels).backward()
+        optimizer.step()
+
+    return step, optimizer
+
+
+def generation_step(ensemble: swe.SuperWeightEnsemble) -> Callable[[], None]:
+    """Generating every weight and going back through the bank, with gradients of ones."""
+
+    def step() -> None:
+        weights = [weight for generated in ensemble.generate().values() for weight in generated.values()]
+        torch.autograd.backward(weights, [torch.ones_like(weight) for weight in weights])
+        ensemble.zero_grad(set_to_none=True)
+
+    return step
+
+
+def random_batch(batch_size: int, image_size: int, num_classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, 3, H, W) and labels (B,), the same ones each time."""
+    source = torch.Generator().manual_seed(0)
+    images = torch.randn((batch_size, 3, image_size, image_size), generator=source)
+    return images, torch.randint(0, num_classes, (batch_size,), generator=source)
+
+
+def timed(step: Callable[[], object], device: torch.device | None = None) -> float:
+    """Seconds of one call."""
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,140 @@
+"""The figure of growth: every measured number stands in it, beside what it should be on paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import superweights
+from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from matplotlib.figure import Figure
+
+import superweight_ensembles as swe
+from superweight_ensembles import figures
+
+UNITS = {"step_ms": 1.0, "generation_ms": 1.0, "peak_bytes": 1e-6, "plan_s": 1e3, "plan_and_build_s": 1e3}
+ROWS = ["step (ms)", "generation (ms)", "peak memory (MB)", "plan (ms)", "plan and build (ms)"]
+LABELS = {"members": "members", "targets": "targets", "templates": "templates a slot", "batch_size": "images a step"}
+
+
+def make_sweep(name: str, values: Sequence[int], exponent: float = 1.0) -> dict[str, Any]:
+    """A sweep in which everything grows by a power of what is varied, and own weights cost nine tenths."""
+    series = {}
+    for key, first in (("step_ms", 25.0), ("generation_ms", 2.0), ("peak_bytes", 11.5e6), ("plan_s", 5e-4),
+                       ("plan_and_build_s", 0.01)):  # fmt: skip
+        growth = [(value / values[0]) ** exponent for value in values]
+        measured = [first * factor for factor in growth]
+        series[key] = {
+            "measured": measured,
+            "growth": growth,
+            "on_paper": [value / values[0] for value in values],
+            "slope": exponent if len(values) > 1 else None,
+            "slope_on_paper": 1.0,
+        }
+        if key in ("step_ms", "peak_bytes"):
+            series[key] |= {"own": [0.9 * number for number in measured], "own_slope": exponent}
+    return {"name": name, "label": LABELS[name], "values": list(values), "series": series}
+
+
+def make_growth(*sweeps: dict[str, Any]) -> dict[str, Any]:
+    return {"format": 1, "benchmark": "growth", "sweeps": list(sweeps)}
+
+
+FOUR = make_growth(
+    make_sweep("members", [1, 2, 4, 8, 16]),
+    make_sweep("targets", [10, 50, 200, 800, 2000], exponent=1.3),
+    make_sweep("templates", [1, 2, 4, 8], exponent=0.2),
+    make_sweep("batch_size", [8, 16, 32, 64, 128, 256], exponent=-0.1),
+)
+CASES = {
+    "four sweeps": FOUR,
+    "one sweep": make_growth(make_sweep("targets", [10, 2000])),
+    "one point": make_growth(make_sweep("members", [4]), make_sweep("templates", [1, 2])),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@cache
+def drawn(case: str) -> Figure:
+    """The figure of a case, laid out; tests read it and change nothing."""
+    figure = figures.growth_curves(CASES[case])
+    figure.draw_without_rendering()
+    return figure
+
+
+@each_case
+def test_every_number_is_drawn(case: str) -> None:
+    figure = drawn(case)
+    for sweep in CASES[case]["sweeps"]:
+        for key, unit in UNITS.items():
+            series = sweep["series"][key]
+            (measured,) = with_gid(figure, f"{sweep['name']} {key} measured")
+            assert measured.get_xdata().tolist() == sweep["values"]
+            assert measured.get_ydata().tolist() == pytest.approx([unit * number for number in series["measured"]])
+            (paper,) = with_gid(figure, f"{sweep['name']} {key} on paper")
+            expected = [unit * series["measured"][0] * growth for growth in series["on_paper"]]
+            assert paper.get_ydata().tolist() == pytest.approx(expected)
+            own = [line.get_ydata().tolist() for line in with_gid(figure, f"{sweep['name']} {key} own")]
+            assert own == ([pytest.approx([unit * number for number in series["own"]])] if "own" in series else [])
+            slopes = [text.get_text() for text in with_gid(figure, f"{sweep['name']} {key} slope")]
+            assert slopes == ([] if series["slope"] is None else [f"slope {series['slope']:.2f}"])
+            for line in (measured, paper):
+                points = np.column_stack([line.get_xdata(), line.get_ydata()])
+                assert all(line.axes.viewLim.contains(*point) for point in points)
+
+
+@each_case
+def test_rows_and_columns_are_named_and_logarithmic(case: str) -> None:
+    figure = drawn(case)
+    sweeps = CASES[case]["sweeps"]
+    panels = np.array(figure.axes).reshape(len(ROWS), len(sweeps))
+    assert [axes.get_ylabel() for axes in panels[:, 0]] == ROWS
+    assert [axes.get_xlabel() for axes in panels[-1]] == [sweep["label"] for sweep in sweeps]
+    assert {(axes.get_xscale(), axes.get_yscale()) for axes in figure.axes} == {("log", "log")}
+    assert legend_texts(figure) == ["shared bank", "the same members, own weights", "the bank on paper"]
+
+
+@each_case
+def test_texts_stand_apart_and_inside(case: str) -> None:
+    figure = drawn(case)
+    sweeps = CASES[case]["sweeps"]
+    panels = np.array(figure.axes).reshape(len(ROWS), len(sweeps))
+    below = [text for axes in panels[-1] for text in (*axes.get_xticklabels(), axes.xaxis.label)]
+    beside = [text for axes in panels[:, 0] for text in (*axes.get_yticklabels(), axes.yaxis.label)]
+    boxes = drawn_boxes([text for text in (*below, *beside) if text.get_text()])
+    assert_apart(boxes)
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width + 1 for box in boxes)
+    for axes in figure.axes:
+        assert axes.get_window_extent().height > 0.1 * figure.bbox.height
+    (legend,) = figure.legends
+    assert all(not legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in panels[0])
+    assert legend.get_window_extent().x0 >= -1
+
+
+def test_slopes_stand_above_the_lines() -> None:
+    figure = drawn("four sweeps")
+    for axes in figure.axes:
+        (text,) = [text for text in axes.texts if text.get_text()]
+        box = text.get_window_extent()
+        for line in axes.lines:
+            points = axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]))
+            inside = [box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 for x, y in points]
+            assert not any(inside), (text.get_text(), line.get_gid())
+
+
+def test_plot_draws_the_folder_of_a_growth_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "growth.json").write_text(json.dumps(FOUR))
+    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 0
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["growth_curves.png"]
+
+
+def test_a_file_that_holds_no_growth_is_refused() -> None:
+    with pytest.raises(swe.SuperWeightError, match='must hold "format": 1; got None: measure again'):
+        figures.growth_curves({"sweeps": FOUR["sweeps"]})
+    with pytest.raises(swe.SuperWeightError, match="holds no sweep to draw"):
+        figures.growth_curves(make_growth())
