@@ -45,6 +45,8 @@ class TrainConfig:
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
             (AMX or AVX-512 BF16), where it trains about twice as fast.
         channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
+        recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
+            their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
@@ -74,6 +76,7 @@ class TrainConfig:
     cutout: int = 0
     precision: str = "auto"
     channels_last: bool | str = "auto"
+    recompute: bool = False
     device: str = "auto"
     num_threads: int = 0
     num_workers: int = 0
@@ -132,6 +135,8 @@ class TrainConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             whole = isinstance(value, int) and not isinstance(value, bool)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise SuperWeightError(f"{field.name} must be true or false; got {value!r}")
             if field.type == "int" and not whole:
                 raise SuperWeightError(f"{field.name} must be a whole number; got {value!r}")
             if field.type == "float" and not (whole or isinstance(value, float)):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
+from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -28,6 +29,7 @@ def joint_backward(
     members: Collection[str] | None = None,
     objective: Objective | None = None,
     ensemble_weight: float = 0.0,
+    recomputed: Blocks | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -45,6 +47,7 @@ def joint_backward(
             than logits.
         ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
             0, the activations of all members live at once.
+        recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -70,7 +73,7 @@ def joint_backward(
     for name in names:
         own_images = images if isinstance(images, Tensor) else images[name]
         own_labels = labels if isinstance(labels, Tensor) else labels[name]
-        with ensemble.placed(name, leaves[name]) as member:
+        with ensemble.placed(name, leaves[name]) as member, recomputing((recomputed or {}).get(name, ())):
             if objective is not None:
                 loss = objective(member, own_images, own_labels)
             else:

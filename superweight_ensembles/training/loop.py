@@ -37,6 +37,7 @@ from superweight_ensembles.training.member_batches import (
     training_batches,
 )
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.recomputation import recomputed_blocks
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,8 +107,9 @@ def train(
 
     Raises:
         SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is
-            not there, a loss that is not finite (names the member and the epoch), ``resume`` without ``out``, a
-            checkpoint of another config, ``out`` with an older run and without ``resume``.
+            not there, ``recompute`` where no member repeats a block, a loss that is not finite (names the member and
+            the epoch), ``resume`` without ``out``, a checkpoint of another config, ``out`` with an older run and
+            without ``resume``.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -130,6 +132,7 @@ def train(
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
     if objective is not None and config.ensemble_loss:
         raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
+    recomputed = recomputed_blocks({name: ensemble.members[name] for name in trained}) if config.recompute else None
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
@@ -160,6 +163,7 @@ def train(
         members=trained,
         objective=objective,
         ensemble_weight=config.ensemble_loss,
+        recomputed=recomputed,
     )
     threads = torch.get_num_threads()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
