@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
+from superweight_ensembles.training.compilation import Calls
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +31,7 @@ def joint_backward(
     objective: Objective | None = None,
     ensemble_weight: float = 0.0,
     recomputed: Blocks | None = None,
+    compiled: Calls | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -48,6 +50,7 @@ def joint_backward(
         ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
             0, the activations of all members live at once.
         recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
+        compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -78,7 +81,7 @@ def joint_backward(
                 loss = objective(member, own_images, own_labels)
             else:
                 assert loss_function is not None, "one of the two is given"
-                logits = member(own_images)
+                logits = (compiled or {}).get(name, member)(own_images)
                 answers[name] = logits.detach()
                 check_logits(answers)
                 loss = loss_function(logits, own_labels)
