@@ -47,8 +47,8 @@ class TrainConfig:
         channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
             their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
-        compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, which
-            takes a minute or so on a CPU and a C++ compiler, and steps are faster then; results agree to rounding.
+        compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
+            minute or so on a CPU, with a C++ compiler. Equal to rounding; benchmarks/compile.py says whether it pays.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
