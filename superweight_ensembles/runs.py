@@ -21,22 +21,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from superweight_ensembles.anytime.calibration import MIN_SAMPLES
 from superweight_ensembles.anytime.curves import measure_curves
 from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.anytime.saving import write_policy
-from superweight_ensembles.data import ImageData
+from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.evaluation import evaluate
+from superweight_ensembles.evaluation import Predictions, evaluate_predictions, predict
 from superweight_ensembles.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import AnytimeRecipe, Recipe, load_recipe
+from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.training import TrainProgress, train
@@ -125,18 +126,18 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     arms = []
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
-        loader = data.loader("test", recipe.evaluation.batch_size, device=fabric.device)
+        tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
         training = read_json(folder / arm / "training.json")
         if not isinstance(training.get("history"), list):
             raise SuperWeightError(f"{folder / arm / 'training.json'} is damaged: it has no history")
-        anytime = {} if recipe.anytime is None else _measure_anytime(recipe.anytime, ensemble, data, folder / arm)
+        anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
                 "name": arm,
                 "num_parameters": ensemble.num_parameters,
                 "independent_parameters": ensemble.independent_parameters,
                 "budget": ensemble.plan.budget,
-                **evaluate(ensemble, loader).to_dict(),
+                **evaluate_predictions(ensemble, tested).to_dict(),
                 **anytime,
                 "training": {key: value for key, value in training.items() if key != "history"},
                 "history": training["history"],
@@ -258,17 +259,24 @@ def _train_arm(
 
 
 def _measure_anytime(
-    settings: AnytimeRecipe, ensemble: SuperWeightEnsemble, data: ImageData, folder: Path
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
 ) -> dict[str, Any]:
     """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble."""
+    settings = recipe.anytime
+    assert settings is not None
     _check_held_out(data)
     device = next(ensemble.parameters()).device
-    held = data.loader("validation", 256, device=device)
+    held = predict(ensemble, _loader(recipe, data, "validation", device))
     greedy = {"loader": held} if settings.order == "greedy" else {}
     predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
-    found = measure_curves(predictor, held, data.loader("test", 256, device=device), **settings.curve_options())
+    test = _loader(recipe, data, "test", device)
+    found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
     write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
     return {"anytime": found}
+
+
+def _loader(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
+    return data.loader(split, recipe.evaluation.batch_size, device=device)
 
 
 def _check_held_out(data: ImageData) -> None:

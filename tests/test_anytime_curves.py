@@ -1,20 +1,25 @@
 """Curves of stream and cascade: pure arithmetic, the recipe section, the run's results, the table and the figure."""
 
 import json
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import figure_checks
 import pytest
 import torch
 from rich.console import Console
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.curves import log_area, measure_curves
 from superweight_ensembles.comparison.arms import build_arms
+from superweight_ensembles.evaluation import predict
 from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.recipe import load_recipe, parse_recipe
 from superweight_ensembles.result_table import anytime_table
 from superweight_ensembles.runs import evaluate_run, read_results, train_run
+from superweight_ensembles.wide_resnet import WideResNet
 
 DIGITS = Path(__file__).parents[1] / "recipes" / "digits.yaml"
 SMALL = (
@@ -136,6 +141,64 @@ def test_a_run_with_an_anytime_section(tmp_path) -> None:
             wanted = sorted((point[cost], 100 * point["accuracy"]) for point in curve["points"])
             assert costs.tolist() == pytest.approx([x for x, _ in wanted])
             assert percents.tolist() == pytest.approx([y for _, y in wanted])
+
+
+def without_times(found: dict) -> dict:
+    """Results without what the clock says."""
+    if isinstance(found, dict):
+        return {key: without_times(value) for key, value in found.items() if "latency" not in key}
+    return [without_times(value) for value in found] if isinstance(found, (list, tuple)) else found
+
+
+@pytest.mark.parametrize("order", ["greedy", ("wrn16-1", "wrn10-1"), ("wrn10-1",)])
+def test_curves_of_tables_equal_those_of_loaders(measured, order: str | tuple[str, ...]) -> None:
+    _, _, ensemble = measured
+    data = swe.load_data("digits", validation_fraction=0.3)
+    held, test = data.loader("validation", 128), data.loader("test", 128)
+    options = {"target": ("flops", 0.7 if len(order) > 1 else 1.0), "num_points": 3, "timed_images": 8}
+    found = []
+    for source, tested in ((held, None), (predict(ensemble, held), predict(ensemble, test))):
+        greedy = {"loader": source} if order == "greedy" else {}
+        predictor = swe.AnytimePredictor(ensemble, order, input_shape=data.image_shape, **greedy)
+        found.append(measure_curves(predictor, source, test, tested=tested, **options))
+    assert without_times(found[0]) == without_times(found[1])
+    by_itself = predictor.calibrate(held, flops=options["target"][1], batch_size=64)
+    assert predictor.policy.to_dict() == found[1]["policy"]
+    assert without_times(asdict(by_itself)) == without_times(found[1]["calibration"])
+    evaluation = swe.evaluate(ensemble, test)
+    for member in found[1]["members"]:
+        assert member["accuracy"] == evaluation.members[member["name"]].accuracy
+        assert member["nll"] == evaluation.members[member["name"]].nll
+
+
+def test_evaluation_of_a_run_has_each_member_see_each_split_once(tmp_path) -> None:
+    recipe = load_recipe(DIGITS, (*SMALL, "training.epochs=1", "baseline=none", "anytime.order=greedy",
+                                  "evaluation.batch_size=97", "anytime.batch_size=16"))  # fmt: skip
+    train_run(recipe, tmp_path / "run")
+    data = recipe.load_data()
+    table_sizes = {97, len(data.validation) % 97, len(data.test) % 97}
+    assert min(table_sizes) > 16  # at most 16 images go through a member for its cost or the clock
+    seen: Counter[int] = Counter()
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, WideResNet) and len(inputs[0]) in table_sizes:
+            seen[sum(len(stage) for stage in module.stages)] += len(inputs[0])
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        evaluate_run(tmp_path / "run")
+    finally:
+        hook.remove()
+    assert seen == dict.fromkeys((3, 6), len(data.validation) + len(data.test))  # by blocks: depth 10 and 16
+
+
+def test_predictions_of_other_members_are_refused(measured) -> None:
+    predictor, _, _ = measured
+    data = swe.load_data("digits", validation_fraction=0.3)
+    other = swe.AnytimePredictor({"wrn10-1": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=data.image_shape)
+    table = other.predict(data.loader("validation", 128))
+    with pytest.raises(swe.SuperWeightError, match="unknown member 'wrn16-1'"):
+        predictor.calibrate(table, flops=0.7)
 
 
 def test_figure_without_curves_says_so(tmp_path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles.evaluation import evaluate_predictions, predict
 from superweight_ensembles.evaluation.costs import count_flops
 from superweight_ensembles.evaluation.metrics import diversity, probability_metrics, reliability
 
@@ -128,3 +129,18 @@ def test_token_and_float64_members_are_evaluated() -> None:
     assert swe.evaluate(ensemble, tokens).num_samples == 6
     images = [(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randint(0, 5, (4,)))]
     assert swe.evaluate(three_members().double(), images).num_samples == 4
+
+
+def test_a_table_of_predictions_is_evaluated_as_the_loader_is() -> None:
+    ensemble = three_members()
+    batches = [(torch.randn(n, 3, 8, 8), torch.randint(0, 5, (n,))) for n in (6, 3)]
+    table = predict(ensemble, batches)
+    assert table.members == ensemble.member_names and table.probabilities.shape == (3, 9, 5)
+    assert torch.equal(table.image, batches[0][0][:1])
+    assert torch.equal(table.of(["wrn10-1", "wrn16-1"]), table.probabilities[[2, 0]])
+    by_loader, by_table = swe.evaluate(ensemble, batches), evaluate_predictions(ensemble, table)
+    assert by_table.members == by_loader.members and by_table.ensemble == by_loader.ensemble
+    assert [s.metrics for s in by_table.subsets] == [s.metrics for s in by_loader.subsets]
+    assert (by_table.diversity, by_table.reliability) == (by_loader.diversity, by_loader.reliability)
+    with pytest.raises(swe.SuperWeightError, match="unknown member 'wrn10-3': did you mean"):
+        table.of(["wrn10-3"])

@@ -19,7 +19,7 @@ from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.anytime.running import exits_of
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.metrics import probability_metrics
-from superweight_ensembles.evaluation.predictions import predict_all
+from superweight_ensembles.evaluation.predictions import Predictions
 
 _ROUNDS = 3
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -98,9 +98,10 @@ def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, 
 
 def measure_curves(
     predictor: AnytimePredictor,
-    calibration: Loader,
+    calibration: Loader | Predictions,
     test: Loader,
     *,
+    tested: Predictions | None = None,
     target: tuple[str, float] = ("flops", 0.5),
     confidence: str = "margin",
     temperature: bool = True,
@@ -116,8 +117,9 @@ def measure_curves(
 
     Args:
         predictor: Its order is settled.
-        calibration: Held-out (images, labels).
+        calibration: Held-out (images, labels), or the members' predictions on them.
         test: (images, labels).
+        tested: The members' predictions on ``test``; made here where None.
         target: Of the policy to keep: a keyword of :meth:`AnytimePredictor.calibrate` and its value.
         confidence: As :meth:`AnytimePredictor.calibrate` takes it.
         temperature: Likewise.
@@ -132,8 +134,9 @@ def measure_curves(
     Raises:
         SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members.
     """
+    held = predictor.predict(calibration)
     found = predictor.calibrate(
-        calibration,
+        held,
         **{target[0]: target[1]},
         confidence=confidence,
         temperature=temperature,
@@ -142,17 +145,16 @@ def measure_curves(
     )
     chosen = predictor.policy
     assert chosen is not None
-    device = predictor.device
-    _, held, held_labels = predict_all(predictor.modules, calibration, device)
-    _, probabilities, labels = predict_all(predictor.modules, test, device)
+    answered = predictor.predict(test if tested is None else tested)
+    probabilities, labels = answered.of(predictor.order), answered.labels
     flops = list(predictor.flops.values())
     costs = [float(value) for value in flops]
     options = {"confidence": confidence, "temperature": temperature, "monotone": monotone}
     policies = [
-        fit_policy(held, held_labels, costs, predictor.order, ("cost", amount), **options)  # type: ignore[arg-type]
+        fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)  # type: ignore[arg-type]
         for amount in _spread(costs[0], sum(costs), num_points)
     ]
-    batches = _timed_batches(test, batch_size, timed_images, device)
+    batches = _timed_batches(test, batch_size, timed_images, predictor.device)
     stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
     predictor.set_policy(chosen)
     outcomes = [play(probabilities, policy) for policy in (*policies, chosen)]

@@ -29,7 +29,7 @@ from superweight_ensembles.anytime.saving import read_predictor, write_predictor
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.evaluation.predictions import predict_all
+from superweight_ensembles.evaluation.predictions import Predictions, predict_all
 from superweight_ensembles.targets import Members, named_members
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -59,7 +59,7 @@ class AnytimePredictor:
         ensemble: Materialised here; later training of it is not seen. Or plain networks by name, which are copied.
         order: ``cost`` (FLOPs, cheapest first; the default), ``greedy`` (most accuracy a FLOP first, on ``loader``), or
             names; names may leave members out.
-        loader: Held-out (images, labels), for ``greedy``.
+        loader: Held-out (images, labels), or the members' predictions on them, for ``greedy``.
         input_shape: Of one image, such as (3, 32, 32). Where None, the first images tell, and every member runs once
             on one of them for its FLOPs.
 
@@ -83,7 +83,7 @@ class AnytimePredictor:
         ensemble: SuperWeightEnsemble | Members,
         order: str | Sequence[str] | None = None,
         *,
-        loader: Loader | None = None,
+        loader: Loader | Predictions | None = None,
         input_shape: Sequence[int] | None = None,
     ) -> None:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
@@ -109,8 +109,9 @@ class AnytimePredictor:
         if input_shape is not None:
             self._measure_shape(check_shape(input_shape))
         if loader is not None:
-            _, probabilities, labels = predict_all(self.modules, self._checked(loader), self._like.device)
-            self._set_order(order_greedily(tuple(self.modules), probabilities, labels, self.flops))
+            table = self.predict(loader)
+            names = tuple(self.modules)
+            self._set_order(order_greedily(names, table.of(names), table.labels, self.flops))
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -212,9 +213,23 @@ class AnytimePredictor:
             latencies.measure(len(images))
         return run_cascade(self.modules, self.flops, images, policy, latencies, deadline_ms)
 
+    def predict(self, loader: Loader | Predictions) -> Predictions:
+        """The table that thresholds are fitted on: every member run once on every sample.
+
+        Args:
+            loader: (images, labels); or predictions of these members, which are given back once their image fits.
+
+        Raises:
+            SuperWeightError: Images that the members do not take, labels that are no classes of theirs, no samples.
+        """
+        if isinstance(loader, Predictions):
+            self._check_images(loader.image.to(self._like.device))
+            return loader
+        return predict_all(self.modules, self._checked(loader), self._like.device)
+
     def calibrate(
         self,
-        loader: Loader,
+        loader: Loader | Predictions,
         *,
         flops: float | None = None,
         latency_ms: float | None = None,
@@ -227,7 +242,8 @@ class AnytimePredictor:
         """Fit one threshold an exit on held-out data; give one of the three targets.
 
         Args:
-            loader: Held-out (images, labels), at least 100, never the test data.
+            loader: Held-out (images, labels), at least 100, never the test data; or the predictions on them that
+                :meth:`predict` made.
             flops: Mean FLOPs an image; up to 1.0, the fraction of all members'.
             latency_ms: Mean milliseconds an image, in batches of ``batch_size``, by latencies measured here.
             max_accuracy_drop: The cheapest cascade whose accuracy on these data is at most so much (0.002: 0.2 points)
@@ -256,14 +272,14 @@ class AnytimePredictor:
         check_batch_size(batch_size)
         if confidence not in CONFIDENCES:
             raise unknown_name("confidence", confidence, CONFIDENCES)
-        names = tuple(self.modules)
-        first, probabilities, labels = predict_all(self.modules, self._checked(loader), self._like.device)
+        table = self.predict(loader)
+        labels = table.labels
         check_samples(labels)
-        probabilities = probabilities[[names.index(name) for name in self.order]]
+        probabilities = table.of(self.order)
         costs = [float(value) for value in self.flops.values()]
         if what == "latency_ms":
-            table = self._latency_table(first)
-            costs = [1e3 * table.median(name, batch_size) / batch_size for name in self.order]
+            latencies = self._latency_table(table.image.to(self._like.device))
+            costs = [1e3 * latencies.median(name, batch_size) / batch_size for name in self.order]
         elif what == "flops" and amount <= 1:
             amount *= sum(costs)
         self.policy = fit_policy(

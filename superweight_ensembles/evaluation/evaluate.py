@@ -13,7 +13,7 @@ from torch import Tensor
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.evaluation.costs import MemberCost, member_costs
 from superweight_ensembles.evaluation.metrics import Metrics, diversity, probability_metrics, reliability
-from superweight_ensembles.evaluation.predictions import predict_all
+from superweight_ensembles.evaluation.predictions import Predictions, predict_all
 
 MAX_EXHAUSTIVE = 10
 
@@ -91,8 +91,21 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
 
     Source: Teterwak et al., WACV 2024
     """
-    images, probabilities, labels = predict(ensemble, loader)
-    costs = member_costs(ensemble, tuple(images.shape[1:]), dtype=images.dtype)
+    return evaluate_predictions(ensemble, predict(ensemble, loader))
+
+
+def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> Evaluation:
+    """What :func:`evaluate` finds, from predictions that were made before: members run for their costs alone.
+
+    Args:
+        ensemble: Whose members the predictions are of.
+        table: From :func:`predict`.
+
+    Raises:
+        SuperWeightError: The table lacks a member.
+    """
+    probabilities, labels = table.of(ensemble.member_names), table.labels
+    costs = member_costs(ensemble, tuple(table.image.shape[1:]), dtype=table.image.dtype)
     subsets = tuple(
         SubsetResult(
             members=names,
@@ -114,7 +127,7 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
     )
 
 
-def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
     """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     return predict_all(modules, loader, next(ensemble.parameters()).device)

@@ -79,7 +79,8 @@ def load_checkpoint(
             f"{folder} is a checkpoint of format {content.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
         )
     for key, value in json.loads(json.dumps({**asdict(config), **settings})).items():
-        found = {**content.get("config", {}), **content.get("settings", {})}.get(key)
+        # A key that is newer than the checkpoint had its default: that is how training went before there was a choice.
+        found = {**asdict(TrainConfig()), **content.get("config", {}), **content.get("settings", {})}.get(key)
         if found != value:
             raise SuperWeightError(
                 f"{folder} was made with {key}={found!r}, now {value!r}: resume with the config that it began with"

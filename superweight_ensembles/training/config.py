@@ -45,6 +45,10 @@ class TrainConfig:
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
             (AMX or AVX-512 BF16), where it trains about twice as fast.
         channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
+        recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
+            their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
+        compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
+            minute or so on a CPU, with a C++ compiler. Equal to rounding; benchmarks/compile.py says whether it pays.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
@@ -74,6 +78,8 @@ class TrainConfig:
     cutout: int = 0
     precision: str = "auto"
     channels_last: bool | str = "auto"
+    recompute: bool = False
+    compile: bool = False
     device: str = "auto"
     num_threads: int = 0
     num_workers: int = 0
@@ -125,6 +131,8 @@ class TrainConfig:
         self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
         if self.ensemble_loss and self.member_batches != "same":
             raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
+        if self.compile and self.recompute:
+            raise SuperWeightError("compile and recompute do not go together: leave one of them out")
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
 
@@ -132,6 +140,8 @@ class TrainConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             whole = isinstance(value, int) and not isinstance(value, bool)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise SuperWeightError(f"{field.name} must be true or false; got {value!r}")
             if field.type == "int" and not whole:
                 raise SuperWeightError(f"{field.name} must be a whole number; got {value!r}")
             if field.type == "float" and not (whole or isinstance(value, float)):

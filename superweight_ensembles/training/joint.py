@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
+from superweight_ensembles.training.compilation import Calls
+from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -28,6 +30,8 @@ def joint_backward(
     members: Collection[str] | None = None,
     objective: Objective | None = None,
     ensemble_weight: float = 0.0,
+    recomputed: Blocks | None = None,
+    compiled: Calls | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -45,6 +49,8 @@ def joint_backward(
             than logits.
         ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
             0, the activations of all members live at once.
+        recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
+        compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
@@ -70,12 +76,12 @@ def joint_backward(
     for name in names:
         own_images = images if isinstance(images, Tensor) else images[name]
         own_labels = labels if isinstance(labels, Tensor) else labels[name]
-        with ensemble.placed(name, leaves[name]) as member:
+        with ensemble.placed(name, leaves[name]) as member, recomputing((recomputed or {}).get(name, ())):
             if objective is not None:
                 loss = objective(member, own_images, own_labels)
             else:
                 assert loss_function is not None, "one of the two is given"
-                logits = member(own_images)
+                logits = (compiled or {}).get(name, member)(own_images)
                 answers[name] = logits.detach()
                 check_logits(answers)
                 loss = loss_function(logits, own_labels)

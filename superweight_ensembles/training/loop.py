@@ -25,6 +25,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.files import recover_folder
 from superweight_ensembles.search import Untying, has_ties, untie_coefficients
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
+from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
 from superweight_ensembles.training.joint import Objective, joint_backward
@@ -37,6 +38,7 @@ from superweight_ensembles.training.member_batches import (
     training_batches,
 )
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.recomputation import recomputed_blocks
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,8 +108,9 @@ def train(
 
     Raises:
         SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is
-            not there, a loss that is not finite (names the member and the epoch), ``resume`` without ``out``, a
-            checkpoint of another config, ``out`` with an older run and without ``resume``.
+            not there, ``recompute`` where no member repeats a block, a loss that is not finite (names the member and
+            the epoch), ``resume`` without ``out``, a checkpoint of another config, ``out`` with an older run and
+            without ``resume``.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -130,6 +133,11 @@ def train(
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
     if objective is not None and config.ensemble_loss:
         raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
+    if objective is not None and config.compile:
+        raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
+    modules = {name: ensemble.members[name] for name in trained}
+    recomputed = recomputed_blocks(modules) if config.recompute else None
+    compiled = compiled_calls(modules) if config.compile else None
     fabric = build_fabric(config)
     channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
@@ -160,6 +168,8 @@ def train(
         members=trained,
         objective=objective,
         ensemble_weight=config.ensemble_loss,
+        recomputed=recomputed,
+        compiled=compiled,
     )
     threads = torch.get_num_threads()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
