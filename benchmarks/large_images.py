@@ -256,7 +256,7 @@ def training_step(recipe: Recipe, config: TrainConfig) -> Callable[[torch.Tensor
     fabric = build_fabric(config)
     members = recipe.build_members()
     ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
-    ensemble.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ensemble.to(fabric.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(ensemble, config)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:

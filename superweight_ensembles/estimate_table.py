@@ -21,7 +21,11 @@ def estimate_lines(estimate: TrainingEstimate, flops_per_second: float, rate_fro
         ("optimiser state", estimate.optimizer_bytes, ""),
         ("generated weights", estimate.generated_bytes + estimate.generated_gradient_bytes, "and their gradients"),
         ("activations", estimate.activation_bytes, f"{whose}, batch {estimate.batch_size}, {kind}"),
-        ("peak of a step", estimate.peak_bytes, "gradients or activations, whichever is more, and all the rest"),
+        (
+            "peak of a step",
+            estimate.peak_bytes,
+            "gradients or activations, whichever is more, and the rest; on the CPU the allocator may hold twice that",
+        ),
     ]
     shape = " x ".join(map(str, estimate.input_shape))
     lines = [

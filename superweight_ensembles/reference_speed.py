@@ -34,7 +34,7 @@ def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: 
     layout = torch.channels_last if bfloat16 else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        block = _Block().to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        block = _Block().to(device).to(memory_format=layout)
         images = torch.randn(batch, _CHANNELS, _PIXELS, _PIXELS).to(device).contiguous(memory_format=layout)
     images.requires_grad_()
     operations = 3 * count_flops(block, images)
