@@ -66,8 +66,8 @@ def main() -> None:
         "image_pixels": list(SIZE),
         "image_size": IMAGE_SIZE,
         "mean_file_bytes": mean_file_bytes(options.folder),
+        "memory": measure_memory(data),  # first: what this process decoded itself would hide what its workers take
         "throughput": measure_throughput(data, options.timed_images, options.rounds),
-        "memory": measure_memory(data),
         "steps": [
             measure_steps(load_recipe("recipes/cifar10-small.yaml"), random_images(128 * options.steps), 128, [0]),
             measure_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch.nn import functional
+from torch.utils.data import get_worker_info
 
 from superweight_ensembles.data.random_streams import image_generator
 from superweight_ensembles.data.regions import Region, centre_square, random_region
@@ -62,7 +64,8 @@ class ImageReader:
         Raises:
             SuperWeightError: Names the first file that is no image, or is of another size.
         """
-        pixels = np.empty((len(paths), *self.decoded_size, 3), dtype=np.uint8)
+        pixels = _empty_pixels((len(paths), 3, *self.decoded_size))
+        planes = pixels.numpy()
         for row, path in enumerate(paths):
             if crop_key is not None:
                 assert images is not None, "a random part belongs to an image"
@@ -75,8 +78,8 @@ class ImageReader:
                     f"images of different sizes: {path} has {image.shape[0]} x {image.shape[1]} pixels, "
                     f"the first has {height} x {width}: give image_size"
                 )
-            pixels[row] = image
-        return average_pool(rearrange(torch.from_numpy(pixels), "b h w c -> b c h w").contiguous(), self.pool)
+            planes[row] = rearrange(image, "h w c -> c h w")
+        return average_pool(pixels, self.pool)
 
     def read_all(self, paths: Sequence[str]) -> torch.Tensor:
         """Decode files in a pool of threads.
@@ -96,6 +99,18 @@ class ImageReader:
             for start, block in zip(starts, decoded):
                 images[start : start + len(block)] = block
         return images
+
+
+def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    """Room for a batch, uint8; in a loader's worker in shared memory, where it goes to the other process as it is.
+
+    With private memory for each batch, a worker was seen to grow by a batch's size with each of its first 128 batches
+    (torch 2.15, glibc), which is gigabytes at 224 pixels.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
 def reader_for(first_path: str, image_size: int | None, pool: int) -> ImageReader:
