@@ -19,6 +19,10 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from superweight_ensembles.errors import SuperWeightError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from superweight_ensembles.plan import SharingPlan
+    from superweight_ensembles.recipe import Recipe
     from superweight_ensembles.training import TrainProgress
 
 app = typer.Typer(
@@ -228,18 +232,58 @@ def compare(
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option("--flops-per-second", help="For the time of the training; measured for a second where not given."),
+    ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
     from superweight_ensembles.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides or ())
-    found = chosen.plan(chosen.build_members())
-    _CONSOLE.print(found.to_json() if json else str(found), soft_wrap=True, highlight=False, markup=False)
+    members = chosen.build_members()
+    found = chosen.plan(members)
+    if json:
+        _CONSOLE.print(found.to_json(), soft_wrap=True, highlight=False, markup=False)
+        return
+    lines = [str(found)]
     sharing = chosen.sharing
-    if sharing.search != "none" and not json:
-        note = f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
-        _CONSOLE.print(note, soft_wrap=True, highlight=False, markup=False)
+    if sharing.search != "none":
+        lines.append(
+            f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
+        )
+    lines += ["", *_estimate(chosen, members, found, flops_per_second)]
+    _CONSOLE.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+
+
+def _estimate(
+    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None
+) -> list[str]:
+    """What the training would take, in lines."""
+    from superweight_ensembles.estimate_table import estimate_lines
+    from superweight_ensembles.reference_speed import training_flops_per_second
+    from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
+
+    try:
+        estimate = recipe.estimate(members, plan)
+    except SuperWeightError as error:  # the plan stands all the same
+        return [f"no estimate of memory and time: {error}"]
+    if estimate is None:
+        return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
+    if flops_per_second is not None:
+        return estimate_lines(estimate, flops_per_second, "as given")
+    device = build_fabric(recipe.training).device
+    measured = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training))
+    return estimate_lines(estimate, measured, f"measured on a residual block ({device}, {_threads(device.type)})")
+
+
+def _threads(device: str) -> str:
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    return "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
 
 
 def main() -> None:

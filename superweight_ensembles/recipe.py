@@ -14,12 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Valid
 from torch import nn
 
 from superweight_ensembles.data import ImageData, load_data
+from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import Untying
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.fabric import uses_bfloat16
 
 _KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
 
@@ -265,6 +268,15 @@ class Recipe(_Strict):
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
             plan_sharing(members, **{**self.sharing.plan_options(), "coefficients": most, "reserve_untied": False})
         return plan
+
+    def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
+        """What the training takes, without data; None where only the files tell the size of the images."""
+        options = self.data.model_extra or {}
+        shape = image_shape_of(self.data.name, options)
+        if shape is None:
+            return None
+        config, images = self.training, num_training_images(self.data.name, options)
+        return estimate_training(members, plan, shape, config, bfloat16=uses_bfloat16(config), num_images=images)
 
     def untying(self) -> Untying | None:
         """When and how coefficients are un-tied; None for never."""

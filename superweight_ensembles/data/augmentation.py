@@ -17,13 +17,15 @@ from superweight_ensembles.errors import SuperWeightError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """What is done to training images, in this order: crop, flip, (normalise,) Cutout.
+    """What is done to training images, in this order: resized crop, crop, flip, (normalise,) Cutout.
 
     Attributes:
         flip: Mirror each image left to right with probability 1/2.
         crop_padding: Pixels of black border added on each side before a random crop of the original size; 0 is off.
         cutout: Side, in pixels, of the square that is set to 0 after normalising; its centre is uniform over the
             image and the square is clipped at the border; 0 is off.
+        random_resized_crop: Cut a random part of 8 to 100 % of the area out of each file and resize it, in the place
+            of the centre square (:func:`random_region`); only for images that are read from files as needed.
 
     Raises:
         SuperWeightError: A setting that is no size in pixels.
@@ -34,10 +36,12 @@ class Augmentation:
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
+    random_resized_crop: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.flip, bool):
-            raise SuperWeightError(f"flip must be true or false; got {self.flip!r}")
+        for name in ("flip", "random_resized_crop"):
+            if not isinstance(getattr(self, name), bool):
+                raise SuperWeightError(f"{name} must be true or false; got {getattr(self, name)!r}")
         checked_integer("crop_padding", self.crop_padding, 0)
         checked_integer("cutout", self.cutout, 0)
 
@@ -101,7 +105,7 @@ def draw(
 
 
 def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torch.Tensor:
-    """Pad with 0, crop and mirror; one gather does all of it.
+    """Pad with 0, crop and mirror; one gather does all of it where there is a crop.
 
     Args:
         images: (B, C, H, W), of any type.
@@ -111,17 +115,18 @@ def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torc
     Returns:
         (B, C, H, W), of the type given.
     """
-    if draws.crop is None and draws.flip is None:
-        return images
+    if draws.crop is None:
+        if draws.flip is None:
+            return images
+        return torch.where(draws.flip[:, None, None, None], images.flip(3), images)
     batch, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device).expand(batch, -1)
     columns = torch.arange(width, device=images.device).expand(batch, -1)
     if draws.flip is not None:
         columns = torch.where(draws.flip[:, None], width - 1 - columns, columns)
-    if draws.crop is not None:
-        images = functional.pad(images, (crop_padding,) * 4)
-        rows = rows + draws.crop[:, :1]
-        columns = columns + draws.crop[:, 1:]
+    images = functional.pad(images, (crop_padding,) * 4)
+    rows = rows + draws.crop[:, :1]
+    columns = columns + draws.crop[:, 1:]
     pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
     index = pixels.flatten(1)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, index).view(batch, channels, height, width)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
 from superweight_ensembles.data.options import checked_integer, checked_seed
-from superweight_ensembles.data.random_streams import epoch_order
-from superweight_ensembles.data.splits import ImageSplit
+from superweight_ensembles.data.random_streams import epoch_order, image_key
+from superweight_ensembles.data.splits import FileSplit, ImageSplit
 from superweight_ensembles.errors import SuperWeightError
 
 
@@ -29,11 +30,12 @@ class ImageLoader:
         drop_last: Leave out a last batch that is smaller.
         seed: Of order and augmentation, 0 to 2**32 - 1.
         device: Where pixels are worked on and batches appear.
-        num_workers: Processes that decode files; images in memory need none.
+        num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
+            loader. The batches are the same for any number. Images in memory need none.
 
     Raises:
-        SuperWeightError: A setting out of range, an augmentation larger than the images, or ``drop_last`` with fewer
-            images than a batch.
+        SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
+            images in memory, or ``drop_last`` with fewer images than a batch.
     """
 
     def __init__(
@@ -54,12 +56,18 @@ class ImageLoader:
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.augmentation = augmentation or Augmentation()
         self.augmentation.check_fits(split.image_shape)
+        if self.augmentation.random_resized_crop and not isinstance(split, FileSplit):
+            raise SuperWeightError(
+                "random_resized_crop cuts parts out of files, and these images are in memory: use crop_padding, or, "
+                "for an image_folder, memory_limit_mb: 0"
+            )
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = checked_seed(seed)
         self.epoch = 0
         self.device = torch.device(device)
         self.num_workers = checked_integer("num_workers", num_workers, 0)
+        self._source = split.open(device=self.device, num_workers=self.num_workers)
         if drop_last and len(split) < self.batch_size:
             raise SuperWeightError(
                 f"drop_last leaves no batch: the split has {len(split)} images, a batch {batch_size}; "
@@ -88,11 +96,15 @@ class ImageLoader:
         num_images = len(self.split)
         order = epoch_order(num_images, self.seed, self.epoch, self.shuffle)[: len(self) * self.batch_size]
         draws = draw(self.augmentation, num_images, self.split.image_shape, seed=self.seed, epoch=self.epoch)
-        return self._batches(order, draws.to(self.device))
+        random_parts = self.augmentation.random_resized_crop
+        crop_key = image_key(self.seed, self.epoch, "resized_crop") if random_parts else None
+        return self._batches(order, draws.to(self.device), crop_key)
 
-    def _batches(self, order: torch.Tensor, draws: Draws) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(
+        self, order: torch.Tensor, draws: Draws, crop_key: np.ndarray | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         labels = self.split.labels[order].to(self.device)
-        pixels = self.split.batches(order, self.batch_size, device=self.device, num_workers=self.num_workers)
+        pixels = self._source.batches(order, self.batch_size, crop_key=crop_key)
         for number, images in enumerate(pixels):
             rows = slice(number * self.batch_size, number * self.batch_size + len(images))
             yield self._augmented(images, draws.rows(rows)), labels[rows]

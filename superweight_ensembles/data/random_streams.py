@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # A stream of its own for each purpose: switching the flips on leaves the order and the crops as they were.
-_PURPOSES = ("order", "flip", "crop", "cutout")
+_PURPOSES = ("order", "flip", "crop", "cutout", "resized_crop")
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
@@ -17,8 +17,24 @@ def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
         >>> torch.equal(first, again)
         True
     """
-    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, _PURPOSES.index(purpose)))
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    return torch.Generator().manual_seed(int(_state(seed, epoch, purpose, 1)[0]))
+
+
+def image_key(seed: int, epoch: int, purpose: str) -> np.ndarray:
+    """What :func:`image_generator` needs to draw for single images of one epoch: uint64 (2,)."""
+    return _state(seed, epoch, purpose, 2)
+
+
+def image_generator(key: np.ndarray, image: int) -> np.random.Generator:
+    """A generator for one image, counted from its index: no worker needs the numbers of the images before it.
+
+    Example:
+        >>> key = image_key(0, 5, "resized_crop")
+        >>> first, again, other = (image_generator(key, image).random() for image in (7, 7, 8))
+        >>> first == again, first == other
+        (True, False)
+    """
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))
 
 
 def epoch_order(num_images: int, seed: int, epoch: int, shuffle: bool) -> torch.Tensor:
@@ -26,3 +42,8 @@ def epoch_order(num_images: int, seed: int, epoch: int, shuffle: bool) -> torch.
     if not shuffle:
         return torch.arange(num_images)
     return torch.randperm(num_images, generator=generator_for(seed, epoch, "order"))
+
+
+def _state(seed: int, epoch: int, purpose: str, num_words: int) -> np.ndarray:
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, _PURPOSES.index(purpose)))
+    return sequence.generate_state(num_words, np.uint64)

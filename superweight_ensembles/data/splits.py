@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from superweight_ensembles.data.file_batches import FileBatches
 from superweight_ensembles.data.image_files import ImageReader
+from superweight_ensembles.data.paths import PathTable
 from superweight_ensembles.data.stratified import stratified_split
 from superweight_ensembles.errors import SuperWeightError
+
+
+class PixelSource(Protocol):
+    """Reads the batches of one split."""
+
+    def batches(
+        self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Batches of pixels, uint8 (B, C, H, W) on its device, in the order given.
+
+        Args:
+            order: int64, on the CPU, indices into the split.
+            batch_size: Images a batch; the last may be smaller.
+            crop_key: Of the epoch's random parts of files; None for whole images.
+        """
 
 
 class ImageSplit(ABC):
@@ -31,14 +49,10 @@ class ImageSplit(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def batches(
-        self, order: torch.Tensor, batch_size: int, *, device: torch.device, num_workers: int
-    ) -> Iterator[torch.Tensor]:
-        """Batches of pixels, uint8 (B, C, H, W) on ``device``, in the order given.
+    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+        """What reads this split's batches for one loader.
 
         Args:
-            order: int64, on the CPU, indices into the split.
-            batch_size: Images a batch; the last may be smaller.
             device: Where the batches go.
             num_workers: Processes that decode files; images in memory need none.
         """
@@ -72,20 +86,16 @@ class MemorySplit(ImageSplit):
         self.image_shape = (channels, height, width)
         self._resident: dict[torch.device, torch.Tensor] = {images.device: self.images}
 
-    def batches(
-        self, order: torch.Tensor, batch_size: int, *, device: torch.device, num_workers: int
-    ) -> Iterator[torch.Tensor]:
-        """See :meth:`ImageSplit.batches`."""
-        images = self._images_on(device)
-        for indices in order.to(device).split(batch_size):
-            if len(indices):  # splitting no indices yields one batch of none
-                yield images.index_select(0, indices)
+    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+        """See :meth:`ImageSplit.open`."""
+        return _MemoryBatches(self, device)
 
     def subset(self, indices: torch.Tensor) -> MemorySplit:
         """See :meth:`ImageSplit.subset`."""
         return MemorySplit(self.images[indices], self.labels[indices])
 
-    def _images_on(self, device: torch.device) -> torch.Tensor:
+    def images_on(self, device: torch.device) -> torch.Tensor:
+        """All images, copied to a device once."""
         if device not in self._resident:
             self._resident[device] = self.images.to(device)
         return self._resident[device]
@@ -100,50 +110,36 @@ class FileSplit(ImageSplit):
         reader: Decodes them to images of one size.
     """
 
-    def __init__(self, paths: Sequence[str], labels: torch.Tensor, reader: ImageReader) -> None:
-        self.paths = tuple(paths)
+    def __init__(self, paths: Sequence[str] | PathTable, labels: torch.Tensor, reader: ImageReader) -> None:
+        self.paths = paths if isinstance(paths, PathTable) else PathTable(paths)
         self.labels = labels
         self.reader = reader
         self.image_shape = reader.image_shape
 
-    def batches(
-        self, order: torch.Tensor, batch_size: int, *, device: torch.device, num_workers: int
-    ) -> Iterator[torch.Tensor]:
-        """See :meth:`ImageSplit.batches`.
-
-        Raises:
-            SuperWeightError: Names the first file that cannot be read.
-        """
-        batches: DataLoader[torch.Tensor | SuperWeightError] = DataLoader(
-            _FileBatches(self.paths, self.reader),
-            batch_size=None,
-            sampler=[indices.tolist() for indices in order.split(batch_size) if len(indices)],
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # without one, each epoch would advance the global generator
-        )
-        for images in batches:
-            if isinstance(images, SuperWeightError):
-                raise images
-            yield images.to(device, non_blocking=True)
+    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+        """See :meth:`ImageSplit.open`."""
+        return FileBatches(self.paths, self.reader, device=device, num_workers=num_workers)
 
     def subset(self, indices: torch.Tensor) -> FileSplit:
         """See :meth:`ImageSplit.subset`."""
-        return FileSplit([self.paths[index] for index in indices.tolist()], self.labels[indices], self.reader)
+        return FileSplit(self.paths.subset(indices.numpy()), self.labels[indices], self.reader)
 
 
-class _FileBatches(Dataset[torch.Tensor | SuperWeightError]):
-    """Reads batches in a worker; an error is handed over as a value, as DataLoader would wrap it in a traceback."""
+class _MemoryBatches:
+    """Batches of a split in memory."""
 
-    def __init__(self, paths: tuple[str, ...], reader: ImageReader) -> None:
-        self._paths = paths
-        self._reader = reader
+    def __init__(self, split: MemorySplit, device: torch.device) -> None:
+        self._split = split
+        self._device = device
 
-    def __getitem__(self, indices: list[int]) -> torch.Tensor | SuperWeightError:
-        try:
-            return self._reader.read([self._paths[index] for index in indices])
-        except SuperWeightError as error:
-            return error
+    def batches(
+        self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
+    ) -> Iterator[torch.Tensor]:
+        assert crop_key is None, "refused by the loader"
+        images = self._split.images_on(self._device)
+        for indices in order.to(self._device).split(batch_size):
+            if len(indices):  # splitting no indices yields one batch of none
+                yield images.index_select(0, indices)
 
 
 def split_off_validation(

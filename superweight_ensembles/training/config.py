@@ -42,6 +42,7 @@ class TrainConfig:
             DataLoader of your own brings its own.
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
         cutout: Side in pixels of a square set to zero; 0 for none.
+        random_resized_crop: Cut out random parts of image files, as ImageNet is trained; for files read as needed.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
             (AMX or AVX-512 BF16), where it trains about twice as fast.
         channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
@@ -76,6 +77,7 @@ class TrainConfig:
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
+    random_resized_crop: bool = False
     precision: str = "auto"
     channels_last: bool | str = "auto"
     recompute: bool = False

@@ -39,9 +39,10 @@ def training_batches(
             raise SuperWeightError(
                 "training data must be ImageData (from load_data) or a sized iterable of at least one batch"
             )
-        if config.flip or config.crop_padding or config.cutout or config.num_workers:
+        if any((config.flip, config.crop_padding, config.cutout, config.random_resized_crop, config.num_workers)):
             raise SuperWeightError(
-                "flip, crop_padding, cutout and num_workers are for ImageData: let your own loader augment"
+                "flip, crop_padding, cutout, random_resized_crop and num_workers are for ImageData: let your own "
+                "loader augment"
             )
         if config.member_batches != "same":
             raise SuperWeightError("member_batches 'own' needs ImageData: a loader of your own has one order")
@@ -71,7 +72,12 @@ def training_loader(data: ImageData, config: TrainConfig, device: torch.device |
     return data.loader(
         "train",
         config.batch_size,
-        augmentation=Augmentation(flip=config.flip, crop_padding=config.crop_padding, cutout=config.cutout),
+        augmentation=Augmentation(
+            flip=config.flip,
+            crop_padding=config.crop_padding,
+            cutout=config.cutout,
+            random_resized_crop=config.random_resized_crop,
+        ),
         shuffle=True,
         drop_last=True,
         seed=config.seed,

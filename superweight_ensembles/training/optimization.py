@@ -65,6 +65,13 @@ def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov)
 
 
+def num_moments(config: TrainConfig) -> int:
+    """Tensors of a parameter's shape that the optimiser keeps for each: its state, but for AdamW's step counters."""
+    if config.optimizer == "adamw":
+        return 2
+    return 1 if config.momentum > 0 else 0
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:

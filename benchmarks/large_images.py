@@ -1,0 +1,292 @@
+"""Images that do not fit in memory: decoding, memory over an epoch, and what share of a step the data take.
+
+    python benchmarks/large_images.py --folder FOLDER --out benchmarks/results/large_images.json
+
+FOLDER gets --images JPEG files of 500 x 375 pixels (a few hundred random pictures, shifted and encoded again), unless
+it has them already; keep it outside the repository. Measured are images a second through the loader (random resized
+crop to 224 pixels, flip) with 0, 1 and 2 workers in turn; the resident memory of this process and its workers along one
+epoch over all images; and the data's share of training steps: cifar10-small from memory, ResNets at 224 pixels from
+files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import superweight_ensembles as swe
+from superweight_ensembles.data import ImageData, ImageLoader, MemorySplit
+from superweight_ensembles.files import write_json
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.member_batches import prepared_batch, training_loader
+from superweight_ensembles.training.optimization import build_optimizer
+
+SIZE = (500, 375)
+PICTURES = 200
+CLASSES = 10
+IMAGE_SIZE = 224
+BATCH = 64
+AUGMENTED = TrainConfig(batch_size=BATCH, random_resized_crop=True, flip=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="outside the repository")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--timed-images", type=int, default=1_024)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20, help="of cifar10-small; a fifth as many of the ResNets")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    made_by = provenance()
+    make_images(options.folder, options.images)
+    data = folder_data(options.folder)
+    results = {
+        "benchmark": "large_images",
+        "provenance": made_by,
+        "image_pixels": list(SIZE),
+        "image_size": IMAGE_SIZE,
+        "mean_file_bytes": mean_file_bytes(options.folder),
+        "memory": measure_memory(data),  # first: what this process decoded itself would hide what its workers take
+        "throughput": measure_throughput(data, options.timed_images, options.rounds),
+        "steps": [
+            measure_steps(load_recipe("recipes/cifar10-small.yaml"), random_images(128 * options.steps), 128, [0]),
+            measure_steps(
+                load_recipe("recipes/imagenet.yaml", [f"data.num_classes={CLASSES}"]),
+                first_images(data, 16 * max(2, options.steps // 5)),
+                16,
+                [0, 1],
+            ),
+        ],
+    }
+    write_json(options.out, results)
+    report(results)
+
+
+def make_images(folder: Path, count: int) -> None:
+    """Write ``count`` training images, and a test image a class; nothing where they are there."""
+    done = folder / f"made-{count}"
+    if done.exists():
+        return
+    for index in range(CLASSES):
+        (folder / "train" / f"class{index}").mkdir(parents=True, exist_ok=True)
+        (folder / "test" / f"class{index}").mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor() as workers:
+        for _ in workers.map(partial(write_variants, folder, count), range(PICTURES)):
+            pass
+    done.touch()
+
+
+def write_variants(folder: Path, count: int, picture: int) -> None:
+    """All images that come from one random picture: shifted, at a quality of their own."""
+    random = np.random.default_rng(picture)
+    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC)).astype(np.int16)
+    pixels = (smooth + random.integers(-12, 13, smooth.shape)).clip(0, 255).astype(np.uint8)
+    for index in range(picture, count, PICTURES):
+        shifted = np.roll(pixels, tuple(random.integers(0, SIZE[0], 2)), axis=(0, 1))
+        name = folder / "train" / f"class{index % CLASSES}" / f"{index:07}.jpg"
+        Image.fromarray(shifted).save(name, quality=int(random.integers(80, 95)))
+    if picture < CLASSES:
+        Image.fromarray(pixels).save(folder / "test" / f"class{picture}" / "0.jpg")
+
+
+def folder_data(folder: Path) -> ImageData:
+    return swe.load_data("image_folder", folder=folder, image_size=IMAGE_SIZE, memory_limit_mb=0, validation_fraction=0)
+
+
+def mean_file_bytes(folder: Path) -> float:
+    sizes = [path.stat().st_size for path in list((folder / "train" / "class0").iterdir())[:500]]
+    return statistics.mean(sizes)
+
+
+def first_images(data: ImageData, count: int) -> ImageData:
+    """The same data with so many training images, of all classes in turn."""
+    indices = torch.arange(len(data.train)).view(CLASSES, -1).T.flatten()[:count]
+    return ImageData(
+        name=data.name, classes=data.classes, image_shape=data.image_shape, mean=data.mean, std=data.std,
+        train=data.train.subset(indices), validation=data.validation, test=data.test,
+    )  # fmt: skip
+
+
+def random_images(count: int) -> ImageData:
+    """Images in memory of CIFAR's shape; what is in them takes no time."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = MemorySplit(pixels, torch.arange(count) % CLASSES)
+    return ImageData(
+        name="random", classes=tuple(map(str, range(CLASSES))), image_shape=(3, 32, 32), mean=(0.5,) * 3,
+        std=(0.25,) * 3, train=split, validation=split, test=split,
+    )  # fmt: skip
+
+
+def measure_throughput(data: ImageData, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Images a second of whole epochs, the numbers of workers taking turns; workers were started before."""
+    few = first_images(data, count)
+    loaders = {workers: loader_with(few, workers) for workers in (0, 1, 2)}
+    rates: dict[int, list[float]] = {workers: [] for workers in loaders}
+    for round_number in range(rounds + 1):
+        for workers, loader in loaders.items():
+            loader.set_epoch(round_number)
+            start = time.perf_counter()
+            images = sum(len(labels) for _, labels in loader)
+            if round_number > 0:
+                rates[workers].append(images / (time.perf_counter() - start))
+    return [
+        {
+            "workers": workers,
+            "batch_size": BATCH,
+            "images": count,
+            "rounds": rounds,
+            "images_per_second": statistics.median(found),
+            "quartiles": statistics.quantiles(found, n=4)[::2],
+        }
+        for workers, found in rates.items()
+    ]
+
+
+def loader_with(data: ImageData, workers: int) -> ImageLoader:
+    return training_loader(data, replace(AUGMENTED, num_workers=workers))
+
+
+def measure_memory(data: ImageData, workers: int = 2, every: int = 8) -> dict[str, Any]:
+    """Resident memory along one epoch over all images, and its slope after the first tenth."""
+    loader = loader_with(data, workers)
+    start, others = time.perf_counter(), {child.pid for child in active_children()}
+    images, main_mib, worker_mib = [], [], []
+    for number, _ in enumerate(loader):
+        if number % every == 0:
+            mine = sorted(child.pid for child in active_children() if child.pid not in others and child.pid)
+            images.append((number + 1) * BATCH)
+            main_mib.append(resident_mib(os.getpid()))
+            worker_mib.append([resident_mib(process) for process in mine])
+    seconds = time.perf_counter() - start
+    late = [index for index, count in enumerate(images) if count > len(data.train) / 10]
+
+    def slope(values: list[float]) -> float:
+        x = np.array([images[index] for index in late]) / 10_000
+        return float(np.polyfit(x, np.array([values[index] for index in late]), 1)[0])
+
+    columns = [list(column) for column in zip(*worker_mib)]
+    return {
+        "workers": workers,
+        "batch_size": BATCH,
+        "images": len(loader) * BATCH,
+        "seconds": seconds,
+        "images_per_second": len(loader) * BATCH / seconds,
+        "main_mib": {"after_a_tenth": main_mib[late[0]], "end": main_mib[-1], "peak": max(main_mib)},
+        "workers_mib": [
+            {"after_a_tenth": column[late[0]], "end": column[-1], "peak": max(column)} for column in columns
+        ],
+        "main_mib_per_10000_images": slope(main_mib),
+        "workers_mib_per_10000_images": [slope(column) for column in columns],
+        "samples": {"images": images, "main_mib": main_mib, "workers_mib": columns},
+    }
+
+
+def resident_mib(process: int) -> float:
+    """Resident memory of a process, pages that it shares with others included."""
+    pages = int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure_steps(recipe: Recipe, data: ImageData, batch_size: int, workers: list[int]) -> dict[str, Any]:
+    """Seconds that each step waits for its batch, and seconds of the step itself; loaders take turns."""
+    config = TrainConfig(
+        batch_size=batch_size, precision="bfloat16", flip=recipe.training.flip, cutout=recipe.training.cutout,
+        crop_padding=recipe.training.crop_padding, random_resized_crop=recipe.training.random_resized_crop,
+    )  # fmt: skip
+    device = build_fabric(config).device
+    step = training_step(recipe, config)
+    loaders = [training_loader(data, replace(config, num_workers=number), device) for number in workers]
+    times: dict[int, list[tuple[float, float]]] = {number: [] for number in workers}
+    epochs: dict[int, Iterator[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for round_number in range(len(loaders[0])):
+        for number, loader in zip(workers, loaders):
+            start = time.perf_counter()
+            if round_number == 0:
+                epochs[number] = iter(loader)  # draws the epoch's random numbers
+            images, labels = prepared_batch(next(epochs[number]), device, channels_last=True)
+            ready = time.perf_counter()
+            step(images, labels)
+            times[number].append((ready - start, time.perf_counter() - ready))
+    return {
+        "recipe": recipe.name,
+        "precision": "bfloat16",
+        "device": str(device),
+        "batch_size": batch_size,
+        "image_shape": list(data.image_shape),
+        "arms": [step_shares(number, found[1:]) for number, found in times.items()],
+    }
+
+
+def step_shares(workers: int, times: list[tuple[float, float]]) -> dict[str, Any]:
+    """Medians, and the data's share of all steps but the first together."""
+    data, step = ([pair[index] for pair in times] for index in (0, 1))
+    return {
+        "workers": workers,
+        "steps": len(times),
+        "data_ms": 1e3 * statistics.median(data),
+        "step_ms": 1e3 * statistics.median(step),
+        "data_share": sum(data) / (sum(data) + sum(step)),
+    }
+
+
+def training_step(recipe: Recipe, config: TrainConfig) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A joint step over the shared bank, as the library trains."""
+    fabric = build_fabric(config)
+    members = recipe.build_members()
+    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
+    ensemble.to(fabric.device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(ensemble, config)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with fabric.autocast():
+            joint_backward(ensemble, images, labels, nn.functional.cross_entropy)
+        optimizer.step()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def report(results: dict[str, Any]) -> None:
+    for arm in results["throughput"]:
+        low, high = arm["quartiles"]
+        print(f"{arm['workers']} workers: {arm['images_per_second']:.0f} images/s ({low:.0f} to {high:.0f})")
+    memory = results["memory"]
+    slopes = ", ".join(f"{slope:+.2f}" for slope in memory["workers_mib_per_10000_images"])
+    print(
+        f"memory over {memory['images']:,} images: main {memory['main_mib_per_10000_images']:+.2f} MiB per 10,000 "
+        f"images (peak {memory['main_mib']['peak']:.0f} MiB), workers {slopes}"
+    )
+    for entry in results["steps"]:
+        for arm in entry["arms"]:
+            print(
+                f"{entry['recipe']}, batch {entry['batch_size']}, {arm['workers']} workers: data {arm['data_ms']:.1f} "
+                f"ms beside a step of {arm['step_ms']:.1f} ms, {100 * arm['data_share']:.2f} % of both"
+            )
+
+
+if __name__ == "__main__":
+    main()

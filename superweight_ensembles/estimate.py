@@ -1,0 +1,302 @@
+"""What a training would take: memory of a step, FLOPs, and from these its time. Nothing is computed or read.
+
+Shapes: B images of a batch, C H W of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation.costs import count_flops
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.targets import Members, named_members
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.optimization import num_moments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberEstimate:
+    """What one member adds to a step.
+
+    Attributes:
+        name: Of the member.
+        forward_flops: Of one image, forward.
+        activation_bytes: Kept from forward for backward, of a whole batch.
+    """
+
+    name: str
+    forward_flops: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEstimate:
+    """What a training takes by count: tensors and operations, without libraries, allocator and kernel workspaces.
+
+    A process's resident memory on the CPU grows by more: on the small CIFAR recipe by a tenth (float32) or a third
+    (bfloat16) where freed memory goes back at once, and by twice the count as glibc allocates, which keeps some of it.
+
+    Attributes:
+        members: In the plan's order.
+        batch_size: Images a step.
+        input_shape: (C, H, W).
+        bfloat16: Whether activations and generated weights are of that type (autocast).
+        own_batches: Whether each member has a batch of its own.
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``).
+        parameter_bytes: Trainable and frozen parameters and buffers.
+        optimizer_bytes: State of the optimiser.
+        gradient_bytes: Gradients of all trainable parameters.
+        generated_bytes: Generated weights, once; with bfloat16 also the templates and coefficients in that type.
+        generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
+        generation_flops: Of a step: combining templates, forward and backward.
+        num_images: Of an epoch; None where only the data tell.
+        epochs: Of the training.
+    """
+
+    members: tuple[MemberEstimate, ...]
+    batch_size: int
+    input_shape: tuple[int, ...]
+    bfloat16: bool
+    own_batches: bool
+    keeps_all: bool
+    parameter_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    generated_bytes: int
+    generated_gradient_bytes: int
+    generation_flops: int
+    num_images: int | None
+    epochs: int
+
+    @property
+    def largest(self) -> MemberEstimate:
+        """The member with the most activations."""
+        return max(self.members, key=lambda member: member.activation_bytes)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of the members whose activations live at once: the largest one alone, as a rule."""
+        if self.keeps_all:
+            return sum(member.activation_bytes for member in self.members)
+        return self.largest.activation_bytes
+
+    @property
+    def batch_bytes(self) -> int:
+        """Images of a step, float32."""
+        batches = len(self.members) if self.own_batches else 1
+        return batches * self.batch_size * math.prod(self.input_shape) * 4
+
+    @property
+    def peak_bytes(self) -> int:
+        """At the end of the largest member's forward pass, or in the backward pass through the bank.
+
+        The gradients of what stays the members' own, few beside either, are counted at the second moment alone.
+        """
+        held = self.parameter_bytes + self.optimizer_bytes + self.generated_bytes + self.generated_gradient_bytes
+        return held + self.batch_bytes + max(self.activation_bytes, self.gradient_bytes)
+
+    @property
+    def forward_flops(self) -> int:
+        """Of one image through all members."""
+        return sum(member.forward_flops for member in self.members)
+
+    @property
+    def step_flops(self) -> int:
+        """Of a step: backward is counted as two forward passes; the optimiser is not counted."""
+        return 3 * self.batch_size * self.forward_flops + self.generation_flops
+
+    @property
+    def num_steps(self) -> int | None:
+        """Of the whole training; None where the number of images is not known."""
+        return None if self.num_images is None else self.epochs * (self.num_images // self.batch_size)
+
+    @property
+    def total_flops(self) -> int | None:
+        """Of the whole training; None where the number of images is not known."""
+        return None if self.num_steps is None else self.num_steps * self.step_flops
+
+    def seconds(self, flops_per_second: float, num_steps: int = 1) -> float:
+        """What so many steps take at so many floating point operations a second.
+
+        Raises:
+            SuperWeightError: A rate that is not positive.
+        """
+        if not 0 < flops_per_second < math.inf:
+            raise SuperWeightError(f"flops_per_second must be positive and finite; got {flops_per_second}")
+        return num_steps * self.step_flops / flops_per_second
+
+
+def estimate_training(
+    members: SuperWeightEnsemble | Members,
+    plan: SharingPlan,
+    input_shape: Sequence[int],
+    config: TrainConfig,
+    *,
+    bfloat16: bool = False,
+    num_images: int | None = None,
+) -> TrainingEstimate:
+    """Count what training members under a plan takes, without running them: shapes alone are passed through.
+
+    Activations are the tensors that autograd keeps for backward, each storage once, parameters and generated weights
+    aside, at the batch size and in the types of the training.
+
+    Args:
+        members: The networks, or an ensemble of them.
+        plan: Their sharing.
+        input_shape: Of one image, (C, H, W).
+        config: Batch size, epochs, optimiser.
+        bfloat16: Whether the training computes in bfloat16 (autocast).
+        num_images: Training images, where known.
+
+    Raises:
+        SuperWeightError: Names the member that does not run on images of this shape, or not on shapes alone.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> members = {"a": swe.wide_resnet(10, 1, 10), "b": swe.wide_resnet(16, 1, 10)}
+        >>> plan = swe.plan_sharing(members, budget=0.9)
+        >>> found = estimate_training(members, plan, (3, 32, 32), swe.TrainConfig(batch_size=4), num_images=40)
+        >>> found.largest.name, found.num_steps, found.optimizer_bytes == 4 * plan.num_parameters
+        ('b', 300, True)
+    """
+    if isinstance(members, SuperWeightEnsemble):
+        members = {name: members.materialize(name) for name in members.member_names}
+    modules = named_members(members)
+    shape = tuple(int(size) for size in input_shape)
+    generated = {name: _generated_names(plan, name) for name in modules}
+    batch = max(2, config.batch_size)  # norms over a batch of one image are refused
+    found = [
+        _estimate_member(name, module, generated[name], (batch, *shape), bfloat16) for name, module in modules.items()
+    ]
+    type_bytes = next((p.element_size() for module in modules.values() for p in module.parameters()), 4)
+    shared_bytes = 2 if bfloat16 else type_bytes
+    num_generated = sum(math.prod(cluster.shape_of(target)) for cluster in plan.clusters for target in cluster.targets)
+    copies = shared_bytes * (plan.num_templates + plan.num_coefficients) if bfloat16 else 0
+    moments = num_moments(config)
+    counters = 4 * _num_tensors(plan, modules, generated) if config.optimizer == "adamw" else 0
+    return TrainingEstimate(
+        members=tuple(found),
+        batch_size=config.batch_size,
+        input_shape=shape,
+        bfloat16=bfloat16,
+        own_batches=config.member_batches == "own",
+        keeps_all=config.ensemble_loss != 0,
+        parameter_bytes=plan.num_parameters * type_bytes + sum(map(_other_bytes, modules.values())),
+        optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
+        gradient_bytes=plan.num_parameters * type_bytes,
+        generated_bytes=num_generated * shared_bytes + copies,
+        generated_gradient_bytes=num_generated * shared_bytes,
+        generation_flops=3 * _combination_flops(plan),
+        num_images=num_images,
+        epochs=config.epochs,
+    )
+
+
+def _estimate_member(
+    name: str, module: nn.Module, generated: frozenset[str], shape: tuple[int, ...], bfloat16: bool
+) -> MemberEstimate:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    training = {layer: layer.training for layer in module.modules()}
+    tensors = {
+        key: mode.from_tensor(tensor.detach()) if isinstance(tensor, nn.Parameter) else mode.from_tensor(tensor)
+        for key, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    try:
+        with mode:
+            flops = count_flops(_WithTensors(module.eval(), tensors), torch.empty(1, *shape[1:]))
+            module.train()
+            trained = {
+                key: _as_trained(tensor, bfloat16 and key in generated, module.get_parameter(key).requires_grad)
+                for key, tensor in tensors.items()
+                if key in dict(module.named_parameters())
+            }
+            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), shape, bfloat16)
+    except Exception as error:  # whatever a member's own code raises
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SuperWeightError(
+            f"member {name!r} does not run on the shape {shape} without numbers in it: {reason}"
+        ) from error
+    finally:
+        for layer, was_training in training.items():
+            layer.training = was_training
+    return MemberEstimate(name=name, forward_flops=flops, activation_bytes=activations)
+
+
+class _WithTensors(nn.Module):
+    """A module with other tensors in the places of its own."""
+
+    def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.tensors = dict(tensors)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = functional_call(self.module, self.tensors, (images,))
+        return answer
+
+
+def _as_trained(tensor: Tensor, cast: bool, trainable: bool) -> Tensor:
+    """A parameter as a step reads it: what is generated under autocast is in its type already."""
+    return (tensor.to(torch.bfloat16) if cast else tensor).detach().requires_grad_(trainable)
+
+
+def _saved_bytes(module: _WithTensors, shape: tuple[int, ...], bfloat16: bool) -> int:
+    """Bytes that forward and loss keep for backward."""
+    images, labels = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
+    given = {_storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in given:
+            kept[_storage(tensor)] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    casting = torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
+    with casting, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        F.cross_entropy(module(images), labels)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _generated_names(plan: SharingPlan, member: str) -> frozenset[str]:
+    targets = (target for cluster in plan.clusters for target in cluster.targets if target.member == member)
+    return frozenset(name for target in targets for name in target.names)
+
+
+def _other_bytes(module: nn.Module) -> int:
+    """Frozen parameters and buffers."""
+    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*frozen, *module.buffers()))
+
+
+def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated: Mapping[str, frozenset[str]]) -> int:
+    """Trainable tensors: those of the bank and those that stay the members' own."""
+    bank = sum(len(cluster.slots) * (3 if cluster.coefficients == "embedding" else 2) for cluster in plan.clusters)
+    return bank + sum(1 for name, module in modules.items() for _ in _own_parameters(module, generated[name]))
+
+
+def _own_parameters(module: nn.Module, generated: frozenset[str]) -> Iterator[nn.Parameter]:
+    return (p for key, p in module.named_parameters() if p.requires_grad and key not in generated)
+
+
+def _combination_flops(plan: SharingPlan) -> int:
+    """Forward: every coefficient vector times its slot's templates."""
+    return sum(
+        2 * slot.num_vectors * slot.num_templates * block.size
+        for cluster in plan.clusters
+        for slot, block in zip(cluster.slots, cluster.blocks)
+    )
