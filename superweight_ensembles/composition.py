@@ -1,7 +1,7 @@
 """The weights of one cluster from its coefficients and templates: the fast path of generation, forward and backward.
 
-Block by block, one matrix product makes the SuperWeights of all coefficient vectors, and one copy for each group of
-equal-shaped targets puts them in place, in the type and the memory format that layers read. Backward gathers every
+Block by block, one matrix product makes the SuperWeights of all coefficient vectors, and one copy for each member and
+shape puts them in place, in the type and the memory format that layers read. Backward gathers every
 gradient once and takes two products, one for the templates and one for the coefficients; nothing but these two is kept
 for it. On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and
 weights are written once.
@@ -35,7 +35,7 @@ _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeGroup:
-    """Targets of one shape, (O, I, *k)."""
+    """Targets of one member and one shape, (O, I, *k): parts of one tensor, which is freed when the member has run."""
 
     shape: Shape
     targets: tuple[PlannedTarget, ...]
@@ -114,7 +114,7 @@ def compose(
 
     Returns:
         (O, I, *k) for each of ``program.targets``; in the autocast type where one is active, rounded once: products are
-        taken in the templates' own type. Weights of one shape are parts of one tensor.
+        taken in the templates' own type. Weights of one member and shape are parts of one tensor.
     """
     dtype = templates[0].dtype
     device_type = templates[0].device.type

@@ -124,8 +124,8 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     order = [{vector: position for position, vector in enumerate(vectors)} for vectors in used]
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
-    for last in sorted({target.slot for target in targets}):
-        same = tuple(target for target in targets if target.slot == last)
+    for last, member in dict.fromkeys((target.slot, target.member) for target in targets):
+        same = tuple(target for target in targets if (target.slot, target.member) == (last, member))
         for place in placements(cluster.blocks[: last + 1]):
             vectors = tuple(order[place.slot][target.vectors[place.slot]] for target in same)
             use = BlockUse(group=len(groups), place=place, positions=_positions(vectors), vectors=vectors)

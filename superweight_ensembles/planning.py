@@ -223,9 +223,10 @@ def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None
         raise SuperWeightError(
             f"the plan is for the members {', '.join(plan.member_names)}; given: {', '.join(members)}"
         )
+    owned = {name: dict(module.named_parameters(remove_duplicate=False)) for name, module in members.items()}
     for cluster in plan.clusters:
         for target in cluster.targets:
-            parameters = dict(members[target.member].named_parameters(remove_duplicate=False))
+            parameters = owned[target.member]
             for name in target.names:
                 if name not in parameters:
                     raise SuperWeightError(f"the plan does not fit: member {target.member!r} has no parameter {name!r}")

@@ -124,7 +124,7 @@ def test_folders_that_are_no_ensemble_never_ask_the_hub(tmp_path: Path) -> None:
 def test_newer_formats_are_refused(tmp_path: Path) -> None:
     registered().save_pretrained(tmp_path / "saved")
     for name, message in (
-        ("config.json", "has format 99; this version reads 1"),
+        ("config.json", "has format 99; this version reads 2"),
         ("plan.json", 'must be a JSON object with "format": 1'),
     ):
         path = tmp_path / "saved" / name

@@ -61,7 +61,7 @@ def test_damaged_folders_are_refused(tmp_path) -> None:
     registered().save(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(swe.SuperWeightError, match="has format 99; this version reads 1"):
+    with pytest.raises(swe.SuperWeightError, match="has format 99; this version reads 2"):
         swe.SuperWeightEnsemble.load(folder)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = (folder / "model.safetensors").read_bytes()

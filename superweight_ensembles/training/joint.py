@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
@@ -35,8 +37,9 @@ def joint_backward(
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
-    Member after member runs forward and backward down to its generated weights, which frees its activations; one
-    backward through the bank follows.
+    Member after member runs forward and backward down to its generated weights, which frees its activations and, but
+    for ``ensemble_weight``, its weights; a backward pass through the bank follows, cluster by cluster, which frees the
+    gradients of the weights.
 
     Args:
         ensemble: In training mode, as a rule.
@@ -68,15 +71,15 @@ def joint_backward(
         (['a', 'b'], True)
     """
     names = tuple(ensemble.member_names if members is None else members)
-    weights = ensemble.bank.generate(names)
-    leaves = _leaves(weights)
+    leaves, waiting = _leaves(ensemble.bank.generate(names))
     losses: dict[str, Tensor] = {}
     answers: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
     for name in names:
         own_images = images if isinstance(images, Tensor) else images[name]
         own_labels = labels if isinstance(labels, Tensor) else labels[name]
-        with ensemble.placed(name, leaves[name]) as member, recomputing((recomputed or {}).get(name, ())):
+        own_weights = leaves[name] if ensemble_weight else leaves.pop(name)
+        with ensemble.placed(name, own_weights) as member, recomputing((recomputed or {}).get(name, ())):
             if objective is not None:
                 loss = objective(member, own_images, own_labels)
             else:
@@ -95,16 +98,9 @@ def joint_backward(
         together = ensemble_nll(torch.stack(list(kept.values())), labels)
         backward(torch.stack(list(losses.values())).sum() + ensemble_weight * together)
         losses = {name: loss.detach() for name, loss in losses.items()}
-    outputs, gradients = [], []
-    for name, generated in weights.items():
-        for parameter, weight in generated.items():
-            gradient = leaves[name][parameter].grad
-            if gradient is not None:
-                leaves[name][parameter].grad = None
-                outputs.append(weight)
-                gradients.append(gradient)
-    if outputs:
-        torch.autograd.backward(outputs, gradients)
+    own_weights = {}
+    leaves.clear()
+    _backward_through_bank(waiting)
     return losses
 
 
@@ -114,12 +110,44 @@ def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_mean, labels)
 
 
-def _leaves(weights: Weights) -> Weights:
-    """Each generated tensor as a leaf that collects its own gradient; tied names share one leaf."""
+class _Waiting:
+    """A generated tensor that is gone but for its place in the graph, and the gradient that came to it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.edge = get_gradient_edge(weight)
+        self.gradient: Tensor | None = None
+
+    def take(self, leaf: Tensor) -> None:
+        """Take the gradient off a leaf; where backward reaches the leaf again, add to it."""
+        gradient, leaf.grad = leaf.grad, None
+        self.gradient = gradient if self.gradient is None or gradient is None else self.gradient + gradient
+
+
+def _leaves(weights: Weights) -> tuple[Weights, list[_Waiting]]:
+    """Each generated tensor as a leaf that hands on its gradient; tied names share one leaf."""
     made: dict[int, Tensor] = {}
-    return {
-        member: {
-            name: made.setdefault(id(weight), weight.detach().requires_grad_()) for name, weight in generated.items()
-        }
-        for member, generated in weights.items()
+    waiting: list[_Waiting] = []
+    for weight in (weight for generated in weights.values() for weight in generated.values()):
+        if id(weight) not in made:
+            made[id(weight)] = weight.detach().requires_grad_()
+            if weight.requires_grad:
+                waiting.append(_Waiting(weight))
+                made[id(weight)].register_post_accumulate_grad_hook(waiting[-1].take)
+    leaves = {
+        member: {name: made[id(weight)] for name, weight in generated.items()} for member, generated in weights.items()
     }
+    return leaves, waiting
+
+
+def _backward_through_bank(waiting: list[_Waiting]) -> None:
+    """Hand the gradients on, one cluster's after the other; each is freed with its cluster."""
+    clusters: dict[Any, list[_Waiting]] = {}
+    while waiting:
+        weight = waiting.pop(0)
+        if weight.gradient is not None:
+            clusters.setdefault(weight.edge.node, []).append(weight)
+    for node in list(clusters):
+        found = clusters.pop(node)
+        edges, gradients = [weight.edge for weight in found], [weight.gradient for weight in found]
+        found.clear()
+        torch.autograd.backward(edges, gradients)
