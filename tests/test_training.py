@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
@@ -112,6 +113,48 @@ def test_trains_on_any_sized_iterable_of_batches() -> None:
     batches = [(torch.randn(8, 3, 8, 8), torch.randint(0, 4, (8,))) for _ in range(3)]
     result = swe.train(small_ensemble(), batches, FAST, validation=batches[:1])
     assert 0 <= result.history[-1]["validation"]["members"]["deep"]["accuracy"] <= 1
+
+
+class Viewing(nn.Module):
+    """Flattens feature maps by ``view``, as many tutorials do; channels-last ones cannot be viewed so."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6 * 8 * 8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.second(self.first(images).relu()).view(len(images), -1))
+
+
+def viewing_ensemble() -> swe.SuperWeightEnsemble:
+    return swe.SuperWeightEnsemble({"a": Viewing(10), "b": swe.wide_resnet(10, 1, 10, in_channels=1)}, budget=0.95)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_members_that_cannot_read_channels_last_are_trained_contiguous(precision: str) -> None:
+    result = swe.train(
+        viewing_ensemble(), swe.load_data("digits"), swe.TrainConfig(epochs=1, batch_size=400, precision=precision)
+    )
+    assert result.channels_last is False
+
+
+def test_channels_last_is_the_choice_on_the_cpu() -> None:
+    ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 10, in_channels=1)}, budget=0.95)
+    result = swe.train(
+        ensemble, swe.load_data("digits"), swe.TrainConfig(epochs=1, batch_size=400, precision="float32")
+    )
+    assert result.channels_last is True and ensemble.bank.memory_format == torch.channels_last
+
+
+def test_channels_last_that_a_member_cannot_read_is_an_error_with_the_remedy() -> None:
+    with pytest.raises(swe.SuperWeightError, match="set channels_last to false"):
+        swe.train(
+            viewing_ensemble(), swe.load_data("digits"), swe.TrainConfig(epochs=1, batch_size=400, channels_last=True)
+        )
+    batches = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
+    with pytest.raises(swe.SuperWeightError, match="set channels_last to false"):
+        swe.train(viewing_ensemble(), batches, swe.TrainConfig(epochs=1, batch_size=4, device="cpu"))
 
 
 def test_bfloat16_channels_last_trains() -> None:

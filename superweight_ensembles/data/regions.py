@@ -52,7 +52,7 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
     Source: Szegedy et al., arXiv:1409.4842, section 6; in the form of torchvision's RandomResizedCrop.
     """
     areas = width * height * generator.uniform(*_AREA, size=_ATTEMPTS)
-    ratios = np.exp(generator.uniform(*map(math.log, _RATIO), size=_ATTEMPTS))
+    ratios = np.exp(generator.uniform(math.log(_RATIO[0]), math.log(_RATIO[1]), size=_ATTEMPTS))
     across = np.rint(np.sqrt(areas * ratios)).astype(int)
     down = np.rint(np.sqrt(areas / ratios)).astype(int)
     where = generator.random(2)

@@ -50,7 +50,7 @@ def weight_gradients(
     device = next(ensemble.parameters()).device
     sums: TargetTensors = {}
     num_samples = 0
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), _evaluating(ensemble):
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), evaluating(ensemble):
         with torch.no_grad():
             generated = ensemble.bank.generate(names)
         for batch in islice(loader, max_batches):
@@ -94,7 +94,7 @@ def _summed_gradients(
 
 
 @contextmanager
-def _evaluating(ensemble: SuperWeightEnsemble) -> Iterator[None]:
+def evaluating(ensemble: SuperWeightEnsemble) -> Iterator[None]:
     """Evaluation mode for a while; every module goes back to its own mode."""
     modes = {module: module.training for module in ensemble.modules()}
     ensemble.eval()

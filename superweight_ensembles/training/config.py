@@ -45,7 +45,8 @@ class TrainConfig:
         random_resized_crop: Cut out random parts of image files, as ImageNet is trained; for files read as needed.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
             (AMX or AVX-512 BF16), where it trains about twice as fast.
-        channels_last: Memory format of images and own convolutions; ``auto``: with bfloat16.
+        channels_last: Memory format of images and own convolutions; ``auto``: on the CPU and with bfloat16, if
+            every member can read it.
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
             their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
         compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a

@@ -37,6 +37,7 @@ from superweight_ensembles.training.member_batches import (
     prepared_batch,
     training_batches,
 )
+from superweight_ensembles.training.memory_format import is_refusal, set_memory_format
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
 
@@ -139,13 +140,11 @@ def train(
     recomputed = recomputed_blocks(modules) if config.recompute else None
     compiled = compiled_calls(modules) if config.compile else None
     fabric = build_fabric(config)
-    channels_last = config.channels_last if isinstance(config.channels_last, bool) else uses_bfloat16(config)
     folder = None if out is None else Path(out)
     if folder is not None and not resume and (folder / "log.jsonl").exists():
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
-    if channels_last:
-        ensemble.to(memory_format=torch.channels_last)
+    channels_last = set_memory_format(ensemble, data, config, fabric, trained)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained)
     steps_per_epoch = len(loaders[0])
     optimizer = build_optimizer(ensemble, config)
@@ -282,8 +281,16 @@ def _train_epoch(
     for step, batches in enumerate(zip(*loaders), start=1):
         ready = [prepared_batch(batch, fabric.device, channels_last) for batch in batches]
         optimizer.zero_grad(set_to_none=True)
-        with fabric.autocast():
-            losses = backward_step(*ready[0]) if len(ready) == 1 else backward_step(*by_member(members, ready))
+        try:
+            with fabric.autocast():
+                losses = backward_step(*ready[0]) if len(ready) == 1 else backward_step(*by_member(members, ready))
+        except RuntimeError as error:
+            if channels_last and is_refusal(error):
+                raise SuperWeightError(
+                    "a member takes a view of feature maps that channels-last ones do not have: set channels_last to "
+                    "false, or let the member flatten by torch.flatten"
+                ) from error
+            raise
         optimizer.step()
         schedule.step()
         names, found = list(losses), torch.stack(list(losses.values())).double()
