@@ -57,7 +57,7 @@ class TrainingEstimate:
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
-        generated_bytes: Generated weights, once; with bfloat16 also the templates and coefficients in that type.
+        generated_bytes: Generated weights of all members, once.
         generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
         generation_flops: Of a step: combining templates, forward and backward.
         num_images: Of an epoch; None where only the data tell.
@@ -101,10 +101,12 @@ class TrainingEstimate:
     def peak_bytes(self) -> int:
         """At the end of the largest member's forward pass, or in the backward pass through the bank.
 
-        The gradients of what stays the members' own, few beside either, are counted at the second moment alone.
+        A member's weights go when it has run, and their gradients come: together they are as many as all weights. What
+        stays the members' own has few gradients beside either; they are counted at the second moment alone.
         """
-        held = self.parameter_bytes + self.optimizer_bytes + self.generated_bytes + self.generated_gradient_bytes
-        return held + self.batch_bytes + max(self.activation_bytes, self.gradient_bytes)
+        running = self.generated_bytes + self.activation_bytes
+        through_bank = self.generated_gradient_bytes + self.gradient_bytes
+        return self.parameter_bytes + self.optimizer_bytes + self.batch_bytes + max(running, through_bank)
 
     @property
     def forward_flops(self) -> int:
@@ -182,7 +184,6 @@ def estimate_training(
     type_bytes = next((p.element_size() for module in modules.values() for p in module.parameters()), 4)
     shared_bytes = 2 if bfloat16 else type_bytes
     num_generated = sum(math.prod(cluster.shape_of(target)) for cluster in plan.clusters for target in cluster.targets)
-    copies = shared_bytes * (plan.num_templates + plan.num_coefficients) if bfloat16 else 0
     moments = num_moments(config)
     counters = 4 * _num_tensors(plan, modules, generated) if config.optimizer == "adamw" else 0
     return TrainingEstimate(
@@ -195,7 +196,7 @@ def estimate_training(
         parameter_bytes=plan.num_parameters * type_bytes + sum(map(_other_bytes, modules.values())),
         optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,
-        generated_bytes=num_generated * shared_bytes + copies,
+        generated_bytes=num_generated * shared_bytes,
         generated_gradient_bytes=num_generated * shared_bytes,
         generation_flops=3 * _combination_flops(plan),
         num_images=num_images,

@@ -17,14 +17,15 @@ def estimate_lines(estimate: TrainingEstimate, flops_per_second: float, rate_fro
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
     memory = [
         ("parameters", estimate.parameter_bytes, "templates, coefficients, members' own, buffers"),
-        ("gradients", estimate.gradient_bytes, ""),
+        ("gradients", estimate.gradient_bytes, "of all parameters"),
         ("optimiser state", estimate.optimizer_bytes, ""),
-        ("generated weights", estimate.generated_bytes + estimate.generated_gradient_bytes, "and their gradients"),
+        ("generated weights", estimate.generated_bytes, "which their gradients replace as the members run"),
         ("activations", estimate.activation_bytes, f"{whose}, batch {estimate.batch_size}, {kind}"),
         (
             "peak of a step",
             estimate.peak_bytes,
-            "gradients or activations, whichever is more, and the rest; on the CPU the allocator may hold twice that",
+            "weights and activations or all gradients, whichever is more, and the rest; on the CPU the allocator may "
+            "hold twice that",
         ),
     ]
     shape = " x ".join(map(str, estimate.input_shape))

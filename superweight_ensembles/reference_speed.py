@@ -17,21 +17,22 @@ _LEAST_CALLS = 3
 
 
 def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
-    """Forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs), over and over.
+    """Forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs), over and over, in the memory
+    format that a training takes there.
 
     Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
     ResNet: wide convolutions run faster, stems, thin layers and data slower.
 
     Args:
         device: Where.
-        bfloat16: Whether under autocast, channels-last, as a training in bfloat16 runs.
+        bfloat16: Whether under autocast.
         seconds: To measure for, after one call that is not counted; three calls at least.
 
     Returns:
         The median of all calls.
     """
     batch = 256 if device.type == "cuda" else 16
-    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    layout = torch.channels_last if bfloat16 or device.type == "cpu" else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = _Block().to(device).to(memory_format=layout)

@@ -20,9 +20,15 @@ def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert variables["ensemble"].num_parameters <= 0.83 * variables["ensemble"].independent_parameters
 
 
-def test_named_files_recipes_and_targets_exist() -> None:
-    for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+def test_named_files_exist(page: str) -> None:
+    found = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert found
+    for path in found:
+        assert ((ROOT / page).parent / path).exists(), path
+
+
+def test_named_recipes_and_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
