@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Union
@@ -30,6 +31,7 @@ from superweight_ensembles.slots import Placement, Shape
 Positions = Union[slice, tuple[int, ...]]
 
 _NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, of which the last-level cache holds several
+_NUMBERS_A_THREAD = 2**23  # below that, waking a thread costs more than its work saves: measured on two cores
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
@@ -97,6 +99,11 @@ class ClusterProgram:
     def targets(self) -> tuple[PlannedTarget, ...]:
         return tuple(target for group in self.groups for target in group.targets)
 
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all that it makes."""
+        return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
+
 
 def compose(
     program: ClusterProgram,
@@ -132,7 +139,7 @@ class _Compose(torch.autograd.Function):
         coefficients, templates = _halves(factors)
         device = templates[0].device
         groups = [_empty(len(group.targets), group.shape, memory_format, dtype, device) for group in program.groups]
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), _threads(program, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
@@ -159,7 +166,7 @@ class _Compose(torch.autograd.Function):
         apart = iter(gradients)
         grouped = [[next(apart) for _ in group.targets] for group in program.groups]
         device = templates[0].device
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), _threads(program, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
@@ -168,6 +175,21 @@ class _Compose(torch.autograd.Function):
                         block, rows, made, alpha, numbers, of_coefficients[block.slot], of_templates[block.slot]
                     )
         return None, None, None, *found
+
+
+@contextmanager
+def _threads(program: ClusterProgram, device: torch.device) -> Iterator[None]:
+    """On the CPU no more threads than the work is worth."""
+    before = torch.get_num_threads()
+    worth = 1 + program.num_weights // _NUMBERS_A_THREAD
+    if device.type != "cpu" or worth >= before:
+        yield
+        return
+    torch.set_num_threads(worth)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:

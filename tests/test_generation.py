@@ -210,6 +210,16 @@ def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, k
         assert_close(pieces, whole, atol=1e-12, rtol=1e-12)
 
 
+def test_threads_are_given_back():
+    bank, before = bank_of("wrn"), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sum(weight.sum() for weight in flat(bank.generate()).values()).backward()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("read", [["a"], ["b", "c"]])
 def test_gradients_of_some_weights_equal_the_reference(read):
     bank = bank_of("wrn", bins=3)
