@@ -37,6 +37,7 @@ def apart_step(members: Iterable[nn.Module], config: TrainConfig) -> tuple[Step,
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
+        fused=True,
     )
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:

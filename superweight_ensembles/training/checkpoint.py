@@ -109,4 +109,9 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # in the parameter's memory format: fused optimisers walk through both in the order of memory
+                entries[key] = torch.empty_like(parameter).copy_(value)
     schedule.load_state_dict(content["schedule"])
