@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
@@ -71,7 +73,7 @@ def joint_backward(
         (['a', 'b'], True)
     """
     names = tuple(ensemble.member_names if members is None else members)
-    leaves, waiting = _leaves(ensemble.bank.generate(names))
+    leaves, clusters = _leaves(ensemble.bank.generate(names))
     losses: dict[str, Tensor] = {}
     answers: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
@@ -100,7 +102,7 @@ def joint_backward(
         losses = {name: loss.detach() for name, loss in losses.items()}
     own_weights = {}
     leaves.clear()
-    _backward_through_bank(waiting)
+    _backward_through_bank(clusters)
     return losses
 
 
@@ -110,44 +112,59 @@ def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_mean, labels)
 
 
-class _Waiting:
-    """A generated tensor that is gone but for its place in the graph, and the gradient that came to it."""
+class _HandOn(torch.autograd.Function):
+    """The end of the graph of some weights, which keeps none of them: backward hands on gradients collected apart."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.edge = get_gradient_edge(weight)
-        self.gradient: Tensor | None = None
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor | None], *weights: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return weights[0].new_zeros(())
 
-    def take(self, leaf: Tensor) -> None:
-        """Take the gradient off a leaf; where backward reaches the leaf again, add to it."""
-        gradient, leaf.grad = leaf.grad, None
-        self.gradient = gradient if self.gradient is None or gradient is None else self.gradient + gradient
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, start: Tensor) -> tuple[Tensor | None, ...]:
+        found = tuple(ctx.gradients)
+        ctx.gradients.clear()
+        return None, *found
 
 
-def _leaves(weights: Weights) -> tuple[Weights, list[_Waiting]]:
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """Weights of one cluster that are gone but for their place in the graph, and the gradients that came to them."""
+
+    end: Tensor
+    gradients: list[Tensor | None]
+
+
+def _leaves(weights: Weights) -> tuple[Weights, list[_Cluster]]:
     """Each generated tensor as a leaf that hands on its gradient; tied names share one leaf."""
-    made: dict[int, Tensor] = {}
-    waiting: list[_Waiting] = []
-    for weight in (weight for generated in weights.values() for weight in generated.values()):
-        if id(weight) not in made:
-            made[id(weight)] = weight.detach().requires_grad_()
-            if weight.requires_grad:
-                waiting.append(_Waiting(weight))
-                made[id(weight)].register_post_accumulate_grad_hook(waiting[-1].take)
+    apart = {id(weight): weight for generated in weights.values() for weight in generated.values()}
+    made = {key: weight.detach().requires_grad_() for key, weight in apart.items()}
+    together: dict[Any, list[Tensor]] = {}
+    for weight in apart.values():
+        if weight.requires_grad:
+            together.setdefault(weight.grad_fn, []).append(weight)
+    clusters: list[_Cluster] = []
+    for found in together.values():
+        gradients: list[Tensor | None] = [None] * len(found)
+        for place, weight in enumerate(found):
+            made[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
+        clusters.append(_Cluster(_HandOn.apply(gradients, *found), gradients))
     leaves = {
         member: {name: made[id(weight)] for name, weight in generated.items()} for member, generated in weights.items()
     }
-    return leaves, waiting
+    return leaves, clusters
 
 
-def _backward_through_bank(waiting: list[_Waiting]) -> None:
+def _collect(gradients: list[Tensor | None], place: int, leaf: Tensor) -> None:
+    """Take the gradient off a leaf; where backward reaches the leaf again, add to it."""
+    new, leaf.grad = leaf.grad, None
+    before = gradients[place]
+    gradients[place] = new if before is None or new is None else before + new
+
+
+def _backward_through_bank(clusters: list[_Cluster]) -> None:
     """Hand the gradients on, one cluster's after the other; each is freed with its cluster."""
-    clusters: dict[Any, list[_Waiting]] = {}
-    while waiting:
-        weight = waiting.pop(0)
-        if weight.gradient is not None:
-            clusters.setdefault(weight.edge.node, []).append(weight)
-    for node in list(clusters):
-        found = clusters.pop(node)
-        edges, gradients = [weight.edge for weight in found], [weight.gradient for weight in found]
-        found.clear()
-        torch.autograd.backward(edges, gradients)
+    for cluster in clusters:
+        if any(gradient is not None for gradient in cluster.gradients):
+            cluster.end.backward()
