@@ -104,7 +104,7 @@ def _draw(
             axes.plot(*zip(*lines[name]), **_look(name), gid=f"{sweep} {key} {name}")
     if slope is not None:
         axes.annotate(
-            f"slope {slope:.2f}",
+            f"slope {round(slope, 2) + 0:.2f}",  # adding 0 makes -0.00 of a tiny slope 0.00
             (0, 1),
             xycoords="axes fraction",
             xytext=(4, -2),
