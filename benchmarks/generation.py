@@ -16,6 +16,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse
         calls: dict[str, Callable[[], object]] = {
             "forward": forward,
             "copy": copy,
-            "backward": lambda made=weights, given=gradients: torch.autograd.backward(made, given),
+            "backward": partial(torch.autograd.backward, weights, gradients),
         }
         for name, call in calls.items():
             seconds = timed(call, fabric.device)
