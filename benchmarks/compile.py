@@ -56,7 +56,7 @@ def main() -> None:
 def measure(recipe: Recipe, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig(precision=precision, device=options.device)
     fabric = build_fabric(config)
-    channels_last = precision == "bfloat16"
+    channels_last = precision == "bfloat16" or fabric.device.type == "cpu"
     shape = (options.batch_size, 3, options.image_size, options.image_size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(fabric.device)
     labels = torch.randint(0, 10, shape[:1], generator=torch.Generator().manual_seed(0)).to(fabric.device)
