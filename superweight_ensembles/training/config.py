@@ -50,7 +50,8 @@ class TrainConfig:
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
             their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
         compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
-            minute or so on a CPU, with a C++ compiler. Equal to rounding; benchmarks/compile.py says whether it pays.
+            minute or so on a CPU, with a C++ compiler. Equal to the rounding of the precision; benchmarks/compile.py
+            says whether it pays.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
