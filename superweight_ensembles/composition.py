@@ -308,4 +308,5 @@ def take(tensor: Tensor, positions: Positions) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(positions, device=device)
+    with torch.inference_mode(False):  # autograd, which may come later, keeps it for backward
+        return torch.tensor(positions, device=device)

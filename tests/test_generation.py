@@ -210,6 +210,16 @@ def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, k
         assert_close(pieces, whole, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("subset", [["a"], ["b"], ["c", "a"]])
+def test_weights_that_were_first_generated_for_inference_can_be_trained(subset):
+    composition._index.cache_clear()
+    bank = bank_of("wrn", edit=first_to_last)
+    with torch.inference_mode():
+        bank.generate(subset)
+    sum(weight.sum() for weight in flat(bank.generate(subset)).values()).backward()
+    assert any(rows.grad is not None and rows.grad.abs().sum() > 0 for rows in bank.coefficients.values())
+
+
 def test_threads_are_given_back():
     bank, before = bank_of("wrn"), torch.get_num_threads()
     torch.set_num_threads(2)
