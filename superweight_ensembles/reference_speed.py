@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from superweight_ensembles.evaluation.costs import count_flops
+from superweight_ensembles.training.fabric import faster_channels_last
 
 _CHANNELS = 64
 _PIXELS = 32
@@ -32,7 +33,7 @@ def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: 
         The median of all calls.
     """
     batch = 256 if device.type == "cuda" else 16
-    layout = torch.channels_last if bfloat16 or device.type == "cpu" else torch.contiguous_format
+    layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = _Block().to(device).to(memory_format=layout)

@@ -48,12 +48,7 @@ class FileBatches:
     def batches(
         self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
-        """Batches of pixels, uint8 (B, 3, H, W) on the device, in the order given.
-
-        Args:
-            order: int64, on the CPU, indices into the split.
-            batch_size: Images a batch; the last may be smaller.
-            crop_key: As :meth:`ImageReader.read` takes it.
+        """See :meth:`PixelSource.batches`.
 
         Raises:
             SuperWeightError: Names the first file that cannot be read.

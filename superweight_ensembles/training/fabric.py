@@ -31,6 +31,11 @@ def uses_bfloat16(config: TrainConfig) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in instructions)
 
 
+def faster_channels_last(device: torch.device, bfloat16: bool) -> bool:
+    """Whether convolutions are faster in the channels-last memory format: on the CPU, and in bfloat16."""
+    return device.type == "cpu" or bfloat16
+
+
 def _device(config: TrainConfig) -> str:
     if config.device != "auto":
         return config.device

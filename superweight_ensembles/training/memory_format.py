@@ -12,7 +12,7 @@ from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.search.gradients import evaluating
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import uses_bfloat16
+from superweight_ensembles.training.fabric import faster_channels_last, uses_bfloat16
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def set_memory_format(
 ) -> bool:
     """Bring an ensemble into the memory format that a config asks for.
 
-    ``auto`` is channels-last where convolutions are faster so: on the CPU, and in bfloat16. A member that flattens
+    ``auto`` is channels-last where convolutions are faster so. A member that flattens
     feature maps by ``view`` cannot read it; where the data tell the shape of images, each member is tried on two of
     them, and all stay contiguous if one cannot.
 
@@ -32,7 +32,7 @@ def set_memory_format(
     if isinstance(config.channels_last, bool):
         channels_last = config.channels_last
     else:
-        channels_last = fabric.device.type == "cpu" or uses_bfloat16(config)
+        channels_last = faster_channels_last(fabric.device, uses_bfloat16(config))
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
     if channels_last and config.channels_last == "auto" and isinstance(data, ImageData):
