@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch import nn
-from training_steps import timed
+from training_steps import recipe_ensemble, timed
 
 import superweight_ensembles as swe
 from superweight_ensembles.files import write_json
@@ -53,8 +53,7 @@ def main() -> None:
     for precision in ("float32", "bfloat16"):
         for name in RECIPES:
             recipe = load_recipe(f"recipes/{name}.yaml")
-            members = recipe.build_members()
-            ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
+            ensemble = recipe_ensemble(recipe, TrainConfig(precision=precision, device=options.device))
             results.append({"recipe": name, **measure(ensemble, precision, options)})
             print(line(name, results[-1]), flush=True)
         for count in TEMPLATES:

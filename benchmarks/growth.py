@@ -33,9 +33,9 @@ GROWTH_FORMAT = 1
 SWEEPS = {"members": "members", "targets": "targets", "templates": "templates a slot", "batch_size": "images a step"}
 # What is drawn and fitted: of the point, of the own weights' point, and what it should grow as.
 SERIES = {
-    "step_ms": ("bank_ms", "own_ms", "bank_flops"),
+    "step_ms": ("bank_ms", "own_ms", "flops"),
     "generation_ms": ("generation_ms", None, "generation_products"),
-    "peak_bytes": ("bank_peak_bytes", "own_peak_bytes", "bank_peak_bytes"),
+    "peak_bytes": ("bank_peak_bytes", "own_peak_bytes", "peak_bytes"),
     "plan_s": ("plan_s", None, "targets"),
     "plan_and_build_s": ("plan_and_build_s", None, "targets"),
 }

@@ -6,24 +6,18 @@ import logging
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from peak_memory import (
-    Peak,
-    activation_bytes,
-    in_fresh_process,
-    look_before,
-    measure_peak,
-    tensor_bytes,
-)
+from peak_memory import Peak, in_fresh_process, look_before, measure_peak
 from residual_mlp import ResidualMLP
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from training_steps import apart_step, generation_step, joint_step, random_batch, timed
+from training_steps import Step, apart_step, generation_step, joint_step, random_batch, timed
 
 import superweight_ensembles as swe
+from superweight_ensembles.estimate import estimate_training
 from superweight_ensembles.training import TrainConfig
 
 T = TypeVar("T")
@@ -128,6 +122,7 @@ def peak_of(setting: Setting, arm: str) -> Peak:
     del small
     before = look_before()
     members = build_members(setting)
+    step: Step
     if arm == "bank":
         step, optimizer = joint_step(swe.SuperWeightEnsemble(members, plan=make_plan(members, setting)), _CONFIG)
     else:
@@ -138,37 +133,22 @@ def peak_of(setting: Setting, arm: str) -> Peak:
     return measure_peak(lambda: step(*batch), optimizer, before)
 
 
-def on_paper(
-    ensemble: swe.SuperWeightEnsemble, members: dict[str, nn.Module], setting: Setting
-) -> dict[str, float | int]:
-    """What a step should cost, counted: FLOPs, products of generation, bytes at the peak.
-
-    Bytes of the bank: parameters, momentum and gradients; generated weights and their gradients; activations of one
-    member; the batch. Of own weights: the same without what is generated.
-    """
-    batch = random_batch(setting.batch_size, setting.image_size)
-    flops = {}
-    for arm, step in (("bank", joint_step(ensemble, _CONFIG)[0]), ("own", apart_step(members.values(), _CONFIG)[0])):
-        with FlopCounterMode(display=False) as counter:
-            step(*batch)
-        flops[arm] = counter.get_total_flops()
-    generated = 4 * sum(member.num_parameters - member.num_private for member in ensemble.plan.members)
-    activations = max(activation_bytes(module, batch[0]) for module in members.values())
-    buffers = sum(tensor_bytes(module.buffers()) for module in members.values()) + tensor_bytes(batch)
+def on_paper(ensemble: swe.SuperWeightEnsemble, members: dict[str, nn.Module], setting: Setting) -> dict[str, int]:
+    """What a step of the bank should cost, counted: FLOPs, products of generation, bytes at the peak."""
+    with FlopCounterMode(display=False) as counter:
+        joint_step(ensemble, _CONFIG)[0](*random_batch(setting.batch_size, setting.image_size))
+    shape = (3, setting.image_size, setting.image_size)
+    config = replace(_CONFIG, batch_size=setting.batch_size)
     products = sum(
         slot.num_vectors * slot.num_templates * block.size
         for cluster in ensemble.plan.clusters
         for slot, block in zip(cluster.slots, cluster.blocks)
     )
     return {
-        "bank_flops": flops["bank"],
-        "own_flops": flops["own"],
+        "flops": counter.get_total_flops(),
         "generation_products": products,
         "targets": sum(len(cluster.targets) for cluster in ensemble.plan.clusters),
-        "generated_bytes": generated,
-        "activation_bytes": activations,
-        "bank_peak_bytes": 3 * 4 * ensemble.num_parameters + 2 * generated + activations + buffers,
-        "own_peak_bytes": 3 * 4 * ensemble.independent_parameters + activations + buffers,
+        "peak_bytes": estimate_training(members, ensemble.plan, shape, config).peak_bytes,
     }
 
 

@@ -15,7 +15,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,17 +28,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from training_steps import joint_step, recipe_ensemble, timed
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData, ImageLoader, MemorySplit
 from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
-from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import prepared_batch, training_loader
-from superweight_ensembles.training.optimization import build_optimizer
 
 SIZE = (500, 375)
 PICTURES = 200
@@ -215,9 +214,9 @@ def measure_steps(recipe: Recipe, data: ImageData, batch_size: int, workers: lis
         batch_size=batch_size, precision="bfloat16", flip=recipe.training.flip, cutout=recipe.training.cutout,
         crop_padding=recipe.training.crop_padding, random_resized_crop=recipe.training.random_resized_crop,
     )  # fmt: skip
-    device = build_fabric(config).device
-    step = training_step(recipe, config)
-    loaders = [training_loader(data, replace(config, num_workers=number), device) for number in workers]
+    fabric = build_fabric(config)
+    step, _ = joint_step(recipe_ensemble(recipe, config), config)
+    loaders = [training_loader(data, replace(config, num_workers=number), fabric.device) for number in workers]
     times: dict[int, list[tuple[float, float]]] = {number: [] for number in workers}
     epochs: dict[int, Iterator[tuple[torch.Tensor, torch.Tensor]]] = {}
     for round_number in range(len(loaders[0])):
@@ -225,14 +224,14 @@ def measure_steps(recipe: Recipe, data: ImageData, batch_size: int, workers: lis
             start = time.perf_counter()
             if round_number == 0:
                 epochs[number] = iter(loader)  # draws the epoch's random numbers
-            images, labels = prepared_batch(next(epochs[number]), device, channels_last=True)
-            ready = time.perf_counter()
-            step(images, labels)
-            times[number].append((ready - start, time.perf_counter() - ready))
+            images, labels = prepared_batch(next(epochs[number]), fabric.device, channels_last=True)
+            waited = time.perf_counter() - start
+            with fabric.autocast():
+                times[number].append((waited, timed(partial(step, images, labels), fabric.device)))
     return {
         "recipe": recipe.name,
         "precision": "bfloat16",
-        "device": str(device),
+        "device": str(fabric.device),
         "batch_size": batch_size,
         "image_shape": list(data.image_shape),
         "arms": [step_shares(number, found[1:]) for number, found in times.items()],
@@ -249,25 +248,6 @@ def step_shares(workers: int, times: list[tuple[float, float]]) -> dict[str, Any
         "step_ms": 1e3 * statistics.median(step),
         "data_share": sum(data) / (sum(data) + sum(step)),
     }
-
-
-def training_step(recipe: Recipe, config: TrainConfig) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A joint step over the shared bank, as the library trains."""
-    fabric = build_fabric(config)
-    members = recipe.build_members()
-    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
-    ensemble.to(fabric.device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(ensemble, config)
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with fabric.autocast():
-            joint_backward(ensemble, images, labels, nn.functional.cross_entropy)
-        optimizer.step()
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return step
 
 
 def report(results: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from peak_memory import Peak, in_fresh_process, look_before, measure_peak, state
 from residual_mlp import ResidualMLP
 from safetensors.torch import save_file
 from torch import nn
-from training_steps import apart_step, joint_step, random_batch
+from training_steps import Step, apart_step, joint_step, random_batch, recipe_batch, recipe_ensemble, recipe_members
 
 import superweight_ensembles as swe
 from superweight_ensembles.files import write_json
@@ -114,32 +114,22 @@ def peak_of(setting: Setting, arm: str, live: bool) -> Peak:
         torch.set_num_threads(setting.threads)
     config = TrainConfig(precision=setting.precision, device="cpu", learning_rate=0.01)
     fabric = build_fabric(config)
-    channels_last = setting.precision == "bfloat16"
     small = {"small": swe.wide_resnet(10, 1, 10)}
     with fabric.autocast():
         joint_step(swe.SuperWeightEnsemble(small, budget=0.9), config)[0](*random_batch(2, setting.image_size))
     del small
     before = look_before()
     recipe = load_recipe(setting.recipe)
-    members = recipe.build_members()
-    images, labels = random_batch(setting.batch_size, setting.image_size)
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+    batch = recipe_batch(config, setting.batch_size, setting.image_size)
+    step: Step
     if arm == "bank":
-        ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members))
-        if channels_last:
-            ensemble.to(memory_format=torch.channels_last)
-        step, optimizer = joint_step(ensemble, config)
+        step, optimizer = joint_step(recipe_ensemble(recipe, config), config)
     else:
-        modules = nn.ModuleList(members.values())
-        if channels_last:
-            modules.to(memory_format=torch.channels_last)
-        step, optimizer = apart_step(modules, config)
-    del members
+        step, optimizer = apart_step(recipe_members(recipe, config), config)
 
     def whole_step() -> None:
         with fabric.autocast():
-            step(images, labels)
+            step(*batch)
 
     whole_step()
     return measure_peak(whole_step, optimizer, before, live)

@@ -26,7 +26,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def measure_peak(step: Callable[[], None], optimizer: torch.optim.Optimizer, before: int, live: bool = True) -> Peak:
+def measure_peak(step: Callable[[], object], optimizer: torch.optim.Optimizer, before: int, live: bool = True) -> Peak:
     """The peak of a step that has run before.
 
     Args:
@@ -90,7 +89,7 @@ def measure_peak(step: Callable[[], None], optimizer: torch.optim.Optimizer, bef
     return Peak(live=persistent + live_growth(step), persistent=persistent, resident=resident)
 
 
-def live_growth(step: Callable[[], None]) -> int:
+def live_growth(step: Callable[[], object]) -> int:
     """Most bytes that torch's CPU allocator holds during a call, more than before it."""
     return max(accumulate(allocations(step), initial=0))
 
@@ -101,7 +100,7 @@ def living_bytes() -> int:
     return tensor_bytes(thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter, nn.Buffer))
 
 
-def allocations(step: Callable[[], None]) -> list[int]:
+def allocations(step: Callable[[], object]) -> list[int]:
     """Bytes of each allocation during a call, in order; negative where memory is given back."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
@@ -126,23 +125,6 @@ def tensor_bytes(tensors: Iterable[object]) -> int:
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes of an optimiser's state."""
     return tensor_bytes(value for state in optimizer.state.values() for value in state.values())
-
-
-def activation_bytes(module: nn.Module, images: Tensor) -> int:
-    """Bytes that a forward pass keeps for backward, parameters and the images aside."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers(), images)}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        answer = module(images)
-    size = tensor_bytes(kept.values())
-    del answer
-    return size
 
 
 def drop_freed() -> None:

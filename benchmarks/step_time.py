@@ -26,7 +26,17 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import reference  # type: ignore[import-not-found]
 import torch
 from torch import nn
-from training_steps import Step, apart_step, generation_step, joint_step, random_batch, timed
+from training_steps import (
+    Step,
+    apart_step,
+    generation_step,
+    joint_step,
+    recipe_batch,
+    recipe_ensemble,
+    recipe_members,
+    timed,
+    trained_format,
+)
 
 import superweight_ensembles as swe
 from superweight_ensembles.files import write_json
@@ -82,15 +92,12 @@ def measure(
 ) -> dict[str, Any]:
     config = TrainConfig(precision=precision, device=options.device)
     fabric = build_fabric(config)
-    channels_last = precision == "bfloat16" or fabric.device.type == "cpu"
-    bank, ensemble = bank_step(recipe, config, channels_last)
-    images, labels = (tensor.to(fabric.device) for tensor in random_batch(batch_size, options.image_size))
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    steps = {"bank": bank, "own": own_step(recipe, config, channels_last)}
+    ensemble = recipe_ensemble(recipe, config)
+    batch = recipe_batch(config, batch_size, options.image_size)
+    steps = {"bank": joint_step(ensemble, config)[0], "own": apart_step(recipe_members(recipe, config), config)[0]}
     if literal:
-        steps["literal"] = literal_step(bank_step(recipe, config, channels_last)[1], config)
-    calls: dict[str, Callable[[], None]] = {name: partial(step, images, labels) for name, step in steps.items()}
+        steps["literal"] = literal_step(recipe_ensemble(recipe, config), config)
+    calls: dict[str, Callable[[], object]] = {name: partial(step, *batch) for name, step in steps.items()}
     calls["generation"] = generation_step(ensemble)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round_number in range(options.rounds + 3):
@@ -105,7 +112,7 @@ def measure(
     return {
         "members": list(ensemble.member_names),
         "precision": precision,
-        "channels_last": channels_last,
+        "channels_last": trained_format(config) == torch.channels_last,
         "device": str(fabric.device),
         "recipe": recipe.name,
         "batch_size": batch_size,
@@ -122,24 +129,6 @@ def measure(
         "num_parameters": ensemble.num_parameters,
         "independent_parameters": ensemble.independent_parameters,
     }
-
-
-def bank_step(recipe: Recipe, config: TrainConfig, channels_last: bool) -> tuple[Step, swe.SuperWeightEnsemble]:
-    """A joint step over the shared bank, as the library trains."""
-    members = recipe.build_members()
-    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
-    ensemble.to(build_fabric(config).device)
-    if channels_last:
-        ensemble.to(memory_format=torch.channels_last)
-    return joint_step(ensemble, config)[0], ensemble
-
-
-def own_step(recipe: Recipe, config: TrainConfig, channels_last: bool) -> Step:
-    """The same members as plain modules, one after the other, and one optimiser over all their parameters."""
-    modules = nn.ModuleList(recipe.build_members().values()).to(build_fabric(config).device)
-    if channels_last:
-        modules.to(memory_format=torch.channels_last)
-    return apart_step(modules, config)[0]
 
 
 def literal_step(ensemble: swe.SuperWeightEnsemble, config: TrainConfig) -> Step:

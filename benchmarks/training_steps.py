@@ -9,20 +9,46 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles.recipe import Recipe
 from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training.compilation import compiled_calls
+from superweight_ensembles.training.fabric import build_fabric, faster_channels_last, uses_bfloat16
 from superweight_ensembles.training.optimization import build_optimizer
 
-Step = Callable[[torch.Tensor, torch.Tensor], None]
+Step = Callable[[torch.Tensor, torch.Tensor], object]
+JointStep = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 
 
-def joint_step(ensemble: swe.SuperWeightEnsemble, config: TrainConfig) -> tuple[Step, torch.optim.Optimizer]:
-    """A joint step over the shared bank, as the library trains."""
+def recipe_ensemble(recipe: Recipe, config: TrainConfig) -> swe.SuperWeightEnsemble:
+    """A recipe's ensemble on the device and in the memory format that it is trained in."""
+    members = recipe.build_members()
+    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
+    return ensemble.to(build_fabric(config).device).to(memory_format=trained_format(config))
+
+
+def recipe_members(recipe: Recipe, config: TrainConfig) -> nn.ModuleList:
+    """A recipe's members with weights of their own, likewise."""
+    modules = nn.ModuleList(recipe.build_members().values())
+    return modules.to(build_fabric(config).device).to(memory_format=trained_format(config))
+
+
+def trained_format(config: TrainConfig) -> torch.memory_format:
+    faster = faster_channels_last(build_fabric(config).device, uses_bfloat16(config))
+    return torch.channels_last if faster else torch.contiguous_format
+
+
+def joint_step(
+    ensemble: swe.SuperWeightEnsemble, config: TrainConfig, compiled: bool = False
+) -> tuple[JointStep, torch.optim.Optimizer]:
+    """A joint step over the shared bank, as the library trains; it answers the members' losses."""
     optimizer = build_optimizer(ensemble, config)
+    calls = compiled_calls(dict(ensemble.members.items())) if compiled else None
 
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        joint_backward(ensemble, images, labels, nn.functional.cross_entropy)
+        losses = joint_backward(ensemble, images, labels, nn.functional.cross_entropy, compiled=calls)
         optimizer.step()
+        return losses
 
     return step, optimizer
 
@@ -58,6 +84,12 @@ def generation_step(ensemble: swe.SuperWeightEnsemble) -> Callable[[], None]:
         ensemble.zero_grad(set_to_none=True)
 
     return step
+
+
+def recipe_batch(config: TrainConfig, batch_size: int, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random batch on the device and in the memory format of a training."""
+    images, labels = (tensor.to(build_fabric(config).device) for tensor in random_batch(batch_size, image_size))
+    return images.contiguous(memory_format=trained_format(config)), labels
 
 
 def random_batch(batch_size: int, image_size: int, num_classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
