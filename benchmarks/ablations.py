@@ -24,8 +24,8 @@ from rich.console import Console
 
 from superweight_ensembles.comparison import Variant, compare_arms, comparison_tables, read_comparison
 from superweight_ensembles.figures import draw_arms
-from superweight_ensembles.files import write_json
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.storage.files import write_json
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
 SEEDS = {

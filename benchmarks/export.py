@@ -27,10 +27,10 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.export import FORMATS, export_member
-from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import load_recipe
 from superweight_ensembles.runs import read_run, trained_arm
+from superweight_ensembles.storage.files import write_json
 
 WARM_UP = 3
 Call = Callable[[], Any]

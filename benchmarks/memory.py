@@ -31,9 +31,9 @@ from torch import nn
 from training_steps import Step, apart_step, joint_step, random_batch, recipe_batch, recipe_ensemble, recipe_members
 
 import superweight_ensembles as swe
-from superweight_ensembles.files import write_json
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import load_recipe
+from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.training import TrainConfig
 from superweight_ensembles.training.checkpoint import save_checkpoint
 from superweight_ensembles.training.fabric import build_fabric

@@ -24,7 +24,6 @@ import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData, MemorySplit
-from superweight_ensembles.files import write_json
 from superweight_ensembles.generation import slot_key
 from superweight_ensembles.initial_values import (
     Deviations,
@@ -35,6 +34,7 @@ from superweight_ensembles.initial_values import (
 )
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.storage.files import write_json
 
 Rule = tuple[str, str, float]
 RULES: dict[str, Rule | None] = {

@@ -103,8 +103,8 @@ def plot(
     """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
     from superweight_ensembles.comparison import read_comparison
     from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
-    from superweight_ensembles.files import read_json
     from superweight_ensembles.runs import read_results, read_search
+    from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
     if len(runs) == 1 and (runs[0] / "compare.json").is_file():

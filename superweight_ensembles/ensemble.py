@@ -23,7 +23,13 @@ from superweight_ensembles.hub import HubModel, local_folder, model_card, regist
 from superweight_ensembles.initial_values import own_deviations
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
-from superweight_ensembles.saving import build_members, read_plan, read_tensors, write_ensemble
+from superweight_ensembles.saving import (
+    build_members,
+    check_ensemble_files,
+    read_plan,
+    read_tensors,
+    write_ensemble,
+)
 from superweight_ensembles.targets import Members, named_members
 
 if TYPE_CHECKING:
@@ -176,7 +182,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         return module
 
     def save(self, folder: str | Path) -> None:
-        """Write the ensemble into a folder: config.json, plan.json, model.safetensors (the bank, not the members).
+        """Write the ensemble into a folder: config, plan, model.safetensors (the bank, not the members) and a manifest.
 
         A saved ensemble of that name is replaced as a whole, or not at all.
 
@@ -198,6 +204,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
         """
         folder = Path(folder)
+        check_ensemble_files(folder)
         plan = read_plan(folder)
         modules = build_members(folder, plan) if members is None else members
         ensemble = cls(modules, plan=plan)

@@ -12,9 +12,9 @@ from huggingface_hub.errors import HFValidationError
 
 from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.files import write_text
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.saving import ENSEMBLE_FILES
+from superweight_ensembles.storage.files import write_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -32,7 +32,6 @@ from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import Predictions, evaluate_predictions, predict
-from superweight_ensembles.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
@@ -40,6 +39,7 @@ from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
+from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.training import TrainProgress, train
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader

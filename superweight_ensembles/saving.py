@@ -17,12 +17,15 @@ from torch import nn
 
 from superweight_ensembles.architecture import Architecture, recall_architecture
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.files import read_json, read_text, whole_folder, write_json, write_text
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.registry import build_member
+from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.folders import whole_folder
+from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
 
-ENSEMBLE_FORMAT = 2
-ENSEMBLE_FILES = frozenset({"config.json", "plan.json", "model.safetensors", "anytime.json", "README.md"})
+ENSEMBLE_FORMAT = 3
+_NEEDED = ("config.json", "plan.json", "model.safetensors")
+ENSEMBLE_FILES = frozenset({*_NEEDED, MANIFEST_FILE, "anytime.json", "README.md"})
 
 
 def write_ensemble(
@@ -32,7 +35,7 @@ def write_ensemble(
     folder: Path,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write config.json, plan.json and model.safetensors; an older saved ensemble there is replaced as a whole.
+    """Write config.json, plan.json, model.safetensors and a manifest; an older saved ensemble is replaced as a whole.
 
     Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder.
 
@@ -42,21 +45,40 @@ def write_ensemble(
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
         raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
-    architectures = {name: recall_architecture(module) for name, module in members.items()}
     with whole_folder(folder) as draft:
-        write_json(
-            draft / "config.json",
-            {
-                "format": ENSEMBLE_FORMAT,
-                "members": {name: made and asdict(made) for name, made in architectures.items()},
-            },
-        )
-        write_text(draft / "plan.json", plan.to_json())
-        save_model(ensemble, str(draft / "model.safetensors"))
+        write_ensemble_files(ensemble, plan, members, draft)
         if beside is not None:
             beside(draft)
+        write_manifest(draft)
         if (folder / "README.md").is_file():
             shutil.copy2(folder / "README.md", draft / "README.md")
+
+
+def write_ensemble_files(
+    ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path
+) -> None:
+    """Write config.json, plan.json and model.safetensors into a folder that is being made."""
+    architectures = {name: recall_architecture(module) for name, module in members.items()}
+    write_json(
+        folder / "config.json",
+        {
+            "format": ENSEMBLE_FORMAT,
+            "members": {name: made and asdict(made) for name, made in architectures.items()},
+        },
+    )
+    write_text(folder / "plan.json", plan.to_json())
+    save_model(ensemble, str(folder / "model.safetensors"))
+
+
+def check_ensemble_files(folder: Path) -> None:
+    """Hold the files of a saved ensemble against its manifest.
+
+    Raises:
+        SuperWeightError: One is missing, damaged or was changed.
+    """
+    if not (folder / "plan.json").is_file():
+        raise SuperWeightError(f"{folder / 'plan.json'} is missing: {folder} is no saved ensemble")
+    check_manifest(folder, _NEEDED)
 
 
 def read_plan(folder: Path) -> SharingPlan:

@@ -31,7 +31,7 @@ def test_folder_round_trip_by_registry_name(tmp_path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(loaded(images), ensemble(images), rtol=0, atol=0)
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
-        "config.json", "model.safetensors", "plan.json"
+        "config.json", "manifest.json", "model.safetensors", "plan.json"
     ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     buffers = sum(tensor.numel() for tensor in ensemble.buffers())

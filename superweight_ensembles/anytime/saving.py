@@ -9,8 +9,9 @@ from pathlib import Path
 from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.files import read_json, write_json
 from superweight_ensembles.saving import write_ensemble
+from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.manifest import check_manifest, write_manifest
 
 ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
@@ -36,7 +37,7 @@ def write_predictor(
 
 
 def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
-    """Write anytime.json into the folder of a saved ensemble."""
+    """Write anytime.json into the folder of a saved ensemble, and into its manifest."""
     write_json(
         folder / ANYTIME_FILE,
         {
@@ -46,6 +47,7 @@ def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int],
             "policy": None if policy is None else policy.to_dict(),
         },
     )
+    write_manifest(folder)
 
 
 def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
@@ -57,6 +59,7 @@ def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], Exit
     path = folder / ANYTIME_FILE
     if not path.is_file():
         raise SuperWeightError(f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)")
+    check_manifest(folder, [ANYTIME_FILE])
     content = read_json(path)
     if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:
         raise SuperWeightError(f"{path} has format {content.get('format')!r:.80}; this version reads {ANYTIME_FORMAT}")

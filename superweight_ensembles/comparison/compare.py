@@ -21,11 +21,11 @@ from superweight_ensembles.comparison.estimators import run_estimator_arm
 from superweight_ensembles.comparison.summary import summarise
 from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, check_installed
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.files import read_json, write_json, write_text
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, read_run, train_run
+from superweight_ensembles.storage.files import read_json, write_json, write_text
 from superweight_ensembles.training import TrainProgress
 
 COMPARISON_FORMAT = 1

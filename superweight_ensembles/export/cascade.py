@@ -17,7 +17,8 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.evaluation.costs import count_flops
 from superweight_ensembles.export.onnx_file import ONNX_PACKAGES, check_onnx_packages, write_onnx
 from superweight_ensembles.export.plain import PlainMember, checked_shape, plain_member
-from superweight_ensembles.files import whole_folder, write_json
+from superweight_ensembles.storage.files import write_json
+from superweight_ensembles.storage.folders import whole_folder
 
 CASCADE_FORMAT = 1
 _PACKAGES = ("superweight_ensembles", "torch", *ONNX_PACKAGES)

@@ -9,8 +9,8 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.export.cascade import export_cascade, file_name
 from superweight_ensembles.export.member import FORMATS, export_member
-from superweight_ensembles.files import read_json
 from superweight_ensembles.runs import arms_of, read_run, trained_arm
+from superweight_ensembles.storage.files import read_json
 
 
 def export_run_member(

@@ -14,9 +14,9 @@ from torch import nn
 from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.export.plain import PlainMember, float_type
-from superweight_ensembles.files import read_json, write_json
 from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.saving import rebuild_member
+from superweight_ensembles.storage.files import read_json, write_json
 
 STATE_FORMAT = 1
 _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}

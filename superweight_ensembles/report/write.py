@@ -8,7 +8,6 @@ from typing import Any
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.figures import draw_run, draw_search
 from superweight_ensembles.figures.arms import read_arms
-from superweight_ensembles.files import read_json, write_text
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.recipe import Recipe
 from superweight_ensembles.report.anytime_section import anytime_section, read_curves
@@ -28,6 +27,7 @@ from superweight_ensembles.report.pictures import (
 from superweight_ensembles.report.result_section import result_section
 from superweight_ensembles.report.sharing_section import plan_section
 from superweight_ensembles.runs import read_results, read_run, read_search
+from superweight_ensembles.storage.files import read_json, write_text
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:

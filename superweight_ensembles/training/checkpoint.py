@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.files import read_json, whole_folder, write_json
 from superweight_ensembles.saving import read_plan, read_tensors
+from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.training.config import TrainConfig
 
 CHECKPOINT_FORMAT = 2

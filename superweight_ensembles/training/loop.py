@@ -22,8 +22,8 @@ from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.files import recover_folder
 from superweight_ensembles.search import Untying, has_ties, untie_coefficients
+from superweight_ensembles.storage.folders import recover_folder
 from superweight_ensembles.training.checkpoint import load_checkpoint, save_checkpoint
 from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig

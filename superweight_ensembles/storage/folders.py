@@ -1,0 +1,62 @@
+"""Folders that are whole or absent, whatever stops the writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from superweight_ensembles.storage.files import sync_folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write into a new folder beside ``folder`` and put it in its place at the end; nothing stays after an error.
+
+    All of it is on the disk before it gets its name, so that a folder of that name is whole after a power failure too.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    recover_folder(folder)
+    draft = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}")
+    draft.mkdir()
+    try:
+        yield draft
+        _sync(draft)
+        old = _older(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Bring back what stood there before, where :func:`whole_folder` was stopped between its two renames."""
+    if not folder.exists() and _older(folder).is_dir():
+        _older(folder).rename(folder)
+
+
+def clear_drafts(parent: Path) -> None:
+    """Remove what :func:`whole_folder` left when it was killed; nobody may be writing in ``parent`` now."""
+    for draft in parent.glob(".*.????????????"):
+        if draft.is_dir() and not draft.is_symlink():
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _older(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
