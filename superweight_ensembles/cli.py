@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.interruption import stop_now
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,12 +69,12 @@ def train(
     with _progress_bars() as (bars, progress_of):
         try:
             train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             bars.stop()
             if (folder / "recipe.yaml").is_file():
                 command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
-                _ERRORS.print(f"interrupted; whole epochs are kept: {command}", soft_wrap=True, highlight=False)
-            raise typer.Exit(130) from None
+                _say_stopped(stop, f"go on: {command}")
+            raise typer.Exit(_exit_code(stop)) from None
     _CONSOLE.print(f"trained: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -217,10 +220,10 @@ def compare(
                 overwrite=overwrite,
                 progress_of=progress_of,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             bars.stop()
-            _ERRORS.print("interrupted; whole epochs are kept: the same command with --resume", highlight=False)
-            raise typer.Exit(130) from None
+            _say_stopped(stop, "go on: the same command with --resume")
+            raise typer.Exit(_exit_code(stop)) from None
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
     drawn = draw_arms(comparison, folder / "figures")
@@ -286,8 +289,20 @@ def _threads(device: str) -> str:
     return "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
 
 
+def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
+    what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
+    _ERRORS.print(f"{what}; {remedy}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _exit_code(stop: KeyboardInterrupt) -> int:
+    """As shells say it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + int(getattr(stop, "signal", signal.SIGINT))
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop_now)
     try:
         app()
     except (SuperWeightError, OSError) as error:

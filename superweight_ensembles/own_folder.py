@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.storage.lock import LOCK_FILE
+from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
 
 def check_own_folder(
@@ -36,7 +39,7 @@ def check_own_folder(
     """
     if resume and overwrite:
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
-    if not folder.exists():
+    if not folder.exists() or {path.name for path in folder.glob("*")} == {LOCK_FILE}:
         return
     if not (resume or overwrite):
         raise SuperWeightError(
@@ -49,5 +52,15 @@ def check_own_folder(
         foreign = names - set(contents())
         if foreign:
             raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
-    elif load_recipe(folder / "recipe.yaml") != recipe:
-        raise SuperWeightError(f"{folder} was begun with another recipe or other overrides: resume with the same")
+    elif _what_counts(load_recipe(folder / "recipe.yaml")) != _what_counts(recipe):
+        raise SuperWeightError(
+            f"{folder} was begun with another recipe or other overrides: resume with the same, but for training."
+            f"{', '.join(RESUMABLE)}"
+        )
+
+
+def _what_counts(recipe: Recipe) -> Recipe:
+    """A recipe without what may differ from one part of a run to the next."""
+    defaults = asdict(TrainConfig())
+    training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
+    return recipe.model_copy(update={"training": training})

@@ -7,16 +7,19 @@ RUN/plan.json          the sharing plan that the shared arm is built on
 RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
                        evaluated with an anytime section, its calibrated cascade (anytime.json) as well
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
-RUN/ARM/checkpoint/    where training goes on after an interruption
+RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
+                       end that of the best epoch alone, where it is not the last one: an ensemble to load, too
 RUN/results.json       what evaluation found
 RUN/figures/*.png
 RUN/report.html        all of it on one page
+RUN/.lock              held by the process that is at work here
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,15 +43,19 @@ from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.folders import clear_drafts, empty_folder
+from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
 from superweight_ensembles.training import TrainProgress, train
+from superweight_ensembles.training.checkpoint import Checkpoints
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
+from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 
 RUN_FORMAT = 1
-_KEPT = {"checkpoint", ".checkpoint.old", "ensemble"}
+_KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
-    "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
-    "independent",
+    LOCK_FILE, "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export",
+    "shared", "independent",
 }  # fmt: skip
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
@@ -66,59 +73,84 @@ def train_run(
     Args:
         recipe: What to train.
         folder: Made here.
-        resume: Go on in a folder that this recipe began; arms that are done stay as they are.
+        resume: Go on in a folder that this recipe began; arms that are done stay as they are. What decides how steps
+            are computed, not what they compute (``RESUMABLE``), may differ.
         overwrite: Replace a run folder that is there.
         progress_of: Gives each arm, by name, the callback that :func:`train` calls.
 
     Raises:
         SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
-            or something that is no run.
+            or something that is no run; another process is at work in it.
+        TrainingStopped: A signal; everything is saved.
     """
     check_own_folder(
         folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES, resume=resume,
         overwrite=overwrite,
     )  # fmt: skip
-    build_fabric(recipe.training)
-    members = recipe.build_members()
-    plan = recipe.plan(members)
-    data = recipe.load_data()
-    training_loader(data, recipe.training)
-    if recipe.anytime is not None:
-        _check_held_out(data)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    begun = not folder.exists()
-    if begun:
-        folder.mkdir(parents=True)
+    with ExitStack() as ending:
+        existed = folder.is_dir()
+        if existed:
+            ending.enter_context(locked_folder(folder))
+        build_fabric(recipe.training)
+        members = recipe.build_members()
+        plan = recipe.plan(members)
+        data = recipe.load_data()
+        training_loader(data, recipe.training)
+        if recipe.anytime is not None:
+            _check_held_out(data)
+        if not existed:
+            folder.mkdir(parents=True)
+            ending.enter_context(locked_folder(folder))
+        elif overwrite:
+            empty_folder(folder)
+        begun = not (folder / "run.json").is_file()
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+        if begun:
+            write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+        try:
+            _train_stages(recipe, members, plan, data, folder, progress_of)
+        except SuperWeightError:
+            searched = (folder / "search" / "search.json").is_file()
+            if begun and not searched and not any(path.name in _KEPT for path in folder.glob("*/*")):
+                shutil.rmtree(folder)  # nothing was reached that could be gone on from
+            raise
+
+
+def _train_stages(
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    plan: SharingPlan,
+    data: ImageData,
+    folder: Path,
+    progress_of: ProgressOf | None,
+) -> None:
+    """The search and every arm, or those of them that are not done."""
 
     def progress(stage: str) -> Callable[[TrainProgress], None] | None:
         return progress_of(stage) if progress_of is not None else None
 
-    try:
-        if not (folder / "plan.json").is_file():
-            if recipe.sharing.search != "none":
-                plan = _search(recipe, members, plan, data, folder / "search", progress("search"))
-            write_text(folder / "plan.json", plan.to_json())
-        shutil.rmtree(folder / "search" / "checkpoint", ignore_errors=True)
-        for arm in arms_of(recipe):
-            if (folder / arm / "training.json").is_file():
-                continue
+    if not (folder / "plan.json").is_file():
+        if recipe.sharing.search != "none":
+            plan = _search(recipe, members, plan, data, folder / "search", progress("search"))
+        write_text(folder / "plan.json", plan.to_json())
+    shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True)
+    for arm in arms_of(recipe):
+        if not (folder / arm / "training.json").is_file():
             shared = arm == "shared"
             arm_plan = SharingPlan.from_json(read_text(folder / "plan.json")) if shared else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
             _train_arm(recipe, ensemble, data, folder / arm, progress(arm), untie=recipe.untying() if shared else None)
-    except SuperWeightError:
-        searched = (folder / "search" / "search.json").is_file()
-        if begun and not searched and not any(path.name in _KEPT for path in folder.glob("*/*")):
-            shutil.rmtree(folder)  # nothing was reached that could be gone on from
-        raise
+        Checkpoints(folder / arm / CHECKPOINT_FOLDER).keep_best(_history(folder / arm))
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
     """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
     recipe = read_run(folder)
+    with locked_folder(folder):
+        return _evaluate(recipe, folder)
+
+
+def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to evaluate on")
@@ -127,9 +159,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
         tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
-        training = read_json(folder / arm / "training.json")
-        if not isinstance(training.get("history"), list):
-            raise SuperWeightError(f"{folder / arm / 'training.json'} is damaged: it has no history")
+        training, history = read_json(folder / arm / "training.json"), _history(folder / arm)
         anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
@@ -140,7 +170,7 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
                 **evaluate_predictions(ensemble, tested).to_dict(),
                 **anytime,
                 "training": {key: value for key, value in training.items() if key != "history"},
-                "history": training["history"],
+                "history": history,
             }
         )
     results = {
@@ -253,9 +283,17 @@ def _train_arm(
     untie: Untying | None,
 ) -> None:
     result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
+    clear_drafts(folder)
     ensemble.cpu().save(folder / "ensemble")
     write_json(folder / "training.json", asdict(result))
-    shutil.rmtree(folder / "checkpoint")
+
+
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of an arm that is trained."""
+    history = read_json(folder / "training.json").get("history")
+    if not isinstance(history, list):
+        raise SuperWeightError(f"{folder / 'training.json'} is damaged: it has no history")
+    return history
 
 
 def _measure_anytime(

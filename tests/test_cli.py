@@ -85,16 +85,16 @@ def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_pat
 
 def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    from superweight_ensembles.training import loop
+    from superweight_ensembles.training.checkpoint import Checkpoints
 
-    save = loop.save_checkpoint
+    save = Checkpoints.save
 
     def save_and_interrupt(*arguments) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", save_and_interrupt)
+        patch.setattr(Checkpoints, "save", save_and_interrupt)
         assert superweights(monkeypatch, "train", recipe, "--out", run) == 130
     assert "--resume" in " ".join(capsys.readouterr().err.split())
     assert superweights(monkeypatch, "evaluate", run) == 2

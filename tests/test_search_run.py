@@ -114,12 +114,13 @@ def test_files_of_a_run(whole: Path) -> None:
     logged = [json.loads(line)["epoch"] for line in (whole / "search" / "log.jsonl").read_text().splitlines()]
     assert logged == [1, 2]
     assert sorted(path.name for path in (whole / "search").iterdir()) == [
+        ".lock",
         "log.jsonl",
         "plan.json",
         "search.json",
         "tensorboard",
     ]
-    assert not (whole / "shared" / "checkpoint").exists()
+    assert not list((whole / "shared" / "checkpoints").glob("*-step-000003"))
     assert load_recipe(whole / "recipe.yaml") == recipe_of(UNTYING)
 
 

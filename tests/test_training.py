@@ -260,7 +260,7 @@ def test_training_errors() -> None:
         swe.train(small_ensemble(), data, FAST, resume=True)
     with pytest.raises(swe.SuperWeightError, match="sized iterable of at least one batch"):
         swe.train(small_ensemble(), [], FAST)
-    with pytest.raises(swe.SuperWeightError, match=r"training loss of member 'deep' is (nan|inf) in epoch 1"):
+    with pytest.raises(swe.SuperWeightError, match=r"step \d of epoch 1: .*lower learning_rate"):
         swe.train(small_ensemble(), data, dataclasses.replace(FAST, batch_size=8, learning_rate=1e12))
     if not torch.cuda.is_available():
         with pytest.raises(swe.SuperWeightError, match="'cuda' is not available"):
@@ -287,19 +287,6 @@ def test_a_run_is_resumed_with_its_own_config_or_refused(tmp_path) -> None:
         swe.train(small_ensemble(), data, FAST, out=tmp_path)
     with pytest.raises(swe.SuperWeightError, match=r"was made with epochs=2, now 5: resume with the config"):
         swe.train(small_ensemble(), data, dataclasses.replace(FAST, epochs=5), out=tmp_path, resume=True)
-    moments = tmp_path / "checkpoint" / "optimizer.safetensors"
-    moments.write_bytes(moments.read_bytes()[:-100])
-    with pytest.raises(swe.SuperWeightError, match=r"checkpoint .* is damaged"):
-        swe.train(small_ensemble(), data, FAST, out=tmp_path, resume=True)
-
-
-def test_checkpoint_between_its_two_renames_is_found_again(tmp_path) -> None:
-    data = swe.load_data("synthetic", num_train=96, num_test=32)
-    swe.train(small_ensemble(), data, FAST, out=tmp_path)
-    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.old")
-    steps = []
-    result = swe.train(small_ensemble(), data, FAST, out=tmp_path, resume=True, callback=steps.append)
-    assert steps == [] and len(result.history) == 2
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,17 @@ from superweight_ensembles.comparison.arms import Arm, Variant, build_arms
 from superweight_ensembles.comparison.estimators import run_estimator_arm
 from superweight_ensembles.comparison.summary import summarise
 from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS, check_installed
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, read_run, train_run
 from superweight_ensembles.storage.files import read_json, write_json, write_text
+from superweight_ensembles.storage.folders import empty_folder
+from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
 from superweight_ensembles.training import TrainProgress
+from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 
 COMPARISON_FORMAT = 1
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
@@ -81,9 +85,24 @@ def compare_arms(
         folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        if overwrite:
+            empty_folder(folder)
+        return _compare(recipe, folder, arms, data, against, variants, overrides, num_seeds, progress_of)
+
+
+def _compare(
+    recipe: Recipe,
+    folder: Path,
+    arms: Sequence[Arm],
+    data: ImageData,
+    against: Sequence[str],
+    variants: Sequence[Variant],
+    overrides: Sequence[str],
+    num_seeds: int,
+    progress_of: ProgressOf | None,
+) -> dict[str, Any]:
     write_text(folder / "recipe.yaml", recipe.to_yaml())
     seeds = list(range(recipe.seed, recipe.seed + num_seeds))
     plan = {
@@ -152,7 +171,7 @@ def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], 
         if not done.is_file():
             found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
             write_json(done, {"arms": [found]})
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+            shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
     elif done.is_file():
         if read_run(folder) != recipe:
             raise SuperWeightError(f"{folder} was trained with another recipe: give the arm another name")
@@ -173,4 +192,4 @@ def _contents(folder: Path) -> set[str]:
         for path in folder.iterdir()
         if path.is_dir() and all(re.fullmatch(r"seed-\d+", inner.name) for inner in path.iterdir())
     }
-    return {"recipe.yaml", "compare.json", "comparison.json", "figures", *arms}
+    return {LOCK_FILE, "recipe.yaml", "compare.json", "comparison.json", "figures", *arms}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from superweight_ensembles.storage.files import sync_folder
+from superweight_ensembles.storage.lock import LOCK_FILE
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 @contextmanager
@@ -43,9 +47,18 @@ def recover_folder(folder: Path) -> None:
 
 def clear_drafts(parent: Path) -> None:
     """Remove what :func:`whole_folder` left when it was killed; nobody may be writing in ``parent`` now."""
-    for draft in parent.glob(".*.????????????"):
-        if draft.is_dir() and not draft.is_symlink():
+    for draft in parent.iterdir():
+        if _DRAFT.fullmatch(draft.name) and draft.is_dir() and not draft.is_symlink():
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove everything in a folder but its lock, which is held."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
 
 
 def _older(folder: Path) -> Path:

@@ -1,62 +1,170 @@
-"""A training run between two epochs, as a folder of safetensors and JSON."""
+"""A training between two steps, as a folder: plan, configuration, safetensors and a manifest of checksums.
+
+CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`SuperWeightEnsemble.load` reads it
+CHECKPOINT/optimizer.safetensors                       moments
+CHECKPOINT/random.safetensors                          the states of every generator, of each process
+CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, progress
+CHECKPOINT/manifest.json                               size and SHA-256 of each of them
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.saving import read_plan, read_tensors
+from superweight_ensembles.saving import read_plan, read_tensors, write_ensemble_files
 from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.folders import whole_folder
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
+from superweight_ensembles.storage.manifest import check_manifest, write_manifest
+from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
+_FILES = (
+    "config.json", "plan.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
+)  # fmt: skip
+_NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
+_KEPT = 2
+_LOG = logging.getLogger(__name__)
+RandomStates = Sequence[Mapping[str, Tensor]]
 
 
-def save_checkpoint(
-    folder: Path,
-    ensemble: SuperWeightEnsemble,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    config: TrainConfig,
-    settings: Mapping[str, Any],
-    progress: dict[str, Any],
-) -> None:
-    """Write everything that training goes on from; the folder before it is replaced as a whole."""
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, dict[str, Any]] = {}
-    state = optimizer.state_dict()
-    for index, entries in state["state"].items():
-        for key, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{key}"] = value.contiguous()
-            else:
-                numbers.setdefault(str(index), {})[key] = value
-    with whole_folder(folder) as draft:
-        ensemble.save(draft / "ensemble")
-        save_file(tensors, str(draft / "optimizer.safetensors"))
-        write_json(
-            draft / "state.json",
-            {
-                "format": CHECKPOINT_FORMAT,
-                "optimizer": {"numbers": numbers, "groups": state["param_groups"]},
-                "schedule": schedule.state_dict(),
-                "config": asdict(config),
-                "settings": dict(settings),
-                "progress": progress,
-            },
-        )
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        history: One record a whole epoch.
+        step: Steps done of the epoch after those.
+        loss_sums: Of each member, over the steps of that epoch that were not left out.
+        num_summed: How many those are.
+        learning_rate: At the start of that epoch.
+        seconds: Of that epoch, so far.
+        num_skipped: Steps left out for numbers that are not finite, over all epochs.
+        micro_batches: Parts that a step's batch is run in.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    num_summed: int = 0
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    num_skipped: int = 0
+    micro_batches: int = 1
+
+
+class Checkpoints:
+    """The checkpoints in one folder: the last two, and that of the best epoch so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(
+        self,
+        ensemble: SuperWeightEnsemble,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        config: TrainConfig,
+        settings: Mapping[str, Any],
+        progress: Progress,
+        states: RandomStates,
+    ) -> None:
+        """Write everything that training goes on from; afterwards, those that are no longer needed go.
+
+        Raises:
+            SuperWeightError: It cannot be written; the checkpoints before it are as they were.
+        """
+        path = self.folder / _name(len(progress.history), progress.step)
+        if path.is_dir():
+            return
+        before = self._named()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole_folder(path) as draft:
+                _write(draft, ensemble, optimizer, schedule, config, settings, progress, states)
+                write_manifest(draft)
+        except (OSError, SafetensorError) as error:
+            kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
+            raise SuperWeightError(f"the checkpoint {path} cannot be written: {error}; {kept}") from None
+        self._prune(progress.history)
+
+    def newest(self) -> Path | None:
+        """The last one that is whole; None where there is none at all.
+
+        Raises:
+            SuperWeightError: There are some, and all are damaged (says how the last one is).
+        """
+        damage: SuperWeightError | None = None
+        if self.folder.is_dir():
+            for old in self.folder.glob(".epoch-*.old"):
+                recover_folder(old.with_name(old.name[1:].removesuffix(".old")))
+        for path in reversed(self._named()):
+            try:
+                check_manifest(path, _FILES)
+            except SuperWeightError as error:
+                _LOG.warning("%s; going back to the checkpoint before it", error)
+                damage = damage or error
+                continue
+            return path
+        if damage is not None:
+            raise SuperWeightError(f"no checkpoint in {self.folder} can be used: {damage}")
+        return None
+
+    def clear_drafts(self) -> None:
+        """Remove what was being written when a process was killed."""
+        if self.folder.is_dir():
+            clear_drafts(self.folder)
+
+    def keep_best(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Remove all but the best epoch's, at the end of a training; all, where that is the last epoch."""
+        best = best_epoch(history)
+        keep = {_name(best, 0)} if best is not None and best < len(history) else set()
+        self._remove(path for path in self._named() if path.name not in keep)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _prune(self, history: Sequence[Mapping[str, Any]]) -> None:
+        best = best_epoch(history)
+        named = self._named()
+        self._remove(path for path in named[:-_KEPT] if best is None or path.name != _name(best, 0))
+
+    def _remove(self, paths: Any) -> None:
+        for path in list(paths):
+            gone = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # never half a checkpoint under its name
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    def _named(self) -> list[Path]:
+        """All of them, in the order of training."""
+        found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("epoch-*") if path.is_dir()]
+        return [path for _, path in sorted((tuple(map(int, match.groups())), path) for match, path in found if match)]
+
+
+def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
+    """The epoch at which the mean of the members was most accurate on the validation images; None without any."""
+    found = [
+        (record["validation"]["ensemble"]["accuracy"], -record["epoch"]) for record in history if record["validation"]
+    ]
+    return -max(found)[1] if found else None
 
 
 def load_checkpoint(
@@ -66,10 +174,13 @@ def load_checkpoint(
     schedule: LRScheduler,
     config: TrainConfig,
     settings: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Put a run back where :func:`save_checkpoint` left it; returns the progress that was saved.
+) -> tuple[Progress, list[dict[str, Tensor]]]:
+    """Put a training back where :meth:`Checkpoints.save` left it.
 
     A checkpoint of a run that un-tied coefficients has a plan with fewer ties, which the ensemble then adopts.
+
+    Returns:
+        The progress that was saved, and the random states of each process.
 
     Raises:
         SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
@@ -77,16 +188,21 @@ def load_checkpoint(
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
         raise SuperWeightError(
-            f"{folder} is a checkpoint of format {content.get('format')!r}; this version reads {CHECKPOINT_FORMAT}"
+            f"{folder} is a checkpoint of format {content.get('format')!r:.40}; this version reads {CHECKPOINT_FORMAT}"
         )
-    for key, value in json.loads(json.dumps({**asdict(config), **settings})).items():
-        # A key that is newer than the checkpoint had its default: that is how training went before there was a choice.
-        found = {**asdict(TrainConfig()), **content.get("config", {}), **content.get("settings", {})}.get(key)
-        if found != value:
+    try:
+        # A key that is newer than the checkpoint had its default: so training went before there was a choice.
+        before = {**asdict(TrainConfig()), **content["config"], **content["settings"]}
+        now = json.loads(json.dumps({**asdict(config), **settings}))
+    except (KeyError, TypeError) as error:
+        raise SuperWeightError(f"{folder / 'state.json'} is damaged: {error!r}") from None
+    for key, value in now.items():
+        if key not in RESUMABLE and before.get(key) != value:
             raise SuperWeightError(
-                f"{folder} was made with {key}={found!r}, now {value!r}: resume with the config that it began with"
+                f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
+                "it began with"
             )
-    plan = read_plan(folder / "ensemble")
+    plan = read_plan(folder)
     if plan != ensemble.plan:
         if settings.get("untie") is None:
             raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
@@ -94,12 +210,57 @@ def load_checkpoint(
             adopt_plan(ensemble, plan, optimizer)
         except SuperWeightError as error:
             raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
-    read_tensors(ensemble, folder / "ensemble")
+    read_tensors(ensemble, folder)
     try:
         _restore(folder, content, optimizer, schedule)
-        return dict(content["progress"])
-    except (KeyError, TypeError, ValueError, AttributeError, SafetensorError, OSError) as error:
-        raise SuperWeightError(f"the checkpoint {folder} is damaged: {error!r}") from None
+        progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
+        return progress, _read_states(folder)
+    except SuperWeightError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
+
+
+def _name(epochs: int, step: int) -> str:
+    """Whole epochs, and steps of the one after them."""
+    return f"epoch-{epochs:04d}-step-{step:06d}"
+
+
+def _write(
+    folder: Path,
+    ensemble: SuperWeightEnsemble,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    config: TrainConfig,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    states: RandomStates,
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    held = optimizer.state_dict()
+    for index, entries in held["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{key}"] = value.contiguous()
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    write_ensemble_files(ensemble, ensemble.plan, dict(ensemble.members.items()), folder)
+    save_file(tensors, str(folder / "optimizer.safetensors"))
+    by_rank = {f"{rank}.{name}": state for rank, named in enumerate(states) for name, state in named.items()}
+    save_file(by_rank, str(folder / "random.safetensors"))
+    write_json(
+        folder / "state.json",
+        {
+            "format": CHECKPOINT_FORMAT,
+            "optimizer": {"numbers": numbers, "groups": held["param_groups"]},
+            "schedule": schedule.state_dict(),
+            "config": asdict(config),
+            "settings": dict(settings),
+            "progress": asdict(progress),
+        },
+    )
 
 
 def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
@@ -109,10 +270,27 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     for name, tensor in load_file(str(folder / "optimizer.safetensors")).items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = tensor
+    for group, new in zip(optimizer.param_groups, content["optimizer"]["groups"], strict=True):
+        if set(new) != set(group) or len(new["params"]) != len(group["params"]):
+            raise ValueError("the optimizer's groups are other ones")
     optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == parameter.shape:
                 # in the parameter's memory format: fused optimisers walk through both in the order of memory
                 entries[key] = torch.empty_like(parameter).copy_(value)
+            elif value.numel() != 1:
+                raise ValueError(f"a moment {key} has the shape {tuple(value.shape)}, its parameter {parameter.shape}")
+    if set(content["schedule"]) != set(schedule.state_dict()):
+        raise ValueError("the schedule is another one")
     schedule.load_state_dict(content["schedule"])
+
+
+def _read_states(folder: Path) -> list[dict[str, Tensor]]:
+    by_rank: dict[int, dict[str, Tensor]] = {}
+    for key, state in load_file(str(folder / "random.safetensors")).items():
+        rank, _, name = key.partition(".")
+        by_rank.setdefault(int(rank), {})[name] = state
+    return [by_rank[rank] for rank in range(len(by_rank))]

@@ -13,6 +13,11 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 MEMBER_BATCHES = ("same", "own")
 PRECISIONS = ("auto", "float32", "bfloat16")
+# What may differ when a run is resumed: it changes how a step is computed, not what it computes.
+RESUMABLE = (
+    "checkpoint_steps", "compile", "device", "micro_batches", "num_threads", "num_workers", "recompute",
+    "skip_non_finite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +26,9 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training data.
-        batch_size: Images a step, the same for all members.
+        batch_size: Images a step, the same for all members; of several processes, together.
+        micro_batches: Parts that each step's batch is run in, one after the other, for less memory; ``auto`` doubles
+            them when memory runs out. The same gradients, but for batch norm, which sees the parts.
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
         coefficient_rate: Learning rate of the coefficients, as a multiple of that of everything else. A step of a
             coefficient moves a weight by a whole template, so it weighs more than a step of the weight itself would.
@@ -52,11 +59,15 @@ class TrainConfig:
         compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
             minute or so on a CPU, with a C++ compiler. Equal to the rounding of the precision; benchmarks/compile.py
             says whether it pays.
+        skip_non_finite: Leave out so many steps at most whose loss or gradient is not finite, with their changes of
+            norm statistics; one more, or the first where 0, stops the training.
+        sync_batch_norm: In several processes, batch norm takes the statistics of the whole batch, as in one.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
         num_workers: Processes that decode images; only data too large for memory need them.
         validate_every: Epochs between validations; the last epoch is always validated.
+        checkpoint_steps: Steps between checkpoints within an epoch; 0 for those at the ends of epochs alone.
         seed: Of the data order, augmentation and dropout.
     """
 
@@ -64,6 +75,7 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 128
+    micro_batches: int | str = 1
     learning_rate: float = 0.1
     coefficient_rate: float = 1.0
     optimizer: str = "sgd"
@@ -84,10 +96,13 @@ class TrainConfig:
     channels_last: bool | str = "auto"
     recompute: bool = False
     compile: bool = False
+    skip_non_finite: int = 0
+    sync_batch_norm: bool = True
     device: str = "auto"
     num_threads: int = 0
     num_workers: int = 0
     validate_every: int = 1
+    checkpoint_steps: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +118,9 @@ class TrainConfig:
                 raise unknown_name(name, given, known)
         if not isinstance(self.channels_last, bool) and self.channels_last != "auto":
             raise SuperWeightError(f"channels_last must be true, false or 'auto'; got {self.channels_last!r}")
+        parts = self.micro_batches
+        if parts != "auto" and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
+            raise SuperWeightError(f"micro_batches must be a whole number of at least 1 or 'auto'; got {parts!r}")
         for name in ("epochs", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise SuperWeightError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -111,6 +129,8 @@ class TrainConfig:
             "cutout",
             "num_threads",
             "num_workers",
+            "skip_non_finite",
+            "checkpoint_steps",
             "weight_decay",
             "ensemble_loss",
             "coefficient_rate",

@@ -6,9 +6,11 @@ Source: Teterwak et al., WACV 2024: loss = sum over members of the cross-entropy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,10 +21,12 @@ from torch.nn import functional as F
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
 from superweight_ensembles.training.compilation import Calls
+from superweight_ensembles.training.memory_errors import memory_told
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+TargetGradients = Mapping[tuple[str, str], Tensor]
 
 
 def joint_backward(
@@ -36,6 +40,8 @@ def joint_backward(
     ensemble_weight: float = 0.0,
     recomputed: Blocks | None = None,
     compiled: Calls | None = None,
+    micro_batches: int = 1,
+    look: Callable[[TargetGradients], None] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -47,7 +53,8 @@ def joint_backward(
         ensemble: In training mode, as a rule.
         images: (B, ...), or such a batch for each member by name.
         labels: (B,) class indices, or those of each member.
-        loss_function: Of one member's logits (B, K) and the labels, to a scalar; None with ``objective``.
+        loss_function: Of one member's logits (B, K) and the labels, to a scalar, a mean over the batch; None with
+            ``objective``.
         backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
         members: Those to run; all where None.
         objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
@@ -56,9 +63,13 @@ def joint_backward(
             0, the activations of all members live at once.
         recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
         compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
+        micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
+            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
+        look: Sees the gradients of the generated weights before the bank does.
 
     Raises:
-        SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it.
+        SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it; no memory
+            left (names the member and the batch).
 
     Returns:
         The detached loss of each member.
@@ -74,36 +85,108 @@ def joint_backward(
     """
     names = tuple(ensemble.member_names if members is None else members)
     leaves, clusters = _leaves(ensemble.bank.generate(names))
-    losses: dict[str, Tensor] = {}
-    answers: dict[str, Tensor] = {}
-    kept: dict[str, Tensor] = {}
-    for name in names:
-        own_images = images if isinstance(images, Tensor) else images[name]
-        own_labels = labels if isinstance(labels, Tensor) else labels[name]
-        own_weights = leaves[name] if ensemble_weight else leaves.pop(name)
-        with ensemble.placed(name, own_weights) as member, recomputing((recomputed or {}).get(name, ())):
-            if objective is not None:
-                loss = objective(member, own_images, own_labels)
-            else:
-                assert loss_function is not None, "one of the two is given"
-                logits = (compiled or {}).get(name, member)(own_images)
-                answers[name] = logits.detach()
-                check_logits(answers)
-                loss = loss_function(logits, own_labels)
-                if ensemble_weight:
-                    kept[name] = logits
-            losses[name] = loss if ensemble_weight else loss.detach()
-            if not ensemble_weight:
-                backward(loss)
+    task = _Task(ensemble, images, labels, loss_function, objective, recomputed or {}, compiled or {}, micro_batches)
     if ensemble_weight:
-        assert objective is None and isinstance(labels, Tensor), "one batch, and logits to take the mean of"
-        together = ensemble_nll(torch.stack(list(kept.values())), labels)
-        backward(torch.stack(list(losses.values())).sum() + ensemble_weight * together)
-        losses = {name: loss.detach() for name, loss in losses.items()}
-    own_weights = {}
+        losses = _together(task, names, leaves, backward, ensemble_weight)
+    else:
+        losses = _one_by_one(task, names, leaves, backward)
     leaves.clear()
-    _backward_through_bank(clusters)
+    if look is not None:
+        look({label: gradient for cluster in clusters for label, gradient in cluster.labelled()})
+    with memory_told(None, task.batch_size, micro_batches):
+        _backward_through_bank(clusters)
     return losses
+
+
+@dataclass(slots=True)
+class _Task:
+    """What each member is to do in a step."""
+
+    ensemble: SuperWeightEnsemble
+    images: Tensor | Mapping[str, Tensor]
+    labels: Tensor | Mapping[str, Tensor]
+    loss_function: LossFunction | None
+    objective: Objective | None
+    recomputed: Blocks
+    compiled: Calls
+    micro_batches: int
+    answers: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
+
+    def parts(self) -> list[tuple[slice, float]]:
+        """Rows of the batch, and their share in its mean loss."""
+        size = self.batch_size
+        count = min(self.micro_batches, size)
+        bounds = [size * index // count for index in range(count + 1)]
+        return [(slice(start, stop), (stop - start) / size) for start, stop in pairwise(bounds)]
+
+    @contextmanager
+    def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        with (
+            memory_told(name, self.batch_size, self.micro_batches),
+            self.ensemble.placed(name, weights) as member,
+            recomputing(self.recomputed.get(name, ())),
+        ):
+            yield member
+
+    def loss(self, name: str, member: nn.Module, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """The loss of a placed member on some rows of its batch, and its logits."""
+        images = (self.images if isinstance(self.images, Tensor) else self.images[name])[rows]
+        labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
+        if self.objective is not None:
+            return self.objective(member, images, labels), None
+        assert self.loss_function is not None, "one of the two is given"
+        logits = self.compiled.get(name, member)(images)
+        check_logits({name: logits})
+        if rows.start == 0:  # members are held against each other on the first part
+            self.answers[name] = logits.detach()
+            check_logits(self.answers)
+        return self.loss_function(logits, labels), logits
+
+
+def _one_by_one(
+    task: _Task, names: Collection[str], leaves: Weights, backward: Callable[[Tensor], None]
+) -> dict[str, Tensor]:
+    """Each member forward and backward on its own; its weights are let go with it."""
+    losses: dict[str, Tensor] = {}
+    for name in names:
+        weights = leaves.pop(name)
+        for rows, share in task.parts():
+            with task.placed(name, weights) as member:
+                loss = _scaled(task.loss(name, member, rows)[0], share)
+                backward(loss)
+            losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
+        weights = {}
+    return losses
+
+
+def _together(
+    task: _Task, names: Collection[str], leaves: Weights, backward: Callable[[Tensor], None], ensemble_weight: float
+) -> dict[str, Tensor]:
+    """All members forward, then one backward pass of their losses and that of their mean."""
+    assert task.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
+    losses: dict[str, Tensor] = {}
+    for rows, share in task.parts():
+        found: dict[str, Tensor] = {}
+        logits: list[Tensor] = []
+        for name in names:
+            with task.placed(name, leaves[name]) as member:
+                loss, own = task.loss(name, member, rows)
+            assert own is not None, "there is no objective"
+            logits.append(own)
+            found[name] = _scaled(loss, share)
+        together = ensemble_nll(torch.stack(logits), task.labels[rows])
+        with memory_told(None, task.batch_size, task.micro_batches):
+            backward(torch.stack(list(found.values())).sum() + ensemble_weight * _scaled(together, share))
+        losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
+    return losses
+
+
+def _scaled(loss: Tensor, share: float) -> Tensor:
+    return loss if share == 1 else loss * share
 
 
 def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -134,11 +217,23 @@ class _Cluster:
 
     end: Tensor
     gradients: list[Tensor | None]
+    labels: list[tuple[str, str]]
+
+    def labelled(self) -> Iterator[tuple[tuple[str, str], Tensor]]:
+        """Gradients by the (member, parameter name) of the first use of their weight."""
+        for label, gradient in zip(self.labels, self.gradients):
+            if gradient is not None:
+                yield label, gradient
 
 
 def _leaves(weights: Weights) -> tuple[Weights, list[_Cluster]]:
     """Each generated tensor as a leaf that hands on its gradient; tied names share one leaf."""
-    apart = {id(weight): weight for generated in weights.values() for weight in generated.values()}
+    apart: dict[int, Tensor] = {}
+    labels: dict[int, tuple[str, str]] = {}
+    for member, generated in weights.items():
+        for name, weight in generated.items():
+            apart[id(weight)] = weight
+            labels.setdefault(id(weight), (member, name))
     made = {key: weight.detach().requires_grad_() for key, weight in apart.items()}
     together: dict[Any, list[Tensor]] = {}
     for weight in apart.values():
@@ -149,7 +244,7 @@ def _leaves(weights: Weights) -> tuple[Weights, list[_Cluster]]:
         gradients: list[Tensor | None] = [None] * len(found)
         for place, weight in enumerate(found):
             made[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
-        clusters.append(_Cluster(_HandOn.apply(gradients, *found), gradients))
+        clusters.append(_Cluster(_HandOn.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found]))
     leaves = {
         member: {name: made[id(weight)] for name, weight in generated.items()} for member, generated in weights.items()
     }

@@ -1,0 +1,64 @@
+"""Ctrl-C and SIGTERM end a training after the step that runs, with everything saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A training was asked to end by a signal, and has saved where it stood.
+
+    Attributes:
+        signal: The signal's number.
+        saved: Whether a checkpoint of this very step is there.
+    """
+
+    def __init__(self, message: str, number: int, saved: bool = False) -> None:
+        super().__init__(message)
+        self.signal = number
+        self.saved = saved
+
+
+def stop_now(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler that ends what runs at once."""
+    raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)
+
+
+class StopRequests:
+    """Whether a signal has asked to stop, for as long as the context lasts; a second one stops at once.
+
+    Handlers that a program has set itself stay; outside of the main thread none can be set.
+
+    Attributes:
+        signal: The first signal's number; None while none has come.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                held = signal.getsignal(number)
+                if held in (signal.SIG_DFL, signal.default_int_handler, stop_now):
+                    self._before[number] = held
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, held in self._before.items():
+            signal.signal(number, held)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            stop_now(number, frame)
+        self.signal = number

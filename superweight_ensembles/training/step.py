@@ -1,0 +1,159 @@
+"""One step of a training: the batch, the gradients, what may go wrong with them, and the optimiser."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.checkpoint import Progress
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.joint import TargetGradients
+from superweight_ensembles.training.member_batches import by_member, prepared_batch
+from superweight_ensembles.training.memory_errors import OutOfMemoryError
+from superweight_ensembles.training.memory_format import is_refusal
+from superweight_ensembles.training.non_finite import largest_gradient, what_is_not_finite
+from superweight_ensembles.training.random_states import random_states, set_random_states
+
+_LOG = logging.getLogger(__name__)
+
+
+class TrainStep:
+    """Takes steps, one batch after the other.
+
+    Args:
+        ensemble: Trained in place.
+        members: Those that are trained.
+        backward: :func:`joint_backward`, with all but the batch decided.
+        optimizer: Of the ensemble's parameters.
+        schedule: Stepped once a batch, also where the step is left out.
+        fabric: Of device and precision.
+        config: How.
+        channels_last: Memory format of the images.
+    """
+
+    def __init__(
+        self,
+        ensemble: SuperWeightEnsemble,
+        members: Sequence[str],
+        backward: Callable[..., dict[str, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        fabric: Fabric,
+        config: TrainConfig,
+        channels_last: bool,
+    ) -> None:
+        self._ensemble = ensemble
+        self._members = members
+        self._backward = backward
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._fabric = fabric
+        self._config = config
+        self._channels_last = channels_last
+
+    def __call__(self, batches: Sequence[Any], progress: Progress) -> None:
+        """Take a step on one batch for all members, or on one for each, and note it in the progress.
+
+        Raises:
+            SuperWeightError: A batch that is none; a loss or a gradient that is not finite, more often than the config
+                leaves out (names members and targets); no memory left; a member that cannot read channels-last images.
+        """
+        ready = [prepared_batch(batch, self._fabric.device, self._channels_last) for batch in batches]
+        images, labels = ready[0] if len(ready) == 1 else by_member(self._members, ready)
+        returns = self._config.skip_non_finite > 0 or self._config.micro_batches == "auto"
+        buffers = [(buffer, buffer.clone()) for buffer in self._ensemble.buffers()] if returns else []
+        losses = self._gradients(images, labels, progress, buffers)
+        largest = largest_gradient(self._ensemble.parameters())
+        *found, gradient = torch.stack([*losses.values(), largest.to(next(iter(losses.values())))]).double().tolist()
+        if all(map(math.isfinite, (*found, gradient))):
+            self._optimizer.step()
+            for name, loss in zip(losses, found):
+                progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
+            progress.num_summed += 1
+        else:
+            self._leave_out(images, labels, dict(zip(losses, found)), progress)
+            _put_back(buffers)
+        self._schedule.step()
+        progress.step += 1
+
+    def _gradients(
+        self,
+        images: Tensor | Mapping[str, Tensor],
+        labels: Tensor | Mapping[str, Tensor],
+        progress: Progress,
+        buffers: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Fill ``.grad``; where memory runs out and the config says ``auto``, in more parts."""
+        doubles = self._config.micro_batches == "auto"
+        states = random_states(self._fabric.device) if doubles else None
+        while True:
+            self._optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._forward_and_backward(images, labels, progress.micro_batches)
+            except OutOfMemoryError:
+                size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
+                if not doubles or progress.micro_batches >= size:
+                    raise
+            # outside of the handler, whose error holds on to the tensors of the attempt
+            progress.micro_batches = min(2 * progress.micro_batches, size)
+            _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
+            _put_back(buffers)
+            assert states is not None
+            set_random_states(states, self._fabric.device)
+            if self._fabric.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forward_and_backward(
+        self,
+        images: Tensor | Mapping[str, Tensor],
+        labels: Tensor | Mapping[str, Tensor],
+        micro_batches: int,
+        look: Callable[[TargetGradients], None] | None = None,
+    ) -> dict[str, Tensor]:
+        try:
+            with self._fabric.autocast():
+                return self._backward(images, labels, micro_batches=micro_batches, look=look)
+        except RuntimeError as error:
+            if self._channels_last and is_refusal(error):
+                raise SuperWeightError(
+                    "a member takes a view of feature maps that channels-last ones do not have: set channels_last to "
+                    "false, or let the member flatten by torch.flatten"
+                ) from error
+            raise
+
+    def _leave_out(
+        self,
+        images: Tensor | Mapping[str, Tensor],
+        labels: Tensor | Mapping[str, Tensor],
+        losses: Mapping[str, float],
+        progress: Progress,
+    ) -> None:
+        """Drop the gradients of a step with bad numbers, or stop."""
+        why = what_is_not_finite(
+            self._ensemble,
+            self._members,
+            images,
+            losses,
+            lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look),
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        most = self._config.skip_non_finite
+        where = f"step {progress.step + 1} of epoch {len(progress.history) + 1}: {why}"
+        if progress.num_skipped >= most:
+            told = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
+            raise SuperWeightError(f"{where}; lower learning_rate ({told})")
+        progress.num_skipped += 1
+        _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
+
+
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, before in buffers:
+        buffer.copy_(before)
