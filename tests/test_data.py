@@ -145,6 +145,39 @@ def test_draws_cover_every_value_evenly() -> None:
     assert not torch.equal(draws.crop[:, 0], draws.crop[:, 1])
 
 
+# Several processes, and epochs begun in the middle.
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_shards_put_together_are_the_batches_of_one_process(count: int, drop_last: bool) -> None:
+    settings: dict[str, Any] = {"augmentation": ALL, "shuffle": True, "seed": 3, "drop_last": drop_last}
+    split = numbered(40)
+    whole = plain_loader(split, 9, **settings)
+    parts = [plain_loader(split, 9, **settings, shard=(index, count)) for index in range(count)]
+    for loader in (whole, *parts):
+        loader.set_epoch(2)
+    assert {len(loader) for loader in parts} == {len(whole)}
+    for (images, labels), *shares in zip(whole, *parts, strict=True):
+        sizes = [len(found) for found, _ in shares]
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(torch.cat([found for found, _ in shares]), images)
+        assert torch.equal(torch.cat([found for _, found in shares]), labels)
+
+
+def test_an_epoch_begun_in_the_middle_is_its_end() -> None:
+    loader = plain_loader(numbered(40), 9, augmentation=ALL, shuffle=True)
+    loader.set_epoch(1)
+    every = list(loader)
+    for first in range(6):
+        loader.set_epoch(1, first_batch=first)
+        found = list(loader)
+        assert len(found) == 5 - first and len(loader) == 5
+        assert all(same(one, other) for one, other in zip(found, every[first:], strict=True))
+    loader.set_epoch(1)
+    assert len(list(loader)) == 5
+
+
 # Augmentation against loops over images, rows and columns.
 
 
@@ -776,6 +809,10 @@ def test_every_data_set_takes_seed_and_validation_fraction(name: str) -> None:
         ({"batch_size": 400, "drop_last": True}, "drop_last leaves no batch: the split has 230 images, a batch 400"),
         ({"num_workers": -1}, "num_workers must be a whole number of at least 0; got -1"),
         ({"seed": -1}, "seed must be a whole number"),
+        ({"shard": 2}, "shard must be a pair"),
+        ({"shard": (2, 2)}, "index of shard must be a whole number of at least 0 and less than 2; got 2"),
+        ({"shard": (0, 0)}, "count of shard must be a whole number of at least 1; got 0"),
+        ({"shard": (0, 9)}, "9 processes cannot share batches of 8 images"),
         ({"split": "tests"}, "unknown split 'tests': did you mean 'test'"),
         ({"augmentation": Augmentation(cutout=8)}, "cutout of 8 pixels must be less than the images' 8 pixels"),
         ({"augmentation": Augmentation(crop_padding=9)}, "crop_padding of 9 pixels must be less"),
@@ -803,6 +840,15 @@ def test_augmentation_errors(settings: dict[str, Any], message: str) -> None:
 def test_epoch_errors(epoch: Any) -> None:
     with pytest.raises(SuperWeightError, match="epoch must be a whole number of at least 0"):
         load_data("synthetic").loader("train", 8).set_epoch(epoch)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [(-1, "first_batch must be a whole number of at least 0; got -1"), (30, "past the end: an epoch has 29 batches")],
+)
+def test_first_batch_errors(first: int, message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("synthetic").loader("train", 8).set_epoch(0, first_batch=first)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
 from superweight_ensembles.data import Augmentation, ImageData, load_data
-from superweight_ensembles.data.image_files import decode, decode_random
+from superweight_ensembles.data.image_files import ImageReader, decode, decode_random
 from superweight_ensembles.data.paths import PathTable
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.regions import centre_square, random_region
@@ -114,6 +114,31 @@ def test_workers_and_batch_sizes_change_nothing(data: ImageData) -> None:
         assert torch.equal(epoch_of(data, **settings), expected), settings
     for settings in ({"epoch": 4}, {"seed": 1}):
         assert not torch.equal(epoch_of(data, **settings), expected), settings
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_decode_their_own_rows_alone(
+    data: ImageData, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"augmentation": RANDOM_PARTS, "shuffle": True, "num_workers": num_workers}
+    whole = data.loader("train", 5, **settings)
+    parts = [data.loader("train", 5, **settings, shard=(index, 3)) for index in range(3)]
+    every = list(whole)
+    assert [len(images) for images, _ in every] == [5, 5, 2], "a last batch that leaves one process nothing"
+    for first in (0, 2):
+        for loader in parts:
+            loader.set_epoch(0, first_batch=first)
+        for (images, labels), *shares in zip(every[first:], *parts, strict=True):
+            assert torch.equal(torch.cat([found for found, _ in shares]), images)
+            assert torch.equal(torch.cat([found for _, found in shares]), labels)
+    decoded = []
+    read = ImageReader.read
+    monkeypatch.setattr(
+        ImageReader, "read", lambda self, paths, *rest: decoded.append(len(paths)) or read(self, paths, *rest)
+    )
+    parts[2].set_epoch(0, first_batch=1)
+    list(parts[2])
+    assert decoded == ([] if num_workers else [2, 1]), "workers are other processes"
 
 
 def test_workers_live_as_long_as_their_loader(data: ImageData) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from superweight_ensembles.data.batch_rows import BatchRows
 from superweight_ensembles.data.image_files import ImageReader
 from superweight_ensembles.data.paths import PathTable
 from superweight_ensembles.errors import SuperWeightError
@@ -46,7 +47,7 @@ class FileBatches:
         self._idle: list[_Pool] = []
 
     def batches(
-        self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
+        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
         """See :meth:`PixelSource.batches`.
 
@@ -55,7 +56,7 @@ class FileBatches:
         """
         # Two epochs that are read at once, by two iterators, need workers of their own.
         pool = self._idle.pop() if self._idle else _Pool(self._dataset, self._device, self._num_workers)
-        pool.requests.set(order, batch_size, crop_key)
+        pool.requests.set(order, rows, crop_key)
         decoded = _raised(iter(pool.loader))
         yield from _copied_ahead(decoded, self._device) if self._device.type == "cuda" else decoded
         self._idle.append(pool)
@@ -81,18 +82,18 @@ class _Requests(Sampler[_Request]):
     """The batches of one epoch, made one by one: a list of all of them would hold every index as a Python object."""
 
     def __init__(self) -> None:
-        self.set(torch.empty(0, dtype=torch.int64), 1, None)
+        self.set(torch.empty(0, dtype=torch.int64), BatchRows(num_images=0, batch_size=1), None)
 
-    def set(self, order: torch.Tensor, batch_size: int, crop_key: np.ndarray | None) -> None:
-        self._order, self._batch_size, self._crop_key = order.numpy(), batch_size, crop_key
+    def set(self, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None) -> None:
+        self._order, self._rows, self._crop_key = order.numpy(), rows, crop_key
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._batch_size)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[_Request]:
-        order, batch_size, crop_key = self._order, self._batch_size, self._crop_key
-        for start in range(0, len(order), batch_size):
-            yield _Request(order[start : start + batch_size].copy(), crop_key)
+        order, crop_key = self._order, self._crop_key
+        for place in self._rows:
+            yield _Request(order[place].copy(), crop_key)
 
 
 class _Files(Dataset[torch.Tensor]):

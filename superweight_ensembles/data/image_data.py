@@ -81,6 +81,7 @@ class ImageData:
         seed: int = 0,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> ImageLoader:
         """Normalised batches of ``train``, ``validation`` or ``test``; see :class:`ImageLoader` for the settings.
 
@@ -101,6 +102,7 @@ class ImageData:
             seed=seed,
             device=device,
             num_workers=num_workers,
+            shard=shard,
         )
 
     def _splits(self) -> dict[str, ImageSplit]:

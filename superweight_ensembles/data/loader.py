@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.batch_rows import BatchRows, checked_shard
 from superweight_ensembles.data.options import checked_integer, checked_seed
 from superweight_ensembles.data.random_streams import epoch_order, image_key
 from superweight_ensembles.data.splits import FileSplit, ImageSplit
@@ -20,9 +21,12 @@ class ImageLoader:
     Order and augmentation are functions of (seed, epoch) alone: whatever was drawn before, and on whatever device, the
     same two give the same batches, so that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
 
+    Several processes share each batch by ``shard``: their parts, put together in order, are the batch that one process
+    would have, and each decodes its own part alone.
+
     Args:
         split: The images.
-        batch_size: Images a batch.
+        batch_size: Images a batch, over all processes.
         mean: Per channel, of pixels scaled to [0, 1].
         std: Per channel, of pixels scaled to [0, 1].
         augmentation: None for none, as evaluation wants.
@@ -32,10 +36,12 @@ class ImageLoader:
         device: Where pixels are worked on and batches appear.
         num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
             loader. The batches are the same for any number. Images in memory need none.
+        shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
+            last batch smaller than the count, where it is kept, leaves some processes a part without images.
 
     Raises:
         SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
-            images in memory, or ``drop_last`` with fewer images than a batch.
+            images in memory, ``drop_last`` with fewer images than a batch, or more shards than images a batch.
     """
 
     def __init__(
@@ -51,9 +57,11 @@ class ImageLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         num_workers: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.split = split
         self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.shard = checked_shard(shard, self.batch_size)
         self.augmentation = augmentation or Augmentation()
         self.augmentation.check_fits(split.image_shape)
         if self.augmentation.random_resized_crop and not isinstance(split, FileSplit):
@@ -65,6 +73,7 @@ class ImageLoader:
         self.drop_last = drop_last
         self.seed = checked_seed(seed)
         self.epoch = 0
+        self.first_batch = 0
         self.device = torch.device(device)
         self.num_workers = checked_integer("num_workers", num_workers, 0)
         self._source = split.open(device=self.device, num_workers=self.num_workers)
@@ -79,17 +88,25 @@ class ImageLoader:
         self._shift = (-means / stds).float().to(self.device)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches of a whole epoch, wherever the next iteration starts; the same for every shard."""
         full, rest = divmod(len(self.split), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, whose order and augmentation the next iteration has.
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next iterations have, and where they start.
+
+        Args:
+            epoch: From 0.
+            first_batch: From 0; the batches before it are neither yielded nor decoded, as a run needs that goes on in
+                the middle of an epoch.
 
         Raises:
-            SuperWeightError: No whole number of at least 0.
+            SuperWeightError: No whole number of at least 0, or a first batch that the epoch does not have.
         """
-        self.epoch = checked_integer("epoch", epoch, 0)
+        epoch = checked_integer("epoch", epoch, 0)
+        if checked_integer("first_batch", first_batch, 0) > len(self):
+            raise SuperWeightError(f"first_batch {first_batch} is past the end: an epoch has {len(self)} batches")
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         # Drawn here, not in the generator below: a set_epoch during an epoch must not change that epoch.
@@ -98,15 +115,17 @@ class ImageLoader:
         draws = draw(self.augmentation, num_images, self.split.image_shape, seed=self.seed, epoch=self.epoch)
         random_parts = self.augmentation.random_resized_crop
         crop_key = image_key(self.seed, self.epoch, "resized_crop") if random_parts else None
-        return self._batches(order, draws.to(self.device), crop_key)
+        rows = BatchRows(
+            num_images=len(order), batch_size=self.batch_size, shard=self.shard, first_batch=self.first_batch
+        )
+        return self._batches(order, rows, draws.to(self.device), crop_key)
 
     def _batches(
-        self, order: torch.Tensor, draws: Draws, crop_key: np.ndarray | None
+        self, order: torch.Tensor, every_rows: BatchRows, draws: Draws, crop_key: np.ndarray | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         labels = self.split.labels[order].to(self.device)
-        pixels = self._source.batches(order, self.batch_size, crop_key=crop_key)
-        for number, images in enumerate(pixels):
-            rows = slice(number * self.batch_size, number * self.batch_size + len(images))
+        pixels = self._source.batches(order, every_rows, crop_key=crop_key)
+        for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
             yield self._augmented(images, draws.rows(rows)), labels[rows]
 
     def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from superweight_ensembles.data.batch_rows import BatchRows
 from superweight_ensembles.data.file_batches import FileBatches
 from superweight_ensembles.data.image_files import ImageReader
 from superweight_ensembles.data.paths import PathTable
@@ -23,13 +24,13 @@ class PixelSource(Protocol):
     """Reads the batches of one split."""
 
     def batches(
-        self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
+        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
         """Batches of pixels, uint8 (B, C, H, W) on its device, in the order given.
 
         Args:
             order: int64, on the CPU, indices into the split.
-            batch_size: Images a batch; the last may be smaller.
+            rows: Of the order, those of each batch.
             crop_key: Of the epoch's random parts of files; None for whole images.
         """
 
@@ -133,13 +134,13 @@ class _MemoryBatches:
         self._device = device
 
     def batches(
-        self, order: torch.Tensor, batch_size: int, *, crop_key: np.ndarray | None = None
+        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
         assert crop_key is None, "refused by the loader"
         images = self._split.images_on(self._device)
-        for indices in order.to(self._device).split(batch_size):
-            if len(indices):  # splitting no indices yields one batch of none
-                yield images.index_select(0, indices)
+        indices = order.to(self._device)
+        for place in rows:
+            yield images.index_select(0, indices[place])
 
 
 def split_off_validation(

@@ -18,6 +18,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.planning import coefficient_form, groups_minimum, plan_groups, resolve_budget
+from superweight_ensembles.processes import current_processes
 from superweight_ensembles.search.depths import Depths, find_depths, searched_members
 from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients
 from superweight_ensembles.search.similarity import cropped_cosines, merged_sets
@@ -106,7 +107,8 @@ def search_clusters(
 
     Args:
         ensemble: Trained; its plan's clusters are split, its bank is not changed.
-        loader: Batches of training images and labels; the same batches give the same plan.
+        loader: Batches of training images and labels; the same batches give the same plan. In a process group, call
+            this on every rank, each with its own share of the batches: all find one plan.
         budget: As :func:`plan_sharing` takes it; that of the ensemble's plan where None.
         threshold: Cosine above which two targets share templates, -1 to 1.
         coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; ``own``,
@@ -122,7 +124,7 @@ def search_clusters(
     Raises:
         SuperWeightError: An ensemble that was never trained or shares nothing, a threshold outside [-1, 1], a loader
             without samples, gradients that are not finite (names the target) or all zero (names the member), a budget
-            below the minimum at every threshold (states the least).
+            below the minimum at every threshold (states the least), ranks that find different plans.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
@@ -199,6 +201,7 @@ def find_sharing(
     if at < threshold:
         _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", threshold, at)
     found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, allocation=plan.allocation, **counting)
+    current_processes().same(found.fingerprint, "the sharing plan that the search found")
     return SearchResult(
         plan=found,
         threshold=at,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.processes import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
 TargetGradients = dict[str, Tensor]
@@ -28,11 +29,12 @@ def weight_gradients(
 ) -> TargetTensors:
     """The gradient of each member's mean cross-entropy with respect to each of its generated weights.
 
-    In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either.
+    In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either. In a process group, call it
+    on every rank: gradients are summed over the ranks, and all of them get the same numbers.
 
     Args:
         ensemble: Trained for a while.
-        loader: Batches of images (B, ...) and labels (B,).
+        loader: Batches of images (B, ...) and labels (B,); in a process group, those of this rank.
         members: Those to run; all where None.
         max_batches: Read no more than so many; all where None.
 
@@ -40,8 +42,8 @@ def weight_gradients(
         (O, I, *kernel) by (member, parameter name), detached.
 
     Raises:
-        SuperWeightError: The loader has no samples; a gradient that is not finite (names the target); a member whose
-            gradients are all zero.
+        SuperWeightError: The loader has no samples (in a process group, those of all ranks); a gradient that is not
+            finite (names the target); a member whose gradients are all zero.
 
     Source: Teterwak et al., WACV 2024
     """
@@ -55,19 +57,32 @@ def weight_gradients(
             generated = ensemble.bank.generate(names)
         for batch in islice(loader, max_batches):
             images, labels = (tensor.to(device) for tensor in checked_batch(batch))
+            if not len(labels):  # a rank's part of a small last batch
+                continue
             num_samples += len(labels)
             for name in names:
                 for key, gradient in _summed_gradients(ensemble, name, generated[name], images, labels).items():
                     sums[name, key] = sums[name, key] + gradient if (name, key) in sums else gradient
-    if not num_samples:
-        raise SuperWeightError("the loader that gradients are taken on has no samples")
     gradients = {
-        (name, key): sums.get((name, key), torch.zeros_like(tensor)) / num_samples
+        (name, key): sums.get((name, key), torch.zeros_like(tensor))
         for name in names
         for key, tensor in _untied(generated[name]).items()
     }
+    every_samples = _summed_over_ranks(gradients, num_samples)
+    if not every_samples:
+        raise SuperWeightError("the loader that gradients are taken on has no samples")
+    gradients = {target: gradient / every_samples for target, gradient in gradients.items()}
     _check(gradients)
     return gradients
+
+
+def _summed_over_ranks(gradients: TargetTensors, num_samples: int) -> int:
+    """Sum gradients over the ranks in place, and give the samples of all of them."""
+    processes = current_processes()
+    tensors = list(gradients.values())
+    processes.sum_(tensors)
+    processes.copy_first_(tensors)  # a plan hangs on every bit, and not every backend sums alike on every rank
+    return sum(processes.gather_objects(num_samples))
 
 
 def check_max_batches(max_batches: int | None) -> None:

@@ -16,6 +16,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import by_channel, decompose, slot_key
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.processes import current_processes
 from superweight_ensembles.search.clusters import check_threshold
 from superweight_ensembles.search.gradients import Batches, TargetTensors, check_max_batches, weight_gradients
 from superweight_ensembles.search.similarity import merged_sets
@@ -60,7 +61,8 @@ def untie_coefficients(
 
     Args:
         ensemble: Trained for some epochs; not changed here.
-        loader: Batches of training images and labels; the paper reads the whole training set.
+        loader: Batches of training images and labels; the paper reads the whole training set. In a process group, call
+            this on every rank, each with its own share of the batches: all find one plan.
         threshold: Cosine above which two uses stay tied, -1 to 1.
         max_batches: Read no more than so many; all where None.
 
@@ -69,7 +71,8 @@ def untie_coefficients(
 
     Raises:
         SuperWeightError: An untrained ensemble, a threshold outside [-1, 1], a loader without samples, gradients that
-            are not finite or all zero, new vectors that the budget has no room for (states how many scalars).
+            are not finite or all zero, new vectors that the budget has no room for (states how many scalars), ranks
+            that find different plans.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: gradients are taken use by use (``.grad`` of a tied vector has summed them already); one new
@@ -91,6 +94,7 @@ def untie_coefficients(
         _untie(ensemble.bank, index, cluster, gradients, threshold) for index, cluster in enumerate(plan.clusters)
     )
     untied = replace(plan, clusters=clusters)
+    current_processes().same(untied.fingerprint, "the sharing plan without ties")
     new = untied.num_coefficients - plan.num_coefficients
     left = plan.budget - plan.num_parameters
     if untied.spent > plan.budget:

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.processes import Launch, launch_of
 from superweight_ensembles.training.config import TrainConfig
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
     """Fabric for the device and precision that a config asks for.
 
+    Started by torchrun, the process joins the others of its job on the first call: gloo on the CPU, NCCL on CUDA, where
+    each process has the device of its local rank. A process group that is there already is used as it is.
+
     Raises:
-        SuperWeightError: CUDA is asked for and not there.
+        SuperWeightError: CUDA is asked for and not there, fewer CUDA devices than processes on this machine, or a job
+            of several processes that cannot be joined.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
     precision = "bf16-mixed" if uses_bfloat16(config) else "32-true"
-    return Fabric(accelerator=_device(config), devices=1, precision=precision)
+    launch = launch_of(os.environ)
+    if launch is None:
+        return Fabric(accelerator=_device(config), devices=_device_here(config), precision=precision)
+    if _device(config) == "cuda" and torch.cuda.device_count() < launch.local_size:
+        raise SuperWeightError(
+            f"{launch.local_size} processes and {torch.cuda.device_count()} CUDA devices on this machine: start with "
+            f"--nproc-per-node {torch.cuda.device_count()}, or train on device 'cpu'"
+        )
+    fabric = Fabric(
+        accelerator=_device(config),
+        strategy="ddp",
+        devices=launch.local_size,
+        num_nodes=launch.num_nodes,
+        precision=precision,
+        plugins=[TorchElasticEnvironment()],
+    )
+    if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has joined the processes already
+        _join(fabric, launch)
+    return fabric
+
+
+def _join(fabric: Fabric, launch: Launch) -> None:
+    """Join the process group, if that has not been done before.
+
+    Raises:
+        SuperWeightError: The other processes cannot be reached.
+    """
+    try:
+        fabric.launch()
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
+        raise SuperWeightError(
+            f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
+            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {reason:.200}"
+        ) from error
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:
@@ -40,3 +83,9 @@ def _device(config: TrainConfig) -> str:
     if config.device != "auto":
         return config.device
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device_here(config: TrainConfig) -> int | list[int]:
+    """One device; in a process group that someone else began, the one that the process has chosen."""
+    begun = dist.is_available() and dist.is_initialized()
+    return [torch.cuda.current_device()] if begun and _device(config) == "cuda" else 1

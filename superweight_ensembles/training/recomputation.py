@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.synchronised_norm import synchronised_as_here
 
 _LOG = logging.getLogger(__name__)
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -78,18 +79,23 @@ def _forgetful(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **op
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the forward, and of its repetition, which sees the state that the block has now."""
+    """Of the forward, and of its repetition, which sees the state that the block has now.
+
+    It has the synchronisation of batch norm that there is now, too: backward may run in a thread that has none.
+    """
     weights = {module: dict(module._parameters) for module in block.modules()}
     buffers = {module: _copies(module._buffers) for module in block.modules() if module._buffers}
-    return nullcontext(), _as_before(weights, buffers)
+    return nullcontext(), _as_before(weights, buffers, synchronised_as_here())
 
 
 @contextmanager
 def _as_before(
-    weights: Mapping[nn.Module, dict[str, nn.Parameter | None]], buffers: Mapping[nn.Module, dict[str, Tensor | None]]
+    weights: Mapping[nn.Module, dict[str, nn.Parameter | None]],
+    buffers: Mapping[nn.Module, dict[str, Tensor | None]],
+    synchronisation: AbstractContextManager[object],
 ) -> Iterator[None]:
     """Modules with the weights and copies of the buffers given; what they held comes back as the same tensors."""
-    with ExitStack() as ending:
+    with synchronisation, ExitStack() as ending:
         for module, values in weights.items():
             ending.callback(module._parameters.update, dict(module._parameters))
             module._parameters.update(values)
