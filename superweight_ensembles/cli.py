@@ -34,8 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Ensembles of different networks inside one parameter budget.",
 )
-_CONSOLE = Console()
+_RANK = int(os.environ.get("RANK", "0")) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
+_CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tells what all of them do
 _ERRORS = Console(stderr=True)
+_BARS = Console(stderr=True, quiet=_RANK > 0)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/digits.yaml.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
@@ -46,7 +48,11 @@ Overrides = Annotated[
 
 
 @app.callback()
-def _options(verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False) -> None:
+def _options(
+    context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False
+) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "train":
+        raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -60,12 +66,17 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a run folder that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run folder that is there.")] = False,
 ) -> None:
-    """Train a recipe's ensemble, and the same members apart as its baseline, into a run folder."""
+    """Train a recipe's ensemble, and the same members apart as its baseline, into a run folder.
+
+    On several processes: torchrun --nproc-per-node N -m superweight_ensembles train RECIPE
+    """
     from superweight_ensembles.recipe import load_recipe
     from superweight_ensembles.runs import train_run
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / chosen.name
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun starts the same command again
+        resume, overwrite = True, False
     with _progress_bars() as (bars, progress_of):
         try:
             train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
@@ -291,7 +302,7 @@ def _threads(device: str) -> str:
 
 def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
     what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
-    _ERRORS.print(f"{what}; {remedy}", soft_wrap=True, highlight=False, markup=False)
+    _BARS.print(f"{what}; {remedy}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _exit_code(stop: KeyboardInterrupt) -> int:
@@ -306,7 +317,8 @@ def main() -> None:
     try:
         app()
     except (SuperWeightError, OSError) as error:
-        _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        who = f"process {_RANK}: " if _RANK else ""
+        _ERRORS.print(f"error: {who}{error}", style="red", markup=False, soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -322,7 +334,7 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         TextColumn("{task.fields[state]}"),
     )
-    with Progress(*columns, console=_ERRORS) as bars:
+    with Progress(*columns, console=_BARS) as bars:
 
         def progress_of(stage: str) -> Callable[[TrainProgress], None]:
             tasks: dict[str, TaskID] = {}

@@ -35,16 +35,20 @@ class StopRequests:
 
     Handlers that a program has set itself stay; outside of the main thread none can be set.
 
+    Args:
+        heard: Whether to listen at all: where nothing can be saved, a signal does what it always does.
+
     Attributes:
         signal: The first signal's number; None while none has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heard: bool = True) -> None:
         self.signal: int | None = None
+        self._heard = heard
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
-        if threading.current_thread() is threading.main_thread():
+        if self._heard and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 held = signal.getsignal(number)
                 if held in (signal.SIG_DFL, signal.default_int_handler, stop_now):

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from superweight_ensembles.evaluation import Predictions, evaluate_predictions, 
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
+from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.saving import read_plan
@@ -83,36 +85,49 @@ def train_run(
             or something that is no run; another process is at work in it.
         TrainingStopped: A signal; everything is saved.
     """
-    check_own_folder(
-        folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES, resume=resume,
-        overwrite=overwrite,
-    )  # fmt: skip
+    build_fabric(recipe.training)
+    processes = current_processes()
     with ExitStack() as ending:
-        existed = folder.is_dir()
-        if existed:
+
+        def hold() -> None:
             ending.enter_context(locked_folder(folder))
-        build_fabric(recipe.training)
+
+        def enter() -> bool:
+            check_own_folder(
+                folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
+                resume=resume, overwrite=overwrite,
+            )  # fmt: skip
+            if folder.is_dir():
+                hold()
+                return True
+            return False
+
+        def begin() -> bool:
+            if not existed:
+                hold()
+            elif overwrite:
+                empty_folder(folder)
+            begun = not (folder / "run.json").is_file()
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+            if begun:
+                write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+            return begun
+
+        existed = processes.first(enter)
         members = recipe.build_members()
         plan = recipe.plan(members)
         data = recipe.load_data()
-        training_loader(data, recipe.training)
+        training_loader(data, recipe.training, shard=processes.shard)
         if recipe.anytime is not None:
             _check_held_out(data)
-        if not existed:
-            folder.mkdir(parents=True)
-            ending.enter_context(locked_folder(folder))
-        elif overwrite:
-            empty_folder(folder)
-        begun = not (folder / "run.json").is_file()
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
-        if begun:
-            write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+        begun = processes.first(begin)
         try:
-            _train_stages(recipe, members, plan, data, folder, progress_of)
+            _train_stages(recipe, members, plan, data, folder, progress_of, processes)
         except SuperWeightError:
             searched = (folder / "search" / "search.json").is_file()
-            if begun and not searched and not any(path.name in _KEPT for path in folder.glob("*/*")):
-                shutil.rmtree(folder)  # nothing was reached that could be gone on from
+            reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
+            if processes.is_first and begun and not reached:
+                shutil.rmtree(folder)  # there is nothing that could be gone on from
             raise
 
 
@@ -123,24 +138,28 @@ def _train_stages(
     data: ImageData,
     folder: Path,
     progress_of: ProgressOf | None,
+    processes: Processes,
 ) -> None:
     """The search and every arm, or those of them that are not done."""
 
     def progress(stage: str) -> Callable[[TrainProgress], None] | None:
         return progress_of(stage) if progress_of is not None else None
 
-    if not (folder / "plan.json").is_file():
+    if not processes.first((folder / "plan.json").is_file):
         if recipe.sharing.search != "none":
-            plan = _search(recipe, members, plan, data, folder / "search", progress("search"))
-        write_text(folder / "plan.json", plan.to_json())
-    shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True)
+            plan = _search(recipe, members, plan, data, folder / "search", progress("search"), processes)
+        text = plan.to_json()
+        processes.first(lambda: write_text(folder / "plan.json", text))
+    processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
+    plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")))
     for arm in arms_of(recipe):
-        if not (folder / arm / "training.json").is_file():
-            shared = arm == "shared"
-            arm_plan = SharingPlan.from_json(read_text(folder / "plan.json")) if shared else independent_plan(members)
+        own = folder / arm
+        if not processes.first((own / "training.json").is_file):
+            arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
-            _train_arm(recipe, ensemble, data, folder / arm, progress(arm), untie=recipe.untying() if shared else None)
-        Checkpoints(folder / arm / CHECKPOINT_FOLDER).keep_best(_history(folder / arm))
+            untie = recipe.untying() if arm == "shared" else None
+            _train_arm(recipe, ensemble, data, own, progress(arm), untie, processes)
+        processes.first(partial(_keep_best, own))
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -253,6 +272,7 @@ def _search(
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
+    processes: Processes,
 ) -> SharingPlan:
     """Train a first plan for some epochs and split its clusters; the weights are thrown away."""
     ensemble = SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
@@ -262,15 +282,19 @@ def _search(
     device = next(ensemble.parameters()).device
     found = find_sharing(
         ensemble,
-        data.loader("train", recipe.training.batch_size, device=device),
+        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
         threshold=recipe.sharing.threshold,
         coefficients=recipe.sharing.coefficient_kind,
         similarity=recipe.sharing.search,
         max_batches=recipe.sharing.search_batches,
         reserve_untied=recipe.sharing.untie_epoch is not None,
     )
-    write_text(folder / "plan.json", plan.to_json())
-    write_json(folder / "search.json", found.to_dict())
+
+    def write() -> None:
+        write_text(folder / "plan.json", plan.to_json())
+        write_json(folder / "search.json", found.to_dict())
+
+    processes.first(write)
     return found.plan
 
 
@@ -281,11 +305,21 @@ def _train_arm(
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
     untie: Untying | None,
+    processes: Processes,
 ) -> None:
     result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
-    clear_drafts(folder)
-    ensemble.cpu().save(folder / "ensemble")
-    write_json(folder / "training.json", asdict(result))
+
+    def write() -> None:
+        clear_drafts(folder)
+        ensemble.cpu().save(folder / "ensemble")
+        write_json(folder / "training.json", asdict(result))
+
+    processes.first(write)
+
+
+def _keep_best(folder: Path) -> None:
+    """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
+    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(_history(folder))
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:

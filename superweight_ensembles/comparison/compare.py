@@ -85,7 +85,6 @@ def compare_arms(
         folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         if overwrite:
             empty_folder(folder)

@@ -17,15 +17,18 @@ _PATIENCE_SECONDS = 8.0
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is there; the system lets it go when this process ends, however it ends.
+    """Make a folder, if it is not there, and hold it; the system lets it go when this process ends, however it ends.
 
     Raises:
-        SuperWeightError: Another process holds it.
+        SuperWeightError: Another process holds it, or it cannot be made or written to.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=_PATIENCE_SECONDS)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except Timeout:
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            raise SuperWeightError(f"{folder} cannot be written to: {error}; give another folder by --out") from None
         raise SuperWeightError(
             f"another process is at work in {folder}: wait for it, or give another folder by --out"
         ) from None

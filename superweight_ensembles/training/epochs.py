@@ -6,7 +6,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,6 +19,7 @@ from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.interruption import StopRequests, TrainingStopped
+from superweight_ensembles.processes import Processes
 from superweight_ensembles.search import Untying, untie_coefficients
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
@@ -29,6 +29,7 @@ from superweight_ensembles.training.records import Records
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.validation import validate
 
+_RANKS_APART = 2**33 + 1
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,7 +61,12 @@ class Training:
     untie: Untying | None
     records: Records | None
     callback: Callable[[TrainProgress], None] | None
+    processes: Processes
+    requests: StopRequests = field(init=False)
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.requests = StopRequests(heard=self.records is not None)
 
     @property
     def epoch(self) -> int:
@@ -79,12 +85,12 @@ class Training:
             self.progress.micro_batches = self.config.micro_batches
         if self.records is not None:
             self.records.open_log(self.progress.history)
-        with StopRequests() if self.records is not None else nullcontext() as requests:
+        with self.requests:
             while self.epoch <= self.config.epochs:
-                self._steps(states, requests)
+                self._steps(states)
                 states = None
                 self._close_epoch()
-                self._stop_if_asked(requests, saved=True)
+                self._stop_if_asked(max(self.processes.gather_objects(self.requests.signal or 0)), saved=True)
 
     def _resume(self) -> Mapping[str, Tensor] | None:
         """Go back to the newest checkpoint; the random states there, None where there is none."""
@@ -101,22 +107,22 @@ class Training:
         _LOG.info("resumed after epoch %d of %d, step %d", self.epoch - 1, self.config.epochs, self.progress.step)
         return states
 
-    def _steps(self, states: Mapping[str, Tensor] | None, requests: StopRequests | None) -> None:
+    def _steps(self, states: Mapping[str, Tensor] | None) -> None:
         """The steps of an epoch, or those of them that are left."""
         progress, config, epoch = self.progress, self.config, self.epoch
         start = time.perf_counter() - progress.seconds
-        seed_all(config.seed * 100_003 + epoch)
+        seed_all(config.seed * 100_003 + epoch + self.processes.rank * _RANKS_APART)
         if not progress.step:
             progress.learning_rate = float(self.schedule.get_last_lr()[0])
         self.ensemble.train()
         steps = len(self.loaders[0])
         for batches in islice(self._batches(epoch, progress.step, states), steps - progress.step):
-            self.step(batches, progress)
+            asked = self.step(batches, progress, self.requests.signal or 0)
             progress.seconds = time.perf_counter() - start
             self._tell(epoch)
             if config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps:
                 self._save()
-            self._stop_if_asked(requests)
+            self._stop_if_asked(asked)
         if progress.step < steps:
             raise SuperWeightError(
                 f"the training data end after {progress.step} of the {steps} batches that their length says"
@@ -126,16 +132,16 @@ class Training:
         """Batches of an epoch from the ``first`` on, one for each loader, with the generators as they were then."""
         for loader in self.loaders:
             if isinstance(loader, ImageLoader):
-                loader.set_epoch(epoch)
+                loader.set_epoch(epoch, first_batch=first)
             elif callable(set_epoch := getattr(loader, "set_epoch", None)):
                 set_epoch(epoch)
         if first == len(self.loaders[0]):
             return iter(())
         batches = iter(zip(*self.loaders))
-        if first:
+        if first and not all(isinstance(loader, ImageLoader) for loader in self.loaders):
             for _ in islice(batches, first):  # those before the checkpoint, read again
                 pass
-        if first and states is not None:
+        if first and states:
             set_random_states(states, self.fabric.device)
         return batches
 
@@ -145,6 +151,7 @@ class Training:
         start = time.perf_counter() - progress.seconds
         if not progress.num_summed:
             raise SuperWeightError(f"every step of epoch {epoch} was left out: lower learning_rate")
+        self.processes.copy_first_(list(self.ensemble.buffers()))  # apart where batch norm is not synchronised
         if self.untie is not None and epoch == self.untie.epoch:
             self._untie(self.untie)
         due = epoch == config.epochs or epoch % config.validate_every == 0
@@ -173,25 +180,27 @@ class Training:
         """Move the ensemble and its optimiser to a plan without the ties that conflict."""
         loader: Batches = self.loaders[0]
         if isinstance(self.data, ImageData):
-            loader = self.data.loader("train", self.config.batch_size, device=self.fabric.device)
+            shard = self.processes.shard
+            loader = self.data.loader("train", self.config.batch_size, device=self.fabric.device, shard=shard)
         plan = untie_coefficients(self.ensemble, loader, threshold=untie.threshold, max_batches=untie.max_batches)
         adopt_plan(self.ensemble, plan, self.optimizer)
 
     def _save(self) -> None:
         assert self.records is not None, "checkpoints are in a folder"
         states = random_states(self.fabric.device)
-        self.records.save(self.ensemble, self.optimizer, self.schedule, self.config, self.progress, [states])
+        self.records.save(self.ensemble, self.optimizer, self.schedule, self.config, self.progress, states)
 
-    def _stop_if_asked(self, requests: StopRequests | None, saved: bool = False) -> None:
-        if requests is None or requests.signal is None:
+    def _stop_if_asked(self, number: int, saved: bool = False) -> None:
+        """End here where a signal has come, to this process or to another."""
+        if not number:
             return
         if not saved:
             self._save()
         where = f"step {self.progress.step} of epoch {self.epoch}" if self.progress.step else f"epoch {self.epoch - 1}"
         assert self.records is not None, "signals are heard where there is a folder"
         raise TrainingStopped(
-            f"stopped by {signal.Signals(requests.signal).name} after {where}, which is saved in {self.records.folder}",
-            requests.signal,
+            f"stopped by {signal.Signals(number).name} after {where}, which is saved in {self.records.folder}",
+            number,
             saved=True,
         )
 

@@ -16,8 +16,8 @@ from torch import nn
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.search import Untying, has_ties
-from superweight_ensembles.storage.lock import locked_folder
 from superweight_ensembles.training.checkpoint import best_epoch
 from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
@@ -83,6 +83,10 @@ def train(
     your own must give the same batches again after the same seeds and ``set_epoch``, where it has one. With ``out``, a
     SIGTERM or Ctrl-C ends the step, saves, and raises :class:`TrainingStopped`; a second one stops at once.
 
+    Started by torchrun, or in a process group, all processes call it alike: each has its rows of every batch, gradients
+    are summed, batch norm sees the whole batch, and the first process alone writes. An iterable of your own must give
+    each process batches of its own, as many as the others.
+
     Args:
         ensemble: Trained in place; left in eval mode on the training device.
         data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
@@ -133,12 +137,18 @@ def train(
     recomputed = recomputed_blocks(modules) if config.recompute else None
     compiled = compiled_calls(modules) if config.compile else None
     fabric = build_fabric(config)
+    processes = current_processes()
+    if processes.size > 1 and config.micro_batches == "auto":
+        raise SuperWeightError(
+            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
+        )
     folder = None if out is None else Path(out)
-    if folder is not None and not resume and (folder / "log.jsonl").exists():
+    if folder is not None and not resume and processes.first(lambda: (folder / "log.jsonl").exists()):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, data, config, fabric, trained)
-    loaders, validation = training_batches(data, validation, config, fabric.device, trained)
+    loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)
+    _agree(processes, ensemble, config, settings, len(loaders[0]))
     optimizer = build_optimizer(ensemble, config)
     backward = partial(
         joint_backward,
@@ -159,9 +169,7 @@ def train(
         ending.enter_context(own_randomness(fabric.device))
         records = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            ending.enter_context(locked_folder(folder))
-            records = Records(folder, settings)
+            records = Records(folder, settings, processes)
             ending.callback(records.close)
         training = Training(
             ensemble=ensemble,
@@ -173,10 +181,11 @@ def train(
             fabric=fabric,
             optimizer=optimizer,
             schedule=schedule,
-            step=TrainStep(ensemble, trained, backward, optimizer, schedule, fabric, config, channels_last),
+            step=TrainStep(ensemble, trained, backward, optimizer, schedule, fabric, config, channels_last, processes),
             untie=untie,
             records=records,
             callback=callback,
+            processes=processes,
         )
         training.run(resume=resume)
     ensemble.eval()
@@ -190,6 +199,21 @@ def train(
         best_epoch=best_epoch(history),
         micro_batches=training.progress.micro_batches,
     )
+
+
+def _agree(
+    processes: Processes, ensemble: SuperWeightEnsemble, config: TrainConfig, settings: dict[str, Any], steps: int
+) -> None:
+    """See to it that all processes train the same, from the same start values.
+
+    Raises:
+        SuperWeightError: They were told to train different things (says which differ).
+    """
+    decided = {key: value for key, value in asdict(config).items() if key not in ("num_threads", "num_workers")}
+    processes.same({**decided, **settings}, "the training's settings")
+    processes.same(ensemble.plan.fingerprint, "the sharing plan")
+    processes.same(steps, "the number of batches an epoch")
+    processes.copy_first_([*ensemble.parameters(), *ensemble.buffers()])
 
 
 def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | None) -> tuple[str, ...]:

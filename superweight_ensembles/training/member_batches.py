@@ -32,8 +32,18 @@ def training_batches(
     config: TrainConfig,
     device: torch.device,
     members: Sequence[str],
+    shard: tuple[int, int] = (0, 1),
 ) -> tuple[list[SizedBatches], Batches | None]:
-    """Training batches, one loader for all members or one for each, and validation batches."""
+    """Training batches, one loader for all members or one for each, and validation batches.
+
+    Args:
+        data: As :func:`train` takes it; an iterable of your own is used as it is.
+        validation: As :func:`train` takes it.
+        config: Decides size, order and augmentation.
+        device: Where batches appear.
+        members: Those that are trained.
+        shard: This process and how many there are: of each batch, it has its rows alone.
+    """
     if not isinstance(data, ImageData):
         if isinstance(data, str) or not hasattr(data, "__len__") or len(data) == 0:
             raise SuperWeightError(
@@ -49,17 +59,19 @@ def training_batches(
         return [data], validation
     streams = range(len(members)) if config.member_batches == "own" else range(1)
     loaders: list[SizedBatches] = [
-        training_loader(data, replace(config, seed=(config.seed + index * _SEEDS_APART) % 2**32), device)
+        training_loader(data, replace(config, seed=(config.seed + index * _SEEDS_APART) % 2**32), device, shard)
         for index in streams
     ]
     if validation is None and len(data.validation):
         validation = data.loader(
-            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers
+            "validation", max(256, config.batch_size), device=device, num_workers=config.num_workers, shard=shard
         )
     return loaders, validation
 
 
-def training_loader(data: ImageData, config: TrainConfig, device: torch.device | str = "cpu") -> ImageLoader:
+def training_loader(
+    data: ImageData, config: TrainConfig, device: torch.device | str = "cpu", shard: tuple[int, int] = (0, 1)
+) -> ImageLoader:
     """Shuffled, augmented batches of the training split.
 
     Raises:
@@ -83,6 +95,7 @@ def training_loader(data: ImageData, config: TrainConfig, device: torch.device |
         seed=config.seed,
         device=device,
         num_workers=config.num_workers,
+        shard=shard,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Their states, as tensors by name."""
+    """Their states, as tensors by name, always of the same shapes."""
     states = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -31,8 +31,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     states["numpy.rest"] = torch.tensor([place, has_gauss, gauss], dtype=torch.float64)
     _, words, next_gauss = random.getstate()
     states["python.keys"] = torch.tensor(words, dtype=torch.int64)
-    if next_gauss is not None:
-        states["python.gauss"] = torch.tensor([next_gauss], dtype=torch.float64)
+    states["python.gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
     return states
 
 
@@ -44,7 +43,8 @@ def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> Non
     """
     place, has_gauss, gauss = states["numpy.rest"].tolist()
     np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
-    next_gauss: Any = states["python.gauss"].item() if "python.gauss" in states else None
+    gauss_left = states["python.gauss"].item()
+    next_gauss = None if math.isnan(gauss_left) else gauss_left
     random.setstate((_PYTHON_VERSION, tuple(states["python.keys"].tolist()), next_gauss))
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and "cuda" in states:

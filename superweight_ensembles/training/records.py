@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.processes import Processes
+from superweight_ensembles.storage.lock import locked_folder
 from superweight_ensembles.training.checkpoint import Checkpoints, Progress, load_checkpoint
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.log import RunLog
@@ -22,17 +25,29 @@ CHECKPOINT_FOLDER = "checkpoints"
 class Records:
     """What stands in the folder of a training.
 
+    Of several processes the first writes, and all hear whether it could.
+
     Args:
-        folder: That is there, and held by this process.
+        folder: Made here, and held until :meth:`close`.
         settings: What a training is told besides its config; a run is resumed with the same.
+        processes: Of the job.
+
+    Raises:
+        SuperWeightError: Another job is at work in the folder, or it cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], processes: Processes) -> None:
         self.folder = folder
         self._settings = settings
+        self._processes = processes
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
-        self._checkpoints.clear_drafts()
         self._log: RunLog | None = None
+        self._ending = ExitStack()
+        processes.first(self._hold)
+
+    def _hold(self) -> None:
+        self._ending.enter_context(locked_folder(self.folder))
+        self._checkpoints.clear_drafts()
 
     def load(
         self,
@@ -41,15 +56,22 @@ class Records:
         schedule: LRScheduler,
         config: TrainConfig,
     ) -> tuple[Progress, Mapping[str, Tensor]] | None:
-        """Go back to the newest checkpoint: its progress and random states; None where there is none."""
-        newest = self._checkpoints.newest()
+        """Go back to the newest checkpoint: its progress and the random states of this process.
+
+        None where there is no checkpoint; no states where it was made by another number of processes.
+        """
+        newest = self._processes.first(lambda: getattr(self._checkpoints.newest(), "name", None))
         if newest is None:
             return None
-        progress, states = load_checkpoint(newest, ensemble, optimizer, schedule, config, self._settings)
-        return progress, states[0]
+        folder = self._checkpoints.folder / newest
+        progress, states = load_checkpoint(folder, ensemble, optimizer, schedule, config, self._settings)
+        return progress, states[self._processes.rank] if len(states) == self._processes.size else {}
 
     def open_log(self, history: Sequence[dict[str, Any]]) -> None:
         """Begin the log again at what is known."""
+        self._processes.first(lambda: self._open_log(history))
+
+    def _open_log(self, history: Sequence[dict[str, Any]]) -> None:
         try:
             self._log = RunLog(self.folder, list(history))
         except OSError as error:
@@ -61,6 +83,9 @@ class Records:
         Raises:
             SuperWeightError: It cannot be written; the checkpoint before it stays.
         """
+        self._processes.first(lambda: self._append(record))
+
+    def _append(self, record: dict[str, Any]) -> None:
         assert self._log is not None, "opened when the training began"
         try:
             self._log.append(record)
@@ -77,11 +102,17 @@ class Records:
         schedule: LRScheduler,
         config: TrainConfig,
         progress: Progress,
-        states: Sequence[Mapping[str, Tensor]],
+        states: Mapping[str, Tensor],
     ) -> None:
-        """Write a checkpoint."""
-        self._checkpoints.save(ensemble, optimizer, schedule, config, self._settings, progress, states)
+        """Write a checkpoint, with the random states of every process."""
+        device = next(ensemble.parameters()).device
+        by_name = {name: self._processes.gathered(state.to(device)).cpu() for name, state in states.items()}
+        every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
+        self._processes.first(
+            lambda: self._checkpoints.save(ensemble, optimizer, schedule, config, self._settings, progress, every)
+        )
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
+        self._ending.close()

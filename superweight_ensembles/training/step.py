@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.processes import Processes
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.joint import TargetGradients
@@ -21,6 +24,7 @@ from superweight_ensembles.training.memory_errors import OutOfMemoryError
 from superweight_ensembles.training.memory_format import is_refusal
 from superweight_ensembles.training.non_finite import largest_gradient, what_is_not_finite
 from superweight_ensembles.training.random_states import random_states, set_random_states
+from superweight_ensembles.training.synchronised_norm import synchronised
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,6 +41,7 @@ class TrainStep:
         fabric: Of device and precision.
         config: How.
         channels_last: Memory format of the images.
+        processes: Of the job; gradients are those of the rows of all of them.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class TrainStep:
         fabric: Fabric,
         config: TrainConfig,
         channels_last: bool,
+        processes: Processes,
     ) -> None:
         self._ensemble = ensemble
         self._members = members
@@ -58,9 +64,19 @@ class TrainStep:
         self._fabric = fabric
         self._config = config
         self._channels_last = channels_last
+        self._processes = processes
+        self._agreed = False
 
-    def __call__(self, batches: Sequence[Any], progress: Progress) -> None:
+    def __call__(self, batches: Sequence[Any], progress: Progress, signal: int = 0) -> int:
         """Take a step on one batch for all members, or on one for each, and note it in the progress.
+
+        Args:
+            batches: Of this process: of several, each has its part of the batch.
+            progress: Changed here.
+            signal: The number of one that has come to this process; 0 for none.
+
+        Returns:
+            The highest such number over all processes.
 
         Raises:
             SuperWeightError: A batch that is none; a loss or a gradient that is not finite, more often than the config
@@ -70,19 +86,39 @@ class TrainStep:
         images, labels = ready[0] if len(ready) == 1 else by_member(self._members, ready)
         returns = self._config.skip_non_finite > 0 or self._config.micro_batches == "auto"
         buffers = [(buffer, buffer.clone()) for buffer in self._ensemble.buffers()] if returns else []
-        losses = self._gradients(images, labels, progress, buffers)
+        losses = torch.stack(list(self._gradients(images, labels, progress, buffers).values())).double()
+        num_rows = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
+        losses, signal = self._over_processes(losses, num_rows, signal)
         largest = largest_gradient(self._ensemble.parameters())
-        *found, gradient = torch.stack([*losses.values(), largest.to(next(iter(losses.values())))]).double().tolist()
+        *found, gradient = torch.cat([losses, largest.to(losses)[None]]).tolist()  # the one read of a step
         if all(map(math.isfinite, (*found, gradient))):
             self._optimizer.step()
-            for name, loss in zip(losses, found):
+            for name, loss in zip(self._members, found):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
             progress.num_summed += 1
         else:
-            self._leave_out(images, labels, dict(zip(losses, found)), progress)
+            self._leave_out(images, labels, dict(zip(self._members, found)), progress)
             _put_back(buffers)
         self._schedule.step()
         progress.step += 1
+        return signal
+
+    def _over_processes(self, losses: Tensor, num_rows: int, signal: int) -> tuple[Tensor, int]:
+        """Mean losses (M,) and gradients over the rows of all processes; each counts by its rows."""
+        if self._processes.size == 1:
+            return losses, signal
+        held = [parameter.grad for parameter in self._ensemble.parameters() if parameter.grad is not None]
+        if not self._agreed:
+            names = [name for name, parameter in self._ensemble.named_parameters() if parameter.grad is not None]
+            self._processes.same(names, "the parameters that have gradients")
+            self._agreed = True
+        interrupted, terminated = signal == SIGINT, signal == SIGTERM
+        told = losses.new_tensor([num_rows, interrupted, terminated, *[0.0] * len(losses)])
+        told[3:] = losses * num_rows
+        self._processes.sum_([told])
+        torch._foreach_mul_(held, num_rows / float(told[0]))
+        self._processes.sum_(held)
+        return told[3:] / told[0], SIGTERM if told[2] else SIGINT if told[1] else 0
 
     def _gradients(
         self,
@@ -119,7 +155,10 @@ class TrainStep:
         look: Callable[[TargetGradients], None] | None = None,
     ) -> dict[str, Tensor]:
         try:
-            with self._fabric.autocast():
+            with (
+                synchronised(self._processes) if self._config.sync_batch_norm else nullcontext(),
+                self._fabric.autocast(),
+            ):
                 return self._backward(images, labels, micro_batches=micro_batches, look=look)
         except RuntimeError as error:
             if self._channels_last and is_refusal(error):

@@ -13,26 +13,30 @@ from torch import Tensor, nn
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.processes import current_processes
 from superweight_ensembles.training.member_batches import Batches
 
 
 @torch.inference_mode()
 def validate(ensemble: SuperWeightEnsemble, members: Sequence[str], batches: Batches, fabric: Fabric) -> dict[str, Any]:
-    """Accuracy and NLL of every member asked for and of their mean, in eval mode; M + 1 rows of sums are kept."""
+    """Accuracy and NLL of every member asked for and of their mean, in eval mode, over the images of all processes."""
     ensemble.eval()
     weights = ensemble.bank.generate(members)
-    sums = torch.zeros(len(members) + 1, 2, dtype=torch.float64)
-    num_images = 0
+    sums = torch.zeros(len(members) + 1, 2, dtype=torch.float64, device=fabric.device)
+    num_images = torch.zeros((), dtype=torch.float64, device=fabric.device)
     for batch in batches:
         images, labels = checked_batch(batch)
+        if not len(labels):  # a process's part of a small last batch
+            continue
         images, labels = images.to(fabric.device), labels.to(fabric.device)
         with fabric.autocast():
             logits = [ensemble.run_member(name, images, weights[name]) for name in members]
         every = torch.stack(logits).float().log_softmax(2)
         mean = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
-        sums += torch.stack([_sums(found, labels) for found in (*every, mean)]).cpu()
+        sums += torch.stack([_sums(found, labels) for found in (*every, mean)])
         num_images += len(labels)
-    if not num_images:
+    current_processes().sum_([sums, num_images])
+    if not int(num_images):
         raise SuperWeightError("validation yields no batch: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
     return {
