@@ -85,7 +85,7 @@ class SynchronisedNorm(TorchFunctionMode):
     ) -> Tensor:
         if not training:
             return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
 
     def _native(
         self,
@@ -101,7 +101,14 @@ class SynchronisedNorm(TorchFunctionMode):
     ) -> Tensor:
         if not training:
             return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
-        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+
+
+@torch.compiler.disable
+def _normalised(*given: Any) -> Tensor:
+    """As it is in compiled members too: the compiler would trace the exchange, and compile again at every new count."""
+    found: Tensor = _BatchNorm.apply(*given)
+    return found
 
 
 class _BatchNorm(torch.autograd.Function):
