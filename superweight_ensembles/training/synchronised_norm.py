@@ -146,9 +146,11 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, variance, count = ctx.saved_tensors
         factor = torch.ones_like(mean) if weight is None else weight.to(mean)
-        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, images, factor, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
+        by_weight = by_bias = torch.zeros_like(mean)
+        if images.numel():  # else a process without rows, which has its part in the exchange all the same
+            _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, images, factor, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
         of_images = None
         if ctx.needs_input_grad[0]:
             sums = torch.cat([by_weight, by_bias])
