@@ -85,7 +85,7 @@ class SynchronisedNorm(TorchFunctionMode):
     ) -> Tensor:
         if not training:
             return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
 
     def _native(
         self,
@@ -101,7 +101,14 @@ class SynchronisedNorm(TorchFunctionMode):
     ) -> Tensor:
         if not training:
             return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
-        return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+
+
+@torch.compiler.disable
+def _normalised(*given: Any) -> Tensor:
+    """As it is in compiled members too: the compiler would trace the exchange, and compile again at every new count."""
+    found: Tensor = _BatchNorm.apply(*given)
+    return found
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -139,9 +146,11 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         images, weight, mean, variance, count = ctx.saved_tensors
         factor = torch.ones_like(mean) if weight is None else weight.to(mean)
-        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, images, factor, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
+        by_weight = by_bias = torch.zeros_like(mean)
+        if images.numel():  # else a process without rows, which has its part in the exchange all the same
+            _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+                gradient, images, factor, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
         of_images = None
         if ctx.needs_input_grad[0]:
             sums = torch.cat([by_weight, by_bias])
