@@ -40,18 +40,22 @@ def write_ensemble(
     Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder.
 
     Raises:
-        SuperWeightError: Something else stands there.
+        SuperWeightError: Something else stands there, or it cannot be written: then it is as before.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
         raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
-    with whole_folder(folder) as draft:
-        write_ensemble_files(ensemble, plan, members, draft)
-        if beside is not None:
-            beside(draft)
-        write_manifest(draft)
-        if (folder / "README.md").is_file():
-            shutil.copy2(folder / "README.md", draft / "README.md")
+    before = "; what stands there is as it was" if folder.exists() else ""
+    try:
+        with whole_folder(folder) as draft:
+            write_ensemble_files(ensemble, plan, members, draft)
+            if beside is not None:
+                beside(draft)
+            write_manifest(draft)
+            if (folder / "README.md").is_file():
+                shutil.copy2(folder / "README.md", draft / "README.md")
+    except (OSError, SafetensorError) as error:
+        raise SuperWeightError(f"{folder} cannot be written: {error}{before}") from None
 
 
 def write_ensemble_files(

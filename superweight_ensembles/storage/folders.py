@@ -66,10 +66,13 @@ def _older(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
+    """Put a folder on the disk, its files with the permissions that the user gives (safetensors has its own)."""
+    mode = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
             continue
+        path.chmod(mode)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
     sync_folder(folder)

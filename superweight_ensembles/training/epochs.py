@@ -120,9 +120,11 @@ class Training:
             asked = self.step(batches, progress, self.requests.signal or 0)
             progress.seconds = time.perf_counter() - start
             self._tell(epoch)
-            if config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps:
+            within = config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps
+            if within and self.records is not None:
                 self._save()
-            self._stop_if_asked(asked)
+            # of several processes, what all have heard of in the step; one alone need not wait for the next
+            self._stop_if_asked(asked if self.processes.size > 1 else self.requests.signal or 0)
         if progress.step < steps:
             raise SuperWeightError(
                 f"the training data end after {progress.step} of the {steps} batches that their length says"

@@ -55,6 +55,8 @@ def _join(fabric: Fabric, launch: Launch) -> None:
         SuperWeightError: The other processes cannot be reached.
     """
     try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
+            _meet_in_a_fresh_place(fabric.device, launch)
         fabric.launch()
     except (RuntimeError, ValueError, OSError) as error:
         reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
@@ -62,6 +64,20 @@ def _join(fabric: Fabric, launch: Launch) -> None:
             f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
             f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {reason:.200}"
         ) from error
+
+
+def _meet_in_a_fresh_place(device: torch.device, launch: Launch) -> None:
+    """Begin the process group in a part of torchrun's store that no attempt before has written to.
+
+    torchrun keeps its store when it starts the processes again, and with it the addresses of those that are gone.
+    """
+    host, port = launch.address.rsplit(":", 1)
+    store = dist.TCPStore(host, int(port), launch.size, is_master=False)
+    attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=int(os.environ["RANK"]), world_size=launch.size)
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:

@@ -41,6 +41,7 @@ def joint_backward(
     recomputed: Blocks | None = None,
     compiled: Calls | None = None,
     micro_batches: int = 1,
+    weight: float = 1.0,
     look: Callable[[TargetGradients], None] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
@@ -65,6 +66,7 @@ def joint_backward(
         compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
         micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
             gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
+        weight: Factor of all losses: the share of these rows in a batch that several processes have parts of.
         look: Sees the gradients of the generated weights before the bank does.
 
     Raises:
@@ -72,7 +74,7 @@ def joint_backward(
             left (names the member and the batch).
 
     Returns:
-        The detached loss of each member.
+        The detached loss of each member, times the weight.
 
     Example:
         >>> import torch, superweight_ensembles as swe
@@ -85,7 +87,9 @@ def joint_backward(
     """
     names = tuple(ensemble.member_names if members is None else members)
     leaves, clusters = _leaves(ensemble.bank.generate(names))
-    task = _Task(ensemble, images, labels, loss_function, objective, recomputed or {}, compiled or {}, micro_batches)
+    task = _Task(
+        ensemble, images, labels, loss_function, objective, recomputed or {}, compiled or {}, micro_batches, weight
+    )
     if ensemble_weight:
         losses = _together(task, names, leaves, backward, ensemble_weight)
     else:
@@ -110,6 +114,7 @@ class _Task:
     recomputed: Blocks
     compiled: Calls
     micro_batches: int
+    weight: float
     answers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -117,11 +122,11 @@ class _Task:
         return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
 
     def parts(self) -> list[tuple[slice, float]]:
-        """Rows of the batch, and their share in its mean loss."""
+        """Rows of the batch, and the factor of their loss."""
         size = self.batch_size
         count = min(self.micro_batches, size)
         bounds = [size * index // count for index in range(count + 1)]
-        return [(slice(start, stop), (stop - start) / size) for start, stop in pairwise(bounds)]
+        return [(slice(start, stop), self.weight * (stop - start) / size) for start, stop in pairwise(bounds)]
 
     @contextmanager
     def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:

@@ -86,9 +86,9 @@ class TrainStep:
         images, labels = ready[0] if len(ready) == 1 else by_member(self._members, ready)
         returns = self._config.skip_non_finite > 0 or self._config.micro_batches == "auto"
         buffers = [(buffer, buffer.clone()) for buffer in self._ensemble.buffers()] if returns else []
-        losses = torch.stack(list(self._gradients(images, labels, progress, buffers).values())).double()
-        num_rows = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
-        losses, signal = self._over_processes(losses, num_rows, signal)
+        weight, signal = self._share(len(ready[0][1]), signal)
+        losses = torch.stack(list(self._gradients(images, labels, weight, progress, buffers).values())).double()
+        self._add_up(losses)
         largest = largest_gradient(self._ensemble.parameters())
         *found, gradient = torch.cat([losses, largest.to(losses)[None]]).tolist()  # the one read of a step
         if all(map(math.isfinite, (*found, gradient))):
@@ -103,27 +103,35 @@ class TrainStep:
         progress.step += 1
         return signal
 
-    def _over_processes(self, losses: Tensor, num_rows: int, signal: int) -> tuple[Tensor, int]:
-        """Mean losses (M,) and gradients over the rows of all processes; each counts by its rows."""
+    def _share(self, num_rows: int, signal: int) -> tuple[float, int]:
+        """The share of this process in the rows of the batch, and the signal that has come to any.
+
+        Losses are weighed before backward: synchronised batch norm mixes the gradients of all processes.
+        """
         if self._processes.size == 1:
-            return losses, signal
-        held = [parameter.grad for parameter in self._ensemble.parameters() if parameter.grad is not None]
-        if not self._agreed:
-            names = [name for name, parameter in self._ensemble.named_parameters() if parameter.grad is not None]
-            self._processes.same(names, "the parameters that have gradients")
-            self._agreed = True
-        interrupted, terminated = signal == SIGINT, signal == SIGTERM
-        told = losses.new_tensor([num_rows, interrupted, terminated, *[0.0] * len(losses)])
-        told[3:] = losses * num_rows
+            return 1.0, signal
+        told = torch.tensor(
+            [num_rows, signal == SIGINT, signal == SIGTERM], dtype=torch.float64, device=self._fabric.device
+        )
         self._processes.sum_([told])
-        torch._foreach_mul_(held, num_rows / float(told[0]))
-        self._processes.sum_(held)
-        return told[3:] / told[0], SIGTERM if told[2] else SIGINT if told[1] else 0
+        every_row, interrupted, terminated = told.tolist()
+        return num_rows / every_row, SIGTERM if terminated else SIGINT if interrupted else 0
+
+    def _add_up(self, losses: Tensor) -> None:
+        """Sum losses (M,) and gradients over the processes."""
+        if self._processes.size == 1:
+            return
+        held = {name: one.grad for name, one in self._ensemble.named_parameters() if one.grad is not None}
+        if not self._agreed:
+            self._processes.same(list(held), "the parameters that have gradients")
+            self._agreed = True
+        self._processes.sum_([losses, *held.values()])
 
     def _gradients(
         self,
         images: Tensor | Mapping[str, Tensor],
         labels: Tensor | Mapping[str, Tensor],
+        weight: float,
         progress: Progress,
         buffers: list[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
@@ -133,7 +141,7 @@ class TrainStep:
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self._forward_and_backward(images, labels, progress.micro_batches)
+                return self._forward_and_backward(images, labels, progress.micro_batches, weight)
             except OutOfMemoryError:
                 size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
                 if not doubles or progress.micro_batches >= size:
@@ -152,6 +160,7 @@ class TrainStep:
         images: Tensor | Mapping[str, Tensor],
         labels: Tensor | Mapping[str, Tensor],
         micro_batches: int,
+        weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
     ) -> dict[str, Tensor]:
         try:
@@ -159,7 +168,7 @@ class TrainStep:
                 synchronised(self._processes) if self._config.sync_batch_norm else nullcontext(),
                 self._fabric.autocast(),
             ):
-                return self._backward(images, labels, micro_batches=micro_batches, look=look)
+                return self._backward(images, labels, micro_batches=micro_batches, weight=weight, look=look)
         except RuntimeError as error:
             if self._channels_last and is_refusal(error):
                 raise SuperWeightError(
@@ -181,7 +190,7 @@ class TrainStep:
             self._members,
             images,
             losses,
-            lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look),
+            lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look=look),
         )
         self._optimizer.zero_grad(set_to_none=True)
         most = self._config.skip_non_finite
