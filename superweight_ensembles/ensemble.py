@@ -26,6 +26,7 @@ from superweight_ensembles.planning import check_plan_fits, count_parameters, pl
 from superweight_ensembles.saving import (
     build_members,
     check_ensemble_files,
+    check_tensors_suffice,
     read_plan,
     read_tensors,
     write_ensemble,
@@ -206,6 +207,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         folder = Path(folder)
         check_ensemble_files(folder)
         plan = read_plan(folder)
+        check_tensors_suffice(folder, plan)
         modules = build_members(folder, plan) if members is None else members
         ensemble = cls(modules, plan=plan)
         read_tensors(ensemble, folder)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import yaml
@@ -21,6 +21,8 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import Untying
+from superweight_ensembles.storage.plain_data import check_plain
+from superweight_ensembles.storage.yaml_file import parse_yaml, read_yaml
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import uses_bfloat16
 
@@ -73,13 +75,13 @@ class SharingRecipe(_Strict):
     """
 
     budget: StrictInt | StrictFloat
-    clusters: str | dict[str, list[str]] = "depth_bins"
+    clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
     bins: int = 4
     cap: int = 8
     allocation: str = "sweeps"
     coefficients: str | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = Field(default=(), max_length=1000)
+    exclude: tuple[str, ...] = Field(default=(), max_length=1000)
     budget_counts: str = "all"
     search: Literal["none", "gradient", "weight"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
@@ -186,10 +188,10 @@ class Recipe(_Strict):
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataRecipe
-    members: tuple[MemberRecipe, ...] = Field(min_length=1)
+    members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
@@ -316,14 +318,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         here = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.stem, [other.stem for other in here], n=1)
         hint = next((f"; did you mean {other}?" for other in here if near and other.stem == near[0]), "")
         raise SuperWeightError(f"no recipe file {path}{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SuperWeightError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
     for override in overrides:
@@ -332,7 +334,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain data, checked."""
+    """A recipe from plain data, checked.
+
+    Raises:
+        SuperWeightError: An unknown key (suggests the nearest), a value that does not fit; names the key.
+    """
+    check_plain(content, where)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -354,7 +361,7 @@ def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if location == ["sharing", "budget"]:
         message = "must be an int (parameters) or a float (fraction of what the members own apart)"
-    given = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+    given = "" if first["type"] == "value_error" else f" (got {first['input']!r:.200})"
     if not spot:
         return SuperWeightError(f"{where}: {message}{given}")
     return SuperWeightError(f"{where}: {spot}: {message}{given}")
@@ -381,17 +388,14 @@ def set_value(content: dict[str, Any], override: str, option: str = "--set") -> 
     for part in path:
         if isinstance(spot, dict):
             spot = spot.setdefault(part, {})
-        elif isinstance(spot, list) and part.isdecimal() and int(part) < len(spot):
+        elif isinstance(spot, list) and part in map(str, range(len(spot))):
             spot = spot[int(part)]
         else:
             raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SuperWeightError(f"{option} {override!r}: {text!r} is no YAML value") from None
+    value = parse_yaml(text, f"{option} {override!r:.200}")
     if isinstance(spot, dict):
         spot[last] = value
-    elif isinstance(spot, list) and last.isdecimal() and int(last) < len(spot):
+    elif isinstance(spot, list) and last in map(str, range(len(spot))):
         spot[int(last)] = value
     else:
         raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")
