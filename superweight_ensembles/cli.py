@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.visible_text import visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,9 +43,16 @@ Overrides = Annotated[
 ]
 
 
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @app.callback()
 def _options(verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
@@ -70,9 +78,9 @@ def train(
             bars.stop()
             if (folder / "recipe.yaml").is_file():
                 command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
-                _ERRORS.print(f"interrupted; whole epochs are kept: {command}", soft_wrap=True, highlight=False)
+                _say(f"interrupted; whole epochs are kept: {command}", _ERRORS)
             raise typer.Exit(130) from None
-    _CONSOLE.print(f"trained: {folder}", soft_wrap=True, highlight=False)
+    _say(f"trained: {folder}")
 
 
 @app.command()
@@ -87,7 +95,7 @@ def evaluate(run: RunPath) -> None:
     early = anytime_table(results)
     if early is not None:
         _CONSOLE.print(early)
-    _CONSOLE.print(f"results: {run / 'results.json'}", soft_wrap=True, highlight=False)
+    _say(f"results: {run / 'results.json'}")
 
 
 @app.command()
@@ -103,24 +111,27 @@ def plot(
     """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
     from superweight_ensembles.comparison import read_comparison
     from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
+    from superweight_ensembles.result_files import check_content, drawing_from
     from superweight_ensembles.runs import read_results, read_search
     from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
-    if len(runs) == 1 and (runs[0] / "compare.json").is_file():
-        drawn = draw_arms(read_comparison(runs[0]), folder)
-    elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
-        drawn = draw_growth(read_json(runs[0] / "growth.json"), folder)
-    elif len(runs) == 1:
-        drawn = draw_run(*read_results(runs[0]), folder)
-        searched = read_search(runs[0])
-        if searched is not None:
-            drawn += draw_search(*searched, folder)
-    else:
-        loaded = [read_results(run) for run in runs]
-        folder = out or Path("runs") / "comparison"
-        drawn = draw_comparison([results for results, _ in loaded], folder)
-    _CONSOLE.print(f"{len(drawn)} figures: {folder}", soft_wrap=True, highlight=False)
+    with drawing_from(*runs):
+        if len(runs) == 1 and (runs[0] / "compare.json").is_file():
+            drawn = draw_arms(read_comparison(runs[0]), folder)
+        elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
+            growth = runs[0] / "growth.json"
+            drawn = draw_growth(check_content(read_json(growth), growth, "growth"), folder)
+        elif len(runs) == 1:
+            drawn = draw_run(*read_results(runs[0]), folder)
+            searched = read_search(runs[0])
+            if searched is not None:
+                drawn += draw_search(*searched, folder)
+        else:
+            loaded = [read_results(run) for run in runs]
+            folder = out or Path("runs") / "comparison"
+            drawn = draw_comparison([results for results, _ in loaded], folder)
+    _say(f"{len(drawn)} figures: {folder}")
 
 
 @app.command()
@@ -135,7 +146,7 @@ def report(
 
     with _ERRORS.status("drawing figures and writing the page"):
         page = write_report(run, out)
-    _CONSOLE.print(f"report: {page}", soft_wrap=True, highlight=False)
+    _say(f"report: {page}")
 
 
 @app.command()
@@ -168,7 +179,7 @@ def export(
             written = export_run_member(
                 run, member, format=format or "torch-export", arm=arm, out=out, overwrite=overwrite
             )
-    _CONSOLE.print(f"exported: {written}", soft_wrap=True, highlight=False, markup=False)
+    _say(f"exported: {written}")
 
 
 @app.command()
@@ -224,8 +235,8 @@ def compare(
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
     drawn = draw_arms(comparison, folder / "figures")
-    _CONSOLE.print(f"comparison: {folder / 'comparison.json'}", soft_wrap=True, highlight=False)
-    _CONSOLE.print(f"{len(drawn)} figures: {folder / 'figures'}", soft_wrap=True, highlight=False)
+    _say(f"comparison: {folder / 'comparison.json'}")
+    _say(f"{len(drawn)} figures: {folder / 'figures'}")
 
 
 @app.command()
@@ -245,7 +256,7 @@ def plan(
     members = chosen.build_members()
     found = chosen.plan(members)
     if json:
-        _CONSOLE.print(found.to_json(), soft_wrap=True, highlight=False, markup=False)
+        _say(found.to_json())
         return
     lines = [str(found)]
     sharing = chosen.sharing
@@ -254,7 +265,7 @@ def plan(
             f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
         )
     lines += ["", *_estimate(chosen, members, found, flops_per_second)]
-    _CONSOLE.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    _say("\n".join(lines))
 
 
 def _estimate(
@@ -286,12 +297,17 @@ def _threads(device: str) -> str:
     return "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
 
 
+def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> None:
+    """Print text as it is: names in it are no markup, and no controls of the terminal."""
+    console.print(visible(text), style=style, markup=False, soft_wrap=True, highlight=False)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
     try:
         app()
     except (SuperWeightError, OSError) as error:
-        _ERRORS.print(f"error: {error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say(f"error: {error}", _ERRORS, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -301,11 +317,11 @@ def main() -> None:
 def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
     """Bars on the error stream, and what makes one for a stage by name."""
     columns = (
-        TextColumn("{task.description:<11}"),
+        TextColumn("{task.description:<11}", markup=False),
         BarColumn(bar_width=16),
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),
     )
     with Progress(*columns, console=_ERRORS) as bars:
 
@@ -314,7 +330,9 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
 
             def show(progress: TrainProgress) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=progress.epochs * progress.steps_per_epoch, state="")
+                    tasks[stage] = bars.add_task(
+                        visible(stage), total=progress.epochs * progress.steps_per_epoch, state=""
+                    )
                 done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
                 bars.update(tasks[stage], completed=done)
                 if progress.record is not None:

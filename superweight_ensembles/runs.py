@@ -37,9 +37,11 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
-from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.contained import check_no_links
+from superweight_ensembles.storage.files import read_json, write_json, write_text
 from superweight_ensembles.training import TrainProgress, train
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
@@ -74,6 +76,7 @@ def train_run(
         SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
             or something that is no run.
     """
+    check_no_links(folder)
     check_own_folder(
         folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES, resume=resume,
         overwrite=overwrite,
@@ -106,7 +109,7 @@ def train_run(
             if (folder / arm / "training.json").is_file():
                 continue
             shared = arm == "shared"
-            arm_plan = SharingPlan.from_json(read_text(folder / "plan.json")) if shared else independent_plan(members)
+            arm_plan = read_plan(folder) if shared else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
             _train_arm(recipe, ensemble, data, folder / arm, progress(arm), untie=recipe.untying() if shared else None)
     except SuperWeightError:
@@ -127,9 +130,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
         tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
-        training = read_json(folder / arm / "training.json")
-        if not isinstance(training.get("history"), list):
-            raise SuperWeightError(f"{folder / arm / 'training.json'} is damaged: it has no history")
+        notes = folder / arm / "training.json"
+        training = check_content(read_json(notes), notes, "training")
         anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
@@ -171,6 +173,7 @@ def read_run(folder: Path) -> Recipe:
     """
     if not (folder / "recipe.yaml").is_file():
         raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+    check_no_links(folder)
     return load_recipe(folder / "recipe.yaml")
 
 
@@ -179,7 +182,8 @@ def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    return read_json(folder / "results.json"), _final_plan(folder)
+    results = check_content(read_json(folder / "results.json"), folder / "results.json", "results")
+    return results, _final_plan(folder)
 
 
 def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
@@ -187,13 +191,14 @@ def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] |
     if not (folder / "search" / "search.json").is_file():
         return None
     plans = {
-        "before the search": SharingPlan.from_json(read_text(folder / "search" / "plan.json")),
-        "found": SharingPlan.from_json(read_text(folder / "plan.json")),
+        "before the search": read_plan(folder / "search"),
+        "found": read_plan(folder),
     }
     last = _final_plan(folder)
     if last != plans["found"]:
         plans["un-tied"] = last
-    return read_json(folder / "search" / "search.json"), plans
+    file = folder / "search" / "search.json"
+    return check_content(read_json(file), file, "search"), plans
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:

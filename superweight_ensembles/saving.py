@@ -19,6 +19,7 @@ from superweight_ensembles.architecture import Architecture, recall_architecture
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.registry import build_architecture
+from superweight_ensembles.storage.contained import contained_file
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
@@ -53,8 +54,8 @@ def write_ensemble(
         if beside is not None:
             beside(draft)
         write_manifest(draft)
-        if (folder / "README.md").is_file():
-            shutil.copy2(folder / "README.md", draft / "README.md")
+        if (folder / "README.md").exists():
+            shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
 
 
 def write_ensemble_files(

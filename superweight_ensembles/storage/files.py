@@ -16,10 +16,15 @@ MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of t
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole: to a new name, to the disk, then into place."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As :func:`write_text`; a link of that name is replaced, never written through."""
     draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        with draft.open("x", encoding="utf-8") as file:  # never through a link that waits under the draft's name
-            file.write(text)
+        with draft.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
