@@ -19,10 +19,11 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
+from superweight_ensembles.recipe_overrides import set_value as set_value
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import Untying
 from superweight_ensembles.storage.plain_data import check_plain
-from superweight_ensembles.storage.yaml_file import parse_yaml, read_yaml
+from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import uses_bfloat16
 
@@ -219,9 +220,15 @@ class Recipe(_Strict):
             raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
         return self
 
-    def to_yaml(self) -> str:
+    def to_content(self) -> dict[str, Any]:
+        """Plain data that :func:`parse_recipe` makes the same recipe of."""
         content = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(content, sort_keys=False, width=100)
+        for entry, given in zip((content["data"], *content["members"]), (self.data, *self.members)):
+            entry.update(given.model_extra or {})  # a null that was given there is an option's value
+        return content
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_content(), sort_keys=False, width=100, allow_unicode=True)
 
     def load_data(self) -> ImageData:
         """Load the data set and hold it against what the recipe says of it."""
@@ -376,26 +383,3 @@ def _known_keys(parents: list[Any]) -> list[str]:
     if is_dataclass(model):
         return [field.name for field in fields(model)]
     return list(model.model_fields)
-
-
-def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
-    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SuperWeightError(f"{option} {override!r}: write key.path=value, such as training.epochs=5")
-    *path, last = key.split(".")
-    spot: Any = content
-    for part in path:
-        if isinstance(spot, dict):
-            spot = spot.setdefault(part, {})
-        elif isinstance(spot, list) and part in map(str, range(len(spot))):
-            spot = spot[int(part)]
-        else:
-            raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
-    value = parse_yaml(text, f"{option} {override!r:.200}")
-    if isinstance(spot, dict):
-        spot[last] = value
-    elif isinstance(spot, list) and last in map(str, range(len(spot))):
-        spot[int(last)] = value
-    else:
-        raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")

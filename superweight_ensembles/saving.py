@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def write_ensemble_files(
     )
     write_text(folder / "plan.json", plan.to_json())
     save_model(ensemble, str(folder / "model.safetensors"))
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Have every refusal name the folder that was being read.
+
+    Raises:
+        SuperWeightError: The one that was raised, after the folder's name where it does not say it.
+    """
+    try:
+        yield
+    except SuperWeightError as error:
+        if str(folder) in str(error):
+            raise
+        raise SuperWeightError(f"{folder}: {error}") from error
 
 
 def check_ensemble_files(folder: Path) -> None:

@@ -143,7 +143,7 @@ def read_comparison(folder: Path) -> dict[str, Any]:
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """The same recipe with another seed, of the training as well."""
-    content = recipe.model_dump(mode="json", exclude_none=True)
+    content = recipe.to_content()
     content["training"]["seed"] += seed - recipe.seed
     return parse_recipe({**content, "seed": seed})
 
