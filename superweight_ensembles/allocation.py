@@ -95,4 +95,6 @@ def allocate(
                 if counts[index] == sweep < limits[index] and cost <= left:
                     counts[index] += 1
                     left -= cost
+            if max(counts, default=0) <= sweep:
+                break  # no slot has as many as a later sweep asks for
     return tuple(counts)

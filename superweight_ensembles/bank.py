@@ -19,6 +19,7 @@ from superweight_ensembles.generation import (
     slot_key,
 )
 from superweight_ensembles.initial_values import Deviations, initial_values
+from superweight_ensembles.machine_memory import check_parameters_fit
 from superweight_ensembles.plan import SharingPlan
 
 _SAMPLED = 8
@@ -44,6 +45,7 @@ class SuperWeightBank(nn.Module):
 
     def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        check_parameters_fit(plan.num_templates + plan.num_coefficients, "the bank of this plan")
         templates, coefficients, mixers = initial_values(plan, deviations, generator)
         self.plan = plan
         self.templates = nn.ParameterDict(templates)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.interruption import stop_now
+from superweight_ensembles.visible_text import visible
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,13 +48,20 @@ Overrides = Annotated[
 ]
 
 
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 @app.callback()
 def _options(
     context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False
 ) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "train":
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
@@ -86,7 +94,7 @@ def train(
                 command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
                 _say_stopped(stop, f"go on: {command}")
             raise typer.Exit(_exit_code(stop)) from None
-    _CONSOLE.print(f"trained: {folder}", soft_wrap=True, highlight=False)
+    _say(f"trained: {folder}")
 
 
 @app.command()
@@ -101,7 +109,7 @@ def evaluate(run: RunPath) -> None:
     early = anytime_table(results)
     if early is not None:
         _CONSOLE.print(early)
-    _CONSOLE.print(f"results: {run / 'results.json'}", soft_wrap=True, highlight=False)
+    _say(f"results: {run / 'results.json'}")
 
 
 @app.command()
@@ -117,24 +125,27 @@ def plot(
     """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
     from superweight_ensembles.comparison import read_comparison
     from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
+    from superweight_ensembles.result_files import check_content, drawing_from
     from superweight_ensembles.runs import read_results, read_search
     from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
-    if len(runs) == 1 and (runs[0] / "compare.json").is_file():
-        drawn = draw_arms(read_comparison(runs[0]), folder)
-    elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
-        drawn = draw_growth(read_json(runs[0] / "growth.json"), folder)
-    elif len(runs) == 1:
-        drawn = draw_run(*read_results(runs[0]), folder)
-        searched = read_search(runs[0])
-        if searched is not None:
-            drawn += draw_search(*searched, folder)
-    else:
-        loaded = [read_results(run) for run in runs]
-        folder = out or Path("runs") / "comparison"
-        drawn = draw_comparison([results for results, _ in loaded], folder)
-    _CONSOLE.print(f"{len(drawn)} figures: {folder}", soft_wrap=True, highlight=False)
+    with drawing_from(*runs):
+        if len(runs) == 1 and (runs[0] / "compare.json").is_file():
+            drawn = draw_arms(read_comparison(runs[0]), folder)
+        elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
+            growth = runs[0] / "growth.json"
+            drawn = draw_growth(check_content(read_json(growth), growth, "growth"), folder)
+        elif len(runs) == 1:
+            drawn = draw_run(*read_results(runs[0]), folder)
+            searched = read_search(runs[0])
+            if searched is not None:
+                drawn += draw_search(*searched, folder)
+        else:
+            loaded = [read_results(run) for run in runs]
+            folder = out or Path("runs") / "comparison"
+            drawn = draw_comparison([results for results, _ in loaded], folder)
+    _say(f"{len(drawn)} figures: {folder}")
 
 
 @app.command()
@@ -149,7 +160,7 @@ def report(
 
     with _ERRORS.status("drawing figures and writing the page"):
         page = write_report(run, out)
-    _CONSOLE.print(f"report: {page}", soft_wrap=True, highlight=False)
+    _say(f"report: {page}")
 
 
 @app.command()
@@ -182,7 +193,7 @@ def export(
             written = export_run_member(
                 run, member, format=format or "torch-export", arm=arm, out=out, overwrite=overwrite
             )
-    _CONSOLE.print(f"exported: {written}", soft_wrap=True, highlight=False, markup=False)
+    _say(f"exported: {written}")
 
 
 @app.command()
@@ -238,8 +249,8 @@ def compare(
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
     drawn = draw_arms(comparison, folder / "figures")
-    _CONSOLE.print(f"comparison: {folder / 'comparison.json'}", soft_wrap=True, highlight=False)
-    _CONSOLE.print(f"{len(drawn)} figures: {folder / 'figures'}", soft_wrap=True, highlight=False)
+    _say(f"comparison: {folder / 'comparison.json'}")
+    _say(f"{len(drawn)} figures: {folder / 'figures'}")
 
 
 @app.command()
@@ -259,7 +270,7 @@ def plan(
     members = chosen.build_members()
     found = chosen.plan(members)
     if json:
-        _CONSOLE.print(found.to_json(), soft_wrap=True, highlight=False, markup=False)
+        _say(found.to_json())
         return
     lines = [str(found)]
     sharing = chosen.sharing
@@ -268,7 +279,7 @@ def plan(
             f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
         )
     lines += ["", *_estimate(chosen, members, found, flops_per_second)]
-    _CONSOLE.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    _say("\n".join(lines))
 
 
 def _estimate(
@@ -302,12 +313,17 @@ def _threads(device: str) -> str:
 
 def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
     what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
-    _BARS.print(f"{what}; {remedy}", soft_wrap=True, highlight=False, markup=False)
+    _say(f"{what}; {remedy}", _BARS)
 
 
 def _exit_code(stop: KeyboardInterrupt) -> int:
     """As shells say it: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + int(getattr(stop, "signal", signal.SIGINT))
+
+
+def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> None:
+    """Print text as it is: names in it are no markup, and no controls of the terminal."""
+    console.print(visible(text), style=style, markup=False, soft_wrap=True, highlight=False)
 
 
 def main() -> None:
@@ -318,7 +334,7 @@ def main() -> None:
         app()
     except (SuperWeightError, OSError) as error:
         who = f"process {_RANK}: " if _RANK else ""
-        _ERRORS.print(f"error: {who}{error}", style="red", markup=False, soft_wrap=True, highlight=False)
+        _say(f"error: {who}{error}", _ERRORS, style="red")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -328,11 +344,11 @@ def main() -> None:
 def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
     """Bars on the error stream, and what makes one for a stage by name."""
     columns = (
-        TextColumn("{task.description:<11}"),
+        TextColumn("{task.description:<11}", markup=False),
         BarColumn(bar_width=16),
         TaskProgressColumn(),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),
     )
     with Progress(*columns, console=_BARS) as bars:
 
@@ -341,7 +357,9 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
 
             def show(progress: TrainProgress) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(stage, total=progress.epochs * progress.steps_per_epoch, state="")
+                    tasks[stage] = bars.add_task(
+                        visible(stage), total=progress.epochs * progress.steps_per_epoch, state=""
+                    )
                 done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
                 bars.update(tasks[stage], completed=done)
                 if progress.record is not None:

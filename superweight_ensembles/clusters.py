@@ -14,6 +14,7 @@ from superweight_ensembles.targets import Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "none")
+_MOST_BINS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,8 @@ def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4
     if rule == "depth_bins":
         if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
             raise SuperWeightError(f"bins must be a positive integer; got {bins!r}")
+        if bins > _MOST_BINS:
+            raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
         return _depth_bins(targets, bins)
     if rule == "shape":
         return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")

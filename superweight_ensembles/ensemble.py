@@ -26,8 +26,10 @@ from superweight_ensembles.planning import check_plan_fits, count_parameters, pl
 from superweight_ensembles.saving import (
     build_members,
     check_ensemble_files,
+    check_tensors_suffice,
     read_plan,
     read_tensors,
+    reading,
     write_ensemble,
 )
 from superweight_ensembles.targets import Members, named_members
@@ -204,11 +206,13 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
         """
         folder = Path(folder)
-        check_ensemble_files(folder)
-        plan = read_plan(folder)
-        modules = build_members(folder, plan) if members is None else members
-        ensemble = cls(modules, plan=plan)
-        read_tensors(ensemble, folder)
+        with reading(folder):
+            check_ensemble_files(folder)
+            plan = read_plan(folder)
+            check_tensors_suffice(folder, plan)
+            modules = build_members(folder, plan) if members is None else members
+            ensemble = cls(modules, plan=plan)
+            read_tensors(ensemble, folder)
         return ensemble
 
     def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_CHARACTERS = 1600
+
 
 class SuperWeightError(ValueError):
-    """What was given, what was expected, where, and the remedy, in one or two lines."""
+    """What was given, what was expected, where, and the remedy, in one or two lines.
+
+    What was given may be as long as a file: the middle of a message that is longer than a few lines is left out.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = _MOST_CHARACTERS // 2
+        return text if len(text) <= _MOST_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
 
 
 def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightError:

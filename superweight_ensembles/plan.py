@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from superweight_ensembles.allocation import ALLOCATION_ORDERS
 from superweight_ensembles.coefficients import CoefficientForm, fixed_numbers, numbers_per_template
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan_checks import (
+    MOST_CLUSTERS,
+    MOST_MEMBERS,
+    MOST_NAMES,
+    MOST_PARAMETERS,
+    MOST_SLOTS,
+    MOST_TARGETS,
+    MOST_TEMPLATES,
+    check_consistent,
+)
 from superweight_ensembles.plan_table import plan_table
 from superweight_ensembles.slots import Shape, SlotBlocks, slot_blocks
+from superweight_ensembles.storage.files import parse_json
 
 PLAN_FORMAT = 1
 _STRICT = ConfigDict(extra="forbid")
+# Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
+_Name = Annotated[str, Field(max_length=4096)]
+_Count = Annotated[int, Field(le=MOST_PARAMETERS)]
+_Size = Annotated[int, Field(le=2**31)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +40,9 @@ class PlannedMember:
 
     __pydantic_config__ = _STRICT
 
-    name: str
-    num_parameters: int
-    num_private: int
+    name: _Name
+    num_parameters: _Count
+    num_private: _Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +51,9 @@ class PlannedSlot:
 
     __pydantic_config__ = _STRICT
 
-    shape: tuple[int, ...]
-    num_templates: int
-    num_vectors: int
+    shape: Annotated[tuple[_Size, ...], Field(max_length=8)]
+    num_templates: Annotated[int, Field(le=MOST_TEMPLATES)]
+    num_vectors: Annotated[int, Field(le=MOST_TARGETS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +69,10 @@ class PlannedTarget:
 
     __pydantic_config__ = _STRICT
 
-    member: str
-    names: tuple[str, ...]
-    slot: int
-    vectors: tuple[int, ...]
+    member: _Name
+    names: Annotated[tuple[_Name, ...], Field(max_length=MOST_NAMES)]
+    slot: Annotated[int, Field(le=MOST_SLOTS)]
+    vectors: Annotated[tuple[int, ...], Field(max_length=MOST_SLOTS)]
 
     @property
     def name(self) -> str:
@@ -83,12 +98,12 @@ class Cluster:
 
     __pydantic_config__ = _STRICT
 
-    name: str
-    kind: str
-    slots: tuple[PlannedSlot, ...]
-    targets: tuple[PlannedTarget, ...]
+    name: _Name
+    kind: _Name
+    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]
+    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]
     coefficients: CoefficientForm = "vector"
-    embedding_size: int = 0
+    embedding_size: Annotated[int, Field(le=2**16)] = 0
 
     @property
     def kernel(self) -> Shape:
@@ -111,20 +126,21 @@ class Cluster:
     @property
     def num_coefficients(self) -> int:
         """Trainable scalars in coefficients."""
-        return sum(self._slot_coefficients(index, slot.num_templates) for index, slot in enumerate(self.slots))
+        return sum(
+            self._slot_coefficients(slot, block, slot.num_templates) for slot, block in zip(self.slots, self.blocks)
+        )
 
     @property
     def minimum_coefficients(self) -> int:
         """Trainable scalars in coefficients with one template a slot."""
-        return sum(self._slot_coefficients(index, 1) for index in range(len(self.slots)))
+        return sum(self._slot_coefficients(slot, block, 1) for slot, block in zip(self.slots, self.blocks))
 
     def shape_of(self, target: PlannedTarget) -> Shape:
         return self.slots[target.slot].shape
 
-    def _slot_coefficients(self, index: int, num_templates: int) -> int:
-        vectors = self.slots[index].num_vectors
-        each = numbers_per_template(self.coefficients, self.blocks[index], vectors, self.embedding_size)
-        return num_templates * each + fixed_numbers(self.coefficients, vectors, self.embedding_size)
+    def _slot_coefficients(self, slot: PlannedSlot, block: SlotBlocks, num_templates: int) -> int:
+        each = numbers_per_template(self.coefficients, block, slot.num_vectors, self.embedding_size)
+        return num_templates * each + fixed_numbers(self.coefficients, slot.num_vectors, self.embedding_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +158,9 @@ class SharingPlan:
 
     __pydantic_config__ = _STRICT
 
-    members: tuple[PlannedMember, ...]
-    clusters: tuple[Cluster, ...]
-    budget: int
+    members: Annotated[tuple[PlannedMember, ...], Field(max_length=MOST_MEMBERS)]
+    clusters: Annotated[tuple[Cluster, ...], Field(max_length=MOST_CLUSTERS)]
+    budget: _Count
     budget_counts: str = "all"
     cap: int = 8
     allocation: str = "sweeps"
@@ -197,88 +213,56 @@ class SharingPlan:
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the plan's content, the same on every machine."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        return _fingerprint(self._content())
 
     def to_json(self) -> str:
-        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, indent=1)
+        """The plan as text, with its fingerprint; a plan that is edited by hand leaves the fingerprint out."""
+        content = self._content()
+        start = f'{{\n "format": {PLAN_FORMAT},'
+        return content.replace(start, f'{start}\n "fingerprint": "{_fingerprint(content)}",', 1)
 
     @classmethod
-    def from_json(cls, text: str) -> SharingPlan:
+    def from_json(cls, text: str, file: str | Path | None = None) -> SharingPlan:
         """Read a plan written by ``to_json``.
 
+        Args:
+            text: The JSON.
+            file: Where it stands, for messages.
+
         Raises:
-            SuperWeightError: No JSON, a field missing or of a wrong type, numbers that contradict each other.
+            SuperWeightError: No JSON, a field missing, of a wrong type or out of bounds, numbers that contradict each
+                other, a fingerprint that is another plan's.
         """
+        where = f"{file}, the sharing plan" if file is not None else "the sharing plan"
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SuperWeightError(f"the sharing plan is no JSON: {error}") from None
+            content = parse_json(text, where)
+        except SuperWeightError as error:
+            raise SuperWeightError(str(error).replace("cannot be read as JSON", "is no JSON", 1)) from None
         found = content.pop("format", None) if isinstance(content, dict) else None
         if type(found) is not int or found != PLAN_FORMAT:
-            raise SuperWeightError(f'the sharing plan must be a JSON object with "format": {PLAN_FORMAT}')
+            raise SuperWeightError(f'{where} must be a JSON object with "format": {PLAN_FORMAT}')
+        noted = content.pop("fingerprint", None)
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise SuperWeightError(f"the sharing plan, at {where or 'the top'}: {first['msg']}") from None
-        _check_consistent(plan)
+            at = ".".join(str(part) for part in first["loc"])
+            raise SuperWeightError(f"{where}, at {at or 'the top'}: {first['msg']}") from None
+        check_consistent(plan, where)
+        written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
+        if noted is not None and noted != written and noted != plan.fingerprint:
+            raise SuperWeightError(
+                f"{where}, fingerprint: {noted!r:.40} is not that of its content, {plan.fingerprint}: "
+                "the file is damaged; leave the fingerprint out where you changed it by hand"
+            )
         return plan
+
+    def _content(self) -> str:
+        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, indent=1)
 
     def __str__(self) -> str:
         return plan_table(self)
 
 
-def _check_consistent(plan: SharingPlan) -> None:
-    """Refuse a plan whose numbers contradict each other."""
-
-    def refuse(where: str, why: str) -> SuperWeightError:
-        return SuperWeightError(f"the sharing plan, {where}: {why}")
-
-    if plan.budget_counts not in ("all", "templates"):
-        raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r}")
-    if plan.allocation not in ALLOCATION_ORDERS:
-        raise refuse("allocation", f"must be one of {', '.join(ALLOCATION_ORDERS)}, not {plan.allocation!r}")
-    if len(set(plan.member_names)) != len(plan.members) or not plan.members:
-        raise refuse("members", "needs at least one, each with a name of its own")
-    if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
-        raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
-    seen: set[tuple[str, str]] = set()
-    for cluster in plan.clusters:
-        where = f"cluster {cluster.name!r}"
-        if not cluster.slots or not cluster.targets:
-            raise refuse(where, "needs slots and targets")
-        if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
-            raise refuse(where, "slot shapes are (out, in, *kernel), all positive")
-        if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
-            raise refuse(where, "embedding_size is positive with coefficients 'embedding', and 0 with the others")
-        if len({slot.shape[2:] for slot in cluster.slots}) > 1:
-            raise refuse(where, "all slots must have one kernel")
-        for index, (slot, block) in enumerate(zip(cluster.slots, cluster.blocks)):
-            if block.size < 1 or slot.num_templates < 1:
-                raise refuse(where, f"slot {index} must add numbers and hold templates")
-            used = {target.vectors[index] for target in cluster.targets if index < len(target.vectors)}
-            if used != set(range(slot.num_vectors)):
-                raise refuse(
-                    where,
-                    f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users",
-                )
-        for target in cluster.targets:
-            if target.member not in plan.member_names or not target.names:
-                raise refuse(where, f"a target of member {target.member!r} without a member or a name")
-            if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
-                raise refuse(where, f"{target.label} needs one coefficient vector for each slot up to its own")
-            if seen & {(target.member, name) for name in target.names}:
-                raise refuse(where, f"{target.label} stands there twice")
-            seen |= {(target.member, name) for name in target.names}
-    shared = dict.fromkeys(plan.member_names, 0)
-    for cluster in plan.clusters:
-        for target in cluster.targets:
-            shared[target.member] += math.prod(cluster.shape_of(target))
-    for member in plan.members:
-        if member.num_private + shared[member.name] != member.num_parameters:
-            raise refuse("members", f"{member.name!r}: num_private and its targets do not add up to num_parameters")
-    if plan.spent > plan.budget:
-        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
-    if any(slot.num_templates > plan.cap for cluster in plan.clusters for slot in cluster.slots):
-        raise refuse("cap", f"a slot holds more than {plan.cap} templates")
+def _fingerprint(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:12]

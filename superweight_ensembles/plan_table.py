@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from superweight_ensembles.visible_text import visible
+
 if TYPE_CHECKING:
     from superweight_ensembles.plan import Cluster, SharingPlan
 
@@ -26,10 +28,10 @@ def plan_table(plan: SharingPlan) -> str:
 
 def _row(cluster: Cluster) -> tuple[str, ...]:
     members = Counter(target.member for target in cluster.targets)
-    shares = ", ".join(f"{name} x{count}" for name, count in members.items())
+    shares = ", ".join(f"{visible(name, keep='')} x{count}" for name, count in members.items())
     tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
     return (
-        cluster.name,
+        visible(cluster.name, keep=""),
         _slots(cluster),
         str(len(cluster.targets)) + (f" ({tied} tied)" if tied else ""),
         shares,

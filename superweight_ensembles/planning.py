@@ -20,6 +20,7 @@ from superweight_ensembles.coefficients import (
 )
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import Cluster, PlannedMember, PlannedSlot, PlannedTarget, SharingPlan
+from superweight_ensembles.plan_checks import MOST_PARAMETERS, MOST_TEMPLATES
 from superweight_ensembles.slots import ordered_shapes
 from superweight_ensembles.targets import (
     Members,
@@ -265,9 +266,11 @@ def resolve_budget(budget: float, apart: int) -> int:
     """
     if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
         raise SuperWeightError(f"budget must be an int (parameters) or a float (fraction); got {budget!r}")
-    if not math.isfinite(budget) or budget <= 0:
-        raise SuperWeightError(f"budget must be a positive number; got {budget!r}")
+    if (not isinstance(budget, numbers.Integral) and not math.isfinite(budget)) or budget <= 0:
+        raise SuperWeightError(f"budget must be a positive number; got {budget!r:.40}")
     if isinstance(budget, numbers.Integral):
+        if budget > MOST_PARAMETERS:
+            raise SuperWeightError(f"a budget is at most {MOST_PARAMETERS:,} parameters; got {budget!r:.40}")
         return int(budget)
     if budget > 1000 and float(budget).is_integer():
         raise SuperWeightError(f"a number of parameters must be an int; got {budget!r}: write {int(budget)}")
@@ -336,6 +339,8 @@ def _check_options(cap: int, allocation: str, budget_counts: str, clusters: Clus
         raise SuperWeightError(f"bins does nothing with clusters {clusters!r}: leave it out")
     if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
         raise SuperWeightError(f"cap must be a positive integer; got {cap!r}")
+    if cap > MOST_TEMPLATES:
+        raise SuperWeightError(f"cap is at most {MOST_TEMPLATES:,} templates; got {cap!r:.40}")
     if budget_counts not in ("all", "templates"):
         raise SuperWeightError(f"budget_counts must be 'all' or 'templates'; got {budget_counts!r}")
 

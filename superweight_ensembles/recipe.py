@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import yaml
@@ -19,8 +19,11 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
+from superweight_ensembles.recipe_overrides import set_value as set_value
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import Untying
+from superweight_ensembles.storage.plain_data import check_plain
+from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import uses_bfloat16
 
@@ -73,13 +76,13 @@ class SharingRecipe(_Strict):
     """
 
     budget: StrictInt | StrictFloat
-    clusters: str | dict[str, list[str]] = "depth_bins"
+    clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
     bins: int = 4
     cap: int = 8
     allocation: str = "sweeps"
     coefficients: str | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = Field(default=(), max_length=1000)
+    exclude: tuple[str, ...] = Field(default=(), max_length=1000)
     budget_counts: str = "all"
     search: Literal["none", "gradient", "weight"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
@@ -186,10 +189,10 @@ class Recipe(_Strict):
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataRecipe
-    members: tuple[MemberRecipe, ...] = Field(min_length=1)
+    members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
@@ -217,9 +220,15 @@ class Recipe(_Strict):
             raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
         return self
 
-    def to_yaml(self) -> str:
+    def to_content(self) -> dict[str, Any]:
+        """Plain data that :func:`parse_recipe` makes the same recipe of."""
         content = self.model_dump(mode="json", exclude_none=True)
-        return yaml.safe_dump(content, sort_keys=False, width=100)
+        for entry, given in zip((content["data"], *content["members"]), (self.data, *self.members)):
+            entry.update(given.model_extra or {})  # a null that was given there is an option's value
+        return content
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_content(), sort_keys=False, width=100, allow_unicode=True)
 
     def load_data(self) -> ImageData:
         """Load the data set and hold it against what the recipe says of it."""
@@ -316,14 +325,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         here = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.stem, [other.stem for other in here], n=1)
         hint = next((f"; did you mean {other}?" for other in here if near and other.stem == near[0]), "")
         raise SuperWeightError(f"no recipe file {path}{hint}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SuperWeightError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
     for override in overrides:
@@ -332,7 +341,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain data, checked."""
+    """A recipe from plain data, checked.
+
+    Raises:
+        SuperWeightError: An unknown key (suggests the nearest), a value that does not fit; names the key.
+    """
+    check_plain(content, where)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -354,7 +368,7 @@ def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if location == ["sharing", "budget"]:
         message = "must be an int (parameters) or a float (fraction of what the members own apart)"
-    given = "" if first["type"] == "value_error" else f" (got {first['input']!r})"
+    given = "" if first["type"] == "value_error" else f" (got {first['input']!r:.200})"
     if not spot:
         return SuperWeightError(f"{where}: {message}{given}")
     return SuperWeightError(f"{where}: {spot}: {message}{given}")
@@ -369,29 +383,3 @@ def _known_keys(parents: list[Any]) -> list[str]:
     if is_dataclass(model):
         return [field.name for field in fields(model)]
     return list(model.model_fields)
-
-
-def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
-    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SuperWeightError(f"{option} {override!r}: write key.path=value, such as training.epochs=5")
-    *path, last = key.split(".")
-    spot: Any = content
-    for part in path:
-        if isinstance(spot, dict):
-            spot = spot.setdefault(part, {})
-        elif isinstance(spot, list) and part.isdecimal() and int(part) < len(spot):
-            spot = spot[int(part)]
-        else:
-            raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise SuperWeightError(f"{option} {override!r}: {text!r} is no YAML value") from None
-    if isinstance(spot, dict):
-        spot[last] = value
-    elif isinstance(spot, list) and last.isdecimal() and int(last) < len(spot):
-        spot[int(last)] = value
-    else:
-        raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")

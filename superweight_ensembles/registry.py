@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import timm
@@ -9,9 +10,11 @@ import torchvision
 from torch import nn
 
 from superweight_ensembles.architecture import Architecture, remember_architecture
+from superweight_ensembles.bounded_building import build_bounded, check_options
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.wide_resnet import wide_resnet
 
+_MOST_CLASSES = 2**20
 _LOADS_WEIGHTS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone",
     "cache_dir", "scriptable",
@@ -35,21 +38,43 @@ def build_member(model: str, *, num_classes: int, in_channels: int = 3, **option
         >>> build_member("timm/resnet18", num_classes=10).fc.out_features
         10
     """
+    made = Architecture(model=model, num_classes=num_classes, in_channels=in_channels, options=options)
+    return build_architecture(made)
+
+
+def build_architecture(made: Architecture, most_numbers: int | None = None) -> nn.Module:
+    """Make a network as it was described, within a bound.
+
+    Args:
+        made: Registry name and options.
+        most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
+
+    Raises:
+        SuperWeightError: As :func:`build_member`; a network beyond the bound, or of more than 20,000 modules.
+    """
+    model, options = made.model, made.options
     loads = next((option for option in options if option in _LOADS_WEIGHTS), None)
     if loads is not None:
         raise SuperWeightError(
             f"model {model!r}: {loads!r} reads trained weights, which the bank replaces: leave it out"
         )
+    what = f"model {model!r:.200} with {options or 'no options'!s:.200}"
+    for name, size in (("num_classes", made.num_classes), ("in_channels", made.in_channels)):
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MOST_CLASSES:
+            raise SuperWeightError(f"{what}: {name} must be 1 to {_MOST_CLASSES:,}; got {size!r:.40}")
+    check_options(options, what)
     library, _, name = model.rpartition("/")
     try:
-        module = _build(library, name, num_classes, in_channels, options)
+        module = build_bounded(
+            lambda: _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)),
+            what,
+            most_numbers,
+        )
     except SuperWeightError:
         raise
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise SuperWeightError(f"model {model!r} with {options or 'no options'}: {error}") from error
-    return remember_architecture(
-        module, Architecture(model=model, num_classes=num_classes, in_channels=in_channels, options=options)
-    )
+    except Exception as error:  # whatever the network's own code raises of these options
+        raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
+    return remember_architecture(module, made)
 
 
 def _build(library: str, name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:

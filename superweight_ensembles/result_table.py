@@ -7,6 +7,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from superweight_ensembles.visible_text import cell
+
 _COLUMNS = ("", "", "MFLOPs", "parameters", "accuracy %", "NLL", "ECE %")
 
 
@@ -15,7 +17,7 @@ def result_table(results: dict[str, Any]) -> Table:
     arms = results["arms"]
     dataset = results["dataset"]
     table = Table(
-        title=f"{results['name']}: {dataset['num_test']:,} test images of {dataset['name']}",
+        title=cell(f"{results['name']}: {dataset['num_test']:,} test images of {dataset['name']}"),
         caption="FLOPs an image, two a multiply-add; parameters of a member: as a plain network",
         box=SIMPLE,
     )
@@ -52,7 +54,7 @@ def anytime_table(results: dict[str, Any]) -> Table | None:
         )
         for what, point, area in rows:
             table.add_row(
-                arm["name"] if what == "all" else "",
+                cell(arm["name"]) if what == "all" else "",
                 what,
                 f"{point['flops'] / 1e6:,.2f}",
                 f"{point['latency_ms']:.3f}",
@@ -70,8 +72,8 @@ def _add(
 ) -> None:  # fmt: skip
     metrics = row["metrics"]
     table.add_row(
-        name if arm is arms[0] else "",
-        arm["name"],
+        cell(name) if arm is arms[0] else "",
+        cell(arm["name"]),
         f"{row['flops'] / 1e6:,.2f}",
         parameters,
         f"{100 * metrics['accuracy']:.2f}",

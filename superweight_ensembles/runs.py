@@ -42,8 +42,10 @@ from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
 from superweight_ensembles.search import Untying, find_sharing, searched_members
+from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
 from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
@@ -93,6 +95,7 @@ def train_run(
             ending.enter_context(locked_folder(folder))
 
         def enter() -> bool:
+            check_no_links(folder)
             check_own_folder(
                 folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
                 resume=resume, overwrite=overwrite,
@@ -151,7 +154,7 @@ def _train_stages(
         text = plan.to_json()
         processes.first(lambda: write_text(folder / "plan.json", text))
     processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
-    plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")))
+    plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
     for arm in arms_of(recipe):
         own = folder / arm
         if not processes.first((own / "training.json").is_file):
@@ -178,7 +181,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
         tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
-        training, history = read_json(folder / arm / "training.json"), _history(folder / arm)
+        training = _training_of(folder / arm)
         anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
@@ -189,7 +192,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
                 **evaluate_predictions(ensemble, tested).to_dict(),
                 **anytime,
                 "training": {key: value for key, value in training.items() if key != "history"},
-                "history": history,
+                "history": training["history"],
             }
         )
     results = {
@@ -220,6 +223,7 @@ def read_run(folder: Path) -> Recipe:
     """
     if not (folder / "recipe.yaml").is_file():
         raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+    check_no_links(folder)
     return load_recipe(folder / "recipe.yaml")
 
 
@@ -228,7 +232,8 @@ def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    return read_json(folder / "results.json"), _final_plan(folder)
+    results = check_content(read_json(folder / "results.json"), folder / "results.json", "results")
+    return results, _final_plan(folder)
 
 
 def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
@@ -236,13 +241,14 @@ def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] |
     if not (folder / "search" / "search.json").is_file():
         return None
     plans = {
-        "before the search": SharingPlan.from_json(read_text(folder / "search" / "plan.json")),
-        "found": SharingPlan.from_json(read_text(folder / "plan.json")),
+        "before the search": read_plan(folder / "search"),
+        "found": read_plan(folder),
     }
     last = _final_plan(folder)
     if last != plans["found"]:
         plans["un-tied"] = last
-    return read_json(folder / "search" / "search.json"), plans
+    file = folder / "search" / "search.json"
+    return check_content(read_json(file), file, "search"), plans
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -319,15 +325,12 @@ def _train_arm(
 
 def _keep_best(folder: Path) -> None:
     """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
-    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(_history(folder))
+    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(_training_of(folder)["history"])
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of an arm that is trained."""
-    history = read_json(folder / "training.json").get("history")
-    if not isinstance(history, list):
-        raise SuperWeightError(f"{folder / 'training.json'} is damaged: it has no history")
-    return history
+def _training_of(folder: Path) -> dict[str, Any]:
+    """What the training of an arm came to."""
+    return check_content(read_json(folder / "training.json"), folder / "training.json", "training")
 
 
 def _measure_anytime(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,18 +14,22 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
 from superweight_ensembles.architecture import Architecture, recall_architecture
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.registry import build_member
+from superweight_ensembles.registry import build_architecture
+from superweight_ensembles.storage.contained import contained_file
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
+from superweight_ensembles.storage.tensors import read_header, read_module
 
 ENSEMBLE_FORMAT = 3
+_MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers
+_MOST_BUFFERS = 2**24
 _NEEDED = ("config.json", "plan.json", "model.safetensors")
 ENSEMBLE_FILES = frozenset({*_NEEDED, MANIFEST_FILE, "anytime.json", "README.md"})
 
@@ -52,8 +58,8 @@ def write_ensemble(
             if beside is not None:
                 beside(draft)
             write_manifest(draft)
-            if (folder / "README.md").is_file():
-                shutil.copy2(folder / "README.md", draft / "README.md")
+            if (folder / "README.md").exists():
+                shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
     except (OSError, SafetensorError) as error:
         raise SuperWeightError(f"{folder} cannot be written: {error}{before}") from None
 
@@ -74,6 +80,21 @@ def write_ensemble_files(
     save_model(ensemble, str(folder / "model.safetensors"))
 
 
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Have every refusal name the folder that was being read.
+
+    Raises:
+        SuperWeightError: The one that was raised, after the folder's name where it does not say it.
+    """
+    try:
+        yield
+    except SuperWeightError as error:
+        if str(folder) in str(error):
+            raise
+        raise SuperWeightError(f"{folder}: {error}") from error
+
+
 def check_ensemble_files(folder: Path) -> None:
     """Hold the files of a saved ensemble against its manifest.
 
@@ -90,7 +111,20 @@ def read_plan(folder: Path) -> SharingPlan:
     path = folder / "plan.json"
     if not path.is_file():
         raise SuperWeightError(f"{path} is missing: {folder} is no saved ensemble")
-    return SharingPlan.from_json(read_text(path))
+    return SharingPlan.from_json(read_text(path), path)
+
+
+def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
+    """Refuse a plan that claims more numbers than the file has, before anything of that size is made.
+
+    Raises:
+        SuperWeightError: Says both; or the header of model.safetensors is damaged.
+    """
+    path = folder / "model.safetensors"
+    held = sum(math.prod(shape) for shape, _ in read_header(path).values())
+    claimed = plan.num_templates + plan.num_coefficients
+    if held < claimed:
+        raise SuperWeightError(f"{path} does not fit the plan: it holds {held:,} numbers, the bank has {claimed:,}")
 
 
 def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
@@ -108,20 +142,27 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
     if not isinstance(made, dict):
         raise SuperWeightError(f"{folder / 'config.json'}: members must be an object of names")
     members = {}
-    for name in plan.member_names:
+    for planned in plan.members:
+        name = planned.name
         if not isinstance(made.get(name), dict):
             raise SuperWeightError(
                 f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
             )
-        members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}")
+        members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}", planned.num_parameters)
     return members
 
 
-def rebuild_member(made: Any, file: Path, key: str) -> nn.Module:
+def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Module:
     """Make a network again from its architecture, as a file holds it under a key.
 
+    Args:
+        made: The architecture as JSON.
+        file: That it was read from.
+        key: Where it stands there.
+        num_numbers: Parameters that it is known to have: one that has many more is not built.
+
     Raises:
-        SuperWeightError: That is no architecture; names the file and the key.
+        SuperWeightError: That is no architecture, or no network within the bound; names the file and the key.
     """
     try:
         architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
@@ -129,12 +170,10 @@ def rebuild_member(made: Any, file: Path, key: str) -> nn.Module:
         first = error.errors()[0]
         where = ".".join(str(part) for part in (key, *first["loc"]))
         raise SuperWeightError(f"{file}, {where}: {first['msg']}") from None
-    return build_member(
-        architecture.model,
-        num_classes=architecture.num_classes,
-        in_channels=architecture.in_channels,
-        **architecture.options,
-    )
+    try:
+        return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)
+    except SuperWeightError as error:
+        raise SuperWeightError(f"{file}, {key}: {error}") from None
 
 
 def read_tensors(ensemble: nn.Module, folder: Path) -> None:
@@ -143,10 +182,5 @@ def read_tensors(ensemble: nn.Module, folder: Path) -> None:
     Raises:
         SuperWeightError: The file is missing or damaged, or its tensors do not fit.
     """
-    path = folder / "model.safetensors"
-    try:
-        load_model(ensemble, str(path), strict=True, device=str(next(ensemble.parameters(), torch.empty(0)).device))
-    except FileNotFoundError:
-        raise SuperWeightError(f"{path} is missing") from None
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise SuperWeightError(f"{path} does not fit the plan: {str(error).splitlines()[-1].strip()}") from None
+    device = next(ensemble.parameters(), torch.empty(0)).device
+    read_module(folder / "model.safetensors", ensemble, device=device)

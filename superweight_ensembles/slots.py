@@ -117,9 +117,10 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
         1 128 (16, 0) (16, 24)
     """
     found = []
-    for index, block in enumerate(blocks):
-        rows = min((later.keep[0] for later in blocks[index + 1 :]), default=None)
-        columns = min((later.keep[1] for later in blocks[index + 1 :]), default=None)
+    kept: list[tuple[float, float]] = [(math.inf, math.inf)]  # of the last slot, then back to the first
+    for block in reversed(blocks[1:]):
+        kept.append((min(kept[-1][0], block.keep[0]), min(kept[-1][1], block.keep[1])))
+    for index, (block, (rows, columns)) in enumerate(zip(blocks, reversed(kept))):
         start = 0
         for shape, corner in (
             (block.column, (0, block.keep[1])),
@@ -127,8 +128,7 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
         ):
             if shape is None:
                 continue
-            height = shape[0] if rows is None else min(shape[0], rows - corner[0])
-            width = shape[1] if columns is None else min(shape[1], columns - corner[1])
+            height, width = int(min(shape[0], rows - corner[0])), int(min(shape[1], columns - corner[1]))
             if height > 0 and width > 0:
                 found.append(Placement(slot=index, start=start, shape=shape, corner=corner, size=(height, width)))
             start += math.prod(shape)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
@@ -746,7 +747,7 @@ def test_folders_without_or_with_unreadable_policies(shared, saved) -> None:
         ("[1]", "must hold a JSON object; got list"),
         ("[" * 100_000, "cannot be read as JSON"),
     ):
-        path.write_text(text)
+        rewrite(path, text)
         with pytest.raises(swe.SuperWeightError, match=match):
             swe.AnytimePredictor.load(saved.folder)
     shared.save(saved.folder)  # replaces the folder as a whole: the old policy was not fitted to this ensemble
@@ -809,16 +810,23 @@ MISSING = object()
     ],
 )
 def test_damaged_policies_are_refused(damaged_folder, key, value, match) -> None:
-    path = damaged_folder / "anytime.json"
-    content = json.loads(path.read_text())
-    outer, _, inner = key.rpartition(".")
-    place = content[outer] if outer else content
-    if value is MISSING:
-        del place[inner]
-    else:
-        place[inner] = value
-    path.write_text(json.dumps(content))
+    def damage(content: dict) -> None:
+        outer, _, inner = key.rpartition(".")
+        place = content[outer] if outer else content
+        if value is MISSING:
+            del place[inner]
+        else:
+            place[inner] = value
+
+    edit_json(damaged_folder / "anytime.json", damage)
     with pytest.raises(swe.SuperWeightError, match=match):
+        swe.AnytimePredictor.load(damaged_folder, members=small_members())
+
+
+def test_policies_that_the_manifest_does_not_know_are_refused(damaged_folder) -> None:
+    path = damaged_folder / "anytime.json"
+    path.write_text(path.read_text().replace("margin", "entropy"))
+    with pytest.raises(swe.SuperWeightError, match=r"anytime\.json has .* bytes, and .* were written"):
         swe.AnytimePredictor.load(damaged_folder, members=small_members())
 
 

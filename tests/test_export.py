@@ -304,7 +304,7 @@ def test_overwriting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"format": 1}, "has format 1; this version reads 2"),
         ({"dtype": "torch.int8"}, "dtype must be one of torch.float32"),
         ({"architecture": {"model": "wide_resnet"}}, "architecture.num_classes: Field required"),
         ({"architecture": {"model": "timm/resnet10t", "num_classes": 7}}, r"resnet\.safetensors does not fit"),
@@ -521,7 +521,7 @@ def test_what_a_cascade_folder_holds(cascade: Path, small_networks) -> None:
     content = json.loads((cascade / "cascade.json").read_text())
     assert [member["file"] for member in content["members"]] == names
     assert [member["flops"] for member in content["members"]] == [3, 20, 100]
-    assert (content["format"], content["input_shape"], content["num_classes"]) == (1, [3, 2, 2], 4)
+    assert (content["format"], content["input_shape"], content["num_classes"]) == (2, [3, 2, 2], 4)
     assert content["packages"]["torch"] == torch.__version__
     assert content["packages"]["onnxruntime"] == onnxruntime.__version__
     assert ExitPolicy.from_dict(content["policy"]).thresholds == (0.6, math.inf)
@@ -579,7 +579,7 @@ def first_file(name: str):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=2), "has format 2; this loader reads 1"),
+        (lambda content: content.update(format=1), "has format 1; this loader reads 2"),
         (first_file("../00-b_2.onnx"), "no plain name of a file in its folder"),
         (first_file("/etc/hostname"), "no plain name of a file in its folder"),
         (first_file("..\\00-b_2.onnx"), "no plain name of a file in its folder"),
@@ -588,6 +588,11 @@ def first_file(name: str):
         (lambda content: content.pop("members"), "members is damaged"),
         (lambda content: content["members"].pop(), "policy is damaged or does not fit"),
         (lambda content: content["members"][0].update(flops=-1), "members is damaged"),
+        (lambda content: content["members"][0].update(flops=2**70), "members is damaged"),
+        (lambda content: content["members"][0].pop("sha256"), "members is damaged"),
+        (lambda content: content["members"][0].update(bytes=5), r"00-b_2\.onnx has .* bytes, and 5 were exported"),
+        (lambda content: content["members"][0].update(sha256="0" * 64), r"00-b_2\.onnx does not have its checksum"),
+        (lambda content: content["policy"].update(temperatures=[10**400, 1, 1]), "policy.temperatures is damaged"),
         (lambda content: content["policy"].update(confidence="sure"), "policy.confidence is damaged"),
         (lambda content: content["policy"].update(temperatures=[1.0, 1.0]), "policy.temperatures is damaged"),
         (lambda content: content["policy"].update(temperatures=[1.0, 0.0, 1.0]), "policy.temperatures is damaged"),

@@ -14,12 +14,13 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles import hub
 
-SAVED = ["README.md", "config.json", "model.safetensors", "plan.json"]
+SAVED = ["README.md", "config.json", "manifest.json", "model.safetensors", "plan.json"]
 
 
 @pytest.fixture(autouse=True)
@@ -124,15 +125,15 @@ def test_folders_that_are_no_ensemble_never_ask_the_hub(tmp_path: Path) -> None:
 def test_newer_formats_are_refused(tmp_path: Path) -> None:
     registered().save_pretrained(tmp_path / "saved")
     for name, message in (
-        ("config.json", "has format 99; this version reads 2"),
+        ("config.json", "has format 99; this version reads 3"),
         ("plan.json", 'must be a JSON object with "format": 1'),
     ):
         path = tmp_path / "saved" / name
         text = path.read_text()
-        path.write_text(json.dumps({**json.loads(text), "format": 99}))
+        edit_json(path, lambda content: {**content, "format": 99})
         with pytest.raises(swe.SuperWeightError, match=message):
             swe.SuperWeightEnsemble.from_pretrained(tmp_path / "saved")
-        path.write_text(text)
+        rewrite(path, text)
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_file_mistakes(tmp_path) -> None:
         ("training.epochs", "write key.path=value"),
         ("members.7.width=2", "the recipe has nothing at '7'"),
         ("name.deeper=1", "the recipe has nothing at 'deeper'"),
-        ("seed=[", "is no YAML value"),
+        ("seed=[", r"--set 'seed=\[' is no YAML"),
     ):
         with pytest.raises(swe.SuperWeightError, match=message):
             load_recipe(tmp_path / "tiny.yaml", [override])

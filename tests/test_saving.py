@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
@@ -59,17 +58,33 @@ def test_damaged_folders_are_refused(tmp_path) -> None:
     with pytest.raises(swe.SuperWeightError, match="is no saved ensemble"):
         swe.SuperWeightEnsemble.load(folder)
     registered().save(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
-    with pytest.raises(swe.SuperWeightError, match="has format 99; this version reads 2"):
+    config, tensors = ((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
+    edit_json(folder / "config.json", lambda content: {**content, "format": 99})
+    with pytest.raises(swe.SuperWeightError, match="has format 99; this version reads 3"):
         swe.SuperWeightEnsemble.load(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(tensors[: len(tensors) // 2])
-    with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors does not fit"):
+    rewrite(folder / "config.json", config)
+    rewrite(folder / "model.safetensors", tensors[: len(tensors) // 2])
+    with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors"):
         swe.SuperWeightEnsemble.load(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors is missing"):
+        swe.SuperWeightEnsemble.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "plan.json", "model.safetensors"])
+def test_the_manifest_sees_any_change(tmp_path, name: str) -> None:
+    folder = tmp_path / "saved"
+    registered().save(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(swe.SuperWeightError, match=rf"{name} has .* bytes, and .* were written: the file is damaged"):
+        swe.SuperWeightEnsemble.load(folder)
+    (folder / name).write_bytes(content[:-40] + bytes([content[-40] ^ 4]) + content[-39:])
+    with pytest.raises(swe.SuperWeightError, match=f"{name} does not have its checksum"):
+        swe.SuperWeightEnsemble.load(folder)
+    (folder / name).write_bytes(content)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(swe.SuperWeightError, match=r"manifest\.json is missing"):
         swe.SuperWeightEnsemble.load(folder)
 
 
@@ -89,15 +104,15 @@ def test_saving_replaces_saved_ensembles_alone(tmp_path) -> None:
 def test_a_saved_ensemble_cannot_name_weight_files(tmp_path, option: str) -> None:
     registered().save(tmp_path / "saved")
     path = tmp_path / "saved" / "config.json"
-    config = json.loads(path.read_text())
-    config["members"]["timm"]["options"] = {option: "/tmp/evil.pth"}
-    path.write_text(json.dumps(config))
+
+    def remade(**architecture: object) -> None:
+        edit_json(path, lambda content: content["members"]["timm"].update(architecture))
+        swe.SuperWeightEnsemble.load(tmp_path / "saved")
+
     with pytest.raises(swe.SuperWeightError, match=f"'{option}' reads trained weights"):
-        swe.SuperWeightEnsemble.load(tmp_path / "saved")
-    config["members"]["timm"] = {"model": 5, "num_classes": 5}
-    path.write_text(json.dumps(config))
+        remade(options={option: "/tmp/evil.pth"})
     with pytest.raises(swe.SuperWeightError, match=r"config\.json, members\.timm\.model: .*valid string"):
-        swe.SuperWeightEnsemble.load(tmp_path / "saved")
+        remade(model=5, options={})
 
 
 def test_registry_suggests_the_nearest_model() -> None:

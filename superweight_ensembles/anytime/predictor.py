@@ -30,6 +30,7 @@ from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.evaluation.predictions import Predictions, predict_all
+from superweight_ensembles.saving import reading
 from superweight_ensembles.targets import Members, named_members
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -352,11 +353,12 @@ class AnytimePredictor:
         Raises:
             SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
         """
-        order, input_shape, policy = read_predictor(Path(folder))
-        ensemble = SuperWeightEnsemble.load(folder, members)
-        predictor = cls(ensemble, order, input_shape=input_shape)
-        if policy is not None:
-            predictor.set_policy(policy)
+        with reading(Path(folder)):
+            order, input_shape, policy = read_predictor(Path(folder))
+            ensemble = SuperWeightEnsemble.load(folder, members)
+            predictor = cls(ensemble, order, input_shape=input_shape)
+            if policy is not None:
+                predictor.set_policy(policy)
         return predictor
 
     def __repr__(self) -> str:

@@ -150,14 +150,14 @@ def _overridden(arms: list[Arm], overrides: Sequence[str]) -> list[Arm]:
             raise SuperWeightError(
                 f"--set-for {override!r}: write ARM:key.path=value for one of {', '.join(arm.name for arm in arms)}"
             )
-        content: dict[str, Any] = arms[place].recipe.model_dump(mode="json", exclude_none=True)
+        content: dict[str, Any] = arms[place].recipe.to_content()
         set_value(content, setting, "--set-for")
         arms[place] = replace(arms[place], recipe=parse_recipe(content, f"--set-for {override!r}"))
     return arms
 
 
 def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
-    content: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
+    content: dict[str, Any] = recipe.to_content()
     for override in variant.overrides:
         set_value(content, override, f"variant {variant.name!r}:")
     chosen = parse_recipe(content, f"variant {variant.name!r}")
@@ -180,4 +180,4 @@ def _apart(recipe: Recipe) -> Recipe:
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    return parse_recipe({**recipe.model_dump(mode="json", exclude_none=True), **changes}, "the recipe of an arm")
+    return parse_recipe({**recipe.to_content(), **changes}, "the recipe of an arm")

@@ -25,7 +25,9 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.own_folder import check_own_folder
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, parse_recipe
+from superweight_ensembles.result_files import check_content
 from superweight_ensembles.runs import evaluate_run, read_run, train_run
+from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, write_json, write_text
 from superweight_ensembles.storage.folders import empty_folder
 from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
@@ -78,6 +80,7 @@ def compare_arms(
     for arm in arms:
         if arm.kind in UNCERTAINTY_ARMS:
             check_installed(arm.kind)
+    check_no_links(folder)
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to compare on")
@@ -147,17 +150,18 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "comparison.json").is_file():
         raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
+    check_no_links(folder)
     content = read_json(folder / "comparison.json")
     if content.get("format") != COMPARISON_FORMAT:
         raise SuperWeightError(
             f"{folder / 'comparison.json'} has format {content.get('format')!r}; this version reads {COMPARISON_FORMAT}"
         )
-    return content
+    return check_content(content, folder / "comparison.json", "comparison")
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
     """The same recipe with another seed, of the training as well."""
-    content = recipe.model_dump(mode="json", exclude_none=True)
+    content = recipe.to_content()
     content["training"]["seed"] += seed - recipe.seed
     return parse_recipe({**content, "seed": seed})
 
@@ -177,7 +181,7 @@ def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], 
     else:
         train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
         evaluate_run(folder)
-    return {"seed": seed, **read_json(done)["arms"][0]}
+    return {"seed": seed, **check_content(read_json(done), done, "seed")["arms"][0]}
 
 
 def _folder_name(arm: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from superweight_ensembles.visible_text import cell
+
 Cell = Callable[[dict[str, Any]], str]
 
 
@@ -27,7 +29,7 @@ def comparison_tables(comparison: dict[str, Any]) -> tuple[Table, Table]:
             "Brier": lambda arm: f"{arm['summary']['brier']['mean']:.4f}",
         },
     )
-    quality.title = (
+    quality.title = cell(
         f"{comparison['name']}: {dataset['num_test']:,} test images of {dataset['name']}, "
         f"{seeds} seed{'s' * (seeds > 1)}"
     )
@@ -57,8 +59,8 @@ def _table(comparison: dict[str, Any], columns: dict[str, Cell]) -> Table:
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for arm in comparison["arms"]:
-        row = [cell(arm) for cell in columns.values()]
-        table.add_row(arm["label"], *row, style="bold" if arm is comparison["arms"][0] else None)
+        row = [written(arm) for written in columns.values()]
+        table.add_row(cell(arm["label"]), *row, style="bold" if arm is comparison["arms"][0] else None)
     return table
 
 

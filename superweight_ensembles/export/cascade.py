@@ -19,8 +19,9 @@ from superweight_ensembles.export.onnx_file import ONNX_PACKAGES, check_onnx_pac
 from superweight_ensembles.export.plain import PlainMember, checked_shape, plain_member
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.folders import whole_folder
+from superweight_ensembles.storage.manifest import file_entry
 
-CASCADE_FORMAT = 1
+CASCADE_FORMAT = 2
 _PACKAGES = ("superweight_ensembles", "torch", *ONNX_PACKAGES)
 _LOADER = Path(__file__).with_name("onnx_cascade.py")
 _OWN = {"cascade.json", _LOADER.name, "__pycache__"}
@@ -84,7 +85,8 @@ def export_cascade(
         for index, (name, member) in enumerate(members.items()):
             file = f"{index:02}-{file_name(name)}.onnx"
             write_onnx(member, draft / file)
-            listed.append({"name": name, "file": file, "flops": _flops(name, member, flops)})
+            count = _flops(name, member, flops)
+            listed.append({"name": name, "file": file, "flops": count, **file_entry(draft / file)})
         write_json(
             draft / "cascade.json",
             {

@@ -12,6 +12,7 @@ alone go on. Shapes: B images, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-FORMAT = 1
+FORMAT = 2
+_MOST_JSON = 2**20  # bytes
+_MOST_MEMBERS = 1000
+_MOST_FIELDS = 2**21  # that are looked at in one ONNX file
+# Where an ONNX file may hold tensors: field numbers of its protobuf messages, and the message that each holds.
+_FIELDS = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse tensor", 23: "sparse tensor"},
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+_EXTERNAL = (13, 14)  # of a tensor: external_data, data_location
 _TINY = np.float32(1e-30)
 _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
 
@@ -79,14 +95,8 @@ class OnnxCascade:
         self.temperatures: tuple[float, ...] = tuple(policy["temperatures"])
         self.thresholds = tuple(math.inf if value is None else float(value) for value in policy["thresholds"])
         self.monotone: bool = policy["monotone"]
-        self.sessions = [
-            onnxruntime.InferenceSession(
-                str(_inside(folder, member["file"])),
-                sess_options=session_options,
-                providers=list(providers) if providers is not None else ["CPUExecutionProvider"],
-            )
-            for member in content["members"]
-        ]
+        chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
+        self.sessions = [_session(folder, member, session_options, chosen) for member in content["members"]]
 
     def __call__(self, images: np.ndarray) -> Answer:
         """Predict; no member sees an image that has left.
@@ -149,6 +159,10 @@ class OnnxCascade:
 
     def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
         (logits,) = self.sessions[index].run(["logits"], {"images": images})
+        if logits.shape != (len(images), self.num_classes):
+            raise ValueError(
+                f"member {self.members[index]!r} must answer ({len(images)}, {self.num_classes}); got {logits.shape}"
+            )
         return _softmax(logits)
 
     def _confidence(self, index: int, mean: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -184,17 +198,22 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of cascade.json, checked."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: {path.parent} is no exported cascade")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {path.parent} is no exported cascade") from None
-    except (OSError, ValueError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_JSON + 1)
+        if len(text) > _MOST_JSON:
+            raise ValueError(f"it is longer than {_MOST_JSON:,} bytes")
+        content = json.loads(text.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}; this loader reads {FORMAT}: take the loader exported with it")
     policy, members = content.get("policy"), content.get("members")
-    _expect(path, "members", isinstance(members, list) and bool(members) and all(map(_is_member, members)))
+    few = isinstance(members, list) and 1 <= len(members) <= _MOST_MEMBERS
+    _expect(path, "members", few and all(map(_is_member, members)))
     _expect(path, "policy", isinstance(policy, dict) and policy.get("order") == [one["name"] for one in members])
     _expect(path, "policy.confidence", policy.get("confidence") in _CONFIDENCES)
     _expect(path, "policy.monotone", isinstance(policy.get("monotone"), bool))
@@ -203,7 +222,7 @@ def _read(path: Path) -> dict[str, Any]:
     floats = [math.inf if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
     _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1) and min(floats or [0]) >= 0)
     shape, classes = content.get("input_shape"), content.get("num_classes")
-    _expect(path, "input_shape", isinstance(shape, list) and bool(shape) and all(map(_is_count, shape)))
+    _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
     _expect(path, "num_classes", _is_count(classes) and classes > 1)
     return content
 
@@ -214,7 +233,7 @@ def _expect(path: Path, key: str, good: bool) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**50
 
 
 def _is_member(value: Any) -> bool:
@@ -223,12 +242,67 @@ def _is_member(value: Any) -> bool:
         and isinstance(value.get("name"), str)
         and isinstance(value.get("file"), str)
         and _is_count(value.get("flops"))
+        and _is_count(value.get("bytes"))
+        and isinstance(value.get("sha256"), str)
     )
 
 
 def _numbers(values: Any, count: int) -> bool:
-    good = isinstance(values, list) and len(values) == count
-    return good and all(isinstance(one, (int, float)) and not isinstance(one, bool) and one == one for one in values)
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    if any(not isinstance(one, (int, float)) or isinstance(one, bool) or one != one for one in values):
+        return False
+    return all(isinstance(one, float) or abs(one) < 2**50 for one in values)
+
+
+def _session(
+    folder: Path, member: dict[str, Any], options: onnxruntime.SessionOptions | None, providers: list[Any]
+) -> onnxruntime.InferenceSession:
+    """The session of a member: of the bytes that were exported, which name no other file."""
+    path = _inside(folder, member["file"])
+    if path.stat().st_size != member["bytes"]:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, and {member['bytes']:,} were exported")
+    model = path.read_bytes()
+    if hashlib.sha256(model).hexdigest() != member["sha256"]:
+        raise ValueError(f"{path} does not have its checksum: the file is damaged or was changed")
+    _check_within(path, model)
+    try:
+        return onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
+    except Exception as error:  # onnxruntime has an exception a kind of damage, and no common one
+        raise ValueError(f"{path} is no ONNX file that onnxruntime reads: {str(error)[:400]}") from None
+
+
+def _check_within(path: Path, model: bytes) -> None:
+    """Refuse an ONNX file whose tensors are in other files: a path in it could lead anywhere."""
+    left, fields = [("model", 0, len(model))], 0
+    while left:
+        kind, at, end = left.pop()
+        while at < end:
+            fields += 1
+            tag, at = _varint(model, at, end)
+            wire = tag & 7
+            size, at = _varint(model, at, end) if wire == 2 else ({1: 8, 5: 4}.get(wire, 0), at)
+            start = at
+            number, at = _varint(model, at, end) if wire == 0 else (size, at + size)
+            if at > end or wire not in (0, 1, 2, 5) or fields > _MOST_FIELDS:
+                raise ValueError(f"{path} is no ONNX file: its fields are damaged, or too many")
+            if kind == "tensor" and tag >> 3 in _EXTERNAL and number:
+                raise ValueError(f"{path} keeps tensors in other files, which no exported cascade does")
+            if wire == 2 and tag >> 3 in _FIELDS[kind]:
+                left.append((_FIELDS[kind][tag >> 3], start, at))
+
+
+def _varint(model: bytes, at: int, end: int) -> tuple[int, int]:
+    """A protobuf number and the place after it; past the end where it does not stop."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            return number, end + 1
+        number |= (model[at] & 127) << shift
+        at += 1
+        if model[at - 1] < 128:
+            return number, at
+    return number, end + 1
 
 
 def _inside(folder: Path, name: str) -> Path:

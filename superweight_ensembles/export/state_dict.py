@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
 from superweight_ensembles.architecture import recall_architecture
@@ -17,8 +17,10 @@ from superweight_ensembles.export.plain import PlainMember, float_type
 from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.saving import rebuild_member
 from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.manifest import check_file, file_entry
+from superweight_ensembles.storage.tensors import read_header, read_module
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 
 
@@ -28,8 +30,9 @@ def notes_path(path: Path) -> Path:
 
 
 def write_state_dict(member: PlainMember, path: Path) -> None:
-    """Write ``path`` (safetensors; tied tensors once) and ``path``.json (architecture, shape, type)."""
+    """Write ``path`` (safetensors; tied tensors once) and ``path``.json (architecture, shape, type, checksum)."""
     made = recall_architecture(member.module)
+    save_model(member.module, str(path))
     write_json(
         notes_path(path),
         {
@@ -39,9 +42,9 @@ def write_state_dict(member: PlainMember, path: Path) -> None:
             "num_classes": member.num_classes,
             "num_parameters": count_parameters(member.module),
             "dtype": str(float_type(member.module)),
+            "tensors": file_entry(path),
         },
     )
-    save_model(member.module, str(path))
 
 
 def load_member(path: str | Path) -> nn.Module:
@@ -73,19 +76,17 @@ def load_member(path: str | Path) -> nn.Module:
     dtype = _FLOATS.get(str(content.get("dtype")))
     if dtype is None:
         raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
-    module = _build(content.get("architecture"), notes).to(dtype)
-    try:
-        load_model(module, str(path), strict=True)
-    except FileNotFoundError:
-        raise SuperWeightError(f"{path} is missing") from None
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise SuperWeightError(f"{path} does not fit {notes.name}: {str(error).splitlines()[-1].strip()}") from None
+    check_file(path, content.get("tensors"), f"{notes}, tensors")
+    # A network of names takes no more numbers than its file holds: of what is not saved, buffers alone.
+    held = sum(math.prod(shape) for shape, _ in read_header(path).values())
+    module = _build(content.get("architecture"), notes, held).to(dtype)
+    read_module(path, module)
     return module.eval()
 
 
-def _build(made: Any, notes: Path) -> nn.Module:
+def _build(made: Any, notes: Path, num_numbers: int) -> nn.Module:
     if made is None:
         raise SuperWeightError(
             f"{notes}: no registry made this network: build it, then safetensors.torch.load_model fills it"
         )
-    return rebuild_member(made, notes, "architecture")
+    return rebuild_member(made, notes, "architecture", num_numbers)

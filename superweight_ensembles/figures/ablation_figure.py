@@ -24,6 +24,7 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
@@ -31,6 +32,7 @@ _ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 _LABEL_CHARACTERS = 44
 
 
+@plain_text
 def ablation_bars(comparison: Mapping[str, Any]) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, under the headings of the arms' groups.
 

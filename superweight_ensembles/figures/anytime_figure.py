@@ -20,12 +20,14 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
 _COSTS = (("flops", "area", flops_axis), ("latency_ms", "latency_area", latency_axis))
 
 
+@plain_text
 def anytime_curves(results: Results) -> Figure:
     """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
 

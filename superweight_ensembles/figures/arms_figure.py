@@ -25,6 +25,7 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
@@ -36,6 +37,7 @@ _SERIES = ("#56B4E9", (0, (3, 1.5)))
 Scale = Callable[[Axes, Sequence[float]], str]
 
 
+@plain_text
 def arms_parameters(comparison: Mapping[str, Any]) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
@@ -55,6 +57,7 @@ def arms_parameters(comparison: Mapping[str, Any]) -> Figure:
     return _draw(arms, [arm.num_parameters for arm in arms], parameters_axis, lines, looks)
 
 
+@plain_text
 def arms_flops(comparison: Mapping[str, Any]) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 

@@ -19,6 +19,7 @@ from superweight_ensembles.figures.style import (
     SMALL_POINTS,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 from superweight_ensembles.plan import SharingPlan
@@ -67,6 +68,7 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
     return [*counted, unspent, *(rest if templates_alone else [])]
 
 
+@plain_text
 def budget_split(plan: SharingPlan) -> Figure:
     """Stacked bars of trainable parameters: the shared ensemble by use, the independent members one by one.
 

@@ -30,6 +30,7 @@ from superweight_ensembles.figures.style import (
     SMALL_POINTS,
     new_figure,
     outside_legend,
+    plain_text,
 )
 from superweight_ensembles.plan import SharingPlan
 
@@ -40,6 +41,7 @@ _MOST_INCHES = 7.2
 _LETTERS_AT_MOST = 3
 
 
+@plain_text
 def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     """The clusters of several plans of the same members, one panel a plan: a column a member, a row a layer.
 

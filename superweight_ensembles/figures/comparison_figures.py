@@ -20,6 +20,7 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     run_color,
     run_marker,
     style_axes,
@@ -45,6 +46,7 @@ class Series:
         return self.color != self.arm.color or self.arm.name == "shared"
 
 
+@plain_text
 def compare_flops(results: Sequence[Results]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run.
 
@@ -96,6 +98,7 @@ def compare_flops(results: Sequence[Results]) -> Figure:
     return figure
 
 
+@plain_text
 def compare_parameters(results: Sequence[Results]) -> Figure:
     """Test accuracy (per cent) of the full ensembles against their trainable parameters.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from superweight_ensembles.figures.reliability_figure import reliability_diagram
 from superweight_ensembles.figures.sharing_figure import sharing_map
 from superweight_ensembles.figures.similarity_figure import similarity_matrix
 from superweight_ensembles.figures.similarity_panels import Search
-from superweight_ensembles.figures.style import DOTS_PER_INCH
+from superweight_ensembles.figures.style import DOTS_PER_INCH, plain_text
 from superweight_ensembles.figures.training_figure import training_curves
 from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage.files import write_bytes
 
 
 def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
@@ -111,10 +113,13 @@ def draw_growth(growth: Mapping[str, Any], folder: Path) -> list[Path]:
     return _save({"growth_curves": growth_curves(growth)}, folder)
 
 
+@plain_text
 def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=DOTS_PER_INCH)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
+        write_bytes(paths[-1], drawn.getvalue())
     return paths

@@ -17,10 +17,12 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
 
+@plain_text
 def accuracy_flops(results: Results) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
 

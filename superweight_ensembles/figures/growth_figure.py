@@ -23,6 +23,7 @@ from superweight_ensembles.figures.style import (
     arm_marker,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
@@ -38,6 +39,7 @@ _ROWS = {  # series of growth.json: (label, what a unit of the axis is of a unit
 _LINES = ("measured", "own", "on paper")
 
 
+@plain_text
 def growth_curves(growth: Mapping[str, Any]) -> Figure:
     """Step time, generation time, peak memory and planning time, a row each; a column a sweep; both axes logarithmic.
 

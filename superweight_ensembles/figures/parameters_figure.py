@@ -19,6 +19,7 @@ from superweight_ensembles.figures.style import (
     draw_markers,
     new_figure,
     outside_legend,
+    plain_text,
     style_axes,
 )
 
@@ -26,6 +27,7 @@ _BAND = 0.30
 _ARROW_HEIGHT = 0.055
 
 
+@plain_text
 def accuracy_parameters(results: Results) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
 

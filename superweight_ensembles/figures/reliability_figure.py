@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from superweight_ensembles.figures.arms import Arm, Results, read_arms
-from superweight_ensembles.figures.style import COLUMN_INCHES, MUTED, new_figure, outside_legend, style_axes
+from superweight_ensembles.figures.style import COLUMN_INCHES, MUTED, new_figure, outside_legend, plain_text, style_axes
 
 
+@plain_text
 def reliability_diagram(results: Results) -> Figure:
     """Accuracy against mean confidence of the full ensembles in bins (per cent), over the share of images a bin.
 

@@ -31,6 +31,7 @@ from superweight_ensembles.figures.style import (
     TEXT_POINTS,
     new_figure,
     outside_legend,
+    plain_text,
 )
 from superweight_ensembles.plan import SharingPlan
 
@@ -38,6 +39,7 @@ _TINT = 0.22
 _LEGEND_COLUMNS = 2
 
 
+@plain_text
 def sharing_map(plan: SharingPlan) -> Figure:
     """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
 

@@ -27,6 +27,7 @@ from superweight_ensembles.figures.style import (
     SMALL_POINTS,
     new_figure,
     outside_legend,
+    plain_text,
 )
 
 _COLORS = "RdBu_r"
@@ -38,6 +39,7 @@ _LEAST_PITCH = 6.0
 _CHARACTER_INCHES = 0.060
 
 
+@plain_text
 def similarity_matrix(search: Mapping[str, Any]) -> Figure:
     """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into.
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+
+plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
 
 COLUMN_INCHES = 4.0
 PAGE_INCHES = 7.0

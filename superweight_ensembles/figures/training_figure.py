@@ -12,9 +12,18 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from superweight_ensembles.figures.arms import Arm, Results, read_arms
 from superweight_ensembles.figures.scales import accuracy_axis
-from superweight_ensembles.figures.style import COLUMN_INCHES, INK, MUTED, new_figure, outside_legend, style_axes
+from superweight_ensembles.figures.style import (
+    COLUMN_INCHES,
+    INK,
+    MUTED,
+    new_figure,
+    outside_legend,
+    plain_text,
+    style_axes,
+)
 
 
+@plain_text
 def training_curves(results: Results) -> Figure:
     """Training loss (nats, mean over members) and validation accuracy (per cent) by epoch, for each arm.
 

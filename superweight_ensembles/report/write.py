@@ -26,6 +26,7 @@ from superweight_ensembles.report.pictures import (
 )
 from superweight_ensembles.report.result_section import result_section
 from superweight_ensembles.report.sharing_section import plan_section
+from superweight_ensembles.result_files import check_content, drawing_from
 from superweight_ensembles.runs import read_results, read_run, read_search
 from superweight_ensembles.storage.files import read_json, write_text
 
@@ -55,13 +56,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     recipe = read_run(run)
     results, plan = read_results(run)
     read_arms(results)
-    try:
+    with drawing_from(run / "results.json"):
         _draw_figures(run, results, plan)
         text = _page(run, recipe, results, plan, read_pictures(run / "figures"))
-    except (KeyError, TypeError, IndexError) as error:
-        raise SuperWeightError(
-            f"{run / 'results.json'} is damaged ({type(error).__name__}: {error}): evaluate the run again"
-        ) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
@@ -109,9 +106,13 @@ def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan,
         sections.append(Section(key="others", title="Other figures", content=drawn(others)))
     sections += [
         Section(key="configuration", title="Configuration", content=configuration_section(recipe)),
-        Section(key="provenance", title="Provenance", content=origin_section(read_json(run / "run.json"), results)),
+        Section(key="provenance", title="Provenance", content=origin_section(_notes(run), results)),
     ]
     return page(f"{results['name']}: report", _header(results), sections)
+
+
+def _notes(run: Path) -> dict[str, Any]:
+    return check_content(read_json(run / "run.json"), run / "run.json", "run")
 
 
 def _header(results: Results) -> Html:

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage.contained import contained_file
+from superweight_ensembles.storage.plain_data import check_levels
 
 MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole: to a new name, to the disk, then into place."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As :func:`write_text`; a link of that name is replaced, never written through."""
+    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with draft.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -34,16 +41,15 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
     """Read a text file.
 
     Raises:
-        SuperWeightError: The file is missing, no text, or longer than it may be.
+        SuperWeightError: The file is missing, a link, no text, or longer than it may be.
     """
+    contained_file(path.parent, path.name)
     try:
         with path.open("rb") as file:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
             raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
         return content.decode("utf-8")
-    except FileNotFoundError:
-        raise SuperWeightError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuperWeightError(f"{path} cannot be read: {error}") from None
 
@@ -54,14 +60,32 @@ def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     Raises:
         SuperWeightError: The file is missing, unreadable, too long, or holds anything else.
     """
-    try:
-        content = json.loads(read_text(path, most_bytes))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, SuperWeightError):
-            raise
-        raise SuperWeightError(f"{path} cannot be read as JSON: {error}") from None
+    content = parse_json(read_text(path, most_bytes), str(path))
     if not isinstance(content, dict):
         raise SuperWeightError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Plain data from JSON: no key twice in an object, and no deeper than :data:`MOST_LEVELS`.
+
+    Raises:
+        SuperWeightError: Says where, and why.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise SuperWeightError(f"{where} cannot be read as JSON: {error}") from None
+    check_levels(content, where)
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r:.80} is given twice")
     return content
 
 
