@@ -469,7 +469,7 @@ TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK
     ("changes", "message"),
     [
         ({"RANK": "", "MASTER_PORT": ""}, "WORLD_SIZE is 4, and RANK, MASTER_PORT not set: start .* by torchrun"),
-        ({"WORLD_SIZE": "many"}, "WORLD_SIZE must be a number of processes; the environment has 'many'"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE must be a whole number, as torchrun sets it; the environment has 'many'"),
         ({"LOCAL_WORLD_SIZE": "3"}, "4 processes with 3 on this machine: every machine needs the same"),
     ],
 )
