@@ -2,7 +2,10 @@
 
 import os
 import signal
+import socket
 import threading
+import time
+from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -17,7 +20,7 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Processes, current_processes, launch_of
+from superweight_ensembles.processes import Processes, current_processes, joining, launch_of
 from superweight_ensembles.processes.buckets import exchanged_
 from superweight_ensembles.search.gradients import weight_gradients
 from superweight_ensembles.training.fabric import build_fabric
@@ -469,7 +472,7 @@ TORCHRUN = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK
     ("changes", "message"),
     [
         ({"RANK": "", "MASTER_PORT": ""}, "WORLD_SIZE is 4, and RANK, MASTER_PORT not set: start .* by torchrun"),
-        ({"WORLD_SIZE": "many"}, "WORLD_SIZE must be a number of processes; the environment has 'many'"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE must be a whole number, as torchrun sets it; the environment has 'many'"),
         ({"LOCAL_WORLD_SIZE": "3"}, "4 processes with 3 on this machine: every machine needs the same"),
     ],
 )
@@ -479,15 +482,52 @@ def test_environments_that_are_no_jobs(changes, message):
 
 
 def test_a_job_that_cannot_be_joined(monkeypatch):
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
+    with socket.socket() as taken:  # bound and not listening: a port that refuses
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        for name, value in (TORCHRUN | {"MASTER_PORT": port}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(joining, "JOIN_TIMEOUT", timedelta(seconds=1))
+        with pytest.raises(SuperWeightError, match=rf"says 4 processes.*at 127.0.0.1:{port}: start all.*\nseen here: "):
+            build_fabric(CONFIG)
+    assert not dist.is_initialized()
 
-    def unreachable(*args, **options):
-        raise dist.DistNetworkError("The client socket has timed out after 60000ms")
 
-    monkeypatch.setattr(dist, "init_process_group", unreachable)
-    with pytest.raises(SuperWeightError, match=r"WORLD_SIZE says 4 processes.*at 127.0.0.1:29500.*\n.*timed out"):
-        build_fabric(CONFIG)
+class OldStore(dict):
+    """Holds what processes that are dead wrote; new writes come late to who reads at once."""
+
+    def __init__(self):
+        super().__init__({joining._ROUND: "old", "old/is/1": "dead", "old/seen/dead": "1"})
+
+    def set(self, key, value):
+        self[key] = value
+
+    def get(self, key):
+        while key not in self:
+            time.sleep(0.001)
+        return self[key].encode()
+
+    def check(self, keys):
+        return all(key in self for key in keys)
+
+
+def test_processes_started_again_agree_on_a_new_round():
+    store, found = OldStore(), {}
+
+    def agree(rank):
+        found[rank] = joining.agreed_round(store, rank, 3, timeout_s=60)
+
+    threads = [threading.Thread(target=agree, args=(rank,)) for rank in (1, 2)]
+    for thread in threads:
+        thread.start()
+    while "old/is/2" not in store:  # it has read the old name
+        time.sleep(0.001)
+    agree(0)
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1] == found[2] != "old"
+    with pytest.raises(TimeoutError, match="process 0 does not answer process 1"):
+        joining.agreed_round(OldStore(), 1, 2, timeout_s=0.05)
 
 
 def test_more_processes_than_devices(monkeypatch):

@@ -12,15 +12,19 @@ _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A job of several processes, one device each.
+    """A job of several processes, one device each, and this one's place in it.
 
     Attributes:
+        rank: Of this process, from 0.
+        local_rank: Of this process among those of its machine.
         size: Processes in all.
         local_size: Of them on this machine, and on every other.
         num_nodes: Machines.
         address: Where the processes meet, host:port.
     """
 
+    rank: int
+    local_rank: int
     size: int
     local_size: int
     num_nodes: int
@@ -40,7 +44,7 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     Example:
         >>> told = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
         >>> launch_of({**told, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
-        Launch(size=8, local_size=4, num_nodes=2, address='node0:29500')
+        Launch(rank=5, local_rank=1, size=8, local_size=4, num_nodes=2, address='node0:29500')
         >>> launch_of({}) is None
         True
     """
@@ -59,6 +63,8 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
             f"{size} processes with {local_size} on this machine: every machine needs the same --nproc-per-node"
         )
     return Launch(
+        rank=_number(environment, "RANK", "0"),
+        local_rank=_number(environment, "LOCAL_RANK", "0"),
         size=size,
         local_size=local_size,
         num_nodes=size // local_size,
@@ -69,5 +75,5 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
 def _number(environment: Mapping[str, str], name: str, default: str) -> int:
     given = environment.get(name) or default
     if not given.isdigit():
-        raise SuperWeightError(f"{name} must be a number of processes; the environment has {given!r}")
+        raise SuperWeightError(f"{name} must be a whole number, as torchrun sets it; the environment has {given!r}")
     return int(given)

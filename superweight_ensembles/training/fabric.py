@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Launch, launch_of
+from superweight_ensembles.processes import Launch, join, launch_of
 from superweight_ensembles.training.config import TrainConfig
 
 
@@ -35,6 +35,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
             f"{launch.local_size} processes and {torch.cuda.device_count()} CUDA devices on this machine: start with "
             f"--nproc-per-node {torch.cuda.device_count()}, or train on device 'cpu'"
         )
+    _join(launch, torch.device("cuda", launch.local_rank) if _device(config) == "cuda" else torch.device("cpu"))
     fabric = Fabric(
         accelerator=_device(config),
         strategy="ddp",
@@ -43,41 +44,25 @@ def build_fabric(config: TrainConfig) -> Fabric:
         precision=precision,
         plugins=[TorchElasticEnvironment()],
     )
-    if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` has joined the processes already
-        _join(fabric, launch)
+    if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` launches by itself
+        fabric.launch()
     return fabric
 
 
-def _join(fabric: Fabric, launch: Launch) -> None:
-    """Join the process group, if that has not been done before.
+def _join(launch: Launch, device: torch.device) -> None:
+    """Join the other processes.
 
     Raises:
-        SuperWeightError: The other processes cannot be reached.
+        SuperWeightError: They cannot be reached.
     """
     try:
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and not dist.is_initialized():
-            _meet_in_a_fresh_place(fabric.device, launch)
-        fabric.launch()
+        join(launch, device)
     except (RuntimeError, ValueError, OSError) as error:
         reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
         raise SuperWeightError(
             f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
             f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {reason:.200}"
         ) from error
-
-
-def _meet_in_a_fresh_place(device: torch.device, launch: Launch) -> None:
-    """Begin the process group in a part of torchrun's store that no attempt before has written to.
-
-    torchrun keeps its store when it starts the processes again, and with it the addresses of those that are gone.
-    """
-    host, port = launch.address.rsplit(":", 1)
-    store = dist.TCPStore(host, int(port), launch.size, is_master=False)
-    attempt = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=attempt, rank=int(os.environ["RANK"]), world_size=launch.size)
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:
