@@ -89,6 +89,7 @@ def job(rank: int, folder: Path) -> dict:
     build_fabric(CONFIG)
     found = {"losses": losses_of_24_steps(current_processes().shard)}
     found["auto"] = refusal(micro_batches="auto")
+    found["compiled"] = refusal(compile=True)
     found["apart"] = refusal(epochs=3 + rank)
     recipe = parse_recipe(CONTENT)
     train_run(recipe, folder / "two")
@@ -170,6 +171,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(done: tuple[Path
 def test_what_several_processes_refuse(done: tuple[Path, list[dict]]) -> None:
     for answer in done[1]:
         assert "micro_batches 'auto' is of one process" in answer["auto"]
+        assert "compiled members are slower with batch norm over several processes" in answer["compiled"]
         assert "the processes of the job disagree on the training's settings" in answer["apart"]
 
 

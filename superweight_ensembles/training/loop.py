@@ -138,10 +138,7 @@ def train(
     compiled = compiled_calls(modules) if config.compile else None
     fabric = build_fabric(config)
     processes = current_processes()
-    if processes.size > 1 and config.micro_batches == "auto":
-        raise SuperWeightError(
-            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
-        )
+    _check_job(processes, config)
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.first(lambda: (folder / "log.jsonl").exists()):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
@@ -199,6 +196,21 @@ def train(
         best_epoch=best_epoch(history),
         micro_batches=training.progress.micro_batches,
     )
+
+
+def _check_job(processes: Processes, config: TrainConfig) -> None:
+    """Refuse what several processes cannot do."""
+    if processes.size == 1:
+        return
+    if config.micro_batches == "auto":
+        raise SuperWeightError(
+            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
+        )
+    if config.compile and config.sync_batch_norm:
+        raise SuperWeightError(
+            "compiled members are slower with batch norm over several processes, which parts them at every norm: "
+            "leave compile out, or set sync_batch_norm to false"
+        )
 
 
 def _agree(

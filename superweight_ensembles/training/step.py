@@ -22,7 +22,7 @@ from superweight_ensembles.training.joint import TargetGradients
 from superweight_ensembles.training.member_batches import by_member, prepared_batch
 from superweight_ensembles.training.memory_errors import OutOfMemoryError
 from superweight_ensembles.training.memory_format import is_refusal
-from superweight_ensembles.training.non_finite import largest_gradient, what_is_not_finite
+from superweight_ensembles.training.non_finite import are_finite, gradient_sign, what_is_not_finite
 from superweight_ensembles.training.random_states import random_states, set_random_states
 from superweight_ensembles.training.synchronised_norm import synchronised
 
@@ -89,9 +89,10 @@ class TrainStep:
         weight, signal = self._share(len(ready[0][1]), signal)
         losses = torch.stack(list(self._gradients(images, labels, weight, progress, buffers).values())).double()
         self._add_up(losses)
-        largest = largest_gradient(self._ensemble.parameters())
-        *found, gradient = torch.cat([losses, largest.to(losses)[None]]).tolist()  # the one read of a step
-        if all(map(math.isfinite, (*found, gradient))):
+        sign = gradient_sign(self._ensemble.parameters())
+        *found, gradients = torch.cat([losses, sign.to(losses)[None]]).tolist()  # the one read of a step
+        finite = math.isfinite(gradients) or are_finite(self._ensemble.parameters())
+        if finite and all(map(math.isfinite, found)):
             self._optimizer.step()
             for name, loss in zip(self._members, found):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
