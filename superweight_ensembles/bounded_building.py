@@ -16,8 +16,8 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.machine_memory import check_parameters_fit
 from superweight_ensembles.storage.plain_data import check_levels
 
-MOST_MODULES = 20_000  # eight times those of the largest network of timm
-_MOST_SIZE = 2**20  # of a whole number among options: sizes of images, widths, depths
+MOST_MODULES = 10_000  # four times those of the largest network of timm
+_MOST_SIZE = 2**16  # of a whole number among options: sizes of images, widths, depths
 _MOST_VALUES = 10_000
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -31,7 +31,7 @@ def build_bounded(build: Callable[[], Made], what: str, most_numbers: int | None
         most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
 
     Raises:
-        SuperWeightError: More numbers, or more than 20,000 modules.
+        SuperWeightError: More numbers, or more than 10,000 modules.
         Exception: Whatever building raises.
     """
     with _counted(what, most_numbers), torch.random.fork_rng(devices=[]):
@@ -50,7 +50,7 @@ def check_options(options: dict[str, Any], what: str) -> None:
     """Refuse options that no network has, which code would loop over before it makes a layer.
 
     Raises:
-        SuperWeightError: Whole numbers beyond 2**20 or too many values; names the option.
+        SuperWeightError: Numbers beyond 2**16 or too many values; names the option.
     """
     check_levels(options, f"the options of {what}", most=8)
     left = list(options.items())

@@ -137,8 +137,8 @@ def plot(
             growth = runs[0] / "growth.json"
             drawn = draw_growth(check_content(read_json(growth), growth, "growth"), folder)
         elif len(runs) == 1:
-            drawn = draw_run(*read_results(runs[0]), folder)
-            searched = read_search(runs[0])
+            evaluated, searched = read_results(runs[0]), read_search(runs[0])
+            drawn = draw_run(*evaluated, folder)
             if searched is not None:
                 drawn += draw_search(*searched, folder)
         else:

@@ -50,7 +50,7 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
         most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
 
     Raises:
-        SuperWeightError: As :func:`build_member`; a network beyond the bound, or of more than 20,000 modules.
+        SuperWeightError: As :func:`build_member`; a network beyond the bound, or of more than 10,000 modules.
     """
     model, options = made.model, made.options
     loads = next((option for option in options if option in _LOADS_WEIGHTS), None)

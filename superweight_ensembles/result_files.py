@@ -149,7 +149,7 @@ class _Results(_Run):
 
 
 class _Spread(_Part):
-    mean: _Number
+    mean: _Share
     std: _Amount | None
 
 
@@ -274,14 +274,16 @@ def drawing_from(*files: Path) -> Iterator[None]:
     """Numbers that have their types and cannot be drawn all the same are a matter of the files.
 
     Raises:
-        SuperWeightError: Instead of what an impossible number raises in the middle of a drawing.
+        SuperWeightError: Instead of what an impossible number raises in the middle of a drawing; names the files.
     """
+    listed = ", ".join(map(str, files))
     try:
         yield
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, SuperWeightError):
+    except SuperWeightError as error:
+        if any(str(file) in str(error) for file in files):
             raise
-        listed = ", ".join(map(str, files))
+        raise SuperWeightError(f"{listed}: {error}") from error
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
         raise SuperWeightError(
             f"{listed} is damaged or does not fit its plan ({type(error).__name__}: {error!s:.200}): "
             "evaluate the run again"

@@ -45,7 +45,6 @@ def test_there_are_enough() -> None:
 def test_damaged_content(name: str) -> None:
     read, original = targets.TARGETS[name]
     content = original()
-    read(content)  # as it was, it is taken; see test_undamaged_content
     damaged = (
         damaged_yaml if name == "recipe" else damaged_bytes if name in ("listed tensors", "onnx") else damaged_json
     )
@@ -63,16 +62,9 @@ def test_members_whose_notes_do_not_know_their_tensors() -> None:
     run(damaged_bytes(targets.exported()[1]), NUM_FLIPPED_MEMBERS, targets.member_tensors)
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "onnx"])
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in ("onnx", "cascade")])
 def test_undamaged_content(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without damage nothing is refused: the targets do read what they are given."""
-    refusals: list[BaseException] = []
-
-    class Refused(targets.swe.SuperWeightError):
-        pass
-
+    """What is not damaged is not refused: the targets do read what they are given."""
+    monkeypatch.setattr(targets, "EXPECTED", ())
     read, original = targets.TARGETS[name]
-    content = original()
-    monkeypatch.setattr(targets.refused.__wrapped__, "__defaults__", (Refused,))
-    read(content)
-    assert not refusals
+    read(original())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
+from superweight_ensembles.visible_text import visible
+
 _VOID = {"meta", "img", "link"}
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"  # in a table, where there is no value
@@ -61,5 +63,5 @@ def signed(value: float, decimals: int) -> str:
 
 
 def _text(value: object) -> str:
-    """Escaped for text and attributes; what UTF-8 cannot hold is a question mark."""
-    return escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True)
+    """Escaped for text and attributes; what UTF-8 cannot hold is a question mark, control characters are spelled."""
+    return escape(visible(str(value).encode("utf-8", "replace").decode("utf-8")), quote=True)
