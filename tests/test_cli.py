@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,44 @@ def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, re
     for arm in ("shared", "independent"):
         tensors = [(folder / arm / "ensemble" / "model.safetensors").read_bytes() for folder in (run, whole)]
         assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(monkeypatch, capsys, tmp_path: Path, recipe: Path, number, code) -> None:
+    from superweight_ensembles.training.step import TrainStep
+
+    run, call, steps = tmp_path / "run", TrainStep.__call__, []
+
+    def step(self, *arguments) -> int:
+        steps.append(call(self, *arguments))
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+        return steps[-1]
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "__call__", step)
+            assert superweights(monkeypatch, "train", recipe, "--out", run) == code
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"stopped by {number.name} after step 2 of epoch 1, which is saved in {run / 'shared'}; go on:" in told
+        assert f"superweights train {run / 'recipe.yaml'} --out {run} --resume" in told
+        assert superweights(monkeypatch, "train", run / "recipe.yaml", "--out", run, "--resume") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_changes_no_number_may_differ_when_a_run_goes_on(
+    monkeypatch, capsys, tmp_path: Path, recipe: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", recipe, "--out", run, "--set", "baseline=none", "--set", "training.epochs=1"]
+    assert superweights(monkeypatch, *arguments) == 0
+    other = ["--set", "training.skip_non_finite=3", "--set", "training.micro_batches=auto"]
+    assert superweights(monkeypatch, *arguments, "--resume", *other) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["skip_non_finite"] == 3
+    assert superweights(monkeypatch, *arguments, "--resume", "--set", "training.momentum=0.5") == 2
+    assert "resume with the same, but for training.checkpoint_steps, compile" in capsys.readouterr().err
 
 
 def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:

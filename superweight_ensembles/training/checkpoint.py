@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -22,17 +23,18 @@ from typing import Any
 import torch
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.saving import read_plan, read_tensors, write_ensemble_files
+from superweight_ensembles.saving import read_plan, write_ensemble_files
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
 from superweight_ensembles.storage.manifest import check_manifest, write_manifest
+from superweight_ensembles.storage.tensors import read_header, read_module, read_tensors
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
 CHECKPOINT_FORMAT = 3
@@ -41,6 +43,7 @@ _FILES = (
 )  # fmt: skip
 _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
 _KEPT = 2
+_MOST_STATE = 2**16  # numbers
 _LOG = logging.getLogger(__name__)
 RandomStates = Sequence[Mapping[str, Tensor]]
 
@@ -210,7 +213,7 @@ def load_checkpoint(
             adopt_plan(ensemble, plan, optimizer)
         except SuperWeightError as error:
             raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
-    read_tensors(ensemble, folder)
+    read_module(folder / "model.safetensors", ensemble, device=next(ensemble.parameters()).device)
     try:
         _restore(folder, content, optimizer, schedule)
         progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
@@ -267,8 +270,17 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entries) for index, entries in content["optimizer"]["numbers"].items()
     }
-    for name, tensor in load_file(str(folder / "optimizer.safetensors")).items():
-        index, key = name.split(".", 1)
+    path = folder / "optimizer.safetensors"
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    header = read_header(path)
+    for name, (shape, _) in header.items():
+        parameter = parameters[int(name.partition(".")[0])]
+        if tuple(shape) != tuple(parameter.shape) and math.prod(shape) != 1:
+            raise ValueError(
+                f"{path.name}: {name} has the shape {tuple(shape)}, its parameter {tuple(parameter.shape)}"
+            )
+    for name, tensor in read_tensors(path, header).items():
+        index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
     for group, new in zip(optimizer.param_groups, content["optimizer"]["groups"], strict=True):
         if set(new) != set(group) or len(new["params"]) != len(group["params"]):
@@ -276,13 +288,9 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
-            if not isinstance(value, Tensor):
-                continue
-            if value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # in the parameter's memory format: fused optimisers walk through both in the order of memory
                 entries[key] = torch.empty_like(parameter).copy_(value)
-            elif value.numel() != 1:
-                raise ValueError(f"a moment {key} has the shape {tuple(value.shape)}, its parameter {parameter.shape}")
     if set(content["schedule"]) != set(schedule.state_dict()):
         raise ValueError("the schedule is another one")
     schedule.load_state_dict(content["schedule"])
@@ -290,7 +298,12 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
 
 def _read_states(folder: Path) -> list[dict[str, Tensor]]:
     by_rank: dict[int, dict[str, Tensor]] = {}
-    for key, state in load_file(str(folder / "random.safetensors")).items():
+    path = folder / "random.safetensors"
+    header = read_header(path)
+    for name, (shape, _) in header.items():
+        if math.prod(shape) > _MOST_STATE:
+            raise ValueError(f"{path.name}: {name} has the shape {tuple(shape)}, which no generator's state has")
+    for key, state in read_tensors(path, header).items():
         rank, _, name = key.partition(".")
         by_rank.setdefault(int(rank), {})[name] = state
     return [by_rank[rank] for rank in range(len(by_rank))]
