@@ -50,6 +50,7 @@ class TrainingEstimate:
     Attributes:
         members: In the plan's order.
         batch_size: Images a step.
+        micro_batches: Parts that they are run in; one for ``auto``, which begins so.
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
@@ -66,6 +67,7 @@ class TrainingEstimate:
 
     members: tuple[MemberEstimate, ...]
     batch_size: int
+    micro_batches: int
     input_shape: tuple[int, ...]
     bfloat16: bool
     own_batches: bool
@@ -157,7 +159,7 @@ def estimate_training(
         members: The networks, or an ensemble of them.
         plan: Their sharing.
         input_shape: Of one image, (C, H, W).
-        config: Batch size, epochs, optimiser.
+        config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
 
@@ -177,7 +179,8 @@ def estimate_training(
     modules = named_members(members)
     shape = tuple(int(size) for size in input_shape)
     generated = {name: _generated_names(plan, name) for name in modules}
-    batch = max(2, config.batch_size)  # norms over a batch of one image are refused
+    parts = config.micro_batches if isinstance(config.micro_batches, int) else 1
+    batch = max(2, -(-config.batch_size // parts))  # norms over a batch of one image are refused
     found = [
         _estimate_member(name, module, generated[name], (batch, *shape), bfloat16) for name, module in modules.items()
     ]
@@ -189,6 +192,7 @@ def estimate_training(
     return TrainingEstimate(
         members=tuple(found),
         batch_size=config.batch_size,
+        micro_batches=parts,
         input_shape=shape,
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",

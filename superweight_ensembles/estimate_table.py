@@ -15,12 +15,13 @@ def estimate_lines(estimate: TrainingEstimate, flops_per_second: float, rate_fro
     """
     kind = "bfloat16" if estimate.bfloat16 else "float32"
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
+    parts = f" in {estimate.micro_batches} parts" if estimate.micro_batches > 1 else ""
     memory = [
         ("parameters", estimate.parameter_bytes, "templates, coefficients, members' own, buffers"),
         ("gradients", estimate.gradient_bytes, "of all parameters"),
         ("optimiser state", estimate.optimizer_bytes, ""),
         ("generated weights", estimate.generated_bytes, "which their gradients replace as the members run"),
-        ("activations", estimate.activation_bytes, f"{whose}, batch {estimate.batch_size}, {kind}"),
+        ("activations", estimate.activation_bytes, f"{whose}, batch {estimate.batch_size}{parts}, {kind}"),
         (
             "peak of a step",
             estimate.peak_bytes,

@@ -57,6 +57,17 @@ def test_activations_by_hand() -> None:
     assert found.forward_flops == 2 * (4 * 3 * 9 * 8 * 8 + 4 * 5)
 
 
+def test_parts_of_a_batch_keep_fewer_activations() -> None:
+    plan = swe.plan_sharing(members(), budget=0.9)
+    whole, small = (
+        estimate_training(members(), plan, (3, 8, 8), swe.TrainConfig(batch_size=batch_size)) for batch_size in (32, 8)
+    )
+    parts = estimate_training(members(), plan, (3, 8, 8), swe.TrainConfig(batch_size=30, micro_batches=4))
+    assert parts.activation_bytes == small.activation_bytes < whole.activation_bytes
+    assert parts.forward_flops == whole.forward_flops
+    assert any("batch 30 in 4 parts" in line for line in estimate_lines(parts, 1e9, "as given"))
+
+
 def test_bfloat16_halves_what_autocast_casts() -> None:
     small = {"small": Small()}
     plan = swe.plan_sharing(small, budget=1.5)

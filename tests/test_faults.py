@@ -6,8 +6,10 @@ import dataclasses
 import json
 import logging
 import os
+import random
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +20,15 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles.recipe import parse_recipe
+from superweight_ensembles.runs import evaluate_run, train_run
 from superweight_ensembles.storage import lock
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.training import TrainingStopped, TrainProgress, joint_backward
 from superweight_ensembles.training.checkpoint import Checkpoints, best_epoch
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import kill_resume
 
 FAST = swe.TrainConfig(epochs=3, batch_size=16, precision="float32", device="cpu", learning_rate=0.05, flip=True)
 STEPS = 5
@@ -310,6 +317,33 @@ def test_a_second_process_in_a_folder_is_refused(tmp_path, monkeypatch) -> None:
     config = dataclasses.replace(FAST, epochs=1)
     swe.train(two_members(), data(), config, out=tmp_path, callback=at(1, 2, second))
     swe.train(two_members(), data(), config, out=tmp_path, resume=True)  # and let go at the end
+
+
+def test_a_second_process_in_a_run_folder_is_refused(tmp_path, monkeypatch) -> None:
+    """Training, resuming, replacing and evaluating; what is there stays."""
+    monkeypatch.setattr(lock, "_PATIENCE_SECONDS", 0.2)
+    recipe = parse_recipe(kill_resume.CONTENT)
+    train_run(recipe, tmp_path / "run")
+    for path in sorted((tmp_path / "run").rglob("*")):
+        path.touch()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    with lock.locked_folder(tmp_path / "run"):
+        for act in (
+            lambda: train_run(recipe, tmp_path / "run", resume=True),
+            lambda: train_run(recipe, tmp_path / "run", overwrite=True),
+            lambda: evaluate_run(tmp_path / "run"),
+        ):
+            with pytest.raises(swe.SuperWeightError, match=r"another process is at work in .*run"):
+                act()
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
+    assert after == before
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_identical(tmp_path) -> None:
+    """A few of what the benchmark does a hundred times."""
+    found = kill_resume.measure(parse_recipe(kill_resume.CONTENT), 4, random.Random(1), tmp_path)
+    assert found["identical"] == 4, found["trials"]
 
 
 # Numbers that are not finite.
