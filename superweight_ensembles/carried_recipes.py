@@ -19,7 +19,7 @@ def carried_recipes() -> dict[str, Path]:
     """
     installed, checkout = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
     folder = installed if installed.is_dir() else checkout
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def recipe_path(given: str | Path) -> Path:

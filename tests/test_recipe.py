@@ -70,7 +70,7 @@ def test_unknown_recipes_suggest_carried_ones(given: str, hint: str, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(swe.SuperWeightError, match="no recipe file") as raised:
         load_recipe(given)
-    names = ", ".join(path.stem for path in RECIPES)
+    names = ", ".join(sorted(path.stem for path in RECIPES))
     assert str(raised.value) == f"no recipe file {Path(given)}{hint} By name there are {names}, in {RECIPES[0].parent}"
 
 
