@@ -3,21 +3,25 @@
 ``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; the README has two commands that do it all.
 """
 
-from superweight_ensembles.adoption import adopt_plan
-from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
-from superweight_ensembles.bank import SuperWeightBank
-from superweight_ensembles.data import load_data
-from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.evaluation import evaluate, member_costs
-from superweight_ensembles.export import export_cascade, export_member
-from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.planning import independent_plan, plan_sharing
-from superweight_ensembles.registry import build_member
-from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
-from superweight_ensembles.targets import find_targets
-from superweight_ensembles.training import TrainConfig, TrainResult, train
-from superweight_ensembles.wide_resnet import wide_resnet
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from superweight_ensembles.adoption import adopt_plan
+    from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
+    from superweight_ensembles.bank import SuperWeightBank
+    from superweight_ensembles.data import load_data
+    from superweight_ensembles.ensemble import SuperWeightEnsemble
+    from superweight_ensembles.errors import SuperWeightError
+    from superweight_ensembles.evaluation import evaluate, member_costs
+    from superweight_ensembles.export import export_cascade, export_member
+    from superweight_ensembles.plan import SharingPlan
+    from superweight_ensembles.planning import independent_plan, plan_sharing
+    from superweight_ensembles.registry import build_member
+    from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
+    from superweight_ensembles.targets import find_targets
+    from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
+    from superweight_ensembles.wide_residual_network import wide_resnet
 
 __all__ = [
     "AnytimePredictor",
@@ -28,6 +32,7 @@ __all__ = [
     "SuperWeightError",
     "TrainConfig",
     "TrainResult",
+    "TrainingStopped",
     "Untying",
     "adopt_plan",
     "build_member",
@@ -44,3 +49,42 @@ __all__ = [
     "untie_coefficients",
     "wide_resnet",
 ]
+
+# Imported when they are first asked for: PyTorch takes seconds, and `superweights --help` needs none of it.
+_HOMES = {
+    "AnytimePredictor": "anytime",
+    "ExitPolicy": "anytime",
+    "SharingPlan": "plan",
+    "SuperWeightBank": "bank",
+    "SuperWeightEnsemble": "ensemble",
+    "SuperWeightError": "errors",
+    "TrainConfig": "training",
+    "TrainResult": "training",
+    "TrainingStopped": "training",
+    "Untying": "search",
+    "adopt_plan": "adoption",
+    "build_member": "registry",
+    "evaluate": "evaluation",
+    "export_cascade": "export",
+    "export_member": "export",
+    "find_targets": "targets",
+    "independent_plan": "planning",
+    "load_data": "data",
+    "member_costs": "evaluation",
+    "plan_sharing": "planning",
+    "search_clusters": "search",
+    "train": "training",
+    "untie_coefficients": "search",
+    "wide_resnet": "wide_residual_network",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

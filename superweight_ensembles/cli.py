@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from superweight_ensembles.carried_recipes import carried_recipes
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.interruption import stop_now
 from superweight_ensembles.visible_text import visible
@@ -40,7 +41,13 @@ _CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tel
 _ERRORS = Console(stderr=True)
 _BARS = Console(stderr=True, quiet=_RANK > 0)
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, such as recipes/digits.yaml.")]
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help=f"A recipe file; or by name one that the library carries: {', '.join(carried_recipes())}.",
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
 Overrides = Annotated[
     list[str] | None,

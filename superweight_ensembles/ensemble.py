@@ -6,7 +6,6 @@ Shapes: M members, B batch, K classes.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from superweight_ensembles.generation import Weights
 from superweight_ensembles.hub import HubModel, local_folder, model_card, registry_names
 from superweight_ensembles.initial_values import own_deviations
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.planning import check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.planning import PlanOptions, check_plan_fits, count_parameters, plan_sharing
 from superweight_ensembles.saving import (
     build_members,
     check_ensemble_files,
@@ -35,9 +34,7 @@ from superweight_ensembles.saving import (
 from superweight_ensembles.targets import Members, named_members
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_PLAN_OPTIONS = tuple(inspect.signature(plan_sharing).parameters)[2:]
+    from typing_extensions import Self, Unpack
 
 
 class SuperWeightEnsemble(nn.Module, HubModel):
@@ -81,7 +78,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: float | None = None,
         plan: SharingPlan | None = None,
         generator: torch.Generator | None = None,
-        **plan_options: Any,
+        **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
         modules = named_members(members)
@@ -90,8 +87,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         if plan is None:
             assert budget is not None
             for option in plan_options:
-                if option not in _PLAN_OPTIONS:
-                    raise unknown_name("plan option", option, _PLAN_OPTIONS)
+                if option not in PlanOptions.__annotations__:
+                    raise unknown_name("plan option", option, PlanOptions.__annotations__)
             plan = plan_sharing(modules, budget=budget, **plan_options)
         elif plan_options:
             raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
@@ -104,6 +101,10 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
+
+    if TYPE_CHECKING:  # nn.Module's call is of no type
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""

@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypedDict
 
 from torch import nn
 
@@ -32,6 +33,20 @@ from superweight_ensembles.targets import (
 
 _LOG = logging.getLogger(__name__)
 COEFFICIENT_KINDS = ("own", "tied", "embedding", "channel")
+
+
+class PlanOptions(TypedDict, total=False):
+    """What :func:`plan_sharing` takes besides members and budget, and says the meaning of."""
+
+    clusters: ClusterRule
+    bins: int
+    cap: int
+    allocation: str
+    coefficients: str
+    reserve_untied: bool
+    include: Sequence[str]
+    exclude: Sequence[str]
+    budget_counts: str
 
 
 def plan_sharing(

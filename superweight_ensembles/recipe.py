@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
 from torch import nn
 
+from superweight_ensembles.carried_recipes import no_recipe, recipe_path
 from superweight_ensembles.data import ImageData, load_data
 from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -320,17 +320,18 @@ class Recipe(_Strict):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
 
+    Args:
+        path: Of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
+        overrides: ``key.path=value``.
+
     Raises:
         SuperWeightError: No such file, no YAML, an unknown key (suggests the nearest), a value that does not fit.
     """
-    path = Path(path)
+    path = recipe_path(path)
     try:
         content = read_yaml(path)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        here = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.stem, [other.stem for other in here], n=1)
-        hint = next((f"; did you mean {other}?" for other in here if near and other.stem == near[0]), "")
-        raise SuperWeightError(f"no recipe file {path}{hint}") from None
+        raise no_recipe(path) from None
     except OSError as error:
         raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(content, dict):

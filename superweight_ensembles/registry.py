@@ -12,7 +12,7 @@ from torch import nn
 from superweight_ensembles.architecture import Architecture, remember_architecture
 from superweight_ensembles.bounded_building import build_bounded, check_options
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.wide_resnet import wide_resnet
+from superweight_ensembles.wide_residual_network import wide_resnet
 
 _MOST_CLASSES = 2**20
 _LOADS_WEIGHTS = (

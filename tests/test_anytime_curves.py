@@ -19,7 +19,7 @@ from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.recipe import load_recipe, parse_recipe
 from superweight_ensembles.result_table import anytime_table
 from superweight_ensembles.runs import evaluate_run, read_results, train_run
-from superweight_ensembles.wide_resnet import WideResNet
+from superweight_ensembles.wide_residual_network import WideResNet
 
 DIGITS = Path(__file__).parents[1] / "recipes" / "digits.yaml"
 SMALL = (

@@ -1,6 +1,7 @@
 """The sharing plan: what it covers, what it costs, and its way through JSON."""
 
 import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -24,6 +25,7 @@ from superweight_ensembles import (
     plan_sharing,
     wide_resnet,
 )
+from superweight_ensembles.planning import PlanOptions
 
 CLASSES = 3
 
@@ -304,3 +306,7 @@ def test_plan_is_immutable():
     plan = independent_plan({"a": mlp(6)})
     with pytest.raises(dataclasses.FrozenInstanceError, match="budget"):
         plan.budget = 3
+
+
+def test_the_ensemble_names_all_options_of_a_plan() -> None:
+    assert [*PlanOptions.__annotations__] == [*inspect.signature(plan_sharing).parameters][2:]

@@ -40,6 +40,40 @@ def test_yaml_round_trip() -> None:
     assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_carried_recipes_are_found_by_name(path: Path, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / path.stem).mkdir()  # a folder is no recipe
+    assert load_recipe(path.stem) == load_recipe(path)
+
+
+def test_a_file_goes_before_a_carried_recipe(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text(yaml.safe_dump(minimal()))
+    assert load_recipe("digits").name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("digit", "; did you mean digits?"),
+        ("digits.yaml", "; did you mean digits?"),
+        ("recipes/cifar10-smal.yaml", "; did you mean cifar10-small?"),
+        ("tinny", "; did you mean tiny.yaml?"),
+        ("../recipes/digits", "; did you mean digits?"),
+        ("", "."),
+        ("x" * 80, "."),
+    ],
+)
+def test_unknown_recipes_suggest_carried_ones(given: str, hint: str, monkeypatch, tmp_path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(minimal()))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(swe.SuperWeightError, match="no recipe file") as raised:
+        load_recipe(given)
+    names = ", ".join(sorted(path.stem for path in RECIPES))
+    assert str(raised.value) == f"no recipe file {Path(given)}{hint} By name there are {names}, in {RECIPES[0].parent}"
+
+
 def test_overrides_reach_mappings_and_lists(tmp_path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(minimal()))

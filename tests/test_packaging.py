@@ -1,0 +1,189 @@
+"""What is installed: the wheel's files, its requirements, imports without warnings, the public names."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import packages_distributions, version
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import superweight_ensembles as swe
+from superweight_ensembles.carried_recipes import carried_recipes
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "superweight_ensembles"
+BUILT_WITHOUT = ("onnx_cascade",)  # in the code of an exported folder, from that folder
+BUILD = "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('out'); build_wheel('out')"
+# All modules in one process; and those that a public name leads to each as the first of the package, in processes that
+# part once the libraries are imported.
+IMPORT_ALL = """
+import os, pkgutil, sys
+from importlib import import_module
+import superweight_ensembles as package
+import lightning_fabric, matplotlib.pyplot, scipy, sklearn.datasets, timm, torch.utils.tensorboard, torchmetrics
+failed = 0
+for home in {*package._HOMES.values(), "recipe", "runs", "report", "figures", "comparison"}:
+    child = os.fork()
+    if child == 0:
+        try:
+            import_module(f"{package.__name__}.{home}")
+            os._exit(0)
+        except BaseException as error:
+            print(home, repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    failed += os.waitpid(child, 0)[1] != 0
+for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    if not module.name.endswith(".__main__"):
+        import_module(module.name)
+sys.exit(failed > 0)
+"""
+
+
+def run(*command: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def project() -> dict:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirements(content: dict) -> list[str]:
+    about = content["project"]
+    extras = about["optional-dependencies"].values()
+    return [*content["build-system"]["requires"], *about["dependencies"], *(one for extra in extras for one in extra)]
+
+
+def checked_in(*more: str) -> list[str]:
+    listed = run("git", "ls-files", "-z", *more)
+    if listed.returncode:
+        pytest.skip(f"no git checkout: {listed.stderr.strip()}")
+    return [entry for entry in listed.stdout.split("\0") if entry]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a wheel and a source archive, built of the files that a commit would hold."""
+    if int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip(f"building needs setuptools 77; {version('setuptools')} is installed")
+    source = tmp_path_factory.mktemp("source")
+    for name in checked_in("--cached", "--others", "--exclude-standard"):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+            (source / name).chmod((ROOT / name).stat().st_mode & 0o755)  # another umask is no fault of the checkout
+    made = run(sys.executable, "-c", BUILD, cwd=source)
+    assert made.returncode == 0, made.stderr
+    return source / "out"
+
+
+def test_the_wheel_holds_the_package_and_the_recipes(built: Path) -> None:
+    files = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
+    expected = {path.relative_to(ROOT).as_posix() for path in files}
+    expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        entries = wheel.infolist()
+    names = {entry.filename for entry in entries}
+    about = {name for name in names if name.split("/")[0].endswith(".dist-info")}
+    assert names - about == expected
+    assert {PurePosixPath(name).name for name in about} >= {"METADATA", "LICENSE", "entry_points.txt"}
+    for entry in entries:
+        path, mode = PurePosixPath(entry.filename), entry.external_attr >> 16
+        assert not path.is_absolute() and ".." not in path.parts and "\\" not in entry.filename
+        # The build tool gives its list of files 0664; installers write a list of their own.
+        assert stat.S_ISREG(mode) and (stat.S_IMODE(mode) == 0o644 or path.name == "RECORD"), entry
+
+
+def test_the_source_archive_holds_what_the_wheel_is_built_of(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {entry.name.partition("/")[2].split("/")[0] for entry in archive if entry.isfile()}
+    made = {"PKG-INFO", "setup.cfg", "superweight_ensembles.egg-info"}
+    assert names - made == {
+        "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "recipes", "superweight_ensembles",
+    }  # fmt: skip
+
+
+def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = "from superweight_ensembles.carried_recipes import recipe_path; print(recipe_path('digits'))"
+    found = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert found.stdout.strip() == str(tmp_path / "site" / "superweight_ensembles" / "recipes" / "digits.yaml")
+
+
+def test_carried_recipes_are_those_of_the_checkout() -> None:
+    assert sorted(carried_recipes().values()) == sorted((ROOT / "recipes").iterdir())
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(project()["tool"]["setuptools"]["packages"])
+    there = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert listed == there | {"superweight_ensembles.recipes"}
+
+
+def test_requirements_are_bounded() -> None:
+    for requirement in requirements(project()):
+        assert re.fullmatch(r"[A-Za-z0-9_-]+>=[\d.]+,<[\d.]+", requirement), requirement
+
+
+def test_what_is_imported_is_required() -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", re.split("[<>]", name)[0]).lower()
+
+    required = {plain(requirement) for requirement in requirements(project())}
+    known = packages_distributions()
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing_only = {
+            inner for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inner in ast.walk(node)
+        }  # fmt: skip
+        for node in ast.walk(tree):
+            if node in typing_only or not isinstance(node, (ast.Import, ast.ImportFrom)):
+                continue
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for root in {name.split(".")[0] for name in names}:
+                if root not in {*sys.stdlib_module_names, "superweight_ensembles", *BUILT_WITHOUT}:
+                    assert {plain(name) for name in known.get(root, [root])} & required, f"{path}: {root}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not there")
+def test_imports_warn_of_nothing() -> None:
+    done = run(sys.executable, "-W", "error", "-c", IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_tells_its_options_without_pytorch() -> None:
+    told = "import sys, superweight_ensembles.cli; sys.exit('torch' in sys.modules)"
+    assert run(sys.executable, "-W", "error", "-c", told).returncode == 0
+
+
+def test_public_names() -> None:
+    assert set(swe.__all__) == set(swe._HOMES) <= set(dir(swe))
+    for name in swe.__all__:
+        assert getattr(swe, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        swe.trian  # noqa: B018
+
+
+def test_checked_in_files_are_small_and_not_executable() -> None:
+    for entry in checked_in("--stage"):
+        mode, name = entry.split()[0], entry.partition("\t")[2]
+        assert mode == ("100755" if name == ".ci/run" else "100644"), name
+        assert not (ROOT / name).exists() or (ROOT / name).stat().st_size < 2**19, name
