@@ -17,7 +17,7 @@ def memory_bytes() -> int | None:
         return None
 
 
-def check_parameters_fit(num_parameters: int, what: str) -> None:
+def check_parameters_fit(num_parameters: int, what: str, unit: str = "parameters") -> None:
     """Refuse parameters that alone are more than the machine's memory, in float32.
 
     Raises:
@@ -27,6 +27,6 @@ def check_parameters_fit(num_parameters: int, what: str) -> None:
     needed = _BYTES_A_PARAMETER * num_parameters
     if there is not None and needed > there:
         raise SuperWeightError(
-            f"{what}: {num_parameters:,} parameters take {needed / 2**30:,.0f} GiB; "
+            f"{what}: {num_parameters:,} {unit} take {needed / 2**30:,.0f} GiB; "
             f"this machine has {there / 2**30:,.0f} GiB of memory"
         )

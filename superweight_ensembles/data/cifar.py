@@ -13,7 +13,7 @@ from torchvision.datasets.utils import check_integrity
 
 from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.image_files import average_pool
-from superweight_ensembles.data.options import checked_fraction, checked_integer, checked_seed
+from superweight_ensembles.data.options import checked_folder, checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, split_off_validation
 from superweight_ensembles.errors import SuperWeightError
 
@@ -101,7 +101,7 @@ def _load(
     fraction: float,
     seed: int,
 ) -> ImageData:
-    root = Path(folder).expanduser()
+    root = checked_folder(folder)
     existed = root.exists()
     try:
         # Before it unpickles anything, torchvision compares the files with the checksums that it carries.

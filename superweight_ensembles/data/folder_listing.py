@@ -125,6 +125,8 @@ def _known(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> ImageFiles:
+    for name in present:
+        _check_tree(folder / name)
     label_of = {name: classes.index(name) for name in present}
     found = make_dataset(str(folder), label_of, extensions=IMG_EXTENSIONS, allow_empty=True)
     labels = torch.tensor([label for _, label in found], dtype=torch.int64)
@@ -135,3 +137,13 @@ def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> 
             f"image_folder: no images in {folder / empty[0]}; files that count end in {', '.join(IMG_EXTENSIONS)}"
         )
     return ImageFiles(paths=tuple(path for path, _ in found), labels=labels)
+
+
+def _check_tree(folder: Path) -> None:
+    """Refuse links that make the walk through a class folder come by a folder again, and so perhaps never end."""
+    seen: set[tuple[int, int]] = set()
+    for place, _, _ in os.walk(folder, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:
+            raise SuperWeightError(f"image_folder: links lead to {place} twice: leave one of them out")
+        seen.add((found.st_dev, found.st_ino))

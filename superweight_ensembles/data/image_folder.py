@@ -6,18 +6,24 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from superweight_ensembles.data.folder_listing import ImageFiles, list_folder
 from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.image_files import ImageReader, reader_for
-from superweight_ensembles.data.options import checked_channels, checked_fraction, checked_integer, checked_seed
+from superweight_ensembles.data.options import (
+    checked_channels,
+    checked_folder,
+    checked_fraction,
+    checked_integer,
+    checked_seed,
+)
 from superweight_ensembles.data.splits import FileSplit, ImageSplit, MemorySplit
 from superweight_ensembles.errors import SuperWeightError
 
 _LOG = logging.getLogger(__name__)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_LARGEST_SIDE = 2**14
 _VALIDATION_FRACTION = 0.1
 
 
@@ -58,6 +64,8 @@ def image_folder(
         raise SuperWeightError("image_folder needs folder=, where the images are")
     if image_size is not None:
         image_size = checked_integer("image_size", image_size, 1)
+        if image_size > _LARGEST_SIDE:
+            raise SuperWeightError(f"image_size is at most {_LARGEST_SIDE:,} pixels; got {image_size!r:.40}")
     pool = checked_integer("pool", pool, 1)
     limit = checked_integer("memory_limit_mb", memory_limit_mb, 0) * 2**20
     fraction = checked_fraction(
@@ -66,7 +74,7 @@ def image_folder(
     means, stds = checked_channels("mean", mean, positive=False), checked_channels("std", std, positive=True)
     seed = checked_seed(seed)
 
-    root = Path(folder).expanduser()
+    root = checked_folder(folder)
     listing = list_folder(root)
     if listing.validation is None:
         train, validation = listing.train.split(fraction, seed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
 
@@ -59,3 +61,19 @@ def checked_channels(name: str, value: object, positive: bool) -> tuple[float, f
         raise SuperWeightError(f"{name} must be three {kind}, one a colour channel of [0, 1]; got {value!r}")
     red, green, blue = (float(number) for number in numbers_given)
     return red, green, blue
+
+
+def checked_folder(value: object) -> Path:
+    """A folder's path, its ``~`` resolved; it need not be there.
+
+    Raises:
+        SuperWeightError: No path, or one that no system has.
+    """
+    try:
+        if not isinstance(value, (str, os.PathLike)):
+            raise TypeError(f"got {type(value).__name__}")
+        folder = Path(value).expanduser()
+        folder.exists()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise SuperWeightError(f"folder must be the path of a folder; got {value!r:.200} ({error!s:.80})") from None
+    return folder

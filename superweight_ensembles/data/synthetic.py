@@ -10,6 +10,7 @@ from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.options import checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, split_off_validation
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.machine_memory import check_parameters_fit
 
 _GREY = 127.5
 _PATTERN_STD = 40.0
@@ -45,6 +46,7 @@ def synthetic(
     if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
         raise SuperWeightError(f"shape must be (channels, height, width); got {shape!r}")
     channels, height, width = (checked_integer("shape", size, 1) for size in shape)
+    check_parameters_fit((num_classes + num_train + num_test) * channels * height * width, "synthetic", "numbers")
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(num_classes, channels, height, width, generator=generator) * _PATTERN_STD + _GREY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 
+_MOST_NUMBERS = 2**26
 _EXAMPLE_BATCH = 2  # torch takes a size of 1 as a constant
 
 
@@ -80,6 +82,8 @@ def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     listed = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if not listed or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in listed):
         raise SuperWeightError(f"input_shape is that of one image, such as (3, 32, 32); got {input_shape!r}")
+    if math.prod(listed) > _MOST_NUMBERS:
+        raise SuperWeightError(f"an image has at most {_MOST_NUMBERS:,} numbers; input_shape is {input_shape!r:.80}")
     return listed
 
 
