@@ -189,16 +189,30 @@ def sent_bytes(size: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * size
 
 
-def simulate(workload: Workload, layout: Layout, batch: float, network: Network) -> Step:
+def simulate(
+    workload: Workload,
+    layout: Layout,
+    batch: float,
+    network: Network,
+    placement: Sequence[Sequence[str]] | None = None,
+) -> Step:
     """One step along its critical path; devices of one member rank are alike, member ranks are not.
 
     Each member rank computes its members one after the other and hands gradients to a channel of its own, which does
     one all-reduce after the other; the bank's begins when all ranks have come to it.
+
+    Args:
+        workload: What is computed.
+        layout: How it is spread.
+        batch: B.
+        network: Between the devices.
+        placement: Names of members by member rank; by :func:`longest_first` where None.
     """
     devices = layout.data * layout.members
     images = batch / layout.data
     by_name = {member.name: member for member in workload.members}
-    placement = longest_first({name: member.seconds(images) for name, member in by_name.items()}, layout.members)
+    if placement is None:
+        placement = longest_first({name: member.seconds(images) for name, member in by_name.items()}, layout.members)
     norm_ranks = _norm_ranks(layout, images)
     ends, computes, norms, sent, norm_sent, memories, ready = [], [], [], [], [], [], []
     for names in placement:
@@ -239,7 +253,7 @@ def simulate(workload: Workload, layout: Layout, batch: float, network: Network)
         gradient_bytes=max(sent),
         norm_bytes=max(norm_sent),
         memory_bytes=max(memories),
-        placement=placement,
+        placement=tuple(map(tuple, placement)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
@@ -65,6 +66,7 @@ def library_step(
 
 def ddp_step(recipe: Recipe, config: TrainConfig, batch: Batch, processes: Processes, synchronise: bool) -> Step:
     """Members with weights of their own, each under torch's DistributedDataParallel, one after the other."""
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     members = [DistributedDataParallel(member, broadcast_buffers=False) for member in recipe_members(recipe, config)]
     step, _ = apart_step(members, config)
 
