@@ -215,8 +215,8 @@ def row_line(table: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def _arms(workload: Workload, network: Network, batch: int, devices: int, one_s: float | None) -> dict[str, Any]:
-    def rows_only(shared: bool, norm_images: int | None) -> tuple[Step, tuple[int, int]]:
-        layout = Layout(data=devices, members=1, shared=shared, norm_images=norm_images, overlapped=not shared)
+    def rows_only(shared: bool, norm_images: int | None, overlapped: bool) -> tuple[Step, tuple[int, int]]:
+        layout = Layout(data=devices, members=1, shared=shared, norm_images=norm_images, overlapped=overlapped)
         return simulate(workload, layout, batch, network), (devices, 1)
 
     def spread(shared: bool) -> tuple[Step, tuple[int, int]]:
@@ -236,10 +236,11 @@ def _arms(workload: Workload, network: Network, batch: int, devices: int, one_s:
         return min(found, key=lambda pair: pair[0].seconds)
 
     arms = {
-        "bank, rows, whole norm": rows_only(True, None),
-        "bank, rows": rows_only(True, NORM_IMAGES),
+        "bank, rows, whole norm": rows_only(True, None, False),
+        "bank, rows": rows_only(True, NORM_IMAGES, False),
         "bank, members": spread(True),
-        "own, rows": rows_only(False, NORM_IMAGES),
+        "own, rows": rows_only(False, NORM_IMAGES, True),
+        "own, rows, exchange after backward": rows_only(False, NORM_IMAGES, False),
         "own, members": spread(False),
     }
     return {
