@@ -1,0 +1,281 @@
+"""Two processes on one machine: bytes and time of a step beside DistributedDataParallel, and equality with one process.
+
+    python benchmarks/many_processes.py --out benchmarks/results/many_processes.json
+
+Two gloo processes of one thread each, batches split between them, as ``torchrun --nproc-per-node 2`` starts a training.
+Arms take turns, step by step, so that a machine that slows down does so for all; a step's time is that of the slower
+process, ratios are medians over adjacent steps. Own weights: one DistributedDataParallel a member, without its exchange
+of norm statistics, so that gradients alone are counted. ``synchronised``: batch norm over the rows of both processes,
+as the library trains; both kinds of ensembles take it from the library. ``members``: each process runs some members on
+all rows, the bank's gradient being exchanged, or nothing.
+
+Bytes are what a process hands to collectives (payload) and what crosses the loopback device in a step (both processes),
+less what crosses it in a step that does nothing. Other programs use that device too, unless the benchmark has one for
+itself (Linux, as root): unshare -n sh -c 'ip link set lo up; exec python benchmarks/many_processes.py --out FILE'
+
+Losses are compared over the first 20 steps, on batches of the digits recipe, at a constant learning rate: two processes
+with one, and, as the control, one with itself with the rows of each batch in another order, which changes no sum but
+the order in which it is rounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from equal_losses import BOUND, STEPS, compared, losses_of_two
+from process_arms import (
+    Step,
+    ddp_step,
+    half,
+    library_step,
+    member_parallel_step,
+    network_seconds,
+    own_members_step,
+    pieces,
+    placement,
+    two_threads,
+)
+from process_pair import loopback_bytes, run_pair
+from training_steps import recipe_batch
+
+from superweight_ensembles.processes import Processes, current_processes
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import load_recipe
+from superweight_ensembles.storage.files import write_json
+from superweight_ensembles.training import TrainConfig
+from superweight_ensembles.training.fabric import build_fabric
+
+WARM_UP = 3
+RATIOS = {
+    "bank_to_ddp": ("bank", "ddp"),
+    "bank_to_ddp_synchronised": ("bank synchronised", "ddp synchronised"),
+    "two_to_one_of_one_thread": ("bank synchronised", "one process"),
+    "two_to_one_of_two_threads": ("bank synchronised", "one process, two threads"),
+    "members_to_rows": ("bank members", "bank synchronised"),
+    "members_bank_to_own": ("bank members", "own members"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--recipes", nargs="+", default=["recipes/cifar10-small.yaml:12", "recipes/timm-members.yaml:8"],
+        help="FILE:ROUNDS",
+    )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=128, help="of both processes together")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--losses-of", default="recipes/digits.yaml")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    made_by = provenance()
+    found = []
+    for given in options.recipes:
+        file, _, rounds = given.rpartition(":")
+        answers = run_pair(measure, file, int(rounds), options.batch_size, options.image_size)
+        found.append(answers[0])
+        print(line(found[-1]), flush=True)
+    of_two = run_pair(losses_of_two, options.losses_of, options.seeds)
+    assert of_two[0] == of_two[1], "both processes see the same losses"
+    equality = compared(options.losses_of, options.seeds, of_two[0])
+    for case in summary(equality):
+        print(case, flush=True)
+    write_json(
+        options.out,
+        {
+            "benchmark": "many_processes",
+            "provenance": made_by,
+            "backend": "gloo, two processes of one thread on one machine, over the loopback device",
+            "recipes": found,
+            "equality": {
+                "recipe": Path(options.losses_of).stem,
+                "steps": STEPS,
+                "bound": BOUND,
+                "summary": summary(equality),
+                "runs": equality,
+            },
+        },
+    )
+
+
+def line(found: dict[str, Any]) -> str:
+    times = ", ".join(f"{name} {arm['ms']:.0f} ms" for name, arm in found["arms"].items())
+    ratios = ", ".join(f"{name} {ratio['median']:.3f}" for name, ratio in found["ratios"].items())
+    sent = found["bytes"]
+    return (
+        f"{found['recipe']}: {times}; {ratios}; payload {sent['payload_ratio']:.4f}, loopback "
+        f"{sent['loopback_ratio']:.4f} of DDP's, budget {found['budget_fraction']:.4f}; norm "
+        f"{sent['norm_payload_bytes']:,} bytes"
+    )
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Over the seeds of each case."""
+    cases: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        cases[run["precision"], run["learning_rate"]].append(run)
+    return [
+        {
+            "precision": precision,
+            "learning_rate": rate,
+            **{
+                arm: {
+                    "steps_within": sorted(run[arm]["steps_within"] for run in found),
+                    "largest": max(run[arm]["largest"] for run in found),
+                    "median_by_step": [
+                        statistics.median(values)
+                        for values in zip(*(run[arm]["relative_differences"] for run in found))
+                    ],
+                }
+                for arm in ("two_processes", "other_order")
+            },
+        }
+        for (precision, rate), found in cases.items()
+    ]
+
+
+def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int) -> dict[str, Any]:
+    """All arms and pieces of a recipe, in turns, as the first process sees them."""
+    recipe = load_recipe(file)
+    config = TrainConfig(
+        batch_size=batch_size, learning_rate=0.01, schedule="constant", precision="float32", device="cpu"
+    )
+    build_fabric(config)
+    processes = current_processes()
+    whole = recipe_batch(config, batch_size, image_size)
+    rows = half(whole, rank)
+    placed = placement(recipe, config, image_size)
+    apart = dataclasses.replace(config, sync_batch_norm=False)
+    seen: dict[str, dict[str, list[float]]] = defaultdict(dict)
+    together: dict[str, Step] = {
+        "bank synchronised": library_step(recipe, config, rows, processes, seen["rows"]),
+        "ddp synchronised": ddp_step(recipe, config, rows, processes, synchronise=True),
+        "bank": library_step(recipe, apart, rows, processes, seen["apart"]),
+        "ddp": ddp_step(recipe, config, rows, processes, synchronise=False),
+        "bank members": member_parallel_step(recipe, config, whole, processes, placed[rank], seen["members"]),
+        "own members": own_members_step(recipe, config, whole, placed[rank]),
+        "nothing": lambda: None,
+    }
+    single = {
+        "one process": library_step(recipe, config, whole, Processes(), seen["one"]),
+        "one process, two threads": two_threads(library_step(recipe, config, whole, Processes(), seen["one, two"])),
+    }
+    local = pieces(recipe, config, whole, rank)
+    times: dict[str, list[float]] = defaultdict(list)
+    payload: dict[str, list[int]] = defaultdict(list)
+    loopback: dict[str, list[int]] = defaultdict(list)
+    micro: list[dict[str, list[tuple[float, float]]]] = []
+    for number in range(rounds + WARM_UP):
+        counted = number >= WARM_UP
+        for name, step in {**together, **single, **local}.items():
+            idle = name in single and rank
+            spent, sent, crossed = taken(processes, (lambda: None) if idle else step)
+            if counted:
+                times[name].append(spent)
+                payload[name].append(sent)
+                loopback[name].append(crossed)
+        if counted and number % 2:
+            micro.append(network_seconds(processes, repeats=7))
+    nothing = statistics.median(loopback["nothing"])
+    by_arm: dict[str, dict[str, Any]] = {
+        name: {
+            "ms": 1e3 * statistics.median(times[name]),
+            "quartiles_ms": [1e3 * value for value in _quartiles(times[name])],
+            "payload_bytes": statistics.median(payload[name]),
+            "loopback_bytes": statistics.median(loopback[name]) - nothing,
+        }
+        for name in (*together, *single)
+    }
+    of_ddp = gradient_bytes_of_members(recipe)
+    for name in ("ddp", "ddp synchronised"):  # what DistributedDataParallel exchanges goes by it
+        by_arm[name]["payload_bytes"] += of_ddp
+    every = processes.gather_objects(seen)
+    return {
+        "recipe": recipe.name,
+        "members": [member.name for member in recipe.members],
+        "precision": "float32",
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "rounds": rounds,
+        "placement": [list(names) for names in placed],
+        **parameters_of(recipe),
+        "arms": by_arm,
+        "ratios": {name: ratio_of(times[a], times[b]) for name, (a, b) in RATIOS.items()},
+        "bytes": {
+            "payload_ratio": by_arm["bank"]["payload_bytes"] / by_arm["ddp"]["payload_bytes"],
+            "loopback_ratio": by_arm["bank"]["loopback_bytes"] / by_arm["ddp"]["loopback_bytes"],
+            "norm_payload_bytes": by_arm["bank synchronised"]["payload_bytes"] - by_arm["bank"]["payload_bytes"],
+            "norm_loopback_bytes": by_arm["bank synchronised"]["loopback_bytes"] - by_arm["bank"]["loopback_bytes"],
+        },
+        "largest_loss_difference": {
+            "rows_to_one": apart_of(every[0]["rows"], every[0]["one"]),
+            "members_to_one": max(apart_of(found["members"], every[0]["one"]) for found in every),
+        },
+        "pieces_ms": {name: 1e3 * statistics.median(times[name]) for name in local},
+        "network": {
+            kind: [
+                {"bytes": size, "seconds": statistics.median(dict(found[kind])[size] for found in micro)}
+                for size, _ in micro[0][kind]
+            ]
+            for kind in micro[0]
+        },
+    }
+
+
+def taken(processes: Processes, step: Step) -> tuple[float, int, int]:
+    """Seconds of the slower process, bytes handed to collectives here, and bytes over the loopback device."""
+    processes.barrier()
+    crossed, sent = loopback_bytes(), processes.bytes_exchanged
+    start = time.perf_counter()
+    step()
+    spent, sent = time.perf_counter() - start, processes.bytes_exchanged - sent
+    slower = max(processes.gather_objects(spent))
+    return slower, sent, loopback_bytes() - crossed
+
+
+def parameters_of(recipe: Any) -> dict[str, Any]:
+    members = recipe.build_members()
+    plan = recipe.plan(members)
+    whole = sum(parameter.numel() for member in members.values() for parameter in member.parameters())
+    return {
+        "num_parameters": plan.num_parameters,
+        "bank_parameters": plan.num_templates + plan.num_coefficients,
+        "independent_parameters": whole,
+        "budget_fraction": plan.num_parameters / whole,
+    }
+
+
+def gradient_bytes_of_members(recipe: Any) -> int:
+    return 4 * int(parameters_of(recipe)["independent_parameters"])
+
+
+def apart_of(found: dict[str, list[float]], one: dict[str, list[float]]) -> float:
+    """The largest relative difference of losses over the first steps."""
+    return max(
+        abs(a - b) / abs(b) for name, losses in found.items() for a, b in zip(losses[:WARM_UP], one[name][:WARM_UP])
+    )
+
+
+def ratio_of(above: list[float], below: list[float]) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(above, below)]
+    return {"median": statistics.median(ratios), "quartiles": _quartiles(ratios)}
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    first, _, third = statistics.quantiles(values, n=4)
+    return [first, third]
+
+
+if __name__ == "__main__":
+    main()

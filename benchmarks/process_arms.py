@@ -1,0 +1,177 @@
+"""The steps of two processes that benchmarks/many_processes.py measures, and the pieces that such steps are made of."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from mesh import longest_first
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format
+
+from superweight_ensembles.estimate import estimate_training
+from superweight_ensembles.processes import Processes
+from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.training.checkpoint import Progress
+from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.step import TrainStep
+from superweight_ensembles.training.synchronised_norm import SynchronisedNorm, synchronised
+
+Batch = tuple[Tensor, Tensor]
+Step = Callable[[], object]
+MICRO_SIZES = (2**10, 2**14, 2**17, 2**20, 2**22, 2**24, 25 * 2**20)
+
+
+def half(batch: Batch, rank: int) -> Batch:
+    """The rows of one of two processes."""
+    images, labels = batch
+    rows = slice(len(labels) * rank // 2, len(labels) * (rank + 1) // 2)
+    return images[rows].contiguous(memory_format=torch.channels_last), labels[rows]
+
+
+def library_step(
+    recipe: Recipe, config: TrainConfig, batch: Batch, processes: Processes, losses: dict[str, list[float]]
+) -> Step:
+    """As ``swe.train`` takes it."""
+    ensemble = recipe_ensemble(recipe, config)
+    optimizer = build_optimizer(ensemble, config)
+    ensemble.train()
+    step = TrainStep(
+        ensemble,
+        ensemble.member_names,
+        partial(joint_backward, ensemble, loss_function=nn.functional.cross_entropy),
+        optimizer,
+        build_schedule(optimizer, config, 10**6),
+        build_fabric(config),
+        config,
+        trained_format(config) == torch.channels_last,
+        processes,
+    )
+
+    def take() -> None:
+        progress = Progress()
+        step([batch], progress)
+        for name, loss in progress.loss_sums.items():
+            losses.setdefault(name, []).append(loss)
+
+    return take
+
+
+def ddp_step(recipe: Recipe, config: TrainConfig, batch: Batch, processes: Processes, synchronise: bool) -> Step:
+    """Members with weights of their own, each under torch's DistributedDataParallel, one after the other."""
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    members = [DistributedDataParallel(member, broadcast_buffers=False) for member in recipe_members(recipe, config)]
+    step, _ = apart_step(members, config)
+
+    def take() -> None:
+        with synchronised(processes) if synchronise else nullcontext():
+            step(*batch)
+
+    return take
+
+
+def member_parallel_step(
+    recipe: Recipe,
+    config: TrainConfig,
+    batch: Batch,
+    processes: Processes,
+    mine: Collection[str],
+    losses: dict[str, list[float]],
+) -> Step:
+    """Some members on all rows; the gradient of the bank alone is exchanged, and norms see the whole batch anyway."""
+    ensemble = recipe_ensemble(recipe, config)
+    optimizer = build_optimizer(ensemble, config)
+    shared = list(ensemble.bank.parameters())
+    ensemble.train()
+
+    def take() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        found = joint_backward(ensemble, *batch, nn.functional.cross_entropy, members=mine)
+        for parameter in shared:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        processes.sum_([parameter.grad for parameter in shared if parameter.grad is not None])
+        optimizer.step()
+        for name, loss in found.items():
+            losses.setdefault(name, []).append(loss.item())
+
+    return take
+
+
+def own_members_step(recipe: Recipe, config: TrainConfig, batch: Batch, mine: Collection[str]) -> Step:
+    """The same with weights of the members' own: nothing to exchange."""
+    return partial(apart_step(_some_members(recipe, config, mine), config)[0], *batch)
+
+
+def two_threads(step: Step) -> Step:
+    """The one process that has both cores."""
+
+    def take() -> None:
+        torch.set_num_threads(2)
+        try:
+            step()
+        finally:
+            torch.set_num_threads(1)
+
+    return take
+
+
+def pieces(recipe: Recipe, config: TrainConfig, batch: Batch, rank: int) -> dict[str, Step]:
+    """What a simulated step is put together from: each member alone on all rows and on half of them, the latter also
+    with the arithmetic of the synchronised norm, which exchanges nothing here; and generating all weights."""
+    found: dict[str, Step] = {}
+    rows = half(batch, rank)
+    for name in recipe_ensemble(recipe, config).member_names:
+        step, _ = apart_step(_some_members(recipe, config, [name]), config)
+        found[f"{name} whole"] = partial(step, *batch)
+        found[f"{name} half"] = partial(step, *rows)
+        found[f"{name} half norm"] = partial(_in_norm, step, rows)
+    found["generation"] = generation_step(recipe_ensemble(recipe, config))
+    return found
+
+
+def placement(recipe: Recipe, config: TrainConfig, image_size: int) -> tuple[tuple[str, ...], ...]:
+    """Members by FLOPs on two member ranks."""
+    ensemble = recipe_ensemble(recipe, config)
+    estimate = estimate_training(ensemble, ensemble.plan, (3, image_size, image_size), config)
+    return longest_first({member.name: member.forward_flops for member in estimate.members}, 2)
+
+
+def network_seconds(processes: Processes, repeats: int = 15) -> dict[str, list[tuple[float, float]]]:
+    """(bytes, median seconds) of the two collectives that a training uses, by name."""
+    found: dict[str, list[tuple[float, float]]] = {"all_reduce": [], "all_gather": []}
+    for size in MICRO_SIZES:
+        flat = torch.ones(size // 4)
+        found["all_reduce"].append((size, _exchange_seconds(partial(processes.sum_, [flat]), processes, repeats)))
+    for channels in (16, 64, 256, 512):
+        told = torch.ones(2 * channels + 1)
+        seconds = _exchange_seconds(partial(processes.gathered, told), processes, repeats)
+        found["all_gather"].append((4 * (2 * channels + 1), seconds))
+    return found
+
+
+def _exchange_seconds(exchange: Step, processes: Processes, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        processes.barrier()
+        start = time.perf_counter()
+        exchange()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def _some_members(recipe: Recipe, config: TrainConfig, names: Collection[str]) -> list[nn.Module]:
+    modules = dict(zip((member.name for member in recipe.members), recipe_members(recipe, config)))
+    return [modules[name] for name in names]
+
+
+def _in_norm(step: Callable[[Tensor, Tensor], object], rows: Batch) -> None:
+    with SynchronisedNorm(Processes()):
+        step(*rows)
