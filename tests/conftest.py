@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+collect_ignore = ["fuzz_atheris.py"]  # a program, for whom has atheris
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
