@@ -41,7 +41,8 @@ from superweight_ensembles.training import TrainConfig
 
 DEVICES = (4, 8, 16, 64, 256, 1024)
 NORM_IMAGES = 32
-# Assumptions: 75 TFLOP/s reached (3,000 images of ResNet-50 a second, forward and backward), 20 microseconds a layer to
+# Assumptions: 75 TFLOP/s reached (3,000 images of ResNet-50 a second, forward and backward), 20 microseconds a layer (a
+# layer: two parameter tensors) to
 # start its kernels, forward, backward and update, and 2 TB/s of memory for generating and updating numbers.
 FLOPS_PER_S = 75e12
 LAYER_S = 20e-6

@@ -224,7 +224,6 @@ def test_the_last_size_that_wins() -> None:
     assert mesh.largest_batch_below(lambda size: True, 64) == 64
 
 
-@pytest.mark.skipif(not (ROOT / "benchmarks/results/scale.json").exists(), reason="results are not here")
 def test_the_committed_result_says_what_is_simulated() -> None:
     found = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))
     assert found["paper"]["note"].startswith("simulated")
@@ -232,3 +231,14 @@ def test_the_committed_result_says_what_is_simulated() -> None:
         for row in table["rows"]:
             of = {name: arm["gradient_bytes"] for name, arm in row["arms"].items()}
             assert of["bank, rows"] / of["own, rows"] == pytest.approx(table["budget_fraction"])
+
+
+def test_the_committed_check_is_as_close_as_the_page_says() -> None:
+    found = json.loads((ROOT / "benchmarks/results/scale.json").read_text(encoding="utf-8"))
+    measured = json.loads((ROOT / "benchmarks/results/many_processes.json").read_text(encoding="utf-8"))
+    assert found["measured_commit"] == measured["provenance"]["commit"]
+    for check, seen in zip(found["check"], measured["recipes"], strict=True):
+        assert check["largest_error"] < 0.205 and check["largest_bytes_error"] < 0.0205
+        assert {arm["arm"]: arm["measured_ms"] for arm in check["arms"]}.items() <= {
+            name: arm["ms"] for name, arm in seen["arms"].items()
+        }.items()
