@@ -687,7 +687,7 @@ FOUR = dataclasses.replace(CONFIG, epochs=4, learning_rate=0.01)
 def test_un_tied_run_is_resumed_by_an_un_tied_ensemble_too(tmp_path):
     untie = swe.Untying(epoch=2, threshold=0.8)
     interrupted(tmp_path, untie=untie)
-    again = swe.SuperWeightEnsemble.load(tmp_path / "checkpoint" / "ensemble")
+    again = swe.SuperWeightEnsemble.load(tmp_path / "checkpoints" / "epoch-0002-step-000000")
     swe.train(again, images(), FOUR, untie=untie, out=tmp_path, resume=True)
     whole, _ = uninterrupted(FOUR, untie)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
