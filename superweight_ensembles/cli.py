@@ -132,12 +132,12 @@ def plot(
     """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
     from superweight_ensembles.comparison import read_comparison
     from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
-    from superweight_ensembles.result_files import check_content, drawing_from
+    from superweight_ensembles.result_files import check_content, naming_files
     from superweight_ensembles.runs import read_results, read_search
     from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
-    with drawing_from(*runs):
+    with naming_files(*runs):
         if len(runs) == 1 and (runs[0] / "compare.json").is_file():
             drawn = draw_arms(read_comparison(runs[0]), folder)
         elif len(runs) == 1 and (runs[0] / "growth.json").is_file():

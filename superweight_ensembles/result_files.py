@@ -270,7 +270,7 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
 
 
 @contextmanager
-def drawing_from(*files: Path) -> Iterator[None]:
+def naming_files(*files: Path) -> Iterator[None]:
     """Numbers that have their types and cannot be drawn all the same are a matter of the files.
 
     Raises:

@@ -9,7 +9,8 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.export.cascade import export_cascade, file_name
 from superweight_ensembles.export.member import FORMATS, export_member
-from superweight_ensembles.result_files import check_content
+from superweight_ensembles.export.plain import checked_shape
+from superweight_ensembles.result_files import naming_files
 from superweight_ensembles.runs import arms_of, read_run, trained_arm
 from superweight_ensembles.storage.files import read_json
 
@@ -91,8 +92,9 @@ def _default_folder(run: Path, arm: str) -> Path:
 def _image_shape(run: Path) -> tuple[int, ...]:
     """That of the run's data, from its results where there are any."""
     if (run / "results.json").is_file():
-        results = check_content(read_json(run / "results.json"), run / "results.json", "results")
-        shape = results.get("dataset", {}).get("image_shape")
+        dataset = read_json(run / "results.json").get("dataset")
+        shape = dataset.get("image_shape") if isinstance(dataset, dict) else None
         if isinstance(shape, list):
-            return tuple(shape)
+            with naming_files(run / "results.json"):
+                return checked_shape(shape)
     return tuple(read_run(run).load_data().image_shape)

@@ -26,7 +26,7 @@ from superweight_ensembles.report.pictures import (
 )
 from superweight_ensembles.report.result_section import result_section
 from superweight_ensembles.report.sharing_section import plan_section
-from superweight_ensembles.result_files import check_content, drawing_from
+from superweight_ensembles.result_files import check_content, naming_files
 from superweight_ensembles.runs import read_results, read_run, read_search
 from superweight_ensembles.storage.files import read_json, write_text
 
@@ -56,7 +56,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     recipe = read_run(run)
     results, plan = read_results(run)
     read_arms(results)
-    with drawing_from(run / "results.json"):
+    with naming_files(run / "results.json"):
         _draw_figures(run, results, plan)
         text = _page(run, recipe, results, plan, read_pictures(run / "figures"))
     target.parent.mkdir(parents=True, exist_ok=True)
