@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import superweight_ensembles as swe
+from superweight_ensembles.carried_recipes import carried_recipes
 from superweight_ensembles.recipe import load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -70,8 +71,9 @@ def test_unknown_recipes_suggest_carried_ones(given: str, hint: str, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(swe.SuperWeightError, match="no recipe file") as raised:
         load_recipe(given)
-    names = ", ".join(sorted(path.stem for path in RECIPES))
-    assert str(raised.value) == f"no recipe file {Path(given)}{hint} By name there are {names}, in {RECIPES[0].parent}"
+    carried = carried_recipes()
+    there = f"By name there are {', '.join(carried)}, in {carried['digits'].parent}"
+    assert str(raised.value) == f"no recipe file {Path(given)}{hint} {there}"
 
 
 def test_overrides_reach_mappings_and_lists(tmp_path) -> None:
