@@ -11,36 +11,33 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import atheris
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-with atheris.instrument_imports(include=["superweight_ensembles", "yaml", "json"]):
-    import fuzz_targets
-
-_NAMES = tuple(fuzz_targets.TARGETS)
-_FED: Counter[str] = Counter()
-
 
 def main() -> None:
     """Fuzz until libFuzzer ends the process; says at every 5,000 inputs how many each target had."""
-    chosen = [argument for argument in sys.argv[1:] if argument in _NAMES]
-    options = [argument for argument in sys.argv[1:] if argument not in _NAMES]
+    import atheris  # a tool of this script alone: tests are collected without it
+
+    sys.path.insert(0, str(Path(__file__).parent))
+    with atheris.instrument_imports(include=["superweight_ensembles", "yaml", "json"]):
+        from fuzz_targets import TARGETS
+
+    names, fed = tuple(TARGETS), Counter[str]()
+    chosen = [argument for argument in sys.argv[1:] if argument in names]
+    options = [argument for argument in sys.argv[1:] if argument not in names]
 
     def feed(data: bytes) -> None:
         if not data:
             return
-        name = chosen[0] if chosen else _NAMES[data[0] % len(_NAMES)]
-        _FED[name] += 1
-        if sum(_FED.values()) % 5000 == 0:
-            sys.stderr.write(f"inputs: {dict(_FED)}\n")
-        fuzz_targets.TARGETS[name][0](data if chosen else data[1:])
+        name = chosen[0] if chosen else names[data[0] % len(names)]
+        fed[name] += 1
+        if sum(fed.values()) % 5000 == 0:
+            sys.stderr.write(f"inputs: {dict(fed)}\n")
+        TARGETS[name][0](data if chosen else data[1:])
 
     corpus = Path(tempfile.mkdtemp(prefix="corpus"))
-    for index, name in enumerate(_NAMES):
+    for index, name in enumerate(names):
         if not chosen or name in chosen:
             start = b"" if chosen else bytes([index])
-            (corpus / str(index)).write_bytes(start + fuzz_targets.TARGETS[name][1]())
+            (corpus / str(index)).write_bytes(start + TARGETS[name][1]())
     atheris.Setup([sys.argv[0], "-timeout=10", "-rss_limit_mb=6000", *options, str(corpus)], feed)
     atheris.Fuzz()
 

@@ -32,12 +32,12 @@ def run(strategy: st.SearchStrategy[bytes], count: int, read: Callable[[bytes], 
         seen.add(content)
 
     feed()
-    assert len(seen) >= 0.5 * count, f"{len(seen)} different contents of {count}"
+    assert len(seen) >= 0.45 * count, f"{len(seen)} different contents of {count}"
 
 
 def test_there_are_enough() -> None:
     assert set(EXAMPLES) == set(targets.TARGETS)
-    assert 0.5 * (sum(EXAMPLES.values()) + sum(FLIPPED.values()) + NUM_FLIPPED_MEMBERS) >= 2000
+    assert 0.45 * (sum(EXAMPLES.values()) + sum(FLIPPED.values()) + NUM_FLIPPED_MEMBERS) >= 2000
 
 
 @pytest.mark.slow
