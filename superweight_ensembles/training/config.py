@@ -13,6 +13,9 @@ OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 MEMBER_BATCHES = ("same", "own")
 PRECISIONS = ("auto", "float32", "bfloat16")
+_MOST = {
+    "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
+}  # fmt: skip
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "micro_batches", "num_threads", "num_workers", "recompute",
@@ -139,6 +142,9 @@ class TrainConfig:
         ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SuperWeightError(f"{name} must be finite and not negative; got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if isinstance(value := getattr(self, name), int) and value > most:
+                raise SuperWeightError(f"{name} must be at most {most:,}; got {value:,}")
         if not 0 < self.learning_rate < math.inf:
             raise SuperWeightError(f"learning_rate must be positive; got {self.learning_rate}")
         if self.momentum >= 1:
