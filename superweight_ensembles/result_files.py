@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from superweight_ensembles.errors import SuperWeightError
 
+_LOG = logging.getLogger(__name__)
 _Name = Annotated[str, Field(max_length=500)]
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 _Number = Annotated[float, Field(ge=-1e30, le=1e30)]
@@ -284,7 +286,9 @@ def naming_files(*files: Path) -> Iterator[None]:
             raise
         raise SuperWeightError(f"{listed}: {error}") from error
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        _LOG.info("what was raised:", exc_info=True)
         raise SuperWeightError(
             f"{listed} is damaged or does not fit its plan ({type(error).__name__}: {error!s:.200}): "
-            "evaluate the run again"
+            "evaluate the run again; if that does not help it is a defect of this program, and superweights --verbose "
+            "says where"
         ) from error
