@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.storage.files import is_text_draft
 from superweight_ensembles.storage.lock import LOCK_FILE
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
@@ -17,7 +18,7 @@ def check_own_folder(
     recipe: Recipe,
     *,
     kind: str,
-    marks: Collection[str],
+    marks: Sequence[str],
     contents: Callable[[], Collection[str]],
     resume: bool,
     overwrite: bool,
@@ -28,7 +29,7 @@ def check_own_folder(
         folder: That a command is about to make.
         recipe: That the command was given.
         kind: What the folder would be, for messages: ``run``, ``comparison``.
-        marks: Files by which such a folder is known.
+        marks: Files by which such a folder is known, in the order in which they are written.
         contents: Gives every name that such a folder holds.
         resume: Go on in a folder that the same recipe began.
         overwrite: Replace a folder that is there.
@@ -39,14 +40,19 @@ def check_own_folder(
     """
     if resume and overwrite:
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
-    if not folder.exists() or {path.name for path in folder.glob("*")} == {LOCK_FILE}:
+    if not folder.exists():
+        return
+    # A process that was killed as it began may have left its lock, and files that it had not finished.
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    names = {name for name in there if not is_text_draft(name) and name != LOCK_FILE}
+    if there and not names:
         return
     if not (resume or overwrite):
         raise SuperWeightError(
             f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
         )
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not set(marks) <= names:
+    just_begun = resume and names == {marks[0]}
+    if not set(marks) <= names and not just_begun:
         raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
     if overwrite:
         foreign = names - set(contents())

@@ -110,6 +110,8 @@ def train_run(
                 hold()
             elif overwrite:
                 empty_folder(folder)
+            for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+                clear_drafts(place)
             begun = not (folder / "run.json").is_file()
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             if begun:
@@ -316,7 +318,6 @@ def _train_arm(
     result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
 
     def write() -> None:
-        clear_drafts(folder)
         ensemble.cpu().save(folder / "ensemble")
         write_json(folder / "training.json", asdict(result))
 

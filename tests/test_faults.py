@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles import runs
 from superweight_ensembles.recipe import parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
 from superweight_ensembles.storage import lock
@@ -337,6 +338,33 @@ def test_a_second_process_in_a_run_folder_is_refused(tmp_path, monkeypatch) -> N
                 act()
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
     assert after == before
+
+
+@pytest.mark.parametrize("spot", ["recipe.yaml", "run.json", "plan.json"])
+@pytest.mark.parametrize("done", [False, True], ids=["half written", "written"])
+def test_a_run_killed_as_it_begins_goes_on(tmp_path, monkeypatch, spot: str, done: bool) -> None:
+    recipe, write = parse_recipe(kill_resume.CONTENT), runs.write_text
+
+    class Killed(BaseException):
+        pass
+
+    def die(path: Path, text: str) -> None:
+        if path.name == spot:
+            if done:
+                write(path, text)
+            else:
+                path.with_name(f".{path.name}.123").write_text(text[:9])
+            raise Killed
+        write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_text", die)
+        patch.setattr(runs, "write_json", lambda path, content: die(path, json.dumps(content)))
+        with pytest.raises(Killed, match=r"^$"):
+            train_run(recipe, tmp_path / "run")
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "shared" / "training.json").is_file()
+    assert not list((tmp_path / "run").rglob(".*.123"))
 
 
 @pytest.mark.slow

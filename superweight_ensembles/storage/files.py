@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.contained import contained_file
 from superweight_ensembles.storage.plain_data import check_levels
 
+_DRAFT = re.compile(r"\..+\.\d+")
 MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
 
 
@@ -31,6 +33,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def is_text_draft(name: str) -> bool:
+    """Whether a name is one that :func:`write_text` gives to what it has not finished."""
+    return _DRAFT.fullmatch(name) is not None
 
 
 def write_json(path: Path, content: Any) -> None:

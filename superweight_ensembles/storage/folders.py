@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from superweight_ensembles.storage.files import sync_folder
+from superweight_ensembles.storage.files import is_text_draft, sync_folder
 from superweight_ensembles.storage.lock import LOCK_FILE
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
@@ -46,10 +46,14 @@ def recover_folder(folder: Path) -> None:
 
 
 def clear_drafts(parent: Path) -> None:
-    """Remove what :func:`whole_folder` left when it was killed; nobody may be writing in ``parent`` now."""
+    """Remove what :func:`whole_folder` and ``write_text`` left when they were killed; nobody may be writing there."""
     for draft in parent.iterdir():
-        if _DRAFT.fullmatch(draft.name) and draft.is_dir() and not draft.is_symlink():
+        if draft.is_symlink():
+            continue
+        if _DRAFT.fullmatch(draft.name) and draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
+        elif is_text_draft(draft.name) and draft.is_file():
+            draft.unlink()
 
 
 def empty_folder(folder: Path) -> None:
