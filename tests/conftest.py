@@ -1,10 +1,14 @@
 """One thread (the networks are tiny) and one seed for every test; the same examples in every run."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
 
 collect_ignore = ["fuzz_atheris.py"]  # a program, for whom has atheris
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("suite")
