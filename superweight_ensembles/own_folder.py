@@ -8,7 +8,7 @@ from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.recipe import Recipe, load_recipe
-from superweight_ensembles.storage.files import is_text_draft
+from superweight_ensembles.storage.files import is_draft
 from superweight_ensembles.storage.lock import LOCK_FILE
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
@@ -44,7 +44,7 @@ def check_own_folder(
         return
     # A process that was killed as it began may have left its lock, and files that it had not finished.
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    names = {name for name in there if not is_text_draft(name) and name != LOCK_FILE}
+    names = {name for name in there if not is_draft(name) and name != LOCK_FILE}
     if there and not names:
         return
     if not (resume or overwrite):

@@ -48,7 +48,7 @@ from superweight_ensembles.search import Untying, find_sharing, searched_members
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
-from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
+from superweight_ensembles.storage.lock import locked_folder
 from superweight_ensembles.training import TrainProgress, train
 from superweight_ensembles.training.checkpoint import Checkpoints
 from superweight_ensembles.training.fabric import build_fabric
@@ -58,8 +58,8 @@ from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
-    LOCK_FILE, "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export",
-    "shared", "independent",
+    "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
+    "independent",
 }  # fmt: skip
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 

@@ -24,6 +24,7 @@ from superweight_ensembles import runs
 from superweight_ensembles.recipe import parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
 from superweight_ensembles.storage import lock
+from superweight_ensembles.storage.files import draft_of, is_draft
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.training import TrainingStopped, TrainProgress, joint_backward
 from superweight_ensembles.training.checkpoint import Checkpoints, best_epoch
@@ -353,7 +354,7 @@ def test_a_run_killed_as_it_begins_goes_on(tmp_path, monkeypatch, spot: str, don
             if done:
                 write(path, text)
             else:
-                path.with_name(f".{path.name}.123").write_text(text[:9])
+                draft_of(path).write_text(text[:9])
             raise Killed
         write(path, text)
 
@@ -364,7 +365,7 @@ def test_a_run_killed_as_it_begins_goes_on(tmp_path, monkeypatch, spot: str, don
             train_run(recipe, tmp_path / "run")
     train_run(recipe, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "shared" / "training.json").is_file()
-    assert not list((tmp_path / "run").rglob(".*.123"))
+    assert not [path for path in (tmp_path / "run").rglob("*") if is_draft(path.name)]
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from superweight_ensembles.runs import evaluate_run, read_run, train_run
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, write_json, write_text
 from superweight_ensembles.storage.folders import empty_folder
-from superweight_ensembles.storage.lock import LOCK_FILE, locked_folder
+from superweight_ensembles.storage.lock import locked_folder
 from superweight_ensembles.training import TrainProgress
 from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 
@@ -195,4 +195,4 @@ def _contents(folder: Path) -> set[str]:
         for path in folder.iterdir()
         if path.is_dir() and all(re.fullmatch(r"seed-\d+", inner.name) for inner in path.iterdir())
     }
-    return {LOCK_FILE, "recipe.yaml", "compare.json", "comparison.json", "figures", *arms}
+    return {"recipe.yaml", "compare.json", "comparison.json", "figures", *arms}

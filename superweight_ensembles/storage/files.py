@@ -12,7 +12,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.contained import contained_file
 from superweight_ensembles.storage.plain_data import check_levels
 
-_DRAFT = re.compile(r"\..+\.\d+")
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
 
 
@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As :func:`write_text`; a link of that name is replaced, never written through."""
-    draft = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    draft = draft_of(path)
     try:
         with draft.open("xb") as file:
             file.write(content)
@@ -35,8 +35,13 @@ def write_bytes(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def is_text_draft(name: str) -> bool:
-    """Whether a name is one that :func:`write_text` gives to what it has not finished."""
+def draft_of(path: Path) -> Path:
+    """A new name beside a file or folder, for it while it is being written or removed."""
+    return path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+
+
+def is_draft(name: str) -> bool:
+    """Whether a name is one of :func:`draft_of`: what bears it was never finished."""
     return _DRAFT.fullmatch(name) is not None
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from superweight_ensembles.storage.files import is_text_draft, sync_folder
+from superweight_ensembles.storage.files import draft_of, is_draft, sync_folder
 from superweight_ensembles.storage.lock import LOCK_FILE
-
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 @contextmanager
@@ -23,7 +20,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(folder)
-    draft = folder.with_name(f".{folder.name}.{os.urandom(6).hex()}")
+    draft = draft_of(folder)
     draft.mkdir()
     try:
         yield draft
@@ -48,11 +45,11 @@ def recover_folder(folder: Path) -> None:
 def clear_drafts(parent: Path) -> None:
     """Remove what :func:`whole_folder` and ``write_text`` left when they were killed; nobody may be writing there."""
     for draft in parent.iterdir():
-        if draft.is_symlink():
+        if draft.is_symlink() or not is_draft(draft.name):
             continue
-        if _DRAFT.fullmatch(draft.name) and draft.is_dir():
+        if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
-        elif is_text_draft(draft.name) and draft.is_file():
+        else:
             draft.unlink()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.saving import read_plan, write_ensemble_files
-from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.files import draft_of, read_json, write_json
 from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
 from superweight_ensembles.storage.manifest import check_manifest, write_manifest
 from superweight_ensembles.storage.tensors import read_header, read_module, read_tensors
@@ -152,7 +151,7 @@ class Checkpoints:
 
     def _remove(self, paths: Any) -> None:
         for path in list(paths):
-            gone = path.with_name(f".{path.name}.{os.urandom(6).hex()}")  # never half a checkpoint under its name
+            gone = draft_of(path)  # never half a checkpoint under its name
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
