@@ -84,11 +84,38 @@ def refusal(**changes: object) -> str | None:
     return None
 
 
+class BadBatch(Rows):
+    """Of the third batch, the second process has an image that is no number."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in range(5):
+            images = self.images[self.rows].clone()
+            if number == 2 and self.rows.start:
+                images[0, 0, 0, 0] = float("nan")
+            yield images, self.labels[self.rows]
+
+    def __len__(self) -> int:
+        return 5
+
+
+def bad_batch(shard: tuple[int, int], **changes: int) -> dict:
+    ensemble = swe.SuperWeightEnsemble(members(), budget=0.9, generator=torch.Generator().manual_seed(9))
+    config = dataclasses.replace(CONFIG, epochs=1, **changes)
+    try:
+        history = swe.train(ensemble, BadBatch(shard), config).history
+    except swe.SuperWeightError as error:
+        return {"error": str(error)}
+    state = {name: value.double() for name, value in ensemble.state_dict().items()}
+    return {"skipped": history[0]["skipped_steps"], "state": state}
+
+
 def job(rank: int, folder: Path) -> dict:
     """What each of the two does."""
     build_fabric(CONFIG)
     found = {"losses": losses_of_24_steps(current_processes().shard)}
     found["auto"] = refusal(micro_batches="auto")
+    shard = current_processes().shard
+    found["skipped"], found["bad"] = bad_batch(shard, skip_non_finite=1), bad_batch(shard)
     found["compiled"] = refusal(compile=True)
     found["apart"] = refusal(epochs=3 + rank)
     recipe = parse_recipe(CONTENT)
@@ -166,6 +193,19 @@ def test_runs_have_the_plans_and_losses_of_one_process(done: tuple[Path, list[di
 def test_a_signal_to_one_process_stops_both_after_the_same_step(done: tuple[Path, list[dict]]) -> None:
     said = [answer["stopped"] for answer in done[1]]
     assert said[0] == said[1] and "stopped by SIGTERM after step 2 of epoch 2" in said[0]
+
+
+def test_a_bad_number_of_one_process_is_left_out_by_both(done: tuple[Path, list[dict]]) -> None:
+    first, second = (answer["skipped"] for answer in done[1])
+    assert first["skipped"] == second["skipped"] == 1
+    for name, value in first["state"].items():
+        assert torch.isfinite(value).all() and torch.equal(value, second["state"][name]), name
+
+
+def test_a_bad_number_of_one_process_stops_both_in_the_same_words(done: tuple[Path, list[dict]]) -> None:
+    said = [answer["bad"]["error"] for answer in done[1]]
+    assert said[0] == said[1]
+    assert "step 3 of epoch 1: " in said[0] and "the images hold numbers that are not finite" in said[0]
 
 
 def test_what_several_processes_refuse(done: tuple[Path, list[dict]]) -> None:

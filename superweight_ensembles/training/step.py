@@ -164,11 +164,10 @@ class TrainStep:
         weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
     ) -> dict[str, Tensor]:
+        # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
+        together = self._config.sync_batch_norm and look is None
         try:
-            with (
-                synchronised(self._processes) if self._config.sync_batch_norm else nullcontext(),
-                self._fabric.autocast(),
-            ):
+            with synchronised(self._processes) if together else nullcontext(), self._fabric.autocast():
                 return self._backward(images, labels, micro_batches=micro_batches, weight=weight, look=look)
         except RuntimeError as error:
             if self._channels_last and is_refusal(error):
@@ -185,14 +184,15 @@ class TrainStep:
         losses: Mapping[str, float],
         progress: Progress,
     ) -> None:
-        """Drop the gradients of a step with bad numbers, or stop."""
-        why = what_is_not_finite(
+        """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
+        seen = what_is_not_finite(
             self._ensemble,
             self._members,
             images,
             losses,
             lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look=look),
         )
+        why = max(self._processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
         self._optimizer.zero_grad(set_to_none=True)
         most = self._config.skip_non_finite
         where = f"step {progress.step + 1} of epoch {len(progress.history) + 1}: {why}"
