@@ -36,7 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Ensembles of different networks inside one parameter budget.",
 )
-_RANK = int(os.environ.get("RANK", "0")) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
+_SEVERAL = os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
+_RANK = int(os.environ["RANK"]) if _SEVERAL and os.environ.get("RANK", "").isdecimal() else 0
 _CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tells what all of them do
 _ERRORS = Console(stderr=True)
 _BARS = Console(stderr=True, quiet=_RANK > 0)
@@ -64,7 +65,7 @@ class _VisibleFormatter(logging.Formatter):
 def _options(
     context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False
 ) -> None:
-    if os.environ.get("WORLD_SIZE", "1") != "1" and context.invoked_subcommand != "train":
+    if _SEVERAL and context.invoked_subcommand != "train":
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
     handler = logging.StreamHandler()
     handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
 from superweight_ensembles.bank import SuperWeightBank
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
 from superweight_ensembles.generation import Weights
 from superweight_ensembles.hub import HubModel, local_folder, model_card, registry_names
 from superweight_ensembles.initial_values import own_deviations
@@ -26,9 +26,8 @@ from superweight_ensembles.saving import (
     build_members,
     check_ensemble_files,
     check_tensors_suffice,
+    read_ensemble_tensors,
     read_plan,
-    read_tensors,
-    reading,
     write_ensemble,
 )
 from superweight_ensembles.targets import Members, named_members
@@ -207,13 +206,13 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
         """
         folder = Path(folder)
-        with reading(folder):
+        with naming(folder):
             check_ensemble_files(folder)
             plan = read_plan(folder)
             check_tensors_suffice(folder, plan)
             modules = build_members(folder, plan) if members is None else members
             ensemble = cls(modules, plan=plan)
-            read_tensors(ensemble, folder)
+            read_ensemble_tensors(ensemble, folder)
         return ensemble
 
     def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:

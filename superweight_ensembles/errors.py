@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _MOST_CHARACTERS = 1600
 
@@ -18,6 +20,21 @@ class SuperWeightError(ValueError):
         text = super().__str__()
         half = _MOST_CHARACTERS // 2
         return text if len(text) <= _MOST_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
+
+
+@contextmanager
+def naming(*places: Path) -> Iterator[None]:
+    """Have every refusal inside name what was being read.
+
+    Raises:
+        SuperWeightError: The one that was raised, after the names of the places where it says none of them.
+    """
+    try:
+        yield
+    except SuperWeightError as error:
+        if any(str(place) in str(error) for place in places):
+            raise
+        raise SuperWeightError(f"{', '.join(map(str, places))}: {error}") from error
 
 
 def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightError:

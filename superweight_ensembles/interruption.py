@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
-
-Handler = Callable[[int, FrameType | None], Any]
 
 
 class TrainingStopped(KeyboardInterrupt):

@@ -19,7 +19,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
-from superweight_ensembles.recipe_overrides import set_value as set_value
+from superweight_ensembles.recipe_overrides import set_value
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import Untying
 from superweight_ensembles.storage.plain_data import check_plain

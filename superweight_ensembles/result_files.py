@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, naming
 
 _LOG = logging.getLogger(__name__)
 _Name = Annotated[str, Field(max_length=500)]
@@ -280,11 +280,10 @@ def naming_files(*files: Path) -> Iterator[None]:
     """
     listed = ", ".join(map(str, files))
     try:
-        yield
-    except SuperWeightError as error:
-        if any(str(file) in str(error) for file in files):
-            raise
-        raise SuperWeightError(f"{listed}: {error}") from error
+        with naming(*files):
+            yield
+    except SuperWeightError:
+        raise
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
         _LOG.info("what was raised:", exc_info=True)
         raise SuperWeightError(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from superweight_ensembles.storage.contained import contained_file
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
-from superweight_ensembles.storage.tensors import read_header, read_module
+from superweight_ensembles.storage.tensors import count_numbers, read_module
 
 ENSEMBLE_FORMAT = 3
 _MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers
@@ -80,21 +78,6 @@ def write_ensemble_files(
     save_model(ensemble, str(folder / "model.safetensors"))
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Have every refusal name the folder that was being read.
-
-    Raises:
-        SuperWeightError: The one that was raised, after the folder's name where it does not say it.
-    """
-    try:
-        yield
-    except SuperWeightError as error:
-        if str(folder) in str(error):
-            raise
-        raise SuperWeightError(f"{folder}: {error}") from error
-
-
 def check_ensemble_files(folder: Path) -> None:
     """Hold the files of a saved ensemble against its manifest.
 
@@ -121,7 +104,7 @@ def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
         SuperWeightError: Says both; or the header of model.safetensors is damaged.
     """
     path = folder / "model.safetensors"
-    held = sum(math.prod(shape) for shape, _ in read_header(path).values())
+    held = count_numbers(path)
     claimed = plan.num_templates + plan.num_coefficients
     if held < claimed:
         raise SuperWeightError(f"{path} does not fit the plan: it holds {held:,} numbers, the bank has {claimed:,}")
@@ -176,7 +159,7 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
         raise SuperWeightError(f"{file}, {key}: {error}") from None
 
 
-def read_tensors(ensemble: nn.Module, folder: Path) -> None:
+def read_ensemble_tensors(ensemble: nn.Module, folder: Path) -> None:
     """Read model.safetensors into an ensemble, name by name.
 
     Raises:

@@ -8,6 +8,7 @@ from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles.anytime.saving import write_policy
 
 
 def registered() -> swe.SuperWeightEnsemble:
@@ -126,3 +127,15 @@ def test_registry_suggests_the_nearest_model() -> None:
         swe.build_member("torchvision/resnet18", num_classes=3, in_channels=1)
     with pytest.raises(swe.SuperWeightError, match="depth of a WideResNet is 6n"):
         swe.wide_resnet(12, 2, 10)
+
+
+def test_a_policy_beside_a_damaged_ensemble_does_not_hide_the_damage(tmp_path) -> None:
+    ensemble = registered()
+    ensemble.save(tmp_path / "saved")
+    model = tmp_path / "saved" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    write_policy(tmp_path / "saved", ensemble.member_names, (3, 32, 32), None)
+    with pytest.raises(swe.SuperWeightError, match=r"model\.safetensors does not have its checksum"):
+        swe.AnytimePredictor.load(tmp_path / "saved")

@@ -28,9 +28,8 @@ from superweight_ensembles.anytime.running import run_member
 from superweight_ensembles.anytime.saving import read_predictor, write_predictor
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
 from superweight_ensembles.evaluation.predictions import Predictions, predict_all
-from superweight_ensembles.saving import reading
 from superweight_ensembles.targets import Members, named_members
 
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -353,7 +352,7 @@ class AnytimePredictor:
         Raises:
             SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
         """
-        with reading(Path(folder)):
+        with naming(Path(folder)):
             order, input_shape, policy = read_predictor(Path(folder))
             ensemble = SuperWeightEnsemble.load(folder, members)
             predictor = cls(ensemble, order, input_shape=input_shape)

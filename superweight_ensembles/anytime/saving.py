@@ -11,7 +11,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.saving import write_ensemble
 from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.manifest import check_manifest, write_manifest
+from superweight_ensembles.storage.manifest import check_manifest, list_file
 
 ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
@@ -32,12 +32,17 @@ def write_predictor(
         ensemble.plan,
         dict(ensemble.members.items()),
         folder,
-        beside=lambda draft: write_policy(draft, order, input_shape, policy),
+        beside=lambda draft: _write_policy(draft, order, input_shape, policy),
     )
 
 
 def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
     """Write anytime.json into the folder of a saved ensemble, and into its manifest."""
+    _write_policy(folder, order, input_shape, policy)
+    list_file(folder, ANYTIME_FILE)
+
+
+def _write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
     write_json(
         folder / ANYTIME_FILE,
         {
@@ -47,7 +52,6 @@ def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int],
             "policy": None if policy is None else policy.to_dict(),
         },
     )
-    write_manifest(folder)
 
 
 def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:

@@ -10,7 +10,8 @@ from typing import Any
 from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.planning import count_parameters
-from superweight_ensembles.recipe import Recipe, parse_recipe, set_value
+from superweight_ensembles.recipe import Recipe, parse_recipe
+from superweight_ensembles.recipe_overrides import set_value
 
 ARMS = ("independent", "single", *UNCERTAINTY_ARMS)
 _LABELS = {

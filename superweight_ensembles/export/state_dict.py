@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.saving import rebuild_member
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.manifest import check_file, file_entry
-from superweight_ensembles.storage.tensors import read_header, read_module
+from superweight_ensembles.storage.tensors import count_numbers, read_module
 
 STATE_FORMAT = 2
 _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
@@ -78,8 +77,7 @@ def load_member(path: str | Path) -> nn.Module:
         raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
     check_file(path, content.get("tensors"), f"{notes}, tensors")
     # A network of names takes no more numbers than its file holds: of what is not saved, buffers alone.
-    held = sum(math.prod(shape) for shape, _ in read_header(path).values())
-    module = _build(content.get("architecture"), notes, held).to(dtype)
+    module = _build(content.get("architecture"), notes, count_numbers(path)).to(dtype)
     read_module(path, module)
     return module.eval()
 

@@ -25,6 +25,16 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": entries})
 
 
+def list_file(folder: Path, name: str) -> None:
+    """List one file, new or changed, in a manifest that is there; the others keep what was noted of them.
+
+    Raises:
+        SuperWeightError: The manifest is missing or damaged.
+    """
+    entries = {**_read(folder), name: file_entry(folder / name)}
+    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": entries})
+
+
 def check_manifest(folder: Path, names: Collection[str]) -> None:
     """Hold files of a folder against its manifest, all sizes before the first checksum.
 

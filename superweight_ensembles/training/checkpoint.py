@@ -29,11 +29,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from superweight_ensembles.adoption import adopt_plan
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.saving import read_plan, write_ensemble_files
+from superweight_ensembles.saving import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.storage.files import draft_of, read_json, write_json
 from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
 from superweight_ensembles.storage.manifest import check_manifest, write_manifest
-from superweight_ensembles.storage.tensors import read_header, read_module, read_tensors
+from superweight_ensembles.storage.tensors import read_header, read_tensors
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 
 CHECKPOINT_FORMAT = 3
@@ -212,7 +212,7 @@ def load_checkpoint(
             adopt_plan(ensemble, plan, optimizer)
         except SuperWeightError as error:
             raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
-    read_module(folder / "model.safetensors", ensemble, device=next(ensemble.parameters()).device)
+    read_ensemble_tensors(ensemble, folder)
     try:
         _restore(folder, content, optimizer, schedule)
         progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -35,8 +34,6 @@ from superweight_ensembles.training.random_states import own_randomness
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.records import Records
 from superweight_ensembles.training.step import TrainStep
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
