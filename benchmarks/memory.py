@@ -35,7 +35,7 @@ from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import load_recipe
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.training import TrainConfig
-from superweight_ensembles.training.checkpoint import Checkpoints, Progress
+from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.optimization import build_schedule
 
@@ -152,7 +152,8 @@ def measure_kept(recipe_file: str, batch_size: int, image_size: int) -> dict[str
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             schedule = build_schedule(optimizer, config, steps_per_epoch=1)
-            Checkpoints(folder / "checkpoints").save(ensemble, optimizer, schedule, config, {}, Progress(), [])
+            subject = Subject(ensemble=ensemble, optimizer=optimizer, schedule=schedule, config=config, settings={})
+            Checkpoints(folder / "checkpoints").save(subject, Progress(), [])
             checkpoint[arm] = folder_bytes(folder / "checkpoints")
             if arm == "bank":
                 ensemble.save(folder / "ensemble")

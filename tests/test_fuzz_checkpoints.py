@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage.manifest import write_manifest
-from superweight_ensembles.training.checkpoint import Checkpoints, load_checkpoint
+from superweight_ensembles.training.checkpoint import Checkpoints, Subject, load_checkpoint
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 
 CONFIG = swe.TrainConfig(
@@ -74,7 +74,9 @@ def test_the_checkpoint_is_whole(checkpoint: Path) -> None:
 def load(folder: Path) -> None:
     fresh = ensemble()
     optimizer = build_optimizer(fresh, CONFIG)
-    load_checkpoint(folder, fresh, optimizer, build_schedule(optimizer, CONFIG, 2), CONFIG, SETTINGS)
+    schedule = build_schedule(optimizer, CONFIG, 2)
+    subject = Subject(ensemble=fresh, optimizer=optimizer, schedule=schedule, config=CONFIG, settings=SETTINGS)
+    load_checkpoint(folder, subject)
 
 
 @pytest.mark.slow

@@ -74,22 +74,32 @@ class Progress:
     micro_batches: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a checkpoint is of.
+
+    Attributes:
+        ensemble: Trained.
+        optimizer: Of its parameters.
+        schedule: Of the optimiser.
+        config: How it is trained.
+        settings: What a training is told besides; a run is resumed with the same.
+    """
+
+    ensemble: SuperWeightEnsemble
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    config: TrainConfig
+    settings: Mapping[str, Any]
+
+
 class Checkpoints:
     """The checkpoints in one folder: the last two, and that of the best epoch so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(
-        self,
-        ensemble: SuperWeightEnsemble,
-        optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler,
-        config: TrainConfig,
-        settings: Mapping[str, Any],
-        progress: Progress,
-        states: RandomStates,
-    ) -> None:
+    def save(self, subject: Subject, progress: Progress, states: RandomStates) -> None:
         """Write everything that training goes on from; afterwards, those that are no longer needed go.
 
         Raises:
@@ -102,7 +112,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole_folder(path) as draft:
-                _write(draft, ensemble, optimizer, schedule, config, settings, progress, states)
+                _write(draft, subject, progress, states)
                 write_manifest(draft)
         except (OSError, SafetensorError) as error:
             kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
@@ -169,14 +179,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
     return -max(found)[1] if found else None
 
 
-def load_checkpoint(
-    folder: Path,
-    ensemble: SuperWeightEnsemble,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    config: TrainConfig,
-    settings: Mapping[str, Any],
-) -> tuple[Progress, list[dict[str, Tensor]]]:
+def load_checkpoint(folder: Path, subject: Subject) -> tuple[Progress, list[dict[str, Tensor]]]:
     """Put a training back where :meth:`Checkpoints.save` left it.
 
     A checkpoint of a run that un-tied coefficients has a plan with fewer ties, which the ensemble then adopts.
@@ -195,7 +198,7 @@ def load_checkpoint(
     try:
         # A key that is newer than the checkpoint had its default: so training went before there was a choice.
         before = {**asdict(TrainConfig()), **content["config"], **content["settings"]}
-        now = json.loads(json.dumps({**asdict(config), **settings}))
+        now = json.loads(json.dumps({**asdict(subject.config), **subject.settings}))
     except (KeyError, TypeError) as error:
         raise SuperWeightError(f"{folder / 'state.json'} is damaged: {error!r}") from None
     for key, value in now.items():
@@ -205,16 +208,16 @@ def load_checkpoint(
                 "it began with"
             )
     plan = read_plan(folder)
-    if plan != ensemble.plan:
-        if settings.get("untie") is None:
+    if plan != subject.ensemble.plan:
+        if subject.settings.get("untie") is None:
             raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
         try:
-            adopt_plan(ensemble, plan, optimizer)
+            adopt_plan(subject.ensemble, plan, subject.optimizer)
         except SuperWeightError as error:
             raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
-    read_ensemble_tensors(ensemble, folder)
+    read_ensemble_tensors(subject.ensemble, folder)
     try:
-        _restore(folder, content, optimizer, schedule)
+        _restore(folder, content, subject.optimizer, subject.schedule)
         progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
         return progress, _read_states(folder)
     except SuperWeightError:
@@ -229,19 +232,10 @@ def _name(epochs: int, step: int) -> str:
     return f"epoch-{epochs:04d}-step-{step:06d}"
 
 
-def _write(
-    folder: Path,
-    ensemble: SuperWeightEnsemble,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    config: TrainConfig,
-    settings: Mapping[str, Any],
-    progress: Progress,
-    states: RandomStates,
-) -> None:
+def _write(folder: Path, subject: Subject, progress: Progress, states: RandomStates) -> None:
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
-    held = optimizer.state_dict()
+    held, ensemble = subject.optimizer.state_dict(), subject.ensemble
     for index, entries in held["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
@@ -257,9 +251,9 @@ def _write(
         {
             "format": CHECKPOINT_FORMAT,
             "optimizer": {"numbers": numbers, "groups": held["param_groups"]},
-            "schedule": schedule.state_dict(),
-            "config": asdict(config),
-            "settings": dict(settings),
+            "schedule": subject.schedule.state_dict(),
+            "config": asdict(subject.config),
+            "settings": dict(subject.settings),
             "progress": asdict(progress),
         },
     )

@@ -95,7 +95,7 @@ class Training:
     def _resume(self) -> Mapping[str, Tensor] | None:
         """Go back to the newest checkpoint; the random states there, None where there is none."""
         assert self.records is not None, "there is a folder to resume from"
-        found = self.records.load(self.ensemble, self.optimizer, self.schedule, self.config)
+        found = self.records.load()
         if found is None:
             return None
         self.progress, states = found
@@ -189,8 +189,7 @@ class Training:
 
     def _save(self) -> None:
         assert self.records is not None, "checkpoints are in a folder"
-        states = random_states(self.fabric.device)
-        self.records.save(self.ensemble, self.optimizer, self.schedule, self.config, self.progress, states)
+        self.records.save(self.progress, random_states(self.fabric.device))
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:
         """End here where a signal has come, to this process or to another."""

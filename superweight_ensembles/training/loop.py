@@ -17,7 +17,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.search import Untying, has_ties
-from superweight_ensembles.training.checkpoint import best_epoch
+from superweight_ensembles.training.checkpoint import Subject, best_epoch
 from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.epochs import Training, TrainProgress
@@ -163,7 +163,10 @@ def train(
         ending.enter_context(own_randomness(fabric.device))
         records = None
         if folder is not None:
-            records = Records(folder, settings, processes)
+            subject = Subject(
+                ensemble=ensemble, optimizer=optimizer, schedule=schedule, config=config, settings=settings
+            )
+            records = Records(folder, subject, processes)
             ending.callback(records.close)
         training = Training(
             ensemble=ensemble,

@@ -7,16 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.processes import Processes
 from superweight_ensembles.storage.lock import locked_folder
-from superweight_ensembles.training.checkpoint import Checkpoints, Progress, load_checkpoint
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject, load_checkpoint
 from superweight_ensembles.training.log import RunLog
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -29,16 +25,16 @@ class Records:
 
     Args:
         folder: Made here, and held until :meth:`close`.
-        settings: What a training is told besides its config; a run is resumed with the same.
+        subject: What the checkpoints are of.
         processes: Of the job.
 
     Raises:
         SuperWeightError: Another job is at work in the folder, or it cannot be made.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], processes: Processes) -> None:
+    def __init__(self, folder: Path, subject: Subject, processes: Processes) -> None:
         self.folder = folder
-        self._settings = settings
+        self._subject = subject
         self._processes = processes
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
         self._log: RunLog | None = None
@@ -49,13 +45,7 @@ class Records:
         self._ending.enter_context(locked_folder(self.folder))
         self._checkpoints.clear_drafts()
 
-    def load(
-        self,
-        ensemble: SuperWeightEnsemble,
-        optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler,
-        config: TrainConfig,
-    ) -> tuple[Progress, Mapping[str, Tensor]] | None:
+    def load(self) -> tuple[Progress, Mapping[str, Tensor]] | None:
         """Go back to the newest checkpoint: its progress and the random states of this process.
 
         None where there is no checkpoint; no states where it was made by another number of processes.
@@ -63,8 +53,7 @@ class Records:
         newest = self._processes.first(lambda: getattr(self._checkpoints.newest(), "name", None))
         if newest is None:
             return None
-        folder = self._checkpoints.folder / newest
-        progress, states = load_checkpoint(folder, ensemble, optimizer, schedule, config, self._settings)
+        progress, states = load_checkpoint(self._checkpoints.folder / newest, self._subject)
         return progress, states[self._processes.rank] if len(states) == self._processes.size else {}
 
     def open_log(self, history: Sequence[dict[str, Any]]) -> None:
@@ -95,22 +84,12 @@ class Records:
                 "resume"
             ) from None
 
-    def save(
-        self,
-        ensemble: SuperWeightEnsemble,
-        optimizer: torch.optim.Optimizer,
-        schedule: LRScheduler,
-        config: TrainConfig,
-        progress: Progress,
-        states: Mapping[str, Tensor],
-    ) -> None:
+    def save(self, progress: Progress, states: Mapping[str, Tensor]) -> None:
         """Write a checkpoint, with the random states of every process."""
-        device = next(ensemble.parameters()).device
+        device = next(self._subject.ensemble.parameters()).device
         by_name = {name: self._processes.gathered(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.first(
-            lambda: self._checkpoints.save(ensemble, optimizer, schedule, config, self._settings, progress, every)
-        )
+        self._processes.first(lambda: self._checkpoints.save(self._subject, progress, every))
 
     def close(self) -> None:
         if self._log is not None:
