@@ -72,7 +72,7 @@ def losses(recipe_file: str, precision: str, rate: float, seed: int, order: int 
     members = recipe.build_members()
     for member in members.values():
         member.to(dtype)
-    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator()).to(dtype)
+    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), rng=recipe.bank_generator()).to(dtype)
     data = OneBatchAnEpoch(recipe, seed, dtype, current_processes().shard, order)
     history = swe.train(ensemble, data, config).history
     return [list(record["train_loss"].values()) for record in history]

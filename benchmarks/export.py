@@ -87,7 +87,7 @@ def load_ensemble(options: argparse.Namespace) -> tuple[str, swe.SuperWeightEnse
         return read_run(options.run).name, swe.SuperWeightEnsemble.load(trained_arm(options.run, options.arm))
     recipe = load_recipe(options.recipe)
     members = recipe.build_members()
-    return recipe.name, swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
+    return recipe.name, swe.SuperWeightEnsemble(members, plan=recipe.plan(members), rng=recipe.bank_generator())
 
 
 def count(network: nn.Module) -> int:

@@ -22,7 +22,7 @@ JointStep = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 def recipe_ensemble(recipe: Recipe, config: TrainConfig) -> swe.SuperWeightEnsemble:
     """A recipe's ensemble on the device and in the memory format that it is trained in."""
     members = recipe.build_members()
-    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), generator=recipe.bank_generator())
+    ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), rng=recipe.bank_generator())
     return ensemble.to(build_fabric(config).device).to(memory_format=trained_format(config))
 
 

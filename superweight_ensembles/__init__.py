@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from superweight_ensembles.planning import independent_plan, plan_sharing
     from superweight_ensembles.registry import build_member
     from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
+    from superweight_ensembles.ssn.options import SsnOptions
     from superweight_ensembles.targets import find_targets
     from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
     from superweight_ensembles.wide_residual_network import wide_resnet
@@ -27,6 +28,7 @@ __all__ = [
     "AnytimePredictor",
     "ExitPolicy",
     "SharingPlan",
+    "SsnOptions",
     "SuperWeightBank",
     "SuperWeightEnsemble",
     "SuperWeightError",
@@ -55,6 +57,7 @@ _HOMES = {
     "AnytimePredictor": "anytime",
     "ExitPolicy": "anytime",
     "SharingPlan": "plan",
+    "SsnOptions": "ssn.options",
     "SuperWeightBank": "bank",
     "SuperWeightEnsemble": "ensemble",
     "SuperWeightError": "errors",

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from superweight_ensembles.composition import ClusterProgram
+from superweight_ensembles.combination import combination
 from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.generation import (
+    Program,
     Weights,
     by_channel,
     compile_plan,
@@ -34,11 +34,12 @@ class SuperWeightBank(nn.Module):
         generator: Source of the start values; the global one where None.
 
     Attributes:
-        templates: (K, Q) a (cluster, slot), float32.
+        templates: (K, Q) a (cluster, slot), float32; the bank (P,) of a group of a Shapeshifter Network.
         coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
-            (N, E), or (N, O, K) with a vector for each output channel.
+            (N, E), or (N, O, K) with a vector for each output channel. Of a group: see ``ssn.composition``.
         memory_format: Of the generated weights of convolutions.
         mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
+        gains: Buffers of groups whose coefficients cannot scale a weight.
 
     Source: Teterwak et al., WACV 2024
     """
@@ -46,20 +47,23 @@ class SuperWeightBank(nn.Module):
     def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:
         super().__init__()
         check_parameters_fit(plan.num_templates + plan.num_coefficients, "the bank of this plan")
-        templates, coefficients, mixers = initial_values(plan, deviations, generator)
+        values = initial_values(plan, deviations, generator)
         self.plan = plan
-        self.templates = nn.ParameterDict(templates)
-        self.coefficients = nn.ParameterDict(coefficients)
-        self.mixers = nn.ParameterDict(mixers)
+        self.templates = nn.ParameterDict(values.templates)
+        self.coefficients = nn.ParameterDict(values.coefficients)
+        self.mixers = nn.ParameterDict(values.mixers)
+        self.gains = nn.Module()
+        for key, gains in values.gains.items():
+            self.gains.register_buffer(key, gains)
         self.memory_format = torch.contiguous_format
-        self._programs: dict[tuple[str, ...], tuple[ClusterProgram, ...]] = {}
-        self._start = {key: values[:, :_SAMPLED].clone() for key, values in templates.items()}
+        self._programs: dict[tuple[str, ...], tuple[Program, ...]] = {}
+        self._start = {key: rows[..., :_SAMPLED].clone() for key, rows in values.templates.items()}
 
     @property
     def is_untouched(self) -> bool:
         """Whether the templates still are the start values that were drawn."""
         return all(
-            torch.equal(values[:, :_SAMPLED].detach().cpu(), self._start[key].to(values.dtype))
+            torch.equal(values[..., :_SAMPLED].detach().cpu(), self._start[key].to(values.dtype))
             for key, values in self.templates.items()
         )
 
@@ -69,12 +73,10 @@ class SuperWeightBank(nn.Module):
         self._programs.clear()
 
     def combination(self, key: str) -> Tensor:
-        """The coefficients of a slot as they combine its templates: (N, K), or (N, O, K)."""
-        if key not in self.mixers:
-            return self.coefficients[key]
-        mixer = self.mixers[key]
-        with torch.autocast(mixer.device.type, enabled=False):
-            return F.linear(self.coefficients[key], mixer[:, :-1], mixer[:, -1])
+        """Coefficients as they combine templates: (N, K), or (N, O, K); what else a group holds, as it is."""
+        held = self.coefficients.get(key, None)
+        mixer = self.mixers.get(key, None)
+        return combination(held, mixer, self.gains._buffers.get(key))
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
         """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
@@ -90,7 +92,7 @@ class SuperWeightBank(nn.Module):
                 raise unknown_name("member", name, self.plan.member_names)
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
-        coefficients = {key: self.combination(key) for key in self.coefficients}
+        coefficients = {key: self.combination(key) for key in {*self.coefficients, *self.gains._buffers}}
         templates = dict(self.templates.items())
         weights = run_program(self._programs[names], templates, coefficients, self.memory_format)
         return {name: weights.get(name, {}) for name in names}
@@ -106,7 +108,7 @@ class SuperWeightBank(nn.Module):
         Args:
             weights: Tensors by member and parameter name, such as the members' own.
         """
-        for index, cluster in enumerate(self.plan.clusters):
+        for index, cluster in self.plan.superweight_clusters.items():
             users: list[list[int]] = [[] for _ in cluster.slots]
             wanted: list[list[Tensor]] = [[] for _ in cluster.slots]
             for target in cluster.targets:

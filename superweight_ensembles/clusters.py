@@ -5,6 +5,7 @@ Source: Teterwak et al., WACV 2024 (depth bins).
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -13,7 +14,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.targets import Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
-CLUSTER_RULES = ("depth_bins", "shape", "none")
+CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
 _MOST_BINS = 10_000
 
 
@@ -32,20 +33,30 @@ class TargetGroup:
     leaders: tuple[int, ...] | None = None
 
 
-def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4) -> tuple[TargetGroup, ...]:
+def group_targets(
+    targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4, num_groups: int | None = None, seed: int = 0
+) -> tuple[TargetGroup, ...]:
     """Partition targets into clusters.
 
     Args:
         targets: Of all members, member after member, each in construction order.
-        rule: ``depth_bins`` (contiguous runs of each member's layers), ``shape`` (equal shapes only),
-            ``none`` (no sharing: every weight stays its member's own), or a mapping of cluster names to globs
-            over ``member.parameter`` names; targets that no glob names stay their member's own.
+        rule: ``depth_bins`` (contiguous runs of each member's layers), ``shape`` (equal shapes only), ``type`` (one
+            kind of layer), ``one`` (all), ``random``, ``none`` (no sharing: every weight stays its member's own), or a
+            mapping of cluster names to globs over ``member.parameter`` names; targets that no glob names stay their
+            member's own.
         bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.
+        num_groups: Of ``random``, which alone reads them, like ``seed``.
+        seed: Of the draw.
 
     Raises:
-        SuperWeightError: Unknown rule, no bins, a glob without targets, a target in two clusters, a cluster of
-            different kernels.
+        SuperWeightError: Unknown rule, no bins, more random groups than targets, a glob without targets, a target in
+            two clusters.
+
+    Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
+    check_num_groups(num_groups, rule == "random", len(targets), f"clusters {rule!r:.40}")
+    if rule != "random" and seed != 0:
+        raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if isinstance(rule, Mapping):
         return _by_hand(targets, rule)
     if rule == "depth_bins":
@@ -56,9 +67,38 @@ def group_targets(targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4
         return _depth_bins(targets, bins)
     if rule == "shape":
         return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")
+    if rule == "type":
+        return _by_key(targets, lambda target: target.kind)
+    if rule == "one":
+        return _by_key(targets, lambda target: "all")
+    if rule == "random":
+        assert num_groups is not None, "checked"
+        return _at_random(targets, num_groups, seed)
     if rule == "none":
         return ()
     raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+
+
+def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
+    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers.
+
+    Raises:
+        SuperWeightError: Says which.
+    """
+    if not reads:
+        if num_groups is not None:
+            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
+        return
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
+        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
+    if num_groups > num_layers:
+        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
+
+
+def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
+    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
+    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
+    return tuple(kernels) if len(kernels) > 1 else ()
 
 
 def depth_runs(length: int, bins: int) -> tuple[int, ...]:
@@ -107,6 +147,17 @@ def _by_key(targets: Iterable[Target], key: Callable[[Target], str]) -> tuple[Ta
     return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
 
 
+def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> tuple[TargetGroup, ...]:
+    """As many layers in every group as in the next, but for one."""
+    order = list(range(len(targets)))
+    random.Random(seed).shuffle(order)
+    drawn = [sorted(order[index::num_groups]) for index in range(num_groups)]
+    return tuple(
+        TargetGroup(name=f"random {index + 1}/{num_groups}", targets=tuple(targets[place] for place in places))
+        for index, places in enumerate(drawn)
+    )
+
+
 def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tuple[TargetGroup, ...]:
     if not rule:
         raise SuperWeightError("clusters given by hand name no cluster: write 'none' to share nothing")
@@ -129,9 +180,6 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tu
             if target in owner:
                 raise SuperWeightError(f"target {target.label} is in two clusters, {owner[target]!r} and {name!r}")
             owner[target] = name
-        kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in chosen})
-        if len(kernels) > 1:
-            raise SuperWeightError(f"cluster {name!r} mixes {' and '.join(kernels)}: use one cluster a kernel")
         groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
     return tuple(groups)
 

@@ -123,12 +123,18 @@ def compose(
         (O, I, *k) for each of ``program.targets``; in the autocast type where one is active, rounded once: products are
         taken in the templates' own type. Weights of one member and shape are parts of one tensor.
     """
-    dtype = templates[0].dtype
-    device_type = templates[0].device.type
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
-    made: tuple[Tensor, ...] = _Compose.apply(program, dtype, memory_format, *coefficients, *templates)
+    made: tuple[Tensor, ...] = _Compose.apply(
+        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
+    )
     return made
+
+
+def autocast_type(templates: Tensor) -> torch.dtype:
+    """The type of weights made of templates: that of autocast where it is active, but for float64."""
+    device_type = templates.device.type
+    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return templates.dtype
 
 
 class _Compose(torch.autograd.Function):
@@ -138,8 +144,10 @@ class _Compose(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         coefficients, templates = _halves(factors)
         device = templates[0].device
-        groups = [_empty(len(group.targets), group.shape, memory_format, dtype, device) for group in program.groups]
-        with torch.autocast(device.type, enabled=False), _threads(program, device):
+        groups = [
+            empty_weights(len(group.targets), group.shape, memory_format, dtype, device) for group in program.groups
+        ]
+        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
@@ -166,7 +174,7 @@ class _Compose(torch.autograd.Function):
         apart = iter(gradients)
         grouped = [[next(apart) for _ in group.targets] for group in program.groups]
         device = templates[0].device
-        with torch.autocast(device.type, enabled=False), _threads(program, device):
+        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
@@ -178,10 +186,10 @@ class _Compose(torch.autograd.Function):
 
 
 @contextmanager
-def _threads(program: ClusterProgram, device: torch.device) -> Iterator[None]:
-    """On the CPU no more threads than the work is worth."""
+def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
+    """On the CPU no more threads than making so many numbers is worth."""
     before = torch.get_num_threads()
-    worth = 1 + program.num_weights // _NUMBERS_A_THREAD
+    worth = 1 + num_weights // _NUMBERS_A_THREAD
     if device.type != "cpu" or worth >= before:
         yield
         return
@@ -284,7 +292,7 @@ def _channels(block: Block, rows: slice) -> slice:
     return slice(block.channel + rows.start, block.channel + rows.stop)
 
 
-def _empty(
+def empty_weights(
     count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""

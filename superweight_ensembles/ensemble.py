@@ -47,7 +47,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         members: Networks by name, or (name, network) pairs; all answer logits (B, K) for the same images.
         budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
         plan: A plan made, found or loaded before.
-        generator: Source of the bank's start values; torch's global one where None.
+        rng: Source of the bank's start values; torch's global one where None.
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
@@ -76,7 +76,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         *,
         budget: float | None = None,
         plan: SharingPlan | None = None,
-        generator: torch.Generator | None = None,
+        rng: torch.Generator | None = None,
         **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         check_plan_fits(plan, modules)
         self.plan = plan
         like = _first_parameter(modules)
-        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), generator).to(like.device, like.dtype)
+        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Union
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ from superweight_ensembles.composition import (
 )
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.slots import SlotBlocks, placements
+from superweight_ensembles.ssn.composition import GroupProgram, compile_group, compose_group
 
 Weights = dict[str, dict[str, Tensor]]
+Program = Union[ClusterProgram, GroupProgram]
 
 
 def slot_key(cluster: int, slot: int) -> str:
@@ -34,18 +37,21 @@ def slot_key(cluster: int, slot: int) -> str:
     return f"c{cluster}s{slot}"
 
 
-def compile_plan(plan: SharingPlan, members: Collection[str] | None = None) -> tuple[ClusterProgram, ...]:
+def compile_plan(plan: SharingPlan, members: Collection[str] | None = None) -> tuple[Program, ...]:
     """Turn a plan into slices, for all members or for some of them."""
     wanted = plan.member_names if members is None else members
-    programs = [
-        _compile_cluster(index, cluster, [target for target in cluster.targets if target.member in wanted])
-        for index, cluster in enumerate(plan.clusters)
-    ]
-    return tuple(program for program in programs if program.groups)
+    programs: list[Program | None] = []
+    for index, cluster in enumerate(plan.clusters):
+        if isinstance(cluster, Cluster):
+            targets = [target for target in cluster.targets if target.member in wanted]
+            programs.append(_compile_cluster(index, cluster, targets) if targets else None)
+        else:
+            programs.append(compile_group(index, cluster, wanted))
+    return tuple(program for program in programs if program is not None)
 
 
 def run_program(
-    programs: Sequence[ClusterProgram],
+    programs: Sequence[Program],
     templates: Mapping[str, Tensor],
     coefficients: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
@@ -54,8 +60,9 @@ def run_program(
 
     Args:
         programs: From :func:`compile_plan`.
-        templates: (K, Q) by :func:`slot_key`.
-        coefficients: (N, K), or (N, O, K) with a vector an output channel, by :func:`slot_key`.
+        templates: (K, Q) by :func:`slot_key`; (P,) by ``ssn.composition.bank_key``.
+        coefficients: (N, K), or (N, O, K) with a vector an output channel, by :func:`slot_key`; those of groups by the
+            keys of ``ssn.composition``.
         memory_format: Of the weights that have as many dimensions as it is for; the others are contiguous.
 
     Returns:
@@ -63,8 +70,11 @@ def run_program(
     """
     weights: Weights = {}
     for program in programs:
-        alphas = [take(coefficients[key], rows) for key, rows in zip(program.keys, program.rows)]
-        made = compose(program, alphas, [templates[key] for key in program.keys], memory_format)
+        if isinstance(program, GroupProgram):
+            made = compose_group(program, templates[program.bank], coefficients, memory_format)
+        else:
+            alphas = [take(coefficients[key], rows) for key, rows in zip(program.keys, program.rows)]
+            made = compose(program, alphas, [templates[key] for key in program.keys], memory_format)
         for target, weight in zip(program.targets, made):
             weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
     return weights

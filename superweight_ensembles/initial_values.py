@@ -15,6 +15,7 @@ Differs from paper: the published code draws every template with a Kaiming devia
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,27 @@ from torch import Tensor, nn
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import slot_key
 from superweight_ensembles.plan import Cluster, SharingPlan
+from superweight_ensembles.random_rows import orthogonal_templates, orthonormal_runs
+from superweight_ensembles.ssn.initial_values import group_values
 
 Deviations = dict[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartValues:
+    """The tensors of a bank, by key.
+
+    Attributes:
+        templates: (K, Q) by slot; (P,) by group of a Shapeshifter Network.
+        coefficients: (N, K), embeddings (N, E), (N, O, K); what groups hold besides (see ``ssn.composition``).
+        mixers: (K, E + 1) where there are embeddings.
+        gains: Factors of groups that are not trained.
+    """
+
+    templates: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)
+    mixers: dict[str, Tensor] = field(default_factory=dict)
+    gains: dict[str, Tensor] = field(default_factory=dict)
 
 
 def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviations:
@@ -46,10 +66,8 @@ def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviatio
     return found
 
 
-def initial_values(
-    plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Draw the bank of a plan, slot by slot.
+def initial_values(plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> StartValues:
+    """Draw the bank of a plan, cluster by cluster.
 
     Templates of a slot are orthogonal to each other and have the smallest deviation that a user of the slot starts
     with (that of its widest layer); coefficient vectors are orthogonal in runs of K, scaled so that each target
@@ -60,60 +78,44 @@ def initial_values(
         plan: What to draw for.
         deviations: Of every target, as :func:`own_deviations` reads them.
         generator: Source of the randomness; the global one where None.
-
-    Returns:
-        Templates (K, Q); coefficients (N, K), embeddings (N, E) or coefficients (N, O, K); maps (K, E + 1) of the slots
-        with embeddings. All by slot.
     """
-    templates: dict[str, Tensor] = {}
-    coefficients: dict[str, Tensor] = {}
-    mixers: dict[str, Tensor] = {}
+    values = StartValues()
     for index, cluster in enumerate(plan.clusters):
-        for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
-            users = user_deviations(cluster, slot, deviations)
-            reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
-            gains = torch.tensor(users, dtype=torch.float64) / reference
-            key = slot_key(index, slot)
-            templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
-            if cluster.coefficients == "embedding":
-                embeddings = orthonormal_runs(planned.num_vectors, cluster.embedding_size, generator)
-                mixer = torch.randn(planned.num_templates, cluster.embedding_size, generator=generator)
-                rows = embeddings @ mixer.T
-            else:
-                rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
-            made = (rows @ templates[key]).square().mean(1, keepdim=True).sqrt()
-            scale = gains.to(rows)[:, None] * reference / made
-            if cluster.coefficients == "embedding":
-                coefficients[key] = embeddings * scale
-                mixers[key] = torch.cat([mixer, torch.zeros(planned.num_templates, 1)], dim=1)
-            elif cluster.coefficients == "channel":
-                coefficients[key] = (rows * scale)[:, None].repeat(1, block.num_rows, 1)
-            else:
-                coefficients[key] = rows * scale
-    return templates, coefficients, mixers
+        if isinstance(cluster, Cluster):
+            _draw_slots(index, cluster, deviations, generator, values)
+            continue
+        drawn = group_values(index, cluster, deviations, generator)
+        values.templates.update(drawn.bank)
+        values.coefficients.update(drawn.coefficients)
+        values.mixers.update(drawn.mixers)
+        values.gains.update(drawn.gains)
+    return values
 
 
-def orthogonal_templates(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size.
-
-    Orthogonality makes the deviation of any combination exact instead of exact on average.
-    """
-    rows = torch.randn(count, size, generator=generator)
-    if 1 < count <= size:
-        factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
-        # contiguous: the solver's answer is column by column, which would slow every product with the templates
-        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False).contiguous()
-    return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
-
-
-def orthonormal_runs(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Unit vectors (count, size), each run of ``size`` of them orthogonal: as far as the dimension allows."""
-    runs = []
-    for start in range(0, count, size):
-        square = torch.empty(size, size)
-        nn.init.orthogonal_(square, generator=generator)
-        runs.append(square[: count - start])
-    return torch.cat(runs)
+def _draw_slots(
+    index: int, cluster: Cluster, deviations: Deviations, generator: torch.Generator | None, values: StartValues
+) -> None:
+    for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
+        users = user_deviations(cluster, slot, deviations)
+        reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
+        gains = torch.tensor(users, dtype=torch.float64) / reference
+        key = slot_key(index, slot)
+        values.templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
+        if cluster.coefficients == "embedding":
+            embeddings = orthonormal_runs(planned.num_vectors, cluster.embedding_size, generator)
+            mixer = torch.randn(planned.num_templates, cluster.embedding_size, generator=generator)
+            rows = embeddings @ mixer.T
+        else:
+            rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
+        made = (rows @ values.templates[key]).square().mean(1, keepdim=True).sqrt()
+        scale = gains.to(rows)[:, None] * reference / made
+        if cluster.coefficients == "embedding":
+            values.coefficients[key] = embeddings * scale
+            values.mixers[key] = torch.cat([mixer, torch.zeros(planned.num_templates, 1)], dim=1)
+        elif cluster.coefficients == "channel":
+            values.coefficients[key] = (rows * scale)[:, None].repeat(1, block.num_rows, 1)
+        else:
+            values.coefficients[key] = rows * scale
 
 
 def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from superweight_ensembles.coefficients import CoefficientForm, fixed_numbers, numbers_per_template
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.generated_tensor import GeneratedTensor, Name
 from superweight_ensembles.plan_checks import (
     MOST_CLUSTERS,
     MOST_MEMBERS,
-    MOST_NAMES,
     MOST_PARAMETERS,
     MOST_SLOTS,
     MOST_TARGETS,
@@ -24,12 +25,12 @@ from superweight_ensembles.plan_checks import (
 )
 from superweight_ensembles.plan_table import plan_table
 from superweight_ensembles.slots import Shape, SlotBlocks, slot_blocks
+from superweight_ensembles.ssn.group import SsnGroup
 from superweight_ensembles.storage.files import parse_json
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 _STRICT = ConfigDict(extra="forbid")
 # Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
-_Name = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(le=MOST_PARAMETERS)]
 _Size = Annotated[int, Field(le=2**31)]
 
@@ -40,7 +41,7 @@ class PlannedMember:
 
     __pydantic_config__ = _STRICT
 
-    name: _Name
+    name: Name
     num_parameters: _Count
     num_private: _Count
 
@@ -57,30 +58,18 @@ class PlannedSlot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedTarget:
-    """One generated tensor.
+class PlannedTarget(GeneratedTensor):
+    """One generated tensor of a cluster of SuperWeights.
 
     Attributes:
-        member: Member that reads it.
-        names: Parameter name in the member, then the names tied to it.
         slot: Index of the slot whose shape it has; it composes slots 0 to this one.
         vectors: Its coefficient vector in each of those slots; equal numbers are tied coefficients.
     """
 
     __pydantic_config__ = _STRICT
 
-    member: _Name
-    names: Annotated[tuple[_Name, ...], Field(max_length=MOST_NAMES)]
     slot: Annotated[int, Field(le=MOST_SLOTS)]
     vectors: Annotated[tuple[int, ...], Field(max_length=MOST_SLOTS)]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def label(self) -> str:
-        return f"{self.member}.{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +87,13 @@ class Cluster:
 
     __pydantic_config__ = _STRICT
 
-    name: _Name
-    kind: _Name
+    name: Name
+    kind: Name
     slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]
     targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]
     coefficients: CoefficientForm = "vector"
     embedding_size: Annotated[int, Field(le=2**16)] = 0
+    generator: Literal["superweight"] = "superweight"
 
     @property
     def kernel(self) -> Shape:
@@ -135,6 +125,21 @@ class Cluster:
         """Trainable scalars in coefficients with one template a slot."""
         return sum(self._slot_coefficients(slot, block, 1) for slot, block in zip(self.slots, self.blocks))
 
+    @property
+    def minimum_parameters(self) -> int:
+        """Trainable scalars with one template a slot."""
+        return self.minimum_templates + self.minimum_coefficients
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the targets."""
+        return tuple(self.shape_of(target) for target in self.targets)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all that it generates."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
     def shape_of(self, target: PlannedTarget) -> Shape:
         return self.slots[target.slot].shape
 
@@ -143,13 +148,16 @@ class Cluster:
         return num_templates * each + fixed_numbers(self.coefficients, slot.num_vectors, self.embedding_size)
 
 
+PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharingPlan:
     """Who shares what, and what it costs. Immutable, hashable, equal after a JSON round trip.
 
     Attributes:
         members: In ensemble order.
-        clusters: In the order in which the allocator served them.
+        clusters: In the order in which the allocator served them: of SuperWeights, or groups of a Shapeshifter Network.
         budget: Trainable scalars allowed.
         budget_counts: ``all`` trainable scalars, or ``templates`` alone, as published.
         cap: Templates a slot at most.
@@ -159,7 +167,7 @@ class SharingPlan:
     __pydantic_config__ = _STRICT
 
     members: Annotated[tuple[PlannedMember, ...], Field(max_length=MOST_MEMBERS)]
-    clusters: Annotated[tuple[Cluster, ...], Field(max_length=MOST_CLUSTERS)]
+    clusters: Annotated[tuple[PlannedCluster, ...], Field(max_length=MOST_CLUSTERS)]
     budget: _Count
     budget_counts: str = "all"
     cap: int = 8
@@ -206,9 +214,18 @@ class SharingPlan:
 
     @property
     def minimum_parameters(self) -> int:
-        """Every trainable scalar with one template a slot: no smaller budget fits this sharing."""
-        coefficients = sum(cluster.minimum_coefficients for cluster in self.clusters)
-        return self.minimum_templates + coefficients + self.num_private
+        """Every trainable scalar with one template a slot and the smallest banks: no smaller budget fits."""
+        return sum(cluster.minimum_parameters for cluster in self.clusters) + self.num_private
+
+    @property
+    def superweight_clusters(self) -> dict[int, Cluster]:
+        """The clusters that SuperWeights generate, by their place in the plan."""
+        return {index: cluster for index, cluster in enumerate(self.clusters) if isinstance(cluster, Cluster)}
+
+    @property
+    def ssn_groups(self) -> dict[int, SsnGroup]:
+        """The groups of Shapeshifter Networks, by their place in the plan."""
+        return {index: cluster for index, cluster in enumerate(self.clusters) if isinstance(cluster, SsnGroup)}
 
     @property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from superweight_ensembles.errors import SuperWeightError
 
 if TYPE_CHECKING:
     from superweight_ensembles.plan import Cluster, SharingPlan
+    from superweight_ensembles.ssn.group import SsnGroup
 
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
 MOST_MEMBERS = 10_000
@@ -45,11 +46,15 @@ def check_consistent(plan: SharingPlan, where: str) -> None:
     shared = dict.fromkeys(plan.member_names, 0)
     seen: set[tuple[str, str]] = set()
     for cluster in plan.clusters:
-        problem = _problem_of_slots(cluster) or _problem_of_targets(cluster, shared, seen)
+        if cluster.generator == "ssn":
+            problem = _problem_of_group(cluster)
+        else:
+            problem = _problem_of_slots(cluster) or _problem_of_vectors(cluster)
+        problem = problem or _problem_of_targets(cluster, shared, seen)
         if problem:
             raise refuse(f"cluster {cluster.name!r:.80}", problem)
-        for target in cluster.targets:
-            shared[target.member] += math.prod(cluster.shape_of(target))
+        for target, shape in zip(cluster.targets, cluster.shapes):
+            shared[target.member] += math.prod(shape)
     for member in plan.members:
         if member.num_private + shared[member.name] != member.num_parameters:
             raise refuse("members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters")
@@ -58,7 +63,7 @@ def check_consistent(plan: SharingPlan, where: str) -> None:
         raise refuse("clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken")
     if plan.spent > plan.budget:
         raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
-    if any(slot.num_templates > plan.cap for cluster in plan.clusters for slot in cluster.slots):
+    if any(slot.num_templates > plan.cap for cluster in plan.superweight_clusters.values() for slot in cluster.slots):
         raise refuse("cap", f"a slot holds more than {plan.cap} templates")
 
 
@@ -83,12 +88,29 @@ def _problem_of_slots(cluster: Cluster) -> str:
     return ""
 
 
-def _problem_of_targets(cluster: Cluster, members: dict[str, int], seen: set[tuple[str, str]]) -> str:
+def _problem_of_group(group: SsnGroup) -> str:
+    if not group.targets:
+        return "needs targets"
+    if any(len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
+        return "shapes are (out, in, *kernel), all positive"
+    if group.bank_size < group.minimum_templates:
+        return f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
+    if (group.mask_window < 1) if group.options.upsample == "mask" else group.mask_window != 0:
+        return "mask_window is positive with upsample 'mask', and 0 with the others"
+    return ""
+
+
+def _problem_of_vectors(cluster: Cluster) -> str:
+    for target in cluster.targets:
+        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
+            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
+    return ""
+
+
+def _problem_of_targets(cluster: Cluster | SsnGroup, members: dict[str, int], seen: set[tuple[str, str]]) -> str:
     for target in cluster.targets:
         if target.member not in members or not target.names:
             return f"a target of member {target.member!r:.80} without a member or a name"
-        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
-            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
         names = {(target.member, name) for name in target.names}
         if seen & names:
             return f"{target.label:.200} stands there twice"

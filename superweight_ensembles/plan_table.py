@@ -9,9 +9,10 @@ from superweight_ensembles.visible_text import visible
 
 if TYPE_CHECKING:
     from superweight_ensembles.plan import Cluster, SharingPlan
+    from superweight_ensembles.ssn.group import SsnGroup
 
 _FORMS = {"vector": "", "embedding": "as embeddings and their maps", "channel": "a vector an output channel"}
-_HEADER = ("cluster", "slots (templates x shape)", "targets", "who shares", "parameters")
+_HEADER = ("cluster", "generator", "slots (templates x shape) or bank", "targets", "who shares", "parameters")
 
 
 def plan_table(plan: SharingPlan) -> str:
@@ -26,17 +27,33 @@ def plan_table(plan: SharingPlan) -> str:
     return "\n".join([f"Sharing plan {plan.fingerprint}", *lines, "", *_account(plan)])
 
 
-def _row(cluster: Cluster) -> tuple[str, ...]:
+def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
     members = Counter(target.member for target in cluster.targets)
     shares = ", ".join(f"{visible(name, keep='')} x{count}" for name, count in members.items())
-    tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
+    if cluster.generator == "ssn":
+        made, tied = _bank(cluster), 0
+    else:
+        made = _slots(cluster)
+        tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
     return (
         visible(cluster.name, keep=""),
-        _slots(cluster),
+        cluster.generator,
+        made,
         str(len(cluster.targets)) + (f" ({tied} tied)" if tied else ""),
         shares,
         f"{cluster.num_templates + cluster.num_coefficients:,}",
     )
+
+
+def _bank(group: SsnGroup) -> str:
+    found = group.readings
+    larger = sum(reading.num_tiles > 1 or reading.matrix != (0, 0) for reading in found)
+    windows = sorted({reading.num_windows for reading in found})
+    spread = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
+    parts = [f"bank of {group.bank_size:,}, {spread} windows ({group.options.combine})"]
+    if larger:
+        parts.append(f"{larger} layers larger than it ({group.options.upsample})")
+    return ", ".join(parts)
 
 
 def _slots(cluster: Cluster) -> str:
@@ -51,9 +68,9 @@ def _slots(cluster: Cluster) -> str:
 def _account(plan: SharingPlan) -> list[str]:
     apart = plan.independent_parameters
     counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
-    forms = {cluster.coefficients for cluster in plan.clusters}
+    forms = {cluster.coefficients for cluster in plan.superweight_clusters.values()}
     entries = [
-        ("templates", plan.num_templates, f"minimum {plan.minimum_templates:,}"),
+        ("templates", plan.num_templates, f"{_ssn_share(plan)}minimum {plan.minimum_templates:,}"),
         ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
         ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
@@ -61,3 +78,9 @@ def _account(plan: SharingPlan) -> list[str]:
     ]
     width = max(len(f"{number:,}") for _, number, _ in entries)
     return [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]
+
+
+def _ssn_share(plan: SharingPlan) -> str:
+    """What of the templates is in flat banks, where a plan mixes both."""
+    flat = sum(group.num_templates for group in plan.ssn_groups.values())
+    return f"{flat:,} of them in flat banks; " if flat and plan.superweight_clusters else ""

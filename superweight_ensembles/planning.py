@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
 from torch import nn
 
-from superweight_ensembles.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
-from superweight_ensembles.clusters import ClusterRule, TargetGroup, group_targets
-from superweight_ensembles.coefficients import (
-    EMBEDDING_SIZE,
-    CoefficientForm,
-    fixed_numbers,
-    numbers_per_template,
-)
+from superweight_ensembles.allocation import ALLOCATION_ORDERS
+from superweight_ensembles.budget import percentage_hint, resolve_budget, spelled
+from superweight_ensembles.clusters import ClusterRule, TargetGroup, group_targets, mixed_kernels
+from superweight_ensembles.coefficients import CoefficientForm
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan import Cluster, PlannedMember, PlannedSlot, PlannedTarget, SharingPlan
-from superweight_ensembles.plan_checks import MOST_PARAMETERS, MOST_TEMPLATES
-from superweight_ensembles.slots import ordered_shapes
+from superweight_ensembles.generators import GENERATORS, Spending, spend
+from superweight_ensembles.plan import PlannedMember, SharingPlan
+from superweight_ensembles.plan_checks import MOST_TEMPLATES
+from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.targets import (
     Members,
     find_targets,
@@ -38,8 +34,12 @@ COEFFICIENT_KINDS = ("own", "tied", "embedding", "channel")
 class PlanOptions(TypedDict, total=False):
     """What :func:`plan_sharing` takes besides members and budget, and says the meaning of."""
 
+    generator: str
     clusters: ClusterRule
     bins: int
+    num_groups: int | None
+    group_seed: int
+    ssn: SsnOptions | None
     cap: int
     allocation: str
     coefficients: str
@@ -53,8 +53,12 @@ def plan_sharing(
     members: Members,
     *,
     budget: float,
+    generator: str = "auto",
     clusters: ClusterRule = "depth_bins",
     bins: int = 4,
+    num_groups: int | None = None,
+    group_seed: int = 0,
+    ssn: SsnOptions | None = None,
     cap: int = 8,
     allocation: str = "sweeps",
     coefficients: str = "own",
@@ -69,9 +73,16 @@ def plan_sharing(
         members: Networks by name, or (name, network) pairs; they are read, never changed.
         budget: Trainable scalars as an int, or as a float the fraction of what the members own apart
             (0.83; above 1 to buy accuracy at unchanged inference cost).
-        clusters: ``depth_bins``, ``shape``, ``none``, or a mapping of cluster names to globs.
+        generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
+            be smaller than a layer (Shapeshifter Networks); ``auto``: SuperWeights where the budget reaches their
+            minimum, below it those of the clusters that get theirs, and ``ssn`` for the others.
+        clusters: ``depth_bins``, ``shape`` (of one kind and shape), ``type`` (of one kind of layer), ``one`` (all),
+            ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a cluster.
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
             it), at least one. ``depth_bins`` alone reads it.
+        num_groups: Clusters that ``random`` makes; it alone reads them.
+        group_seed: Of the draw of ``random``.
+        ssn: How layers read a flat bank; the defaults of :class:`SsnOptions` where None.
         cap: Templates a slot at most.
         allocation: Which slots get their templates first: ``sweeps`` (all in turn, as published), ``balanced`` (the one
             with the fewest for its users), ``cheapest`` (the smallest, so that only large slots go short).
@@ -89,7 +100,7 @@ def plan_sharing(
         SuperWeightError: A budget below the minimum (states the minimum) or no budget at all; no target left;
             members of different class counts; a pattern that names nothing.
 
-    Source: Teterwak et al., WACV 2024
+    Source: Teterwak et al., WACV 2024; Plummer et al., ICLR 2022 (``ssn``).
     Differs from paper: the budget bounds every trainable scalar unless ``budget_counts="templates"``, and an
     infeasible one is an error.
 
@@ -102,6 +113,7 @@ def plan_sharing(
     """
     modules = named_members(members)
     _check_options(cap, allocation, budget_counts, clusters, bins)
+    _check_generator(generator, ssn, coefficients, cap, allocation)
     if reserve_untied and coefficients != "tied":
         raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     for option, globs in (("include", include), ("exclude", exclude)):
@@ -118,7 +130,7 @@ def plan_sharing(
         raise SuperWeightError(f"the pattern {unused[0]!r} names no layer of any member (write 'member.layer')")
     if not targets and clusters != "none":
         raise SuperWeightError("no weight is left to share after exclusion: exclude less, or include layers by name")
-    groups = group_targets(targets, clusters, bins=bins)
+    groups = group_targets(targets, clusters, bins=bins, num_groups=num_groups, seed=group_seed)
     return plan_groups(
         _planned_members(modules, groups),
         tie_all(groups) if coefficients == "tied" else groups,
@@ -128,6 +140,8 @@ def plan_sharing(
         budget_counts=budget_counts,
         form=coefficient_form(coefficients),
         reserve_untied=reserve_untied,
+        generator=generator,
+        ssn=ssn,
     )
 
 
@@ -164,8 +178,10 @@ def plan_groups(
     budget_counts: str = "all",
     form: CoefficientForm = "vector",
     reserve_untied: bool = False,
+    generator: str = "superweight",
+    ssn: SsnOptions | None = None,
 ) -> SharingPlan:
-    """Allocate templates to groups of targets that were chosen already.
+    """Spend a budget on groups of targets that were chosen already.
 
     Args:
         members: All members, as a plan knows them.
@@ -176,40 +192,42 @@ def plan_groups(
         budget_counts: ``all`` or ``templates``.
         form: In which the coefficients are held.
         reserve_untied: Leave so much of the budget unspent that every tied vector can be un-tied later.
+        generator: As :func:`plan_sharing` takes it.
+        ssn: As :func:`plan_sharing` takes it.
 
     Raises:
-        SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all.
+        SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all; a group of
+            SuperWeights with several kernels.
     """
-    drafts = [_draft(group, form) for group in groups]
-    needs = [need for draft in drafts for need in _needs(draft, reserve_untied)]
-    apart = sum(member.num_parameters for member in members)
-    limit = resolve_budget(budget, apart)
     everything = budget_counts == "all"
+    how = Spending(
+        generator=generator, ssn=ssn or SsnOptions(), form=form, cap=cap, allocation=allocation, everything=everything,
+        reserve_untied=reserve_untied,
+    )  # fmt: skip
+    for group in groups:
+        if generator == "superweight" and (kernels := mixed_kernels(group)):
+            raise SuperWeightError(
+                f"cluster {group.name!r} mixes {' and '.join(kernels)}: use one cluster a kernel, or generator 'ssn'"
+            )
+    limit = resolve_budget(budget, sum(member.num_parameters for member in members))
     own = sum(member.num_private for member in members) if everything else 0
-    minimum = minimum_cost(needs, everything) + own
-    if limit < minimum:
-        raise SuperWeightError(
-            f"a budget of {_spelled(budget, limit)} is below the minimum of this sharing, {minimum:,} parameters "
-            f"({minimum / apart:.3f} of the members apart): raise it, use fewer bins, or include more layers"
-            f"{_percentage_hint(budget)}"
-        )
-    counts = iter(allocate(needs, limit - own, cap=cap, count_coefficients=everything, order=allocation))
+    _check_budget(budget, limit, own, sum(how.least(group) for group in groups), members, generator)
+    made = spend(groups, limit - own, how)
     plan = SharingPlan(
-        members=tuple(members),
-        clusters=tuple(
-            replace(draft, slots=tuple(replace(slot, num_templates=next(counts)) for slot in draft.slots))
-            for draft in drafts
-        ),
+        members=_keeping(members, made.ordinary),
+        clusters=made.clusters,
         budget=limit,
         budget_counts=budget_counts,
         cap=cap,
         allocation=allocation,
     )
-    if needs and everything and plan.num_parameters < 0.95 * limit:
+    if groups and everything and plan.num_parameters < 0.95 * limit:
         _LOG.warning(
-            "the budget of %s allows more than %d templates a slot can use: %s parameters; raise cap to spend it",
+            "the budget of %s allows more than the layers can use (%d templates a slot, %d windows a layer): "
+            "%s parameters; raise cap or windows to spend it",
             f"{limit:,}",
             cap,
+            how.ssn.windows,
             f"{plan.num_parameters:,}",
         )
     return plan
@@ -223,10 +241,12 @@ def groups_minimum(
     form: CoefficientForm = "vector",
     reserve_untied: bool = False,
 ) -> int:
-    """The smallest budget, in trainable scalars, with which :func:`plan_groups` makes a plan of these groups."""
-    needs = [need for group in groups for need in _needs(_draft(group, form), reserve_untied)]
+    """The smallest budget, in trainable scalars, with which :func:`plan_groups` makes SuperWeights of these groups."""
     everything = budget_counts == "all"
-    return minimum_cost(needs, everything) + (sum(member.num_private for member in members) if everything else 0)
+    how = Spending(form=form, everything=everything, reserve_untied=reserve_untied)
+    return sum(how.least(group) for group in groups) + (
+        sum(member.num_private for member in members) if everything else 0
+    )
 
 
 def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None:
@@ -241,15 +261,15 @@ def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None
         )
     owned = {name: dict(module.named_parameters(remove_duplicate=False)) for name, module in members.items()}
     for cluster in plan.clusters:
-        for target in cluster.targets:
+        for target, planned in zip(cluster.targets, cluster.shapes):
             parameters = owned[target.member]
             for name in target.names:
                 if name not in parameters:
                     raise SuperWeightError(f"the plan does not fit: member {target.member!r} has no parameter {name!r}")
                 shape = tuple(parameters[name].shape)
-                if shape != cluster.shape_of(target):
+                if shape != planned:
                     raise SuperWeightError(
-                        f"the plan does not fit: {target.member}.{name} is {shape}, planned {cluster.shape_of(target)}"
+                        f"the plan does not fit: {target.member}.{name} is {shape}, planned {planned}"
                     )
                 if parameters[name] is not parameters[target.name]:
                     raise SuperWeightError(
@@ -269,34 +289,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def resolve_budget(budget: float, apart: int) -> int:
-    """A budget in trainable scalars.
-
-    Raises:
-        SuperWeightError: No finite positive number, or a float of 10 and more (a percentage).
-
-    Example:
-        >>> resolve_budget(0.83, 1000), resolve_budget(700, 1000)
-        (830, 700)
-    """
-    if isinstance(budget, bool) or not isinstance(budget, numbers.Real):
-        raise SuperWeightError(f"budget must be an int (parameters) or a float (fraction); got {budget!r}")
-    if (not isinstance(budget, numbers.Integral) and not math.isfinite(budget)) or budget <= 0:
-        raise SuperWeightError(f"budget must be a positive number; got {budget!r:.40}")
-    if isinstance(budget, numbers.Integral):
-        if budget > MOST_PARAMETERS:
-            raise SuperWeightError(f"a budget is at most {MOST_PARAMETERS:,} parameters; got {budget!r:.40}")
-        return int(budget)
-    if budget > 1000 and float(budget).is_integer():
-        raise SuperWeightError(f"a number of parameters must be an int; got {budget!r}: write {int(budget)}")
-    if budget >= 10:
-        raise SuperWeightError(
-            f"a float budget is a fraction of what the members own apart; got {budget!r}: "
-            f"write {budget / 100:g} for {budget:g} %, or an int for a number of parameters"
-        )
-    return math.floor(float(budget) * apart + 1e-9)
-
-
 def _planned_members(modules: Mapping[str, nn.Module], groups: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:
     shared = dict.fromkeys(modules, 0)
     for target in (target for group in groups for target in group.targets):
@@ -307,44 +299,56 @@ def _planned_members(modules: Mapping[str, nn.Module], groups: Sequence[TargetGr
     )
 
 
-def _draft(group: TargetGroup, form: CoefficientForm) -> Cluster:
-    """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
-    shapes = ordered_shapes(target.shape for target in group.targets)
-    slot_of = {shape: index for index, shape in enumerate(shapes)}
-    leaders = group.leaders if group.leaders is not None else range(len(group.targets))
-    used: list[dict[int, int]] = [{} for _ in shapes]
-    planned = []
-    for target, leader in sorted(zip(group.targets, leaders), key=lambda pair: slot_of[pair[0].shape]):
-        slot = slot_of[target.shape]
-        vectors = tuple(used[index].setdefault(leader, len(used[index])) for index in range(slot + 1))
-        planned.append(PlannedTarget(member=target.member, names=target.names, slot=slot, vectors=vectors))
-    return Cluster(
-        name=group.name,
-        kind=group.targets[0].kind,
-        slots=tuple(
-            PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
-        ),
-        targets=tuple(planned),
-        coefficients=form,
-        embedding_size=EMBEDDING_SIZE if form == "embedding" else 0,
+def _keeping(members: Sequence[PlannedMember], ordinary: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:
+    """The members, with ordinary weights among what stays their own."""
+    kept = {member.name: 0 for member in members}
+    for target in (target for group in ordinary for target in group.targets):
+        kept[target.member] += math.prod(target.shape)
+    return tuple(replace(member, num_private=member.num_private + kept[member.name]) for member in members)
+
+
+def _check_budget(
+    budget: float, limit: int, own: int, least: int, members: Sequence[PlannedMember], generator: str
+) -> None:
+    """Refuse a budget that no plan of these groups fits."""
+    if limit >= own + least:
+        return
+    apart = sum(member.num_parameters for member in members)
+    hint = percentage_hint(budget)
+    if limit < own:
+        raise SuperWeightError(
+            f"a budget of {spelled(budget, limit)} is less than what stays the members' own, {own:,} parameters "
+            f"(heads, norms, biases, layers left out; {own / apart:.3f} of the members apart): raise it, or include "
+            f"more layers{hint}"
+        )
+    remedy = "raise it, use fewer bins, or include more layers"
+    if generator == "superweight":
+        remedy += ", or take generator 'ssn' or 'auto', which go below"
+    raise SuperWeightError(
+        f"a budget of {spelled(budget, limit)} is below the minimum of this sharing, {own + least:,} parameters "
+        f"({(own + least) / apart:.3f} of the members apart): {remedy}{hint}"
     )
 
 
-def _needs(draft: Cluster, reserve_untied: bool) -> list[SlotNeed]:
-    """What each slot of a cluster asks of the budget; with ``reserve_untied``, as if no coefficients were tied."""
-    needs = []
-    for index, (slot, block) in enumerate(zip(draft.slots, draft.blocks)):
-        users = sum(target.slot >= index for target in draft.targets)
-        vectors = users if reserve_untied else slot.num_vectors
-        needs.append(
-            SlotNeed(
-                size=block.size,
-                num_users=users,
-                num_coefficients=numbers_per_template(draft.coefficients, block, vectors, draft.embedding_size),
-                num_fixed=fixed_numbers(draft.coefficients, vectors, draft.embedding_size),
-            )
+def _check_generator(generator: str, ssn: SsnOptions | None, coefficients: str, cap: int, allocation: str) -> None:
+    if not isinstance(generator, str):
+        raise SuperWeightError(
+            f"generator is one of {', '.join(GENERATORS)} (a torch.Generator goes as rng=); got {generator!r:.60}"
         )
-    return needs
+    if generator not in GENERATORS:
+        raise unknown_name("generator", str(generator), GENERATORS)
+    if ssn is not None and not isinstance(ssn, SsnOptions):
+        raise SuperWeightError(f"ssn must be SsnOptions; got {ssn!r:.80}")
+    if generator == "superweight" and ssn is not None:
+        raise SuperWeightError("ssn does nothing with generator 'superweight': leave it out")
+    if generator == "ssn":
+        for name, given, default, instead in (
+            ("coefficients", coefficients, "own", "ssn: combine"),
+            ("cap", cap, 8, "ssn: windows"),
+            ("allocation", allocation, "sweeps", "nothing"),
+        ):
+            if given != default:
+                raise SuperWeightError(f"{name} does nothing with generator 'ssn' (instead: {instead}): leave it out")
 
 
 def _check_options(cap: int, allocation: str, budget_counts: str, clusters: ClusterRule, bins: int) -> None:
@@ -366,14 +370,3 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in known.items())
         raise SuperWeightError(f"members must answer the same classes; their heads have {listed}")
-
-
-def _percentage_hint(budget: float) -> str:
-    if isinstance(budget, numbers.Integral) and budget <= 1000:
-        share = "1.0 for as many as the members own" if budget <= 10 else f"{budget / 100:g} for {budget} %"
-        return f"; an int counts parameters: write {share}"
-    return ""
-
-
-def _spelled(budget: float, limit: int) -> str:
-    return f"{limit:,} parameters" if isinstance(budget, numbers.Integral) else f"{budget:g} ({limit:,} parameters)"

@@ -161,7 +161,7 @@ def _train_stages(
         own = folder / arm
         if not processes.first((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
-            ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
+            ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
             untie = recipe.untying() if arm == "shared" else None
             _train_arm(recipe, ensemble, data, own, progress(arm), untie, processes)
         processes.first(partial(_keep_best, own))
@@ -283,7 +283,7 @@ def _search(
     processes: Processes,
 ) -> SharingPlan:
     """Train a first plan for some epochs and split its clusters; the weights are thrown away."""
-    ensemble = SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
+    ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
     searched = searched_members(ensemble)
     config = recipe.search_training()
     train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)

@@ -127,7 +127,7 @@ def test_shapes_and_dtype_of_the_tensors():
 
 
 def drawn(seed):
-    ensemble = SuperWeightEnsemble(members("mlp"), budget=1.0, generator=torch.Generator().manual_seed(seed))
+    ensemble = SuperWeightEnsemble(members("mlp"), budget=1.0, rng=torch.Generator().manual_seed(seed))
     return ensemble.bank.state_dict()
 
 

@@ -253,7 +253,7 @@ def test_tied_targets_start_with_the_deviation_of_the_smallest(case):
 def test_equal_seeds_draw_equal_banks(kind):
     def drawn(seed):
         generator = torch.Generator().manual_seed(seed)
-        return SuperWeightEnsemble(members("wrn"), budget=1.0, coefficients=kind, generator=generator).bank.state_dict()
+        return SuperWeightEnsemble(members("wrn"), budget=1.0, coefficients=kind, rng=generator).bank.state_dict()
 
     first, again, other = drawn(4), drawn(4), drawn(5)
     assert all(torch.equal(first[name], again[name]) for name in first)

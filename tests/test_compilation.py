@@ -31,7 +31,7 @@ def ensemble(classes: int = 3) -> swe.SuperWeightEnsemble:
                             nn.Linear(width, classes))
         for name, width in (("narrow", 8), ("wide", 12))
     }  # fmt: skip
-    return swe.SuperWeightEnsemble(members, budget=1.2, generator=torch.Generator().manual_seed(0)).train()
+    return swe.SuperWeightEnsemble(members, budget=1.2, rng=torch.Generator().manual_seed(0)).train()
 
 
 @needs_compiler

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 def ensemble() -> swe.SuperWeightEnsemble:
     torch.manual_seed(0)
     members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-    return swe.SuperWeightEnsemble(members, budget=0.9, generator=torch.Generator().manual_seed(0))
+    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(0))
 
 
 def test_weights_and_logits_equal_the_cpus() -> None:

@@ -68,9 +68,9 @@ def members() -> dict[str, torch.nn.Module]:
 
 
 def losses_of_24_steps(shard: tuple[int, int]) -> torch.Tensor:
-    ensemble = swe.SuperWeightEnsemble(members(), budget=0.9, generator=torch.Generator().manual_seed(1 + shard[0]))
+    ensemble = swe.SuperWeightEnsemble(members(), budget=0.9, rng=torch.Generator().manual_seed(1 + shard[0]))
     if not shard[0]:
-        start = swe.SuperWeightEnsemble(members(), budget=0.9, generator=torch.Generator().manual_seed(9))
+        start = swe.SuperWeightEnsemble(members(), budget=0.9, rng=torch.Generator().manual_seed(9))
         ensemble.bank.load_state_dict(start.bank.state_dict())
     history = swe.train(ensemble, Rows(shard), CONFIG).history
     return torch.tensor([list(record["train_loss"].values()) for record in history], dtype=torch.float64)
@@ -99,7 +99,7 @@ class BadBatch(Rows):
 
 
 def bad_batch(shard: tuple[int, int], **changes: int) -> dict:
-    ensemble = swe.SuperWeightEnsemble(members(), budget=0.9, generator=torch.Generator().manual_seed(9))
+    ensemble = swe.SuperWeightEnsemble(members(), budget=0.9, rng=torch.Generator().manual_seed(9))
     config = dataclasses.replace(CONFIG, epochs=1, **changes)
     try:
         history = swe.train(ensemble, BadBatch(shard), config).history

@@ -90,7 +90,7 @@ def test_groups_of_plain_layers_are_blocks_where_there_are_no_others() -> None:
 
 
 def ensemble_of(member: nn.Module) -> swe.SuperWeightEnsemble:
-    return swe.SuperWeightEnsemble({"a": member}, budget=1.2, generator=torch.Generator().manual_seed(0)).train()
+    return swe.SuperWeightEnsemble({"a": member}, budget=1.2, rng=torch.Generator().manual_seed(0)).train()
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7], ids=["one_by_one", "ensemble_loss"])
@@ -169,7 +169,7 @@ def two_members() -> swe.SuperWeightEnsemble:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 4))
     members = {"deep": swe.wide_resnet(16, 1, 4), "plain": plain}
-    return swe.SuperWeightEnsemble(members, budget=1.2, generator=torch.Generator().manual_seed(0))
+    return swe.SuperWeightEnsemble(members, budget=1.2, rng=torch.Generator().manual_seed(0))
 
 
 def test_training_ends_with_the_same_ensemble(caplog: pytest.LogCaptureFixture) -> None:

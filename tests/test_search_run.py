@@ -139,7 +139,7 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     recipe = recipe_of(UNTYING)
     members, data = recipe.build_members(), recipe.load_data()
     first = swe.plan_sharing(members, budget=0.95, coefficients="tied", reserve_untied=True)
-    ensemble = swe.SuperWeightEnsemble(members, plan=first, generator=recipe.bank_generator())
+    ensemble = swe.SuperWeightEnsemble(members, plan=first, rng=recipe.bank_generator())
     start = copy.deepcopy(ensemble.state_dict())
     assert searched_members(ensemble) == ("deep", "wide")
     swe.train(ensemble, data, recipe.search_training(), members=("deep", "wide"))
@@ -149,7 +149,7 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     assert found.plan.to_json() == (whole / "plan.json").read_text()
     assert found.to_dict() == json.loads((whole / "search" / "search.json").read_text())
     # The weights are thrown away: a new ensemble, from the recipe's seed.
-    final = swe.SuperWeightEnsemble(members, plan=found.plan, generator=recipe.bank_generator())
+    final = swe.SuperWeightEnsemble(members, plan=found.plan, rng=recipe.bank_generator())
     untie = swe.Untying(epoch=2, threshold=0.8, max_batches=2)
     swe.train(final, data, recipe.training, untie=untie)
     read = swe.SuperWeightEnsemble.load(whole / "shared" / "ensemble")

@@ -22,7 +22,7 @@ FAST = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, precision="f
 def small_ensemble(seed: int = 0, budget: float = 0.9, num_classes: int = 4, **plan: Any) -> swe.SuperWeightEnsemble:
     torch.manual_seed(seed)
     members = {"deep": swe.wide_resnet(16, 1, num_classes), "wide": swe.wide_resnet(10, 2, num_classes)}
-    return swe.SuperWeightEnsemble(members, budget=budget, generator=torch.Generator().manual_seed(seed), **plan)
+    return swe.SuperWeightEnsemble(members, budget=budget, rng=torch.Generator().manual_seed(seed), **plan)
 
 
 def parameters_of(ensemble: swe.SuperWeightEnsemble) -> dict[str, torch.Tensor]:
@@ -270,9 +270,9 @@ def test_training_errors() -> None:
 def test_members_that_recompute_activations_train() -> None:
     torch.manual_seed(0)
     member = swe.build_member("timm/convnext_atto", num_classes=3)
-    plain = swe.SuperWeightEnsemble({"a": member}, budget=1.2, generator=torch.Generator().manual_seed(0))
+    plain = swe.SuperWeightEnsemble({"a": member}, budget=1.2, rng=torch.Generator().manual_seed(0))
     member.set_grad_checkpointing(True)
-    recomputing = swe.SuperWeightEnsemble({"a": member}, budget=1.2, generator=torch.Generator().manual_seed(0))
+    recomputing = swe.SuperWeightEnsemble({"a": member}, budget=1.2, rng=torch.Generator().manual_seed(0))
     images, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
     for ensemble in (plain, recomputing):
         joint_backward(ensemble, images, labels, F.cross_entropy)

@@ -51,7 +51,7 @@ def everything():
 
 
 def drawn(**options):
-    return swe.SuperWeightEnsemble(members(), generator=torch.Generator().manual_seed(0), **options)
+    return swe.SuperWeightEnsemble(members(), rng=torch.Generator().manual_seed(0), **options)
 
 
 @functools.lru_cache
@@ -585,7 +585,7 @@ def test_plan_beyond_its_budget_is_refused():
 def tied_ensemble(seed=0):
     generator = torch.Generator().manual_seed(seed)
     nets = {name: members()[name] for name in ("deep", "thin")}
-    return swe.SuperWeightEnsemble(nets, budget=0.95, coefficients="tied", reserve_untied=True, generator=generator)
+    return swe.SuperWeightEnsemble(nets, budget=0.95, coefficients="tied", reserve_untied=True, rng=generator)
 
 
 def test_train_un_ties_once_after_the_epoch():

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from superweight_ensembles.budget import resolve_budget
 from superweight_ensembles.clusters import TargetGroup
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.planning import coefficient_form, groups_minimum, plan_groups, resolve_budget
+from superweight_ensembles.planning import coefficient_form, groups_minimum, plan_groups
 from superweight_ensembles.processes import current_processes
 from superweight_ensembles.search.depths import Depths, find_depths, searched_members
 from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients

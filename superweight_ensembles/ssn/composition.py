@@ -1,0 +1,234 @@
+"""The weights of one group of a Shapeshifter Network from its bank and coefficients, forward and backward.
+
+A layer's windows follow one another in the bank, so they are one strided view of it: one product with the layer's
+coefficients combines them, and the weight is written once, in the type and the memory format that layers read.
+Backward adds each layer's gradient into the same view of the bank's; nothing but the bank and the coefficients is kept
+for it. The bank is prolonged by what wraps to its start.
+
+Shapes: P numbers in the bank, K windows of r numbers, N vectors of one K, m tiles, O I *k as in the weight.
+
+Source: Plummer et al., ICLR 2022
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from superweight_ensembles.composition import autocast_type, empty_weights, fitting_threads
+from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
+from superweight_ensembles.ssn.upsampling import Layer, enlarge, enlarge_backward
+from superweight_ensembles.ssn.windows import Reading
+
+
+def bank_key(index: int) -> str:
+    """The name of a group's bank in a state dict."""
+    return f"c{index}"
+
+
+def tiles_key(index: int) -> str:
+    """The name of the coefficients of a group's tiles, (tiles of all layers, 2)."""
+    return f"c{index}tiles"
+
+
+def masks_key(index: int) -> str:
+    """The name of a group's masks, (numbers of all layers,)."""
+    return f"c{index}masks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupProgram:
+    """What one group computes.
+
+    Attributes:
+        bank: Key of its bank.
+        keys: Of the coefficients it reads, in the order in which :func:`compose_group` takes them.
+        targets: What it makes.
+        layers: How, one by one.
+        length: Of the bank with what wraps.
+    """
+
+    bank: str
+    keys: tuple[str, ...]
+    targets: tuple[SsnTarget, ...]
+    layers: tuple[Layer, ...]
+    length: int
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all that it makes."""
+        return sum(layer.num_weights for layer in self.layers)
+
+
+def vectors_by_key(index: int, found: Sequence[Reading]) -> dict[str, list[int]]:
+    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
+    keys: dict[str, list[int]] = {}
+    for place, reading in enumerate(found):
+        if not reading.mixed:
+            keys.setdefault(f"c{index}k{reading.num_windows}", []).append(place)
+    return keys
+
+
+def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> GroupProgram | None:
+    """Turn a group into views of its bank, for the members asked for; None where none of them is in it."""
+    layers = group_layers(index, group)
+    chosen = [place for place, target in enumerate(group.targets) if target.member in members]
+    if not chosen:
+        return None
+    kept = tuple(layers[place] for place in chosen)
+    keys = dict.fromkeys(layer.key for layer in kept if layer.key)
+    if any(layer.reading.mixed for layer in kept):
+        keys[tiles_key(index)] = None
+    if any(layer.reading.masked for layer in kept):
+        keys[masks_key(index)] = None
+    return GroupProgram(
+        bank=bank_key(index),
+        keys=tuple(keys),
+        targets=tuple(group.targets[place] for place in chosen),
+        layers=kept,
+        length=max(group.bank_size, *(layer.reading.end for layer in kept)),
+    )
+
+
+def group_layers(index: int, group: SsnGroup) -> tuple[Layer, ...]:
+    """How each target of a group is made."""
+    found = group.readings
+    rows = {
+        place: (key, row) for key, places in vectors_by_key(index, found).items() for row, place in enumerate(places)
+    }
+    layers = []
+    tiles = masks = 0
+    for place, (target, reading) in enumerate(zip(group.targets, found)):
+        key, row = rows.get(place, ("", 0))
+        num_tiles = reading.num_tiles if reading.mixed else 0
+        num_masks = math.ceil(reading.masked / group.mask_window) if reading.masked else 0
+        layers.append(
+            Layer(
+                shape=target.shape,
+                reading=reading,
+                key=key,
+                row=row,
+                tiles=slice(tiles, tiles + num_tiles),
+                masks=slice(masks, masks + num_masks),
+                mask_window=group.mask_window,
+            )
+        )
+        tiles, masks = tiles + num_tiles, masks + num_masks
+    return tuple(layers)
+
+
+def compose_group(
+    program: GroupProgram,
+    bank: Tensor,
+    coefficients: Mapping[str, Tensor],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, ...]:
+    """Compose the weights of a group; differentiable once.
+
+    Args:
+        program: Of the group.
+        bank: (P,).
+        coefficients: By key: (N, K) for the layers with K windows; of tiles (m, 2); of masks (numbers,).
+        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
+
+    Returns:
+        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active.
+    """
+    factors = [coefficients[key] for key in program.keys]
+    made: tuple[Tensor, ...] = _ComposeGroup.apply(program, autocast_type(bank), memory_format, bank, *factors)
+    return made
+
+
+class _ComposeGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        program: GroupProgram, dtype: torch.dtype, memory_format: torch.memory_format, bank: Tensor, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        numbers = _prolonged(program, bank)
+        coefficients = dict(zip(program.keys, factors))
+        weights = []
+        with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
+            for layer in program.layers:
+                alpha, masks = _own(program, layer, coefficients)
+                made = enlarge(layer, alpha @ _windows(numbers, layer), masks)
+                rows, columns, *kernel = layer.shape
+                weight = empty_weights(1, layer.shape, memory_format, dtype, bank.device)[0]
+                weight.movedim(1, -1).copy_(made.view(rows, *kernel, columns))
+                weights.append(weight)
+        return tuple(weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.program = inputs[0]
+        ctx.save_for_backward(*inputs[3:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        program: GroupProgram = ctx.program
+        bank, *factors = ctx.saved_tensors
+        numbers = _prolonged(program, bank)
+        coefficients = dict(zip(program.keys, factors))
+        of_numbers = torch.zeros_like(numbers)
+        found = {key: torch.zeros_like(factor) for key, factor in coefficients.items()}
+        with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
+            for layer, gradient in zip(program.layers, gradients):
+                if gradient is not None:
+                    flat = gradient.movedim(1, -1).reshape(-1).to(bank.dtype)
+                    _add_gradients_(program, layer, flat, numbers, coefficients, of_numbers, found)
+        of_bank, wrapped = of_numbers[: len(bank)], of_numbers[len(bank) :]
+        of_bank[: len(wrapped)] += wrapped
+        return None, None, None, of_bank, *found.values()
+
+
+def _add_gradients_(
+    program: GroupProgram,
+    layer: Layer,
+    gradient: Tensor,
+    numbers: Tensor,
+    coefficients: Mapping[str, Tensor],
+    of_numbers: Tensor,
+    found: Mapping[str, Tensor],
+) -> None:
+    """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
+    windows = _windows(numbers, layer)
+    alpha, masks = _own(program, layer, coefficients)
+    combined = alpha @ windows if masks is not None else windows  # only masks ask what they were multiplied with
+    of_combined, of_masks = enlarge_backward(layer, gradient, combined, masks)
+    of_alpha, of_own_masks = _own(program, layer, found)
+    if of_masks is not None and of_own_masks is not None:
+        of_own_masks += of_masks
+    here = _windows(of_numbers, layer)
+    if of_combined.ndim == 1:
+        of_alpha += windows @ of_combined
+        here.addr_(alpha, of_combined)
+    else:
+        of_alpha += of_combined @ windows.T
+        here.addmm_(alpha.T, of_combined)
+
+
+def _own(program: GroupProgram, layer: Layer, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """A layer's combination, (K,) or of mixed tiles (m, 2), and its masks where it has some."""
+    alpha = coefficients[layer.key][layer.row] if layer.key else coefficients[f"{program.bank}tiles"][layer.tiles]
+    return alpha, coefficients[f"{program.bank}masks"][layer.masks] if layer.reading.masked else None
+
+
+def _windows(numbers: Tensor, layer: Layer) -> Tensor:
+    """The windows of a layer as a view of the prolonged bank: (K, r)."""
+    reading = layer.reading
+    return numbers.as_strided(
+        (reading.num_windows, reading.size), (reading.stride, 1), numbers.storage_offset() + reading.start
+    )
+
+
+def _prolonged(program: GroupProgram, bank: Tensor) -> Tensor:
+    """The bank, then as much of its start as a window that passes its end reads."""
+    more = program.length - len(bank)
+    return torch.cat([bank, bank[:more]]) if more else bank.contiguous()
