@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from superweight_ensembles.plan import SharingPlan
     from superweight_ensembles.planning import independent_plan, plan_sharing
     from superweight_ensembles.registry import build_member
-    from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
+    from superweight_ensembles.search import Untying, learn_groups, search_clusters, untie_coefficients
     from superweight_ensembles.ssn.options import SsnOptions
     from superweight_ensembles.targets import find_targets
     from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
@@ -43,6 +43,7 @@ __all__ = [
     "export_member",
     "find_targets",
     "independent_plan",
+    "learn_groups",
     "load_data",
     "member_costs",
     "plan_sharing",
@@ -72,6 +73,7 @@ _HOMES = {
     "export_member": "export",
     "find_targets": "targets",
     "independent_plan": "planning",
+    "learn_groups": "search",
     "load_data": "data",
     "member_costs": "evaluation",
     "plan_sharing": "planning",

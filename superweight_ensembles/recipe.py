@@ -21,7 +21,8 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
 from superweight_ensembles.registry import build_member
-from superweight_ensembles.search import Untying
+from superweight_ensembles.search import LEARNING, Untying
+from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.storage.plain_data import check_plain
 from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
@@ -67,7 +68,10 @@ class SharingRecipe(_Strict):
 
     Attributes:
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
-        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``none`` does not.
+        num_groups: Of clusters ``random``, and of search ``k_means``.
+        group_seed: Of clusters ``random``; the recipe's seed unless given.
+        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
+            groups (:func:`learn_groups`); ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.
@@ -76,15 +80,19 @@ class SharingRecipe(_Strict):
     """
 
     budget: StrictInt | StrictFloat
+    generator: str = "auto"
     clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
     bins: int = 4
+    num_groups: StrictInt | None = None
+    group_seed: StrictInt | None = Field(default=None, ge=0)
+    ssn: SsnOptions | None = None
     cap: int = 8
     allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
     budget_counts: str = "all"
-    search: Literal["none", "gradient", "weight"] = "none"
+    search: Literal["none", "gradient", "weight", "k_means"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
     search_batches: StrictInt | None = Field(default=None, ge=1)
     threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
@@ -97,13 +105,25 @@ class SharingRecipe(_Strict):
         searches, unties = self.search != "none", self.untie_epoch is not None
         if searches and self.search_epochs is None:
             raise ValueError("a search needs search_epochs: the epochs that the first plan is trained for")
-        if searches and self.clusters == "none":
+        splits = self.search in ("gradient", "weight")
+        if splits and self.clusters == "none":
             raise ValueError("a search splits clusters, and clusters 'none' makes none")
+        if self.search == "k_means":
+            for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
+                raise ValueError(
+                    f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
+                )
+            if self.num_groups is None:
+                raise ValueError("search 'k_means' needs num_groups")
+            if self.generator == "superweight":
+                raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
         for acts, without, keys in (
-            (searches, "a search (search: gradient)", ("search_epochs", "threshold")),
+            (searches, "a search (search: gradient)", ("search_epochs",)),
+            (splits, "search: gradient", ("threshold",)),
             (unties, "untie_epoch", ("untie_threshold",)),
             (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
             (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
+            (self.clusters == "random", "clusters: random", ("group_seed",)),
         ):
             for key in keys:
                 if key in given and not acts:
@@ -113,13 +133,17 @@ class SharingRecipe(_Strict):
     @property
     def coefficient_kind(self) -> str:
         """Of the plan that is trained to the end."""
-        return self.coefficients or ("own" if self.search == "none" else "tied")
+        return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
         """What :func:`plan_sharing` takes for the plan that a run begins with."""
-        options = self.model_dump(exclude=set(_SEARCH_KEYS))
+        options = self.model_dump(exclude={*_SEARCH_KEYS, "ssn", "group_seed"})
+        if self.search == "k_means":
+            learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
+            return {**options, **learning}
         first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
-        return {**options, "coefficients": first, "reserve_untied": first == "tied" and self.untie_epoch is not None}
+        untied = first == "tied" and self.untie_epoch is not None
+        return {**options, "ssn": self.ssn, "coefficients": first, "reserve_untied": untied}
 
 
 class EvaluationRecipe(_Strict):
@@ -270,12 +294,15 @@ class Recipe(_Strict):
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         """The plan that a run begins with; with a search, the one whose clusters are split."""
-        plan = plan_sharing(members, **self.sharing.plan_options())
-        if self.sharing.search != "none":
+        options = self.sharing.plan_options()
+        if self.sharing.clusters == "random":
+            options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
+        plan = plan_sharing(members, **options)
+        if self.sharing.search in ("gradient", "weight"):
             # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
             # might not fit then.
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
-            plan_sharing(members, **{**self.sharing.plan_options(), "coefficients": most, "reserve_untied": False})
+            plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:

@@ -44,7 +44,14 @@ from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
-from superweight_ensembles.search import Untying, find_sharing, searched_members
+from superweight_ensembles.search import (
+    LearnedGroups,
+    SearchResult,
+    Untying,
+    find_groups,
+    find_sharing,
+    searched_members,
+)
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
@@ -282,13 +289,33 @@ def _search(
     progress: Callable[[TrainProgress], None] | None,
     processes: Processes,
 ) -> SharingPlan:
-    """Train a first plan for some epochs and split its clusters; the weights are thrown away."""
+    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
     ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
-    searched = searched_members(ensemble)
+    learns = recipe.sharing.search == "k_means"
+    searched = ensemble.member_names if learns else searched_members(ensemble)
     config = recipe.search_training()
     train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
+    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
+
+    def write() -> None:
+        write_text(folder / "plan.json", plan.to_json())
+        write_json(folder / "search.json", found.to_dict())
+
+    processes.first(write)
+    return found.plan
+
+
+def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+    sharing = recipe.sharing
+    assert sharing.num_groups is not None, "checked with the recipe"
+    return find_groups(
+        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
+    )
+
+
+def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
     device = next(ensemble.parameters()).device
-    found = find_sharing(
+    return find_sharing(
         ensemble,
         data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
         threshold=recipe.sharing.threshold,
@@ -297,13 +324,6 @@ def _search(
         max_batches=recipe.sharing.search_batches,
         reserve_untied=recipe.sharing.untie_epoch is not None,
     )
-
-    def write() -> None:
-        write_text(folder / "plan.json", plan.to_json())
-        write_json(folder / "search.json", found.to_dict())
-
-    processes.first(write)
-    return found.plan
 
 
 def _train_arm(

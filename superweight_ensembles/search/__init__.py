@@ -5,13 +5,18 @@ Source: Teterwak et al., WACV 2024
 
 from superweight_ensembles.search.clusters import SearchResult, find_sharing, search_clusters
 from superweight_ensembles.search.depths import searched_members
+from superweight_ensembles.search.groups import LEARNING, LearnedGroups, find_groups, learn_groups
 from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients
 
 __all__ = [
+    "LEARNING",
+    "LearnedGroups",
     "SearchResult",
     "Untying",
+    "find_groups",
     "find_sharing",
     "has_ties",
+    "learn_groups",
     "search_clusters",
     "searched_members",
     "untie_coefficients",
