@@ -95,6 +95,16 @@ def test_pairs_do_as_well_as_a_mapping():
     assert ensemble.member_names == ("z", "a")
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+def test_networks_alone_get_names(several, tmp_path, images):
+    nets = several((wide_resnet(10, 1, 5), wide_resnet(10, 2, 5)))
+    plan = plan_sharing(nets, budget=0.9)
+    ensemble = SuperWeightEnsemble(nets, plan=plan).eval()
+    assert plan.member_names == ensemble.member_names == ("member0", "member1")
+    ensemble.save(tmp_path / "saved")
+    assert torch.equal(SuperWeightEnsemble.load(tmp_path / "saved", members=nets).eval()(images), ensemble(images))
+
+
 def test_options_reach_the_plan():
     ensemble = SuperWeightEnsemble(members(), budget=0.83, bins=2, cap=3, exclude=["*.stem"], clusters="depth_bins")
     assert ensemble.plan == plan_sharing(members(), budget=0.83, bins=2, cap=3, exclude=["*.stem"])
