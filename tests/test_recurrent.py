@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_model
@@ -272,12 +273,15 @@ def test_costs_and_estimates_of_members_that_take_tokens(ensemble):
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm"])
-@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning", "ignore:_check_is_size:FutureWarning")
 def test_members_are_exported(name, tmp_path):
     plain = ensemble_of(name).materialize("member0").eval()
     expected = plain(TOKENS).detach()
     path = export_member(plain, tmp_path / "a.pt2", format="torch-export", input_shape=(9,))
     assert_close(torch.export.load(path).module()(TOKENS), expected)
+    path = export_member(plain, tmp_path / "a.onnx", format="onnx", input_shape=(9,))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert_close(torch.from_numpy(session.run(["logits"], {"images": TOKENS.numpy()})[0]), expected)
     path = export_member(plain, tmp_path / "a.safetensors", format="state-dict", input_shape=(9,))
     again = networks(name)[0].eval()
     load_model(again, str(path))
