@@ -52,8 +52,8 @@ def export_cascade(
         The folder.
 
     Raises:
-        SuperWeightError: A member without a network or FLOPs, members that answer other classes, a folder that is
-            there, or whatever :func:`export_member` raises of ONNX.
+        SuperWeightError: A member without a network or FLOPs, members that answer other classes or take tokens,
+            a folder that is there, or whatever :func:`export_member` raises of ONNX.
 
     Example:
         >>> import sys, tempfile, numpy, torch
