@@ -219,14 +219,15 @@ def _estimate_member(
     }
     try:
         with mode:
-            flops = count_flops(_WithTensors(module.eval(), tensors), torch.empty(1, *shape[1:]))
+            images = _images(module.eval(), tensors, shape)
+            flops = count_flops(_WithTensors(module, tensors), images[:1])
             module.train()
             trained = {
                 key: _as_trained(tensor, bfloat16 and key in generated, module.get_parameter(key).requires_grad)
                 for key, tensor in tensors.items()
                 if key in dict(module.named_parameters())
             }
-            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), shape, bfloat16)
+            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), images, bfloat16)
     except Exception as error:  # whatever a member's own code raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SuperWeightError(
@@ -236,6 +237,20 @@ def _estimate_member(
         for layer, was_training in training.items():
             layer.training = was_training
     return MemberEstimate(name=name, forward_flops=flops, activation_bytes=activations)
+
+
+def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """A batch that the module takes: floating-point, or tokens where it refuses that."""
+    images, tokens = torch.empty(shape), torch.zeros(shape, dtype=torch.int64)
+    try:
+        _WithTensors(module, tensors)(images[:1])
+    except Exception:
+        try:
+            _WithTensors(module, tensors)(tokens[:1])
+        except Exception:
+            return images  # whose error is told
+        return tokens
+    return images
 
 
 class _WithTensors(nn.Module):
@@ -256,9 +271,9 @@ def _as_trained(tensor: Tensor, cast: bool, trainable: bool) -> Tensor:
     return (tensor.to(torch.bfloat16) if cast else tensor).detach().requires_grad_(trainable)
 
 
-def _saved_bytes(module: _WithTensors, shape: tuple[int, ...], bfloat16: bool) -> int:
+def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
     """Bytes that forward and loss keep for backward."""
-    images, labels = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
+    labels = torch.zeros(len(images), dtype=torch.int64)
     given = {_storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
     kept: dict[int, Tensor] = {}
 

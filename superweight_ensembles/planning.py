@@ -70,7 +70,7 @@ def plan_sharing(
     """Decide which weights of which members share templates, inside a parameter budget.
 
     Args:
-        members: Networks by name, or (name, network) pairs; they are read, never changed.
+        members: Networks by name, (name, network) pairs, or networks alone; they are read, never changed.
         budget: Trainable scalars as an int, or as a float the fraction of what the members own apart
             (0.83; above 1 to buy accuracy at unchanged inference cost).
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
