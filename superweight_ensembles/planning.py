@@ -314,19 +314,14 @@ def _check_budget(
     if limit >= own + least:
         return
     apart = sum(member.num_parameters for member in members)
-    hint = percentage_hint(budget)
-    if limit < own:
-        raise SuperWeightError(
-            f"a budget of {spelled(budget, limit)} is less than what stays the members' own, {own:,} parameters "
-            f"(heads, norms, biases, layers left out; {own / apart:.3f} of the members apart): raise it, or include "
-            f"more layers{hint}"
-        )
     remedy = "raise it, use fewer bins, or include more layers"
-    if generator == "superweight":
+    if limit < own:
+        remedy = f"what stays the members' own (heads, norms, biases, layers left out) is {own:,} alone: {remedy}"
+    elif generator == "superweight":
         remedy += ", or take generator 'ssn' or 'auto', which go below"
     raise SuperWeightError(
         f"a budget of {spelled(budget, limit)} is below the minimum of this sharing, {own + least:,} parameters "
-        f"({(own + least) / apart:.3f} of the members apart): {remedy}{hint}"
+        f"({(own + least) / apart:.3f} of the members apart): {remedy}{percentage_hint(budget)}"
     )
 
 
