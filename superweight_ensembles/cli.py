@@ -211,13 +211,20 @@ def compare(
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, batchensemble, packed, mimo, masksembles; NAME:N for N seeds alone.",
+            help="By comma: independent, single, narrower, batchensemble, packed, mimo, masksembles; "
+            "NAME:N for N seeds alone.",
         ),
     ] = "independent",
     variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant", metavar="NAME:KEY=VALUE", help="The shared ensemble under other settings, as one more arm."
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets", metavar="BUDGET,...", help="The shared ensemble at these budgets as well: 0.1,0.5,2.0."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds, from the recipe's upwards.")] = 3,
@@ -231,7 +238,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
 ) -> None:
     """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
-    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_variant
+    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_budgets, parse_variant
     from superweight_ensembles.figures import draw_arms
     from superweight_ensembles.recipe import load_recipe
 
@@ -243,7 +250,10 @@ def compare(
                 chosen,
                 folder,
                 against=[name.strip() for name in against.split(",") if name.strip()],
-                variants=[parse_variant(text) for text in variants or ()],
+                variants=[
+                    *(parse_variant(text) for text in variants or ()),
+                    *(parse_budgets(budgets) if budgets is not None else ()),
+                ],
                 overrides=overrides_of_arms or (),
                 num_seeds=seeds,
                 resume=resume,
