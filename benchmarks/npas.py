@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -187,12 +188,24 @@ def run_cells(recipe: Recipe, cells: Sequence[Cell], jobs: int) -> Iterator[dict
     if jobs == 1:
         yield from map(run, cells)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         for future in as_completed([pool.submit(run, cell) for cell in cells]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it is killed, which else it would wait for for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process of the pool"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:
