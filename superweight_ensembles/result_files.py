@@ -1,4 +1,4 @@
-"""What results, searches, comparisons and growth files must hold before anything is drawn or told from them."""
+"""What results, searches, comparisons and files of benchmarks must hold before anything is drawn or told from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -217,6 +217,30 @@ class _Growth(_Part):
     sweeps: list[_Sweep] = Field(max_length=16)
 
 
+class _NpasArm(_Part):
+    name: _Name
+    label: _Name
+
+
+class _NpasCell(_Part):
+    arm: _Name
+    budget: _Positive | None
+    seed: _Count
+    status: Literal["done", "skipped", "failed"]
+    accuracy: _Share | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> _NpasCell:
+        if self.status == "done" and self.accuracy is None:
+            raise ValueError("a cell that is done needs its accuracy")
+        return self
+
+
+class _Npas(_Part):
+    arms: list[_NpasArm] = Field(max_length=32)
+    cells: list[_NpasCell] = Field(max_length=10_000)
+
+
 class _Trained(_Part):
     history: list[_Epoch] = Field(max_length=100_000)
 
@@ -244,6 +268,7 @@ _KINDS: dict[str, tuple[type[_Part], str]] = {
     "comparison": (_Comparison, "compare again"),
     "seed": (_SeedResults, "remove its folder and compare again with --resume"),
     "growth": (_Growth, "measure again"),
+    "npas": (_Npas, "measure again"),
 }
 
 
@@ -253,7 +278,7 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``results``, ``run``, ``training``, ``search``, ``comparison``, ``seed`` or ``growth``.
+        kind: ``results``, ``run``, ``training``, ``search``, ``comparison``, ``seed``, ``growth`` or ``npas``.
 
     Raises:
         SuperWeightError: Names the file and the key.

@@ -225,8 +225,13 @@ def test_declared_classes_are_believed_before_a_guessed_head():
     [
         ((11, 1, 10), r"the depth of a WideResNet is 6n \+ 4 \(10, 16, 22, 28, \.\.\.\); got 11"),
         ((4, 1, 10), r"the depth of a WideResNet is 6n \+ 4 .*; got 4"),
-        ((16, 0, 10), "width, num_classes and in_channels must be at least 1; got 0, 10, 3"),
-        ((16, 1, 0), "width, num_classes and in_channels must be at least 1; got 1, 0, 3"),
+        ((16, 0, 10), "the width of a WideResNet is a positive number, such as 2 or 0.25; got 0"),
+        ((16, -0.5, 10), "the width of a WideResNet is a positive number, .*; got -0.5"),
+        ((16, float("nan"), 10), "the width of a WideResNet is a positive number, .*; got nan"),
+        ((16, float("inf"), 10), "the width of a WideResNet is a positive number, .*; got inf"),
+        ((16, True, 10), "the width of a WideResNet is a positive number, .*; got True"),
+        ((16, "2", 10), "the width of a WideResNet is a positive number, .*; got '2'"),
+        ((16, 1, 0), "num_classes and in_channels must be at least 1; got 0, 3"),
     ],
 )
 def test_bad_wide_resnet(sizes, message):
