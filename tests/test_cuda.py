@@ -46,3 +46,13 @@ def test_auto_trains_in_bfloat16_and_evaluates(tmp_path) -> None:
     swe.train(resumed, data, dataclasses.replace(config, epochs=6), out=tmp_path, resume=True)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor.cpu(), resumed.state_dict()[name].cpu()), name
+
+
+@pytest.mark.parametrize("own_mean", [False, True])
+def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
+    teacher = swe.wide_resnet(10, 1, 4)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, distillation=0.5)
+    result = swe.train(ensemble(), swe.load_data("synthetic"), config, teacher="ensemble" if own_mean else teacher)
+    assert result.device == "cuda:0"
+    assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())

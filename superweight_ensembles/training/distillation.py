@@ -127,7 +127,7 @@ class Distillation:
 
     def target(self, logits: Tensor) -> Tensor:
         """The mean softmax (B, K) at T of logits (M, B, K), without gradient."""
-        return (_precise(logits.detach()) / self.temperature).softmax(2).mean(0)
+        return (at_least_float32(logits.detach()) / self.temperature).softmax(2).mean(0)
 
     def taught(self, images: Tensor) -> Tensor:
         """The teacher's target (B, K) for images (B, ...)."""
@@ -153,7 +153,7 @@ class Distillation:
                 f"the teacher answers {target.shape[1]} classes, member {name!r} {logits.shape[1]}: "
                 "give a teacher of the same classes"
             )
-        tempered = (_precise(logits) / self.temperature).log_softmax(1)
+        tempered = (at_least_float32(logits) / self.temperature).log_softmax(1)
         soft = F.kl_div(tempered, target.to(tempered.dtype), reduction="batchmean")
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
@@ -204,5 +204,6 @@ def _distillation(config: TrainConfig, teacher: FixedTeacher | None) -> Distilla
     return Distillation(weight=config.distillation, temperature=config.distillation_temperature, teacher=teacher)
 
 
-def _precise(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits that a softmax is exact enough of."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
 from superweight_ensembles.training.compilation import Calls
-from superweight_ensembles.training.distillation import Distillation
+from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.memory_errors import memory_told
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
@@ -237,7 +237,7 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log likelihood of the mean softmax of logits (M, B, K) at labels (B,)."""
-    log_mean = logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
+    log_mean = at_least_float32(logits).log_softmax(2).logsumexp(0) - math.log(len(logits))
     return F.nll_loss(log_mean, labels)
 
 
