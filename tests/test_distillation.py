@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import superweight_ensembles as swe
 from superweight_ensembles.comparison.arms import build_arms
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.processes import current_processes
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
@@ -54,7 +55,7 @@ def conv_teacher(seed: int = 5) -> nn.Module:
     return swe.wide_resnet(10, 1, 4)
 
 
-def small_data() -> swe.ImageData:
+def small_data() -> ImageData:
     return swe.load_data("synthetic", num_train=64, num_test=16)
 
 
