@@ -23,6 +23,7 @@ import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
+from superweight_ensembles.evaluation import Evaluation
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.training.distillation import Teacher
@@ -95,9 +96,17 @@ def one_run(
         "arm": name,
         "num_parameters": ensemble.num_parameters,
         "ensemble": {"accuracy": found.ensemble.accuracy, "nll": found.ensemble.nll, "ece": found.ensemble.ece},
+        "confidence_minus_accuracy": sure_by(found),
         "members": {member: metrics.accuracy for member, metrics in found.members.items()},
         "seconds": seconds,
     }
+
+
+def sure_by(found: Evaluation) -> float:
+    """Mean confidence of the ensemble minus its accuracy: above 0 it is over-confident."""
+    bins = [(one["count"], one["confidence"]) for one in found.reliability if one["count"]]
+    total = sum(float(count or 0) * float(confidence or 0) for count, confidence in bins)
+    return total / found.num_samples - found.ensemble.accuracy
 
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracy": lambda run: run["ensemble"]["accuracy"],
         "nll": lambda run: run["ensemble"]["nll"],
         "ece": lambda run: run["ensemble"]["ece"],
+        "confidence_minus_accuracy": lambda run: run["confidence_minus_accuracy"],
         "member_accuracy": lambda run: statistics.mean(run["members"].values()),
         "seconds": lambda run: run["seconds"],
     }

@@ -165,7 +165,7 @@ def _train_stages(
         if not processes.first((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
-            _train_arm(recipe, ensemble, data, own, progress(arm), processes)
+            _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
         processes.first(partial(_keep_best, own))
 
 
@@ -316,23 +316,25 @@ def _search(
 
 def _train_arm(
     recipe: Recipe,
+    arm: str,
     ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
     processes: Processes,
 ) -> None:
-    if folder.name == "shared":
-        apart = trained_arm(folder.parent, "independent") if recipe.teacher == INDEPENDENT else None
+    """Train one arm to its end; the shared one alone has a teacher and un-ties."""
+    if arm == "shared":
+        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
         options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
         config = recipe.training
     else:
         options, config = {}, recipe.training.without_distillation()
-    result = train(ensemble, data, config, out=folder, resume=True, callback=progress, **options)
+    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
 
     def write() -> None:
-        ensemble.cpu().save(folder / "ensemble")
-        write_json(folder / "training.json", asdict(result))
+        ensemble.cpu().save(folder / arm / "ensemble")
+        write_json(folder / arm / "training.json", asdict(result))
 
     processes.first(write)
 
