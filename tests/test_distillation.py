@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import superweight_ensembles as swe
 from superweight_ensembles.comparison.arms import build_arms
 from superweight_ensembles.data import ImageData
+from superweight_ensembles.estimate_table import estimate_lines
 from superweight_ensembles.processes import current_processes
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
@@ -502,7 +503,19 @@ def test_a_search_and_the_arms_of_a_comparison_learn_from_the_labels_alone() -> 
     }
 
 
-def test_an_old_checkpoint_has_no_teacher(tmp_path: Path) -> None:
+def test_the_estimate_says_what_of_a_teacher_is_counted(taught_apart: Path) -> None:
+    found = {}
+    for teacher in ("ensemble", str(taught_apart / "independent")):
+        recipe = recipe_of(teacher=teacher)
+        members = recipe.build_members()
+        estimate = recipe.estimate(members, recipe.plan(members))
+        assert estimate is not None
+        lines = estimate_lines(estimate, 1e9, "as given", taught=teacher != "ensemble")
+        found[teacher] = (estimate.keeps_all, "without the teacher" in lines[0])
+    assert list(found.values()) == [(True, False), (False, True)]
+
+
+def test_a_checkpoint_of_a_training_from_labels_names_no_teacher(tmp_path: Path) -> None:
     config, folder = swe.TrainConfig(**LABELS_ALONE), tmp_path / "run"
     swe.train(conv_ensemble(), small_data(), config, out=folder)
     state = next((folder / "checkpoints").glob("*/state.json"))
