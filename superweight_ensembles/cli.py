@@ -319,11 +319,13 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
+    taught = recipe.teacher not in (None, "ensemble")
     if flops_per_second is not None:
-        return estimate_lines(estimate, flops_per_second, "as given")
+        return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
     device = build_fabric(recipe.training).device
     measured = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training))
-    return estimate_lines(estimate, measured, f"measured on a residual block ({device}, {_threads(device.type)})")
+    rate_from = f"measured on a residual block ({device}, {_threads(device.type)})"
+    return estimate_lines(estimate, measured, rate_from, taught=taught)
 
 
 def _threads(device: str) -> str:

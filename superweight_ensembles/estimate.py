@@ -54,7 +54,8 @@ class TrainingEstimate:
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``).
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their
+            own mean as a teacher).
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
@@ -149,6 +150,7 @@ def estimate_training(
     *,
     bfloat16: bool = False,
     num_images: int | None = None,
+    own_mean: bool = False,
 ) -> TrainingEstimate:
     """Count what training members under a plan takes, without running them: shapes alone are passed through.
 
@@ -162,6 +164,7 @@ def estimate_training(
         config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
+        own_mean: Whether members learn from their own mean; another teacher is not counted.
 
     Raises:
         SuperWeightError: Names the member that does not run on images of this shape, or not on shapes alone.
@@ -196,7 +199,7 @@ def estimate_training(
         input_shape=shape,
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",
-        keeps_all=config.ensemble_loss != 0,
+        keeps_all=config.ensemble_loss != 0 or own_mean,
         parameter_bytes=plan.num_parameters * type_bytes + sum(map(_other_bytes, modules.values())),
         optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,

@@ -20,12 +20,14 @@ from superweight_ensembles.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
+from superweight_ensembles.recipe_teacher import check_teacher
 from superweight_ensembles.registry import build_member
 from superweight_ensembles.search import LEARNING, Untying
 from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.storage.plain_data import check_plain
 from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distillation import OWN_MEAN
 from superweight_ensembles.training.fabric import uses_bfloat16
 
 _KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
@@ -211,6 +213,8 @@ class Recipe(_Strict):
         evaluation: How results are measured.
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
+        teacher: What the shared arm learns from besides the labels, with ``training.distillation``: ``ensemble`` (the
+            mean of its members), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -222,6 +226,7 @@ class Recipe(_Strict):
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
+    teacher: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -236,6 +241,11 @@ class Recipe(_Strict):
         epoch = self.sharing.untie_epoch
         if epoch is not None and epoch >= self.training.epochs:
             raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {self.training.epochs} epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        check_teacher(self.teacher, self.training, len(self.members), self.baseline)
         return self
 
     @model_validator(mode="after")
@@ -312,7 +322,8 @@ class Recipe(_Strict):
         if shape is None:
             return None
         config, images = self.training, num_training_images(self.data.name, options)
-        return estimate_training(members, plan, shape, config, bfloat16=uses_bfloat16(config), num_images=images)
+        cast, own_mean = uses_bfloat16(config), self.teacher == OWN_MEAN
+        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
 
     def untying(self) -> Untying | None:
         """When and how coefficients are un-tied; None for never."""
@@ -325,9 +336,9 @@ class Recipe(_Strict):
         )
 
     def search_training(self) -> TrainConfig:
-        """How the first plan is trained before a search: as the final one, in fewer epochs and without steps."""
+        """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
         assert self.sharing.search_epochs is not None, "checked with the recipe"
-        config = self.training
+        config = self.training.without_distillation()
         if config.schedule == "step":
             config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
         return replace(config, epochs=self.sharing.search_epochs)

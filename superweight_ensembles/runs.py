@@ -42,16 +42,10 @@ from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.recipe_teacher import INDEPENDENT, check_saved_teacher, teacher_of
 from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
-from superweight_ensembles.search import (
-    LearnedGroups,
-    SearchResult,
-    Untying,
-    find_groups,
-    find_sharing,
-    searched_members,
-)
+from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
@@ -132,6 +126,8 @@ def train_run(
         training_loader(data, recipe.training, shard=processes.shard)
         if recipe.anytime is not None:
             _check_held_out(data)
+        if not processes.first((folder / "shared" / "training.json").is_file):
+            check_saved_teacher(recipe.teacher)
         begun = processes.first(begin)
         try:
             _train_stages(recipe, members, plan, data, folder, progress_of, processes)
@@ -164,13 +160,12 @@ def _train_stages(
         processes.first(lambda: write_text(folder / "plan.json", text))
     processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
     plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
-    for arm in arms_of(recipe):
+    for arm in _training_order(recipe):
         own = folder / arm
         if not processes.first((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
-            untie = recipe.untying() if arm == "shared" else None
-            _train_arm(recipe, ensemble, data, own, progress(arm), untie, processes)
+            _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
         processes.first(partial(_keep_best, own))
 
 
@@ -264,6 +259,12 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
     return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
 
 
+def _training_order(recipe: Recipe) -> tuple[str, ...]:
+    """The arms in the order in which they are trained: what another learns from comes first."""
+    arms = arms_of(recipe)
+    return arms[::-1] if recipe.teacher == INDEPENDENT else arms
+
+
 def trained_arm(folder: Path, arm: str) -> Path:
     """The folder of an arm's trained ensemble."""
     if not (folder / arm / "training.json").is_file():
@@ -328,18 +329,25 @@ def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, proce
 
 def _train_arm(
     recipe: Recipe,
+    arm: str,
     ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
-    untie: Untying | None,
     processes: Processes,
 ) -> None:
-    result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
+    """Train one arm to its end; the shared one alone has a teacher and un-ties."""
+    if arm == "shared":
+        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
+        options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
+        config = recipe.training
+    else:
+        options, config = {}, recipe.training.without_distillation()
+    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
 
     def write() -> None:
-        ensemble.cpu().save(folder / "ensemble")
-        write_json(folder / "training.json", asdict(result))
+        ensemble.cpu().save(folder / arm / "ensemble")
+        write_json(folder / arm / "training.json", asdict(result))
 
     processes.first(write)
 

@@ -78,3 +78,13 @@ def test_recurrent_layers_equal_the_cpus(layer) -> None:
         torch.testing.assert_close(found[key].cpu(), gradient, rtol=1e-8, atol=1e-10)
     costs = [swe.member_costs(each, (7, 4), rounds=1) for each in (on_cpu, on_cuda)]
     assert [costs[0][name].flops for name in costs[0]] == [costs[1][name].flops for name in costs[0]]
+
+
+@pytest.mark.parametrize("own_mean", [False, True])
+def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
+    teacher = swe.wide_resnet(10, 1, 4)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, distillation=0.5)
+    result = swe.train(ensemble(), swe.load_data("synthetic"), config, teacher="ensemble" if own_mean else teacher)
+    assert result.device == "cuda:0"
+    assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())

@@ -89,7 +89,7 @@ def networks(name="gru"):
 
 
 def ensemble_of(name="gru", budget=0.95):
-    return swe.SuperWeightEnsemble(networks(name), budget=budget, generator=torch.Generator().manual_seed(0))
+    return swe.SuperWeightEnsemble(networks(name), budget=budget, rng=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=[*LAYERS, "cells"])

@@ -16,6 +16,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.recipe_overrides import set_value
+from superweight_ensembles.recipe_teacher import INDEPENDENT
 
 ARMS = ("independent", "single", "narrower", *UNCERTAINTY_ARMS)
 _LABELS = {
@@ -153,7 +154,8 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    alone = _changed(recipe, {"baseline": "none", "anytime": None})
+    teaches = recipe.teacher == INDEPENDENT  # then each run of the shared ensemble trains its teacher
+    alone = _changed(recipe, {"baseline": "independent" if teaches else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
@@ -233,8 +235,15 @@ def _largest(members: Mapping[str, nn.Module]) -> str:
 
 
 def _apart(recipe: Recipe) -> Recipe:
-    """The same members with their own weights."""
-    return _changed(recipe, {"sharing": {"budget": 1.0, "clusters": "none"}})
+    """The same members with their own weights, which learn from the labels alone."""
+    training = recipe.to_content()["training"]
+    labels = {key: value for key, value in training.items() if not key.startswith("distillation")}
+    return _changed(
+        recipe,
+        {
+            "sharing": {"budget": 1.0, "clusters": "none"}, "teacher": None, "training": labels, "baseline": "none",
+        },
+    )  # fmt: skip
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
