@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
     from superweight_ensembles.targets import find_targets
     from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
+    from superweight_ensembles.warm_starting import WarmStart, warm_start
     from superweight_ensembles.wide_residual_network import wide_resnet
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TrainResult",
     "TrainingStopped",
     "Untying",
+    "WarmStart",
     "adopt_plan",
     "build_member",
     "evaluate",
@@ -47,6 +49,7 @@ __all__ = [
     "search_clusters",
     "train",
     "untie_coefficients",
+    "warm_start",
     "wide_resnet",
 ]
 
@@ -62,6 +65,7 @@ _HOMES = {
     "TrainResult": "training",
     "TrainingStopped": "training",
     "Untying": "search",
+    "WarmStart": "warm_starting",
     "adopt_plan": "adoption",
     "build_member": "registry",
     "evaluate": "evaluation",
@@ -75,6 +79,7 @@ _HOMES = {
     "search_clusters": "search",
     "train": "training",
     "untie_coefficients": "search",
+    "warm_start": "warm_starting",
     "wide_resnet": "wide_residual_network",
 }
 
