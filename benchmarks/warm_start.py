@@ -5,7 +5,7 @@
 The members of cifar10-16px are trained apart as that recipe says, on an image folder of 32 x 32 images (see
 benchmarks/hold_out.py). For each budget a bank starts from them by SVD and is tuned for one epoch, and another of the
 same plan starts at random and is trained for one epoch with the same settings; both at each learning rate, so that
-neither is held to the rate that suits the other. Accuracy is on the test images: of the ensemble, and the members' mean.
+neither is held to the rate that suits the other. Accuracy is on the test images: the ensemble's, and the members' mean.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ RUN/search/            with a search: the plan before it, the log of its trainin
 RUN/plan.json          the sharing plan that the shared arm is built on
 RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
                        evaluated with an anytime section, its calibrated cascade (anytime.json) as well
+RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started, and beside it warm_start.json
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
 RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
                        end that of the best epoch alone, where it is not the last one: an ensemble to load, too
@@ -49,11 +50,12 @@ from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
 from superweight_ensembles.storage.lock import locked_folder
-from superweight_ensembles.training import TrainProgress, train
+from superweight_ensembles.training import TrainConfig, TrainProgress, train
 from superweight_ensembles.training.checkpoint import Checkpoints
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
 from superweight_ensembles.training.records import CHECKPOINT_FOLDER
+from superweight_ensembles.warm_runs import check_trained_members, start_warm, warm_results
 
 RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
@@ -121,8 +123,10 @@ def train_run(
         existed = processes.first(enter)
         members = recipe.build_members()
         plan = recipe.plan(members)
+        processes.first(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
         data = recipe.load_data()
         training_loader(data, recipe.training, shard=processes.shard)
+        training_loader(data, recipe.shared_training(), shard=processes.shard)
         if recipe.anytime is not None:
             _check_held_out(data)
         begun = processes.first(begin)
@@ -157,13 +161,16 @@ def _train_stages(
         processes.first(lambda: write_text(folder / "plan.json", text))
     processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
     plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
-    for arm in arms_of(recipe):
+    for arm in training_order(recipe):
         own = folder / arm
         if not processes.first((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, generator=recipe.bank_generator())
+            if arm == "shared" and recipe.sharing.init == "svd":
+                processes.first(partial(start_warm, recipe, ensemble, members, folder))  # training copies it to all
+            config = recipe.shared_training() if arm == "shared" else recipe.training
             untie = recipe.untying() if arm == "shared" else None
-            _train_arm(recipe, ensemble, data, own, progress(arm), untie, processes)
+            _train_arm(config, ensemble, data, own, progress(arm), untie, processes)
         processes.first(partial(_keep_best, own))
 
 
@@ -179,11 +186,16 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to evaluate on")
     fabric = build_fabric(recipe.training)
+
+    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
+        return predict(ensemble.to(fabric.device).eval(), _loader(recipe, data, "test", fabric.device))
+
     arms = []
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
-        tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
+        tested = tested_by(ensemble)
         training = _training_of(folder / arm)
+        warm = warm_results(folder / arm, tested_by)
         anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
@@ -193,6 +205,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
                 "budget": ensemble.plan.budget,
                 **evaluate_predictions(ensemble, tested).to_dict(),
                 **anytime,
+                **({} if warm is None else {"warm_start": warm}),
                 "training": {key: value for key, value in training.items() if key != "history"},
                 "history": training["history"],
             }
@@ -257,6 +270,12 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
     return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
 
 
+def training_order(recipe: Recipe) -> tuple[str, ...]:
+    """The arms in the order in which they are trained: what another starts from before it."""
+    arms = arms_of(recipe)
+    return arms[::-1] if recipe.sharing.init == "svd" and recipe.sharing.init_from is None else arms
+
+
 def trained_arm(folder: Path, arm: str) -> Path:
     """The folder of an arm's trained ensemble."""
     if not (folder / arm / "training.json").is_file():
@@ -307,7 +326,7 @@ def _search(
 
 
 def _train_arm(
-    recipe: Recipe,
+    config: TrainConfig,
     ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
@@ -315,7 +334,7 @@ def _train_arm(
     untie: Untying | None,
     processes: Processes,
 ) -> None:
-    result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
+    result = train(ensemble, data, config, untie=untie, out=folder, resume=True, callback=progress)
 
     def write() -> None:
         ensemble.cpu().save(folder / "ensemble")

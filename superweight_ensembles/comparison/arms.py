@@ -107,7 +107,8 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    alone = _changed(recipe, {"baseline": "none", "anytime": None})
+    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
+    alone = _changed(recipe, {"baseline": "independent" if starts_apart else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
@@ -177,7 +178,8 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
 
 def _apart(recipe: Recipe) -> Recipe:
     """The same members with their own weights."""
-    return _changed(recipe, {"sharing": {"budget": 1.0, "clusters": "none"}})
+    plain = {"sharing": {"budget": 1.0, "clusters": "none"}, "baseline": "none", "fine_tuning": None}
+    return _changed(recipe, plain)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
