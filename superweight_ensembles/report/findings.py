@@ -98,8 +98,8 @@ def _start(arm: Content) -> list[str]:
     source = "the members trained apart" if start["init_from"] == "independent" else start["init_from"]
     return [
         f"The bank started from {source}, by SVD: the weights that it generated were off by {start['mean_error']:.3f} "
-        f"of their norm on average, and the ensemble was right on {100 * start['ensemble']['accuracy']:.2f} % of the test "
-        "images before any training of its own."
+        f"of their norm on average, and the ensemble was right on {100 * start['ensemble']['accuracy']:.2f} % of the "
+        "test images before any training of its own."
     ]
 
 
