@@ -18,7 +18,7 @@ from superweight_ensembles.evaluation import Predictions
 from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.recipe import Recipe
 from superweight_ensembles.result_files import check_content
-from superweight_ensembles.saving import read_ensemble_tensors
+from superweight_ensembles.saving import check_ensemble_files, read_ensemble_tensors
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.warm_starting import warm_start
 
@@ -58,6 +58,7 @@ def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str,
         own.mkdir(exist_ok=True)
         ensemble.save(own / _WARM_START_FOLDER)
         write_json(own / WARM_START_FILE, {"init_from": given or "independent", **found.to_dict()})
+    check_ensemble_files(own / _WARM_START_FOLDER)
     read_ensemble_tensors(ensemble, own / _WARM_START_FOLDER)
 
 

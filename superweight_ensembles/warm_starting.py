@@ -184,7 +184,8 @@ def _users(
         blocks, weight = cluster.blocks[: target.slot + 1], weights[target.member][target.name].detach()
         if target.slot not in present:
             present[target.slot] = decompose(blocks, torch.ones(weight.shape, device=device))[slot].bool()
-        rows.append(decompose(blocks, weight)[slot].to(device))
+        exact = torch.promote_types(weight.dtype, torch.float32)  # means in half precision would not be
+        rows.append(decompose(blocks, weight)[slot].to(device, exact))
         gaps.append(present[target.slot])
         owners.append(target.vectors[slot])
     whole = all(bool(mask.all()) for mask in present.values())

@@ -241,6 +241,15 @@ def test_a_resumed_run_may_differ_in_how_it_is_computed(whole: Path, tmp_path: P
         train_run(recipe_of(fine_tuning={"epochs": 1, "learning_rate": 0.02}), folder, resume=True)
 
 
+def test_with_a_search_and_un_tying(tmp_path: Path) -> None:
+    """The found plan is what is fitted; its tied coefficients are un-tied while the bank is tuned."""
+    sharing = {"budget": 0.95, "init": "svd", "search": "gradient", "search_epochs": 1, "untie_epoch": 1}
+    recipe = recipe_of(sharing=sharing, fine_tuning={"epochs": 2, "learning_rate": 0.01})
+    assert stages_of(recipe, tmp_path / "run") == ["search", "independent", "shared"]
+    started = swe.SuperWeightEnsemble.load(tmp_path / "run" / "shared" / "warm_start")
+    assert started.plan == swe.SharingPlan.from_json((tmp_path / "run" / "plan.json").read_text())
+
+
 def test_arms_of_a_comparison() -> None:
     """The shared arm trains what it starts from itself; the others start at random."""
     shared, independent, single = build_arms(recipe_of(), ("independent", "single"), ())

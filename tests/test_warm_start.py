@@ -162,6 +162,16 @@ def test_exact_in_float64() -> None:
     assert_close(ensemble(images), torch.stack([member.eval()(images) for member in members.values()]), **FLOAT64)
 
 
+def test_half_precision_is_fitted_in_full() -> None:
+    members, ensemble = linear_ensemble({"a": [(4, 6)] * 3}, templates=1, tied=True)
+    members["a"].bfloat16()
+    ensemble.bfloat16()
+    swe.warm_start(ensemble, members)
+    mean = torch.stack([layer.weight.detach().float() for layer in members["a"].layers]).mean(0)
+    for made in weights_of(ensemble):
+        assert_close(made.float(), mean, atol=1e-3, rtol=2**-6)
+
+
 def test_left_over_templates_keep_their_values_and_take_no_part() -> None:
     members, ensemble = linear_ensemble({"a": [(4, 6)] * 2}, templates=5)
     before = ensemble.bank.templates["c0s0"].detach().clone()
