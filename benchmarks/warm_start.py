@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,31 +71,30 @@ def overrides(options: argparse.Namespace, seed: int) -> list[str]:
     return chosen
 
 
-def one_seed(recipe: Recipe, data: ImageData, options: argparse.Namespace) -> list[dict[str, Any]]:
+def one_seed(recipe: Recipe, data: ImageData, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The arms of a seed, one after the other."""
     members = recipe.build_members(data)
     apart = swe.SuperWeightEnsemble(members, plan=swe.independent_plan(members))
     result = swe.train(apart, data, recipe.training)
     apart.cpu()
-    rows = [{"arm": "members apart", "budget": 1.0, "seconds": result.seconds, **measured(apart, data)}]
+    yield {"arm": "members apart", "budget": 1.0, "seconds": result.seconds, **measured(apart, data)}
     torch.set_num_threads(recipe.training.num_threads or torch.get_num_threads())
     for budget in map(float, options.budgets.split(",")):
         plan = plan_sharing(members, **{**recipe.sharing.plan_options(), "budget": budget})
         spent = {"budget": budget, "num_parameters": plan.num_parameters}
+        untuned = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
+        start = swe.warm_start(untuned, apart)
+        yield {"arm": "after SVD", **spent, "mean_error": start.mean_error, **measured(untuned, data)}
         for rate in map(float, options.learning_rates.split(",")):
             config = dataclasses.replace(
                 recipe.training, learning_rate=rate, epochs=options.tuning_epochs, validate_every=options.tuning_epochs
             )
             warm = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
             scratch = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
-            start = swe.warm_start(warm, apart)
-            if "after SVD" not in [row["arm"] for row in rows if row["budget"] == budget]:
-                rows.append({"arm": "after SVD", **spent, "mean_error": start.mean_error, **measured(warm, data)})
+            swe.warm_start(warm, apart)
             for arm, ensemble in (("tuned", warm), ("from scratch", scratch)):
                 seconds = swe.train(ensemble, data, config).seconds
-                rows.append(
-                    {"arm": arm, **spent, "learning_rate": rate, "seconds": seconds, **measured(ensemble, data)}
-                )
-    return rows
+                yield {"arm": arm, **spent, "learning_rate": rate, "seconds": seconds, **measured(ensemble, data)}
 
 
 def measured(ensemble: swe.SuperWeightEnsemble, data: ImageData) -> dict[str, Any]:
