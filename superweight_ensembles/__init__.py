@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from superweight_ensembles.ssn.options import SsnOptions
     from superweight_ensembles.targets import find_targets
     from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
+    from superweight_ensembles.warm_starting import WarmStart, warm_start
     from superweight_ensembles.wide_residual_network import wide_resnet
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "TrainResult",
     "TrainingStopped",
     "Untying",
+    "WarmStart",
     "adopt_plan",
     "build_member",
     "evaluate",
@@ -50,6 +52,7 @@ __all__ = [
     "search_clusters",
     "train",
     "untie_coefficients",
+    "warm_start",
     "wide_resnet",
 ]
 
@@ -66,6 +69,7 @@ _HOMES = {
     "TrainResult": "training",
     "TrainingStopped": "training",
     "Untying": "search",
+    "WarmStart": "warm_starting",
     "adopt_plan": "adoption",
     "build_member": "registry",
     "evaluate": "evaluation",
@@ -80,6 +84,7 @@ _HOMES = {
     "search_clusters": "search",
     "train": "training",
     "untie_coefficients": "search",
+    "warm_start": "warm_starting",
     "wide_resnet": "wide_residual_network",
 }
 

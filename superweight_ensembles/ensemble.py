@@ -36,6 +36,10 @@ from superweight_ensembles.targets import Members, named_members
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from superweight_ensembles.warm_starting import WarmStart
+
+INITS = ("random", "svd")
+
 
 class SuperWeightEnsemble(nn.Module, HubModel):
     """Different networks whose weights come from one bank inside one parameter budget.
@@ -50,15 +54,19 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
         plan: A plan made, found or loaded before.
         rng: Source of the bank's start values; torch's global one where None.
+        init: ``random``, or ``svd`` for a bank that starts as near as it can to the weights of the members given, which
+            are trained already (:func:`warm_start`).
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
         plan: The sharing plan.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+        warm_start: How near the bank came to the members that it was last started from; None for a random start.
 
     Raises:
-        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch).
+        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch); an
+            unknown ``init``; weights that are not finite.
 
     Source: Teterwak et al., WACV 2024.
 
@@ -79,9 +87,12 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: float | None = None,
         plan: SharingPlan | None = None,
         rng: torch.Generator | None = None,
+        init: str = "random",
         **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
+        if init not in INITS:
+            raise unknown_name("init", str(init), INITS)
         modules = named_members(members)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
@@ -102,6 +113,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
+        self.warm_start: WarmStart | None = None
+        if init == "svd":
+            from superweight_ensembles.warm_starting import warm_start  # which is about ensembles itself
+
+            warm_start(self, modules)
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 

@@ -223,12 +223,11 @@ def plan_groups(
     )
     if groups and everything and plan.num_parameters < 0.95 * limit:
         _LOG.warning(
-            "the budget of %s allows more than the layers can use (%d templates a slot, %d windows a layer): "
-            "%s parameters; raise cap or windows to spend it",
+            "the budget of %s allows more than %s can use: %s parameters; raise %s to spend it",
             f"{limit:,}",
-            cap,
-            how.ssn.windows,
+            f"{cap} templates a slot" if plan.superweight_clusters else f"{how.ssn.windows} windows a layer",
             f"{plan.num_parameters:,}",
+            "cap" if plan.superweight_clusters else "windows",
         )
     return plan
 

@@ -17,6 +17,7 @@ from superweight_ensembles.data import ImageData, load_data
 from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.estimate import TrainingEstimate, estimate_training
+from superweight_ensembles.fine_tuning import tuned_config
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
@@ -62,6 +63,8 @@ _SEARCH_KEYS = (
     "threshold",
     "untie_epoch",
     "untie_threshold",
+    "init",
+    "init_from",
 )
 
 
@@ -79,6 +82,9 @@ class SharingRecipe(_Strict):
         threshold: Cosine above which two layers go on sharing templates.
         untie_epoch: Un-tie coefficients after this epoch of the final training.
         untie_threshold: Cosine above which two uses of a coefficient vector stay tied.
+        init: ``svd`` starts the bank from trained members (:func:`warm_start`): those that this run's own baseline
+            trains first, or those of ``init_from``; ``random`` does not.
+        init_from: Folder of a saved ensemble of the same members, such as RUN/independent/ensemble.
     """
 
     budget: StrictInt | StrictFloat
@@ -100,6 +106,8 @@ class SharingRecipe(_Strict):
     threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
     untie_epoch: StrictInt | None = Field(default=None, ge=1)
     untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
+    init: Literal["random", "svd"] = "random"
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:
@@ -126,6 +134,7 @@ class SharingRecipe(_Strict):
             (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
             (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
             (self.clusters == "random", "clusters: random", ("group_seed",)),
+            (self.init == "svd", "init: svd", ("init_from",)),
         ):
             for key in keys:
                 if key in given and not acts:
@@ -210,6 +219,7 @@ class Recipe(_Strict):
         members: The networks.
         sharing: Budget and clusters.
         training: As :class:`TrainConfig`.
+        fine_tuning: Settings in which the training of a bank that starts from trained members differs.
         evaluation: How results are measured.
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
@@ -223,6 +233,7 @@ class Recipe(_Strict):
     members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
+    fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
@@ -238,9 +249,20 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _untied_in_time(self) -> Recipe:
-        epoch = self.sharing.untie_epoch
-        if epoch is not None and epoch >= self.training.epochs:
-            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {self.training.epochs} epochs")
+        epoch, epochs = self.sharing.untie_epoch, self.shared_training().epochs
+        if epoch is not None and epoch >= epochs:
+            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {epochs} epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> Recipe:
+        svd = self.sharing.init == "svd"
+        if svd and self.sharing.init_from is None and self.baseline != "independent":
+            raise ValueError(
+                "sharing.init svd needs trained members: baseline: independent, or sharing.init_from, a saved ensemble"
+            )
+        if self.fine_tuning is not None and not svd:
+            raise ValueError("fine_tuning does nothing without sharing.init: svd: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -321,9 +343,13 @@ class Recipe(_Strict):
         shape = image_shape_of(self.data.name, options)
         if shape is None:
             return None
-        config, images = self.training, num_training_images(self.data.name, options)
+        config, images = self.shared_training(), num_training_images(self.data.name, options)
         cast, own_mean = uses_bfloat16(config), self.teacher == OWN_MEAN
         return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+
+    def shared_training(self) -> TrainConfig:
+        """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
+        return tuned_config(self.training, self.fine_tuning or {})
 
     def untying(self) -> Untying | None:
         """When and how coefficients are un-tied; None for never."""

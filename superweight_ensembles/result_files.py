@@ -104,6 +104,22 @@ class _Anytime(_Part):
         return self
 
 
+class _WarmError(_Part):
+    member: _Name
+    parameter: str
+    error: _Any
+
+
+class _WarmStart(_Part):
+    init_from: str
+    mean_error: _Any
+    errors: list[_WarmError] = Field(max_length=2**20)
+
+
+class _TestedStart(_WarmStart):
+    ensemble: _Accuracy
+
+
 class _Arm(_Part):
     name: _Name
     num_parameters: _Count
@@ -115,6 +131,7 @@ class _Arm(_Part):
     history: list[_Epoch] = Field(max_length=100_000)
     training: _Training | None = None
     anytime: _Anytime | None = None
+    warm_start: _TestedStart | None = None
 
 
 class _Dataset(_Part):
@@ -265,6 +282,7 @@ _KINDS: dict[str, tuple[type[_Part], str]] = {
     "run": (_Run, "train the run again"),
     "training": (_Trained, "train the arm again"),
     "search": (_Search, "search again"),
+    "warm start": (_WarmStart, "train the shared arm again"),
     "comparison": (_Comparison, "compare again"),
     "seed": (_SeedResults, "remove its folder and compare again with --resume"),
     "growth": (_Growth, "measure again"),
@@ -278,7 +296,8 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``results``, ``run``, ``training``, ``search``, ``comparison``, ``seed``, ``growth`` or ``npas``.
+        kind: ``results``, ``run``, ``training``, ``search``, ``warm start``, ``comparison``, ``seed``, ``growth`` or
+            ``npas``.
 
     Raises:
         SuperWeightError: Names the file and the key.

@@ -42,7 +42,7 @@ APART = 6 * 4 + 6 * 6 + PRIVATE
 )
 def test_bad_budget(budget, message):
     with pytest.raises(SuperWeightError, match=message):
-        plan_sharing({"a": mlp()}, budget=budget)
+        plan_sharing({"a": mlp()}, budget=budget, generator="superweight")
 
 
 def test_least_budget_is_enough():
@@ -52,7 +52,7 @@ def test_least_budget_is_enough():
 def test_infeasible_published_budget_states_the_minimum_of_templates():
     templates = 6 * 4 + 6 * 6
     with pytest.raises(SuperWeightError, match=rf"below the minimum of this sharing, {templates} parameters"):
-        plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates")
+        plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates", generator="superweight")
 
 
 @pytest.mark.parametrize(

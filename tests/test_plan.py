@@ -62,7 +62,7 @@ options = st.one_of(
 def least_budget(members, options):
     """The minimum as the error states it."""
     with pytest.raises(SuperWeightError, match=r"below the minimum of this sharing, [\d,]+ parameters") as caught:
-        plan_sharing(members, budget=1, **options)
+        plan_sharing(members, budget=1, generator="superweight", **options)
     return int(str(caught.value).split("sharing, ")[1].split(" parameters")[0].replace(",", ""))
 
 
@@ -233,8 +233,8 @@ def slot(content, index=0):
 
 
 BROKEN = {
-    "format of tomorrow": (lambda c: c.update(format=2), r'must be a JSON object with "format": 1'),
-    "no format": (lambda c: c.pop("format"), r'must be a JSON object with "format": 1'),
+    "format of tomorrow": (lambda c: c.update(format=3), r'must be a JSON object with "format": 2'),
+    "no format": (lambda c: c.pop("format"), r'must be a JSON object with "format": 2'),
     "unknown key": (lambda c: c.update(colour="red"), r"at colour: "),
     "unknown key of a member": (lambda c: c["members"][0].update(colour="red"), r"at members\.0\.colour: "),
     "unknown key of a target": (lambda c: target(c).update(colour="red"), r"at clusters\.0\.targets\.0\.colour: "),

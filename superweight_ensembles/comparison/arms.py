@@ -154,8 +154,9 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    teaches = recipe.teacher == INDEPENDENT  # then each run of the shared ensemble trains its teacher
-    alone = _changed(recipe, {"baseline": "independent" if teaches else "none", "anytime": None})
+    # Then each run of the shared ensemble trains its teacher, or what it starts from.
+    needs_apart = recipe.teacher == INDEPENDENT or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
+    alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
@@ -242,6 +243,7 @@ def _apart(recipe: Recipe) -> Recipe:
         recipe,
         {
             "sharing": {"budget": 1.0, "clusters": "none"}, "teacher": None, "training": labels, "baseline": "none",
+            "fine_tuning": None,
         },
     )  # fmt: skip
 
