@@ -21,7 +21,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
 from superweight_ensembles.registry import build_member
-from superweight_ensembles.search import Untying
+from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage.plain_data import check_plain
 from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
@@ -119,6 +119,8 @@ class SharingRecipe(_Strict):
         """What :func:`plan_sharing` takes for the plan that a run begins with."""
         options = self.model_dump(exclude=set(_SEARCH_KEYS))
         first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
+        if self.search != "none" and options.get("generator", "auto") == "auto":
+            options["generator"] = "superweight"  # a search splits nothing else
         return {**options, "coefficients": first, "reserve_untied": first == "tied" and self.untie_epoch is not None}
 
 
@@ -272,6 +274,7 @@ class Recipe(_Strict):
         """The plan that a run begins with; with a search, the one whose clusters are split."""
         plan = plan_sharing(members, **self.sharing.plan_options())
         if self.sharing.search != "none":
+            check_searchable(plan)
             # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
             # might not fit then.
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind

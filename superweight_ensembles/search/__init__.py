@@ -4,12 +4,13 @@ Source: Teterwak et al., WACV 2024
 """
 
 from superweight_ensembles.search.clusters import SearchResult, find_sharing, search_clusters
-from superweight_ensembles.search.depths import searched_members
+from superweight_ensembles.search.depths import check_searchable, searched_members
 from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients
 
 __all__ = [
     "SearchResult",
     "Untying",
+    "check_searchable",
     "find_sharing",
     "has_ties",
     "search_clusters",

@@ -16,7 +16,7 @@ from superweight_ensembles.training.config import TrainConfig
 def parameter_groups(
     ensemble: SuperWeightEnsemble, weight_decay: float, coefficient_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Decayed: templates and the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
+    """Decayed: templates, banks, the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
 
     Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
     Coefficients are a group of their own where ``coefficient_rate`` gives them a learning rate.
@@ -28,6 +28,7 @@ def parameter_groups(
     rated: list[nn.Parameter] = []
     combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
     coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
+    templates = {id(parameter) for parameter in ensemble.bank.templates.parameters()}
     free_ones = set(coefficients)
     for member in ensemble.members.values():
         named = getattr(member, "no_weight_decay", None)
@@ -37,7 +38,7 @@ def parameter_groups(
         if parameter.requires_grad:
             if coefficient_rate is not None and id(parameter) in coefficients:
                 rated.append(parameter)
-            elif id(parameter) in free_ones or parameter.ndim < 2:
+            elif id(parameter) in free_ones or (parameter.ndim < 2 and id(parameter) not in templates):
                 plain.append(parameter)
             else:
                 decayed.append(parameter)
