@@ -263,7 +263,7 @@ class SharingPlan:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"])
+            at = ".".join(str(part) for part in first["loc"] if part not in ("superweight", "ssn"))
             raise SuperWeightError(f"{where}, at {at or 'the top'}: {first['msg']}") from None
         check_consistent(plan, where)
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly

@@ -126,7 +126,7 @@ def test_newer_formats_are_refused(tmp_path: Path) -> None:
     registered().save_pretrained(tmp_path / "saved")
     for name, message in (
         ("config.json", "has format 99; this version reads 3"),
-        ("plan.json", 'must be a JSON object with "format": 1'),
+        ("plan.json", 'must be a JSON object with "format": 2'),
     ):
         path = tmp_path / "saved" / name
         text = path.read_text()

@@ -123,9 +123,9 @@ def search_clusters(
         A plan of the same members, with the cap and the counting of the ensemble's plan.
 
     Raises:
-        SuperWeightError: An ensemble that was never trained, shares nothing or reads flat banks, a threshold that is no cosine, a loader
-            without samples, gradients that are not finite (names the target) or all zero (names the member), a budget
-            below the minimum at every threshold (states the least), ranks that find different plans.
+        SuperWeightError: An ensemble that was never trained, shares nothing or reads flat banks, a threshold outside
+            [-1, 1], a loader without samples, gradients that are not finite (names the target) or all zero (names the
+            member), a budget below the minimum at every threshold (states the least), ranks that find different plans.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
