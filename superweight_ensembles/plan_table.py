@@ -80,8 +80,9 @@ def _account(plan: SharingPlan) -> list[str]:
     apart = plan.independent_parameters
     counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
     forms = {cluster.coefficients for cluster in plan.superweight_clusters.values()}
+    held = "flat banks" if plan.ssn_groups and not plan.superweight_clusters else "templates"
     entries = [
-        ("templates", plan.num_templates, f"{_ssn_share(plan)}minimum {plan.minimum_templates:,}"),
+        (held, plan.num_templates, f"{_ssn_share(plan)}minimum {plan.minimum_templates:,}"),
         ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
         ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
