@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from superweight_ensembles.plan import SharingPlan
     from superweight_ensembles.planning import independent_plan, plan_sharing
     from superweight_ensembles.registry import build_member
-    from superweight_ensembles.search import Untying, search_clusters, untie_coefficients
+    from superweight_ensembles.search import Untying, learn_groups, search_clusters, untie_coefficients
     from superweight_ensembles.ssn.options import SsnOptions
     from superweight_ensembles.targets import find_targets
     from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
+    from superweight_ensembles.warm_starting import WarmStart, warm_start
     from superweight_ensembles.wide_residual_network import wide_resnet
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "TrainResult",
     "TrainingStopped",
     "Untying",
+    "WarmStart",
     "adopt_plan",
     "build_member",
     "evaluate",
@@ -43,12 +45,14 @@ __all__ = [
     "export_member",
     "find_targets",
     "independent_plan",
+    "learn_groups",
     "load_data",
     "member_costs",
     "plan_sharing",
     "search_clusters",
     "train",
     "untie_coefficients",
+    "warm_start",
     "wide_resnet",
 ]
 
@@ -65,6 +69,7 @@ _HOMES = {
     "TrainResult": "training",
     "TrainingStopped": "training",
     "Untying": "search",
+    "WarmStart": "warm_starting",
     "adopt_plan": "adoption",
     "build_member": "registry",
     "evaluate": "evaluation",
@@ -72,12 +77,14 @@ _HOMES = {
     "export_member": "export",
     "find_targets": "targets",
     "independent_plan": "planning",
+    "learn_groups": "search",
     "load_data": "data",
     "member_costs": "evaluation",
     "plan_sharing": "planning",
     "search_clusters": "search",
     "train": "training",
     "untie_coefficients": "search",
+    "warm_start": "warm_starting",
     "wide_resnet": "wide_residual_network",
 }
 

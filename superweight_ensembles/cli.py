@@ -124,15 +124,17 @@ def evaluate(run: RunPath) -> None:
 def plot(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Evaluated run folders; or the folder of a comparison or a growth.json."),
+        typer.Argument(
+            metavar="RUN...", help="Evaluated run folders; or the folder of a comparison, growth.json or npas.json."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
     ] = None,
 ) -> None:
-    """Draw the figures of one run, those that compare several, those of a comparison, or how cost grows."""
+    """Draw the figures of one run, those that compare several, those of a comparison, how cost grows, or budgets."""
     from superweight_ensembles.comparison import read_comparison
-    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
+    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_npas, draw_run, draw_search
     from superweight_ensembles.result_files import check_content, naming_files
     from superweight_ensembles.runs import read_results, read_search
     from superweight_ensembles.storage.files import read_json
@@ -144,6 +146,9 @@ def plot(
         elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
             growth = runs[0] / "growth.json"
             drawn = draw_growth(check_content(read_json(growth), growth, "growth"), folder)
+        elif len(runs) == 1 and (runs[0] / "npas.json").is_file():
+            npas = runs[0] / "npas.json"
+            drawn = draw_npas(check_content(read_json(npas), npas, "npas"), folder)
         elif len(runs) == 1:
             evaluated, searched = read_results(runs[0]), read_search(runs[0])
             drawn = draw_run(*evaluated, folder)
@@ -211,13 +216,20 @@ def compare(
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, batchensemble, packed, mimo, masksembles; NAME:N for N seeds alone.",
+            help="By comma: independent, single, narrower, batchensemble, packed, mimo, masksembles; "
+            "NAME:N for N seeds alone.",
         ),
     ] = "independent",
     variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant", metavar="NAME:KEY=VALUE", help="The shared ensemble under other settings, as one more arm."
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets", metavar="BUDGET,...", help="The shared ensemble at these budgets as well: 0.1,0.5,2.0."
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds, from the recipe's upwards.")] = 3,
@@ -231,7 +243,7 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
 ) -> None:
     """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
-    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_variant
+    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_budgets, parse_variant
     from superweight_ensembles.figures import draw_arms
     from superweight_ensembles.recipe import load_recipe
 
@@ -243,7 +255,10 @@ def compare(
                 chosen,
                 folder,
                 against=[name.strip() for name in against.split(",") if name.strip()],
-                variants=[parse_variant(text) for text in variants or ()],
+                variants=[
+                    *(parse_variant(text) for text in variants or ()),
+                    *(parse_budgets(budgets) if budgets is not None else ()),
+                ],
                 overrides=overrides_of_arms or (),
                 num_seeds=seeds,
                 resume=resume,
@@ -304,11 +319,13 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
+    taught = recipe.teacher not in (None, "ensemble")
     if flops_per_second is not None:
-        return estimate_lines(estimate, flops_per_second, "as given")
+        return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
     device = build_fabric(recipe.training).device
     measured = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training))
-    return estimate_lines(estimate, measured, f"measured on a residual block ({device}, {_threads(device.type)})")
+    rate_from = f"measured on a residual block ({device}, {_threads(device.type)})"
+    return estimate_lines(estimate, measured, rate_from, taught=taught)
 
 
 def _threads(device: str) -> str:

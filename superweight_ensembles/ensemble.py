@@ -20,6 +20,7 @@ from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
 from superweight_ensembles.generation import Weights
 from superweight_ensembles.hub import HubModel, local_folder, model_card, registry_names
 from superweight_ensembles.initial_values import own_deviations
+from superweight_ensembles.placing import place
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import PlanOptions, check_plan_fits, count_parameters, plan_sharing
 from superweight_ensembles.saving import (
@@ -35,6 +36,10 @@ from superweight_ensembles.targets import Members, named_members
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from superweight_ensembles.warm_starting import WarmStart
+
+INITS = ("random", "svd")
+
 
 class SuperWeightEnsemble(nn.Module, HubModel):
     """Different networks whose weights come from one bank inside one parameter budget.
@@ -44,19 +49,24 @@ class SuperWeightEnsemble(nn.Module, HubModel):
     stay the copies' own parameters.
 
     Args:
-        members: Networks by name, or (name, network) pairs; all answer logits (B, K) for the same images.
+        members: Networks by name, (name, network) pairs, or networks alone, which become ``member0``, ``member1``, ...;
+            all answer logits (B, K) for the same images.
         budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
         plan: A plan made, found or loaded before.
         rng: Source of the bank's start values; torch's global one where None.
+        init: ``random``, or ``svd`` for a bank that starts as near as it can to the weights of the members given, which
+            are trained already (:func:`warm_start`).
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
         plan: The sharing plan.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+        warm_start: How near the bank came to the members that it was last started from; None for a random start.
 
     Raises:
-        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch).
+        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch); an
+            unknown ``init``; weights that are not finite.
 
     Source: Teterwak et al., WACV 2024.
 
@@ -77,9 +87,12 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: float | None = None,
         plan: SharingPlan | None = None,
         rng: torch.Generator | None = None,
+        init: str = "random",
         **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
+        if init not in INITS:
+            raise unknown_name("init", str(init), INITS)
         modules = named_members(members)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
@@ -100,6 +113,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
+        self.warm_start: WarmStart | None = None
+        if init == "svd":
+            from superweight_ensembles.warm_starting import warm_start  # which is about ensembles itself
+
+            warm_start(self, modules)
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 
@@ -158,11 +176,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
         try:
             for (owner, local), weight in zip(places, weights.values()):
-                owner._parameters[local] = weight
+                place(owner, local, weight)
             yield member
         finally:
             for owner, local in places:
-                owner._parameters[local] = None
+                place(owner, local, None)
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -180,7 +198,10 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             weights = self.bank.generate([name])[name]
         for parameter_name, tensor in weights.items():
             owner, local = _locate(module, parameter_name)
-            owner._parameters[local] = made.setdefault(id(tensor), nn.Parameter(tensor.clone()))
+            place(owner, local, made.setdefault(id(tensor), nn.Parameter(tensor.clone())))
+        for layer in module.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.flatten_parameters()  # as the plain layer is: on a GPU, in one block
         return module
 
     def save(self, folder: str | Path) -> None:
@@ -263,8 +284,20 @@ def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
     hollow = copy.deepcopy(module)
     for name in generated:
         owner, local = _locate(hollow, name)
-        owner._parameters[local] = None
+        place(owner, local, None)
+        if isinstance(owner, nn.RNNBase):
+            _leave_block(owner)
     return hollow
+
+
+def _leave_block(layer: nn.RNNBase) -> None:
+    """Give what stays of a recurrent layer memory of its own: cuDNN's one block would live on with all weights."""
+    for parameter in layer._parameters.values():
+        if (
+            parameter is not None
+            and parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size()
+        ):
+            parameter.data = parameter.data.clone()
 
 
 def _generated_names(plan: SharingPlan, member: str) -> tuple[str, ...]:

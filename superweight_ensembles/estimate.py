@@ -55,7 +55,8 @@ class TrainingEstimate:
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``).
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their
+            own mean as a teacher).
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
@@ -152,6 +153,7 @@ def estimate_training(
     *,
     bfloat16: bool = False,
     num_images: int | None = None,
+    own_mean: bool = False,
 ) -> TrainingEstimate:
     """Count what training members under a plan takes, without running them: shapes alone are passed through.
 
@@ -165,6 +167,7 @@ def estimate_training(
         config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
+        own_mean: Whether members learn from their own mean; another teacher is not counted.
 
     Raises:
         SuperWeightError: Names the member that does not run on images of this shape, or not on shapes alone.
@@ -201,7 +204,7 @@ def estimate_training(
         input_shape=shape,
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",
-        keeps_all=config.ensemble_loss != 0,
+        keeps_all=config.ensemble_loss != 0 or own_mean,
         parameter_bytes=plan.num_parameters * type_bytes + other_bytes,
         optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,
@@ -225,14 +228,15 @@ def _estimate_member(
     }
     try:
         with mode:
-            flops = count_flops(_WithTensors(module.eval(), tensors), torch.empty(1, *shape[1:]))
+            images = _images(module.eval(), tensors, shape)
+            flops = count_flops(_WithTensors(module, tensors), images[:1])
             module.train()
             trained = {
                 key: _as_trained(tensor, bfloat16 and key in generated, module.get_parameter(key).requires_grad)
                 for key, tensor in tensors.items()
                 if key in dict(module.named_parameters())
             }
-            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), shape, bfloat16)
+            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), images, bfloat16)
     except Exception as error:  # whatever a member's own code raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SuperWeightError(
@@ -242,6 +246,20 @@ def _estimate_member(
         for layer, was_training in training.items():
             layer.training = was_training
     return MemberEstimate(name=name, forward_flops=flops, activation_bytes=activations)
+
+
+def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """A batch that the module takes: floating-point, or tokens where it refuses that."""
+    images, tokens = torch.empty(shape), torch.zeros(shape, dtype=torch.int64)
+    try:
+        _WithTensors(module, tensors)(images[:1])
+    except Exception:
+        try:
+            _WithTensors(module, tensors)(tokens[:1])
+        except Exception:
+            return images  # whose error is told
+        return tokens
+    return images
 
 
 class _WithTensors(nn.Module):
@@ -262,9 +280,9 @@ def _as_trained(tensor: Tensor, cast: bool, trainable: bool) -> Tensor:
     return (tensor.to(torch.bfloat16) if cast else tensor).detach().requires_grad_(trainable)
 
 
-def _saved_bytes(module: _WithTensors, shape: tuple[int, ...], bfloat16: bool) -> int:
+def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
     """Bytes that forward and loss keep for backward."""
-    images, labels = torch.empty(shape), torch.zeros(shape[0], dtype=torch.int64)
+    labels = torch.zeros(len(images), dtype=torch.int64)
     given = {_storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
     kept: dict[int, Tensor] = {}
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from superweight_ensembles.estimate import TrainingEstimate
 
 
-def estimate_lines(estimate: TrainingEstimate, flops_per_second: float, rate_from: str) -> list[str]:
+def estimate_lines(
+    estimate: TrainingEstimate, flops_per_second: float, rate_from: str, *, taught: bool = False
+) -> list[str]:
     """Memory of a step, FLOPs and time.
 
     Args:
         estimate: What is told.
         flops_per_second: At which the time would be so.
         rate_from: Where that comes from, for the reader.
+        taught: Whether a teacher runs besides, which is not counted.
     """
     kind = "bfloat16" if estimate.bfloat16 else "float32"
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
@@ -32,7 +35,7 @@ def estimate_lines(estimate: TrainingEstimate, flops_per_second: float, rate_fro
     shape = " x ".join(map(str, estimate.input_shape))
     lines = [
         f"Estimate of a training of the shared ensemble, images of {shape} (by count of tensors and operations; "
-        "without libraries, allocator and workspaces)",
+        f"without libraries, allocator and workspaces{', and without the teacher' if taught else ''})",
         *(f"{name:<18}{_bytes(size):>12}  {note}".rstrip() for name, size, note in memory),
         f"{'an image forward':<18}{_flops(estimate.forward_flops):>12}  {_shares(estimate)}",
         f"{'a step':<18}{_flops(estimate.step_flops):>12}  "

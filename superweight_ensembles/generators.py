@@ -154,12 +154,12 @@ def _bank(group: TargetGroup, budget: int, how: Spending) -> SsnGroup:
     size, mask_window = bank_within(_shapes(group), budget, how.ssn, how.everything)
     return SsnGroup(
         name=group.name,
-        kind=", ".join(dict.fromkeys(target.kind for target in group.targets)),
         bank_size=size,
         mask_window=mask_window,
         options=how.ssn,
         targets=tuple(
-            SsnTarget(member=target.member, names=target.names, shape=target.shape) for target in group.targets
+            SsnTarget(member=target.member, names=target.names, kind=target.kind, shape=target.shape)
+            for target in group.targets
         ),
     )
 

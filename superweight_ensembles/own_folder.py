@@ -69,4 +69,6 @@ def _what_counts(recipe: Recipe) -> Recipe:
     """A recipe without what may differ from one part of a run to the next."""
     defaults = asdict(TrainConfig())
     training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
-    return recipe.model_copy(update={"training": training})
+    changes = recipe.fine_tuning
+    tuned = None if changes is None else {key: value for key, value in changes.items() if key not in RESUMABLE}
+    return recipe.model_copy(update={"training": training, "fine_tuning": tuned})

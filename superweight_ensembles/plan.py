@@ -148,6 +148,7 @@ class Cluster:
         return num_templates * each + fixed_numbers(self.coefficients, slot.num_vectors, self.embedding_size)
 
 
+_TAGS = ("superweight", "ssn")
 PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
 
 
@@ -263,7 +264,7 @@ class SharingPlan:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"] if part not in ("superweight", "ssn"))
+            at = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
             raise SuperWeightError(f"{where}, at {at or 'the top'}: {first['msg']}") from None
         check_consistent(plan, where)
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly

@@ -70,7 +70,7 @@ def plan_sharing(
     """Decide which weights of which members share templates, inside a parameter budget.
 
     Args:
-        members: Networks by name, or (name, network) pairs; they are read, never changed.
+        members: Networks by name, (name, network) pairs, or networks alone; they are read, never changed.
         budget: Trainable scalars as an int, or as a float the fraction of what the members own apart
             (0.83; above 1 to buy accuracy at unchanged inference cost).
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
@@ -223,12 +223,11 @@ def plan_groups(
     )
     if groups and everything and plan.num_parameters < 0.95 * limit:
         _LOG.warning(
-            "the budget of %s allows more than the layers can use (%d templates a slot, %d windows a layer): "
-            "%s parameters; raise cap or windows to spend it",
+            "the budget of %s allows more than %s can use: %s parameters; raise %s to spend it",
             f"{limit:,}",
-            cap,
-            how.ssn.windows,
+            f"{cap} templates a slot" if plan.superweight_clusters else f"{how.ssn.windows} windows a layer",
             f"{plan.num_parameters:,}",
+            "cap" if plan.superweight_clusters else "windows",
         )
     return plan
 
@@ -314,19 +313,14 @@ def _check_budget(
     if limit >= own + least:
         return
     apart = sum(member.num_parameters for member in members)
-    hint = percentage_hint(budget)
-    if limit < own:
-        raise SuperWeightError(
-            f"a budget of {spelled(budget, limit)} is less than what stays the members' own, {own:,} parameters "
-            f"(heads, norms, biases, layers left out; {own / apart:.3f} of the members apart): raise it, or include "
-            f"more layers{hint}"
-        )
     remedy = "raise it, use fewer bins, or include more layers"
-    if generator == "superweight":
+    if limit < own:
+        remedy = f"what stays the members' own (heads, norms, biases, layers left out) is {own:,} alone: {remedy}"
+    elif generator == "superweight":
         remedy += ", or take generator 'ssn' or 'auto', which go below"
     raise SuperWeightError(
         f"a budget of {spelled(budget, limit)} is below the minimum of this sharing, {own + least:,} parameters "
-        f"({(own + least) / apart:.3f} of the members apart): {remedy}{hint}"
+        f"({(own + least) / apart:.3f} of the members apart): {remedy}{percentage_hint(budget)}"
     )
 
 

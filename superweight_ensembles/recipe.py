@@ -17,14 +17,18 @@ from superweight_ensembles.data import ImageData, load_data
 from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.estimate import TrainingEstimate, estimate_training
+from superweight_ensembles.fine_tuning import tuned_config
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
+from superweight_ensembles.recipe_teacher import check_teacher
 from superweight_ensembles.registry import build_member
-from superweight_ensembles.search import Untying, check_searchable
+from superweight_ensembles.search import LEARNING, Untying, check_searchable
+from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.storage.plain_data import check_plain
 from superweight_ensembles.storage.yaml_file import read_yaml
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distillation import OWN_MEAN
 from superweight_ensembles.training.fabric import uses_bfloat16
 
 _KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
@@ -59,6 +63,8 @@ _SEARCH_KEYS = (
     "threshold",
     "untie_epoch",
     "untie_threshold",
+    "init",
+    "init_from",
 )
 
 
@@ -67,29 +73,41 @@ class SharingRecipe(_Strict):
 
     Attributes:
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
-        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``none`` does not.
+        num_groups: Of clusters ``random``, and of search ``k_means``.
+        group_seed: Of clusters ``random``; the recipe's seed unless given.
+        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
+            groups (:func:`learn_groups`); ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.
         untie_epoch: Un-tie coefficients after this epoch of the final training.
         untie_threshold: Cosine above which two uses of a coefficient vector stay tied.
+        init: ``svd`` starts the bank from trained members (:func:`warm_start`): those that this run's own baseline
+            trains first, or those of ``init_from``; ``random`` does not.
+        init_from: Folder of a saved ensemble of the same members, such as RUN/independent/ensemble.
     """
 
     budget: StrictInt | StrictFloat
+    generator: str = "auto"
     clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
     bins: int = 4
+    num_groups: StrictInt | None = None
+    group_seed: StrictInt | None = Field(default=None, ge=0)
+    ssn: SsnOptions | None = None
     cap: int = 8
     allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
     budget_counts: str = "all"
-    search: Literal["none", "gradient", "weight"] = "none"
+    search: Literal["none", "gradient", "weight", "k_means"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
     search_batches: StrictInt | None = Field(default=None, ge=1)
     threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
     untie_epoch: StrictInt | None = Field(default=None, ge=1)
     untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
+    init: Literal["random", "svd"] = "random"
+    init_from: str | None = None
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:
@@ -97,13 +115,26 @@ class SharingRecipe(_Strict):
         searches, unties = self.search != "none", self.untie_epoch is not None
         if searches and self.search_epochs is None:
             raise ValueError("a search needs search_epochs: the epochs that the first plan is trained for")
-        if searches and self.clusters == "none":
+        splits = self.search in ("gradient", "weight")
+        if splits and self.clusters == "none":
             raise ValueError("a search splits clusters, and clusters 'none' makes none")
+        if self.search == "k_means":
+            for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
+                raise ValueError(
+                    f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
+                )
+            if self.num_groups is None:
+                raise ValueError("search 'k_means' needs num_groups")
+            if self.generator == "superweight":
+                raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
         for acts, without, keys in (
-            (searches, "a search (search: gradient)", ("search_epochs", "threshold")),
+            (searches, "a search (search: gradient)", ("search_epochs",)),
+            (splits, "search: gradient", ("threshold",)),
             (unties, "untie_epoch", ("untie_threshold",)),
             (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
             (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
+            (self.clusters == "random", "clusters: random", ("group_seed",)),
+            (self.init == "svd", "init: svd", ("init_from",)),
         ):
             for key in keys:
                 if key in given and not acts:
@@ -113,15 +144,19 @@ class SharingRecipe(_Strict):
     @property
     def coefficient_kind(self) -> str:
         """Of the plan that is trained to the end."""
-        return self.coefficients or ("own" if self.search == "none" else "tied")
+        return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
         """What :func:`plan_sharing` takes for the plan that a run begins with."""
-        options = self.model_dump(exclude=set(_SEARCH_KEYS))
+        options = self.model_dump(exclude={*_SEARCH_KEYS, "ssn", "group_seed"})
+        if self.search == "k_means":
+            learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
+            return {**options, **learning}
         first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
-        if self.search != "none" and options.get("generator", "auto") == "auto":
-            options["generator"] = "superweight"  # a search splits nothing else
-        return {**options, "coefficients": first, "reserve_untied": first == "tied" and self.untie_epoch is not None}
+        if self.search != "none" and options["generator"] == "auto":
+            options["generator"] = "superweight"  # similarity splits nothing else
+        untied = first == "tied" and self.untie_epoch is not None
+        return {**options, "ssn": self.ssn, "coefficients": first, "reserve_untied": untied}
 
 
 class EvaluationRecipe(_Strict):
@@ -186,9 +221,12 @@ class Recipe(_Strict):
         members: The networks.
         sharing: Budget and clusters.
         training: As :class:`TrainConfig`.
+        fine_tuning: Settings in which the training of a bank that starts from trained members differs.
         evaluation: How results are measured.
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
+        teacher: What the shared arm learns from besides the labels, with ``training.distillation``: ``ensemble`` (the
+            mean of its members), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -197,9 +235,11 @@ class Recipe(_Strict):
     members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
+    fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
+    teacher: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -211,9 +251,25 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _untied_in_time(self) -> Recipe:
-        epoch = self.sharing.untie_epoch
-        if epoch is not None and epoch >= self.training.epochs:
-            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {self.training.epochs} epochs")
+        epoch, epochs = self.sharing.untie_epoch, self.shared_training().epochs
+        if epoch is not None and epoch >= epochs:
+            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {epochs} epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> Recipe:
+        svd = self.sharing.init == "svd"
+        if svd and self.sharing.init_from is None and self.baseline != "independent":
+            raise ValueError(
+                "sharing.init svd needs trained members: baseline: independent, or sharing.init_from, a saved ensemble"
+            )
+        if self.fine_tuning is not None and not svd:
+            raise ValueError("fine_tuning does nothing without sharing.init: svd: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        check_teacher(self.teacher, self.training, len(self.members), self.baseline)
         return self
 
     @model_validator(mode="after")
@@ -272,13 +328,16 @@ class Recipe(_Strict):
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         """The plan that a run begins with; with a search, the one whose clusters are split."""
-        plan = plan_sharing(members, **self.sharing.plan_options())
-        if self.sharing.search != "none":
+        options = self.sharing.plan_options()
+        if self.sharing.clusters == "random":
+            options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
+        plan = plan_sharing(members, **options)
+        if self.sharing.search in ("gradient", "weight"):
             check_searchable(plan)
             # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
             # might not fit then.
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
-            plan_sharing(members, **{**self.sharing.plan_options(), "coefficients": most, "reserve_untied": False})
+            plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
@@ -287,8 +346,13 @@ class Recipe(_Strict):
         shape = image_shape_of(self.data.name, options)
         if shape is None:
             return None
-        config, images = self.training, num_training_images(self.data.name, options)
-        return estimate_training(members, plan, shape, config, bfloat16=uses_bfloat16(config), num_images=images)
+        config, images = self.shared_training(), num_training_images(self.data.name, options)
+        cast, own_mean = uses_bfloat16(config), self.teacher == OWN_MEAN
+        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+
+    def shared_training(self) -> TrainConfig:
+        """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
+        return tuned_config(self.training, self.fine_tuning or {})
 
     def untying(self) -> Untying | None:
         """When and how coefficients are un-tied; None for never."""
@@ -301,9 +365,9 @@ class Recipe(_Strict):
         )
 
     def search_training(self) -> TrainConfig:
-        """How the first plan is trained before a search: as the final one, in fewer epochs and without steps."""
+        """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
         assert self.sharing.search_epochs is not None, "checked with the recipe"
-        config = self.training
+        config = self.training.without_distillation()
         if config.schedule == "step":
             config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
         return replace(config, epochs=self.sharing.search_epochs)

@@ -25,7 +25,7 @@ def build_member(model: str, *, num_classes: int, in_channels: int = 3, **option
     """Make a network by name, untrained: the bank draws the start values of what it generates.
 
     Args:
-        model: ``wide_resnet`` (options depth, width), ``timm/NAME`` or ``torchvision/NAME``.
+        model: ``wide_resnet`` (options depth, width, which may be a fraction), ``timm/NAME`` or ``torchvision/NAME``.
         num_classes: Rows of its head.
         in_channels: Channels of its images.
         **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.

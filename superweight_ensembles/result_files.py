@@ -1,4 +1,4 @@
-"""What results, searches, comparisons and growth files must hold before anything is drawn or told from them."""
+"""What results, searches, comparisons and files of benchmarks must hold before anything is drawn or told from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -104,6 +104,22 @@ class _Anytime(_Part):
         return self
 
 
+class _WarmError(_Part):
+    member: _Name
+    parameter: str
+    error: _Any
+
+
+class _WarmStart(_Part):
+    init_from: str
+    mean_error: _Any
+    errors: list[_WarmError] = Field(max_length=2**20)
+
+
+class _TestedStart(_WarmStart):
+    ensemble: _Accuracy
+
+
 class _Arm(_Part):
     name: _Name
     num_parameters: _Count
@@ -115,6 +131,7 @@ class _Arm(_Part):
     history: list[_Epoch] = Field(max_length=100_000)
     training: _Training | None = None
     anytime: _Anytime | None = None
+    warm_start: _TestedStart | None = None
 
 
 class _Dataset(_Part):
@@ -217,6 +234,30 @@ class _Growth(_Part):
     sweeps: list[_Sweep] = Field(max_length=16)
 
 
+class _NpasArm(_Part):
+    name: _Name
+    label: _Name
+
+
+class _NpasCell(_Part):
+    arm: _Name
+    budget: _Positive | None
+    seed: _Count
+    status: Literal["done", "skipped", "failed"]
+    accuracy: _Share | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> _NpasCell:
+        if self.status == "done" and self.accuracy is None:
+            raise ValueError("a cell that is done needs its accuracy")
+        return self
+
+
+class _Npas(_Part):
+    arms: list[_NpasArm] = Field(max_length=32)
+    cells: list[_NpasCell] = Field(max_length=10_000)
+
+
 class _Trained(_Part):
     history: list[_Epoch] = Field(max_length=100_000)
 
@@ -241,9 +282,11 @@ _KINDS: dict[str, tuple[type[_Part], str]] = {
     "run": (_Run, "train the run again"),
     "training": (_Trained, "train the arm again"),
     "search": (_Search, "search again"),
+    "warm start": (_WarmStart, "train the shared arm again"),
     "comparison": (_Comparison, "compare again"),
     "seed": (_SeedResults, "remove its folder and compare again with --resume"),
     "growth": (_Growth, "measure again"),
+    "npas": (_Npas, "measure again"),
 }
 
 
@@ -253,7 +296,8 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``results``, ``run``, ``training``, ``search``, ``comparison``, ``seed`` or ``growth``.
+        kind: ``results``, ``run``, ``training``, ``search``, ``warm start``, ``comparison``, ``seed``, ``growth`` or
+            ``npas``.
 
     Raises:
         SuperWeightError: Names the file and the key.

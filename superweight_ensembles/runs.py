@@ -6,6 +6,7 @@ RUN/search/            with a search: the plan before it, the log of its trainin
 RUN/plan.json          the sharing plan that the shared arm is built on
 RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
                        evaluated with an anytime section, its calibrated cascade (anytime.json) as well
+RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started, and beside it warm_start.json
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
 RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
                        end that of the best epoch alone, where it is not the last one: an ensemble to load, too
@@ -42,9 +43,10 @@ from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.processes import Processes, current_processes
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.recipe_teacher import INDEPENDENT, check_saved_teacher, teacher_of
 from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
-from superweight_ensembles.search import Untying, find_sharing, searched_members
+from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
@@ -54,6 +56,7 @@ from superweight_ensembles.training.checkpoint import Checkpoints
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
 from superweight_ensembles.training.records import CHECKPOINT_FOLDER
+from superweight_ensembles.warm_runs import check_trained_members, start_warm, warm_results
 
 RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
@@ -121,10 +124,14 @@ def train_run(
         existed = processes.first(enter)
         members = recipe.build_members()
         plan = recipe.plan(members)
+        processes.first(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
         data = recipe.load_data()
         training_loader(data, recipe.training, shard=processes.shard)
+        training_loader(data, recipe.shared_training(), shard=processes.shard)
         if recipe.anytime is not None:
             _check_held_out(data)
+        if not processes.first((folder / "shared" / "training.json").is_file):
+            check_saved_teacher(recipe.teacher)
         begun = processes.first(begin)
         try:
             _train_stages(recipe, members, plan, data, folder, progress_of, processes)
@@ -157,13 +164,14 @@ def _train_stages(
         processes.first(lambda: write_text(folder / "plan.json", text))
     processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
     plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
-    for arm in arms_of(recipe):
+    for arm in training_order(recipe):
         own = folder / arm
         if not processes.first((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
-            untie = recipe.untying() if arm == "shared" else None
-            _train_arm(recipe, ensemble, data, own, progress(arm), untie, processes)
+            if arm == "shared" and recipe.sharing.init == "svd":
+                processes.first(partial(start_warm, recipe, ensemble, members, folder))  # training copies it to all
+            _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
         processes.first(partial(_keep_best, own))
 
 
@@ -179,11 +187,16 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to evaluate on")
     fabric = build_fabric(recipe.training)
+
+    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
+        return predict(ensemble.to(fabric.device).eval(), _loader(recipe, data, "test", fabric.device))
+
     arms = []
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
-        tested = predict(ensemble, _loader(recipe, data, "test", fabric.device))
+        tested = tested_by(ensemble)
         training = _training_of(folder / arm)
+        warm = warm_results(folder / arm, tested_by)
         anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
@@ -193,6 +206,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
                 "budget": ensemble.plan.budget,
                 **evaluate_predictions(ensemble, tested).to_dict(),
                 **anytime,
+                **({} if warm is None else {"warm_start": warm}),
                 "training": {key: value for key, value in training.items() if key != "history"},
                 "history": training["history"],
             }
@@ -257,6 +271,13 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
     return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
 
 
+def training_order(recipe: Recipe) -> tuple[str, ...]:
+    """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
+    arms = arms_of(recipe)
+    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
+    return arms[::-1] if starts_apart or recipe.teacher == INDEPENDENT else arms
+
+
 def trained_arm(folder: Path, arm: str) -> Path:
     """The folder of an arm's trained ensemble."""
     if not (folder / arm / "training.json").is_file():
@@ -282,21 +303,13 @@ def _search(
     progress: Callable[[TrainProgress], None] | None,
     processes: Processes,
 ) -> SharingPlan:
-    """Train a first plan for some epochs and split its clusters; the weights are thrown away."""
+    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
     ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
-    searched = searched_members(ensemble)
+    learns = recipe.sharing.search == "k_means"
+    searched = ensemble.member_names if learns else searched_members(ensemble)
     config = recipe.search_training()
     train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
-    device = next(ensemble.parameters()).device
-    found = find_sharing(
-        ensemble,
-        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
-        threshold=recipe.sharing.threshold,
-        coefficients=recipe.sharing.coefficient_kind,
-        similarity=recipe.sharing.search,
-        max_batches=recipe.sharing.search_batches,
-        reserve_untied=recipe.sharing.untie_epoch is not None,
-    )
+    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
 
     def write() -> None:
         write_text(folder / "plan.json", plan.to_json())
@@ -306,20 +319,48 @@ def _search(
     return found.plan
 
 
+def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+    sharing = recipe.sharing
+    assert sharing.num_groups is not None, "checked with the recipe"
+    return find_groups(
+        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
+    )
+
+
+def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
+    device = next(ensemble.parameters()).device
+    return find_sharing(
+        ensemble,
+        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
+        threshold=recipe.sharing.threshold,
+        coefficients=recipe.sharing.coefficient_kind,
+        similarity=recipe.sharing.search,
+        max_batches=recipe.sharing.search_batches,
+        reserve_untied=recipe.sharing.untie_epoch is not None,
+    )
+
+
 def _train_arm(
     recipe: Recipe,
+    arm: str,
     ensemble: SuperWeightEnsemble,
     data: ImageData,
     folder: Path,
     progress: Callable[[TrainProgress], None] | None,
-    untie: Untying | None,
     processes: Processes,
 ) -> None:
-    result = train(ensemble, data, recipe.training, untie=untie, out=folder, resume=True, callback=progress)
+    """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
+    if arm == "shared":
+        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
+        options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
+        config = recipe.shared_training()
+    else:
+        options, config = {}, recipe.training.without_distillation()
+    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
 
     def write() -> None:
-        ensemble.cpu().save(folder / "ensemble")
-        write_json(folder / "training.json", asdict(result))
+        ensemble.cpu().save(folder / arm / "ensemble")
+        write_json(folder / arm / "training.json", asdict(result))
 
     processes.first(write)
 

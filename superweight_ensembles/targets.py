@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Union
@@ -13,10 +13,12 @@ from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
 
-Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]]]
+Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 _HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
 
@@ -29,7 +31,7 @@ class Target:
         member: Name of the member that owns it.
         names: Its parameter name inside the member; any further names are ties to the same tensor.
         shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
-        kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ...
+        kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
             Only targets of one kind and kernel share templates.
     """
 
@@ -52,22 +54,31 @@ class Target:
 
 
 def named_members(members: Members) -> dict[str, nn.Module]:
-    """Check the members and return them by name, in the order given.
+    """Check the members and return them by name, in the order given; those without names are ``member0``, ``member1``.
 
     Raises:
         SuperWeightError: Nothing given, a name twice, a name that a module tree cannot hold, no module.
     """
     if isinstance(members, nn.Module):
-        raise SuperWeightError("members must be a mapping of names to modules: write {'name': module}")
+        raise SuperWeightError(
+            f"members must be several networks, by name or in a list; got one {type(members).__name__}: "
+            "write {'name': module} or [module]"
+        )
     if not isinstance(members, Iterable):
-        raise SuperWeightError(f"members must be a mapping of names to modules; got {type(members).__name__}")
+        raise SuperWeightError(
+            f"members must be a mapping of names to modules, or a list of modules; got {type(members).__name__}"
+        )
     pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
     if not pairs:
         raise SuperWeightError("an ensemble needs at least one member; none was given")
+    if all(isinstance(member, nn.Module) for member in pairs):
+        return {f"member{index}": module for index, module in enumerate(pairs) if isinstance(module, nn.Module)}
     found: dict[str, nn.Module] = {}
     for pair in pairs:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise SuperWeightError(f"members must be (name, module) pairs; got {type(pair).__name__}")
+            raise SuperWeightError(
+                f"members must all be modules, or all (name, module) pairs; got {type(pair).__name__} among them"
+            )
         name, module = pair
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise SuperWeightError(
@@ -87,10 +98,10 @@ def find_targets(
     """Find the weight tensors of a network that a bank can generate, in construction order.
 
     Taken: convolutions of one to three dimensions (transposed, grouped and depthwise ones too), linear
-    layers, attention projections, and the ``weight`` of a module class outside ``torch.nn`` that has two
-    to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen parameters. Of modules outside
-    ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``, ``*Embed*``), or has one dimension
-    larger than one counts as such.
+    layers, attention projections, the matrices of recurrent layers and cells, and the ``weight`` of a module class
+    outside ``torch.nn`` that has two to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen
+    parameters. Of modules outside ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``,
+    ``*Embed*``), or has one dimension larger than one counts as such.
     A tensor that several layers hold is one target with several names.
 
     Args:
@@ -101,7 +112,8 @@ def find_targets(
         exclude: Globs of layer or parameter names to leave to the member; stronger than ``include``.
 
     Raises:
-        SuperWeightError: A lazy layer without shape; a recurrent layer that ``include`` names.
+        SuperWeightError: A lazy layer without shape; an embedding that a bank cannot generate (``max_norm``,
+            ``sparse``, ``padding_idx``).
 
     Example:
         >>> from torch import nn
@@ -129,9 +141,9 @@ def find_targets(
         if any(matches(spellings, pattern) for pattern in exclude):
             left.add(key)
         elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
-            if isinstance(layer, nn.RNNBase):
-                raise SuperWeightError(f"{member or 'the module'}: {name} is of a recurrent layer; leave it out")
-            taken.setdefault(key, (tuple(parameter.shape), kind or f"tensor{parameter.ndim}d"))
+            kind = kind or ("embedding" if isinstance(layer, _TABLES) else f"tensor{parameter.ndim}d")
+            taken.setdefault(key, (tuple(parameter.shape), kind))
+    _check_tables(module, member, taken.keys() - left)
     return tuple(
         Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
         for key, (shape, kind) in taken.items()
@@ -201,7 +213,9 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
         return "linear"
     if isinstance(layer, nn.MultiheadAttention) and local in _ATTENTION_WEIGHTS:
         return "linear"
-    if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)) or type(layer).__module__.startswith("torch.nn."):
+    if isinstance(layer, _RECURRENT) and local.startswith("weight_"):
+        return _recurrent_kind(layer)
+    if isinstance(layer, _TABLES) or type(layer).__module__.startswith("torch.nn."):
         return None
     name = type(layer).__name__.lower()
     if isinstance(layer, _NORMS) or "norm" in name or "embed" in name:
@@ -209,6 +223,29 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
     if local == "weight" and 2 <= ndim <= 5 and math.prod(shape) > max(shape):
         return "linear" if ndim == 2 else f"conv{ndim - 2}d"
     return None
+
+
+def _recurrent_kind(layer: nn.Module) -> str:
+    if isinstance(layer, (nn.GRU, nn.GRUCell)):
+        return "gru"
+    return "lstm" if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else "rnn"
+
+
+def _check_tables(module: nn.Module, member: str, taken: Collection[int]) -> None:
+    """Refuse embeddings, also those tied to another layer, that do more to their weight than read it."""
+    for layer_name, layer, local, parameter in _layer_parameters(module):
+        if id(parameter) not in taken or not isinstance(layer, _TABLES):
+            continue
+        for option, given, why in (
+            ("max_norm", layer.max_norm is not None, "which changes its weights in place"),
+            ("sparse=True", layer.sparse, "whose gradients the bank cannot take"),
+            ("padding_idx", layer.padding_idx is not None, "a row that stays as it is, which a generated one cannot"),
+        ):
+            if given:
+                raise SuperWeightError(
+                    f"{member or 'the module'}: {_joined(layer_name, local)} is an embedding with {option}, {why}: "
+                    "leave it out (drop it from include, or name it in exclude)"
+                )
 
 
 def _layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:

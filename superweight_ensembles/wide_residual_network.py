@@ -5,6 +5,8 @@ Source: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.0
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,10 +35,10 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """Three stages of pre-activation blocks over a 3x3 stem; any image of at least 4 x 4 pixels."""
 
-    def __init__(self, depth: int, width: int, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, depth: int, width: float, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         blocks = (depth - 4) // 6
-        channels = (16, 16 * width, 32 * width, 64 * width)
+        channels = (16, *(max(1, round(stage * width)) for stage in (16, 32, 64)))
         self.num_classes = num_classes
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.stages = nn.Sequential(
@@ -67,13 +69,20 @@ class WideResNet(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
-def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int = 3) -> WideResNet:
+def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3) -> WideResNet:
     """WRN-depth-width: channels 16, 16w, 32w, 64w; (depth - 4) / 6 blocks a stage.
 
+    Args:
+        depth: 6n + 4.
+        width: w; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
+        num_classes: K.
+        in_channels: Of the images.
+
     Raises:
-        SuperWeightError: A depth that is not 6n + 4, or a size below one.
+        SuperWeightError: A depth that is not 6n + 4, a width that is no positive number, or a size below one.
 
     Source: Zagoruyko and Komodakis 2016, table 1.
+    Differs from paper: widths that are no whole numbers, so that there is a network of any size.
 
     Example:
         >>> sum(parameter.numel() for parameter in wide_resnet(28, 7, num_classes=100).parameters())
@@ -81,10 +90,10 @@ def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int = 3) 
     """
     if depth < 10 or (depth - 4) % 6:
         raise SuperWeightError(f"the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, ...); got {depth}")
-    if min(width, num_classes, in_channels) < 1:
-        raise SuperWeightError(
-            f"width, num_classes and in_channels must be at least 1; got {width}, {num_classes}, {in_channels}"
-        )
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < math.inf:
+        raise SuperWeightError(f"the width of a WideResNet is a positive number, such as 2 or 0.25; got {width!r:.40}")
+    if min(num_classes, in_channels) < 1:
+        raise SuperWeightError(f"num_classes and in_channels must be at least 1; got {num_classes}, {in_channels}")
     options = {"depth": depth, "width": width}
     return remember_architecture(
         WideResNet(depth, width, num_classes, in_channels),

@@ -1,6 +1,7 @@
 """One table of architectures, each alone and some in pairs, through all that an ensemble does.
 
-Real models at full size with small images: what is tested is that any module works, not what it learns.
+Real models at full size with small images, and own ones that read sequences of tokens: what is tested is that any
+module works, not what it learns.
 """
 
 import copy
@@ -22,6 +23,7 @@ from superweight_ensembles import SharingPlan, SuperWeightEnsemble, SuperWeightE
 
 CLASSES = 5
 IMAGES = (2, 3, 32, 32)
+VOCABULARY, LENGTH = 30, 12
 BUDGETS = (0.4, 0.83, 1.3)
 
 
@@ -71,6 +73,33 @@ class EveryKind(nn.Module):
         return self.fc(self.encoder(mixed).mean(1))
 
 
+class TextTransformer(nn.Module):
+    """Tokens and positions, encoder layers, the mean over the sequence."""
+
+    def __init__(self, width, depth=2):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(VOCABULARY, width), nn.Embedding(LENGTH, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, depth)
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, tokens):
+        return self.fc(self.encoder(self.tokens(tokens) + self.positions.weight).mean(1))
+
+
+class TextRecurrence(nn.Module):
+    """A recurrent layer over the sequence, of which the last step is read."""
+
+    def __init__(self, layer, width, **options):
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, 16)
+        self.recurrent = layer(16, width, num_layers=2, batch_first=True, **options)
+        self.fc = nn.Linear(width * (2 if options else 1), CLASSES)
+
+    def forward(self, tokens):
+        return self.fc(self.recurrent(self.tokens(tokens))[0][:, -1])
+
+
 def mlp():
     return nn.Sequential(
         nn.Flatten(), nn.Linear(3 * 32 * 32, 64), *(nn.Linear(64, 64) for _ in range(6)), nn.Linear(64, CLASSES)
@@ -96,6 +125,14 @@ MODELS = {
     "torchvision regnet": lambda: torchvision.models.regnet_y_400mf(num_classes=CLASSES),
     "own net": OwnNet,
     "every kind": EveryKind,
+}
+TEXT_MODELS = {
+    "transformer32": lambda: TextTransformer(32),
+    "transformer48": lambda: TextTransformer(48, depth=3),
+    "gru24": lambda: TextRecurrence(nn.GRU, 24),
+    "gru32": lambda: TextRecurrence(nn.GRU, 32),
+    "lstm16": lambda: TextRecurrence(nn.LSTM, 16, bidirectional=True),
+    "lstm24": lambda: TextRecurrence(nn.LSTM, 24, bidirectional=True),
 }
 
 
@@ -138,13 +175,21 @@ CASES = [
     Case(("vit", "mlp")),
     Case(("torchvision regnet", "nf_resnet26")),
     Case(("own net", "every kind", "wrn16-2")),
+    # Each bin has all shapes of a layer of the wider one, once.
+    Case(("transformer32", "transformer48"), too_small=(0.4,)),
+    # Four matrices in four bins: all of the wider one is left.
+    Case(("gru24", "gru32"), too_small=(0.4,)),
+    # Two directions halve that.
+    Case(("lstm16", "lstm24"), too_small=(0.4,)),
+    # Three kinds, of one member each.
+    Case(("transformer32", "gru32", "lstm16"), too_small=(0.4,)),
 ]
 
 
 @functools.lru_cache(maxsize=4)
 def model(name):
     torch.manual_seed(0)
-    return MODELS[name]()
+    return {**MODELS, **TEXT_MODELS}[name]()
 
 
 def members_of(case):
@@ -168,7 +213,10 @@ def built(request):
 
 
 @pytest.fixture
-def images():
+def images(built):
+    case, _, _ = built
+    if case.members[0] in TEXT_MODELS:
+        return torch.randint(0, VOCABULARY, (IMAGES[0], LENGTH))
     return torch.randn(IMAGES)
 
 

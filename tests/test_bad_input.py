@@ -42,7 +42,7 @@ APART = 6 * 4 + 6 * 6 + PRIVATE
 )
 def test_bad_budget(budget, message):
     with pytest.raises(SuperWeightError, match=message):
-        plan_sharing({"a": mlp()}, budget=budget)
+        plan_sharing({"a": mlp()}, budget=budget, generator="superweight")
 
 
 def test_least_budget_is_enough():
@@ -52,7 +52,7 @@ def test_least_budget_is_enough():
 def test_infeasible_published_budget_states_the_minimum_of_templates():
     templates = 6 * 4 + 6 * 6
     with pytest.raises(SuperWeightError, match=rf"below the minimum of this sharing, {templates} parameters"):
-        plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates")
+        plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates", generator="superweight")
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,11 @@ def test_infeasible_published_budget_states_the_minimum_of_templates():
     [
         ({}, "at least one member; none was given"),
         ([], "at least one member; none was given"),
-        (mlp(), r"members must be a mapping of names to modules: write \{'name': module\}"),
-        ([mlp(), mlp()], r"members must be \(name, module\) pairs; got Sequential"),
-        ([("a", mlp(), 3)], r"members must be \(name, module\) pairs; got tuple"),
-        ("wrn", r"members must be \(name, module\) pairs; got str"),
+        (mlp(), r"members must be several networks.*one Sequential: write \{'name': module\} or \[module\]"),
+        ([mlp(), ("a", mlp())], r"must all be modules, or all \(name, module\) pairs; got Sequential among them"),
+        (("a", mlp()), r"must all be modules, or all \(name, module\) pairs; got str among them"),
+        ([("a", mlp(), 3)], r"must all be modules, or all \(name, module\) pairs; got tuple among them"),
+        ("wrn", r"must all be modules, or all \(name, module\) pairs; got str among them"),
         (None, "members must be"),
         (7, "members must be"),
         ([("a", mlp()), ("a", mlp())], "two members are named 'a'"),
@@ -224,8 +225,13 @@ def test_declared_classes_are_believed_before_a_guessed_head():
     [
         ((11, 1, 10), r"the depth of a WideResNet is 6n \+ 4 \(10, 16, 22, 28, \.\.\.\); got 11"),
         ((4, 1, 10), r"the depth of a WideResNet is 6n \+ 4 .*; got 4"),
-        ((16, 0, 10), "width, num_classes and in_channels must be at least 1; got 0, 10, 3"),
-        ((16, 1, 0), "width, num_classes and in_channels must be at least 1; got 1, 0, 3"),
+        ((16, 0, 10), "the width of a WideResNet is a positive number, such as 2 or 0.25; got 0"),
+        ((16, -0.5, 10), "the width of a WideResNet is a positive number, .*; got -0.5"),
+        ((16, float("nan"), 10), "the width of a WideResNet is a positive number, .*; got nan"),
+        ((16, float("inf"), 10), "the width of a WideResNet is a positive number, .*; got inf"),
+        ((16, True, 10), "the width of a WideResNet is a positive number, .*; got True"),
+        ((16, "2", 10), "the width of a WideResNet is a positive number, .*; got '2'"),
+        ((16, 1, 0), "num_classes and in_channels must be at least 1; got 0, 3"),
     ],
 )
 def test_bad_wide_resnet(sizes, message):

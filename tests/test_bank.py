@@ -103,7 +103,7 @@ def test_slot_whose_only_target_starts_at_zero_can_learn():
 @pytest.mark.parametrize("case", ["two wrn", "mlp"])
 def test_coefficient_rows_are_orthogonal_in_runs_of_k(case):
     plan = plan_sharing(members(case), budget=0.9)
-    _, coefficients, _ = initial_values(plan, own_deviations(plan, members(case)))
+    coefficients = initial_values(plan, own_deviations(plan, members(case))).coefficients
     runs = [
         rows[start : start + rows.shape[1]]
         for rows in coefficients.values()

@@ -44,7 +44,11 @@ CASES = ("wrn", "cropping", "one member")
 
 
 def plan_of(case, kind, **options):
-    return plan_sharing(members(case), coefficients=kind, **{"budget": 10**6, "cap": 3, "bins": 1, **options})
+    return plan_sharing(
+        members(case),
+        coefficients=kind,
+        **{"budget": 10**6, "cap": 3, "bins": 1, "generator": "superweight", **options},
+    )
 
 
 def bank_of(case, kind, **options):

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import superweight_ensembles as swe
+from superweight_ensembles.search.gradients import weight_gradients
+from superweight_ensembles.training import joint_backward
 
 pytestmark = pytest.mark.gpu
 
@@ -46,3 +48,43 @@ def test_auto_trains_in_bfloat16_and_evaluates(tmp_path) -> None:
     swe.train(resumed, data, dataclasses.replace(config, epochs=6), out=tmp_path, resume=True)
     for name, tensor in trained.state_dict().items():
         assert torch.equal(tensor.cpu(), resumed.state_dict()[name].cpu()), name
+
+
+@pytest.mark.parametrize("layer", [torch.nn.GRU, torch.nn.LSTM])
+def test_recurrent_layers_equal_the_cpus(layer) -> None:
+    class Last(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.recurrent, self.head = layer(4, width, batch_first=True), torch.nn.Linear(width, 3)
+
+        def forward(self, steps: torch.Tensor) -> torch.Tensor:
+            return self.head(self.recurrent(steps)[0][:, -1])
+
+    on_cpu = swe.SuperWeightEnsemble([Last(8), Last(12)], budget=0.95).double()
+    steps, labels = torch.randn(5, 7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    # Built of members that cuDNN has laid out in one block already.
+    with torch.device("cuda"):
+        given = [Last(8).double(), Last(12).double()]
+    on_cuda = swe.SuperWeightEnsemble(given, plan=on_cpu.plan)
+    on_cuda.load_state_dict(on_cpu.state_dict())
+    own = on_cuda.members["member0"].recurrent.bias_hh_l0
+    assert own.untyped_storage().nbytes() == own.numel() * own.element_size()
+    for each, device in ((on_cpu, "cpu"), (on_cuda, "cuda")):
+        joint_backward(each, steps.to(device), labels.to(device), torch.nn.functional.cross_entropy)
+    for one, other in zip(on_cpu.parameters(), on_cuda.parameters(), strict=True):
+        torch.testing.assert_close(other.grad.cpu(), one.grad, rtol=1e-8, atol=1e-10)
+    found = weight_gradients(on_cuda, [(steps, labels)])
+    for key, gradient in weight_gradients(on_cpu, [(steps, labels)]).items():
+        torch.testing.assert_close(found[key].cpu(), gradient, rtol=1e-8, atol=1e-10)
+    costs = [swe.member_costs(each, (7, 4), rounds=1) for each in (on_cpu, on_cuda)]
+    assert [costs[0][name].flops for name in costs[0]] == [costs[1][name].flops for name in costs[0]]
+
+
+@pytest.mark.parametrize("own_mean", [False, True])
+def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
+    teacher = swe.wide_resnet(10, 1, 4)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, distillation=0.5)
+    result = swe.train(ensemble(), swe.load_data("synthetic"), config, teacher="ensemble" if own_mean else teacher)
+    assert result.device == "cuda:0"
+    assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())

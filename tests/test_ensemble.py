@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import reference
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -95,6 +96,16 @@ def test_pairs_do_as_well_as_a_mapping():
     assert ensemble.member_names == ("z", "a")
 
 
+@pytest.mark.parametrize("several", [list, tuple])
+def test_networks_alone_get_names(several, tmp_path, images):
+    nets = several((wide_resnet(10, 1, 5), wide_resnet(10, 2, 5)))
+    plan = plan_sharing(nets, budget=0.9)
+    ensemble = SuperWeightEnsemble(nets, plan=plan).eval()
+    assert plan.member_names == ensemble.member_names == ("member0", "member1")
+    ensemble.save(tmp_path / "saved")
+    assert torch.equal(SuperWeightEnsemble.load(tmp_path / "saved", members=nets).eval()(images), ensemble(images))
+
+
 def test_options_reach_the_plan():
     ensemble = SuperWeightEnsemble(members(), budget=0.83, bins=2, cap=3, exclude=["*.stem"], clusters="depth_bins")
     assert ensemble.plan == plan_sharing(members(), budget=0.83, bins=2, cap=3, exclude=["*.stem"])
@@ -116,6 +127,63 @@ def test_member_fed_its_own_weights_is_the_plain_member(images):
     for name, net in given.items():
         own = {key: dict(net.named_parameters())[key] for key in generated_names(ensemble, name)}
         assert torch.equal(ensemble.run_member(name, images, own), net.eval()(images))
+
+
+class Around(nn.Module):
+    """A layer, and a head on the mean of what it answers; attention reads its input as key and value too."""
+
+    def __init__(self, layer, width, others=None):
+        super().__init__()
+        self.layer, self.others, self.head = layer, others, nn.Linear(width, 3)
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.MultiheadAttention):
+            other = x[..., : self.others]
+            return self.head(self.layer(x, other, other)[0].mean(1))
+        out = self.layer(x)
+        return self.head(out.mean(1) if out.ndim == 3 and x.shape[-1] == 8 else out.flatten(2).mean(2))
+
+
+KINDS = {
+    "conv1d": (lambda: Around(nn.Conv1d(4, 6, 3), 6), (2, 4, 9)),
+    "conv2d": (lambda: Around(nn.Conv2d(4, 6, (3, 1)), 6), (2, 4, 9, 9)),
+    "conv3d": (lambda: Around(nn.Conv3d(4, 6, 3), 6), (2, 4, 5, 5, 5)),
+    "transposed1d": (lambda: Around(nn.ConvTranspose1d(4, 6, 3), 6), (2, 4, 9)),
+    "transposed2d": (lambda: Around(nn.ConvTranspose2d(4, 6, 3, groups=2), 6), (2, 4, 9, 9)),
+    "transposed3d": (lambda: Around(nn.ConvTranspose3d(4, 6, 3), 6), (2, 4, 5, 5, 5)),
+    "linear": (lambda: Around(nn.Linear(8, 6), 6), (2, 5, 8)),
+    "attention": (lambda: Around(nn.MultiheadAttention(8, 2, batch_first=True), 8), (2, 5, 8)),
+    "attention apart": (
+        lambda: Around(nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True), 8, 4),
+        (2, 5, 8),
+    ),
+    "timm attention": (lambda: Around(timm.layers.Attention(8, 2), 8), (2, 5, 8)),
+    "timm attention, fused": (
+        lambda: Around(timm.models.eva.EvaAttention(8, 2, norm_layer=nn.LayerNorm), 8),
+        (2, 5, 8),
+    ),
+    "timm attention, apart": (
+        lambda: Around(timm.models.eva.EvaAttention(8, 2, qkv_fused=False, norm_layer=nn.LayerNorm), 8),
+        (2, 5, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+@pytest.mark.parametrize("mode", [True, False])
+def test_every_kind_of_layer_reads_its_generated_weights(case, mode):
+    build, shape = KINDS[case]
+    ensemble = SuperWeightEnsemble([build(), build()], budget=1.5).double().train(mode)
+    assert [k for k, p in ensemble.members["member0"].named_parameters() if p.ndim > 1] == ["head.weight"]
+    inputs = torch.randn(shape, dtype=torch.float64)
+    weights = {key: weight.detach().requires_grad_() for key, weight in ensemble.generate()["member0"].items()}
+    logits = ensemble.run_member("member0", inputs, weights)
+    plain = ensemble.materialize("member0")
+    assert_close(plain(inputs), logits)
+    logits.square().sum().backward()
+    plain(inputs).square().sum().backward()
+    for key, weight in weights.items():
+        assert_close(weight.grad, plain.get_parameter(key).grad)
 
 
 def test_state_dict_has_each_bank_tensor_once_and_no_generated_tensor(ensemble, images):

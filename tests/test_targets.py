@@ -47,14 +47,25 @@ LAYERS = {
             "0.out_proj.weight": "linear",
         },
     ),
+    "rnn": (nn.RNN(4, 4), {"0.weight_ih_l0": "rnn", "0.weight_hh_l0": "rnn"}),
+    "gru": (
+        nn.GRU(4, 4, num_layers=2),
+        dict.fromkeys(("0.weight_ih_l0", "0.weight_hh_l0", "0.weight_ih_l1", "0.weight_hh_l1"), "gru"),
+    ),
+    "lstm": (
+        nn.LSTM(4, 4, bidirectional=True, proj_size=2),
+        {f"0.weight_{matrix}_l0{direction}": "lstm" for direction in ("", "_reverse") for matrix in ("ih", "hh", "hr")},
+    ),
+    "rnn cell": (nn.RNNCell(4, 4), {"0.weight_ih": "rnn", "0.weight_hh": "rnn"}),
+    "gru cell": (nn.GRUCell(4, 4), {"0.weight_ih": "gru", "0.weight_hh": "gru"}),
+    "lstm cell": (nn.LSTMCell(4, 4), {"0.weight_ih": "lstm", "0.weight_hh": "lstm"}),
     "own 2d": (OwnLinear(4, 6), {"0.weight": "linear"}),
     "own 4d": (OwnLinear(4, 6, 3, 3), {"0.weight": "conv2d"}),
-    # Left: norms (one of two dimensions too), look-up tables, recurrent layers, weights of one dimension or six.
+    # Left: norms (one of two dimensions too), look-up tables, weights of one dimension or six.
     "batch norm": (nn.BatchNorm2d(4), {}),
     "layer norm": (nn.LayerNorm((4, 4)), {}),
     "embedding": (nn.Embedding(5, 4), {}),
     "embedding bag": (nn.EmbeddingBag(5, 4), {}),
-    "recurrent": (nn.LSTM(4, 4), {}),
     "own 1d": (OwnLinear(4), {}),
     "own 6d": (OwnLinear(1, 2, 1, 2, 1, 2), {}),
     "frozen": (nn.Linear(4, 6).requires_grad_(False), {}),
@@ -241,8 +252,36 @@ def test_own_norms_and_embeddings_are_left():
     assert [target.name for target in find_targets(net, include=["0"])] == ["0.weight", "3.weight"]
 
 
-def test_recurrent_layers_are_refused():
-    net = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
-    assert [target.name for target in find_targets(net)] == ["1.weight"]
-    with pytest.raises(SuperWeightError, match="is of a recurrent layer"):
-        find_targets(net, include=["0"])
+def test_shapes_of_recurrent_matrices():
+    (inputs, hidden, projection) = find_targets(nn.Sequential(nn.LSTM(5, 8, proj_size=3), HEAD), "net")
+    assert [target.shape for target in (inputs, hidden, projection)] == [(4 * 8, 5), (4 * 8, 3), (3, 8)]
+    assert inputs.kernel == ()
+
+
+@pytest.mark.parametrize("table", [nn.Embedding(5, 4), nn.EmbeddingBag(5, 4)])
+def test_included_tables_are_of_their_own_kind(table):
+    net = nn.Sequential(table, nn.Linear(4, 4), HEAD)
+    assert kinds(net, include=["0"]) == {"0.weight": "embedding", "1.weight": "linear"}
+
+
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_norm": 1.0}, r"with max_norm, which changes its weights in place: leave it out"),
+        ({"sparse": True}, r"with sparse=True, whose gradients the bank cannot take: leave it out"),
+        (
+            {"padding_idx": 0},
+            r"with padding_idx, a row that stays as it is, which a generated one cannot: leave it out",
+        ),
+    ],
+)
+def test_tables_that_cannot_be_generated(table, option, message):
+    net = nn.Sequential(table(5, 4, **option), nn.Linear(4, 5, bias=False), HEAD)
+    assert names(net) == ["1.weight"]
+    with pytest.raises(SuperWeightError, match=rf"net: 0\.weight is an embedding {message}"):
+        find_targets(net, "net", include=["0"])
+    net[1].weight = net[0].weight  # a layer that would be taken holds it too
+    with pytest.raises(SuperWeightError, match=rf"net: 0\.weight is an embedding {message}"):
+        find_targets(net, "net")
+    assert names(net, exclude=["1"]) == []

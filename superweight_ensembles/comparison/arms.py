@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
+from superweight_ensembles.architecture import recall_architecture
+from superweight_ensembles.comparison.narrower import narrowed
 from superweight_ensembles.comparison.uncertainty import UNCERTAINTY_ARMS
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.recipe_overrides import set_value
+from superweight_ensembles.recipe_teacher import INDEPENDENT
 
-ARMS = ("independent", "single", *UNCERTAINTY_ARMS)
+ARMS = ("independent", "single", "narrower", *UNCERTAINTY_ARMS)
 _LABELS = {
     "shared": "shared bank",
     "independent": "independent",
     "single": "largest member",
+    "narrower": "plain, equal size",
     "batchensemble": "BatchEnsemble",
     "packed": "Packed",
     "mimo": "MIMO",
@@ -88,6 +94,47 @@ def parse_variant(text: str) -> Variant:
     return Variant(name=name, overrides=overrides, group=group)
 
 
+def parse_budgets(text: str) -> tuple[Variant, ...]:
+    """Read ``0.02,0.1,0.5``: the shared ensemble at each of these budgets, as ``sharing.budget`` takes them.
+
+    Raises:
+        SuperWeightError: None, one that is no number, or one given twice.
+
+    Example:
+        >>> [variant.overrides for variant in parse_budgets("0.1, 500000")]
+        [('sharing.budget=0.1',), ('sharing.budget=500000',)]
+    """
+    budgets = [part.strip() for part in text.split(",")]
+    for budget in budgets:
+        if not re.fullmatch(r"[0-9]+|[0-9]*[.][0-9]+", budget) or not float(budget):
+            raise SuperWeightError(
+                f"--budgets {text!r:.200}: {budget!r:.40} is no budget: write fractions of what the members own apart, "
+                "or whole numbers of parameters, such as 0.1,0.5,2.0"
+            )
+    repeated = next((budget for budget in budgets if budgets.count(budget) > 1), None)
+    if repeated is not None:
+        raise SuperWeightError(f"--budgets {text!r:.200}: {repeated} is there twice: give each once")
+    return tuple(Variant(name=f"budget {budget}", overrides=(f"sharing.budget={budget}",)) for budget in budgets)
+
+
+def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parameters: int) -> Recipe:
+    """The largest member of a recipe alone, with weights of its own and a width of at most so many parameters.
+
+    Args:
+        recipe: Of the members.
+        members: As it builds them.
+        num_parameters: Trainable scalars at most; beyond what the member has, it is widened.
+
+    Raises:
+        SuperWeightError: A member of a kind that has no width to change; too few parameters for the narrowest.
+    """
+    name = _largest(members)
+    made = recall_architecture(members[name])
+    assert made is not None, "a recipe's members are built by name"
+    narrow = {"name": name, "model": made.model, **narrowed(made, num_parameters).options}
+    return _changed(_apart(recipe), {"members": [narrow], "baseline": "none", "anytime": None})
+
+
 def build_arms(
     recipe: Recipe, against: Sequence[str], variants: Sequence[Variant], overrides: Sequence[str] = ()
 ) -> tuple[Arm, ...]:
@@ -107,7 +154,9 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    alone = _changed(recipe, {"baseline": "none", "anytime": None})
+    # Then each run of the shared ensemble trains its teacher, or what it starts from.
+    needs_apart = recipe.teacher == INDEPENDENT or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
+    alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
     sizes = {name: count_parameters(module) for name, module in members.items()}
@@ -117,9 +166,12 @@ def build_arms(
         if name == "independent":
             chosen, size = _apart(alone), sum(sizes.values())
         elif name == "single":
-            largest = max(sizes, key=lambda member: sizes[member])
+            largest = _largest(members)
             kept = [member for member in alone.model_dump(mode="json")["members"] if member["name"] == largest]
             chosen, size = _changed(_apart(alone), {"members": kept}), sizes[largest]
+        elif name == "narrower":
+            chosen = narrower_recipe(alone, members, arms[0].num_parameters)
+            size = sum(count_parameters(module) for module in chosen.build_members().values())
         else:
             size = arms[0].num_parameters
         arms.append(Arm(name=name, kind=name, label=_LABELS[name], recipe=chosen, num_parameters=size, num_seeds=seeds))
@@ -162,22 +214,38 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
     for override in variant.overrides:
         set_value(content, override, f"variant {variant.name!r}:")
     chosen = parse_recipe(content, f"variant {variant.name!r}")
+    try:
+        num_parameters = chosen.plan(chosen.build_members()).num_parameters
+    except SuperWeightError as error:
+        raise SuperWeightError(f"variant {variant.name!r}: {error}") from error
     only = [override.partition("=")[0] for override in variant.overrides]
     return Arm(
         name=variant.name,
         kind="variant",
         label=variant.name,
         recipe=chosen,
-        num_parameters=chosen.plan(chosen.build_members()).num_parameters,
+        num_parameters=num_parameters,
         group=variant.group,
         series="budget" if only == ["sharing.budget"] else "",
         num_seeds=variant.num_seeds,
     )
 
 
+def _largest(members: Mapping[str, nn.Module]) -> str:
+    return max(members, key=lambda name: count_parameters(members[name]))
+
+
 def _apart(recipe: Recipe) -> Recipe:
-    """The same members with their own weights."""
-    return _changed(recipe, {"sharing": {"budget": 1.0, "clusters": "none"}})
+    """The same members with their own weights, which learn from the labels alone."""
+    training = recipe.to_content()["training"]
+    labels = {key: value for key, value in training.items() if not key.startswith("distillation")}
+    return _changed(
+        recipe,
+        {
+            "sharing": {"budget": 1.0, "clusters": "none"}, "teacher": None, "training": labels, "baseline": "none",
+            "fine_tuning": None,
+        },
+    )  # fmt: skip
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

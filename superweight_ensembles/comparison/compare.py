@@ -57,9 +57,10 @@ def compare_arms(
     Args:
         recipe: Of the shared ensemble; its first seed is the recipe's.
         folder: Made here.
-        against: Of ``independent``, ``single`` (the largest member alone), and torch-uncertainty's ``batchensemble``,
-            ``packed``, ``mimo``, ``masksembles``, each with as many parameters as the shared ensemble or as near as
-            it can come; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
+        against: Of ``independent``, ``single`` (the largest member alone), ``narrower`` (the same, narrowed or widened
+            to as many parameters as the shared ensemble has, at most), and torch-uncertainty's ``batchensemble``,
+            ``packed``, ``mimo``, ``masksembles``, each with as many parameters as the shared ensemble or as near as it
+            can come; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
         num_seeds: Seeds, from the recipe's upwards.

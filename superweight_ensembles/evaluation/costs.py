@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.planning import count_parameters
-
-_LOG = logging.getLogger(__name__)
+from superweight_ensembles.recurrence import unfused_recurrence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +97,11 @@ def _nothing() -> None:
 
 def count_flops(module: nn.Module, images: torch.Tensor) -> int:
     """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them."""
-    if any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
-        _LOG.warning("recurrent layers are not counted: FLOPs are too low")
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused attention call is one that the counter does not know
     counter = FlopCounterMode(display=False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), counter:  # as matrix products, which every torch version counts
+        with sdpa_kernel(SDPBackend.MATH), unfused_recurrence(module), counter:  # as products, which it counts
             module(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -52,8 +52,8 @@ def export_cascade(
         The folder.
 
     Raises:
-        SuperWeightError: A member without a network or FLOPs, members that answer other classes, a folder that is
-            there, or whatever :func:`export_member` raises of ONNX.
+        SuperWeightError: A member without a network or FLOPs, members that answer other classes or take tokens,
+            a folder that is there, or whatever :func:`export_member` raises of ONNX.
 
     Example:
         >>> import sys, tempfile, numpy, torch
@@ -80,6 +80,11 @@ def export_cascade(
     check_onnx_packages()
     members = {name: plain_member(modules[name], shape) for name in policy.order}
     num_classes = _one_number_of_classes(members)
+    for name, member in members.items():
+        if not member.images.is_floating_point():
+            raise SuperWeightError(
+                f"a cascade takes float32 images; member {name!r} takes tokens: export its members one by one"
+            )
     with whole_folder(folder) as draft:
         listed = []
         for index, (name, member) in enumerate(members.items()):

@@ -53,7 +53,8 @@ def export_member(
         format: ``torch-export`` (.pt2, for ``torch.export.load``), ``onnx`` (.onnx, input ``images``, output
             ``logits``, float32, compared with PyTorch in onnxruntime) or ``state-dict`` (.safetensors, and .json with
             the architecture, for :func:`load_member` or your own code).
-        input_shape: Of one image, (C, H, W).
+        input_shape: Of one image, (C, H, W), or of one sequence; a network that refuses floating-point numbers is given
+            tokens of int64.
         batch_size: The one batch size that the program takes; None for any. Not for ``state-dict``.
         overwrite: Replace a file that is there.
 

@@ -67,9 +67,9 @@ def _verify(member: PlainMember, path: Path) -> None:
     """Compare logits on noise, for one, two and five images; the tolerance grows with logits above 1."""
     runtime = _package("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    shape = tuple(member.images.shape[1:])
+    shape, tokens = tuple(member.images.shape[1:]), not member.images.is_floating_point()
     for batch_size in (len(member.images),) if member.fixed_batch else (1, 2, 5):
-        images = example_images(member.module, shape, batch_size, seed=batch_size)
+        images = example_images(member.module, shape, batch_size, seed=batch_size, tokens=tokens)
         with torch.no_grad():
             expected = member.module(images)
         try:

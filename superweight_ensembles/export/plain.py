@@ -23,7 +23,7 @@ class PlainMember:
 
     Attributes:
         module: A copy on the CPU, in eval mode; the network that was given stays as it is.
-        images: An example batch (B, ...) in the network's floating-point type.
+        images: An example batch (B, ...) in the network's floating-point type, or of int64 where it takes tokens.
         fixed_batch: Whether B is the only batch size that the export must take.
         num_classes: Logits an image.
     """
@@ -56,21 +56,33 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
     plain = copy.deepcopy(module).cpu().eval()
-    images = example_images(plain, shape, batch_size or _EXAMPLE_BATCH)
-    try:
-        with torch.no_grad():
-            logits = plain(images)
-    except Exception as error:  # whatever the network's own code raises
-        raise SuperWeightError(
-            f"the network does not take images {tuple(images.shape)}: {said(error)} "
-            "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
-        ) from error
+    images, logits = _answered(plain, shape, batch_size or _EXAMPLE_BATCH)
     check_logits({type(module).__name__: logits})
     if len(logits) != len(images):
         raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(images)} images")
     return PlainMember(
         module=plain, images=images, fixed_batch=batch_size is not None, num_classes=int(logits.shape[1])
     )
+
+
+def _answered(module: nn.Module, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor]:
+    """An example batch, floating-point or else tokens, and what the network answers.
+
+    Raises:
+        SuperWeightError: It takes neither; says what it said of the first.
+    """
+    images, tokens = (example_images(module, shape, batch_size, tokens=tokens) for tokens in (False, True))
+    with torch.no_grad():
+        try:
+            return images, module(images)
+        except Exception as error:  # whatever the network's own code raises
+            try:
+                return tokens, module(tokens)
+            except Exception:
+                raise SuperWeightError(
+                    f"the network does not take images {tuple(images.shape)}: {said(error)} "
+                    "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
+                ) from error
 
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -87,10 +99,16 @@ def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     return listed
 
 
-def example_images(module: nn.Module, shape: tuple[int, ...], batch_size: int, seed: int = 0) -> Tensor:
-    """Normal noise (B, ...) in the floating-point type of the module."""
-    noise = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(seed))
-    return noise.to(float_type(module))
+def example_images(
+    module: nn.Module, shape: tuple[int, ...], batch_size: int, seed: int = 0, *, tokens: bool = False
+) -> Tensor:
+    """Normal noise (B, ...) in the floating-point type of the module; or tokens, which all its embeddings have."""
+    generator = torch.Generator().manual_seed(seed)
+    if tokens:
+        tables = (layer for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
+        most = min((table.num_embeddings for table in tables), default=1) or 1
+        return torch.randint(most, (batch_size, *shape), generator=generator)
+    return torch.randn(batch_size, *shape, generator=generator).to(float_type(module))
 
 
 def float_type(module: nn.Module) -> torch.dtype:

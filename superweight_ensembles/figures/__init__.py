@@ -5,9 +5,17 @@ from superweight_ensembles.figures.arms_figure import arms_flops, arms_parameter
 from superweight_ensembles.figures.budget_figure import budget_split
 from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
-from superweight_ensembles.figures.draw import draw_arms, draw_comparison, draw_growth, draw_run, draw_search
+from superweight_ensembles.figures.draw import (
+    draw_arms,
+    draw_comparison,
+    draw_growth,
+    draw_npas,
+    draw_run,
+    draw_search,
+)
 from superweight_ensembles.figures.flops_figure import accuracy_flops
 from superweight_ensembles.figures.growth_figure import growth_curves
+from superweight_ensembles.figures.npas_figure import npas_budgets
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
 from superweight_ensembles.figures.sharing_figure import sharing_map
@@ -26,9 +34,11 @@ __all__ = [
     "draw_arms",
     "draw_comparison",
     "draw_growth",
+    "draw_npas",
     "draw_run",
     "draw_search",
     "growth_curves",
+    "npas_budgets",
     "reliability_diagram",
     "sharing_change",
     "sharing_map",

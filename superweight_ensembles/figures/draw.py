@@ -19,6 +19,7 @@ from superweight_ensembles.figures.comparison_figures import compare_flops, comp
 from superweight_ensembles.figures.flops_figure import accuracy_flops
 from superweight_ensembles.figures.growth_figure import growth_curves
 from superweight_ensembles.figures.measured_arms import Comparison
+from superweight_ensembles.figures.npas_figure import npas_budgets
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
 from superweight_ensembles.figures.sharing_figure import sharing_map
@@ -111,6 +112,19 @@ def draw_growth(growth: Mapping[str, Any], folder: Path) -> list[Path]:
         SuperWeightError: A file of another format, or without a sweep.
     """
     return _save({"growth_curves": growth_curves(growth)}, folder)
+
+
+def draw_npas(npas: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw one network at many budgets as PNG: ``npas_budgets``.
+
+    Args:
+        npas: Parsed ``npas.json`` of benchmarks/npas.py.
+        folder: Where the file goes; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: A file of another format, or without a finished cell at a budget.
+    """
+    return _save({"npas_budgets": npas_budgets(npas)}, folder)
 
 
 @plain_text

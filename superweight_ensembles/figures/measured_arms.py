@@ -20,6 +20,7 @@ _LOOKS = {
     "variant": ("#56B4E9", "o"),
     "independent": (arm_color("independent", 0), "s"),
     "single": ("#9A9A9A", "s"),
+    "narrower": ("#8C6D31", ">"),
     "batchensemble": ("#D55E00", "^"),
     "packed": ("#009E73", "D"),
     "mimo": ("#CC79A7", "v"),

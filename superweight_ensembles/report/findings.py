@@ -77,7 +77,7 @@ def sentences(results: Results) -> list[str]:
         said += [_difference(results, arm, other), _certainty(results, arm, other)]
     elif other is None:
         said.append("No independent ensemble was trained beside it: the recipe's baseline is none.")
-    return [*said, _members(arm)]
+    return [*said, *_start(arm), _members(arm)]
 
 
 def _saving(arm: Content) -> str:
@@ -88,6 +88,19 @@ def _saving(arm: Content) -> str:
         f"One bank gives {len(arm['members'])} members their weights. In all, {count:,} trainable parameters: "
         f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,} that they own apart."
     )
+
+
+def _start(arm: Content) -> list[str]:
+    """What the bank was before it was trained, where it did not start at random."""
+    start = arm.get("warm_start")
+    if start is None:
+        return []
+    source = "the members trained apart" if start["init_from"] == "independent" else start["init_from"]
+    return [
+        f"The bank started from {source}, by SVD: the weights that it generated were off by {start['mean_error']:.3f} "
+        f"of their norm on average, and the ensemble was right on {100 * start['ensemble']['accuracy']:.2f} % of the "
+        "test images before any training of its own."
+    ]
 
 
 def _difference(results: Results, arm: Content, other: Content) -> str:

@@ -14,6 +14,7 @@ from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.processes import current_processes
+from superweight_ensembles.recurrence import unfused_recurrence
 
 TargetTensors = dict[tuple[str, str], Tensor]
 TargetGradients = dict[str, Tensor]
@@ -100,7 +101,7 @@ def _summed_gradients(
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
-    with torch.enable_grad(), ensemble.placed(name, places) as member:
+    with torch.enable_grad(), ensemble.placed(name, places) as member, unfused_recurrence(member):
         logits = member(images)
         check_logits({name: logits})
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -76,13 +76,14 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, every
             break
         window *= 2  # masks of many small layers are rounded up
     assert fits, "the caller compares the budget with least_cost"
-    if not options.templates:
-        size = min(size, numbers_read(readings(shapes, size, options)))
-    return size, window
+    if options.templates:
+        return size - size % options.templates, window
+    return min(size, numbers_read(readings(shapes, size, options))), window
 
 
 def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, everything: bool) -> int:
-    size = min(budget, sum((options.templates or options.windows) * math.prod(shape) for shape in shapes))
+    sizes = [math.prod(shape) for shape in shapes]
+    size = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
     least = least_bank(shapes, options)
     while size > least and (excess := group_cost(shapes, size, options, window, everything) - budget) > 0:
         # Never below the largest that fits: as the bank shrinks, the coefficients that it saves are none or a few.

@@ -21,10 +21,16 @@ _Size = Annotated[int, Field(le=2**31)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SsnTarget(GeneratedTensor):
-    """One generated tensor of a group; ``shape`` is (out, in, *kernel)."""
+    """One generated tensor of a group.
+
+    Attributes:
+        shape: (out, in, *kernel).
+        kind: Of its layer.
+    """
 
     __pydantic_config__ = _STRICT
 
+    kind: Name
     shape: Annotated[tuple[_Size, ...], Field(max_length=8)]
 
 
@@ -34,7 +40,6 @@ class SsnGroup:
 
     Attributes:
         name: Unique, for people.
-        kind: Of the layers; several, separated by commas.
         bank_size: Numbers in the bank, P.
         targets: In the order in which they read it.
         options: How they read it.
@@ -46,12 +51,16 @@ class SsnGroup:
     __pydantic_config__ = _STRICT
 
     name: Name
-    kind: Name
     bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]
     targets: Annotated[tuple[SsnTarget, ...], Field(max_length=MOST_TARGETS)]
     options: SsnOptions
     mask_window: Annotated[int, Field(le=2**31)] = 0
     generator: Literal["ssn"] = "ssn"
+
+    @property
+    def kind(self) -> str:
+        """Of the layers; several, separated by commas."""
+        return ", ".join(dict.fromkeys(target.kind for target in self.targets))
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pydantic import ConfigDict
 
@@ -16,6 +16,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
 }  # fmt: skip
+_TEMPERATURE = 4.0
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "micro_batches", "num_threads", "num_workers", "recompute",
@@ -48,6 +49,9 @@ class TrainConfig:
             training images in an order and with an augmentation of its own, as members trained apart would.
         ensemble_loss: Weight of one more term, the negative log likelihood of the members' mean softmax, which asks the
             members to complement each other, and keeps the activations of all of them at once. Ours; 0 for none.
+        distillation: Weight w, 0 to 1, of what a teacher answers against the labels (``train(..., teacher=...)``): a
+            member's loss is (1 - w) cross-entropy + w T^2 KL(teacher at T || member at T). 0 for none.
+        distillation_temperature: T, which divides the logits of both before the softmax.
         flip: Mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for :class:`ImageData`; a
             DataLoader of your own brings its own.
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
@@ -91,6 +95,8 @@ class TrainConfig:
     gamma: float = 0.2
     member_batches: str = "same"
     ensemble_loss: float = 0.0
+    distillation: float = 0.0
+    distillation_temperature: float = _TEMPERATURE
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
@@ -149,6 +155,10 @@ class TrainConfig:
             raise SuperWeightError(f"learning_rate must be positive; got {self.learning_rate}")
         if self.momentum >= 1:
             raise SuperWeightError(f"momentum must be below 1; got {self.momentum}")
+        if not 0 <= self.distillation <= 1:
+            raise SuperWeightError(f"distillation is a weight from 0 to 1; got {self.distillation}")
+        if not 0 < self.distillation_temperature < math.inf:
+            raise SuperWeightError(f"distillation_temperature must be positive; got {self.distillation_temperature}")
         if not 0 < self.gamma < math.inf:
             raise SuperWeightError(f"gamma must be positive; got {self.gamma}")
         if not 0 <= self.seed < 2**32:
@@ -159,12 +169,17 @@ class TrainConfig:
             raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
         self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
         self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
+        self._refuse_idle("distillation", self.distillation > 0, ("distillation_temperature",))
         if self.ensemble_loss and self.member_batches != "same":
             raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
         if self.compile and self.recompute:
             raise SuperWeightError("compile and recompute do not go together: leave one of them out")
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
+
+    def without_distillation(self) -> TrainConfig:
+        """The same training from the labels alone."""
+        return replace(self, distillation=0.0, distillation_temperature=_TEMPERATURE)
 
     def _check_types(self) -> None:
         for field in fields(self):

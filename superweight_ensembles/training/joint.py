@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.generation import Weights
 from superweight_ensembles.training.compilation import Calls
+from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.memory_errors import memory_told
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
@@ -38,6 +39,7 @@ def joint_backward(
     members: Collection[str] | None = None,
     objective: Objective | None = None,
     ensemble_weight: float = 0.0,
+    distillation: Distillation | None = None,
     recomputed: Blocks | None = None,
     compiled: Calls | None = None,
     micro_batches: int = 1,
@@ -47,8 +49,8 @@ def joint_backward(
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
     Member after member runs forward and backward down to its generated weights, which frees its activations and, but
-    for ``ensemble_weight``, its weights; a backward pass through the bank follows, cluster by cluster, which frees the
-    gradients of the weights.
+    for ``ensemble_weight`` and a teacher that is the members' own mean, its weights; a backward pass through the bank
+    follows, cluster by cluster, which frees the gradients of the weights.
 
     Args:
         ensemble: In training mode, as a rule.
@@ -62,6 +64,8 @@ def joint_backward(
             than logits.
         ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
             0, the activations of all members live at once.
+        distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
+            it is their own mean, the activations of all members live at once.
         recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
         compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
         micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
@@ -88,9 +92,10 @@ def joint_backward(
     names = tuple(ensemble.member_names if members is None else members)
     leaves, clusters = _leaves(ensemble.bank.generate(names))
     task = _Task(
-        ensemble, images, labels, loss_function, objective, recomputed or {}, compiled or {}, micro_batches, weight
-    )
-    if ensemble_weight:
+        ensemble, images, labels, loss_function, objective, distillation, recomputed or {}, compiled or {},
+        micro_batches, weight,
+    )  # fmt: skip
+    if ensemble_weight or task.own_mean is not None:
         losses = _together(task, names, leaves, backward, ensemble_weight)
     else:
         losses = _one_by_one(task, names, leaves, backward)
@@ -111,15 +116,23 @@ class _Task:
     labels: Tensor | Mapping[str, Tensor]
     loss_function: LossFunction | None
     objective: Objective | None
+    distillation: Distillation | None
     recomputed: Blocks
     compiled: Calls
     micro_batches: int
     weight: float
     answers: dict[str, Tensor] = field(default_factory=dict)
+    targets: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
         return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
+
+    @property
+    def own_mean(self) -> Distillation | None:
+        """Where members learn from their own mean."""
+        taught = self.distillation is not None and self.distillation.teacher is not None
+        return None if taught else self.distillation
 
     def parts(self) -> list[tuple[slice, float]]:
         """Rows of the batch, and the factor of their loss."""
@@ -137,9 +150,22 @@ class _Task:
         ):
             yield member
 
-    def loss(self, name: str, member: nn.Module, rows: slice) -> tuple[Tensor, Tensor | None]:
+    def target(self, name: str, rows: slice) -> Tensor | None:
+        """What a teacher answers on some rows of a member's batch, (B, K); once where all members see the same."""
+        if self.distillation is None or self.distillation.teacher is None:
+            return None
+        same = isinstance(self.images, Tensor)
+        if same and rows.start in self.targets:
+            return self.targets[rows.start]
+        with memory_told(None, self.batch_size, self.micro_batches, otherwise="in the teacher"):
+            target = self.distillation.taught(self._images_of(name)[rows])
+        if same:
+            self.targets[rows.start] = target
+        return target
+
+    def loss(self, name: str, member: nn.Module, rows: slice, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The loss of a placed member on some rows of its batch, and its logits."""
-        images = (self.images if isinstance(self.images, Tensor) else self.images[name])[rows]
+        images = self._images_of(name)[rows]
         labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
         if self.objective is not None:
             return self.objective(member, images, labels), None
@@ -149,7 +175,14 @@ class _Task:
         if rows.start == 0:  # members are held against each other on the first part
             self.answers[name] = logits.detach()
             check_logits(self.answers)
-        return self.loss_function(logits, labels), logits
+        loss = self.loss_function(logits, labels)
+        if target is not None:
+            assert self.distillation is not None, "a target is a teacher's"
+            loss = self.distillation.loss(name, loss, logits, target)
+        return loss, logits
+
+    def _images_of(self, name: str) -> Tensor:
+        return self.images if isinstance(self.images, Tensor) else self.images[name]
 
 
 def _one_by_one(
@@ -160,8 +193,9 @@ def _one_by_one(
     for name in names:
         weights = leaves.pop(name)
         for rows, share in task.parts():
+            target = task.target(name, rows)
             with task.placed(name, weights) as member:
-                loss = _scaled(task.loss(name, member, rows)[0], share)
+                loss = _scaled(task.loss(name, member, rows, target)[0], share)
                 backward(loss)
             losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
         weights = {}
@@ -171,21 +205,28 @@ def _one_by_one(
 def _together(
     task: _Task, names: Collection[str], leaves: Weights, backward: Callable[[Tensor], None], ensemble_weight: float
 ) -> dict[str, Tensor]:
-    """All members forward, then one backward pass of their losses and that of their mean."""
+    """All members forward, then one backward pass of their losses and what their mean adds."""
     assert task.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
     losses: dict[str, Tensor] = {}
     for rows, share in task.parts():
         found: dict[str, Tensor] = {}
-        logits: list[Tensor] = []
+        logits: dict[str, Tensor] = {}
         for name in names:
+            target = task.target(name, rows)
             with task.placed(name, leaves[name]) as member:
-                loss, own = task.loss(name, member, rows)
+                found[name], own = task.loss(name, member, rows, target)
             assert own is not None, "there is no objective"
-            logits.append(own)
-            found[name] = _scaled(loss, share)
-        together = ensemble_nll(torch.stack(logits), task.labels[rows])
+            logits[name] = own
+        every = torch.stack(list(logits.values()))
+        if task.own_mean is not None:
+            target = task.own_mean.target(every)
+            found = {name: task.own_mean.loss(name, loss, logits[name], target) for name, loss in found.items()}
+        found = {name: _scaled(loss, share) for name, loss in found.items()}
+        total = torch.stack(list(found.values())).sum()
+        if ensemble_weight:
+            total = total + ensemble_weight * _scaled(ensemble_nll(every, task.labels[rows]), share)
         with memory_told(None, task.batch_size, task.micro_batches):
-            backward(torch.stack(list(found.values())).sum() + ensemble_weight * _scaled(together, share))
+            backward(total)
         losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
     return losses
 
@@ -196,7 +237,7 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log likelihood of the mean softmax of logits (M, B, K) at labels (B,)."""
-    log_mean = logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
+    log_mean = at_least_float32(logits).log_softmax(2).logsumexp(0) - math.log(len(logits))
     return F.nll_loss(log_mean, labels)
 
 

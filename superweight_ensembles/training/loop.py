@@ -20,6 +20,7 @@ from superweight_ensembles.search import Untying, has_ties
 from superweight_ensembles.training.checkpoint import Subject, best_epoch
 from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distillation import Teacher, distillation_of
 from superweight_ensembles.training.epochs import Training, TrainProgress
 from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
 from superweight_ensembles.training.joint import Objective, joint_backward
@@ -69,6 +70,7 @@ def train(
     members: Collection[str] | None = None,
     untie: Untying | None = None,
     objective: Objective | None = None,
+    teacher: Teacher | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
@@ -94,17 +96,22 @@ def train(
             an iterable of your own is read as it is.
         objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
             (B,) to a scalar loss.
+        teacher: What members learn from besides the labels, with ``config.distillation``: a network that answers
+            logits (B, K) for the same images; a SuperWeightEnsemble, or a network that answers (M, B, K), for the mean
+            of their softmax; or ``"ensemble"`` for the mean of the members themselves on each batch. Its numbers stay
+            as they are; it ends on the training device. To resume, give the same again: it is not saved.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
             is written where None.
         resume: Go on from the newest checkpoint in ``out`` that is whole; from the start where there is none.
         callback: Called after every step and every epoch.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is
-            not there, ``recompute`` where no member repeats a block, a loss or gradient that is not finite (names the
-            step, members and targets), no memory left (names the member and what to lower), ``resume`` without
-            ``out``, a checkpoint of another config, ``out`` with an older run and without ``resume``, or where another
-            process is at work, or that cannot be written to: the checkpoints there stay.
+        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is not
+            there, ``recompute`` where no member repeats a block, a loss or gradient that is not finite (names the step,
+            members and targets), no memory left (names the member and what to lower), ``resume`` without ``out``, a
+            teacher without ``distillation`` or of other classes, a checkpoint of another config or teacher, ``out``
+            with an older run and without ``resume``, or where another process is at work, or that cannot be written to:
+            the checkpoints there stay.
         TrainingStopped: A signal; everything is saved.
 
     Example:
@@ -123,11 +130,18 @@ def train(
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     trained = _trained_members(ensemble, members)
     _check_untying(ensemble, untie, config)
-    settings = {"members": list(trained), "untie": None if untie is None else asdict(untie)}
+    distillation = distillation_of(config, teacher, ensemble, trained)
+    settings = {
+        "members": list(trained),
+        "untie": None if untie is None else asdict(untie),
+        "teacher": None if distillation is None else distillation.name,
+    }
     if objective is not None and config.label_smoothing:
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
     if objective is not None and config.ensemble_loss:
         raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
+    if objective is not None and config.distillation:
+        raise SuperWeightError("distillation is of the members' logits: it cannot go with an objective")
     if objective is not None and config.compile:
         raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
     modules = {name: ensemble.members[name] for name in trained}
@@ -152,6 +166,7 @@ def train(
         members=trained,
         objective=objective,
         ensemble_weight=config.ensemble_loss,
+        distillation=distillation,
         recomputed=recomputed,
         compiled=compiled,
     )
@@ -161,6 +176,8 @@ def train(
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
         ending.enter_context(own_randomness(fabric.device))
+        if distillation is not None and distillation.teacher is not None:
+            ending.enter_context(distillation.teacher.placed(fabric.device))
         records = None
         if folder is not None:
             subject = Subject(
@@ -178,7 +195,9 @@ def train(
             fabric=fabric,
             optimizer=optimizer,
             schedule=schedule,
-            step=TrainStep(ensemble, trained, backward, optimizer, schedule, fabric, config, channels_last, processes),
+            step=TrainStep(
+                ensemble, trained, backward, optimizer, schedule, fabric, config, channels_last, processes, distillation
+            ),
             untie=untie,
             records=records,
             callback=callback,

@@ -24,13 +24,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(member: str | None, batch_size: int, micro_batches: int) -> Iterator[None]:
+def memory_told(
+    member: str | None, batch_size: int, micro_batches: int, *, otherwise: str = "between the members"
+) -> Iterator[None]:
     """Say, where memory runs out inside, what was running.
 
     Args:
-        member: The one that runs; None between members.
+        member: The one that runs; None where it is none of them.
         batch_size: Images of the step, in this process.
         micro_batches: Parts that they are run in.
+        otherwise: Where that is, without a member.
 
     Raises:
         OutOfMemoryError: In the place of torch's errors.
@@ -42,7 +45,7 @@ def memory_told(member: str | None, batch_size: int, micro_batches: int) -> Iter
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        running = "between the members" if member is None else f"in member {member!r}"
+        running = otherwise if member is None else f"in member {member!r}"
         batch = f"a batch of {batch_size}" + (f" in {micro_batches} parts" if micro_batches > 1 else "")
         reason = str(error).strip().splitlines()
         raise OutOfMemoryError(

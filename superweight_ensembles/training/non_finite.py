@@ -36,6 +36,7 @@ def what_is_not_finite(
     images: Tensor | Mapping[str, Tensor],
     losses: Mapping[str, float],
     repeat: Callable[[Callable[[TargetGradients], None]], object],
+    targets: Callable[[Tensor], Iterable[Tensor]] = lambda images: (),
 ) -> str:
     """Name members and targets, in one line.
 
@@ -45,11 +46,14 @@ def what_is_not_finite(
         images: Of the step.
         losses: Of each member.
         repeat: Runs the backward pass of the step again, and has a function see the gradients of generated weights.
+        targets: What a teacher has members learn on a batch.
     """
     found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
     batches = [images] if isinstance(images, Tensor) else list(images.values())
     if any(batch.is_floating_point() and not _is_finite(batch) for batch in batches):
         return "; ".join([*found, "the images hold numbers that are not finite: look at the data"])
+    if not all(_is_finite(target) for batch in batches for target in targets(batch)):
+        return "; ".join([*found, "the teacher's answers are not finite: look at the teacher"])
     with torch.no_grad():
         weights = ensemble.bank.generate(tuple(members))
     held = [(f"{member}.{name}", value) for member in members for name, value in weights[member].items()]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.placing import place
 from superweight_ensembles.training.synchronised_norm import synchronised_as_here
 
 _LOG = logging.getLogger(__name__)
@@ -97,12 +98,17 @@ def _as_before(
     """Modules with the weights and copies of the buffers given; what they held comes back as the same tensors."""
     with synchronisation, ExitStack() as ending:
         for module, values in weights.items():
-            ending.callback(module._parameters.update, dict(module._parameters))
-            module._parameters.update(values)
+            ending.callback(_place_all, module, dict(module._parameters))
+            _place_all(module, values)
         for module, copies in buffers.items():
             ending.callback(module._buffers.update, dict(module._buffers))
             module._buffers.update(_copies(copies))
         yield
+
+
+def _place_all(module: nn.Module, values: Mapping[str, Tensor | None]) -> None:
+    for name, value in values.items():
+        place(module, name, value)
 
 
 def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from signal import SIGINT, SIGTERM
 from typing import Any
 
@@ -18,6 +19,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.processes import Processes
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.joint import TargetGradients
 from superweight_ensembles.training.member_batches import by_member, prepared_batch
 from superweight_ensembles.training.memory_errors import OutOfMemoryError
@@ -42,6 +44,7 @@ class TrainStep:
         config: How.
         channels_last: Memory format of the images.
         processes: Of the job; gradients are those of the rows of all of them.
+        distillation: What ``backward`` has members learn from besides the labels.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class TrainStep:
         config: TrainConfig,
         channels_last: bool,
         processes: Processes,
+        distillation: Distillation | None = None,
     ) -> None:
         self._ensemble = ensemble
         self._members = members
@@ -65,6 +69,7 @@ class TrainStep:
         self._config = config
         self._channels_last = channels_last
         self._processes = processes
+        self._distillation = distillation
         self._agreed = False
 
     def __call__(self, batches: Sequence[Any], progress: Progress, signal: int = 0) -> int:
@@ -191,6 +196,7 @@ class TrainStep:
             images,
             losses,
             lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look=look),
+            partial(self._targets, parts=progress.micro_batches),
         )
         why = max(self._processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
         self._optimizer.zero_grad(set_to_none=True)
@@ -201,6 +207,13 @@ class TrainStep:
             raise SuperWeightError(f"{where}; lower learning_rate ({told})")
         progress.num_skipped += 1
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
+
+    def _targets(self, images: Tensor, parts: int) -> Iterator[Tensor]:
+        """What a teacher has members learn on a batch, part by part; nothing without one."""
+        if self._distillation is None or self._distillation.teacher is None:
+            return
+        with self._fabric.autocast():
+            yield from map(self._distillation.taught, images.tensor_split(min(parts, len(images))))
 
 
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:

@@ -1,0 +1,136 @@
+"""Does a teacher help small members of a small bank? Digits, with and without, the same batches and start values.
+
+    python benchmarks/distillation.py --out benchmarks/results/distillation.json
+
+A seed trains the teacher (WRN 16-2, all its own weights), then the same students (WRN 16-1 and 10-1 from a bank of half
+of what they own apart) once an arm: from the labels alone, from the teacher, and from their own mean. Test images are
+read at the end of a training alone, no setting was chosen by them, and every arm that was run is in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+import superweight_ensembles as swe
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.evaluation import Evaluation
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.storage.files import write_json
+from superweight_ensembles.training.distillation import Teacher
+
+ARMS = {
+    "labels alone": (None, 0.0),
+    "teacher, w 0.5": ("teacher", 0.5),
+    "teacher, w 0.9": ("teacher", 0.9),
+    "own mean, w 0.5": ("ensemble", 0.5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    made_by, runs = provenance(), []
+    for seed in range(options.seeds):
+        runs += seed_runs(seed, options)
+    found = {"arms": [summary(name, runs) for name in ("teacher itself", *ARMS)], "runs": runs}
+    settings = {"epochs": options.epochs, "seeds": options.seeds, "budget": options.budget, "temperature": 4.0}
+    write_json(options.out, {"benchmark": "distillation", "provenance": made_by, **settings, **found})
+    for arm in found["arms"]:
+        print(arm)
+
+
+def seed_runs(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every arm of one seed, the teacher first."""
+    data = swe.load_data("digits", seed=seed)
+    config = swe.TrainConfig(
+        epochs=options.epochs, batch_size=64, learning_rate=0.1, schedule="one_cycle", crop_padding=1,
+        precision="float32", num_threads=1, validate_every=options.epochs, seed=seed,
+    )  # fmt: skip
+    teacher = ensemble_of({"wrn16-2": (16, 2)}, None, seed)
+    runs = [one_run("teacher itself", teacher, data, config, None)]
+    for name, (kind, weight) in ARMS.items():
+        students = ensemble_of({"wrn16-1": (16, 1), "wrn10-1": (10, 1)}, options.budget, seed)
+        chosen = replace(config, distillation=weight, distillation_temperature=4.0)
+        taught_by: Teacher | None = teacher if kind == "teacher" else "ensemble" if kind == "ensemble" else None
+        runs.append(one_run(name, students, data, chosen, taught_by))
+    return [{"seed": seed, **run} for run in runs]
+
+
+def ensemble_of(shapes: dict[str, tuple[int, int]], budget: float | None, seed: int) -> swe.SuperWeightEnsemble:
+    """WideResNets of these depths and widths with equal start values for a seed; with weights of their own for None."""
+    torch.manual_seed(seed)
+    members = {name: swe.wide_resnet(*shape, 10, in_channels=1) for name, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(seed)
+    if budget is None:
+        return swe.SuperWeightEnsemble(members, plan=swe.independent_plan(members), rng=generator)
+    return swe.SuperWeightEnsemble(members, budget=budget, rng=generator)
+
+
+def one_run(
+    name: str,
+    ensemble: swe.SuperWeightEnsemble,
+    data: ImageData,
+    config: swe.TrainConfig,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    swe.train(ensemble, data, config, teacher=teacher)
+    seconds = time.perf_counter() - begin
+    found = swe.evaluate(ensemble, data.loader("test", 256))
+    return {
+        "arm": name,
+        "num_parameters": ensemble.num_parameters,
+        "ensemble": {"accuracy": found.ensemble.accuracy, "nll": found.ensemble.nll, "ece": found.ensemble.ece},
+        "confidence_minus_accuracy": sure_by(found),
+        "members": {member: metrics.accuracy for member, metrics in found.members.items()},
+        "seconds": seconds,
+    }
+
+
+def sure_by(found: Evaluation) -> float:
+    """Mean confidence of the ensemble minus its accuracy: above 0 it is over-confident."""
+    bins = [(one["count"], one["confidence"]) for one in found.reliability if one["count"]]
+    total = sum(float(count or 0) * float(confidence or 0) for count, confidence in bins)
+    return total / found.num_samples - found.ensemble.accuracy
+
+
+def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over seeds, and paired against the labels alone."""
+    mine = [run for run in runs if run["arm"] == name]
+    base = [run for run in runs if run["arm"] == "labels alone"]
+    measures = {
+        "accuracy": lambda run: run["ensemble"]["accuracy"],
+        "nll": lambda run: run["ensemble"]["nll"],
+        "ece": lambda run: run["ensemble"]["ece"],
+        "confidence_minus_accuracy": lambda run: run["confidence_minus_accuracy"],
+        "member_accuracy": lambda run: statistics.mean(run["members"].values()),
+        "seconds": lambda run: run["seconds"],
+    }
+    arm: dict[str, Any] = {"arm": name, "n": len(mine), "num_parameters": mine[0]["num_parameters"]}
+    for key, measure in measures.items():
+        arm[key] = spread([measure(run) for run in mine])
+        arm[f"{key}_minus_labels"] = spread([measure(a) - measure(b) for a, b in zip(mine, base)])
+    return arm
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""One network at many parameter budgets: each way to fit it, beside a narrower network and the whole one.
+
+    python benchmarks/npas.py recipes/npas-cifar10.yaml --seeds 3 --jobs 2 --out benchmarks/results/npas
+    superweights plot benchmarks/results/npas --out figures/npas
+
+Data, members and training are the recipe's; what each arm shares stands in ARMS. Seeds are the outermost loop, then
+budgets, then arms, so that a machine that slows down does so for all arms. A cell is one training on one thread; with
+--jobs 2 two of them run at a time, as processes. Each finished cell is written to OUT/npas.json at once, and the same
+command goes on after those that are there (seeds, budgets and arms may be added). A cell below the minimum of its arm
+is kept as skipped, with the reason; one that failed is tried again the next time. Seconds are those of the whole cell,
+data and test included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from superweight_ensembles.architecture import recall_architecture
+from superweight_ensembles.comparison import narrower_recipe
+from superweight_ensembles.comparison.compare import with_seed
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.evaluation import predict, probability_metrics
+from superweight_ensembles.planning import count_parameters, resolve_budget
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe, load_recipe, parse_recipe
+from superweight_ensembles.runs import train_run
+from superweight_ensembles.storage.files import read_json, write_json
+
+NPAS_FORMAT = 1
+BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.83, 1.0, 2.0, 4.0)
+FULL = "full"
+_TESTED: list[ImageData] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NpasArm:
+    """A way to fit a network into a budget.
+
+    Attributes:
+        label: For figures.
+        sharing: The recipe's ``sharing`` section, but for the budget; None for a plain network of the budget's size.
+        most: Budgets up to this.
+    """
+
+    label: str
+    sharing: Mapping[str, Any] | None
+    most: float = float("inf")
+
+
+ARMS = {
+    "auto": NpasArm(label="automatic", sharing={"generator": "auto"}),
+    "superweight": NpasArm(label="SuperWeights", sharing={"generator": "superweight"}),
+    "ssn-random": NpasArm(
+        label="SSN, random groups", sharing={"generator": "ssn", "clusters": "random", "num_groups": 4}
+    ),
+    "ssn-shape": NpasArm(label="SSN, groups by shape", sharing={"generator": "ssn", "clusters": "shape"}),
+    "ssn-learned": NpasArm(
+        label="SSN, learned groups",
+        sharing={"generator": "ssn", "search": "k_means", "num_groups": 4, "search_epochs": 4},
+    ),
+    "narrower": NpasArm(label="a narrower network", sharing=None, most=1.0),
+    FULL: NpasArm(label="the whole network", sharing={"clusters": "none"}),  # at no budget but its own
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One training. ``budget``: of what the members own apart; None for the whole network."""
+
+    arm: str
+    budget: float | None
+    seed: int
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.arm}" + ("" if self.budget is None else f" at {self.budget:g}")
+
+
+def main() -> None:
+    options = read_options()
+    recipe = base_recipe(options)
+    file = options.out / "npas.json"
+    content = begun(file, recipe, options)
+    done = {(cell["arm"], cell["budget"], cell["seed"]) for cell in content["cells"] if cell["status"] != "failed"}
+    cells = [
+        cell
+        for cell in all_cells(range(recipe.seed, recipe.seed + options.seeds), options.budgets, options.arms)
+        if (cell.arm, cell.budget, cell.seed) not in done
+    ]
+    print(f"{len(done)} cells are there, {len(cells)} to go", flush=True)
+    for index, found in enumerate(run_cells(recipe, cells, options.jobs), 1):
+        again = (found["arm"], found["budget"], found["seed"])
+        content["cells"] = [one for one in content["cells"] if (one["arm"], one["budget"], one["seed"]) != again]
+        content["cells"].append(found)
+        write_json(file, content)
+        print(f"{index} of {len(cells)}: {told(found)}", flush=True)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="of what the members own apart")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a process and a thread each")
+    parser.add_argument("--out", type=Path, required=True, help="folder of npas.json")
+    return parser.parse_args()
+
+
+def base_recipe(options: argparse.Namespace) -> Recipe:
+    """Data, members and training of every cell."""
+    overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]
+    if options.data_root is not None:
+        network = recall_architecture(next(iter(load_recipe(options.recipe, overrides).build_members().values())))
+        assert network is not None, "a recipe's members are built by name"
+        overrides += ["data.name=image_folder", f"data.folder={json.dumps(str(options.data_root))}"]
+        overrides += [f"data.num_classes={network.num_classes}"]
+    return load_recipe(options.recipe, overrides)
+
+
+def begun(file: Path, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    """What an earlier call has written, or the head of a new file."""
+    settings = recipe.model_dump(mode="json", exclude={"sharing"}, exclude_none=True)
+    if "folder" in settings["data"]:
+        settings["data"]["folder"] = Path(settings["data"]["folder"]).name
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return {
+            "format": NPAS_FORMAT,
+            "benchmark": "npas",
+            "name": recipe.name,
+            "provenance": provenance(),
+            "recipe": settings,
+            "independent_parameters": sum(map(count_parameters, recipe.build_members().values())),
+            "arms": [described(name) for name in options.arms],
+            "cells": [],
+        }
+    content = read_json(file)
+    if content["recipe"] != settings:
+        raise SystemExit(f"{file} is of another recipe: give another --out")
+    known = {arm["name"]: arm for arm in content["arms"]}
+    for name in options.arms:
+        if known.setdefault(name, described(name)) != described(name):
+            raise SystemExit(f"{file} has {name!r} with other settings: give another --out")
+    content["arms"] = [known[name] for name in ARMS if name in known]
+    return content
+
+
+def described(arm: str) -> dict[str, Any]:
+    sharing = ARMS[arm].sharing
+    return {"name": arm, "label": ARMS[arm].label, "sharing": None if sharing is None else dict(sharing)}
+
+
+def all_cells(seeds: Sequence[int], budgets: Sequence[float], arms: Sequence[str]) -> Iterator[Cell]:
+    """Seed by seed, budget by budget, arm by arm; the whole network first."""
+    for seed in seeds:
+        if FULL in arms:
+            yield Cell(arm=FULL, budget=None, seed=seed)
+        for budget in budgets:
+            for arm in ARMS:
+                if arm in arms and arm != FULL and budget <= ARMS[arm].most:
+                    yield Cell(arm=arm, budget=budget, seed=seed)
+
+
+def run_cells(recipe: Recipe, cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
+    """What each cell came to, as soon as it has."""
+    run = partial(run_cell, recipe.to_content())
+    if jobs == 1:
+        yield from map(run, cells)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    try:
+        for future in as_completed([pool.submit(run, cell) for cell in cells]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it is killed, which else it would wait for for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a process of the pool"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    """Train and test one cell.
+
+    Raises:
+        SuperWeightError: The data or the settings of the arm are at fault, which no other cell would do better with.
+    """
+    torch.set_num_threads(1)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    recipe = with_seed(parse_recipe({**content, "baseline": "none"}), cell.seed)
+    data = tested_data(recipe)
+    head = {"arm": cell.arm, "budget": cell.budget, "seed": cell.seed, "commit": provenance()["commit"]}
+    begin = time.perf_counter()
+    try:
+        chosen = fitted(recipe, cell)
+    except BelowMinimum as reason:
+        return {**head, "status": "skipped", "reason": str(reason)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        try:
+            train_run(chosen, folder)
+        except SuperWeightError as error:  # a training that diverged
+            return {**head, "status": "failed", "reason": str(error).replace(scratch, "")}
+        trained = read_json(folder / "shared" / "training.json")
+        ensemble = SuperWeightEnsemble.load(folder / "shared" / "ensemble").eval()
+    answers = predict(ensemble, data.loader("test", recipe.evaluation.batch_size))
+    quality = probability_metrics(answers.probabilities.mean(0), answers.labels)
+    return {
+        **head,
+        "status": "done",
+        "accuracy": quality.accuracy,
+        "nll": quality.nll,
+        "test_loss": sum(probability_metrics(rows, answers.labels).nll for rows in answers.probabilities),
+        "training_loss": sum(trained["history"][-1]["train_loss"].values()),  # augmented, over the last epoch
+        "num_parameters": ensemble.num_parameters,
+        "training_seconds": trained["seconds"],
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+class BelowMinimum(Exception):
+    """An arm cannot be as small as a budget asks."""
+
+
+def fitted(recipe: Recipe, cell: Cell) -> Recipe:
+    """The recipe of a cell.
+
+    Raises:
+        BelowMinimum: The budget is less than the arm's least.
+    """
+    members = recipe.build_members()
+    apart = sum(map(count_parameters, members.values()))
+    arm = ARMS[cell.arm]
+    budget = 1.0 if cell.budget is None else cell.budget
+    if arm.sharing is None:
+        try:
+            return narrower_recipe(recipe, members, resolve_budget(budget, apart))
+        except SuperWeightError as error:
+            raise BelowMinimum(str(error)) from error
+    content = {**recipe.to_content(), "sharing": {**arm.sharing, "budget": budget}}
+    chosen = parse_recipe(content, f"arm {cell.arm!r}")
+    try:
+        chosen.plan(members)
+    except SuperWeightError as error:
+        if "minimum" not in str(error):
+            raise
+        raise BelowMinimum(str(error)) from error
+    return chosen
+
+
+def tested_data(recipe: Recipe) -> ImageData:
+    """The data of a recipe, read once a process, for their test images, which no seed changes."""
+    if not _TESTED:
+        _TESTED.append(recipe.load_data())
+    return _TESTED[0]
+
+
+def told(cell: Mapping[str, Any]) -> str:
+    name = str(Cell(arm=cell["arm"], budget=cell["budget"], seed=cell["seed"]))
+    if cell["status"] != "done":
+        return f"{name}: {cell['status']}: {cell['reason']}"
+    return (
+        f"{name}: {100 * cell['accuracy']:.2f} %, NLL {cell['nll']:.4f}, training loss {cell['training_loss']:.3f}, "
+        f"{cell['num_parameters']:,} parameters, {cell['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SuperWeightError as error:
+        raise SystemExit(f"error: {error}") from None
