@@ -67,8 +67,8 @@ class NpasArm:
 
 
 ARMS = {
-    "auto": NpasArm(label="automatic", sharing={"generator": "auto"}),
-    "superweight": NpasArm(label="SuperWeights", sharing={"generator": "superweight"}),
+    "auto": NpasArm(label="automatic, clusters by shape", sharing={"generator": "auto", "clusters": "shape"}),
+    "superweight": NpasArm(label="SuperWeights, depth bins", sharing={"generator": "superweight"}),
     "ssn-random": NpasArm(
         label="SSN, random groups", sharing={"generator": "ssn", "clusters": "random", "num_groups": 4}
     ),

@@ -1,8 +1,9 @@
 """Which generator each group of targets gets under one budget: SuperWeights, a flat bank, or ordinary weights.
 
-SuperWeights need one template a slot. Where a budget is below that, every group gets numbers in proportion to its
-layers' sizes, but SuperWeights never more than their minimum: groups that reach it are SuperWeights, the others read a
-bank smaller than that. So the sharing changes little as a budget passes the minimum.
+SuperWeights need one template a slot. Where a budget is below that, every group is offered numbers in proportion to its
+layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, and all others together read one
+flat bank of the rest. So the sharing changes little as a budget passes the minimum. One bank for all of them is what
+trained best (benchmarks/npas.py).
 
 Source: Plummer et al., ICLR 2022, section 3 (shares in proportion to sizes); the mixture is ours.
 """
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from superweight_ensembles.allocation import allocate, minimum_cost
 from superweight_ensembles.clusters import TargetGroup, mixed_kernels
 from superweight_ensembles.coefficients import CoefficientForm
 from superweight_ensembles.drafts import draft_cluster, slot_needs
 from superweight_ensembles.plan import Cluster, PlannedCluster
+from superweight_ensembles.slots import Shape
 from superweight_ensembles.ssn.bank_size import bank_within, group_cost, least_cost
 from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
 from superweight_ensembles.ssn.options import SsnOptions
 
 GENERATORS = ("auto", "superweight", "ssn")
+_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +34,7 @@ class Spending:
 
     Attributes:
         generator: Of :data:`GENERATORS`.
-        ssn: Of groups that read a flat bank.
+        ssn: How layers read a flat bank; what suits the budget where None.
         form: In which SuperWeights hold their coefficients.
         cap: Templates a slot at most.
         allocation: Which slots get theirs first.
@@ -40,7 +43,7 @@ class Spending:
     """
 
     generator: str = "superweight"
-    ssn: SsnOptions = field(default_factory=SsnOptions)
+    ssn: SsnOptions | None = None
     form: CoefficientForm = "vector"
     cap: int = 8
     allocation: str = "sweeps"
@@ -51,14 +54,32 @@ class Spending:
         """What the group costs with one template a slot."""
         return minimum_cost(slot_needs(draft_cluster(group, self.form), self.reserve_untied), self.everything)
 
-    def least(self, group: TargetGroup) -> int:
-        """The least that the group costs."""
+    def reading(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
+        """How layers of these shapes read a bank: as asked for, else in the way that costs a small budget least."""
+        if self.ssn is not None:
+            return self.ssn
+        mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")
+        if self.generator == "ssn":
+            return mixed
+        if budget < least_cost(shapes, mixed, self.everything):
+            return tiled
+        size, _ = bank_within(shapes, budget, mixed, self.everything)
+        return mixed if size >= _MOSTLY_BANK * budget or budget >= sum(map(math.prod, shapes)) else tiled
+
+    def least(self, groups: Sequence[TargetGroup]) -> int:
+        """The least that the groups cost together."""
         if self.generator == "superweight":
-            return self.superweight_minimum(group)
-        fewest = least_cost(_shapes(group), self.ssn, self.everything)
-        if self.generator == "ssn" and len(group.targets) == 1:
-            return min(fewest, _size(group))
-        return fewest if mixed_kernels(group) else min(fewest, self.superweight_minimum(group))
+            return sum(self.superweight_minimum(group) for group in groups)
+        if self.generator == "auto":
+            shapes = tuple(shape for group in groups for shape in _shapes(group))
+            return least_cost(shapes, self.reading(shapes, 0), self.everything) if shapes else 0
+        return sum(self.least_bank(group) for group in groups)
+
+    def least_bank(self, group: TargetGroup) -> int:
+        """The least that a group of a Shapeshifter Network costs; a single layer may be an ordinary weight."""
+        shapes = _shapes(group)
+        fewest = least_cost(shapes, self.reading(shapes, 0), self.everything)
+        return min(fewest, _size(group)) if len(group.targets) == 1 else fewest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,39 +100,55 @@ def spend(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Generate
 
     Args:
         groups: Targets that share.
-        budget: Trainable scalars for them, at least the sum of ``how.least`` (the caller compares them).
+        budget: Trainable scalars for them, at least ``how.least(groups)`` (the caller compares them).
         how: What they may become.
     """
+    if how.generator == "ssn":
+        return _flat_banks(groups, budget, how)
     minima = [math.inf if mixed_kernels(group) else how.superweight_minimum(group) for group in groups]
-    if how.generator == "superweight" or (how.generator == "auto" and budget >= sum(minima)):
+    if how.generator == "superweight" or budget >= sum(minima):
         return Generated(clusters=_superweights(groups, budget, how))
-    ssn_alone = how.generator == "ssn"
-    if ssn_alone:
-        most = [_size(group) if len(group.targets) == 1 else math.inf for group in groups]
-    else:
-        most = minima if math.inf not in minima else [math.inf] * len(groups)
-    shares = proportional_shares(
-        [_size(group) for group in groups], [how.least(group) for group in groups], most, budget
-    )
-    reached = [share >= (most if ssn_alone else minima)[index] for index, share in enumerate(shares)]
-    left = budget - sum(share for share, there in zip(shares, reached) if there)
-    banks: dict[int, SsnGroup] = {}
-    waiting = sorted((index for index, there in enumerate(reached) if not there), key=lambda index: shares[index])
-    for index in waiting:  # what rounding left is for the largest, or for templates
-        last = index == waiting[-1] and not any(reached)
-        banks[index] = _bank(groups[index], left if last else shares[index], how)
-        left -= _cost(banks[index], how)
-    if ssn_alone:
-        return Generated(
-            clusters=tuple(banks[index] for index in sorted(banks)),
-            ordinary=tuple(group for group, there in zip(groups, reached) if there),
-        )
+    # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
+    most = minima if math.inf not in minima else [math.inf] * len(groups)
+    shares = proportional_shares([_size(group) for group in groups], [0] * len(groups), most, budget)
+    reached = [share >= minimum for share, minimum in zip(shares, minima)]
+    rest = [group for group, there in zip(groups, reached) if not there]
+    pool = sum(share for share, there in zip(shares, reached) if there)
+    together = _joined(rest)
+    if budget - pool < (needed := how.least(rest)):
+        pool = max(budget - needed, 0)
+        chosen = [group for group, there in zip(groups, reached) if there]
+        if pool < sum(how.superweight_minimum(group) for group in chosen):
+            return Generated(clusters=(_bank(_joined(groups), budget, how),))
+    bank = _bank(together, budget - pool, how)
     chosen = [group for group, there in zip(groups, reached) if there]
-    pool = left + sum(share for share, there in zip(shares, reached) if there)
-    superweights = iter(_superweights(chosen, pool, how)) if chosen else iter(())
+    left = budget - _cost(bank, how)
+    return Generated(clusters=(*_superweights(chosen, left, how), bank))
+
+
+def _flat_banks(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Generated:
+    """A bank a group; a group of one layer is an ordinary weight, its member's own, where its share is as large."""
+    most = [_size(group) if len(group.targets) == 1 else math.inf for group in groups]
+    least = [how.least_bank(group) for group in groups]
+    shares = proportional_shares([_size(group) for group in groups], least, most, budget)
+    ordinary = [share >= size for share, size in zip(shares, most)]
+    left = budget - sum(share for share, there in zip(shares, ordinary) if there)
+    banks: dict[int, SsnGroup] = {}
+    waiting = sorted((index for index, there in enumerate(ordinary) if not there), key=lambda index: shares[index])
+    for index in waiting:  # what rounding left is for the largest
+        banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], how)
+        left -= _cost(banks[index], how)
     return Generated(
-        clusters=tuple(next(superweights) if there else banks[index] for index, there in enumerate(reached))
+        clusters=tuple(banks[index] for index in sorted(banks)),
+        ordinary=tuple(group for group, there in zip(groups, ordinary) if there),
     )
+
+
+def _joined(groups: Sequence[TargetGroup]) -> TargetGroup:
+    """All targets of some groups as one; a group that is alone keeps its name."""
+    if len(groups) == 1:
+        return groups[0]
+    return TargetGroup(name="flat bank", targets=tuple(target for group in groups for target in group.targets))
 
 
 def proportional_shares(
@@ -151,12 +188,13 @@ def _superweights(groups: Sequence[TargetGroup], budget: int, how: Spending) -> 
 
 
 def _bank(group: TargetGroup, budget: int, how: Spending) -> SsnGroup:
-    size, mask_window = bank_within(_shapes(group), budget, how.ssn, how.everything)
+    options = how.reading(_shapes(group), budget)
+    size, mask_window = bank_within(_shapes(group), budget, options, how.everything)
     return SsnGroup(
         name=group.name,
         bank_size=size,
         mask_window=mask_window,
-        options=how.ssn,
+        options=options,
         targets=tuple(
             SsnTarget(member=target.member, names=target.names, kind=target.kind, shape=target.shape)
             for target in group.targets
@@ -168,7 +206,7 @@ def _cost(bank: SsnGroup, how: Spending) -> int:
     return group_cost(bank.shapes, bank.bank_size, bank.options, bank.mask_window, how.everything)
 
 
-def _shapes(group: TargetGroup) -> tuple[tuple[int, ...], ...]:
+def _shapes(group: TargetGroup) -> tuple[Shape, ...]:
     return tuple(target.shape for target in group.targets)
 
 

@@ -75,14 +75,15 @@ def plan_sharing(
             (0.83; above 1 to buy accuracy at unchanged inference cost).
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
             be smaller than a layer (Shapeshifter Networks); ``auto``: SuperWeights where the budget reaches their
-            minimum, below it those of the clusters that get theirs, and ``ssn`` for the others.
+            minimum, below it for those of the clusters that get theirs, and one flat bank for all others.
         clusters: ``depth_bins``, ``shape`` (of one kind and shape), ``type`` (of one kind of layer), ``one`` (all),
             ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a cluster.
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
             it), at least one. ``depth_bins`` alone reads it.
         num_groups: Clusters that ``random`` makes; it alone reads them.
         group_seed: Of the draw of ``random``.
-        ssn: How layers read a flat bank; the defaults of :class:`SsnOptions` where None.
+        ssn: How layers read a flat bank; where None, the defaults of :class:`SsnOptions`, but in ``auto`` without
+            coefficients of tiles where the budget is too small for them.
         cap: Templates a slot at most.
         allocation: Which slots get their templates first: ``sweeps`` (all in turn, as published), ``balanced`` (the one
             with the fewest for its users), ``cheapest`` (the smallest, so that only large slots go short).
@@ -201,7 +202,7 @@ def plan_groups(
     """
     everything = budget_counts == "all"
     how = Spending(
-        generator=generator, ssn=ssn or SsnOptions(), form=form, cap=cap, allocation=allocation, everything=everything,
+        generator=generator, ssn=ssn, form=form, cap=cap, allocation=allocation, everything=everything,
         reserve_untied=reserve_untied,
     )  # fmt: skip
     for group in groups:
@@ -211,7 +212,7 @@ def plan_groups(
             )
     limit = resolve_budget(budget, sum(member.num_parameters for member in members))
     own = sum(member.num_private for member in members) if everything else 0
-    _check_budget(budget, limit, own, sum(how.least(group) for group in groups), members, generator)
+    _check_budget(budget, limit, own, how.least(groups), members, generator)
     made = spend(groups, limit - own, how)
     plan = SharingPlan(
         members=_keeping(members, made.ordinary),
@@ -225,7 +226,9 @@ def plan_groups(
         _LOG.warning(
             "the budget of %s allows more than %s can use: %s parameters; raise %s to spend it",
             f"{limit:,}",
-            f"{cap} templates a slot" if plan.superweight_clusters else f"{how.ssn.windows} windows a layer",
+            f"{cap} templates a slot"
+            if plan.superweight_clusters
+            else f"{(ssn or SsnOptions()).windows} windows a layer",
             f"{plan.num_parameters:,}",
             "cap" if plan.superweight_clusters else "windows",
         )
@@ -243,9 +246,7 @@ def groups_minimum(
     """The smallest budget, in trainable scalars, with which :func:`plan_groups` makes SuperWeights of these groups."""
     everything = budget_counts == "all"
     how = Spending(form=form, everything=everything, reserve_untied=reserve_untied)
-    return sum(how.least(group) for group in groups) + (
-        sum(member.num_private for member in members) if everything else 0
-    )
+    return how.least(groups) + (sum(member.num_private for member in members) if everything else 0)
 
 
 def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None:

@@ -88,11 +88,14 @@ def by_reference(made):
     return found
 
 
-@pytest.mark.parametrize("budget", [0.12, 0.45, 1.5, 4.0])
+@pytest.mark.parametrize("budget", [0.45, 0.7, 1.5, 4.0])
 @pytest.mark.parametrize(("combine", "upsample"), list(itertools.product(COMBINE, UPSAMPLE)))
 def test_weights_and_gradients_are_those_of_the_literal_method(combine, upsample, budget):
-    options = SsnOptions(combine=combine, upsample=upsample, **({"embedding_size": 3} if combine == "emb" else {}))
-    made = ensemble(budget, clusters="one", ssn=options)
+    size = {"embedding_size": 3} if combine == "emb" else {}
+    made = ensemble(budget, clusters="one", ssn=SsnOptions(combine=combine, upsample=upsample, **size))
+    larger = [reading.num_tiles > 1 or reading.matrix != (0, 0) for reading in made.plan.clusters[0].readings]
+    assert any(larger) or budget > 0.5
+    assert not any(larger) or budget < 1
     weights = made.generate()["m0"]
     expected = by_reference(made)
     torch.manual_seed(1)
@@ -112,7 +115,8 @@ def test_weights_and_gradients_are_those_of_the_literal_method(combine, upsample
 @pytest.mark.parametrize("combine", ["softmax", "emb", "wavg"])
 @pytest.mark.parametrize("upsample", ["inter", "repeat", "mask"])
 def test_shared_templates_are_those_of_the_literal_method(combine, upsample):
-    made = ensemble(0.3, clusters="one", ssn=SsnOptions(combine=combine, upsample=upsample, templates=3))
+    size = {"embedding_size": 3} if combine == "emb" else {}
+    made = ensemble(0.5, clusters="one", ssn=SsnOptions(combine=combine, upsample=upsample, templates=3, **size))
     (group,) = made.plan.clusters
     assert group.bank_size % 3 == 0
     assert {reading.start for reading in group.readings} == {0}
@@ -127,7 +131,7 @@ def test_the_literal_bilinear_is_torchs():
     assert_close(reference.bilinear(small, 7, 11), made.flatten())
 
 
-@pytest.mark.parametrize("budget", [0.12, 0.6, 3.0])
+@pytest.mark.parametrize("budget", [0.3, 0.6, 3.0])
 def test_members_generated_apart_and_in_other_formats_are_the_same(budget):
     made = ensemble(budget, count=2, clusters="one", ssn=SsnOptions(upsample="mask"))
     whole = made.generate()
@@ -165,12 +169,12 @@ some_clusters = st.sampled_from(
 @settings(max_examples=60)
 @given(some_options, some_clusters, st.floats(0.3, 4.0), st.sampled_from(["ssn", "auto"]), st.integers(1, 2))
 def test_any_budget_is_kept_spent_and_read(options, clusters, budget, generator, count):
-    try:
-        plan = plan_sharing(members(count), budget=budget, generator=generator, ssn=options, **clusters)
-    except SuperWeightError as error:
-        assert "below the minimum of this sharing" in str(error)
-        least = int(str(error).split("sharing, ")[1].split(" ")[0].replace(",", ""))
-        plan = plan_sharing(members(count), budget=least, generator=generator, ssn=options, **clusters)
+    with pytest.raises(SuperWeightError, match="below the minimum of this sharing") as caught:
+        plan_sharing(members(count), budget=1, generator=generator, ssn=options, **clusters)
+    least = int(str(caught.value).split("sharing, ")[1].split(" ")[0].replace(",", ""))
+    apart = sum(p.numel() for net in members(count).values() for p in net.parameters())
+    budget = max(least, int(budget * apart))
+    plan = plan_sharing(members(count), budget=budget, generator=generator, ssn=options, **clusters)
     assert plan.num_parameters <= plan.budget
     assert SharingPlan.from_json(plan.to_json()) == plan
     covered = [(target.member, target.name) for cluster in plan.clusters for target in cluster.targets]
@@ -191,7 +195,9 @@ def test_any_budget_is_kept_spent_and_read(options, clusters, budget, generator,
         for parameter, weight in weights.items():
             own = members(count)[name].get_parameter(parameter)
             assert weight.shape == own.shape
-            assert weight.square().mean().sqrt() == pytest.approx(float(own.square().mean().sqrt()), rel=0.02)
+            assert float(weight.detach().square().mean().sqrt()) == pytest.approx(
+                float(own.detach().square().mean().sqrt()), rel=0.02
+            )
 
 
 @settings(max_examples=60)
@@ -244,10 +250,12 @@ def test_auto_takes_superweights_where_they_fit_and_mixes_below():
     assert "ssn" in str(below) and "superweight" in str(below)
     for cluster in below.superweight_clusters.values():
         assert all(slot.num_templates == 1 for slot in cluster.slots)
-    low = plan_sharing(nets, budget=0.05)
-    assert not low.superweight_clusters
-    fills = [group.num_templates / group.num_weights for group in low.clusters]
-    assert max(fills) / min(fills) < 1.1  # in proportion to the sizes
+    (bank,) = plan_sharing(nets, budget=0.05).clusters
+    assert bank.generator == "ssn"
+    assert len(bank.targets) == sum(len(cluster.targets) for cluster in below.clusters)
+    assert bank.options.upsample == "wavg"
+    assert plan_sharing(nets, budget=0.02).clusters[0].options.upsample == "repeat"  # no room for coefficients of tiles
+    assert plan_sharing(nets, budget=0.02, ssn=SsnOptions(upsample="inter")).clusters[0].options.upsample == "inter"
 
 
 def test_a_single_layer_keeps_an_ordinary_weight_that_is_its_members_own():
@@ -291,8 +299,8 @@ def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
     with pytest.raises(SuperWeightError, match=r"below the minimum .* generator 'ssn' or 'auto', which go below"):
         plan_sharing(nets, budget=0.05, generator="superweight")
     made = SuperWeightEnsemble(nets, budget=0.05)
-    both = [{target.member for target in group.targets} for group in made.plan.clusters]
-    assert {"a", "b"} in both
+    (bank,) = made.plan.clusters
+    assert {target.member for target in bank.targets} == {"a", "b"}
     assert made(torch.randn(2, 3, 8, 8)).shape == (2, 2, 10)
 
 
@@ -334,9 +342,9 @@ def test_bad_options(options, message):
         ({"combine": "mean"}, "unknown combine 'mean'"),
         ({"upsample": "bilinear"}, "unknown upsample 'bilinear'"),
         ({"embedding_size": 8}, "embedding_size does nothing with combine 'wavg'"),
-        ({"mask_window": 9}, "mask_window does nothing with upsample 'inter'"),
-        ({"templates": 2, "upsample": "wavg"}, "upsample 'wavg' cuts the bank into halves"),
-        ({"templates": 2, "windows": 4}, "windows does nothing with templates"),
+        ({"mask_window": 9}, "mask_window does nothing with upsample 'wavg'"),
+        ({"templates": 2}, "upsample 'wavg' cuts the bank into halves"),
+        ({"templates": 2, "windows": 4, "upsample": "inter"}, "windows does nothing with templates"),
     ],
 )
 def test_bad_reading(options, message):

@@ -26,7 +26,7 @@ from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
 from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.targets import Target
 
-LEARNING = SsnOptions(combine="softmax", templates=4)
+LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ def learn_groups(
     """Group layers by k-means of the coefficients, or embeddings, with which they mix shared templates.
 
     Train an ensemble for some epochs first, of which all layers mix the same templates: ``generator="ssn",
-    clusters="one", ssn=SsnOptions(combine="softmax", templates=4)``. Its weights are of no further use: build a new
-    ensemble on the plan.
+    clusters="one", ssn=SsnOptions(combine="softmax", upsample="inter", templates=4)``. Its weights are
+    of no further use: build a new ensemble on the plan.
 
     Args:
         ensemble: Trained; of one group with shared templates.
@@ -99,7 +99,7 @@ def learn_groups(
         >>> import superweight_ensembles as swe
         >>> data = swe.load_data("synthetic")
         >>> members = {"wrn": swe.wide_resnet(10, 1, data.num_classes)}
-        >>> reading = swe.SsnOptions(combine="softmax", templates=4)
+        >>> reading = swe.SsnOptions(combine="softmax", upsample="inter", templates=4)
         >>> first = swe.SuperWeightEnsemble(members, budget=0.1, generator="ssn", clusters="one", ssn=reading)
         >>> _ = swe.train(first, data, swe.TrainConfig(epochs=1, batch_size=64))
         >>> [cluster.generator for cluster in swe.learn_groups(first, 2).clusters]
@@ -153,7 +153,7 @@ def _shared_group(ensemble: SuperWeightEnsemble) -> tuple[int, SsnGroup]:
     ):
         raise SuperWeightError(
             "groups are learned from layers that all mix the same templates: plan with generator='ssn', "
-            "clusters='one', ssn=SsnOptions(combine='softmax', templates=4)"
+            "clusters='one', ssn=SsnOptions(combine='softmax', upsample='inter', templates=4)"
         )
     if ensemble.bank.is_untouched:
         raise SuperWeightError("the ensemble is untrained, and its coefficients say nothing: train it for some epochs")

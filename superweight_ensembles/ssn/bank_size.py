@@ -39,7 +39,7 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool 
     """The fewest trainable scalars with which a group of these layers works.
 
     Example:
-        >>> least_cost(((16, 8, 3, 3), (16, 16, 3, 3)), SsnOptions())  # 9 in the bank, a coefficient a layer
+        >>> least_cost(((16, 8, 3, 3), (16, 16, 3, 3)), SsnOptions(upsample="inter"))  # 9, and 1 a layer
         11
     """
     size = least_bank(shapes, options)
@@ -82,10 +82,21 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, every
 
 
 def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, everything: bool) -> int:
+    """The largest bank whose group costs no more than the budget; the smallest one where none does.
+
+    Between two sizes at which a layer comes to read one window more, the other coefficients only become fewer as the
+    bank grows: from the upper end down, taking off what is too much never passes the largest that fits.
+    """
     sizes = [math.prod(shape) for shape in shapes]
-    size = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
+    upper = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
     least = least_bank(shapes, options)
-    while size > least and (excess := group_cost(shapes, size, options, window, everything) - budget) > 0:
-        # Never below the largest that fits: as the bank shrinks, the coefficients that it saves are none or a few.
-        size = max(size - excess, least)
-    return size
+    steps = {count * size for size in set(sizes) for count in range(1, options.windows + 1)}
+    for lower in sorted({least, *(step for step in steps if least < step <= upper)}, reverse=True):
+        size = upper
+        while size >= lower:
+            excess = group_cost(shapes, size, options, window, everything) - budget
+            if excess <= 0:
+                return size
+            size -= excess
+        upper = lower - 1
+    return least

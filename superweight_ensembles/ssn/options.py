@@ -49,7 +49,7 @@ class SsnOptions:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     combine: Combination = "wavg"
-    upsample: Upsampling = "inter"
+    upsample: Upsampling = "wavg"
     windows: int = 8
     templates: int = 0
     embedding_size: int = EMBEDDING_SIZE
@@ -76,6 +76,8 @@ class SsnOptions:
         if self.mask_window and self.upsample != "mask":
             raise SuperWeightError(f"ssn: mask_window does nothing with upsample {self.upsample!r}: leave it out")
         if self.templates and self.upsample == "wavg":
-            raise SuperWeightError("ssn: upsample 'wavg' cuts the bank into halves of its own: leave templates out")
+            raise SuperWeightError(
+                "ssn: upsample 'wavg' cuts the bank into halves of its own: leave templates out, or take 'inter'"
+            )
         if self.templates and self.windows != 8:
             raise SuperWeightError("ssn: windows does nothing with templates, which every layer reads: leave it out")

@@ -75,7 +75,7 @@ def readings(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> 
         ...     print(one.num_windows, one.size, one.start)
         1 16 0
         3 8 16
-        >>> readings(((10, 10),), 30, SsnOptions())[0].matrix
+        >>> readings(((10, 10),), 30, SsnOptions(upsample="inter"))[0].matrix
         (5, 5)
         >>> readings(((10, 10),), 30, SsnOptions(upsample="repeat"))[0].num_tiles
         4
