@@ -164,7 +164,11 @@ GROUPS = {
     "below": {"budget": 0.05, "generator": "ssn"},
     "above": {"budget": 1.5, "generator": "ssn", "clusters": "one"},
     "mean": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(combine="avg", upsample="repeat")},
-    "softmax": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(combine="softmax", templates=4)},
+    "softmax": {
+        "budget": 0.2,
+        "generator": "ssn",
+        "ssn": swe.SsnOptions(combine="softmax", upsample="inter", templates=4),
+    },
     "embedding": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(combine="emb", upsample="mask")},
     "tiles": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(upsample="wavg")},
 }
@@ -193,10 +197,10 @@ def test_bytes_of_flat_banks_are_those_of_a_real_step(case: str) -> None:
 def flat_plan(bank_size: int, options: swe.SsnOptions) -> swe.SharingPlan:
     """Of a :class:`Small` whose convolution, 4 x 3 x 3 x 3 = 108 numbers, and head, 5 x 4, read one bank."""
     targets = (
-        SsnTarget(member="small", names=("conv.weight",), shape=(4, 3, 3, 3)),
-        SsnTarget(member="small", names=("head.weight",), shape=(5, 4)),
+        SsnTarget(member="small", names=("conv.weight",), kind="conv2d", shape=(4, 3, 3, 3)),
+        SsnTarget(member="small", names=("head.weight",), kind="linear", shape=(5, 4)),
     )
-    group = SsnGroup(name="all", kind="conv2d, linear", bank_size=bank_size, targets=targets, options=options)
+    group = SsnGroup(name="all", bank_size=bank_size, targets=targets, options=options)
     member = PlannedMember(name="small", num_parameters=108 + 20 + 5, num_private=5)
     return swe.SharingPlan(members=(member,), clusters=(group,), budget=1000)
 
