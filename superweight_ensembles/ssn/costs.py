@@ -31,9 +31,9 @@ def copied_numbers(group: SsnGroup) -> int:
     Example:
         >>> from superweight_ensembles.ssn.group import SsnTarget
         >>> from superweight_ensembles.ssn.options import SsnOptions
-        >>> shapes = {"a": (4, 5), "b": (4, 4)}
-        >>> targets = tuple(SsnTarget(member="m", names=(name,), kind="linear", shape=shape) for name, shape in shapes.items())
-        >>> group = SsnGroup(name="g", bank_size=30, targets=targets, options=SsnOptions())
+        >>> a = SsnTarget(member="m", names=("a",), kind="linear", shape=(4, 5))
+        >>> b = SsnTarget(member="m", names=("b",), kind="linear", shape=(4, 4))
+        >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
         >>> copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
         42
     """
