@@ -69,7 +69,8 @@ def alike(num_templates: int, width: int) -> swe.SuperWeightEnsemble:
     member = nn.Sequential(*(nn.Conv2d(width, width, 3) for _ in range(8)), nn.Flatten(), nn.Linear(width, 10))
     own = sum(parameter.numel() for parameter in member.parameters())
     ensemble = swe.SuperWeightEnsemble({"member": member}, budget=9 * own, clusters="shape", cap=num_templates)
-    assert [slot.num_templates for cluster in ensemble.plan.clusters for slot in cluster.slots] == [num_templates]
+    (cluster,) = ensemble.plan.superweight_clusters.values()
+    assert [slot.num_templates for slot in cluster.slots] == [num_templates]
     return ensemble
 
 

@@ -65,7 +65,7 @@ def measure_point(setting: Setting, seconds: float) -> dict[str, Any]:
         torch.set_num_threads(setting.threads)
     members = build_members(setting)
     plan = make_plan(members, setting)
-    held = {slot.num_templates for cluster in plan.clusters for slot in cluster.slots}
+    held = {slot.num_templates for cluster in plan.superweight_clusters.values() for slot in cluster.slots}
     assert held == {setting.templates}, f"every slot must hold {setting.templates} templates; they hold {held}"
     num_targets = sum(len(cluster.targets) for cluster in plan.clusters)
     assert setting.targets in (0, num_targets), f"{setting.targets} targets were asked for; the plan has {num_targets}"
@@ -141,7 +141,7 @@ def on_paper(ensemble: swe.SuperWeightEnsemble, members: dict[str, nn.Module], s
     config = replace(_CONFIG, batch_size=setting.batch_size)
     products = sum(
         slot.num_vectors * slot.num_templates * block.size
-        for cluster in ensemble.plan.clusters
+        for cluster in ensemble.plan.superweight_clusters.values()
         for slot, block in zip(cluster.slots, cluster.blocks)
     )
     return {

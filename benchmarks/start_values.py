@@ -133,7 +133,7 @@ def redraw(
     """Draw the bank of an ensemble again by another rule."""
     user, norm, factor = rule
     choose = {"widest": min, "narrowest": max}[user]
-    for index, cluster in enumerate(ensemble.plan.clusters):
+    for index, cluster in ensemble.plan.superweight_clusters.items():
         for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
             users = user_deviations(cluster, slot, deviations)
             reference = factor * choose(users)

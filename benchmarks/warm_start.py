@@ -82,15 +82,15 @@ def one_seed(recipe: Recipe, data: ImageData, options: argparse.Namespace) -> It
     for budget in map(float, options.budgets.split(",")):
         plan = plan_sharing(members, **{**recipe.sharing.plan_options(), "budget": budget})
         spent = {"budget": budget, "num_parameters": plan.num_parameters}
-        untuned = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
+        untuned = swe.SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
         start = swe.warm_start(untuned, apart)
         yield {"arm": "after SVD", **spent, "mean_error": start.mean_error, **measured(untuned, data)}
         for rate in map(float, options.learning_rates.split(",")):
             config = dataclasses.replace(
                 recipe.training, learning_rate=rate, epochs=options.tuning_epochs, validate_every=options.tuning_epochs
             )
-            warm = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
-            scratch = swe.SuperWeightEnsemble(members, plan=plan, generator=recipe.bank_generator())
+            warm = swe.SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
+            scratch = swe.SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
             swe.warm_start(warm, apart)
             for arm, ensemble in (("tuned", warm), ("from scratch", scratch)):
                 seconds = swe.train(ensemble, data, config).seconds

@@ -25,7 +25,8 @@ def adopt_plan(
 
     Args:
         ensemble: Changed in place.
-        plan: Differs from the ensemble's plan only in coefficient vectors, each of them split from one old vector.
+        plan: Differs from the ensemble's plan only in coefficient vectors of SuperWeights, each of them split from one
+            old vector.
         optimizer: Of the ensemble's parameters; None outside of training.
 
     Raises:
@@ -44,7 +45,7 @@ def adopt_plan(
         )
     bank = ensemble.bank
     moves: dict[str, Tensor] = {}
-    for index, (old, new) in enumerate(zip(ensemble.plan.clusters, plan.clusters)):
+    for (index, old), new in zip(ensemble.plan.superweight_clusters.items(), plan.superweight_clusters.values()):
         for slot in range(len(old.slots)):
             origins = _origins(old, new, slot)
             if origins != list(range(old.slots[slot].num_vectors)):
@@ -99,6 +100,8 @@ def _without_vectors(plan: SharingPlan) -> SharingPlan:
                 slots=tuple(replace(slot, num_vectors=1) for slot in cluster.slots),
                 targets=tuple(replace(target, vectors=()) for target in cluster.targets),
             )
+            if isinstance(cluster, Cluster)
+            else cluster
             for cluster in plan.clusters
         ),
     )

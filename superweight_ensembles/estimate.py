@@ -20,6 +20,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.costs import count_flops
 from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.ssn.costs import copied_numbers, group_flops, num_gains, num_trained_tensors
 from superweight_ensembles.targets import Members, named_members
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.optimization import num_moments
@@ -61,7 +62,8 @@ class TrainingEstimate:
         gradient_bytes: Gradients of all trainable parameters.
         generated_bytes: Generated weights of all members, once.
         generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
-        generation_flops: Of a step: combining templates, forward and backward.
+        bank_copy_bytes: Of the largest flat bank that layers read past its end: it is copied, prolonged by its start.
+        generation_flops: Of a step: combining templates, and windows of flat banks, forward and backward.
         num_images: Of an epoch; None where only the data tell.
         epochs: Of the training.
     """
@@ -78,6 +80,7 @@ class TrainingEstimate:
     gradient_bytes: int
     generated_bytes: int
     generated_gradient_bytes: int
+    bank_copy_bytes: int
     generation_flops: int
     num_images: int | None
     epochs: int
@@ -108,7 +111,7 @@ class TrainingEstimate:
         stays the members' own has few gradients beside either; they are counted at the second moment alone.
         """
         running = self.generated_bytes + self.activation_bytes
-        through_bank = self.generated_gradient_bytes + self.gradient_bytes
+        through_bank = self.generated_gradient_bytes + self.gradient_bytes + self.bank_copy_bytes
         return self.parameter_bytes + self.optimizer_bytes + self.batch_bytes + max(running, through_bank)
 
     @property
@@ -189,7 +192,9 @@ def estimate_training(
     ]
     type_bytes = next((p.element_size() for module in modules.values() for p in module.parameters()), 4)
     shared_bytes = 2 if bfloat16 else type_bytes
-    num_generated = sum(math.prod(cluster.shape_of(target)) for cluster in plan.clusters for target in cluster.targets)
+    num_generated = sum(cluster.num_weights for cluster in plan.clusters)
+    groups = plan.ssn_groups.values()
+    other_bytes = sum(map(_other_bytes, modules.values())) + type_bytes * sum(map(num_gains, groups))
     moments = num_moments(config)
     counters = 4 * _num_tensors(plan, modules, generated) if config.optimizer == "adamw" else 0
     return TrainingEstimate(
@@ -200,12 +205,13 @@ def estimate_training(
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",
         keeps_all=config.ensemble_loss != 0 or own_mean,
-        parameter_bytes=plan.num_parameters * type_bytes + sum(map(_other_bytes, modules.values())),
+        parameter_bytes=plan.num_parameters * type_bytes + other_bytes,
         optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,
         generated_bytes=num_generated * shared_bytes,
         generated_gradient_bytes=num_generated * shared_bytes,
-        generation_flops=3 * _combination_flops(plan),
+        bank_copy_bytes=max(map(copied_numbers, groups), default=0) * type_bytes,
+        generation_flops=3 * _combination_flops(plan) + sum(map(group_flops, groups)),
         num_images=num_images,
         epochs=config.epochs,
     )
@@ -308,7 +314,11 @@ def _other_bytes(module: nn.Module) -> int:
 
 def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated: Mapping[str, frozenset[str]]) -> int:
     """Trainable tensors: those of the bank and those that stay the members' own."""
-    bank = sum(len(cluster.slots) * (3 if cluster.coefficients == "embedding" else 2) for cluster in plan.clusters)
+    slots = sum(
+        len(cluster.slots) * (3 if cluster.coefficients == "embedding" else 2)
+        for cluster in plan.superweight_clusters.values()
+    )
+    bank = slots + sum(map(num_trained_tensors, plan.ssn_groups.values()))
     return bank + sum(1 for name, module in modules.items() for _ in _own_parameters(module, generated[name]))
 
 
@@ -317,9 +327,9 @@ def _own_parameters(module: nn.Module, generated: frozenset[str]) -> Iterator[nn
 
 
 def _combination_flops(plan: SharingPlan) -> int:
-    """Forward: every coefficient vector times its slot's templates."""
+    """Forward, of SuperWeights: every coefficient vector times its slot's templates."""
     return sum(
         2 * slot.num_vectors * slot.num_templates * block.size
-        for cluster in plan.clusters
+        for cluster in plan.superweight_clusters.values()
         for slot, block in zip(cluster.slots, cluster.blocks)
     )

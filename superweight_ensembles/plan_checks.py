@@ -92,11 +92,13 @@ def _problem_of_group(group: SsnGroup) -> str:
     if not group.targets:
         return "needs targets"
     if any(len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
-        return "shapes are (out, in, *kernel), all positive"
+        return f"shapes are (out, in, *kernel), all positive, of {MOST_PARAMETERS:,} numbers at most"
     if group.bank_size < group.minimum_templates:
         return f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
     if (group.mask_window < 1) if group.options.upsample == "mask" else group.mask_window != 0:
         return "mask_window is positive with upsample 'mask', and 0 with the others"
+    if group.options.mask_window not in (0, group.mask_window):
+        return f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
     return ""
 
 

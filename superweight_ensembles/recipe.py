@@ -23,7 +23,7 @@ from superweight_ensembles.planning import plan_sharing
 from superweight_ensembles.recipe_overrides import set_value
 from superweight_ensembles.recipe_teacher import check_teacher
 from superweight_ensembles.registry import build_member
-from superweight_ensembles.search import LEARNING, Untying
+from superweight_ensembles.search import LEARNING, Untying, check_searchable
 from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.storage.plain_data import check_plain
 from superweight_ensembles.storage.yaml_file import read_yaml
@@ -153,6 +153,8 @@ class SharingRecipe(_Strict):
             learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
             return {**options, **learning}
         first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
+        if self.search != "none" and options["generator"] == "auto":
+            options["generator"] = "superweight"  # similarity splits nothing else
         untied = first == "tied" and self.untie_epoch is not None
         return {**options, "ssn": self.ssn, "coefficients": first, "reserve_untied": untied}
 
@@ -331,6 +333,7 @@ class Recipe(_Strict):
             options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
         plan = plan_sharing(members, **options)
         if self.sharing.search in ("gradient", "weight"):
+            check_searchable(plan)
             # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
             # might not fit then.
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind

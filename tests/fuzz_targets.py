@@ -100,6 +100,14 @@ def saved() -> tuple[Path, dict[str, bytes], dict[str, torch.Tensor], Any]:
 
 
 @cache
+def flat_plan() -> bytes:
+    """A plan of one flat bank that masks enlarge."""
+    options = swe.SsnOptions(combine="emb", upsample="mask", embedding_size=4)
+    found = swe.plan_sharing(members(), budget=0.9, generator="ssn", clusters="one", include=["*.2"], ssn=options)
+    return found.to_json().encode()
+
+
+@cache
 def registered() -> tuple[Path, dict[str, bytes]]:
     """A saved ensemble of registry names: where it may be damaged, and its files."""
     place = folder() / "registered"
@@ -135,6 +143,7 @@ def plan(content: bytes) -> None:
         loaded = read_plan(folder())
         text = loaded.to_json()
         assert swe.SharingPlan.from_json(text) == loaded
+        str(loaded)
         if loaded.fingerprint.encode() in saved()[1]["plan.json"]:
             assert loaded == saved()[3]
 
@@ -252,6 +261,7 @@ def onnx_bytes(content: bytes) -> None:
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], bytes]]] = {
     "recipe": (recipe, lambda: RECIPE),
     "plan": (plan, lambda: saved()[1]["plan.json"]),
+    "flat plan": (plan, flat_plan),
     "manifest": (manifest, lambda: saved()[1]["manifest.json"]),
     "listed plan": (lambda content: listed_file("plan.json", content), lambda: saved()[1]["plan.json"]),
     "listed policy": (lambda content: listed_file("anytime.json", content), lambda: saved()[1]["anytime.json"]),

@@ -168,7 +168,7 @@ def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp
     ("override", "message"),
     [
         ("training.epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
-        ("sharing.budget=0.01", "is below the minimum of this sharing"),
+        ("sharing.budget=0.001", "is below the minimum of this sharing"),
         ("sharing.budget=83.0", "write 0.83 for 83 %"),
         ("members.0.model=timm/resnet81", "did you mean 'timm/resnet18'"),
         ("data.name=digit", "did you mean 'digits'"),

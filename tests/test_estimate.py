@@ -16,8 +16,10 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.estimate import estimate_training
 from superweight_ensembles.estimate_table import estimate_lines
 from superweight_ensembles.evaluation.costs import count_flops
+from superweight_ensembles.plan import PlannedMember
 from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.recipe import load_recipe
+from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
 from superweight_ensembles.training import joint_backward
 from superweight_ensembles.training.optimization import build_optimizer
 
@@ -155,6 +157,77 @@ def test_bytes_are_those_of_a_real_step(options: dict, coefficients: str) -> Non
     through_bank = found.generated_gradient_bytes + found.gradient_bytes
     held = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
     assert found.peak_bytes == held + max(running, through_bank)
+
+
+GROUPS = {
+    "mixed": {"budget": 0.25},
+    "below": {"budget": 0.05, "generator": "ssn"},
+    "above": {"budget": 1.5, "generator": "ssn", "clusters": "one"},
+    "mean": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(combine="avg", upsample="repeat")},
+    "softmax": {
+        "budget": 0.2,
+        "generator": "ssn",
+        "ssn": swe.SsnOptions(combine="softmax", upsample="inter", templates=4),
+    },
+    "embedding": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(combine="emb", upsample="mask")},
+    "tiles": {"budget": 0.2, "generator": "ssn", "ssn": swe.SsnOptions(upsample="wavg")},
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_bytes_of_flat_banks_are_those_of_a_real_step(case: str) -> None:
+    modules = members()
+    plan = swe.plan_sharing(modules, **GROUPS[case])
+    assert plan.ssn_groups and bool(plan.superweight_clusters) == (case == "mixed")
+    config = swe.TrainConfig(batch_size=4, optimizer="adamw")
+    found = estimate_training(modules, plan, (3, 8, 8), config)
+    ensemble = swe.SuperWeightEnsemble(modules, plan=plan)
+    optimizer = build_optimizer(ensemble, config)
+    joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.arange(4), nn.functional.cross_entropy)
+    optimizer.step()
+    state = [value for held in optimizer.state.values() for value in held.values()]
+    assert found.optimizer_bytes == sum(value.numel() * value.element_size() for value in state)
+    everything = (*ensemble.parameters(), *ensemble.buffers())
+    assert found.parameter_bytes == sum(tensor.numel() * tensor.element_size() for tensor in everything)
+    assert found.gradient_bytes == sum(4 * parameter.numel() for parameter in ensemble.parameters())
+    weights = {id(weight): weight for own in ensemble.generate().values() for weight in own.values()}
+    assert found.generated_bytes == sum(4 * weight.numel() for weight in weights.values())
+
+
+def flat_plan(bank_size: int, options: swe.SsnOptions) -> swe.SharingPlan:
+    """Of a :class:`Small` whose convolution, 4 x 3 x 3 x 3 = 108 numbers, and head, 5 x 4, read one bank."""
+    targets = (
+        SsnTarget(member="small", names=("conv.weight",), kind="conv2d", shape=(4, 3, 3, 3)),
+        SsnTarget(member="small", names=("head.weight",), kind="linear", shape=(5, 4)),
+    )
+    group = SsnGroup(name="all", bank_size=bank_size, targets=targets, options=options)
+    member = PlannedMember(name="small", num_parameters=108 + 20 + 5, num_private=5)
+    return swe.SharingPlan(members=(member,), clusters=(group,), budget=1000)
+
+
+def test_flops_and_copies_of_a_flat_bank_by_hand() -> None:
+    found = estimate_training(
+        {"small": Small()}, flat_plan(113, swe.SsnOptions()), (3, 8, 8), swe.TrainConfig(batch_size=6)
+    )
+    # One window of 108 numbers, and floor(113 / 20) = 5 of 20; two for each product, and two gradients.
+    assert found.generation_flops == 3 * 2 * (1 * 108 + 5 * 20)
+    # The head reads numbers 108 to 208: a copy so long, and gradients for it, of which 113 are counted as the bank's.
+    assert found.bank_copy_bytes == 4 * (208 + 208 - 113)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "combined", "enlarging"),
+    [
+        # p = 0.6: 2 x (2 x 9) of 4 x (3 x 9) fit in 40 numbers; four products and sums a number, forward and back.
+        ("inter", 36, 2 * 8 * 108),
+        ("repeat", 40, 108),  # one sum a number in backward
+        ("wavg", 6 * 2 * 20, 0),  # six tiles of 20 of two halves each
+    ],
+)
+def test_flops_of_layers_larger_than_their_bank_by_hand(upsample: str, combined: int, enlarging: int) -> None:
+    plan = flat_plan(40, swe.SsnOptions(upsample=upsample))
+    found = estimate_training({"small": Small()}, plan, (3, 8, 8), swe.TrainConfig(batch_size=6))
+    assert found.generation_flops == 3 * 2 * (combined + 2 * 20) + enlarging
 
 
 def test_an_estimate_changes_nothing() -> None:

@@ -24,6 +24,7 @@ from superweight_ensembles.figures.arms import pareto_front
 from superweight_ensembles.figures.budget_figure import shared_segments
 from superweight_ensembles.figures.cluster_looks import cluster_looks
 from superweight_ensembles.figures.layer_order import layers_by_depth
+from superweight_ensembles.figures.sharing_layout import place_cells
 
 BOTH = ("shared", "independent")
 LONG_NAMES = (
@@ -266,6 +267,66 @@ def test_sharing_map_shows_every_layer_and_names_every_cluster(sizes: Sequence[t
     assert rows == list(plan.member_names)
     figure.draw_without_rendering()
     assert_apart(drawn_boxes(figure.axes[0].get_yticklabels()))
+
+
+FLAT = {
+    "mixed": ([(16, 2)], {"budget": 0.29}),
+    "single": ([(16, 2)], {"budget": 0.05}),
+    "two": ([(16, 2), (10, 1)], {"budget": 0.3, "generator": "ssn"}),
+    "four": ([(16, 2), (16, 1), (10, 2), (10, 1)], {"budget": 1.5, "generator": "ssn", "clusters": "one"}),
+    "many": ([(40, 2), (40, 1), (64, 1)], {"budget": 0.1, "generator": "ssn", "clusters": "shape"}),
+}
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_flat_banks_on_the_map_and_in_the_budget(case: str) -> None:
+    sizes, options = FLAT[case]
+    plan = make_plan(sizes, **options)
+    assert bool(plan.superweight_clusters) == (case == "mixed") and plan.ssn_groups
+    figure = figures.sharing_map(plan)
+    layers = [layer for own in layers_by_depth(plan).values() for layer in own]
+    enlarged = [layer for layer in layers if layer.reading is not None and layer.reading.is_enlarged]
+    assert len(with_gid(figure, "layer")) == len(layers)
+    assert len(with_gid(figure, "enlarged")) == len(enlarged) and bool(enlarged) == (case != "four")
+    texts = legend_texts(figure)
+    assert ("beyond its bank: enlarged" in texts) == bool(enlarged)
+    for look in cluster_looks(plan):
+        cluster = plan.clusters[look.clusters[0]]
+        (text,) = [text for text in texts if text.startswith(f"{look.label}: ")]
+        if len(look.clusters) == 1:
+            assert ("bank of" in text and "window" in text) == (cluster.generator == "ssn")
+            name = {"superweight": " (SuperWeights)", "ssn": " (SSN)"}[cluster.generator]
+            assert look.label == f"{cluster.name}{name if case == 'mixed' else ''}"
+    figure.draw_without_rendering()
+    shares = drawn_boxes(with_gid(figure, "share"))
+    assert len(shares) == (0 if case in ("four", "many") else len(enlarged))
+    assert_apart([*shares, *drawn_boxes(figure.axes[0].get_yticklabels()), figure.legends[0].get_window_extent()])
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.axes[0].get_tightbbox().y0 + 1
+    segments = shared_segments(plan)
+    assert sum(segment.count for segment in segments) == plan.budget
+    for look in cluster_looks(plan):
+        (segment,) = [segment for segment in segments if segment.label == look.label]
+        assert segment.count == sum(plan.clusters[index].num_templates for index in look.clusters)
+    figures.budget_split(plan).draw_without_rendering()
+
+
+def test_a_layer_is_as_high_as_what_it_reads() -> None:
+    plan = make_plan([(16, 2)], budget=0.05)
+    (cell, *_) = [cell for own in place_cells(plan).values() for cell in own if cell.read is not None]
+    reading = cell.layer.reading
+    assert reading is not None and cell.read is not None and 0 < cell.read < cell.tops[-1]
+    assert reading.num_windows == 2 and reading.mixed  # the halves of the bank
+    assert cell.share_read == 2 * reading.size / math.prod(cell.layer.shapes[-1]) < 1
+
+
+def test_changes_of_a_plan_with_flat_banks() -> None:
+    plans = {"sought": make_plan([(16, 2)], budget=0.29), "one": make_plan([(16, 2)], budget=0.05)}
+    figure = figures.sharing_change(plans)
+    mixed, flat = (axes.get_title(loc="left") for axes in figure.axes)
+    assert "3 clusters" in mixed and "1 flat bank" in mixed
+    assert "1 flat bank" in flat and "coefficient vector" not in flat
+    assert len(with_gid(figure, "layer")) == 2 * 16
 
 
 def test_layers_stand_in_depth_order() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 # Examples of each kind of damage.
 EXAMPLES = {
-    "recipe": 900, "plan": 700, "manifest": 300, "listed plan": 400, "listed policy": 150, "listed tensors": 150,
+    "recipe": 900, "plan": 700, "flat plan": 400,
+    "manifest": 300, "listed plan": 400, "listed policy": 150, "listed tensors": 150,
     "tensor header": 400, "config": 100, "notes": 120, "results": 400, "cascade": 300, "onnx": 300,
 }  # fmt: skip
 FLIPPED = {"plan.json": 60, "config.json": 60, "model.safetensors": 120, "manifest.json": 60, "anytime.json": 60}

@@ -126,7 +126,7 @@ def test_newer_formats_are_refused(tmp_path: Path) -> None:
     registered().save_pretrained(tmp_path / "saved")
     for name, message in (
         ("config.json", "has format 99; this version reads 3"),
-        ("plan.json", 'must be a JSON object with "format": 1'),
+        ("plan.json", 'must be a JSON object with "format": 2'),
     ):
         path = tmp_path / "saved" / name
         text = path.read_text()
@@ -221,7 +221,7 @@ def test_names_that_the_hub_cannot_give(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_the_constructor_is_as_before() -> None:
     signature = inspect.signature(swe.SuperWeightEnsemble)
-    assert list(signature.parameters) == ["members", "budget", "plan", "generator", "plan_options"]
+    assert list(signature.parameters) == ["members", "budget", "plan", "rng", "plan_options"]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'members'"):
         swe.SuperWeightEnsemble()
     with pytest.raises(swe.SuperWeightError, match=r"give either budget= .* or plan="):

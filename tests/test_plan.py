@@ -7,6 +7,7 @@ import math
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 
 from superweight_ensembles import (
     SharingPlan,
+    SsnOptions,
     SuperWeightEnsemble,
     SuperWeightError,
     find_targets,
@@ -274,6 +276,94 @@ BROKEN = {
     "target without a name": (lambda c: target(c).update(names=[]), r"without a member or a name"),
     "target twice": (lambda c: target(c, 1).update(member="a", names=["0.weight"]), r"a\.0\.weight stands there twice"),
 }
+
+
+@pytest.fixture
+def flat():
+    """The JSON of a plan of one flat bank that a layer of two members is larger than."""
+    members = {"a": mlp(6, 6), "b": mlp(6, 7)}
+    plan = plan_sharing(members, budget=0.55, generator="ssn", clusters="one", ssn=SsnOptions(upsample="mask"))
+    return json.loads(plan.to_json())
+
+
+def group(content):
+    return content["clusters"][0]
+
+
+BROKEN_GROUPS = {
+    "no generator": (lambda c: group(c).pop("generator"), r"at clusters\.0: .*'generator'"),
+    "unknown generator": (lambda c: group(c).update(generator="magic"), r"at clusters\.0: .*'magic'"),
+    "generator of the other": (lambda c: group(c).update(generator="superweight"), r"at clusters\.0\.kind: "),
+    "no bank": (lambda c: group(c).pop("bank_size"), r"at clusters\.0\.bank_size: "),
+    "bank of nothing": (lambda c: group(c).update(bank_size=0), r"a bank of 0 numbers is smaller than its layers can"),
+    "bank below nothing": (lambda c: group(c).update(bank_size=-5), r"a bank of -5 numbers is smaller"),
+    "huge bank": (lambda c: group(c).update(bank_size=10**12), r"at clusters\.0\.bank_size: .*less than or equal"),
+    "large bank": (lambda c: group(c).update(bank_size=2**36), r"clusters: claim [\d,]+ parameters; at most"),
+    "bank above the budget": (lambda c: group(c).update(bank_size=10**6), r"budget: \d+ is less than the plan costs"),
+    "slots": (lambda c: group(c).update(slots=[]), r"at clusters\.0\.slots: "),
+    "no targets": (lambda c: group(c).update(targets=[]), r"needs targets"),
+    "target twice": (lambda c: group(c)["targets"].append(target(c)), r"a\.0\.weight stands there twice"),
+    "target of a stranger": (lambda c: target(c).update(member="z"), r"a target of member 'z' without a member"),
+    "vectors": (lambda c: target(c).update(vectors=[0]), r"at clusters\.0\.targets\.0\.vectors: "),
+    "shape of one dimension": (lambda c: target(c).update(shape=[24]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of no rows": (lambda c: target(c).update(shape=[0, 4]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of less": (lambda c: target(c).update(shape=[-6, -4]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of other size": (lambda c: target(c).update(shape=[6, 5]), r"'a': num_private and its targets do not add"),
+    "nine dimensions": (lambda c: target(c).update(shape=[1] * 9), r"at clusters\.0\.targets\.0\.shape: .*at most 8"),
+    "huge dimension": (lambda c: target(c).update(shape=[2**32, 1]), r"at clusters\.0\.targets\.0\.shape\.0: .*less"),
+    "huge shape": (lambda c: target(c).update(shape=[2**31] * 8), r"shapes .* 68,719,476,736 numbers at most"),
+    "unknown combination": (lambda c: group(c)["options"].update(combine="sum"), r"options\.combine: .*'avg'"),
+    "unknown up-sampling": (lambda c: group(c)["options"].update(upsample="zoom"), r"options\.upsample: .*'inter'"),
+    "unknown option": (lambda c: group(c)["options"].update(colour="red"), r"options\.colour: "),
+    "options inside options": (lambda c: group(c)["options"].update(options={"windows": 3}), r"options\.options: "),
+    "negative windows": (lambda c: group(c)["options"].update(windows=-1), r"windows must be a whole number from 1"),
+    "windows past counting": (lambda c: group(c)["options"].update(windows=10**30), r"windows must be a whole number"),
+    "broken windows": (lambda c: group(c)["options"].update(windows=2.5), r"options\.windows: "),
+    "templates beyond the bank": (
+        lambda c: group(c)["options"].update(templates=4096),
+        r"smaller than its layers can read, 4,096",
+    ),
+    "templates below nothing": (
+        lambda c: group(c)["options"].update(templates=-1),
+        r"templates must be a whole number",
+    ),
+    "embedding of nothing": (
+        lambda c: group(c)["options"].update(combine="emb", embedding_size=0),
+        r"embedding_size must be a whole number from 1",
+    ),
+    "masks of no window": (lambda c: group(c).update(mask_window=0), r"mask_window is positive with upsample 'mask'"),
+    "masks that are not asked for": (
+        lambda c: group(c)["options"].update(upsample="inter"),
+        r"mask_window is positive with upsample 'mask', and 0 with the others",
+    ),
+    "another window": (lambda c: group(c)["options"].update(mask_window=4), r"is \d+, but its options say 4"),
+    "tiles past counting": (
+        lambda c: (
+            group(c).update(bank_size=2, mask_window=0, targets=[{**target(c), "shape": [2**18, 2**17]}]),
+            group(c)["options"].update(upsample="wavg"),
+            c.update(members=[{"name": "a", "num_parameters": 2**35, "num_private": 0}], budget=2**36),
+        ),
+        r"clusters: claim 68,719,476,738 parameters; at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_GROUPS)
+def test_broken_group_is_refused(case, flat):
+    damage, message = BROKEN_GROUPS[case]
+    del flat["fingerprint"]
+    damage(flat)
+    tracemalloc.start()
+    with pytest.raises(SuperWeightError, match=f"the sharing plan.*{message}"):
+        SharingPlan.from_json(json.dumps(flat))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+def test_undamaged_group_is_read(flat):
+    (found,) = SharingPlan.from_json(json.dumps(flat)).ssn_groups.values()
+    assert any(reading.is_enlarged for reading in found.readings)
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -20,10 +20,13 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles import cli
+from superweight_ensembles.plan_table import bank_words
 from superweight_ensembles.report import write, write_report
 from superweight_ensembles.report.anytime_section import anytime_section, read_curves
 from superweight_ensembles.report.elements import tag
 from superweight_ensembles.report.findings import changed, sentences
+from superweight_ensembles.report.pictures import describe
+from superweight_ensembles.report.sharing_section import plan_section
 
 COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"
 EVIL = "<script>alert(1)</script>\"' onload=x"
@@ -183,7 +186,31 @@ def test_names_are_shown_as_text(run: Path) -> None:
     assert "<script" not in text
 
 
+@pytest.mark.parametrize(
+    ("budget", "columns", "words"),
+    [
+        (0.29, ["slots", "templates", "bank", "how layers read it"], "in templates and flat banks (at least"),
+        (0.05, ["bank", "how layers read it"], "in flat banks (at least"),
+        (0.83, ["slots", "templates"], "in templates (at least"),
+    ],
+)
+def test_the_sharing_table_has_the_columns_of_its_generators(budget: float, columns: list[str], words: str) -> None:
+    plan = swe.plan_sharing({"wrn16-2": swe.wide_resnet(16, 2, 10)}, budget=budget)
+    page = Page(str(plan_section(plan)))
+    head = [*["cluster", "wrn16-2"], *columns, "parameters", "share"]
+    text = str(plan_section(plan))
+    assert [name for name in page.texts if name in head][: len(head)] == head
+    rows = text.split("<tr")[1:]
+    assert {row.count("<td") + row.count("<th") for row in rows} == {len(head)}
+    assert words in text
+    for group in plan.ssn_groups.values():
+        assert f"{group.bank_size:,}" in page.texts and bank_words(group) in page.texts
+    seen = describe("sharing_map", {"arms": []}, plan)
+    assert ("of them flat banks" in seen) == (budget == 0.29) and ("of flat banks" in seen) == (budget == 0.05)
+
+
 def _rename_in_plan(content: dict, old: str, new: str) -> None:
+    content.pop("fingerprint", None)
     for member in content["members"]:
         member["name"] = new if member["name"] == old else member["name"]
     for cluster in content["clusters"]:

@@ -117,7 +117,7 @@ def untrained(case, coefficients="tied", budget=2.0):
         members(case),
         budget=budget,
         coefficients=coefficients,
-        generator=torch.Generator().manual_seed(0),
+        rng=torch.Generator().manual_seed(0),
         **dict(CASES[case].options),
     )
 
@@ -645,6 +645,16 @@ def test_what_cannot_be_searched():
     apart = swe.SuperWeightEnsemble(members("mlp pair"), plan=swe.independent_plan(members("mlp pair")))
     with pytest.raises(swe.SuperWeightError, match="the ensemble shares nothing"):
         swe.search_clusters(apart, batches())
+
+
+@pytest.mark.parametrize("options", [{"budget": 0.29}, {"budget": 0.5, "generator": "ssn"}], ids=["mixed", "flat"])
+def test_flat_banks_cannot_be_searched(options):
+    ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(16, 1, 3)}, **options)
+    message = "splits clusters of SuperWeights, and 'conv2d 1x1 bin 1/1' reads a flat bank: plan with generator="
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.search_clusters(ensemble, batches())
+    with pytest.raises(swe.SuperWeightError, match=message):
+        searched_members(ensemble)
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,15 @@ def test_no_decay_on_coefficients_norms_and_biases() -> None:
     assert plain_names == set(names.values()) - decayed_names
 
 
+def test_decay_on_flat_banks_and_none_on_what_reads_them() -> None:
+    options = swe.SsnOptions(upsample="mask")
+    members = {"a": swe.wide_resnet(10, 1, 4)}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.2, generator="ssn", clusters="one", ssn=options)
+    decayed, plain = ({id(parameter) for parameter in group["params"]} for group in parameter_groups(ensemble, 5e-4))
+    assert {id(parameter) for parameter in ensemble.bank.templates.parameters()} <= decayed
+    assert {id(parameter) for parameter in ensemble.bank.coefficients.parameters()} <= plain
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

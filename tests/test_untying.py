@@ -777,3 +777,53 @@ def test_un_tying_without_ties_is_refused():
 def test_un_tying_after_the_last_epoch_is_refused():
     with pytest.raises(swe.SuperWeightError, match="un-tied"):
         swe.train(tied_ensemble(), images(), CONFIG, untie=swe.Untying(epoch=1))
+
+
+def mixed_ensemble():
+    """Tied SuperWeights beside a flat bank, with room for new vectors, after a step of training."""
+    torch.manual_seed(4)
+    nets = {"a": swe.wide_resnet(16, 1, 3)}
+    plan = swe.plan_sharing(nets, budget=0.29, coefficients="tied")
+    assert plan.ssn_groups and plan.superweight_clusters
+    ensemble = swe.SuperWeightEnsemble(nets, plan=dataclasses.replace(plan, budget=plan.budget + 1000))
+    optimizer = torch.optim.SGD(ensemble.parameters(), lr=0.05, momentum=0.9)
+    step_with(ensemble, optimizer, rgb())
+    return ensemble, optimizer
+
+
+def rgb():
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 3
+
+
+def step_with(ensemble, optimizer, batch):
+    optimizer.zero_grad()
+    joint_backward(ensemble, *batch, F.cross_entropy)
+    optimizer.step()
+
+
+def test_superweights_beside_a_flat_bank_are_un_tied():
+    ensemble, optimizer = mixed_ensemble()
+    plan = swe.untie_coefficients(ensemble, [rgb()], threshold=1.0)
+    assert plan.num_coefficients > ensemble.plan.num_coefficients
+    assert plan.ssn_groups == ensemble.plan.ssn_groups
+    before = ensemble.generate()["a"]
+    swe.adopt_plan(ensemble, plan, optimizer)
+    for name, weight in ensemble.generate()["a"].items():
+        assert_close(weight, before[name])
+    step_with(ensemble, optimizer, rgb())
+
+
+def test_a_plan_of_another_bank_is_not_adopted():
+    ensemble, optimizer = mixed_ensemble()
+    ((index, group),) = ensemble.plan.ssn_groups.items()
+    smaller = dataclasses.replace(group, bank_size=group.bank_size - 1)
+    clusters = [smaller if place == index else cluster for place, cluster in enumerate(ensemble.plan.clusters)]
+    with pytest.raises(swe.SuperWeightError, match="in more than coefficient vectors"):
+        swe.adopt_plan(ensemble, dataclasses.replace(ensemble.plan, clusters=tuple(clusters)), optimizer)
+
+
+def test_flat_banks_have_nothing_to_un_tie():
+    ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 3)}, budget=0.2, generator="ssn")
+    assert swe.untie_coefficients(ensemble, [rgb()]) is ensemble.plan
+    with pytest.raises(swe.SuperWeightError, match="no coefficients of the plan are tied"):
+        swe.train(ensemble, [rgb()], swe.TrainConfig(epochs=2), untie=swe.Untying(epoch=1))

@@ -87,7 +87,7 @@ def test_the_shared_arm_starts_from_the_baseline(whole: Path) -> None:
     apart = swe.SuperWeightEnsemble.load(whole / "independent" / "ensemble")
     plan = swe.SharingPlan.from_json((whole / "plan.json").read_text())
     recipe = recipe_of()
-    by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=plan, generator=recipe.bank_generator())
+    by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=plan, rng=recipe.bank_generator())
     result = swe.warm_start(by_hand, apart)
     started = swe.SuperWeightEnsemble.load(whole / "shared" / "warm_start")
     for key, tensor in by_hand.state_dict().items():

@@ -104,9 +104,14 @@ def _check(plans: Sequence[SharingPlan], names: Sequence[str]) -> None:
 
 
 def _title(name: str, plan: SharingPlan, inches: float) -> str:
-    vectors = sum(slot.num_vectors for cluster in plan.clusters for slot in cluster.slots)
+    superweights = plan.superweight_clusters.values()
+    vectors = sum(slot.num_vectors for cluster in superweights for slot in cluster.slots)
     lines = wrap(name, max(12, int(inches / 0.061)))
-    return "\n".join([*lines, counted(len(plan.clusters), "cluster"), counted(vectors, "coefficient vector")])
+    if superweights or not plan.ssn_groups:
+        lines += [counted(len(superweights), "cluster"), counted(vectors, "coefficient vector")]
+    if plan.ssn_groups:
+        lines.append(counted(len(plan.ssn_groups), "flat bank"))
+    return "\n".join(lines)
 
 
 def _draw_plan(

@@ -12,7 +12,8 @@ from superweight_ensembles.figures.cluster_looks import cluster_looks
 from superweight_ensembles.figures.layer_order import depth_key, layers_by_depth
 from superweight_ensembles.figures.shades import series_color, shade
 from superweight_ensembles.figures.short_names import short_layers
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.generated_tensor import GeneratedTensor
+from superweight_ensembles.plan import Cluster, SharingPlan
 
 _LETTERS = ascii_lowercase + ascii_uppercase + "αβγδεζηθικλμνξπρστυφχψω"
 _MANY_SHADES = 5
@@ -64,7 +65,7 @@ def place_rows(plans: Sequence[SharingPlan]) -> Rows:
     return Rows(labels=tuple(str(row + 1) for row in range(longest)), row_of=row_of, named=False)
 
 
-def place_of(target: PlannedTarget) -> Place:
+def place_of(target: GeneratedTensor) -> Place:
     return target.member, target.name
 
 
@@ -131,7 +132,7 @@ def plan_letters(plans: Sequence[SharingPlan]) -> list[dict[Place, str]]:
     for plan in plans:
         before = found[-1] if found else {}
         found.append({})
-        for cluster in plan.clusters:
+        for cluster in plan.superweight_clusters.values():
             places = frozenset(place_of(target) for target in cluster.targets)
             found[-1].update(tie_letters(cluster, before if places in clusters else {}))
         clusters = {_places(plan, index) for index in range(len(plan.clusters))}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.generated_tensor import GeneratedTensor
+from superweight_ensembles.plan import Cluster, SharingPlan
+from superweight_ensembles.slots import Shape
+from superweight_ensembles.ssn.group import SsnGroup
+from superweight_ensembles.ssn.windows import Reading
 
 _FIRST = (
     "stem",
@@ -24,11 +29,21 @@ _LAST = ("conv_head", "final_conv", "pre_logits", "head", "heads", "classifier",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A generated tensor and the cluster (its index in the plan) that generates it."""
+    """A generated tensor and the cluster (its index in the plan) that generates it.
+
+    Attributes:
+        cluster_index: In the plan.
+        target: The tensor.
+        shapes: Of the width slots that it composes, its own the last; of a layer that reads a flat bank, its own alone.
+        vectors: Its coefficient vectors in those slots; none with a flat bank.
+        reading: What it reads of a flat bank; None of SuperWeights.
+    """
 
     cluster_index: int
-    cluster: Cluster
-    target: PlannedTarget
+    target: GeneratedTensor
+    shapes: tuple[Shape, ...]
+    vectors: tuple[int, ...] = ()
+    reading: Reading | None = None
 
 
 def depth_key(name: str) -> tuple[object, ...]:
@@ -48,8 +63,19 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
     """The generated layers of each member, members as in the plan, layers as :func:`depth_key` sorts them."""
     layers: dict[str, list[Layer]] = {name: [] for name in plan.member_names}
     for index, cluster in enumerate(plan.clusters):
-        for target in cluster.targets:
-            layers[target.member].append(Layer(cluster_index=index, cluster=cluster, target=target))
+        for layer in _slotted(index, cluster) if isinstance(cluster, Cluster) else _reading(index, cluster):
+            layers[layer.target.member].append(layer)
     for own in layers.values():
         own.sort(key=lambda layer: depth_key(layer.target.name))
     return layers
+
+
+def _slotted(index: int, cluster: Cluster) -> Iterator[Layer]:
+    shapes = tuple(slot.shape for slot in cluster.slots)
+    for target in cluster.targets:
+        yield Layer(cluster_index=index, target=target, shapes=shapes[: target.slot + 1], vectors=target.vectors)
+
+
+def _reading(index: int, group: SsnGroup) -> Iterator[Layer]:
+    for target, reading in zip(group.targets, group.readings):
+        yield Layer(cluster_index=index, target=target, shapes=(target.shape,), reading=reading)

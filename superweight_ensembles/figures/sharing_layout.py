@@ -18,17 +18,27 @@ GAP = 0.62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of a row."""
+    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of a row.
+
+    ``read`` is as high as what the layer reads of a bank that is too small for it; None where it reads enough.
+    """
 
     layer: Layer
     left: float
     right: float
     base: float
     tops: tuple[float, ...]
+    read: float | None = None
 
     @property
     def middle(self) -> float:
         return (self.left + self.right) / 2
+
+    @property
+    def share_read(self) -> float:
+        """Weights that the layer reads, of those that it has."""
+        reading = self.layer.reading
+        return 1.0 if reading is None else reading.resolution / math.prod(self.layer.shapes[-1])
 
     def slot_middle(self, slot: int) -> float:
         """Height of the middle of a slot's segment."""
@@ -50,12 +60,15 @@ def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
     """Cells by member: rows from the top down, each stretched to the same length, heights the log of the weights."""
     layers = layers_by_depth(plan)
     low, high = weight_range(plan)
+    low = min(low, *(reading.resolution for group in plan.ssn_groups.values() for reading in group.readings), high)
     start = math.log10(low) - 0.22 * max(math.log10(high / low), 0.5)
     scale = 1 / (math.log10(high) - start)
 
-    def tops(layer: Layer) -> tuple[float, ...]:
-        shapes = [slot.shape for slot in layer.cluster.slots[: layer.target.slot + 1]]
-        return tuple(0.94 * ROW * (math.log10(math.prod(shape)) - start) * scale for shape in shapes)
+    def height(numbers: int) -> float:
+        return 0.94 * ROW * (math.log10(numbers) - start) * scale
+
+    def read(layer: Layer) -> float | None:
+        return height(layer.reading.resolution) if layer.reading is not None and layer.reading.is_enlarged else None
 
     return {
         member: [
@@ -64,7 +77,8 @@ def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
                 left=index / len(own),
                 right=(index + 1) / len(own),
                 base=-row * (ROW + GAP),
-                tops=tops(layer),
+                tops=tuple(height(math.prod(shape)) for shape in layer.shapes),
+                read=read(layer),
             )
             for index, layer in enumerate(own)
         ]
@@ -73,8 +87,10 @@ def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
 
 
 def weight_range(plan: SharingPlan) -> tuple[int, int]:
-    """Fewest and most weights of a width slot's shape."""
-    sizes = [math.prod(slot.shape) for cluster in plan.clusters for slot in cluster.slots]
+    """Fewest and most weights of a width slot's shape, or of a layer that reads a flat bank."""
+    slots = [slot.shape for cluster in plan.superweight_clusters.values() for slot in cluster.slots]
+    layers = [shape for group in plan.ssn_groups.values() for shape in group.shapes]
+    sizes = [math.prod(shape) for shape in (*slots, *layers)]
     return min(sizes), max(sizes)
 
 
@@ -139,7 +155,7 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
     users: dict[tuple[int, int, int], list[Cell]] = {}
     for own in cells.values():
         for cell in own:
-            for slot, vector in enumerate(cell.layer.target.vectors):
+            for slot, vector in enumerate(cell.layer.vectors):
                 users.setdefault((cell.layer.cluster_index, slot, vector), []).append(cell)
     groups: dict[tuple[int, ...], tuple[int, list[Cell]]] = {}
     for (_, slot, _), group in users.items():

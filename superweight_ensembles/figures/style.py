@@ -99,6 +99,17 @@ def outside_legend(
     columns: int,
 ) -> Legend:
     """A legend above (``outside upper center``) or below the axes, in as many columns as the figure has room for."""
+    return fitted_legend(figure, handles, loc=loc, columns=columns)[0]
+
+
+def fitted_legend(
+    figure: Figure,
+    handles: Sequence[Artist],
+    *,
+    loc: Literal["outside upper center", "outside lower center"],
+    columns: int,
+) -> tuple[Legend, int]:
+    """:func:`outside_legend`, and how many rows it has."""
     while True:
         legend = figure.legend(
             handles=list(handles),
@@ -114,6 +125,6 @@ def outside_legend(
             labelcolor=INK,
         )
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            return legend
+            return legend, -(-len(handles) // columns)
         legend.remove()
         columns -= 1

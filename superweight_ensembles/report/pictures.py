@@ -117,7 +117,7 @@ def figures(pictures: Iterable[Picture], results: Results, plan: SharingPlan) ->
 
 def _figure(picture: Picture, results: Results, plan: SharingPlan) -> Html:
     title = picture_title(picture.name)
-    reading = _CAPTIONS[picture.name][1] if picture.name in _CAPTIONS else f"From figures/{picture.name}.png."
+    reading = _reading(picture.name, plan)
     wide = picture.width >= _WIDE
     image = tag(
         "img",
@@ -131,6 +131,20 @@ def _figure(picture: Picture, results: Results, plan: SharingPlan) -> Html:
     return tag("figure", caption, frame, class_="wide" if wide else None)
 
 
+def _reading(name: str, plan: SharingPlan) -> str:
+    """How to read a figure."""
+    if name not in _CAPTIONS:
+        return f"From figures/{name}.png."
+    words = _CAPTIONS[name][1]
+    if name != "sharing_map" or not plan.ssn_groups:
+        return words
+    if not plan.superweight_clusters:
+        words = words.replace("the same templates", "one bank").replace(
+            " The lines in a block are its width slots.", ""
+        )
+    return f"{words} A layer that is larger than its flat bank is pale above as many weights as it reads."
+
+
 def describe(name: str, results: Results, plan: SharingPlan) -> str:
     """What a figure shows, in words and numbers, for those who do not see it."""
     arms = results["arms"]
@@ -138,6 +152,8 @@ def describe(name: str, results: Results, plan: SharingPlan) -> str:
     accuracies = _each({name: f"{100 * metrics['accuracy']:.2f} %" for name, metrics in of_arms.items()})
     names = ", ".join(plan.member_names)
     clusters = f"{len(plan.clusters)} cluster{'s' * (len(plan.clusters) != 1)}"
+    if plan.ssn_groups:
+        clusters += f" ({len(plan.ssn_groups)} of them flat banks)" if plan.superweight_clusters else " of flat banks"
     if name == "accuracy_flops":
         return (
             f"Test accuracy against FLOPs of {len(arms[0]['subsets'])} sets of members. All members together, at "

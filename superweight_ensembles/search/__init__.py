@@ -4,7 +4,7 @@ Source: Teterwak et al., WACV 2024
 """
 
 from superweight_ensembles.search.clusters import SearchResult, find_sharing, search_clusters
-from superweight_ensembles.search.depths import searched_members
+from superweight_ensembles.search.depths import check_searchable, searched_members
 from superweight_ensembles.search.groups import LEARNING, LearnedGroups, find_groups, learn_groups
 from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients
 
@@ -13,6 +13,7 @@ __all__ = [
     "LearnedGroups",
     "SearchResult",
     "Untying",
+    "check_searchable",
     "find_groups",
     "find_sharing",
     "has_ties",

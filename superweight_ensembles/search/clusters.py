@@ -20,7 +20,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.planning import coefficient_form, groups_minimum, plan_groups
 from superweight_ensembles.processes import current_processes
-from superweight_ensembles.search.depths import Depths, find_depths, searched_members
+from superweight_ensembles.search.depths import Depths, check_searchable, find_depths, searched_members
 from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients
 from superweight_ensembles.search.similarity import cropped_cosines, merged_sets
 from superweight_ensembles.targets import Target
@@ -123,9 +123,9 @@ def search_clusters(
         A plan of the same members, with the cap and the counting of the ensemble's plan.
 
     Raises:
-        SuperWeightError: An ensemble that was never trained or shares nothing, a threshold outside [-1, 1], a loader
-            without samples, gradients that are not finite (names the target) or all zero (names the member), a budget
-            below the minimum at every threshold (states the least), ranks that find different plans.
+        SuperWeightError: An ensemble that was never trained, shares nothing or reads flat banks, a threshold outside
+            [-1, 1], a loader without samples, gradients that are not finite (names the target) or all zero (names the
+            member), a budget below the minimum at every threshold (states the least), ranks that find different plans.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
@@ -173,7 +173,7 @@ def find_sharing(
     limit = plan.budget if budget is None else resolve_budget(budget, plan.independent_parameters)
     depths = find_depths(ensemble)
     tensors = _tensors(ensemble, loader, searched_members(ensemble), similarity, max_batches)
-    seen = [_similarities(index, cluster, depths, tensors) for index, cluster in enumerate(plan.clusters)]
+    seen = [_similarities(index, cluster, depths, tensors) for index, cluster in plan.superweight_clusters.items()]
     counting: dict[str, Any] = {
         "budget_counts": plan.budget_counts,
         "form": form,
@@ -221,11 +221,13 @@ def _check(ensemble: SuperWeightEnsemble, threshold: float, similarity: str) -> 
         raise unknown_name("similarity", similarity, SIMILARITIES)
     if not ensemble.plan.clusters:
         raise SuperWeightError("the ensemble shares nothing: a search splits the clusters that a plan has")
+    check_searchable(ensemble.plan)
     if ensemble.bank.is_untouched:
         raise SuperWeightError(
             "the ensemble is untrained, and its gradients say little: train it for some epochs first"
         )
-    every = [slot.num_vectors for cluster in ensemble.plan.clusters for slot in cluster.slots]
+    clusters = ensemble.plan.superweight_clusters.values()
+    every = [slot.num_vectors for cluster in clusters for slot in cluster.slots]
     if similarity == "weight" and max(every) == 1:
         raise SuperWeightError(
             "all coefficients are tied, so all weights of a cluster are alike: "

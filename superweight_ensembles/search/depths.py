@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.plan import PlannedTarget
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan import PlannedTarget, SharingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +52,30 @@ class Depths:
         return [min(others, key=lambda other: abs(self.places[other] - self.places[target])) for target in own]
 
 
+def check_searchable(plan: SharingPlan) -> None:
+    """Refuse a plan with groups that read a flat bank.
+
+    Raises:
+        SuperWeightError: Names the first such group.
+    """
+    for group in plan.ssn_groups.values():
+        raise SuperWeightError(
+            f"a search splits clusters of SuperWeights, and {group.name!r} reads a flat bank: plan with "
+            "generator='superweight', and a budget that it can meet"
+        )
+
+
 def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
-    """Derive depths and the order of members from an ensemble."""
+    """Derive depths and the order of members from an ensemble of SuperWeights."""
     plan = ensemble.plan
+    check_searchable(plan)
+    clusters = plan.superweight_clusters.values()
     order = {name: _construction_order(ensemble, name) for name in plan.member_names}
     targets = {
-        name: tuple(
-            tuple(target for target in order[name] if target in set(cluster.targets)) for cluster in plan.clusters
-        )
+        name: tuple(tuple(target for target in order[name] if target in set(cluster.targets)) for cluster in clusters)
         for name in plan.member_names
     }
-    kernels = [(cluster.kind, cluster.kernel) for cluster in plan.clusters]
+    kernels = [(cluster.kind, cluster.kernel) for cluster in clusters]
     depth: dict[str, tuple[tuple[int, int], ...]] = {}
     for name in plan.member_names:
         counts = [len(own) for own in targets[name]]
@@ -99,5 +113,6 @@ def _construction_order(ensemble: SuperWeightEnsemble, member: str) -> list[Plan
         for position, (path, module) in enumerate(ensemble.members[member].named_modules(remove_duplicate=False))
         for rank, local in enumerate(module._parameters)
     }
-    own = [target for cluster in ensemble.plan.clusters for target in cluster.targets if target.member == member]
+    clusters = ensemble.plan.superweight_clusters.values()
+    own = [target for cluster in clusters for target in cluster.targets if target.member == member]
     return sorted(own, key=lambda target: place[target.name])

@@ -57,7 +57,8 @@ def untie_coefficients(
     Each use of each tied vector has a gradient of its own, <dL/dSuperWeight, template> for each template. Uses are
     merged while the cosine of two exceeds the threshold; the first set keeps the vector, every other set gets one new.
     A use without any gradient conflicts with nothing and keeps the vector. Move the ensemble to the plan with
-    :func:`adopt_plan`; :func:`train` does both by itself (``untie=``).
+    :func:`adopt_plan`; :func:`train` does both by itself (``untie=``). Groups that read a flat bank have no ties, and
+    stay as they are.
 
     Args:
         ensemble: Trained for some epochs; not changed here.
@@ -82,7 +83,8 @@ def untie_coefficients(
         raise SuperWeightError(f"untie_coefficients() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
     check_threshold(threshold)
     plan = ensemble.plan
-    members = [name for name in plan.member_names if any(_is_tied(cluster, name) for cluster in plan.clusters)]
+    superweights = plan.superweight_clusters
+    members = [name for name in plan.member_names if any(_is_tied(cluster, name) for cluster in superweights.values())]
     if not members:
         return plan
     if ensemble.bank.is_untouched:
@@ -91,7 +93,8 @@ def untie_coefficients(
         )
     gradients = weight_gradients(ensemble, loader, members, max_batches=max_batches)
     clusters = tuple(
-        _untie(ensemble.bank, index, cluster, gradients, threshold) for index, cluster in enumerate(plan.clusters)
+        _untie(ensemble.bank, index, cluster, gradients, threshold) if isinstance(cluster, Cluster) else cluster
+        for index, cluster in enumerate(plan.clusters)
     )
     untied = replace(plan, clusters=clusters)
     current_processes().same(untied.fingerprint, "the sharing plan without ties")
@@ -114,7 +117,7 @@ def use_gradients(
     Returns:
         (uses, numbers in a vector).
     """
-    cluster = bank.plan.clusters[index]
+    cluster = bank.plan.superweight_clusters[index]
     block = cluster.blocks[slot]
     key = slot_key(index, slot)
     made = torch.stack(
@@ -163,7 +166,8 @@ def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
 
 def has_ties(plan: SharingPlan) -> bool:
     """Whether any coefficient vector of a plan has several users."""
-    return any(_is_tied(cluster, member) for cluster in plan.clusters for member in plan.member_names)
+    clusters = plan.superweight_clusters.values()
+    return any(_is_tied(cluster, member) for cluster in clusters for member in plan.member_names)
 
 
 def _is_tied(cluster: Cluster, member: str) -> bool:
@@ -180,4 +184,4 @@ def _num_users(cluster: Cluster, slot: int, vector: int) -> int:
 
 
 def _num_vectors(plan: SharingPlan) -> int:
-    return sum(slot.num_vectors for cluster in plan.clusters for slot in cluster.slots)
+    return sum(slot.num_vectors for cluster in plan.superweight_clusters.values() for slot in cluster.slots)

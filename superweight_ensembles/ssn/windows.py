@@ -47,6 +47,16 @@ class Reading:
         """Where the last window ends, not wrapped."""
         return self.start + (self.num_windows - 1) * self.stride + self.size
 
+    @property
+    def is_enlarged(self) -> bool:
+        """Whether the layer has more numbers than it reads, because its bank is too small for it."""
+        return self.matrix != (0, 0) or self.num_tiles > 1
+
+    @property
+    def resolution(self) -> int:
+        """Numbers that are told apart before they are enlarged: of a window, or of both halves that tiles mix."""
+        return self.num_windows * self.size if self.mixed else self.size
+
 
 @lru_cache(maxsize=1024)
 def readings(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> tuple[Reading, ...]:
