@@ -123,6 +123,22 @@ def test_by_shape():
     assert len(groups) == len({target.shape for target in targets})
 
 
+def test_one_group_and_groups_by_type():
+    targets = targets_of([[3, 0, 1], [0, 3]])
+    assert positions(group_targets(targets, "one")) == {frozenset({(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)})}
+    by_type = {frozenset({(0, 0), (0, 2), (1, 1)}), frozenset({(0, 1), (1, 0)})}
+    assert positions(group_targets(targets, "type")) == by_type
+
+
+@given(st.integers(1, 9), st.integers(0, 5))
+def test_random_groups_cover_every_layer_once_and_evenly(num_groups, seed):
+    targets = targets_of([[3, 0, 1, 3, 3], [0, 3, 3, 1]])
+    groups = group_targets(targets, "random", num_groups=num_groups, seed=seed)
+    assert sorted(target.label for group in groups for target in group.targets) == sorted(t.label for t in targets)
+    assert {len(group.targets) for group in groups} <= {9 // num_groups, -(-9 // num_groups)}
+    assert len(groups) == num_groups
+
+
 def test_none_shares_nothing():
     assert group_targets(wide(wrn10=(10, 1)), "none") == ()
 

@@ -2,6 +2,7 @@ import itertools
 import math
 
 import pytest
+import ssn_reference as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from superweight_ensembles import SharingPlan, SsnOptions, SuperWeightEnsemble, 
 from superweight_ensembles.generators import proportional_shares
 from superweight_ensembles.ssn.bank_size import group_cost, least_cost
 from superweight_ensembles.ssn.composition import masks_key, tiles_key, vectors_by_key
-from tests import ssn_reference as reference
 
 COMBINE = ("avg", "wavg", "emb", "softmax")
 UPSAMPLE = ("inter", "repeat", "mask", "wavg")

@@ -2,13 +2,13 @@ import itertools
 
 import pytest
 import torch
+from test_ssn import COMBINE, UPSAMPLE, by_reference, ensemble, members
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SsnOptions, SuperWeightEnsemble
 from superweight_ensembles.ssn.composition import compile_group
 from superweight_ensembles.ssn.fitting import _best_bank, _place_embeddings
-from tests.test_ssn import COMBINE, UPSAMPLE, by_reference, ensemble, members
 
 CASES = list(itertools.product(COMBINE, UPSAMPLE, [0.35, 0.55, 1.0]))
 
