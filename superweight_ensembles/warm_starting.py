@@ -24,6 +24,9 @@ from superweight_ensembles.low_rank import best_affine_factors, best_factors, fi
 from superweight_ensembles.plan import Cluster
 from superweight_ensembles.planning import check_plan_fits
 from superweight_ensembles.slots import SlotBlocks
+from superweight_ensembles.ssn.composition import bank_key
+from superweight_ensembles.ssn.fitting import fit_group
+from superweight_ensembles.ssn.group import SsnGroup
 from superweight_ensembles.targets import Members, named_members
 from superweight_ensembles.visible_text import visible
 
@@ -85,6 +88,9 @@ def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnse
     over keep the values that they have, with coefficients of zero. Where a later slot crops numbers away, the fit is to
     those that are there; tied coefficients fit the mean of their users; coefficients of an output channel are fitted
     channel by channel; embeddings of E numbers hold the fit of up to E templates, and beyond it the best affine one.
+
+    Layers overlap in the bank of a Shapeshifter Network, which no decomposition solves at once: bank and coefficients
+    are solved for in turn, by least squares, a few times.
 
     Args:
         ensemble: Changed in place; the result is kept as its ``warm_start``.
@@ -253,6 +259,17 @@ def _place(found: Tensor, held: Tensor) -> None:
     held[..., : found.shape[-1]] = found.to(held)
 
 
+def _fit_flat_bank(
+    bank: SuperWeightBank, index: int, group: SsnGroup, weights: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Fit a flat bank and the coefficients of its layers in turn."""
+    given = [weights[target.member][target.name] for target in group.targets]
+    gains = dict(bank.gains.named_buffers())
+    tensors = [dict(held.items()) for held in (bank.coefficients, bank.mixers)]
+    fit_group(index, group, given, bank.templates[bank_key(index)], *tensors, gains)
+
+
 _FITS: dict[type, Callable[[SuperWeightBank, int, Any, Mapping[str, Mapping[str, Tensor]]], None]] = {
-    Cluster: _fit_superweights
+    Cluster: _fit_superweights,
+    SsnGroup: _fit_flat_bank,
 }

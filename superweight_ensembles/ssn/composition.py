@@ -150,13 +150,12 @@ class _ComposeGroup(torch.autograd.Function):
     def forward(
         program: GroupProgram, dtype: torch.dtype, memory_format: torch.memory_format, bank: Tensor, *factors: Tensor
     ) -> tuple[Tensor, ...]:
-        numbers = _prolonged(program, bank)
+        numbers = prolonged(program, bank)
         coefficients = dict(zip(program.keys, factors))
         weights = []
         with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
             for layer in program.layers:
-                alpha, masks = _own(program, layer, coefficients)
-                made = enlarge(layer, alpha @ _windows(numbers, layer), masks)
+                made = layer_numbers(program, layer, numbers, coefficients)
                 rows, columns, *kernel = layer.shape
                 weight = empty_weights(1, layer.shape, memory_format, dtype, bank.device)[0]
                 weight.movedim(1, -1).copy_(made.view(rows, *kernel, columns))
@@ -174,7 +173,7 @@ class _ComposeGroup(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         program: GroupProgram = ctx.program
         bank, *factors = ctx.saved_tensors
-        numbers = _prolonged(program, bank)
+        numbers = prolonged(program, bank)
         coefficients = dict(zip(program.keys, factors))
         of_numbers = torch.zeros_like(numbers)
         found = {key: torch.zeros_like(factor) for key, factor in coefficients.items()}
@@ -183,9 +182,36 @@ class _ComposeGroup(torch.autograd.Function):
                 if gradient is not None:
                     flat = gradient.movedim(1, -1).reshape(-1).to(bank.dtype)
                     _add_gradients_(program, layer, flat, numbers, coefficients, of_numbers, found)
-        of_bank, wrapped = of_numbers[: len(bank)], of_numbers[len(bank) :]
-        of_bank[: len(wrapped)] += wrapped
-        return None, None, None, of_bank, *found.values()
+        return None, None, None, folded(of_numbers, len(bank)), *found.values()
+
+
+def layer_numbers(program: GroupProgram, layer: Layer, numbers: Tensor, coefficients: Mapping[str, Tensor]) -> Tensor:
+    """The numbers of one weight, (n,) in the order (O, *k, I), from the prolonged bank."""
+    alpha, masks = _own(program, layer, coefficients)
+    return enlarge(layer, alpha @ layer_windows(numbers, layer), masks)
+
+
+def add_to_bank_(
+    program: GroupProgram, layer: Layer, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
+) -> None:
+    """Add what one layer's gradient, (n,), says about the prolonged bank."""
+    alpha, masks = _own(program, layer, coefficients)
+    of_combined, _ = enlarge_backward(layer, gradient, layer_windows(of_numbers, layer)[0], masks)
+    _add_combined_(alpha, of_combined, layer_windows(of_numbers, layer))
+
+
+def folded(of_numbers: Tensor, size: int) -> Tensor:
+    """What was found of a prolonged bank, added up where it wraps: (size,)."""
+    of_bank, wrapped = of_numbers[:size], of_numbers[size:]
+    of_bank[: len(wrapped)] += wrapped
+    return of_bank
+
+
+def _add_combined_(alpha: Tensor, of_combined: Tensor, here: Tensor) -> None:
+    if of_combined.ndim == 1:
+        here.addr_(alpha, of_combined)
+    else:
+        here.addmm_(alpha.T, of_combined)
 
 
 def _add_gradients_(
@@ -198,20 +224,15 @@ def _add_gradients_(
     found: Mapping[str, Tensor],
 ) -> None:
     """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
-    windows = _windows(numbers, layer)
+    windows = layer_windows(numbers, layer)
     alpha, masks = _own(program, layer, coefficients)
     combined = alpha @ windows if masks is not None else windows  # only masks ask what they were multiplied with
     of_combined, of_masks = enlarge_backward(layer, gradient, combined, masks)
     of_alpha, of_own_masks = _own(program, layer, found)
     if of_masks is not None and of_own_masks is not None:
         of_own_masks += of_masks
-    here = _windows(of_numbers, layer)
-    if of_combined.ndim == 1:
-        of_alpha += windows @ of_combined
-        here.addr_(alpha, of_combined)
-    else:
-        of_alpha += of_combined @ windows.T
-        here.addmm_(alpha.T, of_combined)
+    of_alpha += windows @ of_combined if of_combined.ndim == 1 else of_combined @ windows.T
+    _add_combined_(alpha, of_combined, layer_windows(of_numbers, layer))
 
 
 def _own(program: GroupProgram, layer: Layer, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -220,7 +241,7 @@ def _own(program: GroupProgram, layer: Layer, coefficients: Mapping[str, Tensor]
     return alpha, coefficients[f"{program.bank}masks"][layer.masks] if layer.reading.masked else None
 
 
-def _windows(numbers: Tensor, layer: Layer) -> Tensor:
+def layer_windows(numbers: Tensor, layer: Layer) -> Tensor:
     """The windows of a layer as a view of the prolonged bank: (K, r)."""
     reading = layer.reading
     return numbers.as_strided(
@@ -228,7 +249,7 @@ def _windows(numbers: Tensor, layer: Layer) -> Tensor:
     )
 
 
-def _prolonged(program: GroupProgram, bank: Tensor) -> Tensor:
+def prolonged(program: GroupProgram, bank: Tensor) -> Tensor:
     """The bank, then as much of its start as a window that passes its end reads."""
     more = program.length - len(bank)
     return torch.cat([bank, bank[:more]]) if more else bank.contiguous()
