@@ -299,7 +299,12 @@ def plan(
     sharing = chosen.sharing
     if sharing.search != "none":
         lines.append(
-            f"a search ({sharing.search}) splits these clusters after {sharing.search_epochs} epochs of training"
+            (
+                f"k-means makes {sharing.num_groups} groups of these layers"
+                if sharing.search == "k_means"
+                else f"a search ({sharing.search}) splits these clusters"
+            )
+            + f" after {sharing.search_epochs} epochs of training"
         )
     lines += ["", *_estimate(chosen, members, found, flops_per_second)]
     _say("\n".join(lines))

@@ -1,9 +1,9 @@
 """Which generator each group of targets gets under one budget: SuperWeights, a flat bank, or ordinary weights.
 
 SuperWeights need one template a slot. Where a budget is below that, every group is offered numbers in proportion to its
-layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, and all others together read one
-flat bank of the rest. So the sharing changes little as a budget passes the minimum. One bank for all of them is what
-trained best (benchmarks/npas.py).
+layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, the others read flat banks of
+the rest. So the sharing changes little as a budget passes the minimum. A bank for each group is what trained best at a
+tenth and a quarter of a network's parameters, one bank for all at a twentieth and below (benchmarks/npas.py).
 
 Source: Plummer et al., ICLR 2022, section 3 (shares in proportion to sizes); the mixture is ours.
 """
@@ -25,6 +25,7 @@ from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
 from superweight_ensembles.ssn.options import SsnOptions
 
 GENERATORS = ("auto", "superweight", "ssn")
+_APART = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
 _MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
 
 
@@ -104,30 +105,37 @@ def spend(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Generate
         how: What they may become.
     """
     if how.generator == "ssn":
-        return _flat_banks(groups, budget, how)
+        banks, ordinary = _flat_banks(groups, budget, how)
+        return Generated(clusters=banks, ordinary=ordinary)
     minima = [math.inf if mixed_kernels(group) else how.superweight_minimum(group) for group in groups]
     if how.generator == "superweight" or budget >= sum(minima):
         return Generated(clusters=_superweights(groups, budget, how))
+    return _mixed(groups, minima, budget, how)
+
+
+def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, how: Spending) -> Generated:
+    """SuperWeights for the groups whose share reaches their minimum, flat banks for the others."""
     # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
     most = minima if math.inf not in minima else [math.inf] * len(groups)
     shares = proportional_shares([_size(group) for group in groups], [0] * len(groups), most, budget)
-    reached = [share >= minimum for share, minimum in zip(shares, minima)]
-    rest = [group for group, there in zip(groups, reached) if not there]
-    pool = sum(share for share, there in zip(shares, reached) if there)
-    together = _joined(rest)
-    if budget - pool < (needed := how.least(rest)):
-        pool = max(budget - needed, 0)
-        chosen = [group for group, there in zip(groups, reached) if there]
-        if pool < sum(how.superweight_minimum(group) for group in chosen):
-            return Generated(clusters=(_bank(_joined(groups), budget, how),))
-    bank = _bank(together, budget - pool, how)
-    chosen = [group for group, there in zip(groups, reached) if there]
-    left = budget - _cost(bank, how)
-    return Generated(clusters=(*_superweights(chosen, left, how), bank))
+    chosen = [group for group, share, minimum in zip(groups, shares, minima) if share >= minimum]
+    rest = [group for group in groups if group not in chosen]
+    left = budget - sum(share for share, minimum in zip(shares, minima) if share >= minimum)
+    if left < how.least(rest):
+        return Generated(clusters=(_bank(_joined(groups), budget, how),))
+    apart = max(sum(how.least_bank(group) for group in rest), _APART * sum(_size(group) for group in rest))
+    banks, ordinary = _flat_banks(rest if left >= apart else [_joined(rest)], left, how)
+    spent = sum(_cost(bank, how) for bank in banks) + sum(_size(group) for group in ordinary)
+    made: dict[str, PlannedCluster] = {bank.name: bank for bank in banks}
+    made |= {cluster.name: cluster for cluster in _superweights(chosen, budget - spent, how)}
+    order = [group.name for group in groups if group.name in made]
+    return Generated(clusters=tuple(made[name] for name in dict.fromkeys([*order, *made])), ordinary=ordinary)
 
 
-def _flat_banks(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Generated:
-    """A bank a group; a group of one layer is an ordinary weight, its member's own, where its share is as large."""
+def _flat_banks(
+    groups: Sequence[TargetGroup], budget: int, how: Spending
+) -> tuple[tuple[SsnGroup, ...], tuple[TargetGroup, ...]]:
+    """A bank a group; and the groups of one layer whose share is as large: ordinary weights, their member's own."""
     most = [_size(group) if len(group.targets) == 1 else math.inf for group in groups]
     least = [how.least_bank(group) for group in groups]
     shares = proportional_shares([_size(group) for group in groups], least, most, budget)
@@ -138,10 +146,8 @@ def _flat_banks(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Ge
     for index in waiting:  # what rounding left is for the largest
         banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], how)
         left -= _cost(banks[index], how)
-    return Generated(
-        clusters=tuple(banks[index] for index in sorted(banks)),
-        ordinary=tuple(group for group, there in zip(groups, ordinary) if there),
-    )
+    own = tuple(group for group, there in zip(groups, ordinary) if there)
+    return tuple(banks[index] for index in sorted(banks)), own
 
 
 def _joined(groups: Sequence[TargetGroup]) -> TargetGroup:

@@ -75,7 +75,8 @@ def plan_sharing(
             (0.83; above 1 to buy accuracy at unchanged inference cost).
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
             be smaller than a layer (Shapeshifter Networks); ``auto``: SuperWeights where the budget reaches their
-            minimum, below it for those of the clusters that get theirs, and one flat bank for all others.
+            minimum, below it for those of the clusters that get theirs, and flat banks for the others: one each, or one
+            for all of them where there are less than 0.075 numbers a weight.
         clusters: ``depth_bins``, ``shape`` (of one kind and shape), ``type`` (of one kind of layer), ``one`` (all),
             ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a cluster.
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has

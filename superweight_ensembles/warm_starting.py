@@ -265,8 +265,8 @@ def _fit_flat_bank(
     """Fit a flat bank and the coefficients of its layers in turn."""
     given = [weights[target.member][target.name] for target in group.targets]
     gains = dict(bank.gains.named_buffers())
-    tensors = [dict(held.items()) for held in (bank.coefficients, bank.mixers)]
-    fit_group(index, group, given, bank.templates[bank_key(index)], *tensors, gains)
+    coefficients, mixers = dict(bank.coefficients.items()), dict(bank.mixers.items())
+    fit_group(index, group, given, bank.templates[bank_key(index)], coefficients, mixers, gains)
 
 
 _FITS: dict[type, Callable[[SuperWeightBank, int, Any, Mapping[str, Mapping[str, Tensor]]], None]] = {

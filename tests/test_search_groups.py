@@ -78,7 +78,7 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
     [
         (first, 3, {}, "the ensemble is untrained, and its coefficients say nothing"),
         (lambda: first(templates=0, combine="wavg"), 3, {}, "groups are learned from layers that all mix the same"),
-        (lambda: first(clusters="none", generator="auto", ssn=None), 3, {}, "groups are learned from layers"),
+        (lambda: first(clusters="shape", generator="auto", ssn=None), 3, {}, "groups are learned from layers"),
         (lambda: first("avg"), 3, {}, "groups are learned from layers that all mix the same templates"),
         (lambda: "ensemble", 3, {}, "groups are learned from a SuperWeightEnsemble; got str"),
         (lambda: with_coefficients(first(), [[0] * 4] * 8), 9, {}, "num_groups is 9, but there are 8 layers"),

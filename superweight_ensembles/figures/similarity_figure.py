@@ -37,6 +37,7 @@ _LABELLED_AT_MOST = 25
 _FEWEST_CELLS = 6
 _LEAST_PITCH = 6.0
 _CHARACTER_INCHES = 0.060
+_COMPARED = {"k_means": "cosine similarity of learned coefficients,\nless their mean"}
 
 
 @plain_text
@@ -186,7 +187,8 @@ def _draw_colorbar(figure: Figure, grid: Sequence[Axes], search: Search) -> None
         ticks=(-1, -0.5, 0, 0.5, 1),
     )
     given, used = (search.get(key) for key in ("threshold_given", "threshold"))
-    text = f"cosine similarity of {search.get('similarity', 'gradient')}s"
+    kind = search.get("similarity", "gradient")
+    text = _COMPARED.get(kind, f"cosine similarity of {kind}s")
     if used is not None:
         bar.ax.axvline(float(used), color=INK, linewidth=1.2, gid="threshold")
         text += f"\nsets are merged above {_number(used)} (black line)"
