@@ -335,10 +335,13 @@ def test_training_before_a_search_is_the_final_one_in_fewer_epochs() -> None:
     [
         ({"search": "gradient"}, "a search needs search_epochs"),
         ({"search": "weight"}, "a search needs search_epochs"),
-        ({"search": "gradeint", "search_epochs": 1}, r"sharing\.search: .*'none', 'gradient' or 'weight'.*'gradeint'"),
+        (
+            {"search": "gradeint", "search_epochs": 1},
+            r"sharing\.search: .*'none', 'gradient', 'weight' or 'k_means'.*'gradeint'",
+        ),
         ({**SEARCH, "clusters": "none"}, "a search splits clusters, and clusters 'none' makes none"),
         ({"search_epochs": 2}, "search_epochs does nothing without a search"),
-        ({"threshold": 0.3}, "threshold does nothing without a search"),
+        ({"threshold": 0.3}, "threshold does nothing without search: gradient"),
         ({"search_batches": 3}, "search_batches does nothing without search: gradient or untie_epoch"),
         ({**SEARCH, "search": "weight", "search_batches": 3}, "search_batches does nothing without search: gradient"),
         ({"untie_threshold": 0.5}, "untie_threshold does nothing without untie_epoch"),
@@ -415,7 +418,7 @@ def least_budgets() -> tuple[int, int]:
     least = []
     for options in ({"coefficients": "tied"}, {"coefficients": "own"}):
         with pytest.raises(swe.SuperWeightError, match=r"sharing, [\d,]+ parameters") as caught:
-            swe.plan_sharing(members, budget=1000, **options)
+            swe.plan_sharing(members, budget=1000, generator="superweight", **options)
         least.append(int(re.search(r"sharing, ([\d,]+) parameters", str(caught.value))[1].replace(",", "")))
     return least[0], least[1]
 
