@@ -138,7 +138,7 @@ TEXT_MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Members, and the budgets below their minimum: ``too_small`` holds them, each with its reason beside it."""
+    """Members, and the budgets below the minimum of their SuperWeights, each with its reason: flat banks go there."""
 
     members: tuple[str, ...]
     too_small: tuple[float, ...] = ()
@@ -196,16 +196,10 @@ def members_of(case):
     return {f"m{index}": model(name) for index, name in enumerate(case.members)}
 
 
-def with_budgets(wanted):
-    return [
-        pytest.param((case, budget), id=f"{case} at {budget}")
-        for case in CASES
-        for budget in BUDGETS
-        if (budget in case.too_small) == wanted
-    ]
+SETTINGS = [pytest.param((case, budget), id=f"{case} at {budget}") for case in CASES for budget in BUDGETS]
 
 
-@pytest.fixture(scope="module", params=with_budgets(False))
+@pytest.fixture(scope="module", params=SETTINGS)
 def built(request):
     """(case, budget, ensemble), each made once."""
     case, budget = request.param
@@ -220,19 +214,22 @@ def images(built):
     return torch.randn(IMAGES)
 
 
-@pytest.mark.parametrize("setting", with_budgets(True))
-def test_budget_below_the_minimum_states_it(setting):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_budget_below_the_minimum_of_superweights_states_it(setting):
     case, budget = setting
     members = members_of(case)
-    plan = plan_sharing(members, budget=10**9)
+    plan = plan_sharing(members, budget=10**9, generator="superweight")
     least = sum(reference.count_scalars(net) for net in members.values())
     for cluster in plan.clusters:
         shapes = reference.distinct_shapes(cluster.shape_of(target) for target in cluster.targets)
         least -= sum(math.prod(cluster.shape_of(target)) for target in cluster.targets)
         least += sum(reference.slot_size(shapes, slot) for slot in range(len(shapes)))
         least += sum(target.slot + 1 for target in cluster.targets)
-    with pytest.raises(SuperWeightError, match=f"below the minimum of this sharing, {least:,} parameters"):
-        plan_sharing(members, budget=budget)
+    made = plan_sharing(members, budget=budget)
+    assert bool(made.ssn_groups) == (budget in case.too_small)
+    if budget in case.too_small:
+        with pytest.raises(SuperWeightError, match=f"below the minimum of this sharing, {least:,} parameters"):
+            plan_sharing(members, budget=budget, generator="superweight")
 
 
 def test_budget_is_respected(built):
