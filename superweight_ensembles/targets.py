@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.generated_tensor import GeneratedTensor
 
 Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
 
@@ -24,29 +25,17 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(GeneratedTensor):
     """One weight tensor of a member that the bank generates.
 
     Attributes:
-        member: Name of the member that owns it.
-        names: Its parameter name inside the member; any further names are ties to the same tensor.
         shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
         kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
-            Only targets of one kind and kernel share templates.
+            SuperWeights share templates among targets of one kind and kernel alone.
     """
 
-    member: str
-    names: tuple[str, ...]
     shape: tuple[int, ...]
     kind: str
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def label(self) -> str:
-        return f"{self.member}.{self.name}"
 
     @property
     def kernel(self) -> tuple[int, ...]:
