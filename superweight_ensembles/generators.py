@@ -73,7 +73,10 @@ class Spending:
             return sum(self.superweight_minimum(group) for group in groups)
         if self.generator == "auto":
             shapes = tuple(shape for group in groups for shape in _shapes(group))
-            return least_cost(shapes, self.reading(shapes, 0), self.everything) if shapes else 0
+            flat = least_cost(shapes, self.reading(shapes, 0), self.everything) if shapes else 0
+            if any(mixed_kernels(group) for group in groups):
+                return flat
+            return min(flat, sum(self.superweight_minimum(group) for group in groups))
         return sum(self.least_bank(group) for group in groups)
 
     def least_bank(self, group: TargetGroup) -> int:
@@ -122,14 +125,14 @@ def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, 
     rest = [group for group in groups if group not in chosen]
     left = budget - sum(share for share, minimum in zip(shares, minima) if share >= minimum)
     if left < how.least(rest):
-        return Generated(clusters=(_bank(_joined(groups), budget, how),))
+        return Generated(clusters=(_bank(_joined(groups, groups), budget, how),))
     apart = max(sum(how.least_bank(group) for group in rest), _APART * sum(_size(group) for group in rest))
-    banks, ordinary = _flat_banks(rest if left >= apart else [_joined(rest)], left, how)
+    banks, ordinary = _flat_banks(rest if left >= apart else [_joined(rest, groups)], left, how)
     spent = sum(_cost(bank, how) for bank in banks) + sum(_size(group) for group in ordinary)
-    made: dict[str, PlannedCluster] = {bank.name: bank for bank in banks}
-    made |= {cluster.name: cluster for cluster in _superweights(chosen, budget - spent, how)}
-    order = [group.name for group in groups if group.name in made]
-    return Generated(clusters=tuple(made[name] for name in dict.fromkeys([*order, *made])), ordinary=ordinary)
+    place = {target.label: index for index, group in enumerate(groups) for target in group.targets}
+    made: list[PlannedCluster] = [*_superweights(chosen, budget - spent, how), *banks]
+    made.sort(key=lambda cluster: place[cluster.targets[0].label])
+    return Generated(clusters=tuple(made), ordinary=ordinary)
 
 
 def _flat_banks(
@@ -150,11 +153,14 @@ def _flat_banks(
     return tuple(banks[index] for index in sorted(banks)), own
 
 
-def _joined(groups: Sequence[TargetGroup]) -> TargetGroup:
-    """All targets of some groups as one; a group that is alone keeps its name."""
-    if len(groups) == 1:
-        return groups[0]
-    return TargetGroup(name="flat bank", targets=tuple(target for group in groups for target in group.targets))
+def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> TargetGroup:
+    """All targets of some groups as one, with a name that none of the groups has; one that is alone keeps its own."""
+    if len(some) == 1:
+        return some[0]
+    name = "flat bank"
+    while name in {group.name for group in groups}:
+        name += " "
+    return TargetGroup(name=name, targets=tuple(target for group in some for target in group.targets))
 
 
 def proportional_shares(

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from superweight_ensembles.carried_recipes import no_recipe, recipe_path
+from superweight_ensembles.clusters import check_num_groups
 from superweight_ensembles.data import ImageData, load_data
 from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -168,6 +169,11 @@ class Recipe(Strict):
             # might not fit then.
             most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
             plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
+        if self.sharing.search == "k_means":
+            # Which groups there will be nobody knows yet: as many at random tell whether the budget is for so many.
+            check_num_groups(self.sharing.num_groups, True, sum(len(c.targets) for c in plan.clusters), "k-means")
+            like = {"clusters": "random", "num_groups": self.sharing.num_groups, "ssn": self.sharing.ssn}
+            plan_sharing(members, **{**options, **like})
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:

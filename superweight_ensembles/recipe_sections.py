@@ -54,7 +54,7 @@ class SharingRecipe(Strict):
         num_groups: Of clusters ``random``, and of search ``k_means``.
         group_seed: Of clusters ``random``; the recipe's seed unless given.
         search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
-            groups (:func:`learn_groups`); ``none`` does neither.
+            groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.

@@ -144,3 +144,17 @@ def test_a_recipe_learns_groups_and_says_what_it_saw(tmp_path):
 def test_bad_recipes(sharing, message):
     with pytest.raises(SuperWeightError, match=message):
         parse_recipe(recipe(**sharing))
+
+
+@pytest.mark.parametrize(
+    ("sharing", "message"),
+    [
+        ({"num_groups": 99}, "num_groups is 99, but there are 9 layers to group"),
+        ({"num_groups": 0}, "k-means needs num_groups, a positive integer; got 0"),
+        ({"budget": 0.01}, "below the minimum of this sharing"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, sharing, message):
+    with pytest.raises(SuperWeightError, match=message):
+        train_run(parse_recipe(recipe(**sharing)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -59,7 +59,7 @@ def by_reference(made):
             held = dict(bank.coefficients.items()).get(key)
             for row, place in enumerate(places):
                 gains = bank.gains._buffers.get(key)
-                if group.options.combine == "avg":
+                if held is None:
                     alphas[place] = gains[row]
                 elif group.options.combine == "wavg":
                     alphas[place] = held[row]
@@ -359,3 +359,57 @@ def test_random_groups_are_those_of_their_seed():
 
     assert labels(0) == labels(0) != labels(1)
     assert sorted(len(group) for group in labels(0)) == [2, 3, 3]
+
+
+def test_a_cluster_named_as_the_joined_bank_keeps_its_budget():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(30, 30, bias=False), nn.Linear(30, 40, bias=False)
+            self.k = nn.Linear(40, 9, bias=False)
+            self.m = nn.Sequential(*(nn.Linear(9, 9, bias=False) for _ in range(40)))
+            self.fc = nn.Linear(9, 3, bias=False)
+
+    rule = {"flat bank": ["*.m.*"], "b": ["*.b.weight"], "a": ["*.a.weight"], "k": ["*.k.weight"]}
+    for budget in (0.03, 0.035, 0.04, 0.05, 0.1):
+        made = SuperWeightEnsemble([Net()], budget=budget, clusters=rule)
+        assert made.num_parameters == made.plan.num_parameters <= made.plan.budget
+        assert len({cluster.name for cluster in made.plan.clusters}) == len(made.plan.clusters)
+
+
+def test_layers_of_one_number_are_planned():
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
+    made = SuperWeightEnsemble([net], budget=8, generator="ssn", clusters="one")
+    assert made.num_parameters <= 8
+    assert made.plan.num_private == 2  # the last linear layer is a head
+
+
+def test_every_number_of_shared_templates_is_read():
+    nets = {"w": swe.wide_resnet(10, 1, 10)}
+    for budget in (0.05, 0.1, 0.3):
+        options = SsnOptions(combine="softmax", upsample="inter", templates=4)
+        (group,) = plan_sharing(nets, budget=budget, generator="ssn", clusters="one", ssn=options).clusters
+        assert group.bank_size == 4 * max(reading.size for reading in group.readings)
+        assert {reading.stride for reading in group.readings} == {group.bank_size // 4}
+
+
+def test_a_softmax_of_one_window_has_no_coefficient():
+    made = ensemble(0.7, clusters="one", ssn=SsnOptions(combine="softmax"))
+    (group,) = made.plan.clusters
+    windows = [reading.num_windows for reading in group.readings if not reading.mixed]
+    assert 1 in windows
+    assert made.plan.num_coefficients == sum(count for count in windows if count > 1)
+    made(torch.randn(2, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in made.bank.parameters())
+
+
+def test_auto_takes_superweights_where_flat_banks_cost_more():
+    net = nn.Sequential(*[nn.Linear(4, 4, bias=False) for _ in range(10)], nn.Linear(4, 2, bias=False))
+    plan = plan_sharing([net], budget=100, ssn=SsnOptions(combine="emb", upsample="repeat"))
+    assert plan == plan_sharing([net], budget=100, generator="superweight")
+
+
+def test_a_mask_window_beyond_its_layer_is_that_of_the_layer():
+    wide = ensemble(0.4, clusters="one", ssn=SsnOptions(upsample="mask", mask_window=2**16))
+    for reading, weight in zip(wide.plan.clusters[0].readings, wide.generate()["m0"].values(), strict=True):
+        assert reading.masked < 2**16 and weight.isfinite().all()

@@ -47,7 +47,7 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool 
         window = max(math.prod(shape) for shape in shapes) if options.upsample == "mask" else 0
         return group_cost(shapes, size, options, window, everything)
     costs = []
-    largest = max(math.prod(shape) for shape in shapes)
+    largest = max(size, *(math.prod(shape) for shape in shapes))
     while size <= largest:  # coefficients become fewer as the bank grows: somewhere between the two is the least
         costs.append(group_cost(shapes, size, options, options.mask_window, everything))
         size += max(1, size // 16)
@@ -77,7 +77,7 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, every
         window *= 2  # masks of many small layers are rounded up
     assert fits, "the caller compares the budget with least_cost"
     if options.templates:
-        return size - size % options.templates, window
+        return options.templates * max(reading.size for reading in readings(shapes, size, options)), window
     return min(size, numbers_read(readings(shapes, size, options))), window
 
 

@@ -116,7 +116,7 @@ def group_layers(index: int, group: SsnGroup) -> tuple[Layer, ...]:
                 row=row,
                 tiles=slice(tiles, tiles + num_tiles),
                 masks=slice(masks, masks + num_masks),
-                mask_window=group.mask_window,
+                mask_window=min(group.mask_window, max(reading.masked, 1)),
             )
         )
         tiles, masks = tiles + num_tiles, masks + num_masks

@@ -15,8 +15,11 @@ def num_trained_tensors(group: SsnGroup) -> int:
     """Trainable tensors: the bank, coefficients or embeddings and their maps, tiles, masks."""
     found = group.readings
     each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
+    keys = vectors_by_key(0, found)
+    if group.options.combine == "softmax":
+        keys = {key: places for key, places in keys.items() if found[places[0]].num_windows > 1}
     further = any(reading.mixed for reading in found) + any(reading.masked for reading in found)
-    return 1 + each * len(vectors_by_key(0, found)) + further
+    return 1 + each * len(keys) + further
 
 
 def num_gains(group: SsnGroup) -> int:

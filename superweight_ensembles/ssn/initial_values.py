@@ -69,9 +69,9 @@ def group_values(
             values.coefficients[key] = orthonormal_runs(len(places), options.embedding_size, generator)
             mixer = torch.randn(num_windows, options.embedding_size, generator=generator)
             values.mixers[key] = torch.cat([mixer, torch.zeros(num_windows, 1)], dim=1)
-        elif options.combine != "avg":
+        elif options.combine == "wavg" or (options.combine == "softmax" and num_windows > 1):
             values.coefficients[key] = orthonormal_runs(len(places), num_windows, generator)
-        if options.combine == "avg":
+        if options.combine == "avg" or (options.combine == "softmax" and num_windows == 1):
             values.gains[key] = torch.full((len(places), num_windows), 1 / num_windows)
         elif options.combine == "softmax":
             values.gains[key] = torch.ones(len(places), 1)

@@ -64,7 +64,7 @@ class SsnOptions:
             ("windows", 1, MOST_WINDOWS),
             ("templates", 0, MOST_WINDOWS),
             ("embedding_size", 1, _MOST_SIZE),
-            ("mask_window", 0, 2**31),
+            ("mask_window", 0, _MOST_SIZE),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:

@@ -147,4 +147,6 @@ def num_coefficients(found: Sequence[Reading], options: SsnOptions, mask_window:
     count += sum(math.ceil(reading.masked / mask_window) for reading in found if reading.masked)
     if options.combine == "emb":
         return count + options.embedding_size * len(combined) + (options.embedding_size + 1) * sum(set(combined))
+    if options.combine == "softmax":  # of one window it is one, whatever its coefficient
+        combined = [windows for windows in combined if windows > 1]
     return count + (sum(combined) if options.combine != "avg" else 0)
