@@ -32,15 +32,15 @@ def resolve_budget(budget: float, apart: int) -> int:
     if budget >= 10:
         raise SuperWeightError(
             f"a float budget is a fraction of what the members own apart; got {budget!r}: "
-            f"write {budget / 100:g} for {budget:g} %, or an int for a number of parameters"
+            f"write {float(budget) / 100!r} for {budget:g} %, or an int for a number of parameters"
         )
     return math.floor(float(budget) * apart + 1e-9)
 
 
 def percentage_hint(budget: float) -> str:
     """What to write instead of an int that looks like a percentage; empty for others."""
-    if isinstance(budget, numbers.Integral) and budget <= 1000:
-        share = "1.0 for as many as the members own" if budget <= 10 else f"{budget / 100:g} for {budget} %"
+    if isinstance(budget, numbers.Integral) and budget < 1000:
+        share = "1.0 for as many as the members own" if budget <= 10 else f"{int(budget) / 100!r} for {budget} %"
         return f"; an int counts parameters: write {share}"
     return ""
 

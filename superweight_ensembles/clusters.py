@@ -55,6 +55,8 @@ def group_targets(
     Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
     check_num_groups(num_groups, rule == "random", len(targets), f"clusters {rule!r:.40}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SuperWeightError(f"group_seed must be 0 to 2**32 - 1; got {seed!r:.40}")
     if rule != "random" and seed != 0:
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if isinstance(rule, Mapping):

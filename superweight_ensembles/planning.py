@@ -201,6 +201,8 @@ def plan_groups(
         SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all; a group of
             SuperWeights with several kernels.
     """
+    if ssn is not None and not isinstance(ssn, SsnOptions):
+        raise SuperWeightError(f"ssn must be SsnOptions; got {ssn!r:.80}")
     everything = budget_counts == "all"
     how = Spending(
         generator=generator, ssn=ssn, form=form, cap=cap, allocation=allocation, everything=everything,
@@ -333,8 +335,6 @@ def _check_generator(generator: str, ssn: SsnOptions | None, coefficients: str, 
         )
     if generator not in GENERATORS:
         raise unknown_name("generator", str(generator), GENERATORS)
-    if ssn is not None and not isinstance(ssn, SsnOptions):
-        raise SuperWeightError(f"ssn must be SsnOptions; got {ssn!r:.80}")
     if generator == "superweight" and ssn is not None:
         raise SuperWeightError("ssn does nothing with generator 'superweight': leave it out")
     if generator == "ssn":
