@@ -92,7 +92,7 @@ class SuperWeightBank(nn.Module):
                 raise unknown_name("member", name, self.plan.member_names)
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
-        coefficients = {key: self.combination(key) for key in {*self.coefficients, *self.gains._buffers}}
+        coefficients = {key: self.combination(key) for key in dict.fromkeys([*self.coefficients, *self.gains._buffers])}
         templates = dict(self.templates.items())
         weights = run_program(self._programs[names], templates, coefficients, self.memory_format)
         return {name: weights.get(name, {}) for name in names}

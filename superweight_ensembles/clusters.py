@@ -55,8 +55,7 @@ def group_targets(
     Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
     check_num_groups(num_groups, rule == "random", len(targets), f"clusters {rule!r:.40}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SuperWeightError(f"group_seed must be 0 to 2**32 - 1; got {seed!r:.40}")
+    check_seed(seed, "group_seed")
     if rule != "random" and seed != 0:
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if isinstance(rule, Mapping):
@@ -79,6 +78,16 @@ def group_targets(
     if rule == "none":
         return ()
     raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+
+
+def check_seed(seed: int, what: str) -> None:
+    """Refuse what no generator of random numbers takes as a seed.
+
+    Raises:
+        SuperWeightError: Says what was given.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
 
 
 def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:

@@ -137,7 +137,17 @@ def autocast_type(templates: Tensor) -> torch.dtype:
     return templates.dtype
 
 
-class _Compose(torch.autograd.Function):
+class Composition(torch.autograd.Function):
+    """Weights of (program, type, memory format, tensors...): backward is given the program and the tensors alone."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.program = inputs[0]
+        ctx.save_for_backward(*inputs[3:])
+        ctx.set_materialize_grads(False)
+
+
+class _Compose(Composition):
     @staticmethod
     def forward(
         program: ClusterProgram, dtype: torch.dtype, memory_format: torch.memory_format, *factors: Tensor
@@ -156,12 +166,6 @@ class _Compose(torch.autograd.Function):
                         part = _part(groups[use.group].movedim(2, -1), use.place, rows)
                         part.copy_(take(made[:, : part.shape[1], ..., : part.shape[-1]], use.positions))
         return tuple(weight for group in groups for weight in group.unbind(0))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.program = inputs[0]
-        ctx.save_for_backward(*inputs[3:])
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from superweight_ensembles.allocation import allocate, minimum_cost
 from superweight_ensembles.clusters import TargetGroup, mixed_kernels
@@ -157,10 +158,12 @@ def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> Targe
     """All targets of some groups as one, with a name that none of the groups has; one that is alone keeps its own."""
     if len(some) == 1:
         return some[0]
-    name = "flat bank"
-    while name in {group.name for group in groups}:
-        name += " "
-    return TargetGroup(name=name, targets=tuple(target for group in some for target in group.targets))
+    taken = {group.name for group in groups}
+    names = (f"flat bank {number}" if number else "flat bank" for number in count())
+    return TargetGroup(
+        name=next(name for name in names if name not in taken),
+        targets=tuple(target for group in some for target in group.targets),
+    )
 
 
 def proportional_shares(

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from superweight_ensembles.clusters import TargetGroup, check_num_groups
+from superweight_ensembles.clusters import TargetGroup, check_num_groups, check_seed
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
@@ -123,8 +123,7 @@ def find_groups(
         raise SuperWeightError(
             f"learned groups mix kinds of layers: generator must be 'ssn' or 'auto'; got {generator!r}"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SuperWeightError(f"seed must be 0 to 2**32 - 1; got {seed!r:.40}")
+    check_seed(seed, "seed")
     check_num_groups(num_groups, True, len(group.targets), "k-means")
     features = _features(ensemble, index, group)
     labels = _clustered(features, num_groups, seed)

@@ -51,7 +51,7 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool 
     while size <= largest:  # coefficients become fewer as the bank grows: somewhere between the two is the least
         costs.append(group_cost(shapes, size, options, options.mask_window, everything))
         size += max(1, size // 16)
-    return min(costs, default=group_cost(shapes, largest, options, options.mask_window, everything))
+    return min(costs)
 
 
 def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, everything: bool = True) -> tuple[int, int]:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from superweight_ensembles.composition import autocast_type, empty_weights, fitting_threads
+from superweight_ensembles.composition import Composition, autocast_type, empty_weights, fitting_threads
 from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
-from superweight_ensembles.ssn.upsampling import Layer, enlarge, enlarge_backward
+from superweight_ensembles.ssn.upsampling import Layer, enlarge, mask_gradient, shrink
 from superweight_ensembles.ssn.windows import Reading
 
 
@@ -47,18 +47,23 @@ class GroupProgram:
     """What one group computes.
 
     Attributes:
-        bank: Key of its bank.
+        index: Of the group in its plan.
         keys: Of the coefficients it reads, in the order in which :func:`compose_group` takes them.
         targets: What it makes.
         layers: How, one by one.
         length: Of the bank with what wraps.
     """
 
-    bank: str
+    index: int
     keys: tuple[str, ...]
     targets: tuple[SsnTarget, ...]
     layers: tuple[Layer, ...]
     length: int
+
+    @property
+    def bank(self) -> str:
+        """Key of its bank."""
+        return bank_key(self.index)
 
     @property
     def num_weights(self) -> int:
@@ -88,7 +93,7 @@ def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> Grou
     if any(layer.reading.masked for layer in kept):
         keys[masks_key(index)] = None
     return GroupProgram(
-        bank=bank_key(index),
+        index=index,
         keys=tuple(keys),
         targets=tuple(group.targets[place] for place in chosen),
         layers=kept,
@@ -145,7 +150,7 @@ def compose_group(
     return made
 
 
-class _ComposeGroup(torch.autograd.Function):
+class _ComposeGroup(Composition):
     @staticmethod
     def forward(
         program: GroupProgram, dtype: torch.dtype, memory_format: torch.memory_format, bank: Tensor, *factors: Tensor
@@ -161,12 +166,6 @@ class _ComposeGroup(torch.autograd.Function):
                 weight.movedim(1, -1).copy_(made.view(rows, *kernel, columns))
                 weights.append(weight)
         return tuple(weights)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.program = inputs[0]
-        ctx.save_for_backward(*inputs[3:])
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
@@ -193,11 +192,15 @@ def layer_numbers(program: GroupProgram, layer: Layer, numbers: Tensor, coeffici
 
 def add_to_bank_(
     program: GroupProgram, layer: Layer, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
-) -> None:
-    """Add what one layer's gradient, (n,), says about the prolonged bank."""
+) -> Tensor:
+    """Add what one layer's gradient, (n,), says about the prolonged bank; returns that of what was combined."""
     alpha, masks = _own(program, layer, coefficients)
-    of_combined, _ = enlarge_backward(layer, gradient, layer_windows(of_numbers, layer)[0], masks)
-    _add_combined_(alpha, of_combined, layer_windows(of_numbers, layer))
+    of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
+    if of_combined.ndim == 1:
+        here.addr_(alpha, of_combined)
+    else:
+        here.addmm_(alpha.T, of_combined)
+    return of_combined
 
 
 def folded(of_numbers: Tensor, size: int) -> Tensor:
@@ -205,13 +208,6 @@ def folded(of_numbers: Tensor, size: int) -> Tensor:
     of_bank, wrapped = of_numbers[:size], of_numbers[size:]
     of_bank[: len(wrapped)] += wrapped
     return of_bank
-
-
-def _add_combined_(alpha: Tensor, of_combined: Tensor, here: Tensor) -> None:
-    if of_combined.ndim == 1:
-        here.addr_(alpha, of_combined)
-    else:
-        here.addmm_(alpha.T, of_combined)
 
 
 def _add_gradients_(
@@ -225,20 +221,18 @@ def _add_gradients_(
 ) -> None:
     """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
     windows = layer_windows(numbers, layer)
-    alpha, masks = _own(program, layer, coefficients)
-    combined = alpha @ windows if masks is not None else windows  # only masks ask what they were multiplied with
-    of_combined, of_masks = enlarge_backward(layer, gradient, combined, masks)
-    of_alpha, of_own_masks = _own(program, layer, found)
-    if of_masks is not None and of_own_masks is not None:
-        of_own_masks += of_masks
+    of_combined = add_to_bank_(program, layer, gradient, coefficients, of_numbers)
+    of_alpha, of_masks = _own(program, layer, found)
     of_alpha += windows @ of_combined if of_combined.ndim == 1 else of_combined @ windows.T
-    _add_combined_(alpha, of_combined, layer_windows(of_numbers, layer))
+    if of_masks is not None:
+        alpha, _ = _own(program, layer, coefficients)
+        of_masks += mask_gradient(layer, gradient, alpha @ windows, len(of_masks))
 
 
 def _own(program: GroupProgram, layer: Layer, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """A layer's combination, (K,) or of mixed tiles (m, 2), and its masks where it has some."""
-    alpha = coefficients[layer.key][layer.row] if layer.key else coefficients[f"{program.bank}tiles"][layer.tiles]
-    return alpha, coefficients[f"{program.bank}masks"][layer.masks] if layer.reading.masked else None
+    alpha = coefficients[layer.key][layer.row] if layer.key else coefficients[tiles_key(program.index)][layer.tiles]
+    return alpha, coefficients[masks_key(program.index)][layer.masks] if layer.reading.masked else None
 
 
 def layer_windows(numbers: Tensor, layer: Layer) -> Tensor:

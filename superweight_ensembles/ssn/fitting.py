@@ -70,7 +70,7 @@ def fit_group(
 
     for _ in range(_ROUNDS):
         numbers = _best_bank(program, numbers, combined(), wanted)
-        _fit_layers(index, program, numbers, combined(), wanted, held, maps, factors)
+        _fit_layers(program, numbers, combined(), wanted, held, maps, factors)
         numbers = _rescaled(index, group, numbers, held)
     bank.copy_(_best_bank(program, numbers, combined(), wanted))
     for tensors, found in ((coefficients, held), (mixers, maps), (gains, factors)):
@@ -111,7 +111,6 @@ def _best_bank(
 
 
 def _fit_layers(
-    index: int,
     program: GroupProgram,
     bank: Tensor,
     coefficients: Mapping[str, Tensor],
@@ -125,9 +124,9 @@ def _fit_layers(
     alphas = {key: coefficients[key].clone() for key in program.keys}
     for layer, given in zip(program.layers, wanted):
         windows = layer_windows(numbers, layer)
-        masks = held[masks_key(index)][layer.masks] if layer.reading.masked else None
+        masks = held[masks_key(program.index)][layer.masks] if layer.reading.masked else None
         if layer.reading.mixed:
-            held[tiles_key(index)][layer.tiles] = _tile_coefficients(windows, given, layer)
+            held[tiles_key(program.index)][layer.tiles] = _tile_coefficients(windows, given, layer)
             continue
         if layer.key in factors:
             made = enlarge(layer, alphas[layer.key][layer.row] @ windows, masks)
@@ -137,11 +136,11 @@ def _fit_layers(
         alphas[layer.key][layer.row] = torch.linalg.lstsq(basis, given[:, None]).solution[:, 0]
         if masks is not None:
             tiles = (alphas[layer.key][layer.row] @ windows).repeat(layer.reading.num_tiles)[: layer.num_weights]
-            held[masks_key(index)][layer.masks] = _masks(tiles, given, masks, layer)
+            held[masks_key(program.index)][layer.masks] = _masks(tiles, given, masks, layer)
     for key in program.keys:
         if key in maps:
             _place_embeddings(alphas[key], held[key], maps[key])
-        elif key in held and key not in factors and key not in (tiles_key(index), masks_key(index)):
+        elif key in held and key not in factors and key not in (tiles_key(program.index), masks_key(program.index)):
             held[key].copy_(alphas[key])
 
 

@@ -68,28 +68,28 @@ def enlarge(layer: Layer, combined: Tensor, masks: Tensor | None) -> Tensor:
     return tiled
 
 
-def enlarge_backward(
-    layer: Layer, gradient: Tensor, combined: Tensor, masks: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of what :func:`enlarge` took, from that of what it gave."""
+def shrink(layer: Layer, gradient: Tensor, masks: Tensor | None) -> Tensor:
+    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
     reading = layer.reading
     if reading.matrix != (0, 0):
-        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), reading.matrix).view(-1), None
+        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), reading.matrix).view(-1)
     if reading.num_tiles == 1:
-        return gradient, None
-    whole = gradient.new_zeros(reading.num_tiles, reading.size)
-    flat = whole.view(-1)[: layer.num_weights]
+        return gradient
+    tiles = gradient.new_zeros(reading.num_tiles, reading.size)
+    flat = tiles.view(-1)[: layer.num_weights]
     flat.copy_(gradient)
     if reading.mixed:
-        return whole, None
-    of_masks = None
+        return tiles
     if masks is not None:
-        beyond = flat[reading.size :]
-        repeated = combined.repeat(reading.num_tiles - 1)[: len(beyond)]
-        of_masks = F.pad(beyond * repeated, (0, len(masks) * layer.mask_window - len(beyond)))
-        of_masks = of_masks.view(len(masks), -1).sum(1)
-        beyond *= spread(layer, masks)
-    return whole.sum(0), of_masks
+        flat[reading.size :] *= spread(layer, masks)
+    return tiles.sum(0)
+
+
+def mask_gradient(layer: Layer, gradient: Tensor, combined: Tensor, num_masks: int) -> Tensor:
+    """The gradient of a layer's masks, from that of the weight's numbers (n,) and the window (r,) they multiply."""
+    beyond = gradient[layer.reading.size :]
+    repeated = combined.repeat(layer.reading.num_tiles - 1)[: len(beyond)]
+    return F.pad(beyond * repeated, (0, num_masks * layer.mask_window - len(beyond))).view(num_masks, -1).sum(1)
 
 
 def spread(layer: Layer, masks: Tensor) -> Tensor:
