@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from superweight_ensembles.bank import SuperWeightBank
+from superweight_ensembles.coefficients import CoefficientForm
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import by_channel, decompose, slot_key
@@ -174,8 +175,10 @@ def _fit_superweights(
     for slot, block in enumerate(cluster.blocks):
         key = slot_key(index, slot)
         rows, there, owners = _users(cluster, slot, weights, bank.templates[key].device)
-        fit = {"vector": _fit_vectors, "embedding": _fit_embeddings, "channel": _fit_channels}[cluster.coefficients]
-        fit(bank, key, block, rows, owners, there)
+        fits: dict[CoefficientForm, Callable[..., None]] = {
+            "vector": _fit_vectors, "embedding": _fit_embeddings, "channel": partial(_fit_channels, block)
+        }  # fmt: skip
+        fits[cluster.coefficients](bank, key, rows, owners, there)
 
 
 def _users(
@@ -198,18 +201,14 @@ def _users(
     return torch.stack(rows), None if whole else torch.stack(gaps), torch.tensor(owners, device=device)
 
 
-def _fit_vectors(
-    bank: SuperWeightBank, key: str, block: SlotBlocks, rows: Tensor, owners: Tensor, there: Tensor | None
-) -> None:
+def _fit_vectors(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
     templates = bank.templates[key]
     coefficients, found = fit_rows(rows, owners, partial(_ranked, len(templates)), there)
     _place(coefficients, bank.coefficients[key])
     templates[: len(found)] = found.to(templates)
 
 
-def _fit_embeddings(
-    bank: SuperWeightBank, key: str, block: SlotBlocks, rows: Tensor, owners: Tensor, there: Tensor | None
-) -> None:
+def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
     """Up to E templates, embeddings are the coefficients turned; beyond, the map's b carries their mean."""
     templates, embeddings, mixer = bank.templates[key], bank.coefficients[key], bank.mixers[key]
     size = embeddings.shape[1]
@@ -233,7 +232,7 @@ def _fit_embeddings(
 
 
 def _fit_channels(
-    bank: SuperWeightBank, key: str, block: SlotBlocks, rows: Tensor, owners: Tensor, there: Tensor | None
+    block: SlotBlocks, bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None
 ) -> None:
     """A fit for each output channel of each block, all channels of a block at once."""
     templates, coefficients = bank.templates[key], bank.coefficients[key]
