@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from superweight_ensembles.combination import combination
 from superweight_ensembles.errors import unknown_name
-from superweight_ensembles.generation import (
-    Program,
-    Weights,
-    by_channel,
-    compile_plan,
-    decompose,
-    run_program,
-    slot_key,
-)
+from superweight_ensembles.generation import Program, Weights, compile_plan, run_program
 from superweight_ensembles.initial_values import Deviations, initial_values
 from superweight_ensembles.machine_memory import check_parameters_fit
 from superweight_ensembles.plan import SharingPlan
@@ -98,37 +90,6 @@ class SuperWeightBank(nn.Module):
         return {name: weights.get(name, {}) for name in names}
 
     forward = generate
-
-    @torch.no_grad()
-    def fit_(self, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Set the templates so that the present coefficients generate given weights as closely as they can.
-
-        Least squares, slot by slot; exact where a slot has as many independent coefficient vectors as users.
-
-        Args:
-            weights: Tensors by member and parameter name, such as the members' own.
-        """
-        for index, cluster in self.plan.superweight_clusters.items():
-            users: list[list[int]] = [[] for _ in cluster.slots]
-            wanted: list[list[Tensor]] = [[] for _ in cluster.slots]
-            for target in cluster.targets:
-                weight = weights[target.member][target.name].detach()
-                for slot, vector in enumerate(decompose(cluster.blocks[: target.slot + 1], weight)):
-                    users[slot].append(target.vectors[slot])
-                    wanted[slot].append(vector)
-            for slot, block in enumerate(cluster.blocks):
-                key = slot_key(index, slot)
-                rows = self.combination(key)[users[slot]].double()
-                found = torch.stack(wanted[slot]).to(rows)
-                if rows.ndim == 2:
-                    self.templates[key].copy_(torch.linalg.pinv(rows) @ found)
-                    continue
-                channels = rows.split([shape[0] for shape in block.shapes], dim=1)
-                solved = [
-                    (torch.linalg.pinv(rows.transpose(0, 1)) @ numbers.transpose(0, 1)).transpose(0, 1).flatten(1)
-                    for rows, numbers in zip(channels, by_channel(found, block))
-                ]
-                self.templates[key].copy_(torch.cat(solved, dim=1))
 
     def extra_repr(self) -> str:
         return f"clusters={len(self.plan.clusters)}, templates={self.plan.num_templates:,}"

@@ -306,8 +306,22 @@ def plan(
             )
             + f" after {sharing.search_epochs} epochs of training"
         )
-    lines += ["", *_estimate(chosen, members, found, flops_per_second)]
+    lines += ["", *_estimate(chosen, members, found, flops_per_second), *_missing(chosen, members)]
     _say("\n".join(lines))
+
+
+def _missing(recipe: Recipe, members: dict[str, nn.Module]) -> list[str]:
+    """What a training would be refused for now: folders that the recipe names, which may yet be made."""
+    from superweight_ensembles.recipe_teacher import check_saved_teacher
+    from superweight_ensembles.warm_runs import check_init_from
+
+    lines = []
+    for check in (lambda: check_saved_teacher(recipe.teacher), lambda: check_init_from(recipe, members)):
+        try:
+            check()
+        except SuperWeightError as error:
+            lines.append(f"not to be trained yet: {error}")
+    return lines
 
 
 def _estimate(

@@ -45,7 +45,11 @@ def check_consistent(plan: SharingPlan, where: str) -> None:
         raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
     shared = dict.fromkeys(plan.member_names, 0)
     seen: set[tuple[str, str]] = set()
+    named: set[str] = set()
     for cluster in plan.clusters:
+        if cluster.name in named:
+            raise refuse("clusters", f"two are named {cluster.name!r:.80}")
+        named.add(cluster.name)
         if cluster.generator == "ssn":
             problem = _problem_of_group(cluster)
         else:

@@ -29,6 +29,8 @@ from superweight_ensembles.targets import (
 
 _LOG = logging.getLogger(__name__)
 COEFFICIENT_KINDS = ("own", "tied", "embedding", "channel")
+_OF_SUPERWEIGHTS = {"coefficients": "own", "cap": 8, "allocation": "sweeps"}  # which they alone read, and defaults
+_OF_FLAT_BANKS = {"coefficients": " (ssn: combine is like it)", "cap": " (ssn: windows is like it)", "allocation": ""}
 
 
 class PlanOptions(TypedDict, total=False):
@@ -76,7 +78,8 @@ def plan_sharing(
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
             be smaller than a layer (Shapeshifter Networks); ``auto``: SuperWeights where the budget reaches their
             minimum, below it for those of the clusters that get theirs, and flat banks for the others: one each, or one
-            for all of them where there are less than 0.075 numbers a weight.
+            for all of them where there are less than 0.075 numbers a weight. What was given for a generator that the
+            budget makes no use of is said in a warning.
         clusters: ``depth_bins``, ``shape`` (of one kind and shape), ``type`` (of one kind of layer), ``one`` (all),
             ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a cluster.
         bins: Depth bins B of a member: a kernel has round(B x its share of the targets of the first member that has
@@ -115,7 +118,8 @@ def plan_sharing(
     """
     modules = named_members(members)
     _check_options(cap, allocation, budget_counts, clusters, bins)
-    _check_generator(generator, ssn, coefficients, cap, allocation)
+    superweights = {"coefficients": coefficients, "cap": cap, "allocation": allocation}
+    _check_generator(generator, ssn, superweights, clusters)
     if reserve_untied and coefficients != "tied":
         raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     for option, globs in (("include", include), ("exclude", exclude)):
@@ -133,7 +137,7 @@ def plan_sharing(
     if not targets and clusters != "none":
         raise SuperWeightError("no weight is left to share after exclusion: exclude less, or include layers by name")
     groups = group_targets(targets, clusters, bins=bins, num_groups=num_groups, seed=group_seed)
-    return plan_groups(
+    plan = plan_groups(
         _planned_members(modules, groups),
         tie_all(groups) if coefficients == "tied" else groups,
         budget=budget,
@@ -145,6 +149,9 @@ def plan_sharing(
         generator=generator,
         ssn=ssn,
     )
+    if groups and generator == "auto":
+        _tell_idle(plan, ssn, superweights)
+    return plan
 
 
 def coefficient_form(kind: str) -> CoefficientForm:
@@ -226,14 +233,13 @@ def plan_groups(
         allocation=allocation,
     )
     if groups and everything and plan.num_parameters < 0.95 * limit:
+        limit_of, remedy = _most_that_is_used(plan)
         _LOG.warning(
-            "the budget of %s allows more than %s can use: %s parameters; raise %s to spend it",
+            "the budget of %s allows more than %s can use: %s parameters; %s to spend it",
             f"{limit:,}",
-            f"{cap} templates a slot"
-            if plan.superweight_clusters
-            else f"{(ssn or SsnOptions()).windows} windows a layer",
+            limit_of,
             f"{plan.num_parameters:,}",
-            "cap" if plan.superweight_clusters else "windows",
+            remedy,
         )
     return plan
 
@@ -310,6 +316,22 @@ def _keeping(members: Sequence[PlannedMember], ordinary: Sequence[TargetGroup]) 
     return tuple(replace(member, num_private=member.num_private + kept[member.name]) for member in members)
 
 
+def _most_that_is_used(plan: SharingPlan) -> tuple[str, str]:
+    """What keeps a plan from spending its budget, and what would change that."""
+    banks = plan.ssn_groups.values()
+    if plan.superweight_clusters:
+        return f"{plan.cap} templates a slot", "raise cap"
+    for bank in banks:
+        options = bank.options
+        if options.templates:
+            return f"{options.templates} templates of the size of the largest layer", "raise ssn: templates"
+        if any(reading.num_windows == options.windows for reading in bank.readings):
+            return f"{options.windows} windows a layer", "raise ssn: windows"
+    if any(reading.is_enlarged for bank in banks for reading in bank.readings):
+        return "up-sampling from fewer numbers", "take ssn: upsample 'wavg' or 'repeat', or larger groups,"
+    return "layers that share with no other", "take larger groups"
+
+
 def _check_budget(
     budget: float, limit: int, own: int, least: int, members: Sequence[PlannedMember], generator: str
 ) -> None:
@@ -317,34 +339,53 @@ def _check_budget(
     if limit >= own + least:
         return
     apart = sum(member.num_parameters for member in members)
-    remedy = "raise it, use fewer bins, or include more layers"
     if limit < own:
-        remedy = f"what stays the members' own (heads, norms, biases, layers left out) is {own:,} alone: {remedy}"
-    elif generator == "superweight":
-        remedy += ", or take generator 'ssn' or 'auto', which go below"
+        remedy = (
+            f"what stays the members' own (heads, norms, biases, layers left out) is {own:,} alone: raise it, or "
+            "include more layers"
+        )
+    else:
+        remedy = "raise it, share in fewer groups, or include more layers"
+        if generator == "superweight":
+            remedy += ", or take generator 'ssn' or 'auto', which go below (but for a search that splits clusters)"
     raise SuperWeightError(
         f"a budget of {spelled(budget, limit)} is below the minimum of this sharing, {own + least:,} parameters "
         f"({(own + least) / apart:.3f} of the members apart): {remedy}{percentage_hint(budget)}"
     )
 
 
-def _check_generator(generator: str, ssn: SsnOptions | None, coefficients: str, cap: int, allocation: str) -> None:
+def _check_generator(
+    generator: str, ssn: SsnOptions | None, superweights: Mapping[str, object], clusters: ClusterRule
+) -> None:
+    """Refuse what no plan would read, whatever its budget."""
     if not isinstance(generator, str):
         raise SuperWeightError(
             f"generator is one of {', '.join(GENERATORS)} (a torch.Generator goes as rng=); got {generator!r:.60}"
         )
     if generator not in GENERATORS:
         raise unknown_name("generator", str(generator), GENERATORS)
+    given = [name for name, value in superweights.items() if value != _OF_SUPERWEIGHTS[name]]
+    if clusters == "none":
+        given += [name for name, there in (("ssn", ssn is not None), ("generator", generator != "auto")) if there]
+        if given:
+            raise SuperWeightError(f"{given[0]} does nothing with clusters 'none': leave it out")
     if generator == "superweight" and ssn is not None:
         raise SuperWeightError("ssn does nothing with generator 'superweight': leave it out")
-    if generator == "ssn":
-        for name, given, default, instead in (
-            ("coefficients", coefficients, "own", "ssn: combine"),
-            ("cap", cap, 8, "ssn: windows"),
-            ("allocation", allocation, "sweeps", "nothing"),
-        ):
-            if given != default:
-                raise SuperWeightError(f"{name} does nothing with generator 'ssn' (instead: {instead}): leave it out")
+    if generator == "ssn" and given:
+        raise SuperWeightError(f"{given[0]} does nothing with generator 'ssn'{_OF_FLAT_BANKS[given[0]]}: leave it out")
+
+
+def _tell_idle(plan: SharingPlan, ssn: SsnOptions | None, superweights: Mapping[str, object]) -> None:
+    """Say which of the options given no cluster reads that ``auto`` made at this budget."""
+    idle = ["ssn"] if ssn is not None and not plan.ssn_groups else []
+    if not plan.superweight_clusters:
+        idle += [name for name, value in superweights.items() if value != _OF_SUPERWEIGHTS[name]]
+    if idle:
+        _LOG.warning(
+            "%s: not used, since at this budget generator 'auto' makes %s alone",
+            ", ".join(idle),
+            "SuperWeights" if plan.superweight_clusters else "flat banks",
+        )
 
 
 def _check_options(cap: int, allocation: str, budget_counts: str, clusters: ClusterRule, bins: int) -> None:

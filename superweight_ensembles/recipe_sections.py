@@ -96,6 +96,13 @@ class SharingRecipe(Strict):
         splits = self.search in ("gradient", "weight")
         if splits and self.clusters == "none":
             raise ValueError("a search splits clusters, and clusters 'none' makes none")
+        if splits and self.generator == "ssn":
+            raise ValueError(
+                f"search {self.search!r} splits clusters of SuperWeights: generator must be 'superweight' or 'auto'; "
+                "search 'k_means' learns groups of flat banks"
+            )
+        if splits and self.ssn is not None:
+            raise ValueError(f"ssn does nothing with search {self.search!r}, which splits SuperWeights: leave it out")
         if self.search == "k_means":
             for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
                 raise ValueError(

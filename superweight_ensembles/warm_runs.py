@@ -46,7 +46,17 @@ def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder:
         raise SuperWeightError(
             f"sharing.init_from: {given} is in {folder}, which --overwrite replaces: give another --out"
         )
-    _trained(Path(given), members)
+    check_init_from(recipe, members)
+
+
+def check_init_from(recipe: Recipe, members: dict[str, nn.Module]) -> None:
+    """Read the trained members that a recipe names by their folder, if it does.
+
+    Raises:
+        SuperWeightError: The folder is missing, damaged, or of other members.
+    """
+    if recipe.sharing.init_from is not None:
+        _trained(Path(recipe.sharing.init_from), members)
 
 
 def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str, nn.Module], folder: Path) -> None:

@@ -155,26 +155,3 @@ def test_global_seed_is_used_without_a_generator():
         torch.manual_seed(5)
         banks.append(SuperWeightEnsemble(members("mlp"), budget=1.0).bank.state_dict())
     assert all(torch.equal(banks[0][key], banks[1][key]) for key in banks[0])
-
-
-@pytest.mark.parametrize("case", ["two wrn", "mlp"])
-def test_fit_is_exact_with_as_many_templates_as_users(case):
-    plan = plan_sharing(members(case), budget=10**9, cap=16)
-    bank = SuperWeightBank(plan, own_deviations(plan, members(case))).double()
-    own = {name: {k: p.double() for k, p in net.named_parameters()} for name, net in members(case).items()}
-    bank.fit_(own)
-    for name, weights in bank.generate().items():
-        for key, weight in weights.items():
-            assert_close(weight, own[name][key], atol=1e-12, rtol=0)
-
-
-def test_fit_is_the_least_squares_solution():
-    # One template, two users with coefficients 3 and 4: T = (3 W0 + 4 W1) / (3 ** 2 + 4 ** 2).
-    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
-    plan = plan_sharing({"a": net}, budget=4 * 4 + 2 + (4 + 4 + 4 * 3 + 3), bins=1)
-    bank = SuperWeightBank(plan, own_deviations(plan, {"a": net}))
-    assert bank.templates["c0s0"].shape == (1, 16)
-    bank.coefficients["c0s0"].data = torch.tensor([[3.0], [4.0]])
-    bank.fit_({"a": dict(net.named_parameters())})
-    expected = (3 * net[0].weight + 4 * net[1].weight) / (3**2 + 4**2)
-    assert_close(bank.templates["c0s0"].data.view(4, 4), expected.detach(), atol=1e-6, rtol=0)

@@ -264,16 +264,6 @@ def test_equal_seeds_draw_equal_banks(kind):
     assert not torch.equal(first["templates.c0s0"], other["templates.c0s0"])
 
 
-@pytest.mark.parametrize("kind", ["own", "embedding", "channel"])
-def test_fit_is_exact_with_as_many_templates_as_users(kind):
-    bank = scatter_(bank_of("cropping", kind, cap=16, budget=10**9))
-    wanted = {name: {k: p.double() for k, p in net.named_parameters()} for name, net in members("cropping").items()}
-    bank.fit_(wanted)
-    for name, weights in bank.generate().items():
-        for key, weight in weights.items():
-            assert_close(weight, wanted[name][key], atol=1e-6, rtol=1e-6)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_coefficients_and_their_maps_take_no_weight_decay(kind):
     ensemble = SuperWeightEnsemble(members("wrn"), budget=1.0, coefficients=kind)

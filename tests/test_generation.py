@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, composition, plan_sharing, wide_resnet
+from superweight_ensembles import (
+    SuperWeightBank,
+    SuperWeightEnsemble,
+    composition,
+    plan_sharing,
+    warm_start,
+    wide_resnet,
+)
 from superweight_ensembles.initial_values import own_deviations
 
 
@@ -279,14 +286,6 @@ def test_second_derivatives_are_refused():
         first.sum().backward()
 
 
-def orthonormal_rows_(bank):
-    """Fix the coefficients to orthonormal rows; N <= K."""
-    for rows in bank.coefficients.values():
-        rows.data = torch.linalg.qr(torch.randn_like(rows.data).T).Q.T.contiguous()
-        assert_close(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64), atol=1e-12, rtol=0)
-        rows.requires_grad_(False)
-
-
 def as_many_templates_as_users(plan):
     return dataclasses.replace(
         plan,
@@ -306,8 +305,8 @@ def test_sgd_on_the_bank_is_sgd_on_own_weights(edit):
     plan = edit(plan_sharing(members, budget=10**9, cap=8))
     assert all(slot.num_templates >= slot.num_vectors for cluster in plan.clusters for slot in cluster.slots)
     ensemble = SuperWeightEnsemble(members, plan=plan).double()
-    orthonormal_rows_(ensemble.bank)
-    ensemble.bank.fit_({name: dict(net.named_parameters()) for name, net in members.items()})
+    warm_start(ensemble, members)
+    ensemble.bank.coefficients.requires_grad_(False)
 
     apart = copy.deepcopy(members)
     settings = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-3}

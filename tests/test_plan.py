@@ -275,6 +275,7 @@ BROKEN = {
     "target of a stranger": (lambda c: target(c).update(member="z"), r"a target of member 'z' without a member"),
     "target without a name": (lambda c: target(c).update(names=[]), r"without a member or a name"),
     "target twice": (lambda c: target(c, 1).update(member="a", names=["0.weight"]), r"a\.0\.weight stands there twice"),
+    "cluster of one name": (lambda c: c["clusters"].append(c["clusters"][0]), r"clusters: two are named '"),
 }
 
 

@@ -339,6 +339,8 @@ def test_training_before_a_search_is_the_final_one_in_fewer_epochs() -> None:
             {"search": "gradeint", "search_epochs": 1},
             r"sharing\.search: .*'none', 'gradient', 'weight' or 'k_means'.*'gradeint'",
         ),
+        ({**SEARCH, "generator": "ssn"}, "search 'gradient' splits clusters of SuperWeights: generator must be"),
+        ({**SEARCH, "ssn": {"combine": "avg"}}, "ssn does nothing with search 'gradient'"),
         ({**SEARCH, "clusters": "none"}, "a search splits clusters, and clusters 'none' makes none"),
         ({"search_epochs": 2}, "search_epochs does nothing without a search"),
         ({"threshold": 0.3}, "threshold does nothing without search: gradient"),

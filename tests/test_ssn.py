@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 
 import pytest
 import ssn_reference as reference
@@ -294,6 +295,53 @@ def test_one_network_at_any_budget_trains_saves_and_is_materialised(tmp_path, bu
         assert_close(made.materialize("member0").eval()(images), made(images)[0], rtol=1e-5, atol=1e-5)
 
 
+def net_of(*sizes):
+    return {"a": nn.Sequential(*(nn.Linear(i, o) for i, o in itertools.pairwise(sizes)), nn.Linear(sizes[-1], 3))}
+
+
+@pytest.mark.parametrize(
+    ("options", "budget", "said"),
+    [
+        ({"coefficients": "embedding", "cap": 3}, 0.3, "coefficients, cap: not used, .* makes flat banks alone"),
+        ({"allocation": "balanced"}, 0.3, "allocation: not used"),
+        ({"ssn": SsnOptions(combine="avg")}, 2.0, "ssn: not used, .* makes SuperWeights alone"),
+        ({"ssn": SsnOptions(combine="avg")}, 0.3, ""),
+        ({"allocation": "balanced"}, 2.0, ""),
+    ],
+)
+def test_what_the_budget_makes_no_use_of_is_said(caplog, options, budget, said):
+    plan_sharing(net_of(24, 24, 24, 24), budget=budget, clusters="shape", **options)
+    assert re.search(said, caplog.text) if said else "not used" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"cap": 2}, "2 templates a slot can use: .*; raise cap to"),
+        ({"clusters": "one", "ssn": SsnOptions(windows=2)}, "2 windows a layer can use: .*; raise ssn: windows to"),
+        (
+            {"clusters": "one", "ssn": SsnOptions(upsample="inter", templates=2)},
+            "2 templates of the size of the largest layer can use: .*; raise ssn: templates to",
+        ),
+        ({"clusters": "shape"}, "layers that share with no other can use: .*; take larger groups"),
+    ],
+)
+def test_what_keeps_a_budget_from_being_spent_is_said(caplog, options, said):
+    sizes = (8, 16, 24, 32) if options.get("clusters") == "shape" else (16, 16, 16, 16)
+    generator = "superweight" if "cap" in options else "ssn"
+    plan = plan_sharing(net_of(*sizes), budget=9.0, generator=generator, **options)
+    assert plan.spent < 0.95 * plan.budget
+    assert re.search(said, caplog.text)
+
+
+def test_an_interpolated_layer_by_itself_says_why_it_does_not_spend_its_budget(caplog):
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
+    ssn = SsnOptions(upsample="inter", combine="avg")
+    plan = plan_sharing({"a": net}, budget=4 + 13, generator="ssn", ssn=ssn)
+    assert plan.spent == 4 + 3 * 3  # no other matrix of one share of rows and columns has 13 numbers at most
+    assert "up-sampling from fewer numbers can use: 13 parameters; take ssn: upsample" in caplog.text
+
+
 def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
     nets = {"a": swe.wide_resnet(16, 1, 10), "b": swe.wide_resnet(10, 2, 10)}
     with pytest.raises(SuperWeightError, match=r"below the minimum .* generator 'ssn' or 'auto', which go below"):
@@ -315,7 +363,10 @@ def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
         ({"generator": "superweight", "ssn": SsnOptions()}, "ssn does nothing with generator 'superweight'"),
         ({"generator": "ssn", "coefficients": "tied"}, "coefficients does nothing with generator 'ssn'"),
         ({"generator": "ssn", "cap": 4}, "cap does nothing with generator 'ssn'"),
-        ({"generator": "ssn", "allocation": "balanced"}, "allocation does nothing with generator 'ssn'"),
+        ({"generator": "ssn", "allocation": "balanced"}, "allocation does nothing with generator 'ssn': leave"),
+        ({"clusters": "none", "generator": "ssn"}, "generator does nothing with clusters 'none'"),
+        ({"clusters": "none", "ssn": SsnOptions()}, "ssn does nothing with clusters 'none'"),
+        ({"clusters": "none", "cap": 2}, "cap does nothing with clusters 'none'"),
         ({"ssn": {"combine": "wavg"}}, "ssn must be SsnOptions"),
         ({"clusters": "random"}, "clusters 'random' needs num_groups, a positive integer; got None"),
         ({"clusters": "random", "num_groups": 0}, "needs num_groups, a positive integer; got 0"),
