@@ -73,6 +73,7 @@ ARMS = {
         label="SSN, random groups", sharing={"generator": "ssn", "clusters": "random", "num_groups": 4}
     ),
     "ssn-shape": NpasArm(label="SSN, groups by shape", sharing={"generator": "ssn", "clusters": "shape"}),
+    "ssn-one": NpasArm(label="SSN, one group", sharing={"generator": "ssn", "clusters": "one"}, most=0.25),
     "ssn-learned": NpasArm(
         label="SSN, learned groups",
         sharing={"generator": "ssn", "search": "k_means", "num_groups": 4, "search_epochs": 4},

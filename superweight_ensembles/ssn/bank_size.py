@@ -36,7 +36,7 @@ def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) ->
 
 @lru_cache(maxsize=1024)
 def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool = True) -> int:
-    """The fewest trainable scalars with which a group of these layers works.
+    """The fewest trainable scalars with which a group of these layers works; with ``wavg`` up to a few more.
 
     Example:
         >>> least_cost(((16, 8, 3, 3), (16, 16, 3, 3)), SsnOptions(upsample="inter"))  # 9, and 1 a layer

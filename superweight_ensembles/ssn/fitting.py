@@ -133,7 +133,7 @@ def _fit_layers(
             factors[layer.key][layer.row] *= given.dot(made) / made.dot(made) if made.any() else 1.0
             continue
         basis = torch.stack([enlarge(layer, window, masks) for window in windows], dim=1)
-        alphas[layer.key][layer.row] = torch.linalg.lstsq(basis, given[:, None]).solution[:, 0]
+        alphas[layer.key][layer.row] = _least_squares(basis, given)
         if masks is not None:
             tiles = (alphas[layer.key][layer.row] @ windows).repeat(layer.reading.num_tiles)[: layer.num_weights]
             held[masks_key(program.index)][layer.masks] = _masks(tiles, given, masks, layer)
@@ -144,13 +144,21 @@ def _fit_layers(
             held[key].copy_(alphas[key])
 
 
+def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
+    """The shortest (K,) that comes nearest to ``given`` (n,), whatever the rank of ``basis`` (n, K).
+
+    Not ``torch.linalg.lstsq``, which on CUDA takes full rank for granted.
+    """
+    return torch.linalg.pinv(basis) @ given
+
+
 def _tile_coefficients(windows: Tensor, given: Tensor, layer: Layer) -> Tensor:
     """(m, 2): of each tile the best mixture of the halves; the last one sees as much as the weight has."""
     size = layer.reading.size
     found = []
     for start in range(0, len(given), size):
         part = given[start : start + size]
-        found.append(torch.linalg.lstsq(windows[:, : len(part)].T, part[:, None]).solution[:, 0])
+        found.append(_least_squares(windows[:, : len(part)].T, part))
     return torch.stack(found)
 
 
