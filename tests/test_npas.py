@@ -31,7 +31,7 @@ def test_seeds_are_outermost_then_budgets_then_arms() -> None:
 
 def test_every_arm_at_every_budget() -> None:
     cells = list(npas.all_cells(range(3), npas.BUDGETS, list(npas.ARMS)))
-    assert len(cells) == len(set(cells)) == 3 * (5 * 9 + 7 + 1)
+    assert len(cells) == len(set(cells)) == 3 * (5 * 9 + 4 + 7 + 1)
 
 
 def test_a_stopped_run_goes_on(
