@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torchvision
 from torch import nn
 
-from superweight_ensembles.architecture import Architecture, remember_architecture
+from superweight_ensembles.adaptive.restoring import restore_widths
+from superweight_ensembles.architecture import Architecture, HiddenLayer, remember_architecture
 from superweight_ensembles.bounded_building import build_bounded, check_options
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.wide_residual_network import wide_resnet
@@ -66,7 +68,9 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     library, _, name = model.rpartition("/")
     try:
         module = build_bounded(
-            lambda: _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)),
+            lambda: _with_hidden(
+                _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)), made.hidden
+            ),
             what,
             most_numbers,
         )
@@ -75,6 +79,11 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     except Exception as error:  # whatever the network's own code raises of these options
         raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
     return remember_architecture(module, made)
+
+
+def _with_hidden(module: nn.Module, hidden: Sequence[HiddenLayer]) -> nn.Module:
+    restore_widths(module, hidden)
+    return module
 
 
 def _build(library: str, name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:

@@ -3,7 +3,7 @@
 from superweight_ensembles.adaptive.distribution import AdaptiveWidth
 from superweight_ensembles.adaptive.loss import WidthLoss
 from superweight_ensembles.adaptive.network import MultilayerPerceptron, adaptive_mlp, make_adaptive
-from superweight_ensembles.adaptive.resizing import adaptive_widths, resize_widths
+from superweight_ensembles.adaptive.resizing import adaptive_widths, freeze_widths, resize_widths
 from superweight_ensembles.adaptive.truncation import truncate
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "WidthLoss",
     "adaptive_mlp",
     "adaptive_widths",
+    "freeze_widths",
     "make_adaptive",
     "resize_widths",
     "truncate",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superweight_ensembles.architecture import HiddenLayer, LearnedWidth
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 Distribution = Literal["exponential", "power_law"]
@@ -24,6 +25,7 @@ QUANTILE = 0.9
 RATE = 0.01
 BOUNDS = (2, 4096)
 MOST_WIDTH = 2**20
+ATTRIBUTE = "input_width"  # of the layer that reads the neurons
 
 
 class AdaptiveWidth(nn.Module):
@@ -53,6 +55,7 @@ class AdaptiveWidth(nn.Module):
         consumer: Path of the layer that reads them.
         between: Paths of the layers in between that hold numbers for each neuron.
         deviation: Standard deviation that weights of new neurons are drawn with.
+        frozen: Whether the width stays as it is (:func:`freeze_widths`).
 
     Raises:
         SuperWeightError: A rate that is not positive, a quantile outside (0, 1), bounds that are none, a width beyond
@@ -92,6 +95,7 @@ class AdaptiveWidth(nn.Module):
         self.producer = self.consumer = ""
         self.between: tuple[str, ...] = ()
         self.deviation = 1.0
+        self.frozen = False
         if width is None:
             rate = _checked_number("rate", RATE if rate is None else rate, math.inf)
             width = width_of(rate, distribution, self.quantile)
@@ -140,6 +144,21 @@ class AdaptiveWidth(nn.Module):
         if self.axis != -1:
             importance = importance.reshape(-1, *(1,) * (hidden.ndim - 1 - self.axis))
         return hidden * importance
+
+    def hidden_layer(self, path: str) -> HiddenLayer:
+        """What a network's architecture notes of the width, which is at this path of it."""
+        root = path.removesuffix(f"{self.consumer}.{ATTRIBUTE}")
+        learned = LearnedWidth(
+            distribution=self.distribution, quantile=self.quantile, bounds=self.bounds, scale=self.scale,
+            deviation=self.deviation, frozen=self.frozen,
+        )  # fmt: skip
+        return HiddenLayer(
+            producer=root + self.producer,
+            consumer=root + self.consumer,
+            between=tuple(root + one for one in self.between),
+            width=self.width,
+            learned=learned,
+        )
 
     def extra_repr(self) -> str:
         return f"width={self.width}, rate={float(self.rate.detach()):.4g}, {self.distribution}, scale={self.scale}"

@@ -44,7 +44,7 @@ class WidthLoss:
         >>> loss = WidthLoss(prior_rate=0.2, prior_deviation=1.0, final_deviation=0.01)
         >>> [round(loss.deviation(progress), 3) for progress in (0.0, 0.5, 1.0)]
         [1.0, 0.1, 0.01]
-        >>> round(float(loss(adaptive_mlp(2, 3, rate=0.1), num_samples=100, progress=0.5)), 6)
+        >>> round(loss(adaptive_mlp(2, 3, rate=0.1), num_samples=100, progress=0.5).item(), 6)
         0.005
     """
 

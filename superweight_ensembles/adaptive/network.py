@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from superweight_ensembles.adaptive.distribution import BOUNDS, QUANTILE, RATE, AdaptiveWidth
-from superweight_ensembles.adaptive.resizing import ATTRIBUTE, adaptive_widths, set_width, weigh_inputs, width_places
-from superweight_ensembles.adaptive.tracing import example_of, trace_width
+from superweight_ensembles.adaptive.resizing import adaptive_widths, attach_width, learned_places, set_width
+from superweight_ensembles.adaptive.tracing import HiddenWidth, example_of, trace_width
 from superweight_ensembles.errors import SuperWeightError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -69,23 +69,26 @@ def make_adaptive(
         >>> [width.width for width in adaptive_widths(network).values()]
         [16, 32, 64]
     """
-    found = list(_matched(module, pairs))
+    options: dict[str, Any] = {"distribution": distribution, "quantile": quantile, "bounds": bounds, "scale": scale}
     example = example_of(module) if example is None else example
     taken = set(adaptive_widths(module))
-    for producer, consumer in found:
-        if producer in taken or hasattr(module.get_submodule(consumer), ATTRIBUTE):
+    traced = []
+    for producer, consumer in _matched(module, pairs):
+        if producer in taken:
             raise SuperWeightError(f"the width between {producer!r} and {consumer!r} is learned already")
-        traced = trace_width(module, producer, consumer, example)
-        start = traced.width if rate is None and width is None else width
-        learned = AdaptiveWidth(
-            rate=rate, width=start, distribution=distribution, quantile=quantile, bounds=bounds, scale=scale,
-            axis=traced.axis,
-        )  # fmt: skip
-        _check_untied(module, producer, consumer, *traced.between)
-        learned.producer, learned.consumer, learned.between = producer, consumer, traced.between
-        _attach(module, learned, traced.width)
+        traced.append(trace_width(module, producer, consumer, example))
+        _check_untied(module, producer, consumer, *traced[-1].between)
         taken.add(producer)
-    _check_free(module, [producer for producer, _ in found], example)
+
+    def attach(to: nn.Module) -> None:
+        for hidden in traced:
+            start = hidden.width if rate is None and width is None else width
+            learned = AdaptiveWidth(rate=rate, width=start, axis=hidden.axis, **options)
+            _attach(to, hidden, learned)
+
+    attach(trial := copy.deepcopy(module))
+    _check_free(trial, [hidden.producer for hidden in traced], example)
+    attach(module)
     return module
 
 
@@ -169,18 +172,17 @@ def adaptive_mlp(
     return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
 
 
-def _attach(module: nn.Module, learned: AdaptiveWidth, width: int) -> None:
+def _attach(module: nn.Module, hidden: HiddenWidth, learned: AdaptiveWidth) -> None:
     """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
-    producer: Any = module.get_submodule(learned.producer)
-    consumer: Any = module.get_submodule(learned.consumer)
-    asked, learned.width = learned.width, width
+    producer: Any = module.get_submodule(hidden.producer)
+    consumer: Any = module.get_submodule(hidden.consumer)
+    learned.producer, learned.consumer, learned.between = hidden.producer, hidden.consumer, hidden.between
     learned.deviation = float(producer.weight.detach().float().std(correction=0))
-    consumer.add_module(ATTRIBUTE, learned.to(producer.weight.device))
-    consumer.register_forward_pre_hook(weigh_inputs)
-    if asked != width:
+    attach_width(consumer, learned.to(producer.weight.device))
+    if learned.width != hidden.width:
         fan_in = _reads(consumer)
         deviation = float(consumer.weight.detach().float().std(correction=0))
-        set_width(width_places(module)[learned.producer], asked)
+        set_width(learned_places(module)[hidden.producer][0], learned.width)
         with torch.no_grad():  # as the layer would have started at this width
             consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
     if learned.scale == "sum":
@@ -229,16 +231,15 @@ def _check_untied(module: nn.Module, *paths: str) -> None:
                 raise SuperWeightError(f"{path}.{name} is tied to {others[0]}: its width cannot change by itself")
 
 
-def _check_free(module: nn.Module, names: Sequence[str], example: Tensor) -> None:
-    """See to it that the module runs with one neuron less everywhere."""
-    trial = copy.deepcopy(module).eval()
-    for name, place in width_places(trial).items():
-        if name in names and place.width.width > 1:
-            set_width(place, place.width.width - 1)
+def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None:
+    """See to it that a copy of the module runs with one neuron less everywhere."""
+    for name, (place, width) in learned_places(trial).items():
+        if name in names and width.width > 1:
+            set_width(place, width.width - 1)
     try:
         with torch.no_grad():
-            trial(example)
+            trial.eval()(example)
     except Exception as error:
         raise SuperWeightError(
-            f"{type(module).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
+            f"{type(trial).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,26 +16,33 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from superweight_ensembles.adaptive.distribution import AdaptiveWidth
-
-ATTRIBUTE = "input_width"  # of the layer that reads the neurons
+from superweight_ensembles.adaptive.distribution import ATTRIBUTE, AdaptiveWidth
+from superweight_ensembles.architecture import HiddenLayer
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.parameter_exchange import exchange_parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a learned width is in a module.
+    """Where a hidden width is in a module.
 
     Attributes:
-        width: It.
         producer: The layer that makes the neurons.
         consumer: The layer that reads them.
         between: The layers in between that hold numbers for each neuron.
+        deviation: Standard deviation that weights of new neurons are drawn with.
     """
 
-    width: AdaptiveWidth
     producer: nn.Module
     consumer: nn.Module
     between: tuple[nn.Module, ...]
+    deviation: float
+
+    @property
+    def width(self) -> AdaptiveWidth | None:
+        """What weighs the neurons; None where their number is not learned."""
+        found = self.consumer._modules.get(ATTRIBUTE)
+        return found if isinstance(found, AdaptiveWidth) else None
 
     def held(self) -> Iterator[tuple[nn.Module, str, int]]:
         """What holds numbers for each neuron: the layer, the tensor's name, and the axis of the neurons."""
@@ -58,10 +66,10 @@ class Place:
         """Start values of new neurons."""
         like: Tensor = getattr(layer, name)
         made = like.new_zeros(shape)
-        if layer is self.consumer or name in ("bias", "running_mean"):
+        if like.is_meta or layer is self.consumer or name in ("bias", "running_mean"):
             return made
         if layer is self.producer:
-            return made.normal_(std=self.width.deviation)
+            return made.normal_(std=self.deviation)
         if isinstance(layer, _NormBase):
             return made.fill_(1.0)
         if isinstance(layer, _ConvNd):
@@ -75,19 +83,38 @@ def weigh_inputs(layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(layer, ATTRIBUTE)(hidden), *rest)
 
 
-def width_places(module: nn.Module) -> dict[str, Place]:
+def learned_places(module: nn.Module) -> dict[str, tuple[Place, AdaptiveWidth]]:
     """The learned widths of a module, by the path of the layer that makes the neurons."""
     found = {}
     for path, width in module.named_modules():
         if isinstance(width, AdaptiveWidth) and width.consumer:
-            root = path.removesuffix(f"{width.consumer}.{ATTRIBUTE}")
-            found[root + width.producer] = Place(
-                width=width,
-                producer=module.get_submodule(root + width.producer),
-                consumer=module.get_submodule(root + width.consumer),
-                between=tuple(module.get_submodule(root + one) for one in width.between),
-            )
+            hidden = width.hidden_layer(path)
+            found[hidden.producer] = (place_of(module, hidden, width.deviation), width)
     return found
+
+
+def place_of(module: nn.Module, hidden: HiddenLayer, deviation: float) -> Place:
+    """The layers that a width is between."""
+    return Place(
+        producer=module.get_submodule(hidden.producer),
+        consumer=module.get_submodule(hidden.consumer),
+        between=tuple(map(module.get_submodule, hidden.between)),
+        deviation=deviation,
+    )
+
+
+def attach_width(consumer: nn.Module, width: AdaptiveWidth) -> None:
+    """Have a layer weigh the neurons that it reads."""
+    consumer.add_module(ATTRIBUTE, width)
+    consumer.register_forward_pre_hook(weigh_inputs)
+
+
+def detach_width(consumer: nn.Module) -> None:
+    """Have a layer weigh no more."""
+    for key, hook in list(consumer._forward_pre_hooks.items()):
+        if hook is weigh_inputs:
+            del consumer._forward_pre_hooks[key]
+    delattr(consumer, ATTRIBUTE)
 
 
 def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
@@ -99,16 +126,32 @@ def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
         >>> {path: width.width for path, width in adaptive_widths(network).items()}
         {'hidden0': 25}
     """
-    return {path: place.width for path, place in width_places(module).items()}
+    return {path: width for path, (_, width) in learned_places(module).items()}
+
+
+def freeze_widths(module: nn.Module, frozen: bool = True) -> None:
+    """Have the learned widths of a module stay as they are, and their rates; or, with False, change again.
+
+    Neurons keep their importance, so the module can still be truncated.
+
+    Raises:
+        SuperWeightError: No learned width.
+    """
+    widths = adaptive_widths(module)
+    if not widths:
+        raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
+    for width in widths.values():
+        width.frozen = frozen
+        width.rho.requires_grad_(not frozen)
 
 
 @torch.no_grad()
 def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, tuple[int, int]]:
     """Give every learned width the neurons that its rate asks for by now: call it after ``optimizer.step()``.
 
-    Reads the rates once, all together; widths that stay are left alone. Growing appends neurons: weights of their
-    producer are drawn with the deviation that it started with, and the consumer reads them with zero, so that nothing
-    but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays are kept, those
+    Reads the rates once, all together; widths that stay, and frozen ones, are left alone. Growing appends neurons:
+    weights of their producer are drawn with the deviation that it started with, and the consumer reads them with zero,
+    so that nothing but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays are kept, those
     of new numbers are zero.
 
     Args:
@@ -131,22 +174,22 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
         >>> resize_widths(network), network(torch.zeros(5, 2)).shape
         ({'hidden0': (25, 9)}, torch.Size([5, 3]))
     """
-    places = width_places(module)
+    places = {name: found for name, found in learned_places(module).items() if not found[1].frozen}
     if not places:
         return {}
-    rates = torch.stack([place.width.rate for place in places.values()]).tolist()
+    rates = torch.stack([width.rate for _, width in places.values()]).tolist()
     changed = {}
-    for (name, place), rate in zip(places.items(), rates):
-        wanted = place.width.wanted(rate)
-        if wanted != place.width.width:
-            changed[name] = (place.width.width, wanted)
+    for (name, (place, width)), rate in zip(places.items(), rates):
+        before, wanted = width.width, width.wanted(rate)
+        if wanted != before:
+            changed[name] = (before, wanted)
             set_width(place, wanted, optimizer)
     return changed
 
 
 @torch.no_grad()
 def set_width(place: Place, size: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Give a learned width so many neurons, whatever its rate asks for."""
+    """Give a width so many neurons, whatever its rate asks for."""
     for layer, name, axis in place.held():
         tensor = getattr(layer, name)
         shape = list(tensor.shape)
@@ -154,10 +197,11 @@ def set_width(place: Place, size: int, optimizer: torch.optim.Optimizer | None =
         new = place.new_numbers(layer, name, tuple(shape))
         _replace(layer, name, torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis))
         if optimizer is not None and isinstance(tensor, nn.Parameter):
-            _carry_over(optimizer, tensor, getattr(layer, name), axis)
+            exchange_parameter(optimizer, tensor, now := getattr(layer, name), partial(_carried, axis=axis, like=now))
     for layer, name in place.sizes():
         setattr(layer, name, size)
-    place.width.width = size
+    if place.width is not None:
+        place.width.width = size
 
 
 def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
@@ -168,18 +212,9 @@ def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
         layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
 
 
-def _carry_over(optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, axis: int) -> None:
-    """Put a parameter in another's place, with what the optimiser keeps of the neurons that are in both."""
-    for group in optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            if parameter is old:
-                group["params"][index] = new
-    state = optimizer.state.pop(old, None)
-    if state is None:
-        return
-    kept = min(old.shape[axis], new.shape[axis])
-    for key, values in state.items():
-        if isinstance(values, Tensor) and values.shape == old.shape:
-            state[key] = torch.zeros_like(new, dtype=values.dtype)
-            state[key].narrow(axis, 0, kept).copy_(values.narrow(axis, 0, kept))
-    optimizer.state[new] = state
+def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
+    """A moment of what is in both; zero for new neurons. In the parameter's memory format, as fused optimisers ask."""
+    made = torch.zeros_like(like, dtype=moment.dtype)
+    kept = min(moment.shape[axis], like.shape[axis])
+    made.narrow(axis, 0, kept).copy_(moment.narrow(axis, 0, kept))
+    return made

@@ -55,7 +55,7 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
         SuperWeightError: No such layers, or of other kinds; hidden dimensions that differ (names both shapes); neurons
             that do not reach the consumer, mix on their way, or are used elsewhere (names where).
     """
-    first, last = _layer(module, producer), _layer(module, consumer)
+    first, last = hidden_layer_of(module, producer), hidden_layer_of(module, consumer)
     made, read = num_outputs(first), num_inputs(last)
     if made != read:
         raise SuperWeightError(
@@ -88,6 +88,23 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
                 f"between {producer!r} and {consumer!r}, {path!r} is a {kind}, whose width cannot change"
             )
     return HiddenWidth(producer=producer, consumer=consumer, between=between, width=made, axis=neuron_axis(last))
+
+
+def hidden_layer_of(module: nn.Module, path: str) -> Any:
+    """The linear layer or convolution at a path.
+
+    Raises:
+        SuperWeightError: There is none, or one of another kind.
+    """
+    try:
+        layer = module.get_submodule(path)
+    except AttributeError:
+        raise SuperWeightError(f"no layer {path!r} in {type(module).__name__}") from None
+    if not isinstance(layer, (nn.Linear, _ConvNd)):
+        raise SuperWeightError(f"{path!r} is a {type(layer).__name__}: a width is between linear layers, convolutions")
+    if isinstance(layer, _ConvNd) and layer.groups != 1:
+        raise SuperWeightError(f"{path!r} is a convolution of {layer.groups} groups: a width is between those of one")
+    return layer
 
 
 def num_outputs(layer: nn.Module) -> int:
@@ -133,18 +150,6 @@ def example_of(module: nn.Module) -> Tensor:
         if isinstance(layer, _ConvNd):
             return like.new_zeros(2, layer.in_channels, *(_IMAGE_SIZE,) * len(layer.kernel_size))
     raise SuperWeightError("nothing tells what the module reads: give example=, a batch of its inputs")
-
-
-def _layer(module: nn.Module, path: str) -> Any:
-    try:
-        layer = module.get_submodule(path)
-    except AttributeError:
-        raise SuperWeightError(f"no layer {path!r} in {type(module).__name__}") from None
-    if not isinstance(layer, (nn.Linear, _ConvNd)):
-        raise SuperWeightError(f"{path!r} is a {type(layer).__name__}: a width is between linear layers, convolutions")
-    if isinstance(layer, _ConvNd) and layer.groups != 1:
-        raise SuperWeightError(f"{path!r} is a convolution of {layer.groups} groups: a width is between those of one")
-    return layer
 
 
 def _is_whole(layer: nn.Module) -> bool:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from superweight_ensembles.adaptive.resizing import ATTRIBUTE, Place, set_width, weigh_inputs, width_places
+from superweight_ensembles.adaptive.distribution import AdaptiveWidth
+from superweight_ensembles.adaptive.resizing import Place, detach_width, learned_places, set_width
+from superweight_ensembles.architecture import recall_architecture, remember_architecture
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -53,12 +56,18 @@ def truncate(
         (Linear(in_features=2, out_features=13, bias=True), Linear(in_features=13, out_features=3, bias=True))
     """
     plain = copy.deepcopy(module)
-    places = width_places(plain)
+    places = learned_places(plain)
     if not places:
         raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
-    for name, size in _kept(places, fraction, widths).items():
-        _fold(places[name])
-        set_width(places[name], size)
+    kept = _kept({name: width for name, (_, width) in places.items()}, fraction, widths)
+    made = recall_architecture(module)
+    for name, size in kept.items():
+        place, width = places[name]
+        _fold(place, width)
+        set_width(place, size)
+    if made is not None:
+        hidden = tuple(replace(one, width=kept.get(one.producer, one.width), learned=None) for one in made.hidden)
+        remember_architecture(plain, replace(made, hidden=hidden))
     if norm_data is not None:
         modes = [(layer, layer.training) for layer in plain.modules()]
         update_bn(norm_data, plain, next(plain.parameters()).device)
@@ -68,7 +77,7 @@ def truncate(
 
 
 def _kept(
-    places: Mapping[str, Place], fraction: float | None, widths: int | Mapping[str, int] | None
+    places: Mapping[str, AdaptiveWidth], fraction: float | None, widths: int | Mapping[str, int] | None
 ) -> dict[str, int]:
     """Neurons to keep of each width."""
     if (fraction is None) == (widths is None):
@@ -76,28 +85,25 @@ def _kept(
     if fraction is not None:
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
             raise SuperWeightError(f"fraction must be above 0 and at most 1; got {fraction!r:.40}")
-        return {name: max(1, math.ceil(fraction * place.width.width - 1e-9)) for name, place in places.items()}
+        return {name: max(1, math.ceil(fraction * width.width - 1e-9)) for name, width in places.items()}
     wanted: Mapping[str, Any] = widths if isinstance(widths, Mapping) else dict.fromkeys(places, widths)
     for name, size in wanted.items():
         if name not in places:
             raise unknown_name("learned width", str(name), places)
-        learned = places[name].width.width
+        learned = places[name].width
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= learned:
             raise SuperWeightError(
                 f"of {name!r}, 1 to {learned} neurons can be kept, as many as it has; got {size!r:.40}"
             )
-    return {name: wanted.get(name, place.width.width) for name, place in places.items()}
+    return {name: wanted.get(name, width.width) for name, width in places.items()}
 
 
-def _fold(place: Place) -> None:
+def _fold(place: Place, width: AdaptiveWidth) -> None:
     """Multiply what neurons count into the weights that read them, and have the layer weigh no more."""
     consumer: Any = place.consumer
     axis = next(axis for layer, _, axis in reversed(list(place.held())) if layer is consumer)
     weight: Tensor = consumer.weight
     shape = [1] * weight.ndim
     shape[axis] = -1
-    weight.mul_(place.width.importance().to(weight).view(shape))
-    for key, hook in list(consumer._forward_pre_hooks.items()):
-        if hook is weigh_inputs:
-            del consumer._forward_pre_hooks[key]
-    delattr(consumer, ATTRIBUTE)
+    weight.mul_(width.importance().to(weight).view(shape))
+    detach_width(consumer)
