@@ -62,18 +62,20 @@ class Place:
             noted = ("groups", "in_channels", "out_channels", "num_features", "num_parameters")
             yield from ((layer, name) for name in noted if name in vars(layer))
 
-    def new_numbers(self, layer: nn.Module, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Start values of new neurons."""
+    def new_numbers(
+        self, layer: nn.Module, name: str, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Start values of new neurons, drawn on the CPU."""
         like: Tensor = getattr(layer, name)
         made = like.new_zeros(shape)
         if like.is_meta or layer is self.consumer or name in ("bias", "running_mean"):
             return made
         if layer is self.producer:
-            return made.normal_(std=self.deviation)
+            return made.copy_(self.deviation * torch.randn(shape, generator=generator))
         if isinstance(layer, _NormBase):
             return made.fill_(1.0)
         if isinstance(layer, _ConvNd):
-            return made.normal_(std=float(like.float().std(correction=0)))
+            return made.copy_(float(like.float().std(correction=0)) * torch.randn(shape, generator=generator))
         return made.fill_(float(like.mean()))
 
 
@@ -151,8 +153,8 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
     Reads the rates once, all together; widths that stay, and frozen ones, are left alone. Growing appends neurons:
     weights of their producer are drawn with the deviation that it started with, and the consumer reads them with zero,
-    so that nothing but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays are kept, those
-    of new numbers are zero.
+    so that nothing but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays
+    are kept, those of new numbers are zero.
 
     Args:
         module: That holds learned widths, at any depth.
@@ -188,13 +190,30 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
 
 @torch.no_grad()
-def set_width(place: Place, size: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Give a width so many neurons, whatever its rate asks for."""
+def set_width(
+    place: Place,
+    size: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Give a width so many neurons, whatever its rate asks for.
+
+    Args:
+        place: Of the width.
+        size: Neurons.
+        optimizer: Of the module's parameters; None where there is none.
+        generator: Source of new numbers; torch's global one where None.
+
+    Raises:
+        SuperWeightError: A bank generates the weights.
+    """
+    if place.producer.weight is None or place.consumer.weight is None:
+        raise SuperWeightError("a bank generates the weights of this width: freeze_widths(member) before it is planned")
     for layer, name, axis in place.held():
         tensor = getattr(layer, name)
         shape = list(tensor.shape)
         shape[axis] = max(size - shape[axis], 0)
-        new = place.new_numbers(layer, name, tuple(shape))
+        new = place.new_numbers(layer, name, tuple(shape), generator)
         _replace(layer, name, torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis))
         if optimizer is not None and isinstance(tensor, nn.Parameter):
             exchange_parameter(optimizer, tensor, now := getattr(layer, name), partial(_carried, axis=axis, like=now))
