@@ -39,7 +39,10 @@ from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distillation import OWN_MEAN
 from superweight_ensembles.training.fabric import uses_bfloat16
 
-_KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
+_KNOWN_DATA = {
+    "digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3), "double_moon": (2, 2), "spiral": (2, 2),
+    "spiral_hard": (2, 2),
+}  # fmt: skip
 
 
 class Recipe(Strict):
