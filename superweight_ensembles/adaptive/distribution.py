@@ -116,6 +116,11 @@ class AdaptiveWidth(nn.Module):
         """Lambda: a positive scalar, differentiable, in at least float32."""
         return F.softplus(self.rho.to(torch.promote_types(self.rho.dtype, torch.float32)))
 
+    @torch.no_grad()
+    def set_rate(self, rate: float) -> None:
+        """Give it a rate; the width stays as it is."""
+        self.rho.fill_(_inverse_softplus(rate))
+
     def importance(self) -> Tensor:
         """(D,), differentiable in rho: p, or p over its root mean square."""
         rate = self.rate

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from superweight_ensembles.adaptive.distribution import AdaptiveWidth
@@ -47,6 +48,8 @@ class WidthLoss:
         >>> round(loss(adaptive_mlp(2, 3, rate=0.1), num_samples=100, progress=0.5).item(), 6)
         0.005
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     weight_deviation: float | None = None
     prior_rate: float | None = None

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from superweight_ensembles.adaptive.distribution import BOUNDS, QUANTILE, RATE, AdaptiveWidth
 from superweight_ensembles.adaptive.resizing import adaptive_widths, attach_width, learned_places, set_width
 from superweight_ensembles.adaptive.tracing import HiddenWidth, example_of, trace_width
+from superweight_ensembles.architecture import Architecture, remember_architecture
 from superweight_ensembles.errors import SuperWeightError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -119,6 +120,30 @@ class MultilayerPerceptron(nn.Sequential):
         return super().forward(images.flatten(1))
 
 
+def multilayer_perceptron(
+    widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
+) -> MultilayerPerceptron:
+    """A multilayer perceptron of images.
+
+    Args:
+        widths: Neurons of each hidden layer.
+        num_classes: K.
+        in_channels: Of the images.
+        pixels: Of an image: height times width.
+
+    Raises:
+        SuperWeightError: Sizes that are none.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "pixels": pixels}
+    if isinstance(widths, (str, int)) or not widths:
+        raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
+    for name, value in (*sizes.items(), *(("widths", width) for width in widths)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise SuperWeightError(f"{name} must be positive and whole; got {value!r:.40}")
+    network = MultilayerPerceptron(in_channels * pixels, num_classes, widths)
+    return remember_architecture(network, _mlp_architecture(widths, num_classes, in_channels, pixels))
+
+
 def adaptive_mlp(
     in_features: int,
     num_classes: int,
@@ -167,9 +192,16 @@ def adaptive_mlp(
     rate = RATE if rate is None and width is None else rate
     start = AdaptiveWidth(rate=rate, width=width, **options).width
     network = MultilayerPerceptron(in_features, num_classes, (start,) * hidden_layers, activation)
+    if activation is nn.ReLU6:
+        remember_architecture(network, _mlp_architecture([start] * hidden_layers, num_classes, in_features, 1))
     names = [f"hidden{index}" for index in range(hidden_layers)] + ["head"]
     example = torch.zeros(2, in_features)
     return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
+
+
+def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int, pixels: int) -> Architecture:
+    options = {"widths": list(widths), "pixels": pixels}
+    return Architecture(model="mlp", num_classes=num_classes, in_channels=in_channels, options=options)
 
 
 def _attach(module: nn.Module, hidden: HiddenWidth, learned: AdaptiveWidth) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from superweight_ensembles.adaptive.distribution import ATTRIBUTE, MOST_WIDTH, AdaptiveWidth
-from superweight_ensembles.adaptive.resizing import attach_width, place_of, set_width
+from superweight_ensembles.adaptive.resizing import attach_width, freeze_widths, learned_places, place_of, set_width
 from superweight_ensembles.adaptive.tracing import hidden_layer_of, is_resizable, neuron_axis, num_inputs, num_outputs
 from superweight_ensembles.architecture import HiddenLayer
 from superweight_ensembles.errors import SuperWeightError
@@ -50,3 +53,33 @@ def _learned(noted: HiddenLayer, consumer: nn.Module) -> AdaptiveWidth:
     width.deviation, width.width, width.frozen = how.deviation, noted.width, how.frozen
     width.rho.requires_grad_(not how.frozen)
     return width
+
+
+@torch.no_grad()
+def adopt_widths(module: nn.Module, learned: Mapping[str, tuple[int, float]]) -> None:
+    """Give a network whose widths are learned those that another of its kind has learned, and freeze them.
+
+    Start values are as if the network had been made with these widths: weights that read a width are scaled by the
+    square root of how much less, or more, they read.
+
+    Args:
+        module: As built; changed in place.
+        learned: Width and rate by path of the producer.
+
+    Raises:
+        SuperWeightError: Widths that the network does not have, or beyond their bounds; one that is missing.
+    """
+    places = learned_places(module)
+    if set(learned) != set(places):
+        raise SuperWeightError(
+            f"the widths learned are {', '.join(learned) or 'none'}; the network has {', '.join(places) or 'none'}"
+        )
+    for name, (size, rate) in learned.items():
+        place, width = places[name]
+        if not width.bounds[0] <= size <= width.bounds[1] or not 0 < rate < math.inf:
+            raise SuperWeightError(f"{name!r}: no width of {size} and rate {rate} within {width.bounds}")
+        weight: Any = place.consumer.weight
+        weight.mul_(math.sqrt(width.width / size))
+        set_width(place, size)
+        width.set_rate(rate)
+    freeze_widths(module)

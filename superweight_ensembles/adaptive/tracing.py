@@ -140,6 +140,8 @@ def example_of(module: nn.Module) -> Tensor:
     """
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
     made = recall_architecture(module)
+    if made is not None and made.model == "mlp":
+        return like.new_zeros(2, made.in_channels * made.options["pixels"])
     if made is not None:
         size = made.options.get("img_size") or getattr(module, "default_cfg", {}).get("input_size", (_IMAGE_SIZE,))[-1]
         sides = size if isinstance(size, (tuple, list)) else (size, size)
