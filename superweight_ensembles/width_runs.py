@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from superweight_ensembles.adaptive.resizing import adaptive_widths
@@ -68,7 +69,7 @@ def learned_members(
     fresh = recipe.build_members()
     for name, module in fresh.items():
         if adaptive_widths(module):
-            adopt_widths(module, learned.get(name, {}))
+            adopt_widths(module, learned.get(name, {}), torch.Generator().manual_seed(recipe.seed))
     return fresh
 
 

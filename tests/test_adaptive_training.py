@@ -146,6 +146,14 @@ def test_damaged_widths_of_a_checkpoint(tmp_path, data, edit, message):
         swe.train(ensemble_of(members()), data, config, width_loss=NARROWING, out=tmp_path, resume=True)
 
 
+def test_a_width_at_its_bound_is_told(caplog, data):
+    ensemble = ensemble_of(members(bounds=(6, 64)))
+    swe.train(ensemble, data, CONFIG, width_loss=WidthLoss(prior_rate=5.0, prior_deviation=0.05))
+    assert sizes(ensemble.members["b"])["stages.0.0.conv1"] == 6
+    assert "the width of b.stages.0.0.conv1 is at its bound of 6 neurons (6 to 64), at a rate of" in caplog.text
+    assert caplog.text.count("b.stages.0.0.conv1") <= 3
+
+
 def test_saved_and_loaded_by_name_alone(tmp_path, data):
     ensemble = ensemble_of(members())
     swe.train(ensemble, data, CONFIG, width_loss=NARROWING)

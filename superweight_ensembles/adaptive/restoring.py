@@ -56,7 +56,9 @@ def _learned(noted: HiddenLayer, consumer: nn.Module) -> AdaptiveWidth:
 
 
 @torch.no_grad()
-def adopt_widths(module: nn.Module, learned: Mapping[str, tuple[int, float]]) -> None:
+def adopt_widths(
+    module: nn.Module, learned: Mapping[str, tuple[int, float]], generator: torch.Generator | None = None
+) -> None:
     """Give a network whose widths are learned those that another of its kind has learned, and freeze them.
 
     Start values are as if the network had been made with these widths: weights that read a width are scaled by the
@@ -65,6 +67,7 @@ def adopt_widths(module: nn.Module, learned: Mapping[str, tuple[int, float]]) ->
     Args:
         module: As built; changed in place.
         learned: Width and rate by path of the producer.
+        generator: Source of new numbers; torch's global one where None.
 
     Raises:
         SuperWeightError: Widths that the network does not have, or beyond their bounds; one that is missing.
@@ -80,6 +83,6 @@ def adopt_widths(module: nn.Module, learned: Mapping[str, tuple[int, float]]) ->
             raise SuperWeightError(f"{name!r}: no width of {size} and rate {rate} within {width.bounds}")
         weight: Any = place.consumer.weight
         weight.mul_(math.sqrt(width.width / size))
-        set_width(place, size)
+        set_width(place, size, generator=generator)
         width.set_rate(rate)
     freeze_widths(module)

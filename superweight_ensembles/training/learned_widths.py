@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -17,6 +18,7 @@ from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.training.config import TrainConfig
 
 Widths = dict[str, dict[str, int]]
+_LOG = logging.getLogger(__name__)
 
 
 class LearnedWidths:
@@ -79,6 +81,13 @@ class LearnedWidths:
         """
         for index, ((place, width), rate) in enumerate(zip(self._free.values(), rates)):
             wanted = width.wanted(rate)
+            if wanted in width.bounds and width.width not in width.bounds:
+                member, name = list(self._free)[index]
+                least, most = width.bounds
+                _LOG.warning(
+                    "the width of %s.%s is at its bound of %d neurons (%d to %d), at a rate of %.3g", member, name,
+                    wanted, least, most, rate,
+                )  # fmt: skip
             if wanted != width.width:
                 seed = ((self._config.seed * 100_003 + epoch) * 1_000_003 + step) * 10_007 + index
                 set_width(place, wanted, self._optimizer, torch.Generator().manual_seed(seed % 2**63))

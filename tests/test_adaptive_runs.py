@@ -1,0 +1,150 @@
+"""Recipes whose members learn their widths."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import superweight_ensembles as swe
+from superweight_ensembles import SuperWeightError
+from superweight_ensembles.adaptive import adaptive_widths
+from superweight_ensembles.recipe import load_recipe, parse_recipe
+from superweight_ensembles.runs import evaluate_run, train_run
+
+PAIRS = [["stages.*.conv1", "stages.*.conv2"]]
+CONTENT = {
+    "name": "adaptive",
+    "data": {"name": "synthetic"},
+    "members": [
+        {"name": "a", "model": "wide_resnet", "depth": 16, "width": 0.5, "adaptive": {"pairs": PAIRS}},
+        {"name": "b", "model": "wide_resnet", "depth": 10, "width": 1},
+    ],
+    "learn_widths": {"epochs": 2},
+    "width_loss": {"prior_rate": 1.0, "prior_deviation": 0.05},
+    "sharing": {"budget": 0.8},
+    "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "precision": "float32", "num_threads": 1},
+}
+
+
+def recipe_of(**changes):
+    content = {**copy.deepcopy(CONTENT), **changes}
+    return parse_recipe({key: value for key, value in content.items() if value is not None})
+
+
+def test_widths_are_learned_then_shared_inside_the_budget(tmp_path):
+    recipe = recipe_of()
+    train_run(recipe, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "widths" / "widths.json").read_text())["members"]
+    assert found["b"] == {}
+    start = {path: width.width for path, width in adaptive_widths(recipe.build_members()["a"]).items()}
+    assert set(found["a"]) == set(start)
+    assert all(one["width"] < start[path] for path, one in found["a"].items())
+    log = [json.loads(line) for line in (tmp_path / "run" / "widths" / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert log[-1]["widths"]["a"] == {path: one["width"] for path, one in found["a"].items()}
+    for arm in ("shared", "independent"):
+        ensemble = swe.SuperWeightEnsemble.load(tmp_path / "run" / arm / "ensemble")
+        widths = adaptive_widths(ensemble.members["a"])
+        assert {path: width.width for path, width in widths.items()} == log[-1]["widths"]["a"]
+        for path, width in widths.items():
+            assert width.frozen and not width.rho.requires_grad
+            assert float(width.rate) == pytest.approx(found["a"][path]["rate"], rel=1e-5)
+    shared = swe.SuperWeightEnsemble.load(tmp_path / "run" / "shared" / "ensemble")
+    assert shared.plan.clusters
+    assert shared.num_parameters <= 0.8 * shared.independent_parameters
+    assert not (tmp_path / "run" / "widths" / "checkpoints").exists()
+    results = evaluate_run(tmp_path / "run")
+    assert {arm["name"] for arm in results["arms"]} == {"shared", "independent"}
+
+
+def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path):
+    recipe = recipe_of(baseline="none")
+    train_run(recipe, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop_in(stage, step):
+        def progress_of(name):
+            def callback(progress):
+                if (name, progress.epoch, progress.step) == (stage, 1, step):
+                    raise Stop
+
+            return callback
+
+        return progress_of
+
+    folder = tmp_path / "parts"
+    checked = recipe_of(baseline="none", training={**CONTENT["training"], "checkpoint_steps": 2})
+    for stage, step in (("widths", 3), ("shared", 3)):
+        with pytest.raises(Stop):
+            train_run(checked, folder, resume=True, progress_of=stop_in(stage, step))
+    train_run(checked, folder, resume=True)
+    for file in ("widths/widths.json", "plan.json"):
+        assert (folder / file).read_text() == (tmp_path / "whole" / file).read_text()
+    first, second = (swe.SuperWeightEnsemble.load(run / "shared" / "ensemble") for run in (folder, tmp_path / "whole"))
+    assert all(
+        (one == other).all()
+        for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    damaged = folder / "widths" / "widths.json"
+    damaged.write_text('{"format": 1, "members": {"a": {"stages": 5}}}')
+    (folder / "shared" / "training.json").unlink()
+    with pytest.raises(SuperWeightError, match=r"widths\.json is damaged"):
+        train_run(checked, folder, resume=True)
+
+
+def test_widths_learned_in_the_training_itself(tmp_path):
+    recipe = recipe_of(learn_widths=None, sharing={"budget": 1.0, "clusters": "none"}, baseline="none")
+    train_run(recipe, tmp_path / "run")
+    trained = json.loads((tmp_path / "run" / "shared" / "training.json").read_text())
+    ensemble = swe.SuperWeightEnsemble.load(tmp_path / "run" / "shared" / "ensemble")
+    now = {path: width.width for path, width in adaptive_widths(ensemble.members["a"]).items()}
+    assert trained["history"][-1]["widths"]["a"] == now
+    assert evaluate_run(tmp_path / "run")["arms"][0]["num_parameters"] == ensemble.num_parameters
+
+
+def test_yaml_round_trip():
+    recipe = recipe_of()
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learn_widths": None}, "widths change only while nothing is shared: learn them first"),
+        ({"members": [{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}]}, "learn_widths does nothing"),
+        ({"learn_widths": {"epochs": 0}}, r"learn_widths\.epochs"),
+        ({"learn_widths": {"epochs": 1, "epoch": 1}}, "learn_widths: unknown key 'epoch': did you mean 'epochs'"),
+        ({"width_loss": {"prior_rte": 1}}, "width_loss: unknown key 'prior_rte': did you mean 'prior_rate'"),
+        ({"width_loss": {"prior_rate": -1}}, "width_loss: .*prior_rate must be positive"),
+    ],
+)
+def test_bad_recipes(changes, message):
+    with pytest.raises(SuperWeightError, match=message):
+        recipe_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "message"),
+    [
+        ({"pairs": [["stem", "stages.0.0.conv1"]]}, "members: 'a', adaptive: the outputs of 'stem' are used elsewhere"),
+        ({"pairs": [["stages.0.0.conv1", "fc"]]}, "members: 'a', adaptive: .*share no hidden dimension"),
+        ({"pairs": PAIRS, "quantile": 1.5}, "members: 'a', adaptive: quantile must be between 0 and 1"),
+        ({"pairs": PAIRS, "bounds": [2, 4]}, "members: 'a', adaptive: width is .*outside the bounds"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(tmp_path, adaptive, message):
+    content = copy.deepcopy(CONTENT)
+    content["members"][0]["adaptive"] = adaptive
+    with pytest.raises(SuperWeightError, match=message):
+        train_run(parse_recipe(content), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_recipe_of_spirals():
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "awnn-spirals.yaml")
+    (network,) = recipe.build_members().values()
+    assert {path: width.width for path, width in adaptive_widths(network).items()} == {"hidden0": 232}
