@@ -2,8 +2,9 @@
 
 SuperWeights need one template a slot. Where a budget is below that, every group is offered numbers in proportion to its
 layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, the others read flat banks of
-the rest. So the sharing changes little as a budget passes the minimum. A bank for each group is what trained best at a
-tenth and a quarter of a network's parameters, one bank for all at a twentieth and below (benchmarks/npas.py).
+the rest. So the sharing changes little as a budget passes the minimum. A bank for each group of one shape trained
+better than one bank for all at a quarter of a network's parameters, as well at a tenth, and worse at a twentieth and
+below (benchmarks/npas.py).
 
 Source: Plummer et al., ICLR 2022, section 3 (shares in proportion to sizes); the mixture is ours.
 """

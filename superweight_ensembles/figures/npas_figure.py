@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
@@ -31,6 +32,7 @@ from superweight_ensembles.figures.style import (
 NPAS_FORMAT = 1
 _PLAIN = "narrower"
 _DODGE = 0.0055  # of the axis, between neighbouring arms, so that no deviation hides another
+_SPREAD = 0.5  # of the way from a budget to the next, that all arms together take at most
 
 Accuracies = dict[float | None, list[float]]  # in per cent, of each seed, by budget; None for the whole network
 
@@ -59,9 +61,10 @@ def npas_budgets(npas: Mapping[str, Any]) -> Figure:
     accuracy_axis(axes, _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())]))
     style_axes(axes, xlabel="budget: parameters, of those that the whole network has", ylabel="test accuracy (%)")
     handles: list[Line2D | Patch] = []
+    dodge = _dodge(axes, budgets, len(arms))
     for place, (name, found) in enumerate(arms.items()):
         look = _look(name, list(labels).index(name))
-        _draw_arm(axes, name, found, look, place - (len(arms) - 1) / 2)
+        _draw_arm(axes, name, found, look, dodge ** (place - (len(arms) - 1) / 2))
         handles.append(Line2D([], [], label=labels[name], **look))
     for name, seeds in whole.items():
         handles.append(_draw_whole(axes, seeds, labels[name]))
@@ -111,9 +114,15 @@ def _deviation(seeds: Sequence[float]) -> float:
     return stdev(seeds) if len(seeds) > 1 else 0.0
 
 
-def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any], place: float) -> None:
+def _dodge(axes: Axes, budgets: Sequence[float], num_arms: int) -> float:
+    """Factor from an arm's budget to that of the arm drawn beside it: no arm comes near another budget."""
     low, high = axes.get_xlim()
-    aside = (high / low) ** (_DODGE * place)
+    nearest = min((right / left for left, right in pairwise(budgets)), default=high / low)
+    return min((high / low) ** _DODGE, nearest ** (_SPREAD / max(num_arms - 1, 1)))
+
+
+def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any], aside: float) -> None:
+    """Draw an arm, its budgets times a factor that sets it beside the others."""
     points = sorted((budget, seeds) for budget, seeds in found.items() if budget is not None)
     for budget, seeds in points:
         if len(seeds) > 1:
