@@ -73,6 +73,12 @@ class _Epoch(_Part):
     epoch: _Count
     train_loss: dict[_Name, _Any | None]
     validation: _Validation | None
+    widths: dict[_Name, dict[_Name, _Positive]] | None = None
+
+
+class _Widths(_Part):
+    epoch: _Count
+    widths: dict[_Name, dict[_Name, _Positive]]
 
 
 class _Training(_Part):
@@ -159,6 +165,7 @@ class _Results(_Run):
     seed: _Count
     dataset: _RunDataset
     arms: list[_Arm] = Field(max_length=16)
+    widths: list[_Widths] | None = Field(default=None, max_length=100_000)
 
     @model_validator(mode="after")
     def _same_members(self) -> _Results:

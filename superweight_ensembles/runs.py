@@ -58,7 +58,7 @@ from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
 from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 from superweight_ensembles.warm_runs import check_trained_members, start_warm, warm_results
-from superweight_ensembles.width_runs import WIDTHS_FOLDER, learned_members
+from superweight_ensembles.width_runs import WIDTHS_FOLDER, learned_members, learned_widths
 
 RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
@@ -231,6 +231,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
         },
         "recipe": recipe.model_dump(mode="json"),
         "arms": arms,
+        **learned_widths(folder),
     }
     write_json(folder / "results.json", results)
     return results

@@ -1,6 +1,6 @@
 """The stage of a run in which members learn their widths, apart from each other, before anything is shared.
 
-RUN/widths/widths.json   the widths and rates that they ended with; written last
+RUN/widths/widths.json   the widths and rates that they ended with, and the widths of each epoch; written last
 RUN/widths/log.jsonl     one record an epoch, with the widths; and TensorBoard's
 """
 
@@ -52,7 +52,7 @@ def learned_members(
     own = folder / WIDTHS_FOLDER
     if not processes.first((own / _FILE).is_file):
         ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
-        train(
+        result = train(
             ensemble, data, recipe.width_training(), width_loss=recipe.width_loss, out=own, resume=True,
             callback=progress,
         )  # fmt: skip
@@ -63,7 +63,8 @@ def learned_members(
             }
             for name in ensemble.member_names
         }
-        processes.first(lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found}))
+        history = [{"epoch": record["epoch"], "widths": record["widths"]} for record in result.history]
+        processes.first(lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found, "history": history}))
     processes.first(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
     learned = processes.first(lambda: read_widths(own / _FILE))
     fresh = recipe.build_members()
@@ -71,6 +72,12 @@ def learned_members(
         if adaptive_widths(module):
             adopt_widths(module, learned.get(name, {}), torch.Generator().manual_seed(recipe.seed))
     return fresh
+
+
+def learned_widths(folder: Path) -> dict[str, Any]:
+    """What results.json holds of the stage: ``widths``, epoch by epoch; nothing where there was none."""
+    file = folder / WIDTHS_FOLDER / _FILE
+    return {"widths": read_json(file)["history"]} if file.is_file() else {}
 
 
 def read_widths(file: Path) -> dict[str, dict[str, tuple[int, float]]]:

@@ -10,7 +10,9 @@ import yaml
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.adaptive import adaptive_widths
+from superweight_ensembles.figures import draw_run
 from superweight_ensembles.recipe import load_recipe, parse_recipe
+from superweight_ensembles.report import write_report
 from superweight_ensembles.runs import evaluate_run, train_run
 
 PAIRS = [["stages.*.conv1", "stages.*.conv2"]]
@@ -57,6 +59,9 @@ def test_widths_are_learned_then_shared_inside_the_budget(tmp_path):
     assert not (tmp_path / "run" / "widths" / "checkpoints").exists()
     results = evaluate_run(tmp_path / "run")
     assert {arm["name"] for arm in results["arms"]} == {"shared", "independent"}
+    assert results["widths"] == [{"epoch": record["epoch"], "widths": record["widths"]} for record in log]
+    assert "width_history" in {path.stem for path in draw_run(results, shared.plan, tmp_path / "figures")}
+    assert "Widths while they were learned" in write_report(tmp_path / "run").read_text()
 
 
 def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path):
