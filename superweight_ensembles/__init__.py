@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         make_adaptive,
         resize_widths,
         truncate,
+        truncated_exits,
     )
     from superweight_ensembles.adoption import adopt_plan
     from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
@@ -69,6 +70,7 @@ __all__ = [
     "search_clusters",
     "train",
     "truncate",
+    "truncated_exits",
     "untie_coefficients",
     "warm_start",
     "wide_resnet",
@@ -109,6 +111,7 @@ _HOMES = {
     "search_clusters": "search",
     "train": "training",
     "truncate": "adaptive",
+    "truncated_exits": "adaptive",
     "untie_coefficients": "search",
     "warm_start": "warm_starting",
     "wide_resnet": "wide_residual_network",

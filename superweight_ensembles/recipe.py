@@ -114,6 +114,8 @@ class Recipe(Strict):
         for key in ("learn_widths", "width_loss"):
             if getattr(self, key) is not None and not learns:
                 raise ValueError(f"{key} does nothing: give a member adaptive: {{pairs: ...}}, or leave it out")
+        if self.anytime is not None and self.anytime.truncations and not learns:
+            raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
         if learns and self.learn_widths is None and self.sharing.clusters != "none":
             raise ValueError(
                 "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "

@@ -195,6 +195,8 @@ class AnytimeRecipe(Strict):
         num_points: Of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Test images for the clock.
+        truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
+            In which order, and which of them, validation images decide.
     """
 
     order: str | tuple[str, ...] = "cost"
@@ -207,6 +209,7 @@ class AnytimeRecipe(Strict):
     num_points: int = Field(default=8, ge=2, le=100)
     batch_size: int = Field(default=64, ge=1)
     timed_images: int = Field(default=512, ge=1)
+    truncations: tuple[StrictFloat, ...] = Field(default=(), max_length=20)
 
     @model_validator(mode="after")
     def _one_target(self) -> AnytimeRecipe:
@@ -216,7 +219,7 @@ class AnytimeRecipe(Strict):
 
     def curve_options(self) -> dict[str, Any]:
         """What :func:`measure_curves` takes."""
-        options = self.model_dump(exclude={"order", "flops", "latency_ms", "max_accuracy_drop"})
+        options = self.model_dump(exclude={"order", "truncations", "flops", "latency_ms", "max_accuracy_drop"})
         return {**options, "target": next(iter(self._targets().items()), ("flops", 0.5))}
 
     def _targets(self) -> dict[str, float]:

@@ -98,10 +98,17 @@ class _Curve(_Part):
     points: list[_Point] = Field(min_length=1, max_length=10_000)
 
 
+class _Exit(_Accuracy):
+    name: _Name
+    flops: _Positive
+
+
 class _Anytime(_Part):
     members: list[_Point] = Field(min_length=1, max_length=256)
     curves: list[_Curve] = Field(max_length=100)
     calibrated: _Point | None = None
+    truncated: _Anytime | None = None
+    exits: list[_Exit] | None = Field(default=None, max_length=4096)
 
     @model_validator(mode="after")
     def _both(self) -> _Anytime:

@@ -27,14 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from superweight_ensembles.anytime.calibration import MIN_SAMPLES
-from superweight_ensembles.anytime.curves import measure_curves
-from superweight_ensembles.anytime.predictor import AnytimePredictor
-from superweight_ensembles.anytime.saving import write_policy
-from superweight_ensembles.data import ImageData, ImageLoader
+from superweight_ensembles.anytime_runs import check_held_out, evaluated, measure_anytime
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import Predictions, evaluate_predictions, predict
@@ -131,7 +127,7 @@ def train_run(
         training_loader(data, recipe.training, shard=processes.shard)
         training_loader(data, recipe.shared_training(), shard=processes.shard)
         if recipe.anytime is not None:
-            _check_held_out(data)
+            check_held_out(data)
         if not processes.first((folder / "shared" / "training.json").is_file):
             check_saved_teacher(recipe.teacher)
         begun = processes.first(begin)
@@ -194,7 +190,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     fabric = build_fabric(recipe.training)
 
     def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
-        return predict(ensemble.to(fabric.device).eval(), _loader(recipe, data, "test", fabric.device))
+        return predict(ensemble.to(fabric.device).eval(), evaluated(recipe, data, "test", fabric.device))
 
     arms = []
     for arm in arms_of(recipe):
@@ -202,7 +198,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
         tested = tested_by(ensemble)
         training = _training_of(folder / arm)
         warm = warm_results(folder / arm, tested_by)
-        anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
+        anytime = {} if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
                 "name": arm,
@@ -335,37 +331,3 @@ def _keep_best(folder: Path) -> None:
 def _training_of(folder: Path) -> dict[str, Any]:
     """What the training of an arm came to."""
     return check_content(read_json(folder / "training.json"), folder / "training.json", "training")
-
-
-def _measure_anytime(
-    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
-) -> dict[str, Any]:
-    """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble."""
-    settings = recipe.anytime
-    assert settings is not None
-    _check_held_out(data)
-    device = next(ensemble.parameters()).device
-    held = predict(ensemble, _loader(recipe, data, "validation", device))
-    greedy = {"loader": held} if settings.order == "greedy" else {}
-    predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
-    test = _loader(recipe, data, "test", device)
-    found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
-    write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
-    return {"anytime": found}
-
-
-def _loader(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
-    return data.loader(split, recipe.evaluation.batch_size, device=device)
-
-
-def _check_held_out(data: ImageData) -> None:
-    """Refuse an anytime section without data to fit thresholds on.
-
-    Raises:
-        SuperWeightError: Fewer than 100 validation images.
-    """
-    if len(data.validation) < MIN_SAMPLES:
-        raise SuperWeightError(
-            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
-            f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
-        )

@@ -22,8 +22,10 @@ from superweight_ensembles.adaptive import (
     make_adaptive,
     resize_widths,
     truncate,
+    truncated_exits,
 )
 from superweight_ensembles.adaptive.distribution import rate_of, width_of
+from superweight_ensembles.adaptive.exits import worthwhile
 from superweight_ensembles.adaptive.resizing import learned_places, set_width
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
@@ -494,6 +496,48 @@ def test_a_rate_that_is_trained_narrows_a_network_that_needs_few_neurons():
         widths.append(network.hidden0.out_features)
     assert widths[-1] < 0.5 * widths[0]
     assert float((network(x).argmax(1) == y).float().mean()) > 0.95
+
+
+# ---- exits ----
+
+
+def test_members_and_their_truncations_are_exits():
+    members = {"wide": built("wide_resnet")[0].float(), "plain": swe.wide_resnet(10, 1, 10).eval()}
+    exits = truncated_exits(members, (0.5, 0.25))
+    assert list(exits) == ["wide@25%", "wide@50%", "wide", "plain"]
+    assert exits["wide"] is members["wide"]
+    assert exits["wide@25%"].stages[2][0].conv1.out_channels == 16
+    predictor = swe.AnytimePredictor(exits, input_shape=(3, 16, 16))
+    assert predictor.order[0] == "wide@25%"
+    images = torch.randn(3, 3, 16, 16)
+    *_, last = predictor.stream(images)
+    assert_close(last.probabilities, torch.stack([net(images).softmax(1) for net in exits.values()]).mean(0))
+
+
+@pytest.mark.parametrize(
+    ("fractions", "message"),
+    [
+        ((), "at least one"),
+        ((0.5, 0.501), "one a whole per cent"),
+        ((1.0,), "a fraction above 0 and below 1; got 1.0"),
+        ((0,), "above 0"),
+    ],
+)
+def test_exits_that_are_none(fractions, message):
+    with pytest.raises(SuperWeightError, match=message):
+        truncated_exits({"a": adaptive_mlp(2, 3)}, fractions)
+    with pytest.raises(SuperWeightError, match="no member has learned widths to truncate"):
+        truncated_exits({"a": nn.Linear(2, 3)})
+
+
+def test_exits_are_kept_until_their_mean_is_best():
+    sure = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])
+    wrong = 1 - sure
+    labels = torch.tensor([0, 1, 0])
+    half = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]])
+    order = ("half", "sure", "again", "wrong")
+    assert worthwhile(order, torch.stack([half, sure, sure, wrong]), labels) == ("half", "sure")
+    assert worthwhile(order[::-1], torch.stack([wrong, sure, sure, half]), labels) == ("wrong", "again", "sure")
 
 
 # ---- the priors ----

@@ -4,13 +4,16 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from figure_checks import with_gid
 
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.adaptive import adaptive_widths
 from superweight_ensembles.figures import draw_run
+from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.recipe import load_recipe, parse_recipe
 from superweight_ensembles.report import write_report
 from superweight_ensembles.runs import evaluate_run, train_run
@@ -153,3 +156,35 @@ def test_the_recipe_of_spirals():
     recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "awnn-spirals.yaml")
     (network,) = recipe.build_members().values()
     assert {path: width.width for path, width in adaptive_widths(network).items()} == {"hidden0": 232}
+
+
+def test_truncations_are_exits_of_a_run(tmp_path):
+    data = {"name": "synthetic", "num_train": 600, "validation_fraction": 0.25}
+    anytime = {"truncations": [0.5], "timed_images": 16, "batch_size": 8, "num_points": 3}
+    recipe = recipe_of(data=data, anytime=anytime, baseline="none")
+    train_run(recipe, tmp_path / "run")
+    results = evaluate_run(tmp_path / "run")
+    found = results["arms"][0]["anytime"]["truncated"]
+    assert {one["name"] for one in found["exits"]} == {"a@50%", "a", "b"}
+    whole = {member["name"]: member for member in results["arms"][0]["members"]}
+    for one in found["exits"]:
+        if one["name"] in whole:
+            assert one["flops"] == whole[one["name"]]["flops"]
+            assert one["accuracy"] == pytest.approx(whole[one["name"]]["metrics"]["accuracy"], abs=0.02)
+    assert set(found["order"]) <= {"a@50%", "a", "b"}
+    figure = anytime_curves(results)
+    (line,) = with_gid(figure.axes[0], "shared truncated")
+    cascade = next(curve for curve in found["curves"] if curve["name"] == "cascade")
+    expected = sorted((point["flops"], 100 * point["accuracy"]) for point in cascade["points"])
+    assert np.array(line.get_data()).T == pytest.approx(np.array(expected))
+    (exits,) = with_gid(figure.axes[0], "shared exits")
+    assert len(exits.get_xdata()) == 1
+    assert "with truncations" in with_gid(figure.axes[0], "areas")[0].get_text()
+    assert [one["name"] for one in results["arms"][0]["anytime"]["members"]] == ["a", "b"]  # the policy is of members
+    swe.AnytimePredictor.load(tmp_path / "run" / "shared" / "ensemble")
+
+
+def test_truncations_of_nothing():
+    plain = [{"name": name, "model": "wide_resnet", "depth": 10, "width": 1} for name in "ab"]
+    with pytest.raises(SuperWeightError, match=r"anytime\.truncations do nothing: no member is adaptive"):
+        recipe_of(members=plain, learn_widths=None, width_loss=None, anytime={"truncations": [0.5]})

@@ -1,6 +1,7 @@
 """Learned widths: Adaptive Width Neural Networks."""
 
 from superweight_ensembles.adaptive.distribution import AdaptiveWidth
+from superweight_ensembles.adaptive.exits import truncated_exits
 from superweight_ensembles.adaptive.loss import WidthLoss
 from superweight_ensembles.adaptive.network import MultilayerPerceptron, adaptive_mlp, make_adaptive
 from superweight_ensembles.adaptive.resizing import adaptive_widths, freeze_widths, resize_widths
@@ -16,4 +17,5 @@ __all__ = [
     "make_adaptive",
     "resize_widths",
     "truncate",
+    "truncated_exits",
 ]

@@ -131,5 +131,5 @@ class ImageLoader:
     def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
         """Crop, flip, normalise, Cutout: (B, C, H, W) to float32."""
         images = crop_and_flip(images, draws, self.augmentation.crop_padding)
-        normalised = images.float().mul(self._scale).add_(self._shift)
+        normalised = images.float().mul_(self._scale).add_(self._shift)
         return cut_out_(normalised, draws, self.augmentation.cutout)
