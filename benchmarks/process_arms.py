@@ -20,6 +20,7 @@ from superweight_ensembles.recipe import Recipe
 from superweight_ensembles.training import TrainConfig, joint_backward
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.synchronised_norm import SynchronisedNorm, synchronised
@@ -53,6 +54,7 @@ def library_step(
         config,
         trained_format(config) == torch.channels_last,
         processes,
+        LearnedWidths(ensemble, ensemble.member_names, optimizer, config, num_steps=1),
     )
 
     def take() -> None:

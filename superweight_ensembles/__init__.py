@@ -7,6 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from superweight_ensembles.adaptive import (
+        AdaptiveWidth,
+        WidthLoss,
+        adaptive_mlp,
+        adaptive_widths,
+        freeze_widths,
+        make_adaptive,
+        resize_widths,
+        truncate,
+        truncated_exits,
+    )
     from superweight_ensembles.adoption import adopt_plan
     from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
     from superweight_ensembles.bank import SuperWeightBank
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
     from superweight_ensembles.wide_residual_network import wide_resnet
 
 __all__ = [
+    "AdaptiveWidth",
     "AnytimePredictor",
     "ExitPolicy",
     "SharingPlan",
@@ -38,19 +50,27 @@ __all__ = [
     "TrainingStopped",
     "Untying",
     "WarmStart",
+    "WidthLoss",
+    "adaptive_mlp",
+    "adaptive_widths",
     "adopt_plan",
     "build_member",
     "evaluate",
     "export_cascade",
     "export_member",
     "find_targets",
+    "freeze_widths",
     "independent_plan",
     "learn_groups",
     "load_data",
+    "make_adaptive",
     "member_costs",
     "plan_sharing",
+    "resize_widths",
     "search_clusters",
     "train",
+    "truncate",
+    "truncated_exits",
     "untie_coefficients",
     "warm_start",
     "wide_resnet",
@@ -58,6 +78,7 @@ __all__ = [
 
 # Imported when they are first asked for: PyTorch takes seconds, and `superweights --help` needs none of it.
 _HOMES = {
+    "AdaptiveWidth": "adaptive",
     "AnytimePredictor": "anytime",
     "ExitPolicy": "anytime",
     "SharingPlan": "plan",
@@ -70,19 +91,27 @@ _HOMES = {
     "TrainingStopped": "training",
     "Untying": "search",
     "WarmStart": "warm_starting",
+    "WidthLoss": "adaptive",
+    "adaptive_mlp": "adaptive",
+    "adaptive_widths": "adaptive",
     "adopt_plan": "adoption",
     "build_member": "registry",
     "evaluate": "evaluation",
     "export_cascade": "export",
     "export_member": "export",
     "find_targets": "targets",
+    "freeze_widths": "adaptive",
     "independent_plan": "planning",
     "learn_groups": "search",
     "load_data": "data",
+    "make_adaptive": "adaptive",
     "member_costs": "evaluation",
     "plan_sharing": "planning",
+    "resize_widths": "adaptive",
     "search_clusters": "search",
     "train": "training",
+    "truncate": "adaptive",
+    "truncated_exits": "adaptive",
     "untie_coefficients": "search",
     "warm_start": "warm_starting",
     "wide_resnet": "wide_residual_network",

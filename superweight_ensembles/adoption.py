@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.generation import slot_key
+from superweight_ensembles.parameter_exchange import exchange_parameter
 from superweight_ensembles.plan import Cluster, SharingPlan
 
 
@@ -61,7 +63,7 @@ def adopt_plan(
         after = nn.Parameter(before[rows], requires_grad=before.requires_grad)
         bank.coefficients[key] = after
         if optimizer is not None:
-            _replace_parameter(optimizer, before, after, rows)
+            exchange_parameter(optimizer, before, after, itemgetter(rows))
     bank.set_plan(plan)
     ensemble.plan = plan
 
@@ -77,18 +79,6 @@ def _origins(old: Cluster, new: Cluster, slot: int) -> list[int]:
             f"cluster {new.name!r}: the plan ties coefficients that were apart; only un-tying keeps values"
         )
     return [next(iter(found[vector])) for vector in range(new.slots[slot].num_vectors)]
-
-
-def _replace_parameter(optimizer: torch.optim.Optimizer, before: Tensor, after: Tensor, rows: Tensor) -> None:
-    """Put a parameter in the place of another, with the moments of the rows that it was made of."""
-    for group in optimizer.param_groups:
-        group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
-    if before in optimizer.state:
-        state = optimizer.state.pop(before)
-        optimizer.state[after] = {
-            name: value[rows] if isinstance(value, Tensor) and value.shape == before.shape else value
-            for name, value in state.items()
-        }
 
 
 def _without_vectors(plan: SharingPlan) -> SharingPlan:

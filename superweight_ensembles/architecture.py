@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import ConfigDict
 from torch import nn
@@ -13,8 +13,43 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedWidth:
+    """How a width is learned: what :class:`AdaptiveWidth` is told, and whether it still changes."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    distribution: str
+    quantile: float
+    bounds: tuple[int, int]
+    scale: str
+    deviation: float
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenLayer:
+    """A hidden width that is not the one that options make.
+
+    Attributes:
+        producer: Path of the layer whose outputs are the neurons.
+        consumer: Path of the layer that reads them.
+        between: Paths of the layers in between that hold numbers for each neuron.
+        width: Neurons.
+        learned: How the width is learned; None for a plain width.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    producer: str
+    consumer: str
+    between: tuple[str, ...]
+    width: int
+    learned: LearnedWidth | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A registry name and the arguments that it was called with; plain data, fit for JSON."""
+    """A registry name, the arguments that it was called with, and widths changed since; plain data, fit for JSON."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -22,6 +57,15 @@ class Architecture:
     num_classes: int
     in_channels: int = 3
     options: dict[str, Any] = field(default_factory=dict)
+    hidden: tuple[HiddenLayer, ...] = ()
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A part of a module that knows a hidden width of it."""
+
+    def hidden_layer(self, path: str) -> HiddenLayer | None:
+        """What to note of the width, with the part at this path."""
 
 
 def remember_architecture(module: Module, architecture: Architecture) -> Module:
@@ -31,5 +75,10 @@ def remember_architecture(module: Module, architecture: Architecture) -> Module:
 
 
 def recall_architecture(module: nn.Module) -> Architecture | None:
-    """How a module was made, or None where no registry made it."""
-    return getattr(module, _ATTRIBUTE, None)
+    """How a module was made, with the hidden widths that it has now, or None where no registry made it."""
+    made: Architecture | None = getattr(module, _ATTRIBUTE, None)
+    if made is None:
+        return None
+    described = [part.hidden_layer(path) for path, part in module.named_modules() if isinstance(part, Described)]
+    now = {hidden.producer: hidden for hidden in (*made.hidden, *described) if hidden is not None}
+    return replace(made, hidden=tuple(now.values()))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
+from superweight_ensembles.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.carried_recipes import no_recipe, recipe_path
 from superweight_ensembles.clusters import check_num_groups
 from superweight_ensembles.data import ImageData, load_data
@@ -29,6 +30,7 @@ from superweight_ensembles.recipe_sections import (
     MemberRecipe,
     SharingRecipe,
     Strict,
+    WidthStageRecipe,
 )
 from superweight_ensembles.recipe_teacher import check_teacher
 from superweight_ensembles.registry import build_member
@@ -39,7 +41,10 @@ from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distillation import OWN_MEAN
 from superweight_ensembles.training.fabric import uses_bfloat16
 
-_KNOWN_DATA = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}
+_KNOWN_DATA = {
+    "digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3), "double_moon": (2, 2), "spiral": (2, 2),
+    "spiral_hard": (2, 2),
+}  # fmt: skip
 
 
 class Recipe(Strict):
@@ -54,6 +59,9 @@ class Recipe(Strict):
         training: As :class:`TrainConfig`.
         fine_tuning: Settings in which the training of a bank that starts from trained members differs.
         evaluation: How results are measured.
+        learn_widths: Members learn their widths in a training of their own; then the sharing is planned, and all that
+            is trained has these widths. Without it, widths are learned in the training itself, where nothing is shared.
+        width_loss: Priors of the weights and rates where widths are learned.
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
         teacher: What the shared arm learns from besides the labels, with ``training.distillation``: ``ensemble`` (the
@@ -67,6 +75,8 @@ class Recipe(Strict):
     sharing: SharingRecipe
     training: TrainConfig = Field(default_factory=TrainConfig)
     fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
+    learn_widths: WidthStageRecipe | None = None
+    width_loss: WidthLoss | None = None
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
@@ -96,6 +106,21 @@ class Recipe(Strict):
             )
         if self.fine_tuning is not None and not svd:
             raise ValueError("fine_tuning does nothing without sharing.init: svd: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _widths_learned_before_they_are_shared(self) -> Recipe:
+        learns = any(member.adaptive is not None for member in self.members)
+        for key in ("learn_widths", "width_loss"):
+            if getattr(self, key) is not None and not learns:
+                raise ValueError(f"{key} does nothing: give a member adaptive: {{pairs: ...}}, or leave it out")
+        if self.anytime is not None and self.anytime.truncations and not learns:
+            raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
+        if learns and self.learn_widths is None and self.sharing.clusters != "none":
+            raise ValueError(
+                "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "
+                "sharing.clusters: none"
+            )
         return self
 
     @model_validator(mode="after")
@@ -150,12 +175,18 @@ class Recipe(Strict):
                     raise SuperWeightError(f"members: {member.name!r} must not set {key}: the data decide it")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return {
-                member.name: build_member(
-                    member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {})
-                )
-                for member in self.members
-            }
+            return {member.name: self._build(member, classes, channels) for member in self.members}
+
+    def _build(self, member: MemberRecipe, classes: int, channels: int) -> nn.Module:
+        module = build_member(member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {}))
+        if member.adaptive is None:
+            return module
+        shape = image_shape_of(self.data.name, self.data.model_extra or {})
+        try:
+            example = None if shape is None else torch.zeros(2, *shape)
+            return make_adaptive(module, example=example, **dict(member.adaptive))
+        except SuperWeightError as error:
+            raise SuperWeightError(f"members: {member.name!r}, adaptive: {error}") from None
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         """The plan that a run begins with; with a search, the one whose clusters are split."""
@@ -203,10 +234,18 @@ class Recipe(Strict):
     def search_training(self) -> TrainConfig:
         """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
         assert self.sharing.search_epochs is not None, "checked with the recipe"
+        return self._in_epochs(self.sharing.search_epochs)
+
+    def _in_epochs(self, epochs: int) -> TrainConfig:
         config = self.training.without_distillation()
         if config.schedule == "step":
             config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
-        return replace(config, epochs=self.sharing.search_epochs)
+        return replace(config, epochs=epochs)
+
+    def width_training(self) -> TrainConfig:
+        """How members are trained while they learn their widths: as at last, but in other epochs, without teachers."""
+        assert self.learn_widths is not None, "there is such a stage"
+        return self._in_epochs(self.learn_widths.epochs)
 
     def bank_generator(self) -> torch.Generator:
         """The source of the bank's start values."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
 
+from superweight_ensembles.adaptive.distribution import BOUNDS, QUANTILE
 from superweight_ensembles.search import LEARNING
 from superweight_ensembles.ssn.options import SsnOptions
 
@@ -25,12 +26,39 @@ class DataRecipe(BaseModel):
     channels: int | None = Field(default=None, ge=1)
 
 
+class AdaptiveRecipe(Strict):
+    """``adaptive:`` of a member has it learn hidden widths, as :func:`make_adaptive` takes them.
+
+    Attributes:
+        pairs: [producer, consumer] paths; globs stand for all that match.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = Field(min_length=1, max_length=1000)
+    rate: StrictInt | StrictFloat | None = None
+    width: StrictInt | None = None
+    distribution: str = "exponential"
+    quantile: StrictFloat = QUANTILE
+    bounds: tuple[StrictInt, StrictInt] = BOUNDS
+    scale: str = "rms"
+
+
 class MemberRecipe(BaseModel):
-    """One of ``members:``: a name, a registry name, and the model's options."""
+    """One of ``members:``: a name, a registry name, the model's options, and the widths that it learns."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
     model: str
+    adaptive: AdaptiveRecipe | None = None
+
+
+class WidthStageRecipe(Strict):
+    """``learn_widths:`` has members learn their widths first, apart from each other.
+
+    Attributes:
+        epochs: Of that training; all else is as ``training`` says.
+    """
+
+    epochs: StrictInt = Field(ge=1, le=10**6)
 
 
 _SEARCH_KEYS = (
@@ -167,6 +195,8 @@ class AnytimeRecipe(Strict):
         num_points: Of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Test images for the clock.
+        truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
+            In which order, and which of them, validation images decide.
     """
 
     order: str | tuple[str, ...] = "cost"
@@ -179,6 +209,7 @@ class AnytimeRecipe(Strict):
     num_points: int = Field(default=8, ge=2, le=100)
     batch_size: int = Field(default=64, ge=1)
     timed_images: int = Field(default=512, ge=1)
+    truncations: tuple[StrictFloat, ...] = Field(default=(), max_length=20)
 
     @model_validator(mode="after")
     def _one_target(self) -> AnytimeRecipe:
@@ -188,7 +219,7 @@ class AnytimeRecipe(Strict):
 
     def curve_options(self) -> dict[str, Any]:
         """What :func:`measure_curves` takes."""
-        options = self.model_dump(exclude={"order", "flops", "latency_ms", "max_accuracy_drop"})
+        options = self.model_dump(exclude={"order", "truncations", "flops", "latency_ms", "max_accuracy_drop"})
         return {**options, "target": next(iter(self._targets().items()), ("flops", 0.5))}
 
     def _targets(self) -> dict[str, float]:

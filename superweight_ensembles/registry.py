@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torchvision
 from torch import nn
 
-from superweight_ensembles.architecture import Architecture, remember_architecture
+from superweight_ensembles.adaptive.network import multilayer_perceptron
+from superweight_ensembles.adaptive.restoring import restore_widths
+from superweight_ensembles.architecture import Architecture, HiddenLayer, remember_architecture
 from superweight_ensembles.bounded_building import build_bounded, check_options
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.wide_residual_network import wide_resnet
@@ -25,7 +28,8 @@ def build_member(model: str, *, num_classes: int, in_channels: int = 3, **option
     """Make a network by name, untrained: the bank draws the start values of what it generates.
 
     Args:
-        model: ``wide_resnet`` (options depth, width, which may be a fraction), ``timm/NAME`` or ``torchvision/NAME``.
+        model: ``wide_resnet`` (options depth, width, which may be a fraction), ``mlp`` (options widths, pixels of an
+            image), ``timm/NAME`` or ``torchvision/NAME``.
         num_classes: Rows of its head.
         in_channels: Channels of its images.
         **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.
@@ -66,7 +70,9 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     library, _, name = model.rpartition("/")
     try:
         module = build_bounded(
-            lambda: _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)),
+            lambda: _with_hidden(
+                _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)), made.hidden
+            ),
             what,
             most_numbers,
         )
@@ -77,9 +83,16 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     return remember_architecture(module, made)
 
 
+def _with_hidden(module: nn.Module, hidden: Sequence[HiddenLayer]) -> nn.Module:
+    restore_widths(module, hidden)
+    return module
+
+
 def _build(library: str, name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
     if (library, name) == ("", "wide_resnet"):
         return wide_resnet(num_classes=num_classes, in_channels=in_channels, **options)
+    if (library, name) == ("", "mlp"):
+        return multilayer_perceptron(num_classes=num_classes, in_channels=in_channels, **options)
     if library == "timm":
         if name.split(".")[0] not in timm.list_models():
             raise unknown_name("model", f"timm/{name}", (f"timm/{known}" for known in timm.list_models()))
@@ -92,6 +105,6 @@ def _build(library: str, name: str, num_classes: int, in_channels: int, options:
             raise SuperWeightError(f"torchvision/{name} reads images of 3 channels; the data have {in_channels}")
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     full = f"{library}/{name}" if library else name
-    names = ["wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
+    names = ["mlp", "wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
     names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
     raise unknown_name("model", full, names)

@@ -73,6 +73,12 @@ class _Epoch(_Part):
     epoch: _Count
     train_loss: dict[_Name, _Any | None]
     validation: _Validation | None
+    widths: dict[_Name, dict[_Name, _Positive]] | None = None
+
+
+class _Widths(_Part):
+    epoch: _Count
+    widths: dict[_Name, dict[_Name, _Positive]]
 
 
 class _Training(_Part):
@@ -92,10 +98,17 @@ class _Curve(_Part):
     points: list[_Point] = Field(min_length=1, max_length=10_000)
 
 
+class _Exit(_Accuracy):
+    name: _Name
+    flops: _Positive
+
+
 class _Anytime(_Part):
     members: list[_Point] = Field(min_length=1, max_length=256)
     curves: list[_Curve] = Field(max_length=100)
     calibrated: _Point | None = None
+    truncated: _Anytime | None = None
+    exits: list[_Exit] | None = Field(default=None, max_length=4096)
 
     @model_validator(mode="after")
     def _both(self) -> _Anytime:
@@ -159,6 +172,7 @@ class _Results(_Run):
     seed: _Count
     dataset: _RunDataset
     arms: list[_Arm] = Field(max_length=16)
+    widths: list[_Widths] | None = Field(default=None, max_length=100_000)
 
     @model_validator(mode="after")
     def _same_members(self) -> _Results:

@@ -3,6 +3,7 @@
 RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
 RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
+RUN/widths/            with learn_widths: the log of that training, and widths.json
 RUN/plan.json          the sharing plan that the shared arm is built on
 RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
                        evaluated with an anytime section, its calibrated cascade (anytime.json) as well
@@ -26,14 +27,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from superweight_ensembles.anytime.calibration import MIN_SAMPLES
-from superweight_ensembles.anytime.curves import measure_curves
-from superweight_ensembles.anytime.predictor import AnytimePredictor
-from superweight_ensembles.anytime.saving import write_policy
-from superweight_ensembles.data import ImageData, ImageLoader
+from superweight_ensembles.anytime_runs import check_held_out, evaluated, measure_anytime
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import Predictions, evaluate_predictions, predict
@@ -46,7 +43,7 @@ from superweight_ensembles.recipe import Recipe, load_recipe
 from superweight_ensembles.recipe_teacher import INDEPENDENT, check_saved_teacher, teacher_of
 from superweight_ensembles.result_files import check_content
 from superweight_ensembles.saving import read_plan
-from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
+from superweight_ensembles.search_runs import searched_plan
 from superweight_ensembles.storage.contained import check_no_links
 from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
 from superweight_ensembles.storage.folders import clear_drafts, empty_folder
@@ -57,12 +54,13 @@ from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.member_batches import training_loader
 from superweight_ensembles.training.records import CHECKPOINT_FOLDER
 from superweight_ensembles.warm_runs import check_trained_members, start_warm, warm_results
+from superweight_ensembles.width_runs import WIDTHS_FOLDER, learned_members, learned_widths
 
 RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
     "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
-    "independent",
+    "independent", "widths",
 }  # fmt: skip
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
@@ -129,14 +127,14 @@ def train_run(
         training_loader(data, recipe.training, shard=processes.shard)
         training_loader(data, recipe.shared_training(), shard=processes.shard)
         if recipe.anytime is not None:
-            _check_held_out(data)
+            check_held_out(data)
         if not processes.first((folder / "shared" / "training.json").is_file):
             check_saved_teacher(recipe.teacher)
         begun = processes.first(begin)
         try:
             _train_stages(recipe, members, plan, data, folder, progress_of, processes)
         except SuperWeightError:
-            searched = (folder / "search" / "search.json").is_file()
+            searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
             if processes.is_first and begun and not reached:
                 shutil.rmtree(folder)  # there is nothing that could be gone on from
@@ -152,14 +150,17 @@ def _train_stages(
     progress_of: ProgressOf | None,
     processes: Processes,
 ) -> None:
-    """The search and every arm, or those of them that are not done."""
+    """The widths, the search and every arm, or those of them that are not done."""
 
     def progress(stage: str) -> Callable[[TrainProgress], None] | None:
         return progress_of(stage) if progress_of is not None else None
 
+    if recipe.learn_widths is not None:
+        members = learned_members(recipe, members, data, folder, progress(WIDTHS_FOLDER), processes)
+        plan = recipe.plan(members)
     if not processes.first((folder / "plan.json").is_file):
         if recipe.sharing.search != "none":
-            plan = _search(recipe, members, plan, data, folder / "search", progress("search"), processes)
+            plan = searched_plan(recipe, members, plan, data, folder / "search", progress("search"), processes)
         text = plan.to_json()
         processes.first(lambda: write_text(folder / "plan.json", text))
     processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
@@ -189,7 +190,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     fabric = build_fabric(recipe.training)
 
     def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
-        return predict(ensemble.to(fabric.device).eval(), _loader(recipe, data, "test", fabric.device))
+        return predict(ensemble.to(fabric.device).eval(), evaluated(recipe, data, "test", fabric.device))
 
     arms = []
     for arm in arms_of(recipe):
@@ -197,7 +198,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
         tested = tested_by(ensemble)
         training = _training_of(folder / arm)
         warm = warm_results(folder / arm, tested_by)
-        anytime = {} if recipe.anytime is None else _measure_anytime(recipe, ensemble, data, tested, folder / arm)
+        anytime = {} if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
         arms.append(
             {
                 "name": arm,
@@ -226,6 +227,7 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
         },
         "recipe": recipe.model_dump(mode="json"),
         "arms": arms,
+        **learned_widths(folder),
     }
     write_json(folder / "results.json", results)
     return results
@@ -294,52 +296,6 @@ def _final_plan(folder: Path) -> SharingPlan:
     return read_plan(ended if (ended / "plan.json").is_file() else folder)
 
 
-def _search(
-    recipe: Recipe,
-    members: dict[str, nn.Module],
-    plan: SharingPlan,
-    data: ImageData,
-    folder: Path,
-    progress: Callable[[TrainProgress], None] | None,
-    processes: Processes,
-) -> SharingPlan:
-    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
-    ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
-    learns = recipe.sharing.search == "k_means"
-    searched = ensemble.member_names if learns else searched_members(ensemble)
-    config = recipe.search_training()
-    train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
-    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
-
-    def write() -> None:
-        write_text(folder / "plan.json", plan.to_json())
-        write_json(folder / "search.json", found.to_dict())
-
-    processes.first(write)
-    return found.plan
-
-
-def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
-    sharing = recipe.sharing
-    assert sharing.num_groups is not None, "checked with the recipe"
-    return find_groups(
-        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
-    )
-
-
-def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
-    device = next(ensemble.parameters()).device
-    return find_sharing(
-        ensemble,
-        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
-        threshold=recipe.sharing.threshold,
-        coefficients=recipe.sharing.coefficient_kind,
-        similarity=recipe.sharing.search,
-        max_batches=recipe.sharing.search_batches,
-        reserve_untied=recipe.sharing.untie_epoch is not None,
-    )
-
-
 def _train_arm(
     recipe: Recipe,
     arm: str,
@@ -356,6 +312,8 @@ def _train_arm(
         config = recipe.shared_training()
     else:
         options, config = {}, recipe.training.without_distillation()
+    if recipe.learn_widths is None:
+        options["width_loss"] = recipe.width_loss
     result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
 
     def write() -> None:
@@ -373,37 +331,3 @@ def _keep_best(folder: Path) -> None:
 def _training_of(folder: Path) -> dict[str, Any]:
     """What the training of an arm came to."""
     return check_content(read_json(folder / "training.json"), folder / "training.json", "training")
-
-
-def _measure_anytime(
-    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
-) -> dict[str, Any]:
-    """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble."""
-    settings = recipe.anytime
-    assert settings is not None
-    _check_held_out(data)
-    device = next(ensemble.parameters()).device
-    held = predict(ensemble, _loader(recipe, data, "validation", device))
-    greedy = {"loader": held} if settings.order == "greedy" else {}
-    predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
-    test = _loader(recipe, data, "test", device)
-    found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
-    write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
-    return {"anytime": found}
-
-
-def _loader(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
-    return data.loader(split, recipe.evaluation.batch_size, device=device)
-
-
-def _check_held_out(data: ImageData) -> None:
-    """Refuse an anytime section without data to fit thresholds on.
-
-    Raises:
-        SuperWeightError: Fewer than 100 validation images.
-    """
-    if len(data.validation) < MIN_SAMPLES:
-        raise SuperWeightError(
-            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
-            f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
-        )

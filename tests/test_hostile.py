@@ -264,7 +264,7 @@ PLANS = {
         "coefficient vectors do not match",
     ),
     "slots": (lambda c: c["clusters"][0].update(slots=c["clusters"][0]["slots"] * 5000), "slots: .*at most 4096"),
-    "clusters": (lambda c: c.update(clusters=c["clusters"] * 3), "stands there twice"),
+    "clusters": (lambda c: c.update(clusters=c["clusters"] * 3), "clusters: two are named"),
     "members": (lambda c: c.update(members=c["members"] * 10_000), "members: .*at most 10000"),
     "name": (lambda c: c["clusters"][0].update(name="x" * 5000), r"clusters\.0\.name: .*at most 4096"),
     "key twice": (None, "the key 'budget' is given twice"),

@@ -44,6 +44,16 @@ def use(ensemble: swe.SuperWeightEnsemble, folder: Path) -> None:
     assert_type(swe.export_member(nn.Linear(4, 3), "a.onnx", format="onnx", input_shape=(4,)), Path)
 
 
+def widths() -> nn.Module:
+    network = swe.make_adaptive(swe.wide_resnet(10, 1, 10), [("stages.*.conv1", "stages.*.conv2")])
+    assert_type(swe.resize_widths(network), dict[str, tuple[int, int]])
+    assert_type({path: width.width for path, width in swe.adaptive_widths(network).items()}, dict[str, int])
+    loss = swe.WidthLoss(prior_rate=0.1)
+    assert_type(loss(swe.adaptive_mlp(2, 3), num_samples=100), Tensor)
+    swe.freeze_widths(network)
+    return swe.truncate(network, fraction=0.5)
+
+
 def look(progress: TrainProgress) -> None:
     assert_type(progress.epoch, int)
 

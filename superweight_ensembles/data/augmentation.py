@@ -49,8 +49,11 @@ class Augmentation:
         """Refuse borders and squares that would hide a whole image.
 
         Raises:
-            SuperWeightError: ``crop_padding`` or ``cutout`` is not less than the image's shorter side.
+            SuperWeightError: ``crop_padding`` or ``cutout`` is not less than the image's shorter side; ``flip`` of
+                images of one column.
         """
+        if self.flip and image_shape[2] < 2:
+            raise SuperWeightError("flip does nothing with images of one column: leave it out")
         side = min(image_shape[1:])
         for name, pixels in (("crop_padding", self.crop_padding), ("cutout", self.cutout)):
             if pixels >= side:

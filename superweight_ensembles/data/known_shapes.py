@@ -8,7 +8,10 @@ from typing import Any
 
 from superweight_ensembles.data.registry import DATA_SETS
 
-_SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
+_SHAPES = {
+    "digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "double_moon": (2, 1, 1),
+    "spiral": (2, 1, 1), "spiral_hard": (2, 1, 1),
+}  # fmt: skip
 _NOT_FOR_TEST = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000}
 
 
@@ -48,9 +51,13 @@ def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
     options = _with_defaults(name, options)
     if name == "synthetic":
         return round(options["num_train"] * (1 - options["validation_fraction"]))
-    if name not in _NOT_FOR_TEST:
+    if "num_points" in options:
+        not_for_test = round(options["num_points"] * 0.8)
+    elif name in _NOT_FOR_TEST:
+        not_for_test = _NOT_FOR_TEST[name]
+    else:
         return None if limit is None else int(limit)
-    found = round(_NOT_FOR_TEST[name] * (1 - options["validation_fraction"]))
+    found = round(not_for_test * (1 - options["validation_fraction"]))
     return found if limit is None else min(found, int(limit))
 
 

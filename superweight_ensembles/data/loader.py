@@ -27,8 +27,8 @@ class ImageLoader:
     Args:
         split: The images.
         batch_size: Images a batch, over all processes.
-        mean: Per channel, of pixels scaled to [0, 1].
-        std: Per channel, of pixels scaled to [0, 1].
+        mean: Per channel, of pixels scaled to [0, 1]; of float32 as it is.
+        std: Per channel, likewise.
         augmentation: None for none, as evaluation wants.
         shuffle: A new order each epoch; else that of the split.
         drop_last: Leave out a last batch that is smaller.
@@ -82,9 +82,9 @@ class ImageLoader:
                 f"drop_last leaves no batch: the split has {len(split)} images, a batch {batch_size}; "
                 "take a smaller batch_size"
             )
-        # (x / 255 - mean) / std as one multiplication and one addition a pixel.
+        # (x / unit - mean) / std as one multiplication and one addition a pixel.
         means, stds = (torch.tensor(list(values), dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
-        self._scale = (1 / (255 * stds)).float().to(self.device)
+        self._scale = (1 / (split.unit * stds)).float().to(self.device)
         self._shift = (-means / stds).float().to(self.device)
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ class ImageLoader:
             yield self._augmented(images, draws.rows(rows)), labels[rows]
 
     def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """Crop, flip, normalise, Cutout: uint8 (B, C, H, W) to float32."""
+        """Crop, flip, normalise, Cutout: (B, C, H, W) to float32."""
         images = crop_and_flip(images, draws, self.augmentation.crop_padding)
         normalised = images.float().mul_(self._scale).add_(self._shift)
         return cut_out_(normalised, draws, self.augmentation.cutout)

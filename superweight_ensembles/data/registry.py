@@ -13,6 +13,7 @@ from superweight_ensembles.data.digits import digits
 from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.image_folder import image_folder
 from superweight_ensembles.data.options import checked_integer
+from superweight_ensembles.data.points import double_moon, spiral, spiral_hard
 from superweight_ensembles.data.stratified import stratified_split
 from superweight_ensembles.data.synthetic import synthetic
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -22,7 +23,10 @@ DATA_SETS: Mapping[str, Callable[..., ImageData]] = MappingProxyType(
         "cifar10": cifar10,
         "cifar100": cifar100,
         "digits": digits,
+        "double_moon": double_moon,
         "image_folder": image_folder,
+        "spiral": spiral,
+        "spiral_hard": spiral_hard,
         "synthetic": synthetic,
     }
 )

@@ -26,7 +26,7 @@ class PixelSource(Protocol):
     def batches(
         self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
     ) -> Iterator[torch.Tensor]:
-        """Batches of pixels, uint8 (B, C, H, W) on its device, in the order given.
+        """Batches of pixels, (B, C, H, W) of the split's type on its device, in the order given.
 
         Args:
             order: int64, on the CPU, indices into the split.
@@ -36,15 +36,17 @@ class PixelSource(Protocol):
 
 
 class ImageSplit(ABC):
-    """Images (N, C, H, W) of uint8 and their labels (N,) of int64.
+    """Images (N, C, H, W) of uint8, or of float32 as they are, and their labels (N,) of int64.
 
     Attributes:
         labels: int64 (N,), on the CPU.
         image_shape: (C, H, W).
+        unit: What stands for one: 255 of uint8, 1 of float32.
     """
 
     labels: torch.Tensor
     image_shape: tuple[int, int, int]
+    unit: float = 255.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,7 +69,7 @@ class MemorySplit(ImageSplit):
     """A split that is held in memory, and on each device that asks for it.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), or float32.
         labels: int64 (N,).
 
     Raises:
@@ -75,13 +77,16 @@ class MemorySplit(ImageSplit):
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise SuperWeightError(f"images must be uint8 (N, C, H, W); got {images.dtype} {tuple(images.shape)}")
+        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4:
+            raise SuperWeightError(
+                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}"
+            )
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise SuperWeightError(
                 f"labels must be int64 ({len(images)},), one an image; got {labels.dtype} {tuple(labels.shape)}"
             )
         self.images = images.contiguous()
+        self.unit = 255.0 if images.dtype == torch.uint8 else 1.0
         self.labels = labels
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)

@@ -27,12 +27,14 @@ from superweight_ensembles.figures.similarity_figure import similarity_matrix
 from superweight_ensembles.figures.similarity_panels import Search
 from superweight_ensembles.figures.style import DOTS_PER_INCH, plain_text
 from superweight_ensembles.figures.training_figure import training_curves
+from superweight_ensembles.figures.width_figure import width_history, widths_learned
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage.files import write_bytes
 
 
 def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
-    """Draw the figures of a run as PNG, 200 dots an inch: six, and ``anytime_curves`` where the results hold any.
+    """Draw the figures of a run as PNG, 200 dots an inch: six, ``anytime_curves`` where the results hold any, and
+    ``width_history`` where widths were learned.
 
     Args:
         results: Parsed ``results.json`` of the run.
@@ -55,6 +57,8 @@ def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
     }
     if any("anytime" in arm for arm in results["arms"]):
         figures["anytime_curves"] = anytime_curves(results)
+    if widths_learned(results):
+        figures["width_history"] = width_history(results)
     return _save(figures, folder)
 
 

@@ -19,6 +19,7 @@ _WIDE = 1000  # pixels; figures are one column (800) or a page (1400)
 RESULT_FIGURES = ("accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram")
 SHARING_FIGURES = ("sharing_map", "budget_split")
 ANYTIME_FIGURES = ("anytime_curves",)
+WIDTH_FIGURES = ("width_history",)
 SEARCH_FIGURES = ("similarity_matrix", "sharing_change")
 
 _CAPTIONS = {
@@ -55,6 +56,10 @@ _CAPTIONS = {
         "Accuracy when members stop early",
         "Up and to the left is better. Solid lines are cascades, dashed steps streams, single markers members alone; "
         "by FLOPs on the left, by measured time on the right.",
+    ),
+    "width_history": (
+        "Widths while they were learned",
+        "A line a learned width, in its member's colour: hidden neurons after each epoch.",
     ),
     "similarity_matrix": (
         "What the search saw",

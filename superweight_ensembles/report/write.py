@@ -8,6 +8,7 @@ from typing import Any
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.figures import draw_run, draw_search
 from superweight_ensembles.figures.arms import read_arms
+from superweight_ensembles.figures.width_figure import widths_learned
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.recipe import Recipe
 from superweight_ensembles.report.anytime_section import anytime_section, read_curves
@@ -20,6 +21,7 @@ from superweight_ensembles.report.pictures import (
     RESULT_FIGURES,
     SEARCH_FIGURES,
     SHARING_FIGURES,
+    WIDTH_FIGURES,
     Picture,
     figures,
     read_pictures,
@@ -67,7 +69,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 def _draw_figures(run: Path, results: Results, plan: SharingPlan) -> None:
     folder, written = run / "figures", (run / "results.json").stat().st_mtime
     timed = ANYTIME_FIGURES if read_curves(results) else ()
-    if _old(folder, (*RESULT_FIGURES, *SHARING_FIGURES, *timed), written):
+    learned = WIDTH_FIGURES if widths_learned(results) else ()
+    if _old(folder, (*RESULT_FIGURES, *SHARING_FIGURES, *timed, *learned), written):
         draw_run(results, plan, folder)
     searched = read_search(run)
     if searched is not None and _old(folder, SEARCH_FIGURES, written):
@@ -86,7 +89,8 @@ def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan,
     curves = read_curves(results)
     timed = ANYTIME_FIGURES if curves else ()
     searched = SEARCH_FIGURES if (run / "search" / "search.json").is_file() else ()
-    known = {*RESULT_FIGURES, *SHARING_FIGURES, *searched, *timed}
+    learned = WIDTH_FIGURES if widths_learned(results) else ()
+    known = {*RESULT_FIGURES, *SHARING_FIGURES, *searched, *timed, *learned}
     others = tuple(name for name in pictures if name not in known)
     meaning = join(tag("p", said) for said in sentences(results)[1:])
     results_content = join([result_section(results), drawn(RESULT_FIGURES)])
@@ -100,6 +104,8 @@ def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan,
     if curves:
         anytime = anytime_section(curves, drawn(timed))
         sections.append(Section(key="anytime", title="Anytime", content=anytime))
+    if learned:
+        sections.append(Section(key="widths", title="Widths", content=drawn(learned)))
     if searched:
         sections.append(Section(key="search", title="Search", content=drawn(searched)))
     if others:

@@ -35,6 +35,7 @@ from superweight_ensembles.storage.folders import clear_drafts, recover_folder, 
 from superweight_ensembles.storage.manifest import check_manifest, write_manifest
 from superweight_ensembles.storage.tensors import read_header, read_tensors
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
+from superweight_ensembles.training.learned_widths import restore_sizes, sizes_of
 
 CHECKPOINT_FORMAT = 3
 _FILES = (
@@ -207,6 +208,10 @@ def load_checkpoint(folder: Path, subject: Subject) -> tuple[Progress, list[dict
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
+    try:
+        restore_sizes(subject.ensemble, subject.optimizer, content.get("widths", {}))
+    except (SuperWeightError, AttributeError, TypeError) as error:
+        raise SuperWeightError(f"{folder / 'state.json'}, widths: {error}") from None
     plan = read_plan(folder)
     if plan != subject.ensemble.plan:
         if subject.settings.get("untie") is None:
@@ -255,6 +260,7 @@ def _write(folder: Path, subject: Subject, progress: Progress, states: RandomSta
             "config": asdict(subject.config),
             "settings": dict(subject.settings),
             "progress": asdict(progress),
+            "widths": sizes_of(ensemble),
         },
     )
 

@@ -23,6 +23,7 @@ from superweight_ensembles.processes import Processes
 from superweight_ensembles.search import Untying, untie_coefficients
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.member_batches import Batches, SizedBatches
 from superweight_ensembles.training.random_states import random_states, seed_all, set_random_states
 from superweight_ensembles.training.records import Records
@@ -58,6 +59,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     step: TrainStep
+    widths: LearnedWidths
     untie: Untying | None
     records: Records | None
     callback: Callable[[TrainProgress], None] | None
@@ -156,6 +158,7 @@ class Training:
         self.processes.copy_first_(list(self.ensemble.buffers()))  # apart where batch norm is not synchronised
         if self.untie is not None and epoch == self.untie.epoch:
             self._untie(self.untie)
+        self.widths.settle()
         due = epoch == config.epochs or epoch % config.validate_every == 0
         found = None
         if due and self.validation is not None:
@@ -168,6 +171,8 @@ class Training:
             "validation": found,
             "seconds": time.perf_counter() - start,
         }
+        if sizes := self.widths.sizes():
+            record["widths"] = sizes
         self.progress = Progress(
             history=[*progress.history, record],
             num_skipped=progress.num_skipped,
@@ -189,6 +194,7 @@ class Training:
 
     def _save(self) -> None:
         assert self.records is not None, "checkpoints are in a folder"
+        self.widths.settle()
         self.records.save(self.progress, random_states(self.fabric.device))
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:

@@ -45,6 +45,7 @@ def joint_backward(
     micro_batches: int = 1,
     weight: float = 1.0,
     look: Callable[[TargetGradients], None] | None = None,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -72,6 +73,7 @@ def joint_backward(
             gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
         weight: Factor of all losses: the share of these rows in a batch that several processes have parts of.
         look: Sees the gradients of the generated weights before the bank does.
+        penalty: Of a member, its weights in place, to a scalar that is added to its loss.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it; no memory
@@ -93,7 +95,7 @@ def joint_backward(
     leaves, clusters = _leaves(ensemble.bank.generate(names))
     task = _Task(
         ensemble, images, labels, loss_function, objective, distillation, recomputed or {}, compiled or {},
-        micro_batches, weight,
+        micro_batches, weight, penalty,
     )  # fmt: skip
     if ensemble_weight or task.own_mean is not None:
         losses = _together(task, names, leaves, backward, ensemble_weight)
@@ -121,6 +123,7 @@ class _Task:
     compiled: Calls
     micro_batches: int
     weight: float
+    penalty: Callable[[nn.Module], Tensor] | None
     answers: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
 
@@ -168,7 +171,7 @@ class _Task:
         images = self._images_of(name)[rows]
         labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
         if self.objective is not None:
-            return self.objective(member, images, labels), None
+            return self._with_penalty(self.objective(member, images, labels), member), None
         assert self.loss_function is not None, "one of the two is given"
         logits = self.compiled.get(name, member)(images)
         check_logits({name: logits})
@@ -179,7 +182,10 @@ class _Task:
         if target is not None:
             assert self.distillation is not None, "a target is a teacher's"
             loss = self.distillation.loss(name, loss, logits, target)
-        return loss, logits
+        return self._with_penalty(loss, member), logits
+
+    def _with_penalty(self, loss: Tensor, member: nn.Module) -> Tensor:
+        return loss if self.penalty is None else loss + self.penalty(member)
 
     def _images_of(self, name: str) -> Tensor:
         return self.images if isinstance(self.images, Tensor) else self.images[name]

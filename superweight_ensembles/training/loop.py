@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from superweight_ensembles.adaptive.loss import WidthLoss
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -24,6 +25,7 @@ from superweight_ensembles.training.distillation import Teacher, distillation_of
 from superweight_ensembles.training.epochs import Training, TrainProgress
 from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
 from superweight_ensembles.training.joint import Objective, joint_backward
+from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.member_batches import (
     Batches,
     SizedBatches,
@@ -43,7 +45,7 @@ class TrainResult:
 
     Attributes:
         history: One record an epoch: epoch, lr, train_loss by member, skipped_steps, validation (None where not
-            validated), seconds.
+            validated), seconds; widths by member and path where members learn some.
         seconds: Of training and validation, over all epochs.
         precision: What ``auto`` came to.
         channels_last: What ``auto`` came to.
@@ -71,6 +73,7 @@ def train(
     untie: Untying | None = None,
     objective: Objective | None = None,
     teacher: Teacher | None = None,
+    width_loss: WidthLoss | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
@@ -100,6 +103,8 @@ def train(
             logits (B, K) for the same images; a SuperWeightEnsemble, or a network that answers (M, B, K), for the mean
             of their softmax; or ``"ensemble"`` for the mean of the members themselves on each batch. Its numbers stay
             as they are; it ends on the training device. To resume, give the same again: it is not saved.
+        width_loss: Priors of the weights and rates of members with learned widths, which follow their rates after every
+            step with it or without.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
             is written where None.
         resume: Go on from the newest checkpoint in ``out`` that is whole; from the start where there is none.
@@ -135,6 +140,7 @@ def train(
         "members": list(trained),
         "untie": None if untie is None else asdict(untie),
         "teacher": None if distillation is None else distillation.name,
+        "width_loss": None if width_loss is None else asdict(width_loss),
     }
     if objective is not None and config.label_smoothing:
         raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
@@ -170,6 +176,7 @@ def train(
         recomputed=recomputed,
         compiled=compiled,
     )
+    widths = LearnedWidths(ensemble, trained, optimizer, config, len(loaders[0]), width_loss)
     schedule = build_schedule(optimizer, config, len(loaders[0]))
     threads = torch.get_num_threads()
     with ExitStack() as ending:
@@ -196,8 +203,19 @@ def train(
             optimizer=optimizer,
             schedule=schedule,
             step=TrainStep(
-                ensemble, trained, backward, optimizer, schedule, fabric, config, channels_last, processes, distillation
+                ensemble,
+                trained,
+                backward,
+                optimizer,
+                schedule,
+                fabric,
+                config,
+                channels_last,
+                processes,
+                widths,
+                distillation,
             ),
+            widths=widths,
             untie=untie,
             records=records,
             callback=callback,

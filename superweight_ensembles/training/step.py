@@ -21,6 +21,7 @@ from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.joint import TargetGradients
+from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.member_batches import by_member, prepared_batch
 from superweight_ensembles.training.memory_errors import OutOfMemoryError
 from superweight_ensembles.training.memory_format import is_refusal
@@ -44,6 +45,7 @@ class TrainStep:
         config: How.
         channels_last: Memory format of the images.
         processes: Of the job; gradients are those of the rows of all of them.
+        widths: That the members learn.
         distillation: What ``backward`` has members learn from besides the labels.
     """
 
@@ -58,6 +60,7 @@ class TrainStep:
         config: TrainConfig,
         channels_last: bool,
         processes: Processes,
+        widths: LearnedWidths,
         distillation: Distillation | None = None,
     ) -> None:
         self._ensemble = ensemble
@@ -69,6 +72,7 @@ class TrainStep:
         self._config = config
         self._channels_last = channels_last
         self._processes = processes
+        self._widths = widths
         self._distillation = distillation
         self._agreed = False
 
@@ -95,10 +99,12 @@ class TrainStep:
         losses = torch.stack(list(self._gradients(images, labels, weight, progress, buffers).values())).double()
         self._add_up(losses)
         sign = gradient_sign(self._ensemble.parameters())
-        *found, gradients = torch.cat([losses, sign.to(losses)[None]]).tolist()  # the one read of a step
+        numbers = torch.cat([losses, sign.to(losses)[None], self._widths.rates()]).tolist()  # the one read of a step
+        found, gradients, rates = numbers[: len(losses)], numbers[len(losses)], numbers[len(losses) + 1 :]
         finite = math.isfinite(gradients) or are_finite(self._ensemble.parameters())
         if finite and all(map(math.isfinite, found)):
             self._optimizer.step()
+            self._widths.follow(rates, len(progress.history), progress.step)
             for name, loss in zip(self._members, found):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
             progress.num_summed += 1
@@ -147,7 +153,7 @@ class TrainStep:
         while True:
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                return self._forward_and_backward(images, labels, progress.micro_batches, weight)
+                return self._forward_and_backward(images, labels, progress, weight)
             except OutOfMemoryError:
                 size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
                 if not doubles or progress.micro_batches >= size:
@@ -165,15 +171,19 @@ class TrainStep:
         self,
         images: Tensor | Mapping[str, Tensor],
         labels: Tensor | Mapping[str, Tensor],
-        micro_batches: int,
+        progress: Progress,
         weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
     ) -> dict[str, Tensor]:
         # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
         together = self._config.sync_batch_norm and look is None
+        num_rows = len(labels if isinstance(labels, Tensor) else next(iter(labels.values()))) * self._processes.size
+        penalty = self._widths.penalty(len(progress.history), progress.step, num_rows)
         try:
             with synchronised(self._processes) if together else nullcontext(), self._fabric.autocast():
-                return self._backward(images, labels, micro_batches=micro_batches, weight=weight, look=look)
+                return self._backward(
+                    images, labels, micro_batches=progress.micro_batches, weight=weight, look=look, penalty=penalty
+                )
         except RuntimeError as error:
             if self._channels_last and is_refusal(error):
                 raise SuperWeightError(
@@ -195,7 +205,7 @@ class TrainStep:
             self._members,
             images,
             losses,
-            lambda look: self._forward_and_backward(images, labels, progress.micro_batches, look=look),
+            lambda look: self._forward_and_backward(images, labels, progress, look=look),
             partial(self._targets, parts=progress.micro_batches),
         )
         why = max(self._processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
