@@ -24,10 +24,6 @@ from superweight_ensembles.interruption import stop_now
 from superweight_ensembles.visible_text import visible
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from superweight_ensembles.plan import SharingPlan
-    from superweight_ensembles.recipe import Recipe
     from superweight_ensembles.training import TrainProgress
 
 app = typer.Typer(
@@ -287,6 +283,7 @@ def plan(
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
+    from superweight_ensembles.plan_preview import preview_lines
     from superweight_ensembles.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides or ())
@@ -295,64 +292,7 @@ def plan(
     if json:
         _say(found.to_json())
         return
-    lines = [str(found)]
-    sharing = chosen.sharing
-    if sharing.search != "none":
-        lines.append(
-            (
-                f"k-means makes {sharing.num_groups} groups of these layers"
-                if sharing.search == "k_means"
-                else f"a search ({sharing.search}) splits these clusters"
-            )
-            + f" after {sharing.search_epochs} epochs of training"
-        )
-    lines += ["", *_estimate(chosen, members, found, flops_per_second), *_missing(chosen, members)]
-    _say("\n".join(lines))
-
-
-def _missing(recipe: Recipe, members: dict[str, nn.Module]) -> list[str]:
-    """What a training would be refused for now: folders that the recipe names, which may yet be made."""
-    from superweight_ensembles.recipe_teacher import check_saved_teacher
-    from superweight_ensembles.warm_runs import check_init_from
-
-    lines = []
-    for check in (lambda: check_saved_teacher(recipe.teacher), lambda: check_init_from(recipe, members)):
-        try:
-            check()
-        except SuperWeightError as error:
-            lines.append(f"not to be trained yet: {error}")
-    return lines
-
-
-def _estimate(
-    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None
-) -> list[str]:
-    """What the training would take, in lines."""
-    from superweight_ensembles.estimate_table import estimate_lines
-    from superweight_ensembles.reference_speed import training_flops_per_second
-    from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
-
-    try:
-        estimate = recipe.estimate(members, plan)
-    except SuperWeightError as error:  # the plan stands all the same
-        return [f"no estimate of memory and time: {error}"]
-    if estimate is None:
-        return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
-    taught = recipe.teacher not in (None, "ensemble")
-    if flops_per_second is not None:
-        return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
-    device = build_fabric(recipe.training).device
-    measured = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training))
-    rate_from = f"measured on a residual block ({device}, {_threads(device.type)})"
-    return estimate_lines(estimate, measured, rate_from, taught=taught)
-
-
-def _threads(device: str) -> str:
-    import torch
-
-    if device != "cpu":
-        return torch.cuda.get_device_name()
-    return "one thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    _say("\n".join(preview_lines(chosen, members, found, flops_per_second)))
 
 
 def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:

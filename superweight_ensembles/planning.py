@@ -10,27 +10,30 @@ from typing import TypedDict
 
 from torch import nn
 
-from superweight_ensembles.allocation import ALLOCATION_ORDERS
-from superweight_ensembles.budget import percentage_hint, resolve_budget, spelled
+from superweight_ensembles.budget import resolve_budget
 from superweight_ensembles.clusters import ClusterRule, TargetGroup, group_targets, mixed_kernels
 from superweight_ensembles.coefficients import CoefficientForm
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.generators import GENERATORS, Spending, spend
+from superweight_ensembles.generators import Spending, spend
 from superweight_ensembles.plan import PlannedMember, SharingPlan
-from superweight_ensembles.plan_checks import MOST_TEMPLATES
+from superweight_ensembles.plan_options import (
+    check_budget,
+    check_classes,
+    check_generator,
+    check_options,
+    most_that_is_used,
+    tell_idle,
+)
 from superweight_ensembles.ssn.options import SsnOptions
 from superweight_ensembles.targets import (
     Members,
     find_targets,
     named_members,
-    num_classes,
     unused_patterns,
 )
 
 _LOG = logging.getLogger(__name__)
 COEFFICIENT_KINDS = ("own", "tied", "embedding", "channel")
-_OF_SUPERWEIGHTS = {"coefficients": "own", "cap": 8, "allocation": "sweeps"}  # which they alone read, and defaults
-_OF_FLAT_BANKS = {"coefficients": " (ssn: combine is like it)", "cap": " (ssn: windows is like it)", "allocation": ""}
 
 
 class PlanOptions(TypedDict, total=False):
@@ -117,15 +120,15 @@ def plan_sharing(
         True
     """
     modules = named_members(members)
-    _check_options(cap, allocation, budget_counts, clusters, bins)
+    check_options(cap, allocation, budget_counts, clusters, bins)
     superweights = {"coefficients": coefficients, "cap": cap, "allocation": allocation}
-    _check_generator(generator, ssn, superweights, clusters)
+    check_generator(generator, ssn, superweights, clusters)
     if reserve_untied and coefficients != "tied":
         raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     for option, globs in (("include", include), ("exclude", exclude)):
         if isinstance(globs, str) or not all(isinstance(glob, str) for glob in globs):
             raise SuperWeightError(f"{option} must be a list of globs; got {globs!r}")
-    _check_classes(modules)
+    check_classes(modules)
     targets = [
         target
         for name, module in modules.items()
@@ -150,7 +153,7 @@ def plan_sharing(
         ssn=ssn,
     )
     if groups and generator == "auto":
-        _tell_idle(plan, ssn, superweights)
+        tell_idle(plan, ssn, superweights)
     return plan
 
 
@@ -222,7 +225,7 @@ def plan_groups(
             )
     limit = resolve_budget(budget, sum(member.num_parameters for member in members))
     own = sum(member.num_private for member in members) if everything else 0
-    _check_budget(budget, limit, own, how.least(groups), members, generator)
+    check_budget(budget, limit, own, how.least(groups), members, generator)
     made = spend(groups, limit - own, how)
     plan = SharingPlan(
         members=_keeping(members, made.ordinary),
@@ -233,7 +236,7 @@ def plan_groups(
         allocation=allocation,
     )
     if groups and everything and plan.num_parameters < 0.95 * limit:
-        limit_of, remedy = _most_that_is_used(plan)
+        limit_of, remedy = most_that_is_used(plan)
         _LOG.warning(
             "the budget of %s allows more than %s can use: %s parameters; %s to spend it",
             f"{limit:,}",
@@ -314,96 +317,3 @@ def _keeping(members: Sequence[PlannedMember], ordinary: Sequence[TargetGroup]) 
     for target in (target for group in ordinary for target in group.targets):
         kept[target.member] += math.prod(target.shape)
     return tuple(replace(member, num_private=member.num_private + kept[member.name]) for member in members)
-
-
-def _most_that_is_used(plan: SharingPlan) -> tuple[str, str]:
-    """What keeps a plan from spending its budget, and what would change that."""
-    banks = plan.ssn_groups.values()
-    if plan.superweight_clusters:
-        return f"{plan.cap} templates a slot", "raise cap"
-    for bank in banks:
-        options = bank.options
-        if options.templates:
-            return f"{options.templates} templates of the size of the largest layer", "raise ssn: templates"
-        if any(reading.num_windows == options.windows for reading in bank.readings):
-            return f"{options.windows} windows a layer", "raise ssn: windows"
-    if any(reading.is_enlarged for bank in banks for reading in bank.readings):
-        return "up-sampling from fewer numbers", "take ssn: upsample 'wavg' or 'repeat', or larger groups,"
-    return "layers that share with no other", "take larger groups"
-
-
-def _check_budget(
-    budget: float, limit: int, own: int, least: int, members: Sequence[PlannedMember], generator: str
-) -> None:
-    """Refuse a budget that no plan of these groups fits."""
-    if limit >= own + least:
-        return
-    apart = sum(member.num_parameters for member in members)
-    if limit < own:
-        remedy = (
-            f"what stays the members' own (heads, norms, biases, layers left out) is {own:,} alone: raise it, or "
-            "include more layers"
-        )
-    else:
-        remedy = "raise it, share in fewer groups, or include more layers"
-        if generator == "superweight":
-            remedy += ", or take generator 'ssn' or 'auto', which go below (but for a search that splits clusters)"
-    raise SuperWeightError(
-        f"a budget of {spelled(budget, limit)} is below the minimum of this sharing, {own + least:,} parameters "
-        f"({(own + least) / apart:.3f} of the members apart): {remedy}{percentage_hint(budget)}"
-    )
-
-
-def _check_generator(
-    generator: str, ssn: SsnOptions | None, superweights: Mapping[str, object], clusters: ClusterRule
-) -> None:
-    """Refuse what no plan would read, whatever its budget."""
-    if not isinstance(generator, str):
-        raise SuperWeightError(
-            f"generator is one of {', '.join(GENERATORS)} (a torch.Generator goes as rng=); got {generator!r:.60}"
-        )
-    if generator not in GENERATORS:
-        raise unknown_name("generator", str(generator), GENERATORS)
-    given = [name for name, value in superweights.items() if value != _OF_SUPERWEIGHTS[name]]
-    if clusters == "none":
-        given += [name for name, there in (("ssn", ssn is not None), ("generator", generator != "auto")) if there]
-        if given:
-            raise SuperWeightError(f"{given[0]} does nothing with clusters 'none': leave it out")
-    if generator == "superweight" and ssn is not None:
-        raise SuperWeightError("ssn does nothing with generator 'superweight': leave it out")
-    if generator == "ssn" and given:
-        raise SuperWeightError(f"{given[0]} does nothing with generator 'ssn'{_OF_FLAT_BANKS[given[0]]}: leave it out")
-
-
-def _tell_idle(plan: SharingPlan, ssn: SsnOptions | None, superweights: Mapping[str, object]) -> None:
-    """Say which of the options given no cluster reads that ``auto`` made at this budget."""
-    idle = ["ssn"] if ssn is not None and not plan.ssn_groups else []
-    if not plan.superweight_clusters:
-        idle += [name for name, value in superweights.items() if value != _OF_SUPERWEIGHTS[name]]
-    if idle:
-        _LOG.warning(
-            "%s: not used, since at this budget generator 'auto' makes %s alone",
-            ", ".join(idle),
-            "SuperWeights" if plan.superweight_clusters else "flat banks",
-        )
-
-
-def _check_options(cap: int, allocation: str, budget_counts: str, clusters: ClusterRule, bins: int) -> None:
-    if allocation not in ALLOCATION_ORDERS:
-        raise unknown_name("allocation", str(allocation), ALLOCATION_ORDERS)
-    if clusters != "depth_bins" and bins != 4:
-        raise SuperWeightError(f"bins does nothing with clusters {clusters!r}: leave it out")
-    if isinstance(cap, bool) or not isinstance(cap, int) or cap < 1:
-        raise SuperWeightError(f"cap must be a positive integer; got {cap!r}")
-    if cap > MOST_TEMPLATES:
-        raise SuperWeightError(f"cap is at most {MOST_TEMPLATES:,} templates; got {cap!r:.40}")
-    if budget_counts not in ("all", "templates"):
-        raise SuperWeightError(f"budget_counts must be 'all' or 'templates'; got {budget_counts!r}")
-
-
-def _check_classes(modules: Mapping[str, nn.Module]) -> None:
-    counts = {name: num_classes(module) for name, module in modules.items()}
-    known = {name: count for name, count in counts.items() if count is not None}
-    if len(set(known.values())) > 1:
-        listed = ", ".join(f"{name}: {count}" for name, count in known.items())
-        raise SuperWeightError(f"members must answer the same classes; their heads have {listed}")
