@@ -10,7 +10,7 @@ from command_line import superweights
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles import reference_speed
+from superweight_ensembles import plan_preview, reference_speed
 from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.estimate import estimate_training
@@ -298,7 +298,7 @@ def test_plan_prints_the_estimate(monkeypatch, capsys) -> None:
     estimate = chosen.estimate(modules, chosen.plan(modules))
     assert estimate is not None
     assert printed.splitlines()[-11:] == estimate_lines(estimate, 1e10, "as given")
-    monkeypatch.setattr(reference_speed, "training_flops_per_second", lambda device, bfloat16: 1e10)
+    monkeypatch.setattr(plan_preview, "training_flops_per_second", lambda device, bfloat16: 1e10)
     assert superweights(monkeypatch, "plan", recipe) == 0
     assert "1e+10 FLOP/s, measured on a residual block (cpu, " in capsys.readouterr().out
     folder = RECIPES / "image-folder.yaml"
