@@ -23,6 +23,7 @@ figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px-overfit --out figures/cifar10-16px-overfit
 	$(BIN)/superweights plot benchmarks/results/growth --out figures/growth
 	$(BIN)/superweights plot benchmarks/results/npas --out figures/npas
+	$(BIN)/superweights plot benchmarks/results/npas-vit --out figures/npas-vit
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
