@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.costs import count_flops
+from superweight_ensembles.module_modes import kept_modes
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.ssn.costs import copied_numbers, group_flops, num_gains, num_trained_tensors
 from superweight_ensembles.targets import Members, named_members
@@ -221,13 +222,12 @@ def _estimate_member(
     name: str, module: nn.Module, generated: frozenset[str], shape: tuple[int, ...], bfloat16: bool
 ) -> MemberEstimate:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    training = {layer: layer.training for layer in module.modules()}
     tensors = {
         key: mode.from_tensor(tensor.detach()) if isinstance(tensor, nn.Parameter) else mode.from_tensor(tensor)
         for key, tensor in (*module.named_parameters(), *module.named_buffers())
     }
     try:
-        with mode:
+        with kept_modes(module), mode:
             images = _images(module.eval(), tensors, shape)
             flops = count_flops(_WithTensors(module, tensors), images[:1])
             module.train()
@@ -242,9 +242,6 @@ def _estimate_member(
         raise SuperWeightError(
             f"member {name!r} does not run on the shape {shape} without numbers in it: {reason}"
         ) from error
-    finally:
-        for layer, was_training in training.items():
-            layer.training = was_training
     return MemberEstimate(name=name, forward_flops=flops, activation_bytes=activations)
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.module_modes import evaluating
 
 _IMAGE_SIZE = 32
 
@@ -226,10 +227,8 @@ class _Trace:
 
 def _run(trace: _Trace, example: Tensor) -> Any:
     module = trace.module
-    modes = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
     try:
-        with torch.no_grad(), trace.hooked():
+        with evaluating(module), torch.no_grad(), trace.hooked():
             return module(example)
     except SuperWeightError:
         raise
@@ -238,9 +237,6 @@ def _run(trace: _Trace, example: Tensor) -> Any:
             f"{type(module).__name__} does not run on an example of shape {tuple(example.shape)}: "
             f"{str(error) or type(error).__name__:.200}; give example=, a batch of its inputs"
         ) from error
-    finally:
-        for layer, training in modes:
-            layer.training = training
 
 
 def _has_nan(value: Any) -> bool:

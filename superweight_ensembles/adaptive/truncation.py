@@ -19,6 +19,7 @@ from superweight_ensembles.adaptive.distribution import AdaptiveWidth
 from superweight_ensembles.adaptive.resizing import Place, detach_width, learned_places, set_width
 from superweight_ensembles.architecture import recall_architecture, remember_architecture
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.module_modes import kept_modes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -69,10 +70,8 @@ def truncate(
         hidden = tuple(replace(one, width=kept.get(one.producer, one.width), learned=None) for one in made.hidden)
         remember_architecture(plain, replace(made, hidden=hidden))
     if norm_data is not None:
-        modes = [(layer, layer.training) for layer in plain.modules()]
-        update_bn(norm_data, plain, next(plain.parameters()).device)
-        for layer, training in modes:
-            layer.training = training
+        with kept_modes(plain):
+            update_bn(norm_data, plain, next(plain.parameters()).device)
     return plain
 
 

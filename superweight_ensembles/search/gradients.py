@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.module_modes import evaluating
 from superweight_ensembles.processes import current_processes
 from superweight_ensembles.recurrence import unfused_recurrence
 
@@ -107,18 +107,6 @@ def _summed_gradients(
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     return {key: gradient for key, gradient in zip(leaves, found) if gradient is not None}
-
-
-@contextmanager
-def evaluating(ensemble: SuperWeightEnsemble) -> Iterator[None]:
-    """Evaluation mode for a while; every module goes back to its own mode."""
-    modes = {module: module.training for module in ensemble.modules()}
-    ensemble.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _check(gradients: TargetTensors) -> None:

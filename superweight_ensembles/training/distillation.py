@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.module_modes import kept_modes
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.memory_errors import is_out_of_memory
 from superweight_ensembles.training.memory_format import is_refusal
@@ -46,17 +47,15 @@ class FixedTeacher:
         The networks of a SuperWeightEnsemble are materialised: its weights are generated once, not at every step.
         """
         whole = self._module
-        modes = {module: module.training for module in whole.modules()}
-        if isinstance(whole, SuperWeightEnsemble):
-            self._networks = [whole.materialize(name).to(device).eval() for name in whole.member_names]
-        else:
-            self._networks = [whole.to(device).eval()]
-        try:
-            yield
-        finally:
-            self._networks = []
-            for module, training in modes.items():
-                module.training = training
+        with kept_modes(whole):
+            if isinstance(whole, SuperWeightEnsemble):
+                self._networks = [whole.materialize(name).to(device).eval() for name in whole.member_names]
+            else:
+                self._networks = [whole.to(device).eval()]
+            try:
+                yield
+            finally:
+                self._networks = []
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

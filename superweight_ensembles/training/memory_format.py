@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.search.gradients import evaluating
+from superweight_ensembles.module_modes import evaluating
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import faster_channels_last, uses_bfloat16
 
