@@ -17,6 +17,7 @@ from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import Predictions, predict
+from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.recipe import Recipe
 
 _NORM_BATCHES = 50
@@ -85,18 +86,16 @@ def _measure_truncated(
     order = order_greedily(names, held.of(names), held.labels, every.flops)
     chosen = worthwhile(order, held.of(order), held.labels)
     predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
-    found = measure_curves(
-        predictor, evaluated(recipe, data, "validation", device), evaluated(recipe, data, "test", device),
-        **{**settings.curve_options(), "target": ("flops", float(sum(predictor.flops.values())))},
-    )  # fmt: skip
-    test = every.predict(evaluated(recipe, data, "test", device))
-    singles = zip(names, test.of(names))
+    test = evaluated(recipe, data, "test", device)
+    tested = every.predict(test)
+    everything = ("flops", float(sum(predictor.flops.values())))
+    found = measure_curves(predictor, held, test, tested=tested, **{**settings.curve_options(), "target": everything})
     alone = [
         {
             "name": name,
             "flops": every.flops[name],
-            "accuracy": float((own.argmax(1) == test.labels).double().mean()),
+            "accuracy": probability_metrics(own, tested.labels).accuracy,
         }
-        for name, own in singles
+        for name, own in zip(names, tested.of(names))
     ]
     return {**found, "exits": alone}

@@ -88,7 +88,7 @@ class AdaptiveWidth(nn.Module):
         if rate is not None and width is not None:
             raise SuperWeightError("give rate= or width= to start with, not both")
         self.distribution = distribution
-        self.quantile = _checked_number("quantile", quantile, 1.0)
+        self.quantile = checked_positive("quantile", quantile, 1.0)
         self.bounds = _checked_bounds(bounds)
         self.scale = scale
         self.axis = axis
@@ -97,7 +97,7 @@ class AdaptiveWidth(nn.Module):
         self.deviation = 1.0
         self.frozen = False
         if width is None:
-            rate = _checked_number("rate", RATE if rate is None else rate, math.inf)
+            rate = checked_positive("rate", RATE if rate is None else rate)
             width = width_of(rate, distribution, self.quantile)
             given = f"rate {rate:g} asks for {width:,} neurons at quantile {self.quantile:g}"
         else:
@@ -199,7 +199,12 @@ def _inverse_softplus(rate: float) -> float:
     return rate + math.log(-math.expm1(-rate))
 
 
-def _checked_number(name: str, value: float, limit: float) -> float:
+def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
+    """A number above 0 and below a limit.
+
+    Raises:
+        SuperWeightError: Anything else.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < limit:
         within = "positive and finite" if limit == math.inf else f"between 0 and {limit:g}"
         raise SuperWeightError(f"{name} must be {within}; got {value!r:.40}")

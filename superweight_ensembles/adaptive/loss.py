@@ -5,15 +5,13 @@ Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from superweight_ensembles.adaptive.distribution import AdaptiveWidth
+from superweight_ensembles.adaptive.distribution import AdaptiveWidth, checked_positive
 from superweight_ensembles.adaptive.resizing import adaptive_widths
 from superweight_ensembles.errors import SuperWeightError
 
@@ -60,7 +58,8 @@ class WidthLoss:
 
     def __post_init__(self) -> None:
         for name in ("weight_deviation", "prior_rate", "prior_deviation", "final_deviation"):
-            _check_positive(name, getattr(self, name))
+            if getattr(self, name) is not None:
+                checked_positive(name, getattr(self, name))
         bounds = (self.tighten_from, self.tighten_until)
         if not all(isinstance(bound, (int, float)) for bound in bounds) or not 0 <= bounds[0] < bounds[1] <= 1:
             raise SuperWeightError(
@@ -100,10 +99,3 @@ class WidthLoss:
         if not terms:
             return torch.zeros((), device=next((one.device for one in module.parameters()), None))
         return torch.stack(terms).sum()
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf
-    ):
-        raise SuperWeightError(f"{name} must be positive and finite; got {value!r:.40}")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from superweight_ensembles.adaptive.distribution import BOUNDS, QUANTILE, RATE, AdaptiveWidth
-from superweight_ensembles.adaptive.resizing import adaptive_widths, attach_width, learned_places, set_width
-from superweight_ensembles.adaptive.tracing import HiddenWidth, example_of, trace_width
-from superweight_ensembles.architecture import Architecture, remember_architecture
+from superweight_ensembles.adaptive.resizing import adaptive_widths, attach_width, learned_places, place_of, set_width
+from superweight_ensembles.adaptive.tracing import example_of, neuron_axis, trace_width
+from superweight_ensembles.architecture import Architecture, HiddenLayer, remember_architecture
 from superweight_ensembles.errors import SuperWeightError
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -84,7 +84,8 @@ def make_adaptive(
     def attach(to: nn.Module) -> None:
         for hidden in traced:
             start = hidden.width if rate is None and width is None else width
-            learned = AdaptiveWidth(rate=rate, width=start, axis=hidden.axis, **options)
+            axis = neuron_axis(to.get_submodule(hidden.consumer))
+            learned = AdaptiveWidth(rate=rate, width=start, axis=axis, **options)
             _attach(to, hidden, learned)
 
     attach(trial := copy.deepcopy(module))
@@ -204,7 +205,7 @@ def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int,
     return Architecture(model="mlp", num_classes=num_classes, in_channels=in_channels, options=options)
 
 
-def _attach(module: nn.Module, hidden: HiddenWidth, learned: AdaptiveWidth) -> None:
+def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> None:
     """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
     producer: Any = module.get_submodule(hidden.producer)
     consumer: Any = module.get_submodule(hidden.consumer)
@@ -214,7 +215,7 @@ def _attach(module: nn.Module, hidden: HiddenWidth, learned: AdaptiveWidth) -> N
     if learned.width != hidden.width:
         fan_in = _reads(consumer)
         deviation = float(consumer.weight.detach().float().std(correction=0))
-        set_width(learned_places(module)[hidden.producer][0], learned.width)
+        set_width(place_of(module, hidden), learned.width)
         with torch.no_grad():  # as the layer would have started at this width
             consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
     if learned.scale == "sum":

@@ -6,10 +6,10 @@ holds. In the optimiser they take the places of the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from superweight_ensembles.architecture import HiddenLayer
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.parameter_exchange import exchange_parameter
 
+Label = TypeVar("Label")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -30,13 +32,11 @@ class Place:
         producer: The layer that makes the neurons.
         consumer: The layer that reads them.
         between: The layers in between that hold numbers for each neuron.
-        deviation: Standard deviation that weights of new neurons are drawn with.
     """
 
     producer: nn.Module
     consumer: nn.Module
     between: tuple[nn.Module, ...]
-    deviation: float
 
     @property
     def width(self) -> AdaptiveWidth | None:
@@ -71,7 +71,8 @@ class Place:
         if like.is_meta or layer is self.consumer or name in ("bias", "running_mean"):
             return made
         if layer is self.producer:
-            return made.copy_(self.deviation * torch.randn(shape, generator=generator))
+            deviation = 0.0 if self.width is None else self.width.deviation
+            return made.copy_(deviation * torch.randn(shape, generator=generator))
         if isinstance(layer, _NormBase):
             return made.fill_(1.0)
         if isinstance(layer, _ConvNd):
@@ -91,17 +92,16 @@ def learned_places(module: nn.Module) -> dict[str, tuple[Place, AdaptiveWidth]]:
     for path, width in module.named_modules():
         if isinstance(width, AdaptiveWidth) and width.consumer:
             hidden = width.hidden_layer(path)
-            found[hidden.producer] = (place_of(module, hidden, width.deviation), width)
+            found[hidden.producer] = (place_of(module, hidden), width)
     return found
 
 
-def place_of(module: nn.Module, hidden: HiddenLayer, deviation: float) -> Place:
+def place_of(module: nn.Module, hidden: HiddenLayer) -> Place:
     """The layers that a width is between."""
     return Place(
         producer=module.get_submodule(hidden.producer),
         consumer=module.get_submodule(hidden.consumer),
         between=tuple(map(module.get_submodule, hidden.between)),
-        deviation=deviation,
     )
 
 
@@ -179,13 +179,35 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
     places = {name: found for name, found in learned_places(module).items() if not found[1].frozen}
     if not places:
         return {}
-    rates = torch.stack([width.rate for _, width in places.values()]).tolist()
+    return follow_rates(places, torch.stack([width.rate for _, width in places.values()]).tolist(), optimizer)
+
+
+def follow_rates(
+    places: Mapping[Label, tuple[Place, AdaptiveWidth]],
+    rates: Sequence[float],
+    optimizer: torch.optim.Optimizer | None = None,
+    generator_of: Callable[[int], torch.Generator] | None = None,
+) -> dict[Label, tuple[int, int]]:
+    """Give each width the neurons that a rate asks for.
+
+    Args:
+        places: The widths, by whatever they are called.
+        rates: One each.
+        optimizer: Of their parameters; None where there is none.
+        generator_of: By the index of a width, the source of its new numbers; torch's global one where None.
+
+    Raises:
+        SuperWeightError: A rate that is not finite.
+
+    Returns:
+        Of each width that changed, how many neurons there were and are.
+    """
     changed = {}
-    for (name, (place, width)), rate in zip(places.items(), rates):
+    for index, ((label, (place, width)), rate) in enumerate(zip(places.items(), rates)):
         before, wanted = width.width, width.wanted(rate)
         if wanted != before:
-            changed[name] = (before, wanted)
-            set_width(place, wanted, optimizer)
+            changed[label] = (before, wanted)
+            set_width(place, wanted, optimizer, None if generator_of is None else generator_of(index))
     return changed
 
 

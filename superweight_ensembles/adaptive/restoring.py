@@ -37,7 +37,7 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
         for path in noted.between:
             if path not in modules or not is_resizable(modules[path], size):
                 raise SuperWeightError(f"{path!r} is no layer whose width can change with {noted.producer!r}")
-        set_width(place_of(module, noted, 0.0), noted.width)
+        set_width(place_of(module, noted), noted.width)
         if noted.learned is not None and ATTRIBUTE not in consumer._modules:
             attach_width(consumer, _learned(noted, consumer))
 

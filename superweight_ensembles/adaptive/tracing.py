@@ -17,33 +17,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from superweight_ensembles.architecture import recall_architecture
+from superweight_ensembles.architecture import HiddenLayer, recall_architecture
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.module_modes import evaluating
 
 _IMAGE_SIZE = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HiddenWidth:
-    """A hidden dimension between two layers.
-
-    Attributes:
-        producer: Path of the layer whose outputs are the neurons.
-        consumer: Path of the layer that reads them.
-        between: Paths of the layers in between that hold numbers for each neuron.
-        width: Neurons.
-        axis: Of the neurons, in what the consumer reads.
-    """
-
-    producer: str
-    consumer: str
-    between: tuple[str, ...]
-    width: int
-    axis: int
-
-
-def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor) -> HiddenWidth:
+def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor) -> HiddenLayer:
     """Follow the neurons of a layer to the one that reads them.
 
     Args:
@@ -88,7 +69,7 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
             raise SuperWeightError(
                 f"between {producer!r} and {consumer!r}, {path!r} is a {kind}, whose width cannot change"
             )
-    return HiddenWidth(producer=producer, consumer=consumer, between=between, width=made, axis=neuron_axis(last))
+    return HiddenLayer(producer=producer, consumer=consumer, between=between, width=made)
 
 
 def hidden_layer_of(module: nn.Module, path: str) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.adaptive.distribution import AdaptiveWidth
 from superweight_ensembles.adaptive.loss import WidthLoss
-from superweight_ensembles.adaptive.resizing import Place, learned_places, set_width
+from superweight_ensembles.adaptive.resizing import Place, follow_rates, learned_places, set_width
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.planning import independent_plan
@@ -79,19 +79,21 @@ class LearnedWidths:
             epoch: Of the step.
             step: In its epoch.
         """
-        for index, ((place, width), rate) in enumerate(zip(self._free.values(), rates)):
-            wanted = width.wanted(rate)
-            if wanted in width.bounds and width.width not in width.bounds:
-                member, name = list(self._free)[index]
-                least, most = width.bounds
+        seed = (self._config.seed * 100_003 + epoch) * 1_000_003 + step
+
+        def generator_of(index: int) -> torch.Generator:
+            return torch.Generator().manual_seed((seed * 10_007 + index) % 2**63)
+
+        changed = follow_rates(self._free, rates, self._optimizer, generator_of)
+        self._changed = self._changed or bool(changed)
+        asked = dict(zip(self._free, rates))
+        for (member, name), (before, now) in changed.items():
+            width = self._free[member, name][1]
+            if now in width.bounds and before not in width.bounds:
                 _LOG.warning(
                     "the width of %s.%s is at its bound of %d neurons (%d to %d), at a rate of %.3g", member, name,
-                    wanted, least, most, rate,
+                    now, *width.bounds, asked[member, name],
                 )  # fmt: skip
-            if wanted != width.width:
-                seed = ((self._config.seed * 100_003 + epoch) * 1_000_003 + step) * 10_007 + index
-                set_width(place, wanted, self._optimizer, torch.Generator().manual_seed(seed % 2**63))
-                self._changed = True
 
     def settle(self) -> None:
         """Have the ensemble's plan tell the members' sizes as they are by now."""
