@@ -14,15 +14,11 @@ data and test included.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,8 +27,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from cells import run_cells
+from folder_recipe import folder_recipe, told_recipe
 
-from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.comparison import narrower_recipe
 from superweight_ensembles.comparison.compare import with_seed
 from superweight_ensembles.data import ImageData
@@ -41,7 +38,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import predict, probability_metrics
 from superweight_ensembles.planning import count_parameters, resolve_budget
 from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, load_recipe, parse_recipe
+from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import train_run
 from superweight_ensembles.storage.files import read_json, write_json
 
@@ -107,7 +104,7 @@ def main() -> None:
         if (cell.arm, cell.budget, cell.seed) not in done
     ]
     print(f"{len(done)} cells are there, {len(cells)} to go", flush=True)
-    for index, found in enumerate(run_cells(recipe, cells, options.jobs), 1):
+    for index, found in enumerate(run_cells(partial(run_cell, recipe.to_content()), cells, options.jobs), 1):
         again = (found["arm"], found["budget"], found["seed"])
         content["cells"] = [one for one in content["cells"] if (one["arm"], one["budget"], one["seed"]) != again]
         content["cells"].append(found)
@@ -131,19 +128,12 @@ def read_options() -> argparse.Namespace:
 def base_recipe(options: argparse.Namespace) -> Recipe:
     """Data, members and training of every cell."""
     overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]
-    if options.data_root is not None:
-        network = recall_architecture(next(iter(load_recipe(options.recipe, overrides).build_members().values())))
-        assert network is not None, "a recipe's members are built by name"
-        overrides += ["data.name=image_folder", f"data.folder={json.dumps(str(options.data_root))}"]
-        overrides += [f"data.num_classes={network.num_classes}"]
-    return load_recipe(options.recipe, overrides)
+    return folder_recipe(options.recipe, overrides, options.data_root)
 
 
 def begun(file: Path, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What an earlier call has written, or the head of a new file."""
-    settings = recipe.model_dump(mode="json", exclude={"sharing"}, exclude_none=True)
-    if "folder" in settings["data"]:
-        settings["data"]["folder"] = Path(settings["data"]["folder"]).name
+    settings = told_recipe(recipe, "sharing")
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         return {
@@ -181,32 +171,6 @@ def all_cells(seeds: Sequence[int], budgets: Sequence[float], arms: Sequence[str
             for arm in ARMS:
                 if arm in arms and arm != FULL and budget <= ARMS[arm].most:
                     yield Cell(arm=arm, budget=budget, seed=seed)
-
-
-def run_cells(recipe: Recipe, cells: Sequence[Cell], jobs: int) -> Iterator[dict[str, Any]]:
-    """What each cell came to, as soon as it has."""
-    run = partial(run_cell, recipe.to_content())
-    if jobs == 1:
-        yield from map(run, cells)
-        return
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
-    try:
-        for future in as_completed([pool.submit(run, cell) for cell in cells]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def end_with_parent() -> None:
-    """Have this process end when the one that started it is killed, which else it would wait for for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "called in a process of the pool"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from superweight_ensembles.adaptive import (
     resize_widths,
     truncate,
 )
+from superweight_ensembles.training.optimization import build_optimizer
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
 NARROWING = WidthLoss(prior_rate=1.0, prior_deviation=0.01)
@@ -195,11 +196,31 @@ def test_learned_widths_share_a_bank(data):
         resize_widths(shared.members["a"])
 
 
+def test_rates_of_widths_take_a_learning_rate_of_their_own():
+    changes = {}
+    for multiple in (1.0, 0.1):
+        ensemble = ensemble_of(members())
+        before = {name: one.detach().clone() for name, one in ensemble.named_parameters()}
+        config = dataclasses.replace(CONFIG, width_rate=multiple)
+        optimizer = build_optimizer(ensemble, config)
+        for parameter in ensemble.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        changes[multiple] = {name: one.detach() - before[name] for name, one in ensemble.named_parameters()}
+    rates = [name for name in changes[1.0] if name.endswith("rho")]
+    assert rates
+    for name, change in changes[1.0].items():
+        expected = 0.1 * change if name in rates else change
+        torch.testing.assert_close(changes[0.1][name], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_what_cannot_be():
     plain = {"a": swe.wide_resnet(10, 1, 4)}
     data = swe.load_data("synthetic")
     with pytest.raises(SuperWeightError, match="width_loss does nothing: no member has a learned width"):
         swe.train(ensemble_of(plain), data, CONFIG, width_loss=NARROWING)
+    with pytest.raises(SuperWeightError, match="width_rate does nothing: no member has a learned width"):
+        swe.train(ensemble_of(plain), data, dataclasses.replace(CONFIG, width_rate=0.5))
     with pytest.raises(SuperWeightError, match="compile is of members whose widths stay"):
         swe.train(ensemble_of(members()), data, dataclasses.replace(CONFIG, compile=True))
     with pytest.raises(SuperWeightError, match="Linear has no learned width"):

@@ -36,6 +36,8 @@ class TrainConfig:
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
         coefficient_rate: Learning rate of the coefficients, as a multiple of that of everything else. A step of a
             coefficient moves a weight by a whole template, so it weighs more than a step of the weight itself would.
+        width_rate: Learning rate of what learned widths follow, likewise. A step of Adam by 0.1 changes a width by a
+            tenth, whatever the gradient is.
         optimizer: ``sgd`` (with ``momentum`` and ``nesterov``) or ``adamw``.
         momentum: Of SGD.
         nesterov: Of SGD, where momentum is not 0.
@@ -85,6 +87,7 @@ class TrainConfig:
     micro_batches: int | str = 1
     learning_rate: float = 0.1
     coefficient_rate: float = 1.0
+    width_rate: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
@@ -143,6 +146,7 @@ class TrainConfig:
             "weight_decay",
             "ensemble_loss",
             "coefficient_rate",
+            "width_rate",
             "momentum",
             "label_smoothing",
         ):

@@ -33,8 +33,8 @@ class LearnedWidths:
         loss: Terms of the members' losses; None for none.
 
     Raises:
-        SuperWeightError: Widths that would change while something is shared, or under ``compile``; a loss without any
-            learned width.
+        SuperWeightError: Widths that would change while something is shared, or under ``compile``; a loss or a learning
+            rate of widths without any.
     """
 
     def __init__(
@@ -56,6 +56,8 @@ class LearnedWidths:
         self._changed = False
         if loss is not None and not learned:
             raise SuperWeightError("width_loss does nothing: no member has a learned width (make_adaptive gives it)")
+        if config.width_rate != 1 and not learned:
+            raise SuperWeightError("width_rate does nothing: no member has a learned width (make_adaptive gives it)")
         if self._free and ensemble.plan.clusters:
             member, name = next(iter(self._free))
             raise SuperWeightError(

@@ -8,26 +8,35 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from superweight_ensembles.adaptive.distribution import AdaptiveWidth
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
 
 def parameter_groups(
-    ensemble: SuperWeightEnsemble, weight_decay: float, coefficient_rate: float | None = None
+    ensemble: SuperWeightEnsemble,
+    weight_decay: float,
+    coefficient_rate: float | None = None,
+    width_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Decayed: templates, banks, the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
 
     Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
-    Coefficients are a group of their own where ``coefficient_rate`` gives them a learning rate.
+    Coefficients are a group of their own where ``coefficient_rate`` gives them a learning rate, and so are the rates of
+    learned widths where ``width_rate`` does.
 
     Differs from paper: the published run decays norms too.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    rated: list[nn.Parameter] = []
     combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
     coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
+    widths = {id(module.rho) for module in ensemble.modules() if isinstance(module, AdaptiveWidth)}
+    rated: list[tuple[set[int], float | None, list[nn.Parameter]]] = [
+        (coefficients, coefficient_rate, []),
+        (widths, width_rate, []),
+    ]
     templates = {id(parameter) for parameter in ensemble.bank.templates.parameters()}
     free_ones = set(coefficients)
     for member in ensemble.members.values():
@@ -36,16 +45,17 @@ def parameter_groups(
         free_ones |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
     for parameter in ensemble.parameters():
         if parameter.requires_grad:
-            if coefficient_rate is not None and id(parameter) in coefficients:
-                rated.append(parameter)
+            own = next((group for of, rate, group in rated if rate is not None and id(parameter) in of), None)
+            if own is not None:
+                own.append(parameter)
             elif id(parameter) in free_ones or (parameter.ndim < 2 and id(parameter) not in templates):
                 plain.append(parameter)
             else:
                 decayed.append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
-        {"params": rated, "weight_decay": 0.0, "lr": coefficient_rate},
+        *({"params": group, "weight_decay": 0.0, "lr": rate} for _, rate, group in rated),
     ]
     return [group for group in groups if group["params"]]
 
@@ -56,8 +66,11 @@ def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch
     Raises:
         SuperWeightError: Nothing is trainable.
     """
-    rate = None if config.coefficient_rate == 1 else config.learning_rate * config.coefficient_rate
-    groups = parameter_groups(ensemble, config.weight_decay, rate)
+    own_rates = (
+        None if multiple == 1 else config.learning_rate * multiple
+        for multiple in (config.coefficient_rate, config.width_rate)
+    )
+    groups = parameter_groups(ensemble, config.weight_decay, *own_rates)
     if not groups:
         raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
     if config.optimizer == "adamw":

@@ -1,0 +1,29 @@
+"""A recipe of CIFAR's archive, on a folder of images instead: for machines that cannot download it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from superweight_ensembles.architecture import recall_architecture
+from superweight_ensembles.recipe import Recipe, load_recipe
+
+
+def folder_recipe(file: str | Path, overrides: Sequence[str], folder: Path | None) -> Recipe:
+    """The recipe of a file, on the images of a folder with train/CLASS/* and test/CLASS/* where one is given."""
+    if folder is None:
+        return load_recipe(file, overrides)
+    network = recall_architecture(next(iter(load_recipe(file, overrides).build_members().values())))
+    assert network is not None, "a recipe's members are built by name"
+    data = ("data.name=image_folder", f"data.folder={json.dumps(str(folder))}")
+    return load_recipe(file, [*overrides, *data, f"data.num_classes={network.num_classes}"])
+
+
+def told_recipe(recipe: Recipe, *left_out: str) -> dict[str, Any]:
+    """A recipe's content for a results file, a folder of images by its name alone."""
+    content = recipe.model_dump(mode="json", exclude=set(left_out), exclude_none=True)
+    if "folder" in content["data"]:
+        content["data"]["folder"] = Path(content["data"]["folder"]).name
+    return content

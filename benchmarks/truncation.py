@@ -1,0 +1,194 @@
+"""Cutting a network whose widths were learned, against cutting one of the same, fixed widths by other rules.
+
+    python benchmarks/truncation.py recipes/awnn-cifar10.yaml --jobs 2 --out benchmarks/results/truncation.json
+
+For each seed the recipe's network learns its widths; then a plain network of exactly these widths is trained alike.
+Both are cut to fractions of every width, with nothing trained afterwards: the learned one to its first neurons, the
+plain one to those of the largest norm and to random ones. ``incoming`` is the L1 norm of the weights that make a
+channel (Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710), ``outgoing`` that of the weights that
+read it times the scale of the batch norm in between. All with the statistics of batch norm as they were, and estimated
+again on training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from cells import run_cells
+from folder_recipe import folder_recipe, told_recipe
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+import superweight_ensembles as swe
+from superweight_ensembles.adaptive import adaptive_widths, freeze_widths, truncate
+from superweight_ensembles.architecture import HiddenLayer, recall_architecture
+from superweight_ensembles.comparison.compare import with_seed
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.planning import count_parameters
+from superweight_ensembles.provenance import provenance
+from superweight_ensembles.recipe import Recipe, parse_recipe
+from superweight_ensembles.registry import build_architecture
+from superweight_ensembles.storage.files import write_json
+
+FRACTIONS = (1.0, 0.75, 0.5, 0.25)
+ARMS = ("learned", "outgoing", "incoming", "random")
+NORM_BATCHES = 20
+
+
+def main() -> None:
+    options = read_options()
+    recipe = folder_recipe(options.recipe, [*options.overrides, "training.num_threads=1"], options.data_root)
+    content: dict[str, Any] = {
+        "benchmark": "truncation",
+        "provenance": provenance(),
+        "recipe": told_recipe(recipe),
+        "seeds": [],
+    }
+    run = partial(run_seed, recipe.to_content())
+    for found in run_cells(run, range(recipe.seed, recipe.seed + options.seeds), options.jobs):
+        content["seeds"] = sorted([*content["seeds"], found], key=lambda one: one["seed"])
+        write_json(options.out, content)
+        print(f"seed {found['seed']}: {found['num_parameters']:,} parameters, {found['seconds']:.0f} s", flush=True)
+    for line in table(content["seeds"]):
+        print(line)
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process and a thread each")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def run_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Train both networks and cut them."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    begin = time.perf_counter()
+    recipe = with_seed(parse_recipe(content), seed)
+    data = recipe.load_data()
+    (member,) = recipe.build_members().values()
+    learned = trained(recipe, member, data)
+    freeze_widths(learned)
+    made = recall_architecture(learned)
+    assert made is not None, "a recipe's members are built by name"
+    torch.manual_seed(seed)
+    plain = build_architecture(replace(made, hidden=tuple(replace(one, learned=None) for one in made.hidden)))
+    fixed = trained(recipe, plain, data)
+    batches = [images for (images, _), _ in zip(data.loader("train", 256), range(NORM_BATCHES))]
+    test = list(data.loader("test", 500))
+    generator = torch.Generator().manual_seed(seed)
+    cuts = []
+    for fraction in FRACTIONS:
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "learned": partial(truncate, learned, fraction=fraction),
+            **{arm: partial(cut, fixed, made.hidden, fraction, arm, generator) for arm in ARMS[1:]},
+        }
+        for arm, make in networks.items():
+            network = make().to(memory_format=torch.channels_last)
+            as_it_was = accuracy(network, test)
+            update_bn(batches, network)
+            cuts.append({"arm": arm, "fraction": fraction, "accuracy": as_it_was, "new_norm": accuracy(network, test)})
+    return {
+        "seed": seed,
+        "widths": {name: width.width for name, width in adaptive_widths(learned).items()},
+        "num_parameters": count_parameters(plain),
+        "cuts": cuts,
+        "seconds": time.perf_counter() - begin,
+    }
+
+
+def trained(recipe: Recipe, member: nn.Module, data: ImageData) -> nn.Module:
+    """A member after the recipe's training, as a plain module."""
+    ensemble = swe.SuperWeightEnsemble({"member": member}, plan=swe.independent_plan({"member": member}))
+    loss = recipe.width_loss if adaptive_widths(member) else None
+    swe.train(ensemble, data, recipe.training, width_loss=loss)
+    return ensemble.materialize("member").float().eval()
+
+
+@torch.no_grad()
+def cut(
+    network: nn.Module, hidden: Sequence[HiddenLayer], fraction: float, rule: str, generator: torch.Generator
+) -> nn.Module:
+    """A copy that reads a fraction of each hidden width, the other neurons' weights being zero: as good as removed."""
+    copied = copy.deepcopy(network)
+    for one in hidden:
+        consumer: Any = copied.get_submodule(one.consumer)
+        scores = SCORES[rule](copied, one, generator)
+        dropped = scores.argsort()[: one.width - math.ceil(fraction * one.width - 1e-9)]
+        consumer.weight[:, dropped] = 0
+    return copied
+
+
+def incoming(network: nn.Module, hidden: HiddenLayer, generator: torch.Generator) -> Tensor:
+    producer: Any = network.get_submodule(hidden.producer)
+    return producer.weight.abs().flatten(1).sum(1)
+
+
+def outgoing(network: nn.Module, hidden: HiddenLayer, generator: torch.Generator) -> Tensor:
+    consumer: Any = network.get_submodule(hidden.consumer)
+    scores = consumer.weight.abs().sum((0, *range(2, consumer.weight.ndim)))
+    for path in hidden.between:
+        scores = scores * network.get_submodule(path).weight.abs()  # type: ignore[operator]
+    return scores
+
+
+def at_random(network: nn.Module, hidden: HiddenLayer, generator: torch.Generator) -> Tensor:
+    return torch.rand(hidden.width, generator=generator)
+
+
+SCORES: Mapping[str, Callable[[nn.Module, HiddenLayer, torch.Generator], Tensor]] = {
+    "incoming": incoming,
+    "outgoing": outgoing,
+    "random": at_random,
+}
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, test: Sequence[tuple[Tensor, Tensor]]) -> float:
+    right = 0
+    network.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        for images, labels in test:
+            answers = network(images.contiguous(memory_format=torch.channels_last))
+            right += int((answers.argmax(1) == labels).sum())
+    return right / sum(len(labels) for _, labels in test)
+
+
+def table(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for kind in ("new_norm", "accuracy"):
+        for fraction in FRACTIONS:
+            cells = []
+            for arm in ARMS:
+                found = [
+                    100 * one[kind]
+                    for seed in seeds
+                    for one in seed["cuts"]
+                    if (one["arm"], one["fraction"]) == (arm, fraction)
+                ]
+                cells.append(f"{arm} {fmean(found):.1f} +- {stdev(found) if len(found) > 1 else 0:.1f}")
+            lines.append(f"{kind}, {fraction:.0%}: {', '.join(cells)}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
