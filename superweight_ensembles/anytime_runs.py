@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from superweight_ensembles.adaptive.exits import truncated_exits, worthwhile
+from superweight_ensembles.adaptive.exits import order_exits, truncated_exits
 from superweight_ensembles.anytime.calibration import MIN_SAMPLES
 from superweight_ensembles.anytime.curves import measure_curves
-from superweight_ensembles.anytime.ordering import order_greedily
 from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.anytime.saving import write_policy
 from superweight_ensembles.data import ImageData, ImageLoader
@@ -83,8 +82,7 @@ def _measure_truncated(
     every = AnytimePredictor(exits, input_shape=data.image_shape)
     held = every.predict(evaluated(recipe, data, "validation", device))
     names = every.order
-    order = order_greedily(names, held.of(names), held.labels, every.flops)
-    chosen = worthwhile(order, held.of(order), held.labels)
+    chosen = order_exits(names, ensemble.member_names, held.of(names), held.labels, every.flops)
     predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
     tested = every.predict(test)

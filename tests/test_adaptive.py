@@ -1,6 +1,7 @@
 """Learned widths: the distribution, hidden neurons of any module, resizing, priors and truncation."""
 
 import copy
+import itertools
 import math
 import re
 
@@ -25,7 +26,7 @@ from superweight_ensembles.adaptive import (
     truncated_exits,
 )
 from superweight_ensembles.adaptive.distribution import rate_of, width_of
-from superweight_ensembles.adaptive.exits import worthwhile
+from superweight_ensembles.adaptive.exits import order_exits
 from superweight_ensembles.adaptive.resizing import learned_places, set_width
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
@@ -530,14 +531,41 @@ def test_exits_that_are_none(fractions, message):
         truncated_exits({"a": nn.Linear(2, 3)})
 
 
-def test_exits_are_kept_until_their_mean_is_best():
-    sure = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1]])
-    wrong = 1 - sure
-    labels = torch.tensor([0, 1, 0])
-    half = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.6, 0.4]])
-    order = ("half", "sure", "again", "wrong")
-    assert worthwhile(order, torch.stack([half, sure, sure, wrong]), labels) == ("half", "sure")
-    assert worthwhile(order[::-1], torch.stack([wrong, sure, sure, half]), labels) == ("wrong", "again", "sure")
+def answers(labels, right, confidence=0.9):
+    """Softmax (N, 2) that has the first so many samples right."""
+    sure = torch.full((len(labels), 2), 1 - confidence)
+    sure[torch.arange(len(labels)), torch.where(torch.arange(len(labels)) < right, labels, 1 - labels)] = confidence
+    return sure
+
+
+def area_of(order, rows, labels, flops, low, high):
+    """Literal: mean accuracy of the running mean over the logarithm of the cost; chance before the first exit."""
+    total, cost, mean, best, at = 0.0, 0, 0, 0.5, low
+    for name in order:
+        cost += flops[name]
+        mean = mean + rows[name]
+        reached = min(max(cost, low), high)
+        total += best * math.log(reached / at)
+        at, best = reached, float((mean.argmax(1) == labels).double().mean())
+    return (total + best * math.log(high / at)) / math.log(high / low)
+
+
+def test_exits_in_the_order_of_the_largest_area():
+    labels = torch.arange(20) % 2
+    rows = {
+        "a@50%": answers(labels, 12, confidence=0.6),
+        "b@50%": answers(labels, 4, confidence=0.99),  # never of use
+        "a": answers(labels, 17, confidence=0.7),
+        "b": answers(labels, 19, confidence=0.999),
+    }
+    flops = {"a@50%": 10, "b@50%": 30, "a": 40, "b": 200}
+    order = order_exits(list(rows), ["a", "b"], torch.stack(list(rows.values())), labels, flops)
+    assert order == ("a@50%", "a", "b")
+    every = [some for count in range(1, 5) for some in itertools.permutations(rows, count)]
+    areas = {some: area_of(some, rows, labels, flops, 10, 280) for some in every}
+    assert areas[order] == pytest.approx(max(areas.values()))
+    dear = {**flops, "a@50%": 39}  # hardly cheaper than the member: it would only stay in the mean
+    assert order_exits(list(rows), ["a", "b"], torch.stack(list(rows.values())), labels, dear)[-1] == "b"
 
 
 # ---- the priors ----
