@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from superweight_ensembles.adaptive.exits import order_exits, truncated_exits
+from superweight_ensembles.adaptive.exits import truncated_exits
 from superweight_ensembles.anytime.calibration import MIN_SAMPLES
 from superweight_ensembles.anytime.curves import measure_curves
+from superweight_ensembles.anytime.exit_order import order_exits
 from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.anytime.saving import write_policy
 from superweight_ensembles.data import ImageData, ImageLoader

@@ -121,30 +121,29 @@ def plot(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Evaluated run folders; or the folder of a comparison, growth.json or npas.json."
+            metavar="RUN...",
+            help="Evaluated run folders; or the folder of a comparison, or of a benchmark's file.",
         ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
     ] = None,
 ) -> None:
-    """Draw the figures of one run, those that compare several, those of a comparison, how cost grows, or budgets."""
+    """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
     from superweight_ensembles.comparison import read_comparison
-    from superweight_ensembles.figures import draw_arms, draw_comparison, draw_growth, draw_npas, draw_run, draw_search
+    from superweight_ensembles.figures import DRAWN_BENCHMARKS, draw_arms, draw_comparison, draw_run, draw_search
     from superweight_ensembles.result_files import check_content, naming_files
     from superweight_ensembles.runs import read_results, read_search
     from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
+    benchmark = next((kind for kind in DRAWN_BENCHMARKS if (runs[0] / f"{kind}.json").is_file()), None)
     with naming_files(*runs):
         if len(runs) == 1 and (runs[0] / "compare.json").is_file():
             drawn = draw_arms(read_comparison(runs[0]), folder)
-        elif len(runs) == 1 and (runs[0] / "growth.json").is_file():
-            growth = runs[0] / "growth.json"
-            drawn = draw_growth(check_content(read_json(growth), growth, "growth"), folder)
-        elif len(runs) == 1 and (runs[0] / "npas.json").is_file():
-            npas = runs[0] / "npas.json"
-            drawn = draw_npas(check_content(read_json(npas), npas, "npas"), folder)
+        elif len(runs) == 1 and benchmark is not None:
+            file = runs[0] / f"{benchmark}.json"
+            drawn = DRAWN_BENCHMARKS[benchmark](check_content(read_json(file), file, benchmark), folder)
         elif len(runs) == 1:
             evaluated, searched = read_results(runs[0]), read_search(runs[0])
             drawn = draw_run(*evaluated, folder)

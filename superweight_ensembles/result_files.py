@@ -272,6 +272,31 @@ class _Npas(_Part):
     cells: list[_NpasCell] = Field(max_length=10_000)
 
 
+class _WidthQuality(_Part):
+    width: _Positive
+    test: _Accuracy
+
+
+class _LearnedWidth(_WidthQuality):
+    rate: _Positive
+    start: _Positive
+    history: list[Annotated[list[_Positive], Field(min_length=2, max_length=2)]] = Field(
+        min_length=1, max_length=10_000
+    )  # (epoch, neurons)
+
+
+class _LearnedWidthsCell(_Part):
+    task: _Name
+    seed: _Count
+    learned: list[_LearnedWidth] = Field(min_length=1, max_length=32)
+    fixed: list[_WidthQuality] = Field(min_length=1, max_length=100)
+
+
+class _LearnedWidths(_Part):
+    published_widths: dict[_Name, _Positive] = {}
+    cells: list[_LearnedWidthsCell] = Field(max_length=1000)
+
+
 class _Trained(_Part):
     history: list[_Epoch] = Field(max_length=100_000)
 
@@ -301,6 +326,7 @@ _KINDS: dict[str, tuple[type[_Part], str]] = {
     "seed": (_SeedResults, "remove its folder and compare again with --resume"),
     "growth": (_Growth, "measure again"),
     "npas": (_Npas, "measure again"),
+    "learned_widths": (_LearnedWidths, "measure again"),
 }
 
 
@@ -310,8 +336,8 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``results``, ``run``, ``training``, ``search``, ``warm start``, ``comparison``, ``seed``, ``growth`` or
-            ``npas``.
+        kind: ``results``, ``run``, ``training``, ``search``, ``warm start``, ``comparison``, ``seed``, ``growth``,
+            ``npas`` or ``learned_widths``.
 
     Raises:
         SuperWeightError: Names the file and the key.

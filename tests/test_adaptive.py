@@ -26,8 +26,8 @@ from superweight_ensembles.adaptive import (
     truncated_exits,
 )
 from superweight_ensembles.adaptive.distribution import rate_of, width_of
-from superweight_ensembles.adaptive.exits import order_exits
 from superweight_ensembles.adaptive.resizing import learned_places, set_width
+from superweight_ensembles.anytime.exit_order import order_exits
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
 EXACT = {"atol": 1e-12, "rtol": 1e-12}

@@ -136,10 +136,13 @@ class AdaptiveWidth(nn.Module):
         """The width that a rate asks for, or the bound that it would go beyond.
 
         Raises:
-            SuperWeightError: A rate that is not finite.
+            SuperWeightError: A rate that is not finite, or zero, which it would not come back from.
         """
-        if not math.isfinite(rate):
-            raise SuperWeightError(f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate")
+        if not 0 < rate < math.inf:
+            raise SuperWeightError(
+                f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate or width_rate, or give "
+                "the prior of the rates more deviation"
+            )
         least, most = self.bounds
         return min(max(width_of(rate, self.distribution, self.quantile), least), most)
 

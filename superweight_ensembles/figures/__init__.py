@@ -6,15 +6,18 @@ from superweight_ensembles.figures.budget_figure import budget_split
 from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
 from superweight_ensembles.figures.draw import (
+    DRAWN_BENCHMARKS,
     draw_arms,
     draw_comparison,
     draw_growth,
+    draw_learned_widths,
     draw_npas,
     draw_run,
     draw_search,
 )
 from superweight_ensembles.figures.flops_figure import accuracy_flops
 from superweight_ensembles.figures.growth_figure import growth_curves
+from superweight_ensembles.figures.learned_widths_figure import learned_widths
 from superweight_ensembles.figures.npas_figure import npas_budgets
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
 from superweight_ensembles.figures.reliability_figure import reliability_diagram
@@ -23,6 +26,7 @@ from superweight_ensembles.figures.similarity_figure import similarity_matrix
 from superweight_ensembles.figures.training_figure import training_curves
 
 __all__ = [
+    "DRAWN_BENCHMARKS",
     "ablation_bars",
     "accuracy_flops",
     "accuracy_parameters",
@@ -34,10 +38,12 @@ __all__ = [
     "draw_arms",
     "draw_comparison",
     "draw_growth",
+    "draw_learned_widths",
     "draw_npas",
     "draw_run",
     "draw_search",
     "growth_curves",
+    "learned_widths",
     "npas_budgets",
     "reliability_diagram",
     "sharing_change",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from superweight_ensembles.figures.change_figure import sharing_change
 from superweight_ensembles.figures.comparison_figures import compare_flops, compare_parameters
 from superweight_ensembles.figures.flops_figure import accuracy_flops
 from superweight_ensembles.figures.growth_figure import growth_curves
+from superweight_ensembles.figures.learned_widths_figure import learned_widths
 from superweight_ensembles.figures.measured_arms import Comparison
 from superweight_ensembles.figures.npas_figure import npas_budgets
 from superweight_ensembles.figures.parameters_figure import accuracy_parameters
@@ -129,6 +130,27 @@ def draw_npas(npas: Mapping[str, Any], folder: Path) -> list[Path]:
         SuperWeightError: A file of another format, or without a finished cell at a budget.
     """
     return _save({"npas_budgets": npas_budgets(npas)}, folder)
+
+
+def draw_learned_widths(measured: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what widths are learned on tasks as PNG: ``learned_widths``.
+
+    Args:
+        measured: Parsed ``learned_widths.json`` of benchmarks/learned_widths.py.
+        folder: Where the file goes; it is made if it does not exist.
+
+    Raises:
+        SuperWeightError: A file of another format, or without a cell.
+    """
+    return _save({"learned_widths": learned_widths(measured)}, folder)
+
+
+# By the name of the file, which is also the kind of its content.
+DRAWN_BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
+    "growth": draw_growth,
+    "npas": draw_npas,
+    "learned_widths": draw_learned_widths,
+}
 
 
 @plain_text
