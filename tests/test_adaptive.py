@@ -455,15 +455,19 @@ def test_new_neurons_change_nothing_but_the_scale_of_the_importance():
     assert name == "layer1.0.conv1"
 
 
-def test_widths_stay_within_their_bounds_and_the_same_where_nothing_asks():
+def test_widths_stay_within_their_bounds_and_the_same_where_nothing_asks(caplog):
     network = adaptive_mlp(2, 3, rate=0.1, bounds=(20, 30))
     weight = network.hidden0.weight
     assert resize_widths(network) == {}
     assert network.hidden0.weight is weight
     move_rates(network, 2.0)
     assert resize_widths(network) == {"hidden0": (25, 20)}
+    assert "the width of hidden0 is at its bound of 20 neurons (20 to 30), at a rate of" in caplog.text
     move_rates(network, -9.0)
     assert resize_widths(network) == {"hidden0": (20, 30)}
+    move_rates(network, -200.0)  # from where no gradient leads back
+    with pytest.raises(SuperWeightError, match="the rate of the width before 'head' is 0.0: lower learning_rate or"):
+        resize_widths(network)
     move_rates(network, math.nan)
     with pytest.raises(SuperWeightError, match="the rate of the width before 'head' is nan: lower learning_rate"):
         resize_widths(network)

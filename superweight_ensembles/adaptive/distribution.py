@@ -45,7 +45,9 @@ class AdaptiveWidth(nn.Module):
         quantile: Of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``sum``: p as it is, which sums to one. ``rms``: p over its root mean square, so that weighing keeps the
-            scale of activations, and a layer's own start values and learning rates suit what they suited before.
+            scale of activations, and a layer's own start values and learning rates suit what they suited before. Then
+            no decay or prior of the weights makes a width narrower, since what is read of many neurons needs smaller
+            weights than of few; a prior of the rates does (:class:`WidthLoss`).
         axis: Of the neurons, in what is weighed.
 
     Attributes:

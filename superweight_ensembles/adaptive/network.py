@@ -135,12 +135,11 @@ def multilayer_perceptron(
     Raises:
         SuperWeightError: Sizes that are none.
     """
-    sizes = {"num_classes": num_classes, "in_channels": in_channels, "pixels": pixels}
     if isinstance(widths, (str, int)) or not widths:
         raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
-    for name, value in (*sizes.items(), *(("widths", width) for width in widths)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SuperWeightError(f"{name} must be positive and whole; got {value!r:.40}")
+    _check_counts(num_classes=num_classes, in_channels=in_channels, pixels=pixels)
+    for width in widths:
+        _check_counts(widths=width)
     network = MultilayerPerceptron(in_channels * pixels, num_classes, widths)
     return remember_architecture(network, _mlp_architecture(widths, num_classes, in_channels, pixels))
 
@@ -186,9 +185,7 @@ def adaptive_mlp(
         >>> network(torch.zeros(5, 2)).shape, network.hidden1.weight.shape
         (torch.Size([5, 3]), torch.Size([232, 232]))
     """
-    for name, value in (("in_features", in_features), ("num_classes", num_classes), ("hidden_layers", hidden_layers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise SuperWeightError(f"{name} must be a positive whole number; got {value!r:.40}")
+    _check_counts(in_features=in_features, num_classes=num_classes, hidden_layers=hidden_layers)
     options: dict[str, Any] = {"distribution": distribution, "quantile": quantile, "bounds": bounds, "scale": scale}
     rate = RATE if rate is None and width is None else rate
     start = AdaptiveWidth(rate=rate, width=width, **options).width
@@ -198,6 +195,12 @@ def adaptive_mlp(
     names = [f"hidden{index}" for index in range(hidden_layers)] + ["head"]
     example = torch.zeros(2, in_features)
     return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
+
+
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")
 
 
 def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int, pixels: int) -> Architecture:

@@ -6,10 +6,11 @@ holds. In the optimiser they take the places of the old ones.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from superweight_ensembles.architecture import HiddenLayer
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.parameter_exchange import exchange_parameter
 
-Label = TypeVar("Label")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +184,12 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
 
 def follow_rates(
-    places: Mapping[Label, tuple[Place, AdaptiveWidth]],
+    places: Mapping[str, tuple[Place, AdaptiveWidth]],
     rates: Sequence[float],
     optimizer: torch.optim.Optimizer | None = None,
     generator_of: Callable[[int], torch.Generator] | None = None,
-) -> dict[Label, tuple[int, int]]:
-    """Give each width the neurons that a rate asks for.
+) -> dict[str, tuple[int, int]]:
+    """Give each width the neurons that a rate asks for; a warning says where it is stopped by a bound.
 
     Args:
         places: The widths, by whatever they are called.
@@ -208,6 +209,11 @@ def follow_rates(
         if wanted != before:
             changed[label] = (before, wanted)
             set_width(place, wanted, optimizer, None if generator_of is None else generator_of(index))
+            if wanted in width.bounds:
+                _LOG.warning(
+                    "the width of %s is at its bound of %d neurons (%d to %d), at a rate of %.3g", label, wanted,
+                    *width.bounds, rate,
+                )  # fmt: skip
     return changed
 
 

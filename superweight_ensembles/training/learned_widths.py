@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -18,7 +17,6 @@ from superweight_ensembles.planning import independent_plan
 from superweight_ensembles.training.config import TrainConfig
 
 Widths = dict[str, dict[str, int]]
-_LOG = logging.getLogger(__name__)
 
 
 class LearnedWidths:
@@ -51,7 +49,9 @@ class LearnedWidths:
         self._config = config
         self._num_steps = num_steps
         self._loss = loss
-        learned = {(member, name): found for member in members for name, found in _learned(ensemble, member).items()}
+        learned = {
+            f"{member}.{name}": found for member in members for name, found in _learned(ensemble, member).items()
+        }
         self._free = {label: found for label, found in learned.items() if not found[1].frozen}
         self._changed = False
         if loss is not None and not learned:
@@ -59,10 +59,9 @@ class LearnedWidths:
         if config.width_rate != 1 and not learned:
             raise SuperWeightError("width_rate does nothing: no member has a learned width (make_adaptive gives it)")
         if self._free and ensemble.plan.clusters:
-            member, name = next(iter(self._free))
             raise SuperWeightError(
-                f"the width of {member}.{name} would change while weights are shared: learn widths in an ensemble of "
-                "independent_plan(members), then freeze_widths(member) and plan again"
+                f"the width of {next(iter(self._free))} would change while weights are shared: learn widths in an "
+                "ensemble of independent_plan(members), then freeze_widths(member) and plan again"
             )
         if self._free and config.compile:
             raise SuperWeightError("compile is of members whose widths stay: leave it out, or freeze_widths(member)")
@@ -88,14 +87,6 @@ class LearnedWidths:
 
         changed = follow_rates(self._free, rates, self._optimizer, generator_of)
         self._changed = self._changed or bool(changed)
-        asked = dict(zip(self._free, rates))
-        for (member, name), (before, now) in changed.items():
-            width = self._free[member, name][1]
-            if now in width.bounds and before not in width.bounds:
-                _LOG.warning(
-                    "the width of %s.%s is at its bound of %d neurons (%d to %d), at a rate of %.3g", member, name,
-                    now, *width.bounds, asked[member, name],
-                )  # fmt: skip
 
     def settle(self) -> None:
         """Have the ensemble's plan tell the members' sizes as they are by now."""
