@@ -466,7 +466,7 @@ def test_widths_stay_within_their_bounds_and_the_same_where_nothing_asks(caplog)
     move_rates(network, -9.0)
     assert resize_widths(network) == {"hidden0": (20, 30)}
     move_rates(network, -200.0)  # from where no gradient leads back
-    with pytest.raises(SuperWeightError, match="the rate of the width before 'head' is 0.0: lower learning_rate or"):
+    with pytest.raises(SuperWeightError, match=r"the rate of the width before 'head' is 0\.0: lower learning_rate or"):
         resize_widths(network)
     move_rates(network, math.nan)
     with pytest.raises(SuperWeightError, match="the rate of the width before 'head' is nan: lower learning_rate"):
