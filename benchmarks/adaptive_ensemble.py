@@ -13,7 +13,6 @@ parameters, for ``superweights plot``; OUT/adaptive_ensemble.json has all seeds.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -29,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from cells import run_cells
-from folder_recipe import folder_recipe, told_recipe
+from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime.curves import log_area
 from superweight_ensembles.architecture import recall_architecture
@@ -46,7 +45,9 @@ ARMS = ("learned", "sized", "given")
 
 
 def main() -> None:
-    options = read_options()
+    parser = recipe_parser(__doc__, "seeds")
+    parser.add_argument("--out", type=Path, required=True, help="folder of adaptive_ensemble.json")
+    options = parser.parse_args()
     overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]
     recipe = folder_recipe(options.recipe, overrides, options.data_root)
     content: dict[str, Any] = {
@@ -63,17 +64,6 @@ def main() -> None:
         print(f"seed {found['seed']}: {found['seconds']:.0f} s", flush=True)
     for line in table(content["seeds"]):
         print(line)
-
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process and a thread each")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True, help="folder of adaptive_ensemble.json")
-    return parser.parse_args()
 
 
 def run_seed(content: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:

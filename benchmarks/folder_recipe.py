@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,17 @@ from typing import Any
 
 from superweight_ensembles.architecture import recall_architecture
 from superweight_ensembles.recipe import Recipe, load_recipe
+
+
+def recipe_parser(description: str | None, jobs: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that trains a recipe with several seeds; ``jobs``: what runs in processes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help=f"{jobs} at a time, a process and a thread each")
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    return parser
 
 
 def folder_recipe(file: str | Path, overrides: Sequence[str], folder: Path | None) -> Recipe:

@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from cells import run_cells
-from folder_recipe import folder_recipe, told_recipe
+from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.comparison import narrower_recipe
 from superweight_ensembles.comparison.compare import with_seed
@@ -113,14 +113,9 @@ def main() -> None:
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = recipe_parser(__doc__, "cells")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="of what the members own apart")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a process and a thread each")
     parser.add_argument("--out", type=Path, required=True, help="folder of npas.json")
     return parser.parse_args()
 

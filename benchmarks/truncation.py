@@ -12,7 +12,6 @@ again on training images.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import math
@@ -29,7 +28,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from cells import run_cells
-from folder_recipe import folder_recipe, told_recipe
+from folder_recipe import folder_recipe, recipe_parser, told_recipe
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -50,7 +49,9 @@ NORM_BATCHES = 20
 
 
 def main() -> None:
-    options = read_options()
+    parser = recipe_parser(__doc__, "seeds")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
     recipe = folder_recipe(options.recipe, [*options.overrides, "training.num_threads=1"], options.data_root)
     content: dict[str, Any] = {
         "benchmark": "truncation",
@@ -65,17 +66,6 @@ def main() -> None:
         print(f"seed {found['seed']}: {found['num_parameters']:,} parameters, {found['seconds']:.0f} s", flush=True)
     for line in table(content["seeds"]):
         print(line)
-
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--data-root", type=Path, help="a folder with train/CLASS/* and test/CLASS/*, for the recipe's")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, a process and a thread each")
-    parser.add_argument("--set", dest="overrides", action="append", default=[])
-    parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
 
 
 def run_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.figures.scales import accuracy_axis, log_ticks
+from superweight_ensembles.figures.scales import accuracy_axis, counts_axis
 from superweight_ensembles.figures.style import (
     INK,
     MUTED,
@@ -68,11 +67,11 @@ def learned_widths(measured: Mapping[str, Any]) -> Figure:
         above.set_title(task.replace("_", " "), fontsize=TEXT_POINTS, color=INK)
         published = measured.get("published_widths", {}).get(task)
         _draw_histories(above, found, rates, published)
-        _log_axis(above, "y", [*widths, *measured.get("published_widths", {}).values()])
-        _log_axis(above, "x", [epoch for cell in found for one in cell["learned"] for epoch, _ in one["history"]])
+        counts_axis(above, "y", [*widths, *measured.get("published_widths", {}).values()])
+        counts_axis(above, "x", [epoch for cell in found for one in cell["learned"] for epoch, _ in one["history"]])
         style_axes(below, xlabel="hidden neurons", ylabel="" if column else "test accuracy (%)")
         _draw_accuracies(below, found, rates)
-        _log_axis(below, "x", [one["width"] for cell in cells for kind in ("learned", "fixed") for one in cell[kind]])
+        counts_axis(below, "x", [one["width"] for cell in cells for kind in ("learned", "fixed") for one in cell[kind]])
     accuracy_axis(
         panels[1, 0],
         [100 * one["test"]["accuracy"] for cell in cells for kind in ("learned", "fixed") for one in cell[kind]],
@@ -131,14 +130,3 @@ def _handles(cells: Sequence[Cell], rates: Sequence[float], measured: Mapping[st
     meaning = "one seed" if counts == [1] else f"{seeds} seeds, bar: deviation"
     handles.append(Line2D([], [], color=MUTED, marker="o", markersize=4, linewidth=0, label=meaning))
     return handles
-
-
-def _log_axis(axes: Axes, which: str, sizes: Sequence[float]) -> None:
-    low, high = min(sizes) / 1.2, max(sizes) * 1.2
-    ticks = log_ticks(low, high)
-    getattr(axes, f"set_{which}scale")("log")
-    getattr(axes, f"set_{which}lim")(low, high)
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
-    axis.set_minor_locator(NullLocator())

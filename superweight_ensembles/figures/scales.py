@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
@@ -59,6 +60,19 @@ def parameters_axis(axes: Axes, counts: Sequence[float], *, logarithmic: bool | 
     if logarithmic is None:
         logarithmic = max(counts) > 20 * min(counts)
     return _magnitude_axis(axes, counts, "trainable parameters", "trainable parameters ({})", logarithmic=logarithmic)
+
+
+def counts_axis(axes: Axes, which: Literal["x", "y"], counts: Iterable[float]) -> None:
+    """Make an axis logarithmic over these counts, with whole numbers as ticks."""
+    values = list(counts)
+    low, high = min(values) / 1.15, max(values) * 1.15
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks = log_ticks(low, high)
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
 
 
 def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: str, *, logarithmic: bool) -> str:

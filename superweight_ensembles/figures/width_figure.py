@@ -7,11 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.figures.arms import Results
-from superweight_ensembles.figures.scales import log_ticks, quantity
+from superweight_ensembles.figures.scales import counts_axis, quantity
 from superweight_ensembles.figures.style import (
     COLUMN_INCHES,
     new_figure,
@@ -78,9 +78,8 @@ def width_history(results: Results) -> Figure:
         first, last = (sum(record["widths"].get(member, {}).values()) for record in (history[0], history[-1]))
         label = f"{member}: {quantity(first)} to {quantity(last)} neurons"
         handles.append(Line2D([], [], label=label if len(paths) == 1 else f"{label} in {len(paths)} widths", **look))
-    _axes_of_sizes(
-        axes, [size for record in history for widths in record["widths"].values() for size in widths.values()]
-    )
+    sizes = [size for record in history for widths in record["widths"].values() for size in widths.values()]
+    counts_axis(axes, "y", sizes)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     outside_legend(figure, handles, loc="outside upper center", columns=1)
     return figure
@@ -90,13 +89,3 @@ def _few(count: int, index: int) -> Sequence[int]:
     """Which points of a line are marked, so that members can be told apart without colour."""
     step = max(count // 5, 1)
     return list(range(index % step, count, step))
-
-
-def _axes_of_sizes(axes: Any, sizes: Sequence[float]) -> None:
-    low, high = min(sizes) / 1.15, max(sizes) * 1.15
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    ticks = log_ticks(low, high)
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
-    axes.yaxis.set_minor_locator(NullLocator())
