@@ -24,6 +24,8 @@ figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/growth --out figures/growth
 	$(BIN)/superweights plot benchmarks/results/npas --out figures/npas
 	$(BIN)/superweights plot benchmarks/results/npas-vit --out figures/npas-vit
+	$(BIN)/superweights plot benchmarks/results/learned-widths --out figures/learned-widths
+	$(BIN)/superweights plot benchmarks/results/adaptive-ensemble/learned --out figures/adaptive-ensemble
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

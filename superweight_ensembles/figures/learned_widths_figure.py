@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -125,7 +126,8 @@ def _handles(cells: Sequence[Cell], rates: Sequence[float], measured: Mapping[st
     handles.append(Line2D([], [], color=_FIXED, marker="s", markersize=3.5, linewidth=1.0, label="fixed width"))
     if measured.get("published_widths"):
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=_DASHES, label="published width"))
-    counts = sorted({sum(cell["task"] == task for cell in cells) for task in {cell["task"] for cell in cells}})
+    networks = Counter((cell["task"], one["rate"]) for cell in cells for one in cell["learned"])
+    counts = sorted(set(networks.values()))
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     meaning = "one seed" if counts == [1] else f"{seeds} seeds, bar: deviation"
     handles.append(Line2D([], [], color=MUTED, marker="o", markersize=4, linewidth=0, label=meaning))
