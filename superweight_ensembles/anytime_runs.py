@@ -83,7 +83,7 @@ def _measure_truncated(
     every = AnytimePredictor(exits, input_shape=data.image_shape)
     held = every.predict(evaluated(recipe, data, "validation", device))
     names = every.order
-    chosen = order_exits(names, ensemble.member_names, held.of(names), held.labels, every.flops)
+    chosen = order_exits(names, every.version_of, held.of(names), held.labels, every.flops)
     predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
     tested = every.predict(test)

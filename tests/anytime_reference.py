@@ -13,10 +13,16 @@ def answer_of(probabilities):
     return max(range(len(probabilities)), key=lambda k: probabilities[k])
 
 
-def mean_of(table, sample, members):
+def in_the_mean(members, replaces):
+    """Of the first so many members those that no other of them takes the place of."""
+    gone = {replaces[m] for m in range(members)} if replaces else set()
+    return [m for m in range(members) if m not in gone]
+
+
+def mean_of(table, sample, members, replaces=()):
     """Mean softmax of the first so many members."""
-    classes = range(len(table[0][sample]))
-    return [sum(table[m][sample][k] for m in range(members)) / members for k in classes]
+    classes, held = range(len(table[0][sample])), in_the_mean(members, replaces)
+    return [sum(table[m][sample][k] for m in held) / len(held) for k in classes]
 
 
 def at_temperature(probabilities, temperature):
@@ -24,8 +30,8 @@ def at_temperature(probabilities, temperature):
     return [power / sum(powers) for power in powers]
 
 
-def confidence_of(name, table, sample, members, temperature):
-    mean = mean_of(table, sample, members)
+def confidence_of(name, table, sample, members, temperature, replaces=()):
+    mean = mean_of(table, sample, members, replaces)
     tempered = at_temperature(mean, temperature)
     ranked = sorted(tempered, reverse=True)
     if name == "max_probability":
@@ -35,27 +41,28 @@ def confidence_of(name, table, sample, members, temperature):
     if name == "entropy":
         return 1 + sum(p * math.log(p) for p in tempered if p > 0) / math.log(len(tempered))
     assert name == "agreement"
-    votes = sum(answer_of(table[m][sample]) == answer_of(mean) for m in range(members))
-    return (max(votes - 1, 0) + ranked[0]) / members
+    held = in_the_mean(members, replaces)
+    votes = sum(answer_of(table[m][sample]) == answer_of(mean) for m in held)
+    return (max(votes - 1, 0) + ranked[0]) / len(held)
 
 
-def exits_of(table, sample, confidence, temperatures, monotone):
+def exits_of(table, sample, confidence, temperatures, monotone, replaces=()):
     """Prediction and confidence of one sample after each member."""
     found = []
     for members in range(1, len(table) + 1):
-        now = mean_of(table, sample, members)
-        sure = confidence_of(confidence, table, sample, members, temperatures[members - 1])
+        now = mean_of(table, sample, members, replaces)
+        sure = confidence_of(confidence, table, sample, members, temperatures[members - 1], replaces)
         if monotone and found and found[-1][1] > sure:
             now, sure = found[-1]
         found.append((now, sure))
     return found
 
 
-def cascade(table, confidence, temperatures, thresholds, monotone):
+def cascade(table, confidence, temperatures, thresholds, monotone, replaces=()):
     """(exit, prediction, confidence) of every sample; the first exit is 0."""
     answers = []
     for sample in range(len(table[0])):
-        exits = exits_of(table, sample, confidence, temperatures, monotone)
+        exits = exits_of(table, sample, confidence, temperatures, monotone, replaces)
         for index, (prediction, sure) in enumerate(exits):
             if index == len(exits) - 1 or sure >= thresholds[index]:
                 answers.append((index, prediction, sure))

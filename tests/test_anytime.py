@@ -30,6 +30,7 @@ from superweight_ensembles.anytime.calibration import (
 from superweight_ensembles.anytime.confidence import CONFIDENCES, confidence_of, fit_temperature, tempered
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import order_greedily
+from superweight_ensembles.anytime.policy import replaced_exits
 from superweight_ensembles.anytime.running import exits_of
 from superweight_ensembles.anytime.spending import samples_per_member
 
@@ -68,15 +69,19 @@ def test_play_equals_the_literal_cascade(table, confidence, monotone, data) -> N
     members = len(table)
     temperatures = tuple(data.draw(st.sampled_from([0.4, 1.0, 3.0])) for _ in range(members))
     thresholds = tuple(data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, math.inf])) for _ in range(members - 1))
+    networks = data.draw(st.lists(st.sampled_from("abcd"), min_size=members, max_size=members))
+    replaces = replaced_exits(NAMES[:members], dict(zip(NAMES, networks)))
     listed = table.tolist()
     for sample in range(table.shape[1]):  # rounding decides nothing
-        exits = anytime_reference.exits_of(listed, sample, confidence, temperatures, False)
+        exits = anytime_reference.exits_of(listed, sample, confidence, temperatures, False, replaces)
         assume(all(abs(sure - limit) > 1e-9 for (_, sure), limit in zip(exits, thresholds) if limit))
     policy = policy_of(
-        members, confidence=confidence, temperatures=temperatures, thresholds=thresholds, monotone=monotone
-    )
+        members, confidence=confidence, temperatures=temperatures, thresholds=thresholds, monotone=monotone,
+        replaces=replaces,
+    )  # fmt: skip
+    assert swe.ExitPolicy.from_dict(policy.to_dict()) == policy
     outcome = play(table, policy)
-    expected = anytime_reference.cascade(listed, confidence, temperatures, thresholds, monotone)
+    expected = anytime_reference.cascade(listed, confidence, temperatures, thresholds, monotone, replaces)
     assert outcome.exits.tolist() == [index for index, _, _ in expected]
     close = {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(outcome.predictions, table.new_tensor([mean for _, mean, _ in expected]), **close)
@@ -260,6 +265,24 @@ def test_batch_budgets_are_never_exceeded_and_nearly_spent(count, flops, share) 
     assert budget < most or numbers == (count,) * len(flops)
 
 
+@pytest.mark.parametrize("replaces", [(None,), (None, 1), (0, None), (None, None, 3), (None, 0, 0), ("a", None, None)])
+def test_exits_that_take_no_place(replaces) -> None:
+    with pytest.raises(swe.SuperWeightError, match="replaces must name for each of 3 exits an earlier one"):
+        policy_of(3, replaces=replaces)
+
+
+def test_greedy_order_of_versions() -> None:
+    """The small version is right for less; the large one takes its place, and a third of their network has none."""
+    labels = torch.tensor([0, 0, 1, 1])
+    small = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])  # half right
+    large = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.4, 0.6], [0.4, 0.6]])  # all right, and not sure
+    table, flops = torch.stack([small, large, small]), {"s": 1, "l": 10, "m": 5}
+    versions = dict.fromkeys("slm", "network")
+    assert order_greedily(("s", "l", "m"), table, labels, flops)[-1] == "m"
+    assert order_greedily(("s", "l", "m"), table, labels, {**flops, "s": 100}, versions) == ("l", "s")
+    assert order_greedily(("l", "m"), table[1:], labels, flops, versions) == ("l",)
+
+
 def test_greedy_order_by_hand() -> None:
     labels = torch.tensor([0, 0, 0, 1])
     zero, one = [0.9, 0.1], [0.1, 0.9]
@@ -295,6 +318,20 @@ def shared() -> swe.SuperWeightEnsemble:
 def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
     torch.manual_seed(5)
     return [(torch.randn(60, 3, 8, 8), torch.randint(0, 5, (60,))) for _ in range(2)]
+
+
+def versions() -> dict[str, nn.Module]:
+    """Two networks, one of them in two smaller versions too."""
+    torch.manual_seed(0)
+    members = {
+        "a@25%": swe.wide_resnet(10, 0.25, 5),
+        "b": swe.wide_resnet(10, 0.5, 5),
+        "a@50%": swe.wide_resnet(10, 0.75, 5),
+        "a": swe.wide_resnet(10, 1, 5),
+    }
+    for name in ("a@25%", "a@50%"):
+        members[name].version_of = "a"
+    return members
 
 
 def recorded(predictor: swe.AnytimePredictor) -> list[tuple[str, int]]:
@@ -410,6 +447,35 @@ def test_calibration_tells_what_the_policy_does(shared, data) -> None:
     assert exact.full_accuracy == pytest.approx(
         float((table_of(predictor, images).mean(0).argmax(1) == labels).double().mean())
     )
+
+
+@pytest.mark.parametrize("confidence", ["margin", "agreement"])
+def test_a_later_version_of_a_network_takes_the_place_of_an_earlier_one(data, confidence) -> None:
+    members = versions()
+    predictor = swe.AnytimePredictor(members, tuple(members), input_shape=(3, 8, 8))
+    assert predictor.version_of == {"a@25%": "a", "a@50%": "a"}
+    assert predictor.replaces == (None, None, 0, 2)
+    images = torch.cat([part for part, _ in data])
+    table = table_of(predictor, images)
+    held = [[0], [0, 1], [2, 1], [3, 1]]
+    for step, rows in zip(predictor.stream(images), held, strict=True):
+        torch.testing.assert_close(step.probabilities, table[rows].mean(0))
+    assert step.members_used == 4
+    whole = sum(predictor.flops.values())
+    predictor.calibrate(data, flops=0.5, confidence=confidence)
+    assert predictor.policy.replaces == predictor.replaces
+    lower = tuple(threshold * (1 - 1e-6) for threshold in predictor.policy.thresholds)
+    predictor.set_policy(replace(predictor.policy, thresholds=lower))
+    outcome, answer = play(table, predictor.policy), predictor(images)
+    assert len(set(outcome.exits.tolist())) > 2
+    assert (answer.members_used - 1).tolist() == outcome.exits.tolist()
+    torch.testing.assert_close(answer.probabilities, outcome.predictions)
+    everything = predictor(images, batch_flops=whole * len(images))
+    torch.testing.assert_close(everything.probabilities, table[[3, 1]].mean(0))
+    with pytest.raises(
+        swe.SuperWeightError, match=r"in the policy, exits take the place of \[\]; in this predictor, of"
+    ):
+        predictor.set_policy(replace(predictor.policy, replaces=()))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
@@ -807,6 +873,9 @@ MISSING = object()
         ("policy.thresholds", [-HUGE], "policy: temperatures and thresholds must be numbers that a float holds"),
         ("policy.monotone", MISSING, "policy: monotone must be bool; got None"),
         ("policy.monotone", 1, "policy: monotone must be bool; got 1"),
+        ("policy.replaces", [None, 1], "policy: replaces must name for each of 2 exits an earlier one"),
+        ("policy.replaces", [None, True], "policy: replaces must be a list of int"),
+        ("policy.replaces", [None, 0], r"in the policy, exits take the place of \[None, 0\]"),
     ],
 )
 def test_damaged_policies_are_refused(damaged_folder, key, value, match) -> None:

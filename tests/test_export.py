@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import shutil
@@ -12,6 +13,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import anytime_reference
 import numpy as np
 import onnxruntime
 import pytest
@@ -398,15 +400,16 @@ def literal(networks, policy: ExitPolicy, images: torch.Tensor) -> tuple[torch.T
         for index, name in enumerate(policy.order):
             with torch.no_grad():
                 softmaxes.append(copy.deepcopy(networks[name]).double()(image[None])[0].softmax(0))
-            mean = torch.stack(softmaxes).mean(0)
+            held = [softmaxes[m] for m in anytime_reference.in_the_mean(index + 1, policy.replaces)]
+            mean = torch.stack(held).mean(0)
             tempered = (mean.log() / policy.temperatures[index]).softmax(0)
             best, second = sorted(tempered.tolist(), reverse=True)[:2]
-            votes = [int(softmax.argmax()) for softmax in softmaxes].count(int(mean.argmax()))
+            votes = [int(softmax.argmax()) for softmax in held].count(int(mean.argmax()))
             confidence = {
                 "max_probability": best,
                 "margin": best - second,
                 "entropy": 1 + sum(p * math.log(p) for p in tempered.tolist()) / math.log(4),
-                "agreement": (max(votes - 1, 0) + best) / (index + 1),
+                "agreement": (max(votes - 1, 0) + best) / len(held),
             }[policy.confidence]
             if policy.monotone and kept is not None and kept[1] > confidence:
                 mean, confidence = kept
@@ -469,18 +472,18 @@ def test_the_loader_elsewhere_decides_as_the_policy_says(cascade: Path, small_ne
     images = torch.randn(60, *SMALL_SHAPE)
     np.save(tmp_path / "images.npy", images.numpy())
     cases: dict[Path, tuple[ExitPolicy, torch.Tensor, torch.Tensor]] = {}
-    for confidence in CONFIDENCES:
-        for monotone in (False, True):
-            options = {"order": ORDER, "confidence": confidence, "temperatures": TEMPERATURES, "monotone": monotone}
-            predictions, sure = literal(small_networks, ExitPolicy(thresholds=(0.0, 0.0), **options), images)
-            policy = ExitPolicy(thresholds=(float(sure[0].quantile(0.7)), float(sure[1].quantile(0.6))), **options)
-            folder = with_policy(cascade, tmp_path / f"{confidence} {monotone}", policy)
-            cases[folder] = policy, predictions, sure
+    for confidence, monotone, replaces in itertools.product(CONFIDENCES, (False, True), ((), (None, None, 0))):
+        options = {"order": ORDER, "confidence": confidence, "temperatures": TEMPERATURES, "monotone": monotone}
+        options["replaces"] = replaces
+        predictions, sure = literal(small_networks, ExitPolicy(thresholds=(0.0, 0.0), **options), images)
+        policy = ExitPolicy(thresholds=(float(sure[0].quantile(0.7)), float(sure[1].quantile(0.6))), **options)
+        folder = with_policy(cascade, tmp_path / f"{confidence} {monotone} {len(replaces)}", policy)
+        cases[folder] = policy, predictions, sure
     subprocess.run(
         [sys.executable, "-c", ELSEWHERE, cascade, tmp_path / "images.npy", *cases],
         check=True, timeout=120, cwd=tmp_path,
     )  # fmt: skip
-    modules = {f"m{index}": small_networks[name] for index, name in enumerate(ORDER)}
+    modules = {f"m{index}": copy.deepcopy(small_networks[name]) for index, name in enumerate(ORDER)}
     for folder, (policy, predictions, sure) in cases.items():
         answer = np.load(folder / "answer.npz")
         thresholds = torch.tensor([*policy.thresholds, 0.0])[:, None]
@@ -492,6 +495,7 @@ def test_the_loader_elsewhere_decides_as_the_policy_says(cascade: Path, small_ne
         np.testing.assert_allclose(answer["confidence"], sure[exits, rows], atol=1e-5)
         assert answer["flops"].tolist() == [(3, 23, 123)[index] for index in exits]
         assert answer["sizes"].tolist() == [[60], [int((exits > 0).sum())], [int((exits > 1).sum())]]
+        modules["m0"].version_of = "m2" if policy.replaces else "m0"
         predictor = AnytimePredictor(modules, order=tuple(modules), input_shape=SMALL_SHAPE)
         predictor.set_policy(replace(policy, order=tuple(modules)))
         ours = predictor(images)
@@ -598,6 +602,9 @@ def first_file(name: str):
         (lambda content: content["policy"].update(temperatures=[1.0, 0.0, 1.0]), "policy.temperatures is damaged"),
         (lambda content: content["policy"].update(thresholds=[0.5, -1]), "policy.thresholds is damaged"),
         (lambda content: content["policy"].update(monotone=1), "policy.monotone is damaged"),
+        (lambda content: content["policy"].update(replaces=[None, 0]), "policy.replaces is damaged"),
+        (lambda content: content["policy"].update(replaces=[None, None, 2]), "policy.replaces is damaged"),
+        (lambda content: content["policy"].update(replaces=[None, 0, 0]), "policy.replaces is damaged"),
         (lambda content: content.update(input_shape=[3, "2"]), "input_shape is damaged"),
         (lambda content: content.update(num_classes=1), "num_classes is damaged"),
     ],

@@ -25,7 +25,9 @@ def truncated_exits(
         norm_data: Batches of inputs on which the truncations' batch norm statistics are estimated again.
 
     Returns:
-        For a member ``a`` with learned widths ``a@25%``, ``a@50%``, ``a@75%`` and ``a``; the others alone.
+        For a member ``a`` with learned widths ``a@25%``, ``a@50%``, ``a@75%`` and ``a``; the others alone. Truncations
+        have an attribute ``version_of``, the member's name, by which an :class:`AnytimePredictor` knows that the mean
+        of the members so far holds the last version of each.
 
     Raises:
         SuperWeightError: No member with learned widths, a fraction that is none, two that are equal.
@@ -50,7 +52,8 @@ def truncated_exits(
     for name, module in members.items():
         if adaptive_widths(module):
             for fraction in sorted(fractions):
-                exits[f"{name}@{_percent(fraction)}%"] = truncate(module, fraction=fraction, norm_data=norm_data)
+                exits[f"{name}@{_percent(fraction)}%"] = cut = truncate(module, fraction=fraction, norm_data=norm_data)
+                cut.version_of = name  # type: ignore[assignment]
         exits[name] = module
     if len(exits) == len(members):
         raise SuperWeightError("no member has learned widths to truncate")

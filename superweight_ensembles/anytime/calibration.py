@@ -20,7 +20,7 @@ from torch import Tensor
 
 from superweight_ensembles.anytime.confidence import fit_temperature
 from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.anytime.running import exits_of
+from superweight_ensembles.anytime.running import exits_of, means_of
 from superweight_ensembles.errors import SuperWeightError
 
 MIN_SAMPLES = 100
@@ -84,7 +84,9 @@ def play(probabilities: Tensor, policy: ExitPolicy) -> Outcome:
         >>> play(softmax, policy).exits, play(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
     """
-    predictions, sure = exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone)
+    predictions, sure = exits_of(
+        probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces
+    )
     limits = torch.tensor([*policy.thresholds, -math.inf], dtype=sure.dtype, device=sure.device)
     leaves = (sure >= limits[:, None]).to(torch.uint8).argmax(0)
     rows = torch.arange(len(leaves), device=leaves.device)
@@ -101,6 +103,7 @@ def fit_policy(
     confidence: str = "margin",
     temperature: bool = True,
     monotone: bool = False,
+    replaces: tuple[int | None, ...] = (),
 ) -> ExitPolicy:
     """The policy that meets a target on held-out samples.
 
@@ -114,6 +117,7 @@ def fit_policy(
         confidence: A name of :data:`CONFIDENCES`.
         temperature: Whether each exit's temperature is fitted too.
         monotone: Whether an earlier, surer prediction stands.
+        replaces: As :class:`ExitPolicy` has it.
 
     Raises:
         SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
@@ -122,10 +126,13 @@ def fit_policy(
     if not bool(probabilities.isfinite().all()):
         broken = [name for name, own in zip(order, probabilities) if not bool(own.isfinite().all())]
         raise SuperWeightError(f"members {', '.join(broken)} answer NaN on held-out samples: check images and training")
-    running_means, _ = exits_of(probabilities, "max_probability", (1.0,) * len(order), False)
+    running_means = means_of(probabilities, replaces)
     temperatures = tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in running_means)
-    shape = {"order": order, "confidence": confidence, "temperatures": temperatures, "monotone": monotone}
-    _, sure = exits_of(probabilities, confidence, temperatures, monotone)
+    shape = {
+        "order": order, "confidence": confidence, "temperatures": temperatures, "monotone": monotone,
+        "replaces": replaces,
+    }  # fmt: skip
+    _, sure = exits_of(probabilities, confidence, temperatures, monotone, replaces)
 
     def policy_at(log_rate: float) -> ExitPolicy:
         return ExitPolicy(**shape, thresholds=thresholds_for(sure, exit_shares(len(order), math.exp(log_rate))))  # type: ignore[arg-type]
@@ -142,7 +149,7 @@ def fit_policy(
         if amount >= high:
             return none_leaves
         return policy_at(_bisect(lambda rate: play(probabilities, policy_at(rate)).mean_cost(costs) <= amount))
-    full = _full_accuracy(probabilities, labels)
+    full = _full_accuracy(probabilities, labels, replaces)
     grid = [_LOG_RATES[0] / 4 + step * (_LOG_RATES[1] - _LOG_RATES[0]) / 4 / 100 for step in range(101)]
     for policy in (*map(policy_at, (_LOG_RATES[0], *grid)), none_leaves):  # from the cheapest up
         if play(probabilities, policy).accuracy(labels) >= full - amount:  # need not rise with every step
@@ -222,13 +229,13 @@ def describe(
 ) -> Calibration:
     """What a policy does to the samples that it was fitted on."""
     outcome = play(probabilities, policy)
-    predictions, _ = exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone)
+    predictions, _ = exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces)
     counts = torch.bincount(outcome.exits, minlength=len(flops)).double() / len(labels)
     return Calibration(
         num_samples=len(labels),
         target=target,
         accuracy=outcome.accuracy(labels),
-        full_accuracy=_full_accuracy(probabilities, labels),
+        full_accuracy=_full_accuracy(probabilities, labels, policy.replaces),
         flops=outcome.mean_cost([float(value) for value in flops]),
         full_flops=sum(flops),
         exits=tuple(counts.tolist()),
@@ -236,9 +243,9 @@ def describe(
     )
 
 
-def _full_accuracy(probabilities: Tensor, labels: Tensor) -> float:
+def _full_accuracy(probabilities: Tensor, labels: Tensor, replaces: tuple[int | None, ...]) -> float:
     """Of the mean of all members, added up as the cascade does."""
-    means, _ = exits_of(probabilities, "max_probability", (1.0,) * len(probabilities), False)
+    means = means_of(probabilities, replaces)
     return float((means[-1].argmax(1) == labels).double().mean())
 
 

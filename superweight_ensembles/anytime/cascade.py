@@ -78,6 +78,7 @@ def run_cascade(
     policy: ExitPolicy | None,
     latencies: LatencyTable | None,
     deadline_ms: float | None,
+    replaces: tuple[int | None, ...] = (),
 ) -> AnytimeAnswer:
     """Run members in turn; samples leave when the policy lets them, or when the next member would end too late."""
     began = now(images)
@@ -88,7 +89,7 @@ def run_cascade(
     slow = 1.0
     for index, name in enumerate(names):
         entered = now(images) if latencies is not None else 0.0
-        running = run_member(modules[name], images, running)
+        running = run_member(modules[name], images, running, replaces)
         prediction, sure = _judge(running, policy, index)
         last = index == len(names) - 1
         if latencies is not None:
@@ -115,6 +116,7 @@ def run_within_budget(
     images: Tensor,
     budget: float,
     policy: ExitPolicy | None,
+    replaces: tuple[int | None, ...] = (),
 ) -> AnytimeAnswer:
     """Run members in turn; after each, as many samples go on as the batch's budget pays for: the least sure ones."""
     counts = samples_per_member(len(images), list(flops.values()), budget)
@@ -123,7 +125,7 @@ def run_within_budget(
     rows: Tensor | None = None
     running: Running | None = None
     for index, name in enumerate(modules):
-        running = run_member(modules[name], images, running)
+        running = run_member(modules[name], images, running, replaces)
         prediction, sure = _judge(running, policy, index)
         left = counts[index + 1] if index + 1 < len(counts) else 0
         if left == 0:

@@ -16,7 +16,7 @@ from superweight_ensembles.anytime.calibration import fit_policy, play, worsenin
 from superweight_ensembles.anytime.latency import now
 from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.anytime.predictor import AnytimePredictor
-from superweight_ensembles.anytime.running import exits_of
+from superweight_ensembles.anytime.running import exits_of, means_of
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.evaluation.predictions import Predictions
@@ -149,9 +149,14 @@ def measure_curves(
     probabilities, labels = answered.of(predictor.order), answered.labels
     flops = list(predictor.flops.values())
     costs = [float(value) for value in flops]
-    options = {"confidence": confidence, "temperature": temperature, "monotone": monotone}
+    options: dict[str, Any] = {
+        "confidence": confidence,
+        "temperature": temperature,
+        "monotone": monotone,
+        "replaces": predictor.replaces,
+    }
     policies = [
-        fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)  # type: ignore[arg-type]
+        fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)
         for amount in _spread(costs[0], sum(costs), num_points)
     ]
     batches = _timed_batches(test, batch_size, timed_images, predictor.device)
@@ -167,7 +172,7 @@ def measure_curves(
         )
         for outcome, latency in zip(outcomes, cascade_ms)
     ]
-    means, _ = exits_of(probabilities, "max_probability", (1.0,) * len(flops), False)
+    means = means_of(probabilities, predictor.replaces)
     stream = [
         CurvePoint(
             flops=float(sum(flops[: index + 1])), latency_ms=stream_ms[index], members_used=index + 1,
@@ -176,7 +181,7 @@ def measure_curves(
         for index, mean in enumerate(means)
     ]  # fmt: skip
     chance = 1 / probabilities.shape[2]
-    predictions, _ = exits_of(probabilities, chosen.confidence, chosen.temperatures, chosen.monotone)
+    predictions, _ = exits_of(probabilities, chosen.confidence, chosen.temperatures, chosen.monotone, chosen.replaces)
     singles = [
         {"name": name, "flops": cost, "latency_ms": latency, **_quality(own, labels)}
         for name, cost, latency, own in zip(predictor.order, flops, alone_ms, probabilities)

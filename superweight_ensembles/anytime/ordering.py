@@ -22,7 +22,11 @@ def order_by_cost(flops: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def order_greedily(
-    names: Sequence[str], probabilities: Tensor, labels: Tensor, flops: Mapping[str, int]
+    names: Sequence[str],
+    probabilities: Tensor,
+    labels: Tensor,
+    flops: Mapping[str, int],
+    version_of: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
     """Each time the member that adds most accuracy a FLOP to the mean of those before it.
 
@@ -31,21 +35,31 @@ def order_greedily(
         probabilities: Their softmax (M, N, K) on held-out samples.
         labels: (N,).
         flops: An image, of each.
+        version_of: The network that a member is a version of: a dearer version takes the place of a cheaper one, and
+            a cheaper one has no place after it. None where each is its own.
 
     Returns:
         Names; the first is the one with most accuracy above chance a FLOP.
     """
+    network = {name: (version_of or {}).get(name, name) for name in names}
     left = {name: probabilities[index] for index, name in enumerate(names)}
-    total, accuracy = probabilities.new_zeros(probabilities.shape[1:]), 1 / probabilities.shape[2]
+    nothing = probabilities.new_zeros(probabilities.shape[1:])
+    total, accuracy = nothing, 1 / probabilities.shape[2]
+    held: dict[str, Tensor] = {}
     order: list[str] = []
     while left:
-        found = {
-            name: float(((total + own).argmax(1) == labels).double().mean()) - accuracy for name, own in left.items()
-        }
+        totals = {name: total - held.get(network[name], nothing) + own for name, own in left.items()}
+        found = {name: float((added.argmax(1) == labels).double().mean()) - accuracy for name, added in totals.items()}
         # A loss is counted in full, not a FLOP: else the costliest member would be the least bad.
         best = max(found, key=lambda name: found[name] / max(flops[name], 1) if found[name] > 0 else found[name])
         order.append(best)
-        total, accuracy = total + left.pop(best), accuracy + found[best]
+        total, accuracy = totals[best], accuracy + found[best]
+        held[network[best]] = left[best]
+        left = {
+            name: own
+            for name, own in left.items()
+            if name != best and (network[name] != network[best] or flops[name] > flops[best])
+        }
     return tuple(order)
 
 

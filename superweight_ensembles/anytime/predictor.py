@@ -23,7 +23,7 @@ from superweight_ensembles.anytime.inputs import (
 )
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
-from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.policy import VERSION_OF, ExitPolicy, replaced_exits
 from superweight_ensembles.anytime.running import run_member
 from superweight_ensembles.anytime.saving import read_predictor, write_predictor
 from superweight_ensembles.batches import checked_batch
@@ -54,6 +54,10 @@ class ExitStep:
 
 class AnytimePredictor:
     """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
+
+    Answers are means over the members so far. A module whose attribute ``version_of`` is another's name, as
+    :func:`truncated_exits` gives it to truncations, is a version of that network: of several versions that have run,
+    the last one alone is in the mean.
 
     Args:
         ensemble: Materialised here; later training of it is not seen. Or plain networks by name, which are copied.
@@ -100,6 +104,8 @@ class AnytimePredictor:
         for name in self._order if isinstance(self._order, tuple) else names:
             module = copy.deepcopy(members[name]) if self._ensemble is None else self._ensemble.materialize(name)
             self.modules[name] = module.eval().requires_grad_(False)
+        marked = {name: getattr(module, VERSION_OF, name) for name, module in self.modules.items()}
+        self._version_of = {name: network for name, network in marked.items() if network != name}
         self.policy: ExitPolicy | None = None
         self.calibration: Calibration | None = None
         self._flops: dict[str, int] | None = None
@@ -111,7 +117,7 @@ class AnytimePredictor:
         if loader is not None:
             table = self.predict(loader)
             names = tuple(self.modules)
-            self._set_order(order_greedily(names, table.of(names), table.labels, self.flops))
+            self._set_order(order_greedily(names, table.of(names), table.labels, self.flops, self._version_of))
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -134,6 +140,16 @@ class AnytimePredictor:
         self._check_measured()
         assert self._flops is not None
         return dict(self._flops)
+
+    @property
+    def replaces(self) -> tuple[int | None, ...]:
+        """Of each exit, the earlier one that it takes the place of in the mean; empty where none does."""
+        return replaced_exits(tuple(self.modules), self._version_of)
+
+    @property
+    def version_of(self) -> dict[str, str]:
+        """The network that each exit is a version of, where it is not its own."""
+        return dict(self._version_of)
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -205,13 +221,13 @@ class AnytimePredictor:
         policy = self.policy if early_exit is not False else None
         if batch_flops is not None:
             check_amount("batch_flops", batch_flops, "FLOPs")
-            return run_within_budget(self.modules, self.flops, images, batch_flops, self.policy)
+            return run_within_budget(self.modules, self.flops, images, batch_flops, self.policy, self.replaces)
         latencies = None
         if deadline_ms is not None:
             check_amount("deadline_ms", deadline_ms, "milliseconds")
             latencies = self._latency_table(images[:1])
             latencies.measure(len(images))
-        return run_cascade(self.modules, self.flops, images, policy, latencies, deadline_ms)
+        return run_cascade(self.modules, self.flops, images, policy, latencies, deadline_ms, self.replaces)
 
     def predict(self, loader: Loader | Predictions) -> Predictions:
         """The table that thresholds are fitted on: every member run once on every sample.
@@ -291,6 +307,7 @@ class AnytimePredictor:
             confidence=confidence,
             temperature=temperature,
             monotone=monotone,
+            replaces=self.replaces,
         )
         self.calibration = describe(probabilities, labels, self.policy, list(self.flops.values()), (what, amount))
         return self.calibration
@@ -305,6 +322,11 @@ class AnytimePredictor:
             raise SuperWeightError(f"policy must be an ExitPolicy (ExitPolicy.from_dict reads one); got {policy!r:.80}")
         if policy.order != self.order:
             raise SuperWeightError(f"the policy is for {list(policy.order)}; this predictor runs {list(self.order)}")
+        if policy.replaces != self.replaces:
+            raise SuperWeightError(
+                f"in the policy, exits take the place of {list(policy.replaces)}; in this predictor, of "
+                f"{list(self.replaces)}"
+            )
         self.policy, self.calibration = policy, None
 
     def measure(self, batch_size: int, input_shape: Sequence[int] | None = None) -> dict[str, float]:
@@ -374,10 +396,10 @@ class AnytimePredictor:
         running, flops = None, 0
         for name, module in self.modules.items():
             with torch.inference_mode():
-                running = run_member(module, images, running)
+                running = run_member(module, images, running, self.replaces)
                 mean = running.mean
             flops += self.flops[name]
-            yield ExitStep(member=name, members_used=len(running.answers), flops=flops, probabilities=mean)
+            yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
     def _latency_table(self, image: Tensor) -> LatencyTable:
         if self._latencies is None:

@@ -95,6 +95,7 @@ class OnnxCascade:
         self.temperatures: tuple[float, ...] = tuple(policy["temperatures"])
         self.thresholds = tuple(math.inf if value is None else float(value) for value in policy["thresholds"])
         self.monotone: bool = policy["monotone"]
+        self.replaces = tuple(policy.get("replaces") or [None] * len(self.members))
         chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
         self.sessions = [_session(folder, member, session_options, chosen) for member in content["members"]]
 
@@ -116,16 +117,14 @@ class OnnxCascade:
             flops=np.zeros(size, np.int64),
         )
         left = np.arange(size)
-        total = np.zeros((size, self.num_classes), np.float32)
-        classes = np.zeros((size, 0), np.int64)  # what each member so far answers
-        kept, kept_confidence = total, np.full(size, -np.inf, np.float32)
+        parts: dict[int, np.ndarray] = {}  # what is in the mean, by member
+        kept = np.zeros((size, self.num_classes), np.float32)
+        kept_confidence = np.full(size, -np.inf, np.float32)
         for index in range(last + 1):
             if not left.size:
                 break
-            own = self._probabilities(index, images)
-            total = total + own
-            classes = np.concatenate([classes, own.argmax(1)[:, None]], axis=1)
-            mean = total / np.float32(index + 1)
+            mean = self._add(parts, index, images)
+            classes = np.stack([part.argmax(1) for part in parts.values()], axis=1)
             confidence = self._confidence(index, mean, classes)
             earlier = kept_confidence > confidence if self.monotone else np.full(left.size, False)
             kept = np.where(earlier[:, None], kept, mean)
@@ -137,7 +136,7 @@ class OnnxCascade:
             answer.members_used[rows] = index + 1
             answer.confidence[rows] = kept_confidence[leave]
             answer.flops[rows] = sum(self.flops[: index + 1])
-            left, images, total, classes = left[stay], images[stay], total[stay], classes[stay]
+            left, images, parts = left[stay], images[stay], {one: part[stay] for one, part in parts.items()}
             kept, kept_confidence = kept[stay], kept_confidence[stay]
         return answer
 
@@ -151,11 +150,22 @@ class OnnxCascade:
             ValueError: Another shape or type.
         """
         self._check(images)
-        total = np.zeros((len(images), self.num_classes), np.float32)
+        mean = np.zeros((len(images), self.num_classes), np.float32)
+        parts: dict[int, np.ndarray] = {}
         for index, name in enumerate(self.members):
             if len(images):
-                total = total + self._probabilities(index, images)
-            yield Step(name, total / np.float32(index + 1), sum(self.flops[: index + 1]))
+                mean = self._add(parts, index, images)
+            yield Step(name, mean, sum(self.flops[: index + 1]))
+
+    def _add(self, parts: dict[int, np.ndarray], index: int, images: np.ndarray) -> np.ndarray:
+        """Run one more member, which may take the place of an earlier one; the mean by now."""
+        own = self._probabilities(index, images)
+        parts.pop(self.replaces[index], None)
+        parts[index] = own
+        total = np.zeros((len(images), self.num_classes), np.float32)
+        for part in parts.values():
+            total = total + part
+        return total / np.float32(len(parts))
 
     def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
         (logits,) = self.sessions[index].run(["logits"], {"images": images})
@@ -179,7 +189,7 @@ class OnnxCascade:
             nats = -(tempered * np.log(np.maximum(tempered, _TINY))).sum(1)
             return np.maximum(1 - nats / np.float32(math.log(self.num_classes)), 0)
         votes = (classes == mean.argmax(1)[:, None]).sum(1).astype(np.float32)
-        return (np.maximum(votes - 1, 0) + best) / np.float32(index + 1)
+        return (np.maximum(votes - 1, 0) + best) / np.float32(classes.shape[1])
 
     def _check(self, images: np.ndarray) -> None:
         expected = f"images must be a float32 array (B, {', '.join(map(str, self.input_shape))})"
@@ -221,6 +231,7 @@ def _read(path: Path) -> dict[str, Any]:
     _expect(path, "policy.temperatures", _numbers(temperatures, len(members)) and min(temperatures) > 0)
     floats = [math.inf if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
     _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1) and min(floats or [0]) >= 0)
+    _expect(path, "policy.replaces", _is_replacing(policy.get("replaces", []), len(members)))
     shape, classes = content.get("input_shape"), content.get("num_classes")
     _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
     _expect(path, "num_classes", _is_count(classes) and classes > 1)
@@ -245,6 +256,14 @@ def _is_member(value: Any) -> bool:
         and _is_count(value.get("bytes"))
         and isinstance(value.get("sha256"), str)
     )
+
+
+def _is_replacing(values: Any, count: int) -> bool:
+    if not isinstance(values, list) or len(values) not in (0, count):
+        return False
+    taken = [value for value in values if value is not None]
+    earlier = (value is None or (_is_count(value) and value < index) for index, value in enumerate(values))
+    return all(earlier) and len(set(taken)) == len(taken)
 
 
 def _numbers(values: Any, count: int) -> bool:
