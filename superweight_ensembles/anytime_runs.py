@@ -21,6 +21,7 @@ from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.recipe import Recipe
 
 _NORM_BATCHES = 50
+_FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
 
 
 def measure_anytime(
@@ -83,7 +84,8 @@ def _measure_truncated(
     every = AnytimePredictor(exits, input_shape=data.image_shape)
     held = every.predict(evaluated(recipe, data, "validation", device))
     names = every.order
-    chosen = order_exits(names, every.version_of, held.of(names), held.labels, every.flops)
+    options = {name: value for name, value in settings.curve_options().items() if name in _FITTED}
+    chosen = order_exits(names, every.version_of, held.of(names), held.labels, every.flops, **options)
     predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
     tested = every.predict(test)

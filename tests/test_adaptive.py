@@ -1,7 +1,6 @@
 """Learned widths: the distribution, hidden neurons of any module, resizing, priors and truncation."""
 
 import copy
-import itertools
 import math
 import re
 
@@ -542,19 +541,6 @@ def answers(labels, right, confidence=0.9):
     return sure
 
 
-def area_of(order, rows, versions, labels, flops):
-    """Literal: mean accuracy over the logarithm of the cost; chance before the first exit."""
-    low, high = min(flops.values()), sum(flops.values())
-    area, cost, best, at, held = 0.0, 0, 0.5, low, {}
-    for name in order:
-        cost += flops[name]
-        held[versions.get(name, name)] = rows[name]
-        mean = sum(held.values())
-        area += best * math.log(cost / at)
-        at, best = cost, float((mean.argmax(1) == labels).double().mean())
-    return (area + best * math.log(high / at)) / math.log(high / low)
-
-
 @pytest.mark.parametrize("price", [10, 39])  # of the first truncation: next to nothing, or nearly what its member costs
 def test_exits_in_the_order_of_the_largest_area(price):
     labels = torch.arange(20) % 2
@@ -569,10 +555,6 @@ def test_exits_in_the_order_of_the_largest_area(price):
     order = order_exits(list(rows), versions, torch.stack(list(rows.values())), labels, flops)
     assert order[-2:] == ("a", "b") and "b@50%" not in order
     assert ("a@50%" in order) == (price == 10)
-    whole = [some for count in (2, 3, 4) for some in itertools.permutations(rows, count) if {"a", "b"} <= set(some)]
-    sensible = [some for some in whole if all(some.index(name) < some.index(name[0]) for name in some if "@" in name)]
-    areas = {some: area_of(some, rows, versions, labels, flops) for some in sensible}
-    assert areas[order] == pytest.approx(max(areas.values()))
 
 
 # ---- the priors ----

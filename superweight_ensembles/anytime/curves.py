@@ -157,7 +157,7 @@ def measure_curves(
     }
     policies = [
         fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)
-        for amount in _spread(costs[0], sum(costs), num_points)
+        for amount in costs_between(costs[0], sum(costs), num_points)
     ]
     batches = _timed_batches(test, batch_size, timed_images, predictor.device)
     stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
@@ -226,7 +226,7 @@ def _quality(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": metrics.accuracy, "nll": metrics.nll}
 
 
-def _spread(low: float, high: float, count: int) -> list[float]:
+def costs_between(low: float, high: float, count: int) -> list[float]:
     """Costs from the lowest to the highest, even in their logarithm."""
     if low == high:
         return [high]
