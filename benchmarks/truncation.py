@@ -18,7 +18,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -34,13 +33,13 @@ from torch.optim.swa_utils import update_bn
 
 import superweight_ensembles as swe
 from superweight_ensembles.adaptive import adaptive_widths, freeze_widths, truncate
+from superweight_ensembles.adaptive.restoring import adopt_widths, drop_importance
 from superweight_ensembles.architecture import HiddenLayer, recall_architecture
 from superweight_ensembles.comparison.compare import with_seed
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.planning import count_parameters
 from superweight_ensembles.provenance import provenance
 from superweight_ensembles.recipe import Recipe, parse_recipe
-from superweight_ensembles.registry import build_architecture
 from superweight_ensembles.storage.files import write_json
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)
@@ -80,8 +79,10 @@ def run_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:
     freeze_widths(learned)
     made = recall_architecture(learned)
     assert made is not None, "a recipe's members are built by name"
-    torch.manual_seed(seed)
-    plain = build_architecture(replace(made, hidden=tuple(replace(one, learned=None) for one in made.hidden)))
+    (plain,) = recipe.build_members().values()
+    widths = {name: (width.width, float(width.rate)) for name, width in adaptive_widths(learned).items()}
+    adopt_widths(plain, widths, torch.Generator().manual_seed(seed))
+    drop_importance(plain)
     fixed = trained(recipe, plain, data)
     batches = [images for (images, _), _ in zip(data.loader("train", 256), range(NORM_BATCHES))]
     test = list(data.loader("test", 500))

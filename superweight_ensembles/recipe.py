@@ -116,6 +116,9 @@ class Recipe(Strict):
                 raise ValueError(f"{key} does nothing: give a member adaptive: {{pairs: ...}}, or leave it out")
         if self.anytime is not None and self.anytime.truncations and not learns:
             raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
+        dropped = self.learn_widths is not None and not self.learn_widths.keep_importance
+        if dropped and self.anytime is not None and self.anytime.truncations:
+            raise ValueError("anytime.truncations need learn_widths.keep_importance: true: leave one of them out")
         if learns and self.learn_widths is None and self.sharing.clusters != "none":
             raise ValueError(
                 "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "

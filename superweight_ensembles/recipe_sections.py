@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from superweight_ensembles.adaptive.distribution import BOUNDS, QUANTILE
 from superweight_ensembles.search import LEARNING
@@ -56,9 +56,12 @@ class WidthStageRecipe(Strict):
 
     Attributes:
         epochs: Of that training; all else is as ``training`` says.
+        keep_importance: Whether neurons still count less and less in the networks that are trained then, so that these
+            can be truncated. Without, they are plain networks of the widths learned, which are more accurate whole.
     """
 
     epochs: StrictInt = Field(ge=1, le=10**6)
+    keep_importance: StrictBool = True
 
 
 _SEARCH_KEYS = (

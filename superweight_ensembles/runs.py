@@ -22,7 +22,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -314,6 +314,8 @@ def _train_arm(
         options, config = {}, recipe.training.without_distillation()
     if recipe.learn_widths is None:
         options["width_loss"] = recipe.width_loss
+    else:
+        config = replace(config, width_rate=1.0)  # it was that of the stage before
     result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
 
     def write() -> None:

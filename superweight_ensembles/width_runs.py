@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from superweight_ensembles.adaptive.resizing import adaptive_widths
-from superweight_ensembles.adaptive.restoring import adopt_widths
+from superweight_ensembles.adaptive.restoring import adopt_widths, drop_importance
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
@@ -39,7 +39,8 @@ def learned_members(
     progress: Callable[[TrainProgress], None] | None,
     processes: Processes,
 ) -> dict[str, nn.Module]:
-    """Members with the widths that they learn in this stage, or have learned before: frozen, with new start values.
+    """Members with the widths that they learn in this stage, or have learned before: with new start values; frozen,
+    or plain where the recipe keeps no importance.
 
     Args:
         recipe: Of the run.
@@ -49,6 +50,7 @@ def learned_members(
         progress: Called after every step.
         processes: Of the job.
     """
+    assert recipe.learn_widths is not None, "there is such a stage"
     own = folder / WIDTHS_FOLDER
     if not processes.first((own / _FILE).is_file):
         ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
@@ -71,6 +73,8 @@ def learned_members(
     for name, module in fresh.items():
         if adaptive_widths(module):
             adopt_widths(module, learned.get(name, {}), torch.Generator().manual_seed(recipe.seed))
+            if not recipe.learn_widths.keep_importance:
+                drop_importance(module)
     return fresh
 
 

@@ -2,16 +2,19 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from figure_checks import with_gid
 
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.adaptive import adaptive_widths
+from superweight_ensembles.adaptive.restoring import adopt_widths, drop_importance
 from superweight_ensembles.figures import draw_run
 from superweight_ensembles.figures.anytime_figure import anytime_curves
 from superweight_ensembles.recipe import load_recipe, parse_recipe
@@ -65,6 +68,40 @@ def test_widths_are_learned_then_shared_inside_the_budget(tmp_path):
     assert results["widths"] == [{"epoch": record["epoch"], "widths": record["widths"]} for record in log]
     assert "width_history" in {path.stem for path in draw_run(results, shared.plan, tmp_path / "figures")}
     assert "Widths while they were learned" in write_report(tmp_path / "run").read_text()
+
+
+def test_without_importance_members_are_plain_networks_of_the_learned_widths(tmp_path):
+    recipe = recipe_of(
+        learn_widths={"epochs": 2, "keep_importance": False}, training={**CONTENT["training"], "width_rate": 0.5},
+        anytime=None,
+    )  # fmt: skip
+    train_run(recipe, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "widths" / "widths.json").read_text())["members"]["a"]
+    for arm in ("shared", "independent"):
+        member = swe.SuperWeightEnsemble.load(tmp_path / "run" / arm / "ensemble").materialize("a")
+        assert adaptive_widths(member) == {}
+        assert {path: member.get_submodule(path).out_channels for path in found} == {
+            path: one["width"] for path, one in found.items()
+        }
+    assert evaluate_run(tmp_path / "run")["widths"][-1]["widths"]["a"] == {k: one["width"] for k, one in found.items()}
+
+
+@pytest.mark.parametrize("width", [3, 16, 40])
+def test_adopted_widths_start_as_if_the_network_had_been_made_with_them(width):
+    torch.manual_seed(0)
+    network = swe.make_adaptive(swe.wide_resnet(10, 1, 4), [("stages.0.0.conv1", "stages.0.0.conv2")])
+    before = network.get_submodule("stages.0.0.conv2").weight.std().item()
+    adopt_widths(network, {"stages.0.0.conv1": (width, 0.1)}, torch.Generator().manual_seed(1))
+    weight = network.get_submodule("stages.0.0.conv2").weight
+    assert weight.shape[1] == width
+    assert weight.std().item() == pytest.approx(before * math.sqrt(16 / width), rel=0.1)
+    for part in weight.split(8, 1):
+        assert part.std().item() == pytest.approx(before * math.sqrt(16 / width), rel=0.15)
+    drop_importance(network)
+    plain = swe.SuperWeightEnsemble({"a": network}, plan=swe.independent_plan({"a": network})).materialize("a")
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(plain.eval()(images), network.eval()(images))
+    assert adaptive_widths(plain) == {}
 
 
 def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path):
@@ -125,6 +162,10 @@ def test_yaml_round_trip():
         ({"learn_widths": None}, "widths change only while nothing is shared: learn them first"),
         ({"members": [{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}]}, "learn_widths does nothing"),
         ({"learn_widths": {"epochs": 0}}, r"learn_widths\.epochs"),
+        (
+            {"learn_widths": {"epochs": 1, "keep_importance": False}, "anytime": {"truncations": [0.5]}},
+            "anytime.truncations need learn_widths.keep_importance: true",
+        ),
         ({"learn_widths": {"epochs": 1, "epoch": 1}}, "learn_widths: unknown key 'epoch': did you mean 'epochs'"),
         ({"width_loss": {"prior_rte": 1}}, "width_loss: unknown key 'prior_rte': did you mean 'prior_rate'"),
         ({"width_loss": {"prior_rate": -1}}, "width_loss: .*prior_rate must be positive"),

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from superweight_ensembles.adaptive.distribution import ATTRIBUTE, MOST_WIDTH, AdaptiveWidth
-from superweight_ensembles.adaptive.resizing import attach_width, freeze_widths, learned_places, place_of, set_width
+from superweight_ensembles.adaptive.resizing import (
+    attach_width,
+    detach_width,
+    freeze_widths,
+    learned_places,
+    place_of,
+    set_width,
+)
 from superweight_ensembles.adaptive.tracing import hidden_layer_of, is_resizable, neuron_axis, num_inputs, num_outputs
-from superweight_ensembles.architecture import HiddenLayer
+from superweight_ensembles.architecture import HiddenLayer, recall_architecture, remember_architecture
 from superweight_ensembles.errors import SuperWeightError
 
 
@@ -62,7 +70,7 @@ def adopt_widths(
     """Give a network whose widths are learned those that another of its kind has learned, and freeze them.
 
     Start values are as if the network had been made with these widths: weights that read a width are scaled by the
-    square root of how much less, or more, they read.
+    square root of how much less, or more, they read, and those of new neurons drawn with the same deviation.
 
     Args:
         module: As built; changed in place.
@@ -81,8 +89,26 @@ def adopt_widths(
         place, width = places[name]
         if not width.bounds[0] <= size <= width.bounds[1] or not 0 < rate < math.inf:
             raise SuperWeightError(f"{name!r}: no width of {size} and rate {rate} within {width.bounds}")
-        weight: Any = place.consumer.weight
-        weight.mul_(math.sqrt(width.width / size))
+        consumer: Any = place.consumer
+        before, axis = width.width, next(axis for layer, _, axis in reversed(list(place.held())) if layer is consumer)
+        deviation = float(consumer.weight.float().std(correction=0)) * math.sqrt(before / size)
+        consumer.weight.mul_(math.sqrt(before / size))
         set_width(place, size, generator=generator)
+        if size > before:
+            new = consumer.weight.narrow(axis, before, size - before)
+            new.copy_(torch.randn(new.shape, generator=generator) * deviation)
         width.set_rate(rate)
     freeze_widths(module)
+
+
+def drop_importance(module: nn.Module) -> None:
+    """Make learned widths plain ones: neurons count as they do in any network, and none is more important.
+
+    Args:
+        module: Changed in place; what it answers changes with it.
+    """
+    made = recall_architecture(module)
+    for place, _ in learned_places(module).values():
+        detach_width(place.consumer)
+    if made is not None:
+        remember_architecture(module, replace(made, hidden=tuple(replace(one, learned=None) for one in made.hidden)))
