@@ -2,13 +2,14 @@
 
     python benchmarks/adaptive_ensemble.py recipes/adaptive-cifar10.yaml --out benchmarks/results/adaptive-ensemble
 
-Arms: ``learned``, the recipe; ``sized``, the same members with hand-chosen widths, each as a whole narrowed or widened
-to at most the parameters that its learned one has; ``given``, the recipe's members at their own widths. All share a
-bank of as many parameters as the learned one's. The hand-chosen arms train for as many epochs as learning widths and
-training take together, and their members have no truncations. Areas under the cascades' curves are over one range of
-costs, up to the dearest ensemble: from where all arms have an exit, and from the cheapest exit of any (what an arm has
-no exit for counts as chance). Seeds are the outermost loop. The runs of seed 0 stay in OUT/ARM, without trained
-parameters, for ``superweights plot``; OUT/adaptive_ensemble.json has all seeds.
+Arms: ``learned``, the recipe; ``plain``, the same with plain networks of the learned widths; ``sized``, the same
+members with hand-chosen widths, each as a whole narrowed or widened to at most the parameters that its learned one has;
+``given``, the recipe's members at their own widths. All share a bank of as many parameters as the learned one's. The
+hand-chosen arms train for as many epochs as learning widths and training take together. All but the first have no
+truncations. Areas under the cascades' curves are over one range of costs, up to the dearest ensemble: from where all
+arms have an exit, and from the cheapest exit of any (what an arm has no exit for counts as chance). Seeds are the
+outermost loop. The runs of seed 0 stay in OUT/ARM, without trained parameters, for ``superweights plot``;
+OUT/adaptive_ensemble.json has all seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from superweight_ensembles.recipe import Recipe, parse_recipe
 from superweight_ensembles.runs import evaluate_run, train_run
 from superweight_ensembles.storage.files import write_json
 
-ARMS = ("learned", "sized", "given")
+ARMS = ("learned", "plain", "sized", "given")
 
 
 def main() -> None:
@@ -76,11 +77,23 @@ def run_seed(content: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
     folder = out / f"learned-seed-{seed}" / "shared" / "ensemble"
     ensemble = SuperWeightEnsemble.load(folder)
     learned = {name: count_parameters(ensemble.materialize(name)) for name in ensemble.member_names}
-    for arm in ARMS[1:]:
+    results["plain"] = evaluated(without_importance(recipe, ensemble.num_parameters), out, "plain")
+    for arm in ("sized", "given"):
         hand = by_hand(recipe, learned if arm == "sized" else None, ensemble.num_parameters)
         results[arm] = evaluated(hand, out, arm)
     keep(recipe, out)
     return {"seed": seed, "arms": compared(results), "seconds": time.perf_counter() - begin}
+
+
+def without_importance(recipe: Recipe, num_parameters: int) -> Recipe:
+    """The recipe with plain networks of the widths that it learns, in a bank of so many parameters."""
+    content = recipe.to_content()
+    changes = {
+        "learn_widths": {**content["learn_widths"], "keep_importance": False},
+        "sharing": {**content.get("sharing", {}), "budget": num_parameters},
+        "anytime": {key: value for key, value in content["anytime"].items() if key != "truncations"},
+    }
+    return parse_recipe({**content, **changes})
 
 
 def by_hand(recipe: Recipe, learned: Mapping[str, int] | None, num_parameters: int) -> Recipe:

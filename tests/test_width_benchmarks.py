@@ -103,9 +103,10 @@ def test_weights_of_zero_are_as_good_as_removed(rule: str) -> None:
 def test_hand_chosen_ensembles_are_as_large_as_the_learned_one(tmp_path: Path) -> None:
     recipe = parse_recipe(ENSEMBLE)
     found = adaptive_ensemble.run_seed(recipe.to_content(), tmp_path, 0)["arms"]
-    assert list(found) == ["learned", "sized", "given"]
+    assert list(found) == ["learned", "plain", "sized", "given"]
     learned = found["learned"]
-    for arm in ("sized", "given"):
+    assert found["plain"]["independent_parameters"] == learned["independent_parameters"]
+    for arm in ("plain", "sized", "given"):
         assert 0.98 * learned["num_parameters"] < found[arm]["num_parameters"] <= learned["num_parameters"]
         assert set(found[arm]["areas"]) == {"members"}
     assert 0.9 < found["sized"]["independent_parameters"] / learned["independent_parameters"] <= 1
@@ -115,5 +116,5 @@ def test_hand_chosen_ensembles_are_as_large_as_the_learned_one(tmp_path: Path) -
     assert set(learned["areas"]) == set(learned["areas_from_cheapest"]) == {"members", "truncated"}
     cheapest = min(point[0] for point in learned["curves"]["truncated"])
     assert cheapest < min(point[0] for point in found["given"]["curves"]["members"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "learned", "sized"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["given", "learned", "plain", "sized"]
     assert not list(tmp_path.rglob("*.safetensors"))
