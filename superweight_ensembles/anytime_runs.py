@@ -19,6 +19,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation import Predictions, predict
 from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.training.member_batches import training_loader
 
 _NORM_BATCHES = 50
 _FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
@@ -75,7 +76,7 @@ def _measure_truncated(
     """Stream and cascade of the members and their truncations, in the order that validation images choose."""
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
-    training = evaluated(recipe, data, "train", device)
+    training = training_loader(data, recipe.training, device)  # augmented: statistics of plain images are others
     batches = [images for (images, _), _ in zip(training, range(_NORM_BATCHES))]
     exits = truncated_exits(
         {name: ensemble.materialize(name).eval() for name in ensemble.member_names}, settings.truncations,

@@ -42,7 +42,8 @@ def truncate(
         fraction: Of every width, in (0, 1]; neurons are rounded up. Give this or ``widths``.
         widths: Neurons to keep: of all widths, or by the path of the layer that makes them; those left out keep all.
         norm_data: Batches of inputs, or (inputs, labels), on which batch norm statistics are estimated again, since
-            what follows a truncated width sees other numbers than in training.
+            what follows a truncated width sees other numbers than in training. Augmented as in training: statistics of
+            plain images may be so different that they cost more than they gain.
 
     Raises:
         SuperWeightError: No learned width, a path that is none, both or neither of ``fraction`` and ``widths``, no
