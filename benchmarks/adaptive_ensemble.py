@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells
+from cells import run_cells, spread
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime.curves import log_area
@@ -197,10 +197,6 @@ def table(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{', '.join(f'{kind} {area}' for kind, area in areas.items())}"
         )
     return lines
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.2f} +- {stdev(values) if len(values) > 1 else 0:.2f}"
 
 
 if __name__ == "__main__":

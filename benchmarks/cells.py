@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 Cell = TypeVar("Cell")
@@ -29,6 +30,12 @@ def run_cells(run: Callable[[Cell], dict[str, Any]], cells: Sequence[Cell], jobs
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Mean and standard deviation, for a line."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{fmean(values):{form}} +- {deviation:{form.lstrip('+')}}"
 
 
 def end_with_parent() -> None:

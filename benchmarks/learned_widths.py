@@ -19,13 +19,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells
+from cells import run_cells, spread
 from torch import nn
 
 import superweight_ensembles as swe
@@ -240,11 +239,6 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             f"seed {seed}: {' '.join(map(str, widths))}{'' if widths == sorted(set(widths)) else ', not ordered'}"
         )
     return lines
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):{form}} +- {deviation:{form.lstrip('+')}}"
 
 
 if __name__ == "__main__":

@@ -20,13 +20,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells
+from cells import run_cells, spread
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -176,7 +175,7 @@ def table(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
                     for one in seed["cuts"]
                     if (one["arm"], one["fraction"]) == (arm, fraction)
                 ]
-                cells.append(f"{arm} {fmean(found):.1f} +- {stdev(found) if len(found) > 1 else 0:.1f}")
+                cells.append(f"{arm} {spread(found, '.1f')}")
             lines.append(f"{kind}, {fraction:.0%}: {', '.join(cells)}")
     return lines
 

@@ -60,6 +60,9 @@ class Architecture:
     hidden: tuple[HiddenLayer, ...] = ()
 
 
+VERSION_OF = "version_of"  # attribute of a module: the name of the network that it is a version of
+
+
 @runtime_checkable
 class Described(Protocol):
     """A part of a module that knows a hidden width of it."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from superweight_ensembles.adaptive.resizing import adaptive_widths
 from superweight_ensembles.adaptive.truncation import truncate
+from superweight_ensembles.architecture import VERSION_OF
 from superweight_ensembles.errors import SuperWeightError
 
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -53,7 +54,7 @@ def truncated_exits(
         if adaptive_widths(module):
             for fraction in sorted(fractions):
                 exits[f"{name}@{_percent(fraction)}%"] = cut = truncate(module, fraction=fraction, norm_data=norm_data)
-                cut.version_of = name  # type: ignore[assignment]
+                setattr(cut, VERSION_OF, name)
         exits[name] = module
     if len(exits) == len(members):
         raise SuperWeightError("no member has learned widths to truncate")

@@ -53,7 +53,12 @@ class Place:
         for layer in self.between:
             tensors = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
             yield from ((layer, name, 0) for name, tensor in tensors if tensor.ndim)
-        yield self.consumer, "weight", 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
+        yield self.consumer, "weight", self.read_axis
+
+    @property
+    def read_axis(self) -> int:
+        """Of the neurons, in the weight of the consumer."""
+        return 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
 
     def sizes(self) -> Iterator[tuple[nn.Module, str]]:
         """Where a layer notes how wide it is."""
@@ -162,7 +167,7 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
         optimizer: Of its parameters; None where there is none.
 
     Raises:
-        SuperWeightError: A rate that is not finite.
+        SuperWeightError: A rate that is zero or not finite.
 
     Returns:
         Of each width that changed, by its producer's path, how many neurons there were and are.
@@ -198,7 +203,7 @@ def follow_rates(
         generator_of: By the index of a width, the source of its new numbers; torch's global one where None.
 
     Raises:
-        SuperWeightError: A rate that is not finite.
+        SuperWeightError: A rate that is zero or not finite.
 
     Returns:
         Of each width that changed, how many neurons there were and are.

@@ -90,12 +90,12 @@ def adopt_widths(
         if not width.bounds[0] <= size <= width.bounds[1] or not 0 < rate < math.inf:
             raise SuperWeightError(f"{name!r}: no width of {size} and rate {rate} within {width.bounds}")
         consumer: Any = place.consumer
-        before, axis = width.width, next(axis for layer, _, axis in reversed(list(place.held())) if layer is consumer)
+        before = width.width
         deviation = float(consumer.weight.float().std(correction=0)) * math.sqrt(before / size)
         consumer.weight.mul_(math.sqrt(before / size))
         set_width(place, size, generator=generator)
         if size > before:
-            new = consumer.weight.narrow(axis, before, size - before)
+            new = consumer.weight.narrow(place.read_axis, before, size - before)
             new.copy_(torch.randn(new.shape, generator=generator) * deviation)
         width.set_rate(rate)
     freeze_widths(module)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from superweight_ensembles.adaptive.distribution import AdaptiveWidth
-from superweight_ensembles.adaptive.resizing import Place, detach_width, learned_places, set_width
-from superweight_ensembles.architecture import recall_architecture, remember_architecture
+from superweight_ensembles.adaptive.resizing import Place, learned_places, set_width
+from superweight_ensembles.adaptive.restoring import drop_importance
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.module_modes import kept_modes
 
@@ -62,14 +61,11 @@ def truncate(
     if not places:
         raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
     kept = _kept({name: width for name, (_, width) in places.items()}, fraction, widths)
-    made = recall_architecture(module)
     for name, size in kept.items():
         place, width = places[name]
         _fold(place, width)
         set_width(place, size)
-    if made is not None:
-        hidden = tuple(replace(one, width=kept.get(one.producer, one.width), learned=None) for one in made.hidden)
-        remember_architecture(plain, replace(made, hidden=hidden))
+    drop_importance(plain)
     if norm_data is not None:
         with kept_modes(plain):
             update_bn(norm_data, plain, next(plain.parameters()).device)
@@ -99,11 +95,9 @@ def _kept(
 
 
 def _fold(place: Place, width: AdaptiveWidth) -> None:
-    """Multiply what neurons count into the weights that read them, and have the layer weigh no more."""
+    """Multiply what neurons count into the weights that read them."""
     consumer: Any = place.consumer
-    axis = next(axis for layer, _, axis in reversed(list(place.held())) if layer is consumer)
     weight: Tensor = consumer.weight
     shape = [1] * weight.ndim
-    shape[axis] = -1
+    shape[place.read_axis] = -1
     weight.mul_(width.importance().to(weight).view(shape))
-    detach_width(consumer)

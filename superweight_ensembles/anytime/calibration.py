@@ -84,10 +84,16 @@ def play(probabilities: Tensor, policy: ExitPolicy) -> Outcome:
         >>> play(softmax, policy).exits, play(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
     """
-    predictions, sure = exits_of(
-        probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces
-    )
-    limits = torch.tensor([*policy.thresholds, -math.inf], dtype=sure.dtype, device=sure.device)
+    return _outcome(*exits_under(probabilities, policy), policy.thresholds)
+
+
+def exits_under(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    """The prediction (M, N, K) and its confidence (M, N) at every exit of a policy, whatever its thresholds are."""
+    return exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces)
+
+
+def _outcome(predictions: Tensor, sure: Tensor, thresholds: Sequence[float]) -> Outcome:
+    limits = torch.tensor([*thresholds, -math.inf], dtype=sure.dtype, device=sure.device)
     leaves = (sure >= limits[:, None]).to(torch.uint8).argmax(0)
     rows = torch.arange(len(leaves), device=leaves.device)
     return Outcome(exits=leaves, predictions=predictions[leaves, rows], confidence=sure[leaves, rows])
@@ -132,7 +138,11 @@ def fit_policy(
         "order": order, "confidence": confidence, "temperatures": temperatures, "monotone": monotone,
         "replaces": replaces,
     }  # fmt: skip
-    _, sure = exits_of(probabilities, confidence, temperatures, monotone, replaces)
+    # What the exits answer, and how sure they are, is the same at all thresholds.
+    predictions, sure = exits_of(probabilities, confidence, temperatures, monotone, replaces)
+
+    def played(policy: ExitPolicy) -> Outcome:
+        return _outcome(predictions, sure, policy.thresholds)
 
     def policy_at(log_rate: float) -> ExitPolicy:
         return ExitPolicy(**shape, thresholds=thresholds_for(sure, exit_shares(len(order), math.exp(log_rate))))  # type: ignore[arg-type]
@@ -148,13 +158,13 @@ def fit_policy(
             )
         if amount >= high:
             return none_leaves
-        return policy_at(_bisect(lambda rate: play(probabilities, policy_at(rate)).mean_cost(costs) <= amount))
+        return policy_at(_bisect(lambda rate: played(policy_at(rate)).mean_cost(costs) <= amount))
     full = _full_accuracy(probabilities, labels, replaces)
     grid = [_LOG_RATES[0] / 4 + step * (_LOG_RATES[1] - _LOG_RATES[0]) / 4 / 100 for step in range(101)]
     for policy in (*map(policy_at, (_LOG_RATES[0], *grid)), none_leaves):  # from the cheapest up
-        if play(probabilities, policy).accuracy(labels) >= full - amount:  # need not rise with every step
+        if played(policy).accuracy(labels) >= full - amount:  # need not rise with every step
             return policy
-    least = full - play(probabilities, none_leaves).accuracy(labels)
+    least = full - played(none_leaves).accuracy(labels)
     raise SuperWeightError(
         f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
         f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
@@ -228,8 +238,8 @@ def describe(
     probabilities: Tensor, labels: Tensor, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]
 ) -> Calibration:
     """What a policy does to the samples that it was fitted on."""
-    outcome = play(probabilities, policy)
-    predictions, _ = exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces)
+    predictions, sure = exits_under(probabilities, policy)
+    outcome = _outcome(predictions, sure, policy.thresholds)
     counts = torch.bincount(outcome.exits, minlength=len(flops)).double() / len(labels)
     return Calibration(
         num_samples=len(labels),

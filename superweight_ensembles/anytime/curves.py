@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from superweight_ensembles.anytime.calibration import fit_policy, play, worsening
+from superweight_ensembles.anytime.calibration import exits_under, fit_policy, play, worsening
 from superweight_ensembles.anytime.latency import now
 from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.anytime.predictor import AnytimePredictor
-from superweight_ensembles.anytime.running import exits_of, means_of
+from superweight_ensembles.anytime.running import means_of
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.evaluation.metrics import probability_metrics
 from superweight_ensembles.evaluation.predictions import Predictions
@@ -181,7 +181,7 @@ def measure_curves(
         for index, mean in enumerate(means)
     ]  # fmt: skip
     chance = 1 / probabilities.shape[2]
-    predictions, _ = exits_of(probabilities, chosen.confidence, chosen.temperatures, chosen.monotone, chosen.replaces)
+    predictions, _ = exits_under(probabilities, chosen)
     singles = [
         {"name": name, "flops": cost, "latency_ms": latency, **_quality(own, labels)}
         for name, cost, latency, own in zip(predictor.order, flops, alone_ms, probabilities)

@@ -10,8 +10,6 @@ from typing import Any
 from superweight_ensembles.anytime.confidence import CONFIDENCES
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
-VERSION_OF = "version_of"  # attribute of a module: the name of the network that it is a version of
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPolicy:

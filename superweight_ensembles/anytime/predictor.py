@@ -23,9 +23,10 @@ from superweight_ensembles.anytime.inputs import (
 )
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
-from superweight_ensembles.anytime.policy import VERSION_OF, ExitPolicy, replaced_exits
+from superweight_ensembles.anytime.policy import ExitPolicy, replaced_exits
 from superweight_ensembles.anytime.running import run_member
 from superweight_ensembles.anytime.saving import read_predictor, write_predictor
+from superweight_ensembles.architecture import VERSION_OF
 from superweight_ensembles.batches import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
@@ -393,10 +394,10 @@ class AnytimePredictor:
         return next((value for value in parameters if value.is_floating_point()), torch.empty(0))
 
     def _steps(self, images: Tensor) -> Iterator[ExitStep]:
-        running, flops = None, 0
+        running, flops, replaces = None, 0, self.replaces
         for name, module in self.modules.items():
             with torch.inference_mode():
-                running = run_member(module, images, running, self.replaces)
+                running = run_member(module, images, running, replaces)
                 mean = running.mean
             flops += self.flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)

@@ -31,12 +31,15 @@ def parameter_groups(
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
-    coefficients = {id(parameter) for held in combining for parameter in held.parameters()}
+    coefficients = {id(parameter) for part in combining for parameter in part.parameters()}
     widths = {id(module.rho) for module in ensemble.modules() if isinstance(module, AdaptiveWidth)}
-    rated: list[tuple[set[int], float | None, list[nn.Parameter]]] = [
-        (coefficients, coefficient_rate, []),
-        (widths, width_rate, []),
-    ]
+    rated: list[dict[str, Any]] = []
+    own: dict[int, list[nn.Parameter]] = {}  # the parameters of its group, by parameter
+    for held, rate in ((coefficients, coefficient_rate), (widths, width_rate)):
+        if rate is not None:
+            group: list[nn.Parameter] = []
+            rated.append({"params": group, "weight_decay": 0.0, "lr": rate})
+            own.update(dict.fromkeys(held, group))
     templates = {id(parameter) for parameter in ensemble.bank.templates.parameters()}
     free_ones = set(coefficients)
     for member in ensemble.members.values():
@@ -45,9 +48,8 @@ def parameter_groups(
         free_ones |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
     for parameter in ensemble.parameters():
         if parameter.requires_grad:
-            own = next((group for of, rate, group in rated if rate is not None and id(parameter) in of), None)
-            if own is not None:
-                own.append(parameter)
+            if id(parameter) in own:
+                own[id(parameter)].append(parameter)
             elif id(parameter) in free_ones or (parameter.ndim < 2 and id(parameter) not in templates):
                 plain.append(parameter)
             else:
@@ -55,7 +57,7 @@ def parameter_groups(
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
-        *({"params": group, "weight_decay": 0.0, "lr": rate} for _, rate, group in rated),
+        *rated,
     ]
     return [group for group in groups if group["params"]]
 
