@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from training_steps import timed, trained_format
 
 import superweight_ensembles as swe
-from superweight_ensembles.adaptive import make_adaptive
-from superweight_ensembles.adaptive.network import multilayer_perceptron
-from superweight_ensembles.provenance import provenance
-from superweight_ensembles.registry import build_member
+from superweight_ensembles.models.adaptive.network import make_adaptive, multilayer_perceptron
+from superweight_ensembles.models.registry import build_member
 from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.optimization import build_optimizer
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.processes import current_processes
-from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.experiment.recipe import Recipe, load_recipe
+from superweight_ensembles.training.distributed.group import current_processes
 from superweight_ensembles.training.fabric import build_fabric
 
 STEPS = 20

@@ -31,11 +31,11 @@ from torch import nn
 from training_steps import Step, apart_step, joint_step, random_batch, recipe_batch, recipe_ensemble, recipe_members
 
 import superweight_ensembles as swe
-from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import load_recipe
+from superweight_ensembles.experiment.recipe import load_recipe
 from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.training import TrainConfig
+from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject
+from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.optimization import build_schedule
 

@@ -30,17 +30,19 @@ import torch
 from cells import run_cells
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
-from superweight_ensembles.comparison import narrower_recipe
-from superweight_ensembles.comparison.compare import with_seed
-from superweight_ensembles.data import ImageData
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.anytime.evaluate import predict
+from superweight_ensembles.anytime.metrics import probability_metrics
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.evaluation import predict, probability_metrics
-from superweight_ensembles.planning import count_parameters, resolve_budget
-from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, parse_recipe
-from superweight_ensembles.runs import train_run
+from superweight_ensembles.experiment.arms import narrower_recipe
+from superweight_ensembles.experiment.compare import with_seed
+from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
+from superweight_ensembles.experiment.runs import train_run
+from superweight_ensembles.plan.budget import resolve_budget
+from superweight_ensembles.plan.planning import count_parameters
 from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.provenance import provenance
 
 NPAS_FORMAT = 1
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.83, 1.0, 2.0, 4.0)

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format
 
-from superweight_ensembles.estimate import estimate_training
-from superweight_ensembles.processes import Processes
-from superweight_ensembles.recipe import Recipe
-from superweight_ensembles.training import TrainConfig, joint_backward
+from superweight_ensembles.experiment.estimate import estimate_training
+from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.training.checkpoint import Progress
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.distributed.synchronised_norm import SynchronisedNorm, synchronised
 from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 from superweight_ensembles.training.step import TrainStep
-from superweight_ensembles.training.synchronised_norm import SynchronisedNorm, synchronised
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]

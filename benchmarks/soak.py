@@ -24,9 +24,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import superweight_ensembles as swe
-from superweight_ensembles.provenance import provenance
+from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.training import TrainProgress
+from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.training.epochs import TrainProgress
 
 EVERY = 20
 WARM_UP = 200
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def part_of_run(
-    data: swe.data.ImageData, config: swe.TrainConfig, folder: Path, name: str, kill_at: int | None
+    data: ImageData, config: swe.TrainConfig, folder: Path, name: str, kill_at: int | None
 ) -> dict[str, Any]:
     """Train in a process of its own; what it noted."""
     notes = folder / f"{name}.jsonl"
@@ -86,7 +87,7 @@ def part_of_run(
     return summary(name, [json.loads(line) for line in notes.read_text().splitlines()])
 
 
-def train(data: swe.data.ImageData, config: swe.TrainConfig, out: Path, notes: Path, kill_at: int | None) -> None:
+def train(data: ImageData, config: swe.TrainConfig, out: Path, notes: Path, kill_at: int | None) -> None:
     torch.manual_seed(0)
     sizes = ((16, 2), (10, 2), (16, 1), (10, 1))
     members = {f"wrn{depth}-{width}": swe.wide_resnet(depth, width, 10, in_channels=1) for depth, width in sizes}

@@ -40,10 +40,10 @@ from training_steps import (
 )
 
 import superweight_ensembles as swe
-from superweight_ensembles.provenance import provenance
-from superweight_ensembles.recipe import Recipe, load_recipe
+from superweight_ensembles.experiment.recipe import Recipe, load_recipe
 from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.training import TrainConfig
+from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.optimization import build_optimizer
 

@@ -7,34 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from superweight_ensembles.adaptive import (
-        AdaptiveWidth,
-        WidthLoss,
-        adaptive_mlp,
-        adaptive_widths,
-        freeze_widths,
-        make_adaptive,
-        resize_widths,
-        truncate,
-        truncated_exits,
-    )
-    from superweight_ensembles.adoption import adopt_plan
-    from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
-    from superweight_ensembles.bank import SuperWeightBank
-    from superweight_ensembles.data import load_data
-    from superweight_ensembles.ensemble import SuperWeightEnsemble
+    from superweight_ensembles.anytime.costs import member_costs
+    from superweight_ensembles.anytime.evaluate import evaluate
+    from superweight_ensembles.anytime.policy import ExitPolicy
+    from superweight_ensembles.anytime.predictor import AnytimePredictor
+    from superweight_ensembles.data.registry import load_data
+    from superweight_ensembles.ensemble.adoption import adopt_plan
+    from superweight_ensembles.ensemble.bank import SuperWeightBank
+    from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+    from superweight_ensembles.ensemble.warm_starting import WarmStart, warm_start
     from superweight_ensembles.errors import SuperWeightError
-    from superweight_ensembles.evaluation import evaluate, member_costs
-    from superweight_ensembles.export import export_cascade, export_member
-    from superweight_ensembles.plan import SharingPlan
-    from superweight_ensembles.planning import independent_plan, plan_sharing
-    from superweight_ensembles.registry import build_member
-    from superweight_ensembles.search import Untying, learn_groups, search_clusters, untie_coefficients
-    from superweight_ensembles.ssn.options import SsnOptions
-    from superweight_ensembles.targets import find_targets
-    from superweight_ensembles.training import TrainConfig, TrainingStopped, TrainResult, train
-    from superweight_ensembles.warm_starting import WarmStart, warm_start
-    from superweight_ensembles.wide_residual_network import wide_resnet
+    from superweight_ensembles.export.cascade import export_cascade
+    from superweight_ensembles.export.member import export_member
+    from superweight_ensembles.models.adaptive.distribution import AdaptiveWidth
+    from superweight_ensembles.models.adaptive.exits import truncated_exits
+    from superweight_ensembles.models.adaptive.loss import WidthLoss
+    from superweight_ensembles.models.adaptive.network import adaptive_mlp, make_adaptive
+    from superweight_ensembles.models.adaptive.resizing import adaptive_widths, freeze_widths, resize_widths
+    from superweight_ensembles.models.adaptive.truncation import truncate
+    from superweight_ensembles.models.registry import build_member
+    from superweight_ensembles.models.wide_residual_network import wide_resnet
+    from superweight_ensembles.plan.options import SsnOptions
+    from superweight_ensembles.plan.plan import SharingPlan
+    from superweight_ensembles.plan.planning import independent_plan, plan_sharing
+    from superweight_ensembles.plan.targets import find_targets
+    from superweight_ensembles.search.clusters import search_clusters
+    from superweight_ensembles.search.groups import learn_groups
+    from superweight_ensembles.search.untying import Untying, untie_coefficients
+    from superweight_ensembles.training.config import TrainConfig
+    from superweight_ensembles.training.interruption import TrainingStopped
+    from superweight_ensembles.training.loop import TrainResult, train
 
 __all__ = [
     "AdaptiveWidth",
@@ -78,43 +80,43 @@ __all__ = [
 
 # Imported when they are first asked for: PyTorch takes seconds, and `superweights --help` needs none of it.
 _HOMES = {
-    "AdaptiveWidth": "adaptive",
-    "AnytimePredictor": "anytime",
-    "ExitPolicy": "anytime",
-    "SharingPlan": "plan",
-    "SsnOptions": "ssn.options",
-    "SuperWeightBank": "bank",
-    "SuperWeightEnsemble": "ensemble",
+    "AdaptiveWidth": "models.adaptive.distribution",
+    "AnytimePredictor": "anytime.predictor",
+    "ExitPolicy": "anytime.policy",
+    "SharingPlan": "plan.plan",
+    "SsnOptions": "plan.options",
+    "SuperWeightBank": "ensemble.bank",
+    "SuperWeightEnsemble": "ensemble.ensemble",
     "SuperWeightError": "errors",
-    "TrainConfig": "training",
-    "TrainResult": "training",
-    "TrainingStopped": "training",
-    "Untying": "search",
-    "WarmStart": "warm_starting",
-    "WidthLoss": "adaptive",
-    "adaptive_mlp": "adaptive",
-    "adaptive_widths": "adaptive",
-    "adopt_plan": "adoption",
-    "build_member": "registry",
-    "evaluate": "evaluation",
-    "export_cascade": "export",
-    "export_member": "export",
-    "find_targets": "targets",
-    "freeze_widths": "adaptive",
-    "independent_plan": "planning",
-    "learn_groups": "search",
-    "load_data": "data",
-    "make_adaptive": "adaptive",
-    "member_costs": "evaluation",
-    "plan_sharing": "planning",
-    "resize_widths": "adaptive",
-    "search_clusters": "search",
-    "train": "training",
-    "truncate": "adaptive",
-    "truncated_exits": "adaptive",
-    "untie_coefficients": "search",
-    "warm_start": "warm_starting",
-    "wide_resnet": "wide_residual_network",
+    "TrainConfig": "training.config",
+    "TrainResult": "training.loop",
+    "TrainingStopped": "training.interruption",
+    "Untying": "search.untying",
+    "WarmStart": "ensemble.warm_starting",
+    "WidthLoss": "models.adaptive.loss",
+    "adaptive_mlp": "models.adaptive.network",
+    "adaptive_widths": "models.adaptive.resizing",
+    "adopt_plan": "ensemble.adoption",
+    "build_member": "models.registry",
+    "evaluate": "anytime.evaluate",
+    "export_cascade": "export.cascade",
+    "export_member": "export.member",
+    "find_targets": "plan.targets",
+    "freeze_widths": "models.adaptive.resizing",
+    "independent_plan": "plan.planning",
+    "learn_groups": "search.groups",
+    "load_data": "data.registry",
+    "make_adaptive": "models.adaptive.network",
+    "member_costs": "anytime.costs",
+    "plan_sharing": "plan.planning",
+    "resize_widths": "models.adaptive.resizing",
+    "search_clusters": "search.clusters",
+    "train": "training.loop",
+    "truncate": "models.adaptive.truncation",
+    "truncated_exits": "models.adaptive.exits",
+    "untie_coefficients": "search.untying",
+    "warm_start": "ensemble.warm_starting",
+    "wide_resnet": "models.wide_residual_network",
 }
 
 if not TYPE_CHECKING:

@@ -18,13 +18,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from superweight_ensembles.carried_recipes import carried_recipes
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.interruption import stop_now
-from superweight_ensembles.visible_text import visible
+from superweight_ensembles.experiment.carried_recipes import carried_recipes
+from superweight_ensembles.storage.visible_text import visible
+from superweight_ensembles.training.interruption import stop_now
 
 if TYPE_CHECKING:
-    from superweight_ensembles.training import TrainProgress
+    from superweight_ensembles.training.epochs import TrainProgress
 
 app = typer.Typer(
     add_completion=False,
@@ -82,8 +82,8 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m superweight_ensembles train RECIPE
     """
-    from superweight_ensembles.recipe import load_recipe
-    from superweight_ensembles.runs import train_run
+    from superweight_ensembles.experiment.recipe import load_recipe
+    from superweight_ensembles.experiment.runs import train_run
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / chosen.name
@@ -104,8 +104,8 @@ def train(
 @app.command()
 def evaluate(run: RunPath) -> None:
     """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
-    from superweight_ensembles.result_table import anytime_table, result_table
-    from superweight_ensembles.runs import evaluate_run
+    from superweight_ensembles.experiment.result_table import anytime_table, result_table
+    from superweight_ensembles.experiment.runs import evaluate_run
 
     with _ERRORS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
@@ -130,10 +130,16 @@ def plot(
     ] = None,
 ) -> None:
     """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
-    from superweight_ensembles.comparison import read_comparison
-    from superweight_ensembles.figures import DRAWN_BENCHMARKS, draw_arms, draw_comparison, draw_run, draw_search
-    from superweight_ensembles.result_files import check_content, naming_files
-    from superweight_ensembles.runs import read_results, read_search
+    from superweight_ensembles.experiment.compare import read_comparison
+    from superweight_ensembles.experiment.result_files import check_content, naming_files
+    from superweight_ensembles.experiment.runs import read_results, read_search
+    from superweight_ensembles.report.figures.draw import (
+        DRAWN_BENCHMARKS,
+        draw_arms,
+        draw_comparison,
+        draw_run,
+        draw_search,
+    )
     from superweight_ensembles.storage.files import read_json
 
     folder = out or runs[0] / "figures"
@@ -164,7 +170,7 @@ def report(
     ] = None,
 ) -> None:
     """Write an evaluated run as one HTML page that needs nothing else: results, figures, sharing, provenance."""
-    from superweight_ensembles.report import write_report
+    from superweight_ensembles.report.write import write_report
 
     with _ERRORS.status("drawing figures and writing the page"):
         page = write_report(run, out)
@@ -188,7 +194,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
 ) -> None:
     """Write one member of a trained run, or its calibrated cascade, as files that do not need this library."""
-    from superweight_ensembles.export.of_run import export_run_cascade, export_run_member
+    from superweight_ensembles.experiment.of_run import export_run_cascade, export_run_member
 
     if cascade == (member is not None):
         raise SuperWeightError("give either --member NAME or --cascade")
@@ -238,9 +244,11 @@ def compare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
 ) -> None:
     """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
-    from superweight_ensembles.comparison import compare_arms, comparison_tables, parse_budgets, parse_variant
-    from superweight_ensembles.figures import draw_arms
-    from superweight_ensembles.recipe import load_recipe
+    from superweight_ensembles.experiment.arms import parse_budgets, parse_variant
+    from superweight_ensembles.experiment.compare import compare_arms
+    from superweight_ensembles.experiment.recipe import load_recipe
+    from superweight_ensembles.experiment.table import comparison_tables
+    from superweight_ensembles.report.figures.draw import draw_arms
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.name}-comparison"
@@ -282,8 +290,8 @@ def plan(
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
-    from superweight_ensembles.plan_preview import preview_lines
-    from superweight_ensembles.recipe import load_recipe
+    from superweight_ensembles.experiment.plan_preview import preview_lines
+    from superweight_ensembles.experiment.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides or ())
     members = chosen.build_members()

@@ -12,14 +12,10 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError, TrainConfig
-from superweight_ensembles.adaptive import (
-    WidthLoss,
-    adaptive_widths,
-    freeze_widths,
-    make_adaptive,
-    resize_widths,
-    truncate,
-)
+from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.models.adaptive.network import make_adaptive
+from superweight_ensembles.models.adaptive.resizing import adaptive_widths, freeze_widths, resize_widths
+from superweight_ensembles.models.adaptive.truncation import truncate
 from superweight_ensembles.training.optimization import build_optimizer
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]

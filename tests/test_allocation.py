@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superweight_ensembles import plan_sharing, wide_resnet
-from superweight_ensembles.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
+from superweight_ensembles.plan.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
 
 needs_of = st.lists(
     st.tuples(st.integers(1, 50), st.integers(1, 12)).flatmap(

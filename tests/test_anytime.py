@@ -20,13 +20,7 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import cascade, latency
-from superweight_ensembles.anytime.calibration import (
-    exit_shares,
-    fit_policy,
-    play,
-    thresholds_for,
-    worsening,
-)
+from superweight_ensembles.anytime.calibration import exit_shares, fit_policy, play, thresholds_for, worsening
 from superweight_ensembles.anytime.confidence import CONFIDENCES, confidence_of, fit_temperature, tempered
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import order_greedily

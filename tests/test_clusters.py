@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superweight_ensembles import SuperWeightError, find_targets, wide_resnet
-from superweight_ensembles.clusters import depth_runs, group_targets
-from superweight_ensembles.targets import Target
+from superweight_ensembles.plan.clusters import depth_runs, group_targets
+from superweight_ensembles.plan.targets import Target
 
 
 def targets_of(members):

@@ -9,15 +9,15 @@ from torch import nn
 from typer.testing import CliRunner
 
 from superweight_ensembles.cli import app
-from superweight_ensembles.comparison import Variant, compare_arms, estimators, parse_variant, read_comparison
-from superweight_ensembles.comparison.arms import build_arms
-from superweight_ensembles.comparison.compare import with_seed
-from superweight_ensembles.comparison.estimators import EstimatorMember, run_estimator_arm
-from superweight_ensembles.comparison.summary import spread, summarise
-from superweight_ensembles.comparison.uncertainty import EstimatorNetwork
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.planning import count_parameters
-from superweight_ensembles.recipe import parse_recipe
+from superweight_ensembles.experiment import estimators
+from superweight_ensembles.experiment.arms import Variant, build_arms, parse_variant
+from superweight_ensembles.experiment.compare import compare_arms, read_comparison, with_seed
+from superweight_ensembles.experiment.estimators import EstimatorMember, run_estimator_arm
+from superweight_ensembles.experiment.recipe import parse_recipe
+from superweight_ensembles.experiment.summary import spread, summarise
+from superweight_ensembles.experiment.uncertainty import EstimatorNetwork
+from superweight_ensembles.plan.planning import count_parameters
 
 CONTENT = {
     "name": "tiny",

@@ -13,8 +13,8 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import joint_backward
 from superweight_ensembles.training.compilation import compiled_calls
+from superweight_ensembles.training.joint import joint_backward
 
 FAST = swe.TrainConfig(
     epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu", schedule="constant", compile=True

@@ -9,7 +9,7 @@ import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.search.gradients import weight_gradients
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training.joint import joint_backward
 
 pytestmark = pytest.mark.gpu
 

@@ -18,16 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from superweight_ensembles.data import (
-    DATA_SETS,
-    Augmentation,
-    FileSplit,
-    ImageData,
-    ImageLoader,
-    MemorySplit,
-    load_data,
-)
-from superweight_ensembles.data.augmentation import Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageLoader
+from superweight_ensembles.data.registry import DATA_SETS, load_data
+from superweight_ensembles.data.splits import FileSplit, MemorySplit
 from superweight_ensembles.data.stratified import stratified_split
 from superweight_ensembles.errors import SuperWeightError
 

@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.comparison.arms import build_arms
-from superweight_ensembles.data import ImageData
-from superweight_ensembles.estimate_table import estimate_lines
-from superweight_ensembles.processes import current_processes
-from superweight_ensembles.recipe import Recipe, parse_recipe
-from superweight_ensembles.runs import evaluate_run, train_run
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.experiment.arms import build_arms
+from superweight_ensembles.experiment.estimate_table import estimate_lines
+from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
+from superweight_ensembles.experiment.runs import evaluate_run, train_run
 from superweight_ensembles.training.distillation import Distillation, FixedTeacher
+from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.training.epochs import TrainProgress
 from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.joint import joint_backward
 
 CPU = torch.device("cpu")
 FAST = swe.TrainConfig(
@@ -190,7 +191,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     class Interrupted(Exception):
         pass
 
-    def interrupt(progress: swe.training.TrainProgress) -> None:
+    def interrupt(progress: TrainProgress) -> None:
         if (progress.epoch, progress.step) == (2, 1):
             raise Interrupted
 
@@ -392,7 +393,7 @@ class Stop(Exception):
 
 def stopped_in_the_second_epoch(arm: str) -> Any:
     def progress_of(name: str) -> Any:
-        def look(progress: swe.training.TrainProgress) -> None:
+        def look(progress: TrainProgress) -> None:
             if (name, progress.epoch, progress.step) == (arm, 2, 1):
                 raise Stop
 

@@ -17,11 +17,12 @@ import two_processes
 import yaml
 
 import superweight_ensembles as swe
-from superweight_ensembles.processes import current_processes
-from superweight_ensembles.recipe import parse_recipe
-from superweight_ensembles.runs import train_run
-from superweight_ensembles.training import TrainingStopped
+from superweight_ensembles.experiment.recipe import parse_recipe
+from superweight_ensembles.experiment.runs import train_run
+from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.training.epochs import TrainProgress
 from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.interruption import TrainingStopped
 
 CONFIG = swe.TrainConfig(
     epochs=24, batch_size=10, learning_rate=0.05, precision="float32", device="cpu", schedule="constant"
@@ -127,7 +128,7 @@ def job(rank: int, folder: Path) -> dict:
 
 def stopped_by_a_signal_to_the_second(rank: int, folder: Path) -> str | None:
     def progress_of(stage: str):
-        def look(progress: swe.training.TrainProgress) -> None:
+        def look(progress: TrainProgress) -> None:
             if rank == 1 and (stage, progress.epoch, progress.step) == ("shared", 2, 1) and progress.record is None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -143,7 +144,7 @@ def stopped_by_a_signal_to_the_second(rank: int, folder: Path) -> str | None:
 def stop_one(folder: Path) -> None:
     """A run of one process, stopped in the middle of an epoch."""
 
-    def look(progress: swe.training.TrainProgress) -> None:
+    def look(progress: TrainProgress) -> None:
         if (progress.epochs, progress.epoch, progress.step) == (2, 2, 3):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.evaluation import evaluate_predictions, predict
-from superweight_ensembles.evaluation.costs import count_flops
-from superweight_ensembles.evaluation.metrics import diversity, probability_metrics, reliability
+from superweight_ensembles.anytime.costs import count_flops
+from superweight_ensembles.anytime.evaluate import evaluate_predictions, predict
+from superweight_ensembles.anytime.metrics import diversity, probability_metrics, reliability
 
 
 def test_metrics_of_four_samples_by_hand() -> None:

@@ -26,11 +26,15 @@ from torch import nn
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import AnytimePredictor, ExitPolicy
 from superweight_ensembles.anytime.confidence import CONFIDENCES
-from superweight_ensembles.export import export_cascade, export_member, load_member, onnx_file
+from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.predictor import AnytimePredictor
+from superweight_ensembles.experiment.recipe import load_recipe
+from superweight_ensembles.export import onnx_file
+from superweight_ensembles.export.cascade import export_cascade
+from superweight_ensembles.export.member import export_member
 from superweight_ensembles.export.onnx_cascade import OnnxCascade
-from superweight_ensembles.recipe import load_recipe
+from superweight_ensembles.export.state_dict import load_member
 
 SHAPE, CLASSES = (3, 32, 32), 5
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx", "state-dict": ".safetensors"}
@@ -702,7 +706,7 @@ def test_command_line_members(monkeypatch, capsys, run: Path, tmp_path: Path) ->
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--overwrite") == 0
         out = tmp_path / "elsewhere" / "net.safetensors"
         (run / "results.json").write_text(json.dumps({"dataset": {"image_shape": list(shape)}}))
-        monkeypatch.setattr("superweight_ensembles.recipe.Recipe.load_data", None)  # the results say the shape
+        monkeypatch.setattr("superweight_ensembles.experiment.recipe.Recipe.load_data", None)  # the results say the shape
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--format", "state-dict", "--out", out) == 0
         assert_close(load_member(out)(images), expected, atol=0, rtol=0)
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--format", "onnx") == 0

@@ -20,14 +20,17 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles import runs
-from superweight_ensembles.recipe import parse_recipe
-from superweight_ensembles.runs import evaluate_run, train_run
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.experiment import runs
+from superweight_ensembles.experiment.recipe import parse_recipe
+from superweight_ensembles.experiment.runs import evaluate_run, train_run
 from superweight_ensembles.storage import lock
 from superweight_ensembles.storage.files import draft_of, is_draft
 from superweight_ensembles.storage.folders import whole_folder
-from superweight_ensembles.training import TrainingStopped, TrainProgress, joint_backward
 from superweight_ensembles.training.checkpoint import Checkpoints, best_epoch
+from superweight_ensembles.training.epochs import TrainProgress
+from superweight_ensembles.training.interruption import TrainingStopped
+from superweight_ensembles.training.joint import joint_backward
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import kill_resume
@@ -36,7 +39,7 @@ FAST = swe.TrainConfig(epochs=3, batch_size=16, precision="float32", device="cpu
 STEPS = 5
 
 
-def data() -> swe.data.ImageData:
+def data() -> ImageData:
     return swe.load_data("synthetic", num_train=96, num_test=16)
 
 

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import superweight_ensembles as swe
-from superweight_ensembles import figures
-from superweight_ensembles.figures.arms import pareto_front
-from superweight_ensembles.figures.budget_figure import shared_segments
-from superweight_ensembles.figures.cluster_looks import cluster_looks
-from superweight_ensembles.figures.layer_order import layers_by_depth
-from superweight_ensembles.figures.sharing_layout import place_cells
+from superweight_ensembles.report import figures
+from superweight_ensembles.report.figures.arms import pareto_front
+from superweight_ensembles.report.figures.budget_figure import shared_segments
+from superweight_ensembles.report.figures.cluster_looks import cluster_looks
+from superweight_ensembles.report.figures.layer_order import layers_by_depth
+from superweight_ensembles.report.figures.sharing_layout import place_cells
 
 BOTH = ("shared", "independent")
 LONG_NAMES = (

@@ -15,7 +15,7 @@ from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 
 import superweight_ensembles as swe
-from superweight_ensembles import figures
+from superweight_ensembles.report import figures
 
 UNITS = {"step_ms": 1.0, "generation_ms": 1.0, "peak_bytes": 1e-6, "plan_s": 1e3, "plan_and_build_s": 1e3}
 ROWS = ["step (ms)", "generation (ms)", "peak memory (MB)", "plan (ms)", "plan and build (ms)"]

@@ -14,7 +14,7 @@ from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 
 import superweight_ensembles as swe
-from superweight_ensembles import figures
+from superweight_ensembles.report import figures
 
 FIXED = (8, 24, 256)
 STARTS = {0.01: 232, 0.001: 2304, 0.1: 25}

@@ -15,7 +15,7 @@ from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 
 import superweight_ensembles as swe
-from superweight_ensembles import figures
+from superweight_ensembles.report import figures
 
 BUDGETS = [0.02, 0.05, 0.1, 0.25, 0.5, 0.83, 1.0, 2.0, 4.0]
 LABELS = {

@@ -13,15 +13,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from superweight_ensembles import (
-    SuperWeightBank,
-    SuperWeightEnsemble,
-    composition,
-    plan_sharing,
-    warm_start,
-    wide_resnet,
-)
-from superweight_ensembles.initial_values import own_deviations
+from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, plan_sharing, warm_start, wide_resnet
+from superweight_ensembles.ensemble import composition
+from superweight_ensembles.ensemble.initial_values import own_deviations
 
 
 def linear_chain(*sizes):

@@ -24,14 +24,18 @@ from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles import cli, figures, machine_memory
-from superweight_ensembles.comparison import comparison_tables
-from superweight_ensembles.export import export_cascade, export_member, load_member
+from superweight_ensembles import cli
+from superweight_ensembles.experiment.recipe import load_recipe
+from superweight_ensembles.experiment.result_table import result_table
+from superweight_ensembles.experiment.runs import read_results, read_run, train_run
+from superweight_ensembles.experiment.table import comparison_tables
+from superweight_ensembles.export.cascade import export_cascade
+from superweight_ensembles.export.member import export_member
 from superweight_ensembles.export.onnx_cascade import OnnxCascade
-from superweight_ensembles.recipe import load_recipe
-from superweight_ensembles.report import write_report
-from superweight_ensembles.result_table import result_table
-from superweight_ensembles.runs import read_results, read_run, train_run
+from superweight_ensembles.export.state_dict import load_member
+from superweight_ensembles.report import figures
+from superweight_ensembles.report.write import write_report
+from superweight_ensembles.storage import machine_memory
 from superweight_ensembles.storage.contained import check_no_links, contained_file
 from superweight_ensembles.storage.tensors import read_module, read_tensors
 
@@ -128,7 +132,7 @@ def test_modest_anchors_and_merges_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), {1: 2}, [[]], b"a", "\x1b", None])
 def test_every_place_of_a_recipe_is_checked(value: object) -> None:
-    from superweight_ensembles.recipe import parse_recipe
+    from superweight_ensembles.experiment.recipe import parse_recipe
 
     whole = parse_recipe(MINIMAL).model_dump(mode="json", exclude_none=True)
     spots = [(key,) for key in whole] + [

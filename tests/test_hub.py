@@ -18,7 +18,7 @@ from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles import hub
+from superweight_ensembles.ensemble import hub
 
 SAVED = ["README.md", "config.json", "manifest.json", "model.safetensors", "plan.json"]
 

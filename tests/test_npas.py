@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from superweight_ensembles.recipe import parse_recipe
+from superweight_ensembles.experiment.recipe import parse_recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

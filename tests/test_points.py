@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from superweight_ensembles import SuperWeightError, build_member, load_data
-from superweight_ensembles.data import MemorySplit
 from superweight_ensembles.data.augmentation import Augmentation
+from superweight_ensembles.data.splits import MemorySplit
 
 SETS = ("double_moon", "spiral", "spiral_hard")
 
@@ -81,7 +81,7 @@ def test_other_sizes_and_bad_options():
 
 def test_float_images_are_normalised_as_they_are():
     split = MemorySplit(torch.full((4, 2, 1, 1), 3.0), torch.zeros(4, dtype=torch.int64))
-    from superweight_ensembles.data import ImageLoader
+    from superweight_ensembles.data.loader import ImageLoader
 
     images, _ = next(iter(ImageLoader(split, 4, mean=(1.0, 2.0), std=(2.0, 0.5))))
     assert images[0].flatten().tolist() == [1.0, 2.0]

@@ -20,13 +20,15 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Processes, current_processes, joining, launch_of
-from superweight_ensembles.processes.buckets import exchanged_
 from superweight_ensembles.search.gradients import weight_gradients
+from superweight_ensembles.training.distributed import joining
+from superweight_ensembles.training.distributed.buckets import exchanged_
+from superweight_ensembles.training.distributed.group import Processes, current_processes
+from superweight_ensembles.training.distributed.launch import launch_of
+from superweight_ensembles.training.distributed.synchronised_norm import synchronised
 from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.recomputation import recomputing, repeated_blocks
-from superweight_ensembles.training.synchronised_norm import synchronised
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, precision="float32", device="cpu")
 SHARES = (slice(0, 2), slice(2, 7))

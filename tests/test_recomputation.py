@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage.manifest import write_manifest
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

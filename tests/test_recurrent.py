@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.estimate import estimate_training
-from superweight_ensembles.evaluation.costs import count_flops
-from superweight_ensembles.export import export_cascade, export_member
+from superweight_ensembles.anytime.costs import count_flops
+from superweight_ensembles.experiment.estimate import estimate_training
+from superweight_ensembles.export.cascade import export_cascade
+from superweight_ensembles.export.member import export_member
 from superweight_ensembles.search.gradients import weight_gradients
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.recomputation import recomputed_blocks
 
 TOKENS = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
@@ -291,7 +292,7 @@ def test_members_are_exported(name, tmp_path):
 
 def test_a_cascade_of_members_that_take_tokens_is_refused(tmp_path):
     predictor = swe.AnytimePredictor(ensemble_of(), input_shape=(9,))
-    policy = swe.anytime.ExitPolicy(order=predictor.order, temperatures=(1.0, 1.0), thresholds=(0.5,))
+    policy = swe.ExitPolicy(order=predictor.order, temperatures=(1.0, 1.0), thresholds=(0.5,))
     with pytest.raises(swe.SuperWeightError, match=r"takes float32 images; member 'member0' takes tokens"):
         export_cascade(predictor.modules, policy, tmp_path / "cascade", input_shape=(9,))
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from superweight_ensembles.generation import decompose
-from superweight_ensembles.slots import ordered_shapes, placements, slot_blocks
+from superweight_ensembles.ensemble.generation import decompose
+from superweight_ensembles.plan.slots import ordered_shapes, placements, slot_blocks
 
 GROWING = {
     "one shape": [(3, 4, 3, 3)],

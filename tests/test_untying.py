@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import superweight_ensembles as swe
 from superweight_ensembles.search.gradients import weight_gradients
 from superweight_ensembles.search.untying import use_gradients
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")

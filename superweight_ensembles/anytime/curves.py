@@ -14,12 +14,12 @@ from torch import Tensor
 
 from superweight_ensembles.anytime.calibration import exits_under, fit_policy, play, worsening
 from superweight_ensembles.anytime.latency import now
+from superweight_ensembles.anytime.metrics import probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.predictions import Predictions
 from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.anytime.running import means_of
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.evaluation.metrics import probability_metrics
-from superweight_ensembles.evaluation.predictions import Predictions
 
 _ROUNDS = 3
 Loader = Iterable[tuple[Tensor, Tensor]]

@@ -9,9 +9,9 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble import check_logits
+from superweight_ensembles.anytime.costs import count_flops
+from superweight_ensembles.ensemble.ensemble import check_logits
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.evaluation.costs import count_flops
 
 
 def check_images(

@@ -24,14 +24,14 @@ from superweight_ensembles.anytime.inputs import (
 from superweight_ensembles.anytime.latency import LatencyTable
 from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
 from superweight_ensembles.anytime.policy import ExitPolicy, replaced_exits
+from superweight_ensembles.anytime.predictions import Predictions, predict_all
 from superweight_ensembles.anytime.running import run_member
 from superweight_ensembles.anytime.saving import read_predictor, write_predictor
-from superweight_ensembles.architecture import VERSION_OF
-from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data.batches import checked_batch
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.evaluation.predictions import Predictions, predict_all
-from superweight_ensembles.targets import Members, named_members
+from superweight_ensembles.models.architecture import VERSION_OF
+from superweight_ensembles.plan.targets import Members, named_members
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 

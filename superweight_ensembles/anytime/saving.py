@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.saving import write_ensemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.saving import write_ensemble
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.manifest import check_manifest, list_file
 

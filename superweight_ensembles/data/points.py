@@ -17,7 +17,7 @@ from superweight_ensembles.data.image_data import ImageData
 from superweight_ensembles.data.options import checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, split_off_validation
 from superweight_ensembles.data.stratified import stratified_split
-from superweight_ensembles.machine_memory import check_parameters_fit
+from superweight_ensembles.storage.machine_memory import check_parameters_fit
 
 _NOISE = 0.3
 _TEST_FRACTION = 0.2

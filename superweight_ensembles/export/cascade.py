@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from superweight_ensembles.anytime.costs import count_flops
 from superweight_ensembles.anytime.policy import ExitPolicy
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.evaluation.costs import count_flops
 from superweight_ensembles.export.onnx_file import ONNX_PACKAGES, check_onnx_packages, write_onnx
 from superweight_ensembles.export.plain import PlainMember, checked_shape, plain_member
 from superweight_ensembles.storage.files import write_json

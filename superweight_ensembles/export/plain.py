@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 
 _MOST_NUMBERS = 2**26

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from superweight_ensembles.architecture import recall_architecture
+from superweight_ensembles.ensemble.saving import rebuild_member
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.export.plain import PlainMember, float_type
-from superweight_ensembles.planning import count_parameters
-from superweight_ensembles.saving import rebuild_member
+from superweight_ensembles.models.architecture import recall_architecture
+from superweight_ensembles.plan.planning import count_parameters
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.manifest import check_file, file_entry
 from superweight_ensembles.storage.tensors import count_numbers, read_module

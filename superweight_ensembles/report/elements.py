@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from superweight_ensembles.visible_text import visible
+from superweight_ensembles.storage.visible_text import visible
 
 _VOID = {"meta", "img", "link"}
 MINUS = "\N{MINUS SIGN}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.experiment.recipe import Recipe
+from superweight_ensembles.plan.plan import SharingPlan
 from superweight_ensembles.report.elements import NOTHING, Html, join, scrolled, tag
 from superweight_ensembles.report.findings import Results
 

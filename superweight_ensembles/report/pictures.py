@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.plan.plan import SharingPlan
 from superweight_ensembles.report.elements import Html, scrolled, tag
 from superweight_ensembles.report.findings import Results
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from superweight_ensembles.plan import Cluster, SharingPlan
-from superweight_ensembles.plan_table import bank_words
+from superweight_ensembles.plan.group import SsnGroup
+from superweight_ensembles.plan.plan import Cluster, SharingPlan
+from superweight_ensembles.plan.plan_table import bank_words
 from superweight_ensembles.report.elements import NOTHING, Html, join, scrolled, tag
-from superweight_ensembles.ssn.group import SsnGroup
 
 
 def plan_section(plan: SharingPlan) -> Html:

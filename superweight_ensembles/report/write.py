@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.figures import draw_run, draw_search
-from superweight_ensembles.figures.arms import read_arms
-from superweight_ensembles.figures.width_figure import widths_learned
-from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.recipe import Recipe
+from superweight_ensembles.experiment.recipe import Recipe
+from superweight_ensembles.experiment.result_files import check_content, naming_files
+from superweight_ensembles.experiment.runs import read_results, read_run, read_search
+from superweight_ensembles.plan.plan import SharingPlan
 from superweight_ensembles.report.anytime_section import anytime_section, read_curves
 from superweight_ensembles.report.elements import Html, join, tag
+from superweight_ensembles.report.figures.arms import read_arms
+from superweight_ensembles.report.figures.draw import draw_run, draw_search
+from superweight_ensembles.report.figures.width_figure import widths_learned
 from superweight_ensembles.report.findings import Results, sentences, tiles
 from superweight_ensembles.report.origin_section import configuration_section, facts, origin_section
 from superweight_ensembles.report.page import Section, page
@@ -28,8 +30,6 @@ from superweight_ensembles.report.pictures import (
 )
 from superweight_ensembles.report.result_section import result_section
 from superweight_ensembles.report.sharing_section import plan_section
-from superweight_ensembles.result_files import check_content, naming_files
-from superweight_ensembles.runs import read_results, read_run, read_search
 from superweight_ensembles.storage.files import read_json, write_text
 
 

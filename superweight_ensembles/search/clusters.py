@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.budget import resolve_budget
-from superweight_ensembles.clusters import TargetGroup
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.planning import coefficient_form, groups_minimum, plan_groups
-from superweight_ensembles.processes import current_processes
+from superweight_ensembles.plan.budget import resolve_budget
+from superweight_ensembles.plan.clusters import TargetGroup
+from superweight_ensembles.plan.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.plan.planning import coefficient_form, groups_minimum, plan_groups
+from superweight_ensembles.plan.targets import Target
 from superweight_ensembles.search.depths import Depths, check_searchable, find_depths, searched_members
 from superweight_ensembles.search.gradients import Batches, TargetTensors, weight_gradients
 from superweight_ensembles.search.similarity import cropped_cosines, merged_sets
-from superweight_ensembles.targets import Target
+from superweight_ensembles.training.distributed.group import current_processes
 
 SIMILARITIES = ("gradient", "weight")
 SEARCH_FORMAT = 1

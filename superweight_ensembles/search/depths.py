@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan import PlannedTarget, SharingPlan
+from superweight_ensembles.plan.plan import PlannedTarget, SharingPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.data.batches import checked_batch
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.module_modes import evaluating
-from superweight_ensembles.processes import current_processes
-from superweight_ensembles.recurrence import unfused_recurrence
+from superweight_ensembles.models.module_modes import evaluating
+from superweight_ensembles.models.recurrence import unfused_recurrence
+from superweight_ensembles.training.distributed.group import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
 TargetGradients = dict[str, Tensor]

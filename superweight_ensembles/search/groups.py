@@ -14,17 +14,17 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from superweight_ensembles.clusters import TargetGroup, check_num_groups, check_seed
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ssn_composition import vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.planning import plan_groups
-from superweight_ensembles.processes import current_processes
+from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed
+from superweight_ensembles.plan.group import SsnGroup, SsnTarget
+from superweight_ensembles.plan.options import SsnOptions
+from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.plan.planning import plan_groups
+from superweight_ensembles.plan.targets import Target
 from superweight_ensembles.search.clusters import SEARCH_FORMAT
-from superweight_ensembles.ssn.composition import vectors_by_key
-from superweight_ensembles.ssn.group import SsnGroup, SsnTarget
-from superweight_ensembles.ssn.options import SsnOptions
-from superweight_ensembles.targets import Target
+from superweight_ensembles.training.distributed.group import current_processes
 
 LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
 

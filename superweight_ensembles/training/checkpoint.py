@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from superweight_ensembles.adoption import adopt_plan
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.adoption import adopt_plan
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.saving import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.saving import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.storage.files import draft_of, read_json, write_json
 from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
 from superweight_ensembles.storage.manifest import check_manifest, write_manifest

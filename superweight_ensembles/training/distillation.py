@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.module_modes import kept_modes
+from superweight_ensembles.models.module_modes import kept_modes
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.memory_errors import is_out_of_memory
 from superweight_ensembles.training.memory_format import is_refusal

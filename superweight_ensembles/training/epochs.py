@@ -14,15 +14,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from superweight_ensembles.adoption import adopt_plan
-from superweight_ensembles.data import ImageData, ImageLoader
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageLoader
+from superweight_ensembles.ensemble.adoption import adopt_plan
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.interruption import StopRequests, TrainingStopped
-from superweight_ensembles.processes import Processes
-from superweight_ensembles.search import Untying, untie_coefficients
+from superweight_ensembles.search.untying import Untying, untie_coefficients
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.interruption import StopRequests, TrainingStopped
 from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.member_batches import Batches, SizedBatches
 from superweight_ensembles.training.random_states import random_states, seed_all, set_random_states

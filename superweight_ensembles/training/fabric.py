@@ -10,8 +10,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Launch, join, launch_of
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distributed.joining import join
+from superweight_ensembles.training.distributed.launch import Launch, launch_of
 
 
 def build_fabric(config: TrainConfig) -> Fabric:

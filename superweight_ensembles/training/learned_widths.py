@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.adaptive.distribution import AdaptiveWidth
-from superweight_ensembles.adaptive.loss import WidthLoss
-from superweight_ensembles.adaptive.resizing import Place, follow_rates, learned_places, set_width
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.planning import independent_plan
+from superweight_ensembles.models.adaptive.distribution import AdaptiveWidth
+from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.models.adaptive.resizing import Place, follow_rates, learned_places, set_width
+from superweight_ensembles.plan.planning import independent_plan
 from superweight_ensembles.training.config import TrainConfig
 
 Widths = dict[str, dict[str, int]]

@@ -12,25 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from superweight_ensembles.adaptive.loss import WidthLoss
-from superweight_ensembles.data import ImageData
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.processes import Processes, current_processes
-from superweight_ensembles.search import Untying, has_ties
+from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.search.untying import Untying, has_ties
 from superweight_ensembles.training.checkpoint import Subject, best_epoch
 from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distillation import Teacher, distillation_of
+from superweight_ensembles.training.distributed.group import Processes, current_processes
 from superweight_ensembles.training.epochs import Training, TrainProgress
 from superweight_ensembles.training.fabric import build_fabric, uses_bfloat16
 from superweight_ensembles.training.joint import Objective, joint_backward
 from superweight_ensembles.training.learned_widths import LearnedWidths
-from superweight_ensembles.training.member_batches import (
-    Batches,
-    SizedBatches,
-    training_batches,
-)
+from superweight_ensembles.training.member_batches import Batches, SizedBatches, training_batches
 from superweight_ensembles.training.memory_format import set_memory_format
 from superweight_ensembles.training.optimization import build_optimizer, build_schedule
 from superweight_ensembles.training.random_states import own_randomness

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.data import Augmentation, ImageData, ImageLoader
+from superweight_ensembles.data.augmentation import Augmentation
+from superweight_ensembles.data.batches import checked_batch
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageLoader
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 

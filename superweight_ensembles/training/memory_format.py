@@ -8,9 +8,9 @@ from collections.abc import Collection
 import torch
 from lightning_fabric import Fabric
 
-from superweight_ensembles.data import ImageData
-from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.module_modes import evaluating
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.models.module_modes import evaluating
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.fabric import faster_channels_last, uses_bfloat16
 

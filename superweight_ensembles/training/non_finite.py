@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.training.joint import TargetGradients
 
 _SHOWN = 3

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Processes
 from superweight_ensembles.storage.lock import locked_folder
 from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject, load_checkpoint
+from superweight_ensembles.training.distributed.group import Processes
 from superweight_ensembles.training.log import RunLog
 
 CHECKPOINT_FOLDER = "checkpoints"

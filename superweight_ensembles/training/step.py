@@ -14,12 +14,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import Processes
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distillation import Distillation
+from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.distributed.synchronised_norm import synchronised
 from superweight_ensembles.training.joint import TargetGradients
 from superweight_ensembles.training.learned_widths import LearnedWidths
 from superweight_ensembles.training.member_batches import by_member, prepared_batch
@@ -27,7 +28,6 @@ from superweight_ensembles.training.memory_errors import OutOfMemoryError
 from superweight_ensembles.training.memory_format import is_refusal
 from superweight_ensembles.training.non_finite import are_finite, gradient_sign, what_is_not_finite
 from superweight_ensembles.training.random_states import random_states, set_random_states
-from superweight_ensembles.training.synchronised_norm import synchronised
 
 _LOG = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from einops import reduce
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from superweight_ensembles.batches import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data.batches import checked_batch
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.processes import current_processes
+from superweight_ensembles.training.distributed.group import current_processes
 from superweight_ensembles.training.member_batches import Batches
 
 

@@ -1,0 +1,95 @@
+"""The bank: the trainable tensors of a sharing plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from superweight_ensembles.ensemble.combination import combination
+from superweight_ensembles.ensemble.generation import Program, Weights, compile_plan, run_program
+from superweight_ensembles.ensemble.initial_values import Deviations, initial_values
+from superweight_ensembles.errors import unknown_name
+from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.storage.machine_memory import check_parameters_fit
+
+_SAMPLED = 8
+
+
+class SuperWeightBank(nn.Module):
+    """Templates and coefficients of a plan, and the weights that they generate.
+
+    Args:
+        plan: Decides every shape.
+        deviations: Standard deviation with which each target starts, by (member, parameter name).
+        generator: Source of the start values; the global one where None.
+
+    Attributes:
+        templates: (K, Q) a (cluster, slot), float32; the bank (P,) of a group of a Shapeshifter Network.
+        coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
+            (N, E), or (N, O, K) with a vector for each output channel. Of a group: see ``ssn.composition``.
+        memory_format: Of the generated weights of convolutions.
+        mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
+        gains: Buffers of groups whose coefficients cannot scale a weight.
+
+    Source: Teterwak et al., WACV 2024
+    """
+
+    def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        check_parameters_fit(plan.num_templates + plan.num_coefficients, "the bank of this plan")
+        values = initial_values(plan, deviations, generator)
+        self.plan = plan
+        self.templates = nn.ParameterDict(values.templates)
+        self.coefficients = nn.ParameterDict(values.coefficients)
+        self.mixers = nn.ParameterDict(values.mixers)
+        self.gains = nn.Module()
+        for key, gains in values.gains.items():
+            self.gains.register_buffer(key, gains)
+        self.memory_format = torch.contiguous_format
+        self._programs: dict[tuple[str, ...], tuple[Program, ...]] = {}
+        self._start = {key: rows[..., :_SAMPLED].clone() for key, rows in values.templates.items()}
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the templates still are the start values that were drawn."""
+        return all(
+            torch.equal(values[..., :_SAMPLED].detach().cpu(), self._start[key].to(values.dtype))
+            for key, values in self.templates.items()
+        )
+
+    def set_plan(self, plan: SharingPlan) -> None:
+        """Go on under a plan that the tensors held here already fit."""
+        self.plan = plan
+        self._programs.clear()
+
+    def combination(self, key: str) -> Tensor:
+        """Coefficients as they combine templates: (N, K), or (N, O, K); what else a group holds, as it is."""
+        held = self.coefficients.get(key, None)
+        mixer = self.mixers.get(key, None)
+        return combination(held, mixer, self.gains._buffers.get(key))
+
+    def generate(self, members: Collection[str] | None = None) -> Weights:
+        """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
+
+        Differentiable; in the autocast dtype where one is active; each tensor is made once.
+
+        Raises:
+            SuperWeightError: No member of that name.
+        """
+        names = self.plan.member_names if members is None else tuple(members)
+        for name in names:
+            if name not in self.plan.member_names:
+                raise unknown_name("member", name, self.plan.member_names)
+        if names not in self._programs:
+            self._programs[names] = compile_plan(self.plan, names)
+        coefficients = {key: self.combination(key) for key in dict.fromkeys([*self.coefficients, *self.gains._buffers])}
+        templates = dict(self.templates.items())
+        weights = run_program(self._programs[names], templates, coefficients, self.memory_format)
+        return {name: weights.get(name, {}) for name in names}
+
+    forward = generate
+
+    def extra_repr(self) -> str:
+        return f"clusters={len(self.plan.clusters)}, templates={self.plan.num_templates:,}"

@@ -1,0 +1,321 @@
+"""The ensemble: unmodified members that read their weights from one bank.
+
+Shapes: M members, B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import ModelCard
+from torch import Tensor, nn
+
+from superweight_ensembles.ensemble.bank import SuperWeightBank
+from superweight_ensembles.ensemble.generation import Weights
+from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
+from superweight_ensembles.ensemble.initial_values import own_deviations
+from superweight_ensembles.ensemble.saving import (
+    build_members,
+    check_ensemble_files,
+    check_tensors_suffice,
+    read_ensemble_tensors,
+    read_plan,
+    write_ensemble,
+)
+from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
+from superweight_ensembles.models.placing import place
+from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.plan.planning import PlanOptions, check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.plan.targets import Members, named_members
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from superweight_ensembles.ensemble.warm_starting import WarmStart
+
+INITS = ("random", "svd")
+
+
+class SuperWeightEnsemble(nn.Module, HubModel):
+    """Different networks whose weights come from one bank inside one parameter budget.
+
+    The members given are copied, never changed. In the copies every generated tensor is None until a call puts it
+    there, so it is in no ``state_dict``, in no optimiser, and takes no memory of its own; norms, biases and heads
+    stay the copies' own parameters.
+
+    Args:
+        members: Networks by name, (name, network) pairs, or networks alone, which become ``member0``, ``member1``, ...;
+            all answer logits (B, K) for the same images.
+        budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
+        plan: A plan made, found or loaded before.
+        rng: Source of the bank's start values; torch's global one where None.
+        init: ``random``, or ``svd`` for a bank that starts as near as it can to the weights of the members given, which
+            are trained already (:func:`warm_start`).
+        **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
+
+    Attributes:
+        plan: The sharing plan.
+        bank: The trainable templates and coefficients.
+        members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+        warm_start: How near the bank came to the members that it was last started from; None for a random start.
+
+    Raises:
+        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch); an
+            unknown ``init``; weights that are not finite.
+
+    Source: Teterwak et al., WACV 2024.
+
+    Example:
+        >>> import torch, superweight_ensembles as swe
+        >>> members = {"wrn16-1": swe.wide_resnet(16, 1, 10), "wrn10-2": swe.wide_resnet(10, 2, 10)}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.83)
+        >>> ensemble(torch.zeros(5, 3, 32, 32)).shape
+        torch.Size([2, 5, 10])
+        >>> ensemble.num_parameters <= 0.83 * ensemble.independent_parameters
+        True
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        *,
+        budget: float | None = None,
+        plan: SharingPlan | None = None,
+        rng: torch.Generator | None = None,
+        init: str = "random",
+        **plan_options: Unpack[PlanOptions],
+    ) -> None:
+        super().__init__()
+        if init not in INITS:
+            raise unknown_name("init", str(init), INITS)
+        modules = named_members(members)
+        if (budget is None) == (plan is None):
+            raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
+        if plan is None:
+            assert budget is not None
+            for option in plan_options:
+                if option not in PlanOptions.__annotations__:
+                    raise unknown_name("plan option", option, PlanOptions.__annotations__)
+            plan = plan_sharing(modules, budget=budget, **plan_options)
+        elif plan_options:
+            raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
+        if not isinstance(plan, SharingPlan):
+            raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
+        check_plan_fits(plan, modules)
+        self.plan = plan
+        like = _first_parameter(modules)
+        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
+        self.members = nn.ModuleDict(
+            {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
+        )
+        self.warm_start: WarmStart | None = None
+        if init == "svd":
+            from superweight_ensembles.ensemble.warm_starting import warm_start
+
+            warm_start(self, modules)
+
+    if TYPE_CHECKING:  # nn.Module's call is of no type
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
+        self.bank.memory_format = kwargs.get("memory_format") or self.bank.memory_format
+        return super().to(*args, **kwargs)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        return self.plan.member_names
+
+    @property
+    def num_parameters(self) -> int:
+        """Unique trainable scalars, counted from the tensors themselves."""
+        return count_parameters(self)
+
+    @property
+    def independent_parameters(self) -> int:
+        """Trainable scalars that the members own apart."""
+        return self.plan.independent_parameters
+
+    def generate(self) -> Weights:
+        """All generated weights, differentiable: ``{member: {parameter name: tensor}}``."""
+        return self.bank.generate()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, ...) to the logits of all members, in their order: (M, B, K).
+
+        Raises:
+            SuperWeightError: Members answer different shapes.
+        """
+        weights = self.generate()
+        logits = [self.run_member(name, images, weights[name]) for name in self.member_names]
+        check_logits(dict(zip(self.member_names, logits)))
+        return torch.stack(logits)
+
+    def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The logits (B, K) of one member with the weights given."""
+        with self.placed(name, weights) as member:
+            return member(images)
+
+    @contextmanager
+    def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """One member with its generated weights in their places, until the context ends.
+
+        Run backward inside the context where the member recomputes activations (gradient checkpointing).
+
+        Raises:
+            SuperWeightError: No member of that name.
+        """
+        member = self._member(name)
+        modules = dict(member.named_modules(remove_duplicate=False))
+        places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
+        try:
+            for (owner, local), weight in zip(places, weights.values()):
+                place(owner, local, weight)
+            yield member
+        finally:
+            for owner, local in places:
+                place(owner, local, None)
+
+    @torch.no_grad()
+    def materialize(self, name: str) -> nn.Module:
+        """One member as the plain network that its author wrote, with its generated weights as parameters.
+
+        In the mode (train or eval), on the device and with the buffers that the member has now; equal outputs; no
+        reference to the bank. Weights tied inside the member stay tied.
+
+        Raises:
+            SuperWeightError: No member of that name.
+        """
+        module = copy.deepcopy(self._member(name))
+        made: dict[int, nn.Parameter] = {}
+        with torch.autocast(_first_parameter({name: self}).device.type, enabled=False):
+            weights = self.bank.generate([name])[name]
+        for parameter_name, tensor in weights.items():
+            owner, local = _locate(module, parameter_name)
+            place(owner, local, made.setdefault(id(tensor), nn.Parameter(tensor.clone())))
+        for layer in module.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.flatten_parameters()  # as the plain layer is: on a GPU, in one block
+        return module
+
+    def save(self, folder: str | Path) -> None:
+        """Write the ensemble into a folder: config, plan, model.safetensors (the bank, not the members) and a manifest.
+
+        A saved ensemble of that name is replaced as a whole, or not at all.
+
+        Raises:
+            SuperWeightError: Something else stands there.
+        """
+        write_ensemble(self, self.plan, dict(self.members.items()), Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, members: Members | None = None) -> SuperWeightEnsemble:
+        """Read a saved ensemble; nothing in the folder is executed.
+
+        Args:
+            folder: What :meth:`save` wrote.
+            members: Networks of the saved names and shapes; None where all were made by registry name
+                (:func:`wide_resnet`, :func:`build_member`).
+
+        Raises:
+            SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
+        """
+        folder = Path(folder)
+        with naming(folder):
+            check_ensemble_files(folder)
+            plan = read_plan(folder)
+            check_tensors_suffice(folder, plan)
+            modules = build_members(folder, plan) if members is None else members
+            ensemble = cls(modules, plan=plan)
+            read_ensemble_tensors(ensemble, folder)
+        return ensemble
+
+    def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:
+        """What the ensemble is and how to load it, in Markdown with the Hub's metadata.
+
+        Args:
+            repo_id: ``user/name`` of the repository; a placeholder where None.
+        """
+        made = registry_names(list(self.members.items()))
+        metadata = self._hub_mixin_info.model_card_data.to_yaml()
+        return model_card(metadata, self.plan, made, self.num_parameters, repo_id)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str | Path, members: Members | None = None, **download: Any
+    ) -> SuperWeightEnsemble:
+        return cls.load(local_folder(model_id, **download), members)
+
+    def _member(self, name: str) -> nn.Module:
+        if name not in self.member_names:
+            raise unknown_name("member", name, self.member_names)
+        return self.members[name]
+
+
+def check_logits(logits: Mapping[str, Tensor]) -> None:
+    """Refuse member answers that cannot stand in one (M, B, K) tensor.
+
+    Raises:
+        SuperWeightError: No (B, K) tensor, or shapes that differ.
+    """
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 2:
+            raise SuperWeightError(
+                f"member {name!r} must answer one tensor of logits (batch, classes); "
+                f"got {shape or type(logits[name]).__name__}"
+            )
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
+        raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
+
+
+def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
+    """A copy whose generated parameters are None: names and order stay, the tensors are gone."""
+    hollow = copy.deepcopy(module)
+    for name in generated:
+        owner, local = _locate(hollow, name)
+        place(owner, local, None)
+        if isinstance(owner, nn.RNNBase):
+            _leave_block(owner)
+    return hollow
+
+
+def _leave_block(layer: nn.RNNBase) -> None:
+    """Give what stays of a recurrent layer memory of its own: cuDNN's one block would live on with all weights."""
+    for parameter in layer._parameters.values():
+        if (
+            parameter is not None
+            and parameter.untyped_storage().nbytes() > parameter.numel() * parameter.element_size()
+        ):
+            parameter.data = parameter.data.clone()
+
+
+def _generated_names(plan: SharingPlan, member: str) -> tuple[str, ...]:
+    return tuple(
+        name
+        for cluster in plan.clusters
+        for target in cluster.targets
+        if target.member == member
+        for name in target.names
+    )
+
+
+def _locate(module: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
+    path, _, local = parameter_name.rpartition(".")
+    return module.get_submodule(path), local
+
+
+def _first_parameter(modules: Mapping[str, nn.Module]) -> Tensor:
+    """A floating-point tensor whose device and type the modules have; an empty one where they have no parameters."""
+    parameters = (parameter for module in modules.values() for parameter in module.parameters())
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))

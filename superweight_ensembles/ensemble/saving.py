@@ -1,0 +1,169 @@
+"""An ensemble as a folder: plan and architectures as JSON, tensors as safetensors. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import save_model
+from torch import nn
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models.architecture import Architecture, recall_architecture
+from superweight_ensembles.models.registry import build_architecture
+from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.storage.contained import contained_file
+from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.folders import whole_folder
+from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
+from superweight_ensembles.storage.tensors import count_numbers, read_module
+
+ENSEMBLE_FORMAT = 3
+_MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers
+_MOST_BUFFERS = 2**24
+_NEEDED = ("config.json", "plan.json", "model.safetensors")
+ENSEMBLE_FILES = frozenset({*_NEEDED, MANIFEST_FILE, "anytime.json", "README.md"})
+
+
+def write_ensemble(
+    ensemble: nn.Module,
+    plan: SharingPlan,
+    members: Mapping[str, nn.Module],
+    folder: Path,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write config.json, plan.json, model.safetensors and a manifest; an older saved ensemble is replaced as a whole.
+
+    Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder.
+
+    Raises:
+        SuperWeightError: Something else stands there, or it cannot be written: then it is as before.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
+        raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
+    before = "; what stands there is as it was" if folder.exists() else ""
+    try:
+        with whole_folder(folder) as draft:
+            write_ensemble_files(ensemble, plan, members, draft)
+            if beside is not None:
+                beside(draft)
+            write_manifest(draft)
+            if (folder / "README.md").exists():
+                shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
+    except (OSError, SafetensorError) as error:
+        raise SuperWeightError(f"{folder} cannot be written: {error}{before}") from None
+
+
+def write_ensemble_files(
+    ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path
+) -> None:
+    """Write config.json, plan.json and model.safetensors into a folder that is being made."""
+    architectures = {name: recall_architecture(module) for name, module in members.items()}
+    write_json(
+        folder / "config.json",
+        {
+            "format": ENSEMBLE_FORMAT,
+            "members": {name: made and asdict(made) for name, made in architectures.items()},
+        },
+    )
+    write_text(folder / "plan.json", plan.to_json())
+    save_model(ensemble, str(folder / "model.safetensors"))
+
+
+def check_ensemble_files(folder: Path) -> None:
+    """Hold the files of a saved ensemble against its manifest.
+
+    Raises:
+        SuperWeightError: One is missing, damaged or was changed.
+    """
+    if not (folder / "plan.json").is_file():
+        raise SuperWeightError(f"{folder / 'plan.json'} is missing: {folder} is no saved ensemble")
+    check_manifest(folder, _NEEDED)
+
+
+def read_plan(folder: Path) -> SharingPlan:
+    """The plan of a saved ensemble."""
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise SuperWeightError(f"{path} is missing: {folder} is no saved ensemble")
+    return SharingPlan.from_json(read_text(path), path)
+
+
+def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
+    """Refuse a plan that claims more numbers than the file has, before anything of that size is made.
+
+    Raises:
+        SuperWeightError: Says both; or the header of model.safetensors is damaged.
+    """
+    path = folder / "model.safetensors"
+    held = count_numbers(path)
+    claimed = plan.num_templates + plan.num_coefficients
+    if held < claimed:
+        raise SuperWeightError(f"{path} does not fit the plan: it holds {held:,} numbers, the bank has {claimed:,}")
+
+
+def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
+    """Make the members of a saved ensemble again by registry name, with start values.
+
+    Raises:
+        SuperWeightError: A newer format; a member that no registry made (name it and pass ``members=``).
+    """
+    config = read_json(folder / "config.json")
+    if config.get("format") != ENSEMBLE_FORMAT:
+        raise SuperWeightError(
+            f"{folder / 'config.json'} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}"
+        )
+    made: Any = config.get("members")
+    if not isinstance(made, dict):
+        raise SuperWeightError(f"{folder / 'config.json'}: members must be an object of names")
+    members = {}
+    for planned in plan.members:
+        name = planned.name
+        if not isinstance(made.get(name), dict):
+            raise SuperWeightError(
+                f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
+            )
+        members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}", planned.num_parameters)
+    return members
+
+
+def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Module:
+    """Make a network again from its architecture, as a file holds it under a key.
+
+    Args:
+        made: The architecture as JSON.
+        file: That it was read from.
+        key: Where it stands there.
+        num_numbers: Parameters that it is known to have: one that has many more is not built.
+
+    Raises:
+        SuperWeightError: That is no architecture, or no network within the bound; names the file and the key.
+    """
+    try:
+        architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (key, *first["loc"]))
+        raise SuperWeightError(f"{file}, {where}: {first['msg']}") from None
+    try:
+        return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)
+    except SuperWeightError as error:
+        raise SuperWeightError(f"{file}, {key}: {error}") from None
+
+
+def read_ensemble_tensors(ensemble: nn.Module, folder: Path) -> None:
+    """Read model.safetensors into an ensemble, name by name.
+
+    Raises:
+        SuperWeightError: The file is missing or damaged, or its tensors do not fit.
+    """
+    device = next(ensemble.parameters(), torch.empty(0)).device
+    read_module(folder / "model.safetensors", ensemble, device=device)

@@ -1,0 +1,334 @@
+"""Recipes: YAML files that say everything a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+from torch import nn
+
+from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
+from superweight_ensembles.data.registry import load_data
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.experiment.carried_recipes import no_recipe, recipe_path
+from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
+from superweight_ensembles.experiment.recipe_overrides import set_value
+from superweight_ensembles.experiment.recipe_sections import (
+    AnytimeRecipe,
+    DataRecipe,
+    EvaluationRecipe,
+    MemberRecipe,
+    SharingRecipe,
+    Strict,
+    WidthStageRecipe,
+)
+from superweight_ensembles.experiment.recipe_teacher import check_teacher
+from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.models.adaptive.network import make_adaptive
+from superweight_ensembles.models.registry import build_member
+from superweight_ensembles.plan.clusters import check_num_groups
+from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.plan.planning import plan_sharing
+from superweight_ensembles.search.depths import check_searchable
+from superweight_ensembles.search.untying import Untying
+from superweight_ensembles.storage.plain_data import check_plain
+from superweight_ensembles.storage.yaml_file import read_yaml
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distillation import OWN_MEAN
+from superweight_ensembles.training.fabric import uses_bfloat16
+from superweight_ensembles.training.fine_tuning import tuned_config
+
+_KNOWN_DATA = {
+    "digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3), "double_moon": (2, 2), "spiral": (2, 2),
+    "spiral_hard": (2, 2),
+}  # fmt: skip
+
+
+class Recipe(Strict):
+    """A whole run.
+
+    Attributes:
+        name: Names the run folder under runs/.
+        seed: Of the members' and the bank's start values, the validation split, the data order and augmentation.
+        data: The data set and its options.
+        members: The networks.
+        sharing: Budget and clusters.
+        training: As :class:`TrainConfig`.
+        fine_tuning: Settings in which the training of a bank that starts from trained members differs.
+        evaluation: How results are measured.
+        learn_widths: Members learn their widths in a training of their own; then the sharing is planned, and all that
+            is trained has these widths. Without it, widths are learned in the training itself, where nothing is shared.
+        width_loss: Priors of the weights and rates where widths are learned.
+        anytime: Whether and how stream and cascade are measured.
+        baseline: ``independent`` trains the same members apart as well; ``none`` does not.
+        teacher: What the shared arm learns from besides the labels, with ``training.distillation``: ``ensemble`` (the
+            mean of its members), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
+    """
+
+    name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataRecipe
+    members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
+    sharing: SharingRecipe
+    training: TrainConfig = Field(default_factory=TrainConfig)
+    fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
+    learn_widths: WidthStageRecipe | None = None
+    width_loss: WidthLoss | None = None
+    evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
+    anytime: AnytimeRecipe | None = None
+    baseline: Literal["independent", "none"] = "independent"
+    teacher: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, content: Any) -> Any:
+        """``training.seed`` is the recipe's, unless it is given."""
+        if isinstance(content, dict) and isinstance(content.get("training", {}), dict) and "seed" in content:
+            return {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
+        return content
+
+    @model_validator(mode="after")
+    def _untied_in_time(self) -> Recipe:
+        epoch, epochs = self.sharing.untie_epoch, self.shared_training().epochs
+        if epoch is not None and epoch >= epochs:
+            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {epochs} epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_start_from(self) -> Recipe:
+        svd = self.sharing.init == "svd"
+        if svd and self.sharing.init_from is None and self.baseline != "independent":
+            raise ValueError(
+                "sharing.init svd needs trained members: baseline: independent, or sharing.init_from, a saved ensemble"
+            )
+        if self.fine_tuning is not None and not svd:
+            raise ValueError("fine_tuning does nothing without sharing.init: svd: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _widths_learned_before_they_are_shared(self) -> Recipe:
+        learns = any(member.adaptive is not None for member in self.members)
+        for key in ("learn_widths", "width_loss"):
+            if getattr(self, key) is not None and not learns:
+                raise ValueError(f"{key} does nothing: give a member adaptive: {{pairs: ...}}, or leave it out")
+        if self.anytime is not None and self.anytime.truncations and not learns:
+            raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
+        dropped = self.learn_widths is not None and not self.learn_widths.keep_importance
+        if dropped and self.anytime is not None and self.anytime.truncations:
+            raise ValueError("anytime.truncations need learn_widths.keep_importance: true: leave one of them out")
+        if learns and self.learn_widths is None and self.sharing.clusters != "none":
+            raise ValueError(
+                "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "
+                "sharing.clusters: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        check_teacher(self.teacher, self.training, len(self.members), self.baseline)
+        return self
+
+    @model_validator(mode="after")
+    def _members_to_stop_between(self) -> Recipe:
+        if self.anytime is not None and len(self.members) < 2:
+            raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
+        return self
+
+    def to_content(self) -> dict[str, Any]:
+        """Plain data that :func:`parse_recipe` makes the same recipe of."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        for entry, given in zip((content["data"], *content["members"]), (self.data, *self.members)):
+            entry.update(given.model_extra or {})  # a null that was given there is an option's value
+        return content
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_content(), sort_keys=False, width=100, allow_unicode=True)
+
+    def load_data(self) -> ImageData:
+        """Load the data set and hold it against what the recipe says of it."""
+        data = load_data(self.data.name, **{"seed": self.seed, **(self.data.model_extra or {})})
+        classes, channels = self._classes_and_channels()
+        if classes not in (None, data.num_classes) or channels not in (None, data.image_shape[0]):
+            raise SuperWeightError(
+                f"data: the recipe says {classes} classes and {channels} channels; "
+                f"{self.data.name} has {data.num_classes} and {data.image_shape[0]}"
+            )
+        return data
+
+    def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
+        """Make the members with start values drawn from the recipe's seed; without data where none are needed.
+
+        Raises:
+            SuperWeightError: Two members of one name, an unknown model, classes that nothing tells.
+        """
+        names = [member.name for member in self.members]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise SuperWeightError(f"members: two are named {repeated!r}: give each a name of its own")
+        classes, channels = self._classes_and_channels()
+        if classes is None or channels is None:
+            data = data or self.load_data()
+            classes, channels = data.num_classes, data.image_shape[0]
+        for member in self.members:
+            for key in ("num_classes", "in_channels"):
+                if key in (member.model_extra or {}):
+                    raise SuperWeightError(f"members: {member.name!r} must not set {key}: the data decide it")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return {member.name: self._build(member, classes, channels) for member in self.members}
+
+    def _build(self, member: MemberRecipe, classes: int, channels: int) -> nn.Module:
+        module = build_member(member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {}))
+        if member.adaptive is None:
+            return module
+        shape = image_shape_of(self.data.name, self.data.model_extra or {})
+        try:
+            example = None if shape is None else torch.zeros(2, *shape)
+            return make_adaptive(module, example=example, **dict(member.adaptive))
+        except SuperWeightError as error:
+            raise SuperWeightError(f"members: {member.name!r}, adaptive: {error}") from None
+
+    def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
+        """The plan that a run begins with; with a search, the one whose clusters are split."""
+        options = self.sharing.plan_options()
+        if self.sharing.clusters == "random":
+            options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
+        plan = plan_sharing(members, **options)
+        if self.sharing.search in ("gradient", "weight"):
+            check_searchable(plan)
+            # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
+            # might not fit then.
+            most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
+            plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
+        if self.sharing.search == "k_means":
+            # Which groups there will be nobody knows yet: as many at random tell whether the budget is for so many.
+            check_num_groups(self.sharing.num_groups, True, sum(len(c.targets) for c in plan.clusters), "k-means")
+            like = {"clusters": "random", "num_groups": self.sharing.num_groups, "ssn": self.sharing.ssn}
+            plan_sharing(members, **{**options, **like})
+        return plan
+
+    def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
+        """What the training takes, without data; None where only the files tell the size of the images."""
+        options = self.data.model_extra or {}
+        shape = image_shape_of(self.data.name, options)
+        if shape is None:
+            return None
+        config, images = self.shared_training(), num_training_images(self.data.name, options)
+        cast, own_mean = uses_bfloat16(config), self.teacher == OWN_MEAN
+        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+
+    def shared_training(self) -> TrainConfig:
+        """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
+        return tuned_config(self.training, self.fine_tuning or {})
+
+    def untying(self) -> Untying | None:
+        """When and how coefficients are un-tied; None for never."""
+        if self.sharing.untie_epoch is None:
+            return None
+        return Untying(
+            epoch=self.sharing.untie_epoch,
+            threshold=self.sharing.untie_threshold,
+            max_batches=self.sharing.search_batches,
+        )
+
+    def search_training(self) -> TrainConfig:
+        """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
+        assert self.sharing.search_epochs is not None, "checked with the recipe"
+        return self._in_epochs(self.sharing.search_epochs)
+
+    def _in_epochs(self, epochs: int) -> TrainConfig:
+        config = self.training.without_distillation()
+        if config.schedule == "step":
+            config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
+        return replace(config, epochs=epochs)
+
+    def width_training(self) -> TrainConfig:
+        """How members are trained while they learn their widths: as at last, but in other epochs, without teachers."""
+        assert self.learn_widths is not None, "there is such a stage"
+        return self._in_epochs(self.learn_widths.epochs)
+
+    def bank_generator(self) -> torch.Generator:
+        """The source of the bank's start values."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def _classes_and_channels(self) -> tuple[int | None, int | None]:
+        known_classes, known_channels = _KNOWN_DATA.get(self.data.name, (None, None))
+        classes = self.data.num_classes if self.data.num_classes is not None else known_classes
+        if self.data.name == "image_folder" and self.data.channels is None:
+            return classes, 3
+        return classes, self.data.channels if self.data.channels is not None else known_channels
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
+
+    Args:
+        path: Of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
+        overrides: ``key.path=value``.
+
+    Raises:
+        SuperWeightError: No such file, no YAML, an unknown key (suggests the nearest), a value that does not fit.
+    """
+    path = recipe_path(path)
+    try:
+        content = read_yaml(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise no_recipe(path) from None
+    except OSError as error:
+        raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
+    for override in overrides:
+        set_value(content, override)
+    return parse_recipe(content, where=str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data, checked.
+
+    Raises:
+        SuperWeightError: An unknown key (suggests the nearest), a value that does not fit; names the key.
+    """
+    check_plain(content, where)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _explained(
+            where, [part for part in first["loc"] if part not in ("int", "float", "str", "dict[str,list[str]]")], first
+        ) from None
+
+
+def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
+    spot = ".".join(str(part) for part in location)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        *parents, key = location
+        known = _known_keys(parents)
+        problem = unknown_name("key", str(key), known)
+        return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {problem}")
+    if first["type"] == "missing":
+        return SuperWeightError(f"{where}: {spot} is missing")
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if location == ["sharing", "budget"]:
+        message = "must be an int (parameters) or a float (fraction of what the members own apart)"
+    given = "" if first["type"] == "value_error" else f" (got {first['input']!r:.200})"
+    if not spot:
+        return SuperWeightError(f"{where}: {message}{given}")
+    return SuperWeightError(f"{where}: {spot}: {message}{given}")
+
+
+def _known_keys(parents: list[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in parents:
+        if isinstance(part, str):
+            model = model.model_fields[part].annotation
+            model = next((kind for kind in get_args(model) if kind is not type(None)), model)
+    if is_dataclass(model):
+        return [field.name for field in fields(model)]
+    return list(model.model_fields)

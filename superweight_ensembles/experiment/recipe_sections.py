@@ -1,0 +1,230 @@
+"""The sections of a recipe, each with what its keys may be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+from superweight_ensembles.models.adaptive.distribution import BOUNDS, QUANTILE
+from superweight_ensembles.plan.options import SsnOptions
+from superweight_ensembles.search.groups import LEARNING
+
+
+class Strict(BaseModel):
+    """A section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(BaseModel):
+    """``data:`` a name, the number of classes and channels where no registry knows them, and the set's options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    num_classes: int | None = Field(default=None, ge=2)
+    channels: int | None = Field(default=None, ge=1)
+
+
+class AdaptiveRecipe(Strict):
+    """``adaptive:`` of a member has it learn hidden widths, as :func:`make_adaptive` takes them.
+
+    Attributes:
+        pairs: [producer, consumer] paths; globs stand for all that match.
+    """
+
+    pairs: tuple[tuple[str, str], ...] = Field(min_length=1, max_length=1000)
+    rate: StrictInt | StrictFloat | None = None
+    width: StrictInt | None = None
+    distribution: str = "exponential"
+    quantile: StrictFloat = QUANTILE
+    bounds: tuple[StrictInt, StrictInt] = BOUNDS
+    scale: str = "rms"
+
+
+class MemberRecipe(BaseModel):
+    """One of ``members:``: a name, a registry name, the model's options, and the widths that it learns."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    model: str
+    adaptive: AdaptiveRecipe | None = None
+
+
+class WidthStageRecipe(Strict):
+    """``learn_widths:`` has members learn their widths first, apart from each other.
+
+    Attributes:
+        epochs: Of that training; all else is as ``training`` says.
+        keep_importance: Whether neurons still count less and less in the networks that are trained then, so that these
+            can be truncated. Without, they are plain networks of the widths learned, which are more accurate whole.
+    """
+
+    epochs: StrictInt = Field(ge=1, le=10**6)
+    keep_importance: StrictBool = True
+
+
+_SEARCH_KEYS = (
+    "coefficients",
+    "search",
+    "search_epochs",
+    "search_batches",
+    "threshold",
+    "untie_epoch",
+    "untie_threshold",
+    "init",
+    "init_from",
+)
+
+
+class SharingRecipe(Strict):
+    """``sharing:`` as :func:`plan_sharing` takes it, and the search that goes on from there.
+
+    Attributes:
+        coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
+        num_groups: Of clusters ``random``, and of search ``k_means``.
+        group_seed: Of clusters ``random``; the recipe's seed unless given.
+        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
+            groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
+        search_epochs: Epochs that the first plan is trained for before the search.
+        search_batches: Training batches that gradients are taken on, in the search and in un-tying.
+        threshold: Cosine above which two layers go on sharing templates.
+        untie_epoch: Un-tie coefficients after this epoch of the final training.
+        untie_threshold: Cosine above which two uses of a coefficient vector stay tied.
+        init: ``svd`` starts the bank from trained members (:func:`warm_start`): those that this run's own baseline
+            trains first, or those of ``init_from``; ``random`` does not.
+        init_from: Folder of a saved ensemble of the same members, such as RUN/independent/ensemble.
+    """
+
+    budget: StrictInt | StrictFloat
+    generator: str = "auto"
+    clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
+    bins: int = 4
+    num_groups: StrictInt | None = None
+    group_seed: StrictInt | None = Field(default=None, ge=0)
+    ssn: SsnOptions | None = None
+    cap: int = 8
+    allocation: str = "sweeps"
+    coefficients: str | None = None
+    include: tuple[str, ...] = Field(default=(), max_length=1000)
+    exclude: tuple[str, ...] = Field(default=(), max_length=1000)
+    budget_counts: str = "all"
+    search: Literal["none", "gradient", "weight", "k_means"] = "none"
+    search_epochs: StrictInt | None = Field(default=None, ge=1)
+    search_batches: StrictInt | None = Field(default=None, ge=1)
+    threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
+    untie_epoch: StrictInt | None = Field(default=None, ge=1)
+    untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
+    init: Literal["random", "svd"] = "random"
+    init_from: str | None = None
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> SharingRecipe:
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        searches, unties = self.search != "none", self.untie_epoch is not None
+        if searches and self.search_epochs is None:
+            raise ValueError("a search needs search_epochs: the epochs that the first plan is trained for")
+        splits = self.search in ("gradient", "weight")
+        if splits and self.clusters == "none":
+            raise ValueError("a search splits clusters, and clusters 'none' makes none")
+        if splits and self.generator == "ssn":
+            raise ValueError(
+                f"search {self.search!r} splits clusters of SuperWeights: generator must be 'superweight' or 'auto'; "
+                "search 'k_means' learns groups of flat banks"
+            )
+        if splits and self.ssn is not None:
+            raise ValueError(f"ssn does nothing with search {self.search!r}, which splits SuperWeights: leave it out")
+        if self.search == "k_means":
+            for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
+                raise ValueError(
+                    f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
+                )
+            if self.num_groups is None:
+                raise ValueError("search 'k_means' needs num_groups")
+            if self.generator == "superweight":
+                raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
+        for acts, without, keys in (
+            (searches, "a search (search: gradient)", ("search_epochs",)),
+            (splits, "search: gradient", ("threshold",)),
+            (unties, "untie_epoch", ("untie_threshold",)),
+            (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
+            (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
+            (self.clusters == "random", "clusters: random", ("group_seed",)),
+            (self.init == "svd", "init: svd", ("init_from",)),
+        ):
+            for key in keys:
+                if key in given and not acts:
+                    raise ValueError(f"{key} does nothing without {without}: leave it out")
+        return self
+
+    @property
+    def coefficient_kind(self) -> str:
+        """Of the plan that is trained to the end."""
+        return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
+
+    def plan_options(self) -> dict[str, Any]:
+        """What :func:`plan_sharing` takes for the plan that a run begins with."""
+        options = self.model_dump(exclude={*_SEARCH_KEYS, "ssn", "group_seed"})
+        if self.search == "k_means":
+            learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
+            return {**options, **learning}
+        first = {"none": self.coefficient_kind, "gradient": "tied", "weight": "own"}[self.search]
+        if self.search != "none" and options["generator"] == "auto":
+            options["generator"] = "superweight"  # similarity splits nothing else
+        untied = first == "tied" and self.untie_epoch is not None
+        return {**options, "ssn": self.ssn, "coefficients": first, "reserve_untied": untied}
+
+
+class EvaluationRecipe(Strict):
+    """``evaluation:``."""
+
+    batch_size: int = Field(default=256, ge=1)
+
+
+class AnytimeRecipe(Strict):
+    """``anytime:`` has ``superweights evaluate`` measure stream and cascade, and keep a calibrated cascade.
+
+    Thresholds are fitted on the validation images, at least 100. Of ``flops``, ``latency_ms`` and
+    ``max_accuracy_drop`` give one, the target of the cascade that is kept; half of all members' FLOPs without any.
+
+    Attributes:
+        order: ``cost``, ``greedy``, or member names.
+        confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
+        temperature: Whether each exit's temperature is fitted.
+        monotone: Whether an earlier, surer prediction stands.
+        flops: Mean of an image; up to 1.0, the fraction of all members'.
+        latency_ms: Mean of an image, in batches of ``batch_size``.
+        max_accuracy_drop: At most so much below all members, as a fraction.
+        num_points: Of the cascade's curve.
+        batch_size: Images a batch, for the clock.
+        timed_images: Test images for the clock.
+        truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
+            In which order, and which of them, validation images decide.
+    """
+
+    order: str | tuple[str, ...] = "cost"
+    confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
+    temperature: bool = True
+    monotone: bool = False
+    flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
+    latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
+    max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
+    num_points: int = Field(default=8, ge=2, le=100)
+    batch_size: int = Field(default=64, ge=1)
+    timed_images: int = Field(default=512, ge=1)
+    truncations: tuple[StrictFloat, ...] = Field(default=(), max_length=20)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> AnytimeRecipe:
+        if len(self._targets()) > 1:
+            raise ValueError(f"give one of {', '.join(self._targets())}")
+        return self
+
+    def curve_options(self) -> dict[str, Any]:
+        """What :func:`measure_curves` takes."""
+        options = self.model_dump(exclude={"order", "truncations", "flops", "latency_ms", "max_accuracy_drop"})
+        return {**options, "target": next(iter(self._targets().items()), ("flops", 0.5))}
+
+    def _targets(self) -> dict[str, float]:
+        found = {name: getattr(self, name) for name in ("flops", "latency_ms", "max_accuracy_drop")}
+        return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,272 @@
+"""Hidden widths changed in place: layers, what stands between them, and the optimiser's moments of what stays.
+
+Parameters become new tensors under their old names, as autograd keeps the shape of a parameter that a graph still
+holds. In the optimiser they take the places of the old ones.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models.adaptive.distribution import ATTRIBUTE, AdaptiveWidth
+from superweight_ensembles.models.architecture import HiddenLayer
+from superweight_ensembles.models.parameter_exchange import exchange_parameter
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a hidden width is in a module.
+
+    Attributes:
+        producer: The layer that makes the neurons.
+        consumer: The layer that reads them.
+        between: The layers in between that hold numbers for each neuron.
+    """
+
+    producer: nn.Module
+    consumer: nn.Module
+    between: tuple[nn.Module, ...]
+
+    @property
+    def width(self) -> AdaptiveWidth | None:
+        """What weighs the neurons; None where their number is not learned."""
+        found = self.consumer._modules.get(ATTRIBUTE)
+        return found if isinstance(found, AdaptiveWidth) else None
+
+    def held(self) -> Iterator[tuple[nn.Module, str, int]]:
+        """What holds numbers for each neuron: the layer, the tensor's name, and the axis of the neurons."""
+        yield self.producer, "weight", 1 if isinstance(self.producer, _ConvTransposeNd) else 0
+        if self.producer.bias is not None:
+            yield self.producer, "bias", 0
+        for layer in self.between:
+            tensors = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+            yield from ((layer, name, 0) for name, tensor in tensors if tensor.ndim)
+        yield self.consumer, "weight", self.read_axis
+
+    @property
+    def read_axis(self) -> int:
+        """Of the neurons, in the weight of the consumer."""
+        return 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
+
+    def sizes(self) -> Iterator[tuple[nn.Module, str]]:
+        """Where a layer notes how wide it is."""
+        yield self.producer, "out_features" if isinstance(self.producer, nn.Linear) else "out_channels"
+        yield self.consumer, "in_features" if isinstance(self.consumer, nn.Linear) else "in_channels"
+        for layer in self.between:
+            noted = ("groups", "in_channels", "out_channels", "num_features", "num_parameters")
+            yield from ((layer, name) for name in noted if name in vars(layer))
+
+    def new_numbers(
+        self, layer: nn.Module, name: str, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Start values of new neurons, drawn on the CPU."""
+        like: Tensor = getattr(layer, name)
+        made = like.new_zeros(shape)
+        if like.is_meta or layer is self.consumer or name in ("bias", "running_mean"):
+            return made
+        if layer is self.producer:
+            deviation = 0.0 if self.width is None else self.width.deviation
+            return made.copy_(deviation * torch.randn(shape, generator=generator))
+        if isinstance(layer, _NormBase):
+            return made.fill_(1.0)
+        if isinstance(layer, _ConvNd):
+            return made.copy_(float(like.float().std(correction=0)) * torch.randn(shape, generator=generator))
+        return made.fill_(float(like.mean()))
+
+
+def weigh_inputs(layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The forward hook of a layer that reads neurons of learned width."""
+    hidden, *rest = given
+    return (getattr(layer, ATTRIBUTE)(hidden), *rest)
+
+
+def learned_places(module: nn.Module) -> dict[str, tuple[Place, AdaptiveWidth]]:
+    """The learned widths of a module, by the path of the layer that makes the neurons."""
+    found = {}
+    for path, width in module.named_modules():
+        if isinstance(width, AdaptiveWidth) and width.consumer:
+            hidden = width.hidden_layer(path)
+            found[hidden.producer] = (place_of(module, hidden), width)
+    return found
+
+
+def place_of(module: nn.Module, hidden: HiddenLayer) -> Place:
+    """The layers that a width is between."""
+    return Place(
+        producer=module.get_submodule(hidden.producer),
+        consumer=module.get_submodule(hidden.consumer),
+        between=tuple(map(module.get_submodule, hidden.between)),
+    )
+
+
+def attach_width(consumer: nn.Module, width: AdaptiveWidth) -> None:
+    """Have a layer weigh the neurons that it reads."""
+    consumer.add_module(ATTRIBUTE, width)
+    consumer.register_forward_pre_hook(weigh_inputs)
+
+
+def detach_width(consumer: nn.Module) -> None:
+    """Have a layer weigh no more."""
+    for key, hook in list(consumer._forward_pre_hooks.items()):
+        if hook is weigh_inputs:
+            del consumer._forward_pre_hooks[key]
+    delattr(consumer, ATTRIBUTE)
+
+
+def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
+    """The learned widths of a module, at any depth, by the path of the layer that makes the neurons.
+
+    Example:
+        >>> from superweight_ensembles.adaptive import adaptive_mlp, adaptive_widths
+        >>> network = adaptive_mlp(2, 3, rate=0.1)
+        >>> {path: width.width for path, width in adaptive_widths(network).items()}
+        {'hidden0': 25}
+    """
+    return {path: width for path, (_, width) in learned_places(module).items()}
+
+
+def freeze_widths(module: nn.Module, frozen: bool = True) -> None:
+    """Have the learned widths of a module stay as they are, and their rates; or, with False, change again.
+
+    Neurons keep their importance, so the module can still be truncated.
+
+    Raises:
+        SuperWeightError: No learned width.
+    """
+    widths = adaptive_widths(module)
+    if not widths:
+        raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
+    for width in widths.values():
+        width.frozen = frozen
+        width.rho.requires_grad_(not frozen)
+
+
+@torch.no_grad()
+def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, tuple[int, int]]:
+    """Give every learned width the neurons that its rate asks for by now: call it after ``optimizer.step()``.
+
+    Reads the rates once, all together; widths that stay, and frozen ones, are left alone. Growing appends neurons:
+    weights of their producer are drawn with the deviation that it started with, and the consumer reads them with zero,
+    so that nothing but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays
+    are kept, those of new numbers are zero.
+
+    Args:
+        module: That holds learned widths, at any depth.
+        optimizer: Of its parameters; None where there is none.
+
+    Raises:
+        SuperWeightError: A rate that is zero or not finite.
+
+    Returns:
+        Of each width that changed, by its producer's path, how many neurons there were and are.
+
+    Differs from paper: the published code drops the moments, and draws all new numbers with deviation one.
+
+    Example:
+        >>> import torch
+        >>> from superweight_ensembles.adaptive import adaptive_mlp, resize_widths
+        >>> network = adaptive_mlp(2, 3, rate=0.1)
+        >>> _ = network.head.input_width.rho.data.fill_(-1.0)  # a rate of 0.31
+        >>> resize_widths(network), network(torch.zeros(5, 2)).shape
+        ({'hidden0': (25, 9)}, torch.Size([5, 3]))
+    """
+    places = {name: found for name, found in learned_places(module).items() if not found[1].frozen}
+    if not places:
+        return {}
+    return follow_rates(places, torch.stack([width.rate for _, width in places.values()]).tolist(), optimizer)
+
+
+def follow_rates(
+    places: Mapping[str, tuple[Place, AdaptiveWidth]],
+    rates: Sequence[float],
+    optimizer: torch.optim.Optimizer | None = None,
+    generator_of: Callable[[int], torch.Generator] | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Give each width the neurons that a rate asks for; a warning says where it is stopped by a bound.
+
+    Args:
+        places: The widths, by whatever they are called.
+        rates: One each.
+        optimizer: Of their parameters; None where there is none.
+        generator_of: By the index of a width, the source of its new numbers; torch's global one where None.
+
+    Raises:
+        SuperWeightError: A rate that is zero or not finite.
+
+    Returns:
+        Of each width that changed, how many neurons there were and are.
+    """
+    changed = {}
+    for index, ((label, (place, width)), rate) in enumerate(zip(places.items(), rates)):
+        before, wanted = width.width, width.wanted(rate)
+        if wanted != before:
+            changed[label] = (before, wanted)
+            set_width(place, wanted, optimizer, None if generator_of is None else generator_of(index))
+            if wanted in width.bounds:
+                _LOG.warning(
+                    "the width of %s is at its bound of %d neurons (%d to %d), at a rate of %.3g", label, wanted,
+                    *width.bounds, rate,
+                )  # fmt: skip
+    return changed
+
+
+@torch.no_grad()
+def set_width(
+    place: Place,
+    size: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Give a width so many neurons, whatever its rate asks for.
+
+    Args:
+        place: Of the width.
+        size: Neurons.
+        optimizer: Of the module's parameters; None where there is none.
+        generator: Source of new numbers; torch's global one where None.
+
+    Raises:
+        SuperWeightError: A bank generates the weights.
+    """
+    if place.producer.weight is None or place.consumer.weight is None:
+        raise SuperWeightError("a bank generates the weights of this width: freeze_widths(member) before it is planned")
+    for layer, name, axis in place.held():
+        tensor = getattr(layer, name)
+        shape = list(tensor.shape)
+        shape[axis] = max(size - shape[axis], 0)
+        new = place.new_numbers(layer, name, tuple(shape), generator)
+        _replace(layer, name, torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis))
+        if optimizer is not None and isinstance(tensor, nn.Parameter):
+            exchange_parameter(optimizer, tensor, now := getattr(layer, name), partial(_carried, axis=axis, like=now))
+    for layer, name in place.sizes():
+        setattr(layer, name, size)
+    if place.width is not None:
+        place.width.width = size
+
+
+def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
+    held = getattr(layer, name)
+    if isinstance(held, nn.Parameter):
+        setattr(layer, name, nn.Parameter(values, requires_grad=held.requires_grad))
+    else:
+        layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
+
+
+def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
+    """A moment of what is in both; zero for new neurons. In the parameter's memory format, as fused optimisers ask."""
+    made = torch.zeros_like(like, dtype=moment.dtype)
+    kept = min(moment.shape[axis], like.shape[axis])
+    made.narrow(axis, 0, kept).copy_(moment.narrow(axis, 0, kept))
+    return made

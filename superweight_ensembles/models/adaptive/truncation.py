@@ -1,0 +1,103 @@
+"""Plain narrower networks out of one whose widths were learned: its most important neurons, no retraining.
+
+Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.models.adaptive.distribution import AdaptiveWidth
+from superweight_ensembles.models.adaptive.resizing import Place, learned_places, set_width
+from superweight_ensembles.models.adaptive.restoring import drop_importance
+from superweight_ensembles.models.module_modes import kept_modes
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@torch.no_grad()
+def truncate(
+    module: Module,
+    *,
+    fraction: float | None = None,
+    widths: int | Mapping[str, int] | None = None,
+    norm_data: Iterable[Any] | None = None,
+) -> Module:
+    """Keep the first, most important neurons of every learned width: a plain narrower network.
+
+    What the kept neurons count, p_0 to p_(k-1) of the whole width, is multiplied into the weights that read them;
+    nothing is trained. With all neurons kept the network answers as before.
+
+    Args:
+        module: That holds learned widths; copied, not changed.
+        fraction: Of every width, in (0, 1]; neurons are rounded up. Give this or ``widths``.
+        widths: Neurons to keep: of all widths, or by the path of the layer that makes them; those left out keep all.
+        norm_data: Batches of inputs, or (inputs, labels), on which batch norm statistics are estimated again, since
+            what follows a truncated width sees other numbers than in training. Augmented as in training: statistics of
+            plain images may be so different that they cost more than they gain.
+
+    Raises:
+        SuperWeightError: No learned width, a path that is none, both or neither of ``fraction`` and ``widths``, no
+            neuron or more than there are.
+
+    Source: Errica et al., arXiv 2501.15889, section 4. Differs from paper: batch norm that is estimated again is ours.
+
+    Example:
+        >>> from superweight_ensembles.adaptive import adaptive_mlp, truncate
+        >>> small = truncate(adaptive_mlp(2, 3, rate=0.1), fraction=0.5)
+        >>> small.hidden0, small.head
+        (Linear(in_features=2, out_features=13, bias=True), Linear(in_features=13, out_features=3, bias=True))
+    """
+    plain = copy.deepcopy(module)
+    places = learned_places(plain)
+    if not places:
+        raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
+    kept = _kept({name: width for name, (_, width) in places.items()}, fraction, widths)
+    for name, size in kept.items():
+        place, width = places[name]
+        _fold(place, width)
+        set_width(place, size)
+    drop_importance(plain)
+    if norm_data is not None:
+        with kept_modes(plain):
+            update_bn(norm_data, plain, next(plain.parameters()).device)
+    return plain
+
+
+def _kept(
+    places: Mapping[str, AdaptiveWidth], fraction: float | None, widths: int | Mapping[str, int] | None
+) -> dict[str, int]:
+    """Neurons to keep of each width."""
+    if (fraction is None) == (widths is None):
+        raise SuperWeightError("give either fraction= or widths=, not both and not neither")
+    if fraction is not None:
+        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+            raise SuperWeightError(f"fraction must be above 0 and at most 1; got {fraction!r:.40}")
+        return {name: max(1, math.ceil(fraction * width.width - 1e-9)) for name, width in places.items()}
+    wanted: Mapping[str, Any] = widths if isinstance(widths, Mapping) else dict.fromkeys(places, widths)
+    for name, size in wanted.items():
+        if name not in places:
+            raise unknown_name("learned width", str(name), places)
+        learned = places[name].width
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= learned:
+            raise SuperWeightError(
+                f"of {name!r}, 1 to {learned} neurons can be kept, as many as it has; got {size!r:.40}"
+            )
+    return {name: wanted.get(name, width.width) for name, width in places.items()}
+
+
+def _fold(place: Place, width: AdaptiveWidth) -> None:
+    """Multiply what neurons count into the weights that read them."""
+    consumer: Any = place.consumer
+    weight: Tensor = consumer.weight
+    shape = [1] * weight.ndim
+    shape[place.read_axis] = -1
+    weight.mul_(width.importance().to(weight).view(shape))

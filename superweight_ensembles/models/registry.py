@@ -1,0 +1,110 @@
+"""Members by registry name: this library's WideResNet, any timm model, any torchvision classifier."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torchvision
+from torch import nn
+
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.models.adaptive.network import multilayer_perceptron
+from superweight_ensembles.models.adaptive.restoring import restore_widths
+from superweight_ensembles.models.architecture import Architecture, HiddenLayer, remember_architecture
+from superweight_ensembles.models.bounded_building import build_bounded, check_options
+from superweight_ensembles.models.wide_residual_network import wide_resnet
+
+_MOST_CLASSES = 2**20
+_LOADS_WEIGHTS = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone",
+    "cache_dir", "scriptable",
+)  # fmt: skip
+
+
+def build_member(model: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
+    """Make a network by name, untrained: the bank draws the start values of what it generates.
+
+    Args:
+        model: ``wide_resnet`` (options depth, width, which may be a fraction), ``mlp`` (options widths, pixels of an
+            image), ``timm/NAME`` or ``torchvision/NAME``.
+        num_classes: Rows of its head.
+        in_channels: Channels of its images.
+        **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.
+
+    Raises:
+        SuperWeightError: No such model (suggests the nearest), options that it does not take, or options that read
+            weights from files or the network.
+
+    Example:
+        >>> build_member("timm/resnet18", num_classes=10).fc.out_features
+        10
+    """
+    made = Architecture(model=model, num_classes=num_classes, in_channels=in_channels, options=options)
+    return build_architecture(made)
+
+
+def build_architecture(made: Architecture, most_numbers: int | None = None) -> nn.Module:
+    """Make a network as it was described, within a bound.
+
+    Args:
+        made: Registry name and options.
+        most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
+
+    Raises:
+        SuperWeightError: As :func:`build_member`; a network beyond the bound, or of more than 10,000 modules.
+    """
+    model, options = made.model, made.options
+    loads = next((option for option in options if option in _LOADS_WEIGHTS), None)
+    if loads is not None:
+        raise SuperWeightError(
+            f"model {model!r}: {loads!r} reads trained weights, which the bank replaces: leave it out"
+        )
+    what = f"model {model!r:.200} with {options or 'no options'!s:.200}"
+    for name, size in (("num_classes", made.num_classes), ("in_channels", made.in_channels)):
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MOST_CLASSES:
+            raise SuperWeightError(f"{what}: {name} must be 1 to {_MOST_CLASSES:,}; got {size!r:.40}")
+    check_options(options, what)
+    library, _, name = model.rpartition("/")
+    try:
+        module = build_bounded(
+            lambda: _with_hidden(
+                _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)), made.hidden
+            ),
+            what,
+            most_numbers,
+        )
+    except SuperWeightError:
+        raise
+    except Exception as error:  # whatever the network's own code raises of these options
+        raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
+    return remember_architecture(module, made)
+
+
+def _with_hidden(module: nn.Module, hidden: Sequence[HiddenLayer]) -> nn.Module:
+    restore_widths(module, hidden)
+    return module
+
+
+def _build(library: str, name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    if (library, name) == ("", "wide_resnet"):
+        return wide_resnet(num_classes=num_classes, in_channels=in_channels, **options)
+    if (library, name) == ("", "mlp"):
+        return multilayer_perceptron(num_classes=num_classes, in_channels=in_channels, **options)
+    if library == "timm":
+        if name.split(".")[0] not in timm.list_models():
+            raise unknown_name("model", f"timm/{name}", (f"timm/{known}" for known in timm.list_models()))
+        return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
+    if library == "torchvision":
+        known = torchvision.models.list_models(torchvision.models)
+        if name not in known:
+            raise unknown_name("model", f"torchvision/{name}", (f"torchvision/{one}" for one in known))
+        if in_channels != 3:
+            raise SuperWeightError(f"torchvision/{name} reads images of 3 channels; the data have {in_channels}")
+        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    full = f"{library}/{name}" if library else name
+    names = ["mlp", "wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
+    names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
+    raise unknown_name("model", full, names)

@@ -1,0 +1,199 @@
+"""Which targets share templates, before any training: depth bins, exact shapes, or a mapping by hand.
+
+Source: Teterwak et al., WACV 2024 (depth bins).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.plan.targets import Target, matches
+
+ClusterRule = Union[str, Mapping[str, Sequence[str]]]
+CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
+_MOST_BINS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetGroup:
+    """Targets, of any member, that share templates.
+
+    Attributes:
+        name: For people.
+        targets: Member after member.
+        leaders: For each target, the place in ``targets`` of the one whose coefficients it uses; None: its own.
+    """
+
+    name: str
+    targets: tuple[Target, ...]
+    leaders: tuple[int, ...] | None = None
+
+
+def group_targets(
+    targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4, num_groups: int | None = None, seed: int = 0
+) -> tuple[TargetGroup, ...]:
+    """Partition targets into clusters.
+
+    Args:
+        targets: Of all members, member after member, each in construction order.
+        rule: ``depth_bins`` (contiguous runs of each member's layers), ``shape`` (equal shapes only), ``type`` (one
+            kind of layer), ``one`` (all), ``random``, ``none`` (no sharing: every weight stays its member's own), or a
+            mapping of cluster names to globs over ``member.parameter`` names; targets that no glob names stay their
+            member's own.
+        bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.
+        num_groups: Of ``random``, which alone reads them, like ``seed``.
+        seed: Of the draw.
+
+    Raises:
+        SuperWeightError: Unknown rule, no bins, more random groups than targets, a glob without targets, a target in
+            two clusters.
+
+    Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
+    """
+    check_num_groups(num_groups, rule == "random", len(targets), f"clusters {rule!r:.40}")
+    check_seed(seed, "group_seed")
+    if rule != "random" and seed != 0:
+        raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
+    if isinstance(rule, Mapping):
+        return _by_hand(targets, rule)
+    if rule == "depth_bins":
+        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+            raise SuperWeightError(f"bins must be a positive integer; got {bins!r}")
+        if bins > _MOST_BINS:
+            raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
+        return _depth_bins(targets, bins)
+    if rule == "shape":
+        return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")
+    if rule == "type":
+        return _by_key(targets, lambda target: target.kind)
+    if rule == "one":
+        return _by_key(targets, lambda target: "all")
+    if rule == "random":
+        assert num_groups is not None, "checked"
+        return _at_random(targets, num_groups, seed)
+    if rule == "none":
+        return ()
+    raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+
+
+def check_seed(seed: int, what: str) -> None:
+    """Refuse what no generator of random numbers takes as a seed.
+
+    Raises:
+        SuperWeightError: Says what was given.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
+
+
+def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
+    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers.
+
+    Raises:
+        SuperWeightError: Says which.
+    """
+    if not reads:
+        if num_groups is not None:
+            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
+        return
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
+        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
+    if num_groups > num_layers:
+        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
+
+
+def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
+    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
+    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
+    return tuple(kernels) if len(kernels) > 1 else ()
+
+
+def depth_runs(length: int, bins: int) -> tuple[int, ...]:
+    """Lengths of contiguous runs that split ``length`` layers into at most ``bins``, the first ones longer.
+
+    Example:
+        >>> depth_runs(25, 4), depth_runs(13, 4), depth_runs(2, 4)
+        ((7, 6, 6, 6), (4, 3, 3, 3), (1, 1))
+    """
+    short, longer = divmod(length, bins)
+    return tuple(size for size in (short + (index < longer) for index in range(bins)) if size)
+
+
+def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]:
+    by_member: dict[str, list[Target]] = {}
+    for target in targets:
+        by_member.setdefault(target.member, []).append(target)
+    groups: list[TargetGroup] = []
+    for kernel in sorted({(target.kind, target.kernel) for target in targets}):
+        runs = {
+            member: [target for target in own if (target.kind, target.kernel) == kernel]
+            for member, own in by_member.items()
+        }
+        first = next(member for member, run in runs.items() if run)
+        num_bins = max(1, round(bins * len(runs[first]) / len(by_member[first])))
+        binned: list[list[Target]] = [[] for _ in range(num_bins)]
+        for run in runs.values():
+            start = 0
+            for index, size in enumerate(depth_runs(len(run), num_bins)):
+                binned[index] += run[start : start + size]
+                start += size
+        kind, spatial = kernel
+        label = f"{kind} {_times(spatial)}".strip()
+        groups += [
+            TargetGroup(name=f"{label} bin {index + 1}/{num_bins}", targets=tuple(members))
+            for index, members in enumerate(binned)
+            if members
+        ]
+    return tuple(groups)
+
+
+def _by_key(targets: Iterable[Target], key: Callable[[Target], str]) -> tuple[TargetGroup, ...]:
+    found: dict[str, list[Target]] = {}
+    for target in targets:
+        found.setdefault(key(target), []).append(target)
+    return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
+
+
+def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> tuple[TargetGroup, ...]:
+    """As many layers in every group as in the next, but for one."""
+    order = list(range(len(targets)))
+    random.Random(seed).shuffle(order)
+    drawn = [sorted(order[index::num_groups]) for index in range(num_groups)]
+    return tuple(
+        TargetGroup(name=f"random {index + 1}/{num_groups}", targets=tuple(targets[place] for place in places))
+        for index, places in enumerate(drawn)
+    )
+
+
+def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tuple[TargetGroup, ...]:
+    if not rule:
+        raise SuperWeightError("clusters given by hand name no cluster: write 'none' to share nothing")
+    owner: dict[Target, str] = {}
+    groups = []
+    for name, patterns in rule.items():
+        if not patterns or isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise SuperWeightError(f"cluster {name!r} must be a list of globs; got {patterns!r}")
+        chosen: dict[Target, None] = {}
+        for pattern in patterns:
+            hits = [
+                target
+                for target in targets
+                if matches([f"{target.member}.{alias}" for alias in target.names] + list(target.names), pattern)
+            ]
+            if not hits:
+                raise SuperWeightError(f"cluster {name!r}: {pattern!r} names no target (write 'member.layer.weight')")
+            chosen.update(dict.fromkeys(hits))
+        for target in chosen:
+            if target in owner:
+                raise SuperWeightError(f"target {target.label} is in two clusters, {owner[target]!r} and {name!r}")
+            owner[target] = name
+        groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
+    return tuple(groups)
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "x".join(str(number) for number in numbers)

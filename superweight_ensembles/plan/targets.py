@@ -1,0 +1,254 @@
+"""Which tensors of a network the bank generates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Union
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan.generated_tensor import GeneratedTensor
+
+Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target(GeneratedTensor):
+    """One weight tensor of a member that the bank generates.
+
+    Attributes:
+        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
+        kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
+            SuperWeights share templates among targets of one kind and kernel alone.
+    """
+
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.shape[2:]
+
+
+def named_members(members: Members) -> dict[str, nn.Module]:
+    """Check the members and return them by name, in the order given; those without names are ``member0``, ``member1``.
+
+    Raises:
+        SuperWeightError: Nothing given, a name twice, a name that a module tree cannot hold, no module.
+    """
+    if isinstance(members, nn.Module):
+        raise SuperWeightError(
+            f"members must be several networks, by name or in a list; got one {type(members).__name__}: "
+            "write {'name': module} or [module]"
+        )
+    if not isinstance(members, Iterable):
+        raise SuperWeightError(
+            f"members must be a mapping of names to modules, or a list of modules; got {type(members).__name__}"
+        )
+    pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
+    if not pairs:
+        raise SuperWeightError("an ensemble needs at least one member; none was given")
+    if all(isinstance(member, nn.Module) for member in pairs):
+        return {f"member{index}": module for index, module in enumerate(pairs) if isinstance(module, nn.Module)}
+    found: dict[str, nn.Module] = {}
+    for pair in pairs:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise SuperWeightError(
+                f"members must all be modules, or all (name, module) pairs; got {type(pair).__name__} among them"
+            )
+        name, module = pair
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise SuperWeightError(
+                f"{name!r} cannot name a member: use a non-empty string without dots that is no method of a module"
+            )
+        if not isinstance(module, nn.Module):
+            raise SuperWeightError(f"member {name!r} must be a torch.nn.Module; got {type(module).__name__}")
+        if name in found:
+            raise SuperWeightError(f"two members are named {name!r}: give each a name of its own")
+        found[name] = module
+    return found
+
+
+def find_targets(
+    module: nn.Module, member: str = "", *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[Target, ...]:
+    """Find the weight tensors of a network that a bank can generate, in construction order.
+
+    Taken: convolutions of one to three dimensions (transposed, grouped and depthwise ones too), linear
+    layers, attention projections, the matrices of recurrent layers and cells, and the ``weight`` of a module class
+    outside ``torch.nn`` that has two to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen
+    parameters. Of modules outside ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``,
+    ``*Embed*``), or has one dimension larger than one counts as such.
+    A tensor that several layers hold is one target with several names.
+
+    Args:
+        module: Any network.
+        member: Its name in the ensemble; globs see ``member.layer`` as well as ``layer``.
+        include: Globs of layer or parameter names to take as well (the head, an embedding, a free parameter
+            of two or more dimensions).
+        exclude: Globs of layer or parameter names to leave to the member; stronger than ``include``.
+
+    Raises:
+        SuperWeightError: A lazy layer without shape; an embedding that a bank cannot generate (``max_norm``,
+            ``sparse``, ``padding_idx``).
+
+    Example:
+        >>> from torch import nn
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> [target.name for target in find_targets(mlp)]
+        ['0.weight', '2.weight']
+        >>> [target.name for target in find_targets(mlp, include=["4"], exclude=["0"])]
+        ['2.weight', '4.weight']
+    """
+    head = head_layers(module)
+    names: dict[int, list[str]] = {}
+    taken: dict[int, tuple[tuple[int, ...], str]] = {}
+    left: set[int] = set()
+    for layer_name, layer, local, parameter in _layer_parameters(module):
+        key, name = id(parameter), _joined(layer_name, local)
+        if isinstance(parameter, UninitializedParameter):
+            raise SuperWeightError(
+                f"{member or 'the module'}: {name} has no shape yet; run a batch through the lazy layer first"
+            )
+        names.setdefault(key, []).append(name)
+        if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
+            continue
+        kind = _kind(layer, local, tuple(parameter.shape))
+        spellings = _spellings(member, layer_name, local)
+        if any(matches(spellings, pattern) for pattern in exclude):
+            left.add(key)
+        elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
+            kind = kind or ("embedding" if isinstance(layer, _TABLES) else f"tensor{parameter.ndim}d")
+            taken.setdefault(key, (tuple(parameter.shape), kind))
+    _check_tables(module, member, taken.keys() - left)
+    return tuple(
+        Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
+        for key, (shape, kind) in taken.items()
+        if key not in left
+    )
+
+
+def unused_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[str]:
+    """The globs that name no parameter of two or more dimensions, nor a layer that has one, of any member."""
+    spellings = {
+        spelling
+        for member, module in members.items()
+        for layer_name, _, local, parameter in _layer_parameters(module)
+        if parameter.ndim >= 2
+        for spelling in _spellings(member, layer_name, local)
+    }
+    return [pattern for pattern in patterns if not matches(spellings, pattern)]
+
+
+def matches(spellings: Iterable[str], pattern: str) -> bool:
+    """Whether a glob matches any of a tensor's names."""
+    return any(fnmatchcase(spelling, pattern) for spelling in spellings)
+
+
+def head_layers(module: nn.Module) -> dict[int, nn.Module]:
+    """The classifier of a network, by ``id``: what timm names as such, else the last linear layer.
+
+    The last linear layer is looked for inside a child called ``fc``, ``classifier``, ``head``, ``heads``,
+    ``linear``, ``output``, ``out`` or ``logits`` first, then in the whole network.
+    """
+    get_classifier = getattr(module, "get_classifier", None)
+    if callable(get_classifier):
+        found = get_classifier()
+        heads = found if isinstance(found, (tuple, list)) else (found,)
+        layers = [layer for head in heads if isinstance(head, nn.Module) for layer in head.modules()]
+        if layers:
+            return {id(layer): layer for layer in layers}
+    children = dict(module.named_children())
+    for scope in [children[name] for name in _HEAD_NAMES if name in children] + [module]:
+        linears = [layer for layer in scope.modules() if isinstance(layer, nn.Linear)]
+        if linears:
+            return {id(linears[-1]): linears[-1]}
+    return {}
+
+
+def num_classes(module: nn.Module) -> int | None:
+    """Classes that a network says it answers, by ``num_classes`` or a head of a usual name; None where neither does."""
+    declared = getattr(module, "num_classes", None)
+    if isinstance(declared, int):
+        return declared
+    children = dict(module.named_children())
+    in_order = isinstance(module, nn.Sequential) and isinstance(module[-1], nn.Linear)
+    named = in_order or any(name in children for name in _HEAD_NAMES)
+    rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
+    return rows[-1] if rows and named else None
+
+
+def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
+    ndim = len(shape)
+    if isinstance(layer, _CONVOLUTIONS) and local == "weight":
+        transposed = "transposed " if layer.transposed else ""
+        base = f"{transposed}conv{ndim - 2}d"
+        if layer.groups == 1:
+            return base
+        return f"depthwise {base}" if layer.groups == layer.in_channels else f"grouped {base}"
+    if isinstance(layer, nn.Linear) and local == "weight":
+        return "linear"
+    if isinstance(layer, nn.MultiheadAttention) and local in _ATTENTION_WEIGHTS:
+        return "linear"
+    if isinstance(layer, _RECURRENT) and local.startswith("weight_"):
+        return _recurrent_kind(layer)
+    if isinstance(layer, _TABLES) or type(layer).__module__.startswith("torch.nn."):
+        return None
+    name = type(layer).__name__.lower()
+    if isinstance(layer, _NORMS) or "norm" in name or "embed" in name:
+        return None
+    if local == "weight" and 2 <= ndim <= 5 and math.prod(shape) > max(shape):
+        return "linear" if ndim == 2 else f"conv{ndim - 2}d"
+    return None
+
+
+def _recurrent_kind(layer: nn.Module) -> str:
+    if isinstance(layer, (nn.GRU, nn.GRUCell)):
+        return "gru"
+    return "lstm" if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else "rnn"
+
+
+def _check_tables(module: nn.Module, member: str, taken: Collection[int]) -> None:
+    """Refuse embeddings, also those tied to another layer, that do more to their weight than read it."""
+    for layer_name, layer, local, parameter in _layer_parameters(module):
+        if id(parameter) not in taken or not isinstance(layer, _TABLES):
+            continue
+        for option, given, why in (
+            ("max_norm", layer.max_norm is not None, "which changes its weights in place"),
+            ("sparse=True", layer.sparse, "whose gradients the bank cannot take"),
+            ("padding_idx", layer.padding_idx is not None, "a row that stays as it is, which a generated one cannot"),
+        ):
+            if given:
+                raise SuperWeightError(
+                    f"{member or 'the module'}: {_joined(layer_name, local)} is an embedding with {option}, {why}: "
+                    "leave it out (drop it from include, or name it in exclude)"
+                )
+
+
+def _layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every (layer name, layer, local name, parameter), under each of its names."""
+    for layer_name, layer in module.named_modules(remove_duplicate=False):
+        for local, parameter in layer._parameters.items():
+            if parameter is not None:
+                yield layer_name, layer, local, parameter
+
+
+def _joined(layer_name: str, local: str) -> str:
+    return f"{layer_name}.{local}" if layer_name else local
+
+
+def _spellings(member: str, layer_name: str, local: str) -> tuple[str, ...]:
+    plain = (layer_name, _joined(layer_name, local))
+    return plain + tuple(f"{member}.{part}" for part in plain) if member else plain

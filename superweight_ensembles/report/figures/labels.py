@@ -1,0 +1,247 @@
+"""Where the name of a point goes: beside it, over nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from superweight_ensembles.report.figures.label_geometry import (
+    Points,
+    boxes_at,
+    crosses,
+    distance,
+    leader_samples,
+    num_inside,
+    num_on_lines,
+    overlap,
+    pierces,
+)
+from superweight_ensembles.report.figures.style import INK, MUTED, SMALL_POINTS
+
+_RADII_POINTS = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 47.0, 57.0, 68.0, 80.0, 95.0, 112.0, 130.0)
+_DIRECTIONS = 24
+_LEADER_POINTS = 9.0
+_GAP_POINTS = 2.0
+_SWEEPS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointLabel:
+    """A text that belongs to a point in data coordinates."""
+
+    text: str
+    x: float
+    y: float
+    color: str = INK
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What stands in the axes already, in pixels."""
+
+    inside: Bbox
+    markers: Points
+    dots: Points
+    lines: Points
+    boxes: Points
+    pixels: float
+
+
+def place_labels(
+    axes: Axes,
+    labels: Sequence[PointLabel],
+    *,
+    markers: Sequence[tuple[float, float]] = (),
+    dots: Sequence[tuple[float, float]] = (),
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
+    boxes: Sequence[Bbox] = (),
+) -> list[Annotation]:
+    """Write each label near its point, on no other label or marker, and off dots and lines where it can.
+
+    Call it last: it lays the figure out to measure the texts. A label that has to stand off gets a leader.
+
+    Args:
+        axes: Axes with final limits.
+        labels: What to write.
+        markers: Points in data coordinates that no label may cover.
+        dots: Points that labels had better not cover.
+        lines: Polylines that labels had better not cross.
+        boxes: Areas in pixels that no label may cover.
+
+    Returns:
+        The annotations, in the order of ``labels``; each one's ``gid`` is ``label``.
+    """
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    annotations = [
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=SMALL_POINTS,
+            color=label.color,
+            annotation_clip=False,
+            zorder=6,
+            gid="label",
+            path_effects=[withStroke(linewidth=1.6, foreground="white", alpha=0.85)],
+        )
+        for label in labels
+    ]
+    for annotation in annotations:
+        annotation.set_in_layout(False)
+    figure.draw_without_rendering()
+    pixels = figure.dpi / 72
+    room = _Room(
+        inside=axes.get_window_extent(),
+        markers=_to_pixels(axes, markers),
+        dots=_to_pixels(axes, dots),
+        lines=_along(axes, lines, 2 * pixels),
+        boxes=np.array([box.extents for box in boxes], dtype=float).reshape(-1, 4),
+        pixels=pixels,
+    )
+    anchors = _to_pixels(axes, [(label.x, label.y) for label in labels])
+    sizes = np.array([annotation.get_window_extent().size for annotation in annotations], dtype=float).reshape(-1, 2)
+    centers = _choose(room, anchors, sizes)
+    for annotation, anchor, center, size in zip(annotations, anchors, centers, sizes):
+        offset = center - anchor
+        annotation.set_position((float(offset[0] / pixels), float(offset[1] / pixels)))
+        outside = np.maximum(np.abs(offset) - size / 2, 0)
+        if float(np.hypot(*outside)) > _LEADER_POINTS * pixels:
+            _leader(axes, room, anchor, center, size)
+    return annotations
+
+
+def _leader(axes: Axes, room: _Room, anchor: Points, center: Points, size: Points) -> None:
+    """A thin line from the point to the nearest edge of its label."""
+    end = np.clip(anchor, center - size / 2, center + size / 2)
+    direction = (end - anchor) / max(float(np.hypot(*(end - anchor))), 1e-9)
+    ends = np.stack([anchor + 3.5 * room.pixels * direction, end - 0.5 * room.pixels * direction])
+    (xs, ys) = axes.transData.inverted().transform(ends).T
+    (line,) = axes.plot(xs, ys, color=MUTED, linewidth=0.5, zorder=2.5, gid="leader", scalex=False, scaley=False)
+    line.set_in_layout(False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Where one label may go: N centres and boxes, what each costs by itself, and the point it belongs to."""
+
+    anchor: Points
+    centers: Points
+    boxes: Points
+    costs: Points
+
+
+def _choose(room: _Room, anchors: Points, sizes: Points) -> Points:
+    """The cheapest of a few greedy placements, each followed by sweeps in which every label may move again."""
+    options = [_options(room, anchor, size) for anchor, size in zip(anchors, sizes)]
+    crowded = sorted(range(len(options)), key=lambda index: -float(np.min(options[index].costs)))
+    across = sorted(range(len(options)), key=lambda index: float(anchors[index][0]))
+    orders = [crowded, crowded[::-1], across, across[::-1]]
+    _, picks = min((_settle(options, order) for order in orders), key=lambda settled: settled[0])
+    return np.array([option.centers[pick] for option, pick in zip(options, picks)]).reshape(-1, 2)
+
+
+def _settle(options: Sequence[_Options], order: Sequence[int]) -> tuple[float, list[int]]:
+    """Total cost of the placement that starts in this order, and the option chosen for each label."""
+    chosen: dict[int, int] = {}
+    spent: dict[int, float] = {}
+    for _ in range(_SWEEPS):
+        before = dict(chosen)
+        for index in order:
+            costs = options[index].costs.copy()
+            for other, pick in chosen.items():
+                if other != index:
+                    costs += _clashes(options[index], options[other], pick)
+            chosen[index] = int(np.argmin(costs))
+            spent[index] = float(np.min(costs))
+        if chosen == before:
+            break
+    return sum(spent.values()), [chosen[index] for index in range(len(options))]
+
+
+def _clashes(options: _Options, other: _Options, pick: int) -> Points:
+    """What each option costs beside another label's choice: covered texts, crossed or covered leaders."""
+    center, box = other.centers[pick], other.boxes[pick]
+    leader = leader_samples(other.anchor, center[None])[0]
+    return (
+        1e5 * overlap(options.boxes, box)
+        + 300.0 * crosses(options.anchor, options.centers, other.anchor, center)
+        + 400.0 * pierces(options.anchor, options.centers, box)
+        + 400.0 * (num_inside(options.boxes, leader) > 0)
+    )
+
+
+def _options(room: _Room, anchor: Points, size: Points) -> _Options:
+    centers, radii = _candidates(room, anchor, size)
+    return _Options(
+        anchor=anchor,
+        centers=centers,
+        boxes=boxes_at(centers, size, _GAP_POINTS * room.pixels / 2),
+        costs=_own_costs(room, anchor, centers, radii, size),
+    )
+
+
+def _candidates(room: _Room, anchor: Points, size: Points) -> tuple[Points, Points]:
+    """Centres of the label's box around its point, and how far (pixels) each stands off."""
+    angles = np.arange(_DIRECTIONS) * (2 * math.pi / _DIRECTIONS)
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    side = np.clip(directions * 1.6, -1, 1) * size / 2
+    radii = np.array(_RADII_POINTS) * room.pixels
+    centers = anchor + side[None] + directions[None] * radii[:, None, None]
+    return centers.reshape(-1, 2), np.repeat(radii, _DIRECTIONS)
+
+
+def _own_costs(room: _Room, anchor: Points, centers: Points, radii: Points, size: Points) -> Points:
+    boxes = boxes_at(centers, size, 0.0)
+    wide = boxes_at(centers, size, 3.2 * room.pixels)
+    others = room.markers[np.hypot(*(room.markers - anchor).T) > 1.0] if len(room.markers) else room.markers
+    cost = 0.28 * radii / room.pixels
+    cost += (
+        2e3 * num_inside(wide, others)
+        + 4.0 * np.minimum(num_inside(boxes, room.dots), 12)
+        + 10.0 * num_inside(boxes, room.lines)
+    )
+    for box in room.boxes:
+        cost += 2e4 * overlap(boxes, box)
+    inside = room.inside
+    out = (boxes[:, 0] < inside.x0) | (boxes[:, 2] > inside.x1) | (boxes[:, 1] < inside.y0) | (boxes[:, 3] > inside.y1)
+    cost += 1e6 * out
+    leaders = leader_samples(anchor, centers)
+    for marker in others:
+        near = np.min(np.hypot(*(leaders - marker).transpose(2, 0, 1)), axis=1)
+        cost += 60.0 * (near < 4.5 * room.pixels)
+        cost += 25.0 * (distance(boxes, marker) < distance(boxes, anchor))
+    if len(room.lines):
+        cost += 6.0 * num_on_lines(leaders, room.lines, 2.5 * room.pixels)
+    # Beside the point reads better than over it, and over it better than across a corner.
+    relative = np.abs(centers - anchor) / (size / 2)
+    return cost + 1.5 * (relative[:, 0] < 1) + 1.0 * ((relative[:, 0] >= 1) & (relative[:, 1] >= 1))
+
+
+def _to_pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> Points:
+    if not len(points):
+        return np.zeros((0, 2))
+    return np.asarray(axes.transData.transform(np.asarray(points, dtype=float)), dtype=float)
+
+
+def _along(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], step: float) -> Points:
+    """Points every ``step`` pixels on the polylines."""
+    found = [np.zeros((0, 2))]
+    for line in lines:
+        corners = _to_pixels(axes, line)
+        for start, end in pairwise(corners):
+            count = max(2, int(np.hypot(*(end - start)) / step))
+            found.append(start + (end - start) * np.linspace(0, 1, count)[:, None])
+    return np.concatenate(found)

@@ -1,0 +1,173 @@
+"""One network at many parameter budgets: accuracy of each way to fit it, beside the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.report.figures.scales import accuracy_axis
+from superweight_ensembles.report.figures.shades import mix
+from superweight_ensembles.report.figures.style import (
+    INK,
+    MUTED,
+    PAGE_INCHES,
+    arm_color,
+    arm_marker,
+    new_figure,
+    outside_legend,
+    plain_text,
+    style_axes,
+)
+
+NPAS_FORMAT = 1
+_PLAIN = "narrower"
+_DODGE = 0.0055  # of the axis, between neighbouring arms, so that no deviation hides another
+_SPREAD = 0.5  # of the way from a budget to the next, that all arms together take at most
+
+Accuracies = dict[float | None, list[float]]  # in per cent, of each seed, by budget; None for the whole network
+
+
+@plain_text
+def npas_budgets(npas: Mapping[str, Any]) -> Figure:
+    """Test accuracy (per cent, mean over seeds) against the budget (log), a line an arm.
+
+    Bars are standard deviations over seeds, faint dots the seeds, of neighbouring arms a little apart; an arm that a
+    budget is too small for has no point there. The horizontal line and its band are mean and deviation of the whole
+    network. Artists carry a ``gid``: ``ARM mean``, ``ARM deviation``, ``ARM seeds``, ``whole``, ``whole band``.
+
+    Args:
+        npas: Parsed ``npas.json`` of benchmarks/npas.py.
+
+    Raises:
+        SuperWeightError: A file of another format, or without a finished cell at a budget.
+    """
+    labels, measured = _read(npas)
+    whole = {name: found[None] for name, found in measured.items() if None in found}
+    arms = {name: found for name, found in measured.items() if name not in whole}
+    budgets = sorted({budget for found in arms.values() for budget in found if budget is not None})
+    figure = new_figure(PAGE_INCHES, 4.2)
+    axes = figure.add_subplot()
+    _budget_axis(axes, budgets)
+    accuracy_axis(axes, _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())]))
+    style_axes(axes, xlabel="budget: parameters, of those that the whole network has", ylabel="test accuracy (%)")
+    handles: list[Line2D | Patch] = []
+    dodge = _dodge(axes, budgets, len(arms))
+    for place, (name, found) in enumerate(arms.items()):
+        look = _look(name, list(labels).index(name))
+        _draw_arm(axes, name, found, look, dodge ** (place - (len(arms) - 1) / 2))
+        handles.append(Line2D([], [], label=labels[name], **look))
+    for name, seeds in whole.items():
+        handles.append(_draw_whole(axes, seeds, labels[name]))
+    outside_legend(figure, [*handles, *_meaning(measured)], loc="outside upper center", columns=4)
+    return figure
+
+
+def _read(npas: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Accuracies]]:
+    """Labels and accuracies of the arms that have any, in the order of the file."""
+    if npas.get("format") != NPAS_FORMAT:
+        raise SuperWeightError(
+            f'the budgets file must hold "format": {NPAS_FORMAT}; got {npas.get("format")!r}: measure again'
+        )
+    labels = {arm["name"]: arm["label"] for arm in npas["arms"]}
+    measured: dict[str, Accuracies] = {}
+    for name in labels:
+        found: Accuracies = {}
+        for cell in npas["cells"]:
+            if cell["arm"] == name and cell["status"] == "done":
+                found.setdefault(cell["budget"], []).append(100 * cell["accuracy"])
+        if found:
+            measured[name] = found
+    if not any(budget is not None for found in measured.values() for budget in found):
+        raise SuperWeightError("the budgets file holds no finished cell at a budget to draw: measure one first")
+    return labels, measured
+
+
+def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
+    margin = max((budgets[-1] / budgets[0]) ** 0.05, 1.2)
+    axes.set_xscale("log")
+    axes.set_xlim(budgets[0] / margin, budgets[-1] * margin)
+    axes.xaxis.set_major_locator(FixedLocator(budgets))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{budget:g}" for budget in budgets]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _heights(cells: Sequence[Sequence[float]]) -> list[float]:
+    """Everything drawn of these cells."""
+    return [
+        height
+        for seeds in cells
+        for height in (*seeds, fmean(seeds) - _deviation(seeds), fmean(seeds) + _deviation(seeds))
+    ]
+
+
+def _deviation(seeds: Sequence[float]) -> float:
+    return stdev(seeds) if len(seeds) > 1 else 0.0
+
+
+def _dodge(axes: Axes, budgets: Sequence[float], num_arms: int) -> float:
+    """Factor from an arm's budget to that of the arm drawn beside it: no arm comes near another budget."""
+    low, high = axes.get_xlim()
+    nearest = min((right / left for left, right in pairwise(budgets)), default=high / low)
+    return min((high / low) ** _DODGE, nearest ** (_SPREAD / max(num_arms - 1, 1)))
+
+
+def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any], aside: float) -> None:
+    """Draw an arm, its budgets times a factor that sets it beside the others."""
+    points = sorted((budget, seeds) for budget, seeds in found.items() if budget is not None)
+    for budget, seeds in points:
+        if len(seeds) > 1:
+            x, mean, deviation = budget * aside, fmean(seeds), _deviation(seeds)
+            axes.scatter(
+                [x] * len(seeds), seeds, s=7, color=mix(look["color"], "white", 0.55), linewidths=0, zorder=2.8,
+                gid=f"{name} seeds",
+            )  # fmt: skip
+            axes.plot(
+                [x, x], [mean - deviation, mean + deviation], color=look["color"], linewidth=1.2, zorder=3,
+                gid=f"{name} deviation",
+            )  # fmt: skip
+    means = [(budget * aside, fmean(seeds)) for budget, seeds in points]
+    axes.plot(*zip(*means), **look, zorder=4, gid=f"{name} mean")
+
+
+def _draw_whole(axes: Axes, seeds: Sequence[float], label: str) -> Patch:
+    """A line across, and its band; returns what stands for both in the legend."""
+    mean, deviation = fmean(seeds), _deviation(seeds)
+    axes.axhline(mean, color=INK, linewidth=0.9, zorder=1.5, gid="whole")
+    if deviation:
+        band = {"color": INK, "alpha": 0.1, "linewidth": 0, "zorder": 1.2}
+        axes.axhspan(mean - deviation, mean + deviation, gid="whole band", **band)  # type: ignore[arg-type]
+    return Patch(facecolor=to_rgba(INK, 0.1), edgecolor=INK, linewidth=0.9, label=label)
+
+
+def _look(name: str, place: int) -> dict[str, Any]:
+    arm = {"auto": "shared", _PLAIN: "independent"}.get(name, name)
+    return {
+        "color": arm_color(arm, place - 1),
+        "marker": arm_marker(arm, place - 1),
+        "linestyle": (0, (3, 1.5)) if name == _PLAIN else "-",
+        "markersize": 5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.5,
+        "linewidth": 1.2,
+    }
+
+
+def _meaning(measured: Mapping[str, Accuracies]) -> list[Line2D]:
+    counts = sorted({len(seeds) for found in measured.values() for seeds in found.values()})
+    if counts == [1]:
+        return [Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
+    number = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    return [
+        Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=1.2, label=f"mean of {number}, bar: deviation"),
+        Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"),
+    ]

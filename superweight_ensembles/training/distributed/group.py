@@ -1,0 +1,233 @@
+"""What the processes of a job tell each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.distributed.buckets import exchanged_
+
+T = TypeVar("T")
+_LOST = (
+    "connection closed", "connection reset", "connection refused", "broken pipe", "socket", "timed out", "timeout",
+    "nccl", "peer",
+)  # fmt: skip
+_SHOWN = 80
+
+
+class Processes:
+    """The processes of one job, of equal rights but for the first, which writes; a single process is a job of one.
+
+    Every method must be called by all processes, in the same order; with one process it costs nothing. What a process
+    says to all goes as tensors and JSON, never as pickles.
+
+    Args:
+        group: Of ``torch.distributed``; None for a single process.
+
+    Attributes:
+        rank: Of this process, from 0.
+        size: Processes.
+        bytes_exchanged: Handed by this process to collectives so far: the payload, whatever the network makes of it.
+
+    Raises:
+        SuperWeightError: From any method: another process ended. (NCCL may end the process instead, by its watchdog.)
+
+    Example:
+        >>> processes = Processes()
+        >>> processes.rank, processes.size, processes.is_first, processes.any(True), processes.first(lambda: 3)
+        (0, 1, True, True, 3)
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.bytes_exchanged = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """(rank, size), as loaders take it."""
+        return self.rank, self.size
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes, equal to the bit on all of them.
+
+        Args:
+            tensors: In the same order, shapes and types everywhere; each keeps its layout in memory.
+
+        Raises:
+            SuperWeightError: A sparse tensor.
+        """
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            if tensor.layout != torch.strided:
+                raise SuperWeightError(
+                    f"gradients of several processes must be dense; got {tensor.layout} {tuple(tensor.shape)}: build "
+                    "the layer with sparse=False"
+                )
+        with lost_peers():
+            self.bytes_exchanged += exchanged_(tensors, partial(dist.all_reduce, group=self._group, async_op=True))
+
+    def copy_first_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by the first process's; in the same order, shapes and types everywhere."""
+        if self.size == 1:
+            return
+        with lost_peers():
+            self.bytes_exchanged += exchanged_(
+                tensors, partial(dist.broadcast, src=0, group=self._group, async_op=True)
+            )
+
+    def gathered(self, tensor: Tensor) -> Tensor:
+        """A contiguous tensor of one shape everywhere, (...), from all processes: (size, ...), by rank."""
+        if self.size == 1:
+            return tensor[None]
+        found = tensor.new_empty(self.size, *tensor.shape)
+        with lost_peers():
+            dist.all_gather_into_tensor(found.view(-1), tensor.view(-1), group=self._group)
+        self.bytes_exchanged += tensor.numel() * tensor.element_size()
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says True."""
+        return bool(self.gathered(torch.tensor([flag], dtype=torch.uint8, device=self._device)).any())
+
+    def barrier(self) -> None:
+        """Wait until every process has come here."""
+        self.any(False)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """What each process gives, by rank; numbers, texts, lists and the like, as JSON keeps them."""
+        if self.size == 1:
+            return [json.loads(json.dumps(value))]
+        content = self._as_bytes(json.dumps(value))
+        lengths = self.gathered(torch.tensor([len(content)], device=self._device)).flatten().tolist()
+        padded = content.new_zeros(max(lengths))
+        padded[: len(content)] = content
+        rows = self.gathered(padded).cpu()
+        return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths)]
+
+    def same(self, value: Any, what: str) -> None:
+        """Refuse to go on where processes differ.
+
+        Args:
+            value: As :meth:`gather_objects` takes it; what JSON has no form for counts as its text.
+            what: How to call it.
+
+        Raises:
+            SuperWeightError: On every process: two values that differ.
+        """
+        if self.size == 1:
+            return
+        found = self.gather_objects(json.dumps(value, sort_keys=True, default=str))
+        other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
+        if other is not None:
+            first, second = _apart(found[0], found[other])
+            raise SuperWeightError(
+                f"the processes of the job disagree on {what}: process 0 has {first}, process {other} has {second}; "
+                "start all of them with the same recipe, options, data and versions"
+            )
+
+    def first(self, function: Callable[[], T]) -> T:
+        """Have the first process do something; the others wait for its end, and get the result or the error.
+
+        They wait as long as the process group's timeout lets them: 30 minutes unless it was set.
+
+        Args:
+            function: Gives something small, which comes back as JSON keeps it (a tuple as a list), or None.
+
+        Raises:
+            SuperWeightError: On every process: the first process's :class:`SuperWeightError` or ``OSError``, or, on the
+                others, any error of it.
+        """
+        if self.size == 1:
+            return function()
+        failure: Exception | None = None
+        told = ""
+        if self.is_first:
+            try:
+                told = json.dumps({"result": function()})
+            except (SuperWeightError, OSError) as error:
+                failure, told = error, json.dumps({"error": str(error)})
+            except Exception as error:
+                self._from_first(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
+                raise
+        answer = json.loads(self._from_first(told))
+        if "error" in answer:
+            raise SuperWeightError(answer["error"]) from failure
+        return answer["result"]
+
+    @property
+    def _device(self) -> torch.device:
+        """Where what is not a tensor already goes to be sent: NCCL takes none of the CPU's memory."""
+        if self._group is not None and dist.get_backend(self._group) == "nccl":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+    def _from_first(self, text: str) -> str:
+        content = self._as_bytes(text)
+        length = torch.tensor([len(content)], device=self._device)
+        self.copy_first_([length])
+        if not self.is_first:
+            content = content.new_zeros(int(length))
+        self.copy_first_([content])
+        return bytes(content.tolist()).decode()
+
+    def _as_bytes(self, text: str) -> Tensor:
+        return torch.tensor(list(text.encode()), dtype=torch.uint8, device=self._device)
+
+
+def current_processes() -> Processes:
+    """The processes of the default process group of ``torch.distributed``; a single one where there is none.
+
+    It is one object as long as the group is, so that its ``bytes_exchanged`` are those of everything.
+    """
+    begun = dist.is_available() and dist.is_initialized()
+    return _processes_of(dist.group.WORLD if begun else None)
+
+
+@lru_cache(maxsize=1)
+def _processes_of(group: dist.ProcessGroup | None) -> Processes:
+    return Processes(group)
+
+
+@contextmanager
+def lost_peers() -> Iterator[None]:
+    """Say in words what a backend says in its own when another process is gone.
+
+    Raises:
+        SuperWeightError: Another process ended, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(word in text.lower() for word in _LOST):
+            raise
+        reason = next((line for line in map(str.strip, text.splitlines()) if line), type(error).__name__)
+        raise SuperWeightError(
+            "another process of the job ended or does not answer: its own output says why; start again with --resume "
+            f"(torchrun --max-restarts does it by itself)\nseen here: {reason:.200}"
+        ) from error
+
+
+def _apart(first: str, second: str) -> tuple[str, str]:
+    """Two texts cut to the place where they part."""
+    if max(len(first), len(second)) <= _SHOWN:
+        return first, second
+    place = next((i for i, (one, two) in enumerate(zip(first, second)) if one != two), min(len(first), len(second)))
+    start = max(0, place - _SHOWN // 2)
+    return f"...{first[start : start + _SHOWN]}...", f"...{second[start : start + _SHOWN]}..."
