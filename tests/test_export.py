@@ -706,7 +706,8 @@ def test_command_line_members(monkeypatch, capsys, run: Path, tmp_path: Path) ->
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--overwrite") == 0
         out = tmp_path / "elsewhere" / "net.safetensors"
         (run / "results.json").write_text(json.dumps({"dataset": {"image_shape": list(shape)}}))
-        monkeypatch.setattr("superweight_ensembles.experiment.recipe.Recipe.load_data", None)  # the results say the shape
+        # The results say the shape.
+        monkeypatch.setattr("superweight_ensembles.experiment.recipe.Recipe.load_data", None)
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--format", "state-dict", "--out", out) == 0
         assert_close(load_member(out)(images), expected, atol=0, rtol=0)
         assert superweights(monkeypatch, "export", run, "--member", "b/2", "--format", "onnx") == 0
