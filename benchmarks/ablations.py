@@ -25,7 +25,7 @@ from rich.console import Console
 from superweight_ensembles.experiment.arms import Variant
 from superweight_ensembles.experiment.compare import compare_arms, read_comparison
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.experiment.table import comparison_tables
+from superweight_ensembles.experiment.tables import comparison_tables
 from superweight_ensembles.report.figures.draw import draw_arms
 from superweight_ensembles.storage.files import write_json
 

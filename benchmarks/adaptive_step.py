@@ -31,10 +31,10 @@ from superweight_ensembles.models.registry import build_member
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.learned_widths import LearnedWidths
-from superweight_ensembles.training.optimization import build_optimizer
+from superweight_ensembles.training.optim import build_optimizer
+from superweight_ensembles.training.widths import LearnedWidths
 
 RESIDUAL = (("stages.*.conv1", "stages.*.conv2"),)
 FEED_FORWARD = (("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),)

@@ -25,7 +25,7 @@ from superweight_ensembles.experiment.recipe import Recipe, load_recipe
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.device import build_fabric
 
 
 def main() -> None:

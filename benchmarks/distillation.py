@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluate import Evaluation
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.anytime.evaluation import Evaluation
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.distillation import Teacher

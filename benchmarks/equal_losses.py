@@ -9,8 +9,8 @@ import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.distributed.group import current_processes
-from superweight_ensembles.training.fabric import build_fabric
 
 STEPS = 20
 BOUND = 1e-5

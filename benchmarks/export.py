@@ -27,7 +27,7 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.experiment.runs import read_run, trained_arm
+from superweight_ensembles.experiment.run import read_run, trained_arm
 from superweight_ensembles.export.member import FORMATS, export_member
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, train_run
+from superweight_ensembles.experiment.run import evaluate_run, train_run
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 

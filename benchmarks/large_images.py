@@ -31,15 +31,14 @@ from PIL import Image
 from training_steps import joint_step, recipe_ensemble, timed
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.loader import ImageLoader
+from superweight_ensembles.data.loader import ImageData, ImageLoader
 from superweight_ensembles.data.splits import MemorySplit
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.training.batches import prepared_batch, training_loader
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import build_fabric
-from superweight_ensembles.training.member_batches import prepared_batch, training_loader
+from superweight_ensembles.training.device import build_fabric
 
 SIZE = (500, 375)
 PICTURES = 200

@@ -28,12 +28,11 @@ from cells import run_cells, spread
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluate import predict
-from superweight_ensembles.anytime.metrics import probability_metrics
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.models.adaptive.distribution import QUANTILE, width_of
-from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.anytime.evaluation import predict, probability_metrics
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.models.adaptive.network import adaptive_mlp, multilayer_perceptron
+from superweight_ensembles.models.adaptive.resizing import WidthLoss
+from superweight_ensembles.models.adaptive.width import QUANTILE, width_of
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.provenance import provenance
 

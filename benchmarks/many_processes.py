@@ -52,8 +52,8 @@ from superweight_ensembles.experiment.recipe import load_recipe
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.distributed.group import Processes, current_processes
-from superweight_ensembles.training.fabric import build_fabric
 
 WARM_UP = 3
 RATIOS = {

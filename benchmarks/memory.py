@@ -36,8 +36,8 @@ from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import build_fabric
-from superweight_ensembles.training.optimization import build_schedule
+from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.training.optim import build_schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,17 +30,15 @@ import torch
 from cells import run_cells
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
-from superweight_ensembles.anytime.evaluate import predict
-from superweight_ensembles.anytime.metrics import probability_metrics
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.anytime.evaluation import predict, probability_metrics
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.arms import narrower_recipe
 from superweight_ensembles.experiment.compare import with_seed
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.runs import train_run
-from superweight_ensembles.plan.budget import resolve_budget
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.experiment.run import train_run
+from superweight_ensembles.plan.planner import count_parameters, resolve_budget
 from superweight_ensembles.storage.files import read_json, write_json
 from superweight_ensembles.storage.provenance import provenance
 

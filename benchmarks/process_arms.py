@@ -18,13 +18,13 @@ from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.training.checkpoint import Progress
 from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.distributed.group import Processes
-from superweight_ensembles.training.distributed.synchronised_norm import SynchronisedNorm, synchronised
-from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.distributed.sync_norm import SynchronisedNorm, synchronised
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.learned_widths import LearnedWidths
-from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.step import TrainStep
+from superweight_ensembles.training.widths import LearnedWidths
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]

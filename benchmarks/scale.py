@@ -34,7 +34,7 @@ from torch import nn
 
 from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.plan.sharing_plan import SharingPlan
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.training.config import TrainConfig

@@ -24,10 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.search.clusters import find_sharing
-from superweight_ensembles.search.depths import searched_members
-from superweight_ensembles.search.gradients import weight_gradients
-from superweight_ensembles.search.similarity import cropped_cosines
+from superweight_ensembles.search.gradient_clusters import find_sharing, searched_members
+from superweight_ensembles.search.gradients import cropped_cosines, weight_gradients
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 

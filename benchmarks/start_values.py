@@ -23,11 +23,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.splits import MemorySplit
 from superweight_ensembles.ensemble.generation import slot_key
-from superweight_ensembles.ensemble.initial_values import Deviations, own_deviations, user_deviations
-from superweight_ensembles.ensemble.random_rows import orthogonal_templates, orthonormal_runs
+from superweight_ensembles.ensemble.initialization import (
+    Deviations,
+    orthogonal_templates,
+    orthonormal_runs,
+    own_deviations,
+    user_deviations,
+)
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance

@@ -10,11 +10,10 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.training.compilation import compiled_calls
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.fabric import build_fabric, faster_channels_last, uses_bfloat16
+from superweight_ensembles.training.device import build_fabric, compiled_calls, faster_channels_last, uses_bfloat16
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optimization import build_optimizer
+from superweight_ensembles.training.optim import build_optimizer
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 JointStep = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]

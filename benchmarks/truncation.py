@@ -31,14 +31,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.experiment.compare import with_seed
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths, freeze_widths
-from superweight_ensembles.models.adaptive.restoring import adopt_widths, drop_importance
+from superweight_ensembles.models.adaptive.resizing import adaptive_widths, adopt_widths, drop_importance, freeze_widths
 from superweight_ensembles.models.adaptive.truncation import truncate
 from superweight_ensembles.models.architecture import HiddenLayer, recall_architecture
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.plan.planner import count_parameters
 from superweight_ensembles.storage.files import write_json
 from superweight_ensembles.storage.provenance import provenance
 

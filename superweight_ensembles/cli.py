@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.carried_recipes import carried_recipes
-from superweight_ensembles.storage.visible_text import visible
-from superweight_ensembles.training.interruption import stop_now
+from superweight_ensembles.experiment.recipe import carried_recipes
+from superweight_ensembles.storage.limits import visible
+from superweight_ensembles.training.signals import stop_now
 
 if TYPE_CHECKING:
-    from superweight_ensembles.training.epochs import TrainProgress
+    from superweight_ensembles.training.loop import TrainProgress
 
 app = typer.Typer(
     add_completion=False,
@@ -83,7 +83,7 @@ def train(
     On several processes: torchrun --nproc-per-node N -m superweight_ensembles train RECIPE
     """
     from superweight_ensembles.experiment.recipe import load_recipe
-    from superweight_ensembles.experiment.runs import train_run
+    from superweight_ensembles.experiment.run import train_run
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / chosen.name
@@ -104,8 +104,8 @@ def train(
 @app.command()
 def evaluate(run: RunPath) -> None:
     """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
-    from superweight_ensembles.experiment.result_table import anytime_table, result_table
-    from superweight_ensembles.experiment.runs import evaluate_run
+    from superweight_ensembles.experiment.run import evaluate_run
+    from superweight_ensembles.experiment.tables import anytime_table, result_table
 
     with _ERRORS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
@@ -131,8 +131,8 @@ def plot(
 ) -> None:
     """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
     from superweight_ensembles.experiment.compare import read_comparison
-    from superweight_ensembles.experiment.result_files import check_content, naming_files
-    from superweight_ensembles.experiment.runs import read_results, read_search
+    from superweight_ensembles.experiment.results import check_content, naming_files
+    from superweight_ensembles.experiment.run import read_results, read_search
     from superweight_ensembles.report.figures.draw import (
         DRAWN_BENCHMARKS,
         draw_arms,
@@ -194,7 +194,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
 ) -> None:
     """Write one member of a trained run, or its calibrated cascade, as files that do not need this library."""
-    from superweight_ensembles.experiment.of_run import export_run_cascade, export_run_member
+    from superweight_ensembles.experiment.run import export_run_cascade, export_run_member
 
     if cascade == (member is not None):
         raise SuperWeightError("give either --member NAME or --cascade")
@@ -247,7 +247,7 @@ def compare(
     from superweight_ensembles.experiment.arms import parse_budgets, parse_variant
     from superweight_ensembles.experiment.compare import compare_arms
     from superweight_ensembles.experiment.recipe import load_recipe
-    from superweight_ensembles.experiment.table import comparison_tables
+    from superweight_ensembles.experiment.tables import comparison_tables
     from superweight_ensembles.report.figures.draw import draw_arms
 
     chosen = load_recipe(recipe, overrides or ())
@@ -290,8 +290,8 @@ def plan(
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
-    from superweight_ensembles.experiment.plan_preview import preview_lines
     from superweight_ensembles.experiment.recipe import load_recipe
+    from superweight_ensembles.experiment.tables import preview_lines
 
     chosen = load_recipe(recipe, overrides or ())
     members = chosen.build_members()

@@ -22,15 +22,14 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.anytime.saving import write_policy
+from superweight_ensembles.anytime.predictor import write_policy
 from superweight_ensembles.ensemble.saving import read_plan
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.experiment.result_files import check_content
-from superweight_ensembles.export.member import export_member
+from superweight_ensembles.experiment.results import check_content
+from superweight_ensembles.export.member import export_member, load_member
 from superweight_ensembles.export.onnx_cascade import _check_within, _read
-from superweight_ensembles.export.state_dict import load_member
 from superweight_ensembles.storage.files import read_json
-from superweight_ensembles.storage.manifest import MANIFEST_FILE, MANIFEST_FORMAT, file_entry
+from superweight_ensembles.storage.folders import MANIFEST_FILE, MANIFEST_FORMAT, file_entry
 
 MOST_SECONDS = 5
 EXPECTED: tuple[type[Exception], ...] = (swe.SuperWeightError,)

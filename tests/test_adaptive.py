@@ -14,13 +14,17 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
-from superweight_ensembles.anytime.exit_order import order_exits
-from superweight_ensembles.models.adaptive.distribution import AdaptiveWidth, rate_of, width_of
-from superweight_ensembles.models.adaptive.exits import truncated_exits
-from superweight_ensembles.models.adaptive.loss import WidthLoss
+from superweight_ensembles.anytime.curves import order_exits
 from superweight_ensembles.models.adaptive.network import adaptive_mlp, make_adaptive
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths, learned_places, resize_widths, set_width
-from superweight_ensembles.models.adaptive.truncation import truncate
+from superweight_ensembles.models.adaptive.resizing import (
+    WidthLoss,
+    adaptive_widths,
+    learned_places,
+    resize_widths,
+    set_width,
+)
+from superweight_ensembles.models.adaptive.truncation import truncate, truncated_exits
+from superweight_ensembles.models.adaptive.width import AdaptiveWidth, rate_of, width_of
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
 EXACT = {"atol": 1e-12, "rtol": 1e-12}

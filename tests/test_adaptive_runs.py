@@ -14,10 +14,9 @@ from figure_checks import with_gid
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.experiment.recipe import load_recipe, parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, train_run
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths
-from superweight_ensembles.models.adaptive.restoring import adopt_widths, drop_importance
-from superweight_ensembles.report.figures.anytime_figure import anytime_curves
+from superweight_ensembles.experiment.run import evaluate_run, train_run
+from superweight_ensembles.models.adaptive.resizing import adaptive_widths, adopt_widths, drop_importance
+from superweight_ensembles.report.figures.anytime_curves import anytime_curves
 from superweight_ensembles.report.figures.draw import draw_run
 from superweight_ensembles.report.write import write_report
 

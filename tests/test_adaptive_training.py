@@ -12,11 +12,10 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError, TrainConfig
-from superweight_ensembles.models.adaptive.loss import WidthLoss
 from superweight_ensembles.models.adaptive.network import make_adaptive
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths, freeze_widths, resize_widths
+from superweight_ensembles.models.adaptive.resizing import WidthLoss, adaptive_widths, freeze_widths, resize_widths
 from superweight_ensembles.models.adaptive.truncation import truncate
-from superweight_ensembles.training.optimization import build_optimizer
+from superweight_ensembles.training.optim import build_optimizer
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
 NARROWING = WidthLoss(prior_rate=1.0, prior_deviation=0.01)
@@ -131,7 +130,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, data, prior_ra
     ],
 )
 def test_damaged_widths_of_a_checkpoint(tmp_path, data, edit, message):
-    from superweight_ensembles.storage.manifest import write_manifest
+    from superweight_ensembles.storage.folders import write_manifest
 
     config = dataclasses.replace(CONFIG, epochs=1)
     swe.train(ensemble_of(members()), data, config, width_loss=NARROWING, out=tmp_path)
@@ -239,7 +238,7 @@ def test_what_cannot_be():
     ],
 )
 def test_damaged_widths_of_a_saved_ensemble(tmp_path, change, message):
-    from superweight_ensembles.storage.manifest import write_manifest
+    from superweight_ensembles.storage.folders import write_manifest
 
     ensemble_of(members()).save(tmp_path / "saved")
     file = tmp_path / "saved" / "config.json"

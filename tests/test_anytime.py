@@ -19,14 +19,19 @@ from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import cascade, latency
+from superweight_ensembles.anytime import cascade
+from superweight_ensembles.anytime import cascade as latency
 from superweight_ensembles.anytime.calibration import exit_shares, fit_policy, play, thresholds_for, worsening
-from superweight_ensembles.anytime.confidence import CONFIDENCES, confidence_of, fit_temperature, tempered
-from superweight_ensembles.anytime.latency import LatencyTable
-from superweight_ensembles.anytime.ordering import order_greedily
-from superweight_ensembles.anytime.policy import replaced_exits
-from superweight_ensembles.anytime.running import exits_of
-from superweight_ensembles.anytime.spending import samples_per_member
+from superweight_ensembles.anytime.cascade import LatencyTable, samples_per_member
+from superweight_ensembles.anytime.policy import (
+    CONFIDENCES,
+    confidence_of,
+    exits_of,
+    fit_temperature,
+    replaced_exits,
+    tempered,
+)
+from superweight_ensembles.anytime.predictor import order_greedily
 
 NAMES = ("a", "b", "c", "d")
 COSTS = (1.0, 2.0, 4.0, 7.0)

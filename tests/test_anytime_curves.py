@@ -13,13 +13,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.curves import log_area, measure_curves
-from superweight_ensembles.anytime.evaluate import predict
+from superweight_ensembles.anytime.evaluation import predict
 from superweight_ensembles.experiment.arms import build_arms
 from superweight_ensembles.experiment.recipe import load_recipe, parse_recipe
-from superweight_ensembles.experiment.result_table import anytime_table
-from superweight_ensembles.experiment.runs import evaluate_run, read_results, train_run
-from superweight_ensembles.models.wide_residual_network import WideResNet
-from superweight_ensembles.report.figures.anytime_figure import anytime_curves
+from superweight_ensembles.experiment.run import evaluate_run, read_results, train_run
+from superweight_ensembles.experiment.tables import anytime_table
+from superweight_ensembles.models.wideresnet import WideResNet
+from superweight_ensembles.report.figures.anytime_curves import anytime_curves
 
 DIGITS = Path(__file__).parents[1] / "recipes" / "digits.yaml"
 SMALL = (

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, plan_sharing, wide_resnet
-from superweight_ensembles.ensemble.initial_values import initial_values, own_deviations
+from superweight_ensembles.ensemble.initialization import initial_values, own_deviations
 
 
 def mlp():

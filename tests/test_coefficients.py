@@ -19,8 +19,8 @@ from superweight_ensembles import (
     plan_sharing,
     wide_resnet,
 )
-from superweight_ensembles.ensemble.initial_values import own_deviations
-from superweight_ensembles.training.optimization import parameter_groups
+from superweight_ensembles.ensemble.initialization import own_deviations
+from superweight_ensembles.training.optim import parameter_groups
 
 KINDS = ("own", "tied", "embedding", "channel")
 

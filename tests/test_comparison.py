@@ -12,12 +12,11 @@ from superweight_ensembles.cli import app
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import estimators
 from superweight_ensembles.experiment.arms import Variant, build_arms, parse_variant
-from superweight_ensembles.experiment.compare import compare_arms, read_comparison, with_seed
+from superweight_ensembles.experiment.compare import compare_arms, read_comparison, spread, summarise, with_seed
 from superweight_ensembles.experiment.estimators import EstimatorMember, run_estimator_arm
 from superweight_ensembles.experiment.recipe import parse_recipe
-from superweight_ensembles.experiment.summary import spread, summarise
 from superweight_ensembles.experiment.uncertainty import EstimatorNetwork
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.plan.planner import count_parameters
 
 CONTENT = {
     "name": "tiny",

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training.compilation import compiled_calls
+from superweight_ensembles.training.device import compiled_calls
 from superweight_ensembles.training.joint import joint_backward
 
 FAST = swe.TrainConfig(

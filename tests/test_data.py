@@ -19,11 +19,9 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.loader import ImageLoader
-from superweight_ensembles.data.registry import DATA_SETS, load_data
-from superweight_ensembles.data.splits import FileSplit, MemorySplit
-from superweight_ensembles.data.stratified import stratified_split
+from superweight_ensembles.data.datasets import DATA_SETS, load_data
+from superweight_ensembles.data.loader import ImageData, ImageLoader
+from superweight_ensembles.data.splits import FileSplit, MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError
 
 ALL = Augmentation(flip=True, crop_padding=2, cutout=3)

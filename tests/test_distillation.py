@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.experiment.arms import build_arms
-from superweight_ensembles.experiment.estimate_table import estimate_lines
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, train_run
+from superweight_ensembles.experiment.run import evaluate_run, train_run
+from superweight_ensembles.experiment.tables import estimate_lines
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.distillation import Distillation, FixedTeacher
 from superweight_ensembles.training.distributed.group import current_processes
-from superweight_ensembles.training.epochs import TrainProgress
-from superweight_ensembles.training.fabric import build_fabric
 from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.loop import TrainProgress
 
 CPU = torch.device("cpu")
 FAST = swe.TrainConfig(

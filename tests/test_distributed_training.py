@@ -18,11 +18,11 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment.recipe import parse_recipe
-from superweight_ensembles.experiment.runs import train_run
+from superweight_ensembles.experiment.run import train_run
+from superweight_ensembles.training.device import build_fabric
 from superweight_ensembles.training.distributed.group import current_processes
-from superweight_ensembles.training.epochs import TrainProgress
-from superweight_ensembles.training.fabric import build_fabric
-from superweight_ensembles.training.interruption import TrainingStopped
+from superweight_ensembles.training.loop import TrainProgress
+from superweight_ensembles.training.signals import TrainingStopped
 
 CONFIG = swe.TrainConfig(
     epochs=24, batch_size=10, learning_rate=0.05, precision="float32", device="cpu", schedule="constant"

@@ -11,17 +11,18 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.costs import count_flops
-from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
+from superweight_ensembles.data.datasets import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import plan_preview, reference_speed
+from superweight_ensembles.experiment import estimate as reference_speed
+from superweight_ensembles.experiment import tables as plan_preview
 from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.experiment.estimate_table import estimate_lines
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.plan.group import SsnGroup, SsnTarget
-from superweight_ensembles.plan.plan import PlannedMember
-from superweight_ensembles.plan.planning import independent_plan
+from superweight_ensembles.experiment.tables import estimate_lines
+from superweight_ensembles.plan.planner import independent_plan
+from superweight_ensembles.plan.sharing_plan import PlannedMember
+from superweight_ensembles.plan.ssn import SsnGroup, SsnTarget
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optimization import build_optimizer
+from superweight_ensembles.training.optim import build_optimizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

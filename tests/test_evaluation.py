@@ -10,8 +10,13 @@ from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.costs import count_flops
-from superweight_ensembles.anytime.evaluate import evaluate_predictions, predict
-from superweight_ensembles.anytime.metrics import diversity, probability_metrics, reliability
+from superweight_ensembles.anytime.evaluation import (
+    diversity,
+    evaluate_predictions,
+    predict,
+    probability_metrics,
+    reliability,
+)
 
 
 def test_metrics_of_four_samples_by_hand() -> None:

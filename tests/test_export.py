@@ -26,15 +26,13 @@ from torch import nn
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.confidence import CONFIDENCES
-from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime.policy import CONFIDENCES, ExitPolicy
 from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.export import onnx_file
-from superweight_ensembles.export.cascade import export_cascade
-from superweight_ensembles.export.member import export_member
+from superweight_ensembles.export import member as onnx_file
+from superweight_ensembles.export.cascade_files import export_cascade
+from superweight_ensembles.export.member import export_member, load_member
 from superweight_ensembles.export.onnx_cascade import OnnxCascade
-from superweight_ensembles.export.state_dict import load_member
 
 SHAPE, CLASSES = (3, 32, 32), 5
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx", "state-dict": ".safetensors"}

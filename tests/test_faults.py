@@ -20,17 +20,17 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.experiment import runs
+from superweight_ensembles.data.loader import ImageData
+from superweight_ensembles.experiment import run as runs
 from superweight_ensembles.experiment.recipe import parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, train_run
-from superweight_ensembles.storage import lock
+from superweight_ensembles.experiment.run import evaluate_run, train_run
+from superweight_ensembles.storage import folders as lock
 from superweight_ensembles.storage.files import draft_of, is_draft
 from superweight_ensembles.storage.folders import whole_folder
 from superweight_ensembles.training.checkpoint import Checkpoints, best_epoch
-from superweight_ensembles.training.epochs import TrainProgress
-from superweight_ensembles.training.interruption import TrainingStopped
 from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.loop import TrainProgress
+from superweight_ensembles.training.signals import TrainingStopped
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import kill_resume
@@ -168,7 +168,7 @@ def test_generators_go_on_within_an_epoch(tmp_path) -> None:
 
 
 def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch) -> None:
-    from superweight_ensembles.training import epochs
+    from superweight_ensembles.training import loop as epochs
 
     accuracies = iter([0.3, 0.9, 0.5, 0.9, 0.2])
 

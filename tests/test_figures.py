@@ -20,11 +20,10 @@ from matplotlib.patches import Rectangle
 
 import superweight_ensembles as swe
 from superweight_ensembles.report import figures
-from superweight_ensembles.report.figures.arms import pareto_front
-from superweight_ensembles.report.figures.budget_figure import shared_segments
-from superweight_ensembles.report.figures.cluster_looks import cluster_looks
-from superweight_ensembles.report.figures.layer_order import layers_by_depth
-from superweight_ensembles.report.figures.sharing_layout import place_cells
+from superweight_ensembles.report.figures.budget import shared_segments
+from superweight_ensembles.report.figures.layers import cluster_looks, layers_by_depth
+from superweight_ensembles.report.figures.points import pareto_front
+from superweight_ensembles.report.figures.sharing import place_cells
 
 BOTH = ("shared", "independent")
 LONG_NAMES = (

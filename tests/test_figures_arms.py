@@ -18,8 +18,7 @@ from matplotlib.text import Text
 
 import superweight_ensembles as swe
 from superweight_ensembles.report import figures
-from superweight_ensembles.report.figures.arms import pareto_front
-from superweight_ensembles.report.figures.measured_arms import read_measured
+from superweight_ensembles.report.figures.points import pareto_front, read_measured
 
 MEMBERS = {"wrn16-2": (64, 0.97), "wrn10-2": (25, 0.95), "wrn16-1": (17, 0.94), "wrn10-1": (7, 0.90)}
 FLOPS = 98_000_000

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import superweight_ensembles as swe
-from superweight_ensembles.plan.plan import Cluster, PlannedSlot, PlannedTarget, SharingPlan
+from superweight_ensembles.plan.sharing_plan import Cluster, PlannedSlot, PlannedTarget, SharingPlan
 from superweight_ensembles.report import figures
-from superweight_ensembles.report.figures.change_layout import family_looks, place_rows, plan_letters, tie_letters
-from superweight_ensembles.report.figures.similarity_panels import read_panels
+from superweight_ensembles.report.figures.change import family_looks, place_rows, plan_letters, tie_letters
+from superweight_ensembles.report.figures.similarity import read_panels
 
 LONG_NAMES = (
     "convnextv2_tiny_in22k_384",

@@ -4,7 +4,7 @@ import pytest
 from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 
 from superweight_ensembles import SuperWeightError
-from superweight_ensembles.report.figures.width_figure import width_history, widths_learned
+from superweight_ensembles.report.figures.training_curves import width_history, widths_learned
 
 
 def history(epochs=8, shrink=3):

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import superweight_ensembles as swe
-from superweight_ensembles.storage.manifest import write_manifest
+from superweight_ensembles.storage.folders import write_manifest
 from superweight_ensembles.training.checkpoint import Checkpoints, Subject, load_checkpoint
-from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.optim import build_optimizer, build_schedule
 
 CONFIG = swe.TrainConfig(
     epochs=1, batch_size=32, precision="float32", device="cpu", optimizer="adamw", learning_rate=0.01

@@ -14,8 +14,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from superweight_ensembles import SuperWeightBank, SuperWeightEnsemble, plan_sharing, warm_start, wide_resnet
-from superweight_ensembles.ensemble import composition
-from superweight_ensembles.ensemble.initial_values import own_deviations
+from superweight_ensembles.ensemble import superweights as composition
+from superweight_ensembles.ensemble.initialization import own_deviations
 
 
 def linear_chain(*sizes):

@@ -26,17 +26,15 @@ from torch import nn
 import superweight_ensembles as swe
 from superweight_ensembles import cli
 from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.experiment.result_table import result_table
-from superweight_ensembles.experiment.runs import read_results, read_run, train_run
-from superweight_ensembles.experiment.table import comparison_tables
-from superweight_ensembles.export.cascade import export_cascade
-from superweight_ensembles.export.member import export_member
+from superweight_ensembles.experiment.run import read_results, read_run, train_run
+from superweight_ensembles.experiment.tables import comparison_tables, result_table
+from superweight_ensembles.export.cascade_files import export_cascade
+from superweight_ensembles.export.member import export_member, load_member
 from superweight_ensembles.export.onnx_cascade import OnnxCascade
-from superweight_ensembles.export.state_dict import load_member
 from superweight_ensembles.report import figures
 from superweight_ensembles.report.write import write_report
-from superweight_ensembles.storage import machine_memory
-from superweight_ensembles.storage.contained import check_no_links, contained_file
+from superweight_ensembles.storage import limits as machine_memory
+from superweight_ensembles.storage.files import check_no_links, contained_file
 from superweight_ensembles.storage.tensors import read_module, read_tensors
 
 COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"

@@ -16,15 +16,20 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
 from superweight_ensembles.data.augmentation import Augmentation
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.image_files import ImageReader, decode, decode_random
-from superweight_ensembles.data.paths import PathTable
+from superweight_ensembles.data.datasets import load_data
+from superweight_ensembles.data.images import (
+    ImageReader,
+    PathTable,
+    centre_square,
+    decode,
+    decode_random,
+    random_region,
+)
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.random_streams import image_generator, image_key
-from superweight_ensembles.data.regions import centre_square, random_region
-from superweight_ensembles.data.registry import load_data
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.batches import training_loader
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.member_batches import training_loader
 
 RANDOM_PARTS = Augmentation(flip=True, random_resized_crop=True)
 

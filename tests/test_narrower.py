@@ -10,12 +10,11 @@ from command_line import superweights
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.arms import build_arms, parse_budgets
-from superweight_ensembles.experiment.narrower import narrowed
+from superweight_ensembles.experiment.arms import build_arms, narrowed, parse_budgets
 from superweight_ensembles.experiment.recipe import parse_recipe
 from superweight_ensembles.models.architecture import Architecture, recall_architecture
 from superweight_ensembles.models.registry import build_architecture
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.plan.planner import count_parameters
 
 WRN = Architecture(model="wide_resnet", num_classes=10, options={"depth": 16, "width": 2})
 VIT = Architecture(

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.carried_recipes import carried_recipes
+from superweight_ensembles.experiment.recipe import carried_recipes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "superweight_ensembles"
@@ -121,7 +121,7 @@ def test_the_source_archive_holds_what_the_wheel_is_built_of(built: Path) -> Non
 def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = "from superweight_ensembles.experiment.carried_recipes import recipe_path; print(recipe_path('digits'))"
+    code = "from superweight_ensembles.experiment.recipe import recipe_path; print(recipe_path('digits'))"
     found = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert found.stdout.strip() == str(tmp_path / "site" / "superweight_ensembles" / "recipes" / "digits.yaml")
 

@@ -27,7 +27,7 @@ from superweight_ensembles import (
     plan_sharing,
     wide_resnet,
 )
-from superweight_ensembles.plan.planning import PlanOptions
+from superweight_ensembles.plan.planner import PlanOptions
 
 CLASSES = 3
 

@@ -21,12 +21,11 @@ from torch.testing import assert_close
 import superweight_ensembles as swe
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.search.gradients import weight_gradients
-from superweight_ensembles.training.distributed import joining
-from superweight_ensembles.training.distributed.buckets import exchanged_
-from superweight_ensembles.training.distributed.group import Processes, current_processes
+from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.training.distributed import launch as joining
+from superweight_ensembles.training.distributed.group import Processes, current_processes, exchanged_
 from superweight_ensembles.training.distributed.launch import launch_of
-from superweight_ensembles.training.distributed.synchronised_norm import synchronised
-from superweight_ensembles.training.fabric import build_fabric
+from superweight_ensembles.training.distributed.sync_norm import synchronised
 from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.recomputation import recomputing, repeated_blocks
 

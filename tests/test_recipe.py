@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.carried_recipes import carried_recipes
-from superweight_ensembles.experiment.recipe import load_recipe, parse_recipe
+from superweight_ensembles.experiment.recipe import carried_recipes, load_recipe, parse_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.storage.manifest import write_manifest
+from superweight_ensembles.storage.folders import write_manifest
 from superweight_ensembles.training.joint import joint_backward
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.costs import count_flops
 from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.export.cascade import export_cascade
+from superweight_ensembles.export.cascade_files import export_cascade
 from superweight_ensembles.export.member import export_member
 from superweight_ensembles.search.gradients import weight_gradients
 from superweight_ensembles.training.joint import joint_backward

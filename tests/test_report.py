@@ -20,13 +20,11 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles import cli
-from superweight_ensembles.plan.plan_table import bank_words
+from superweight_ensembles.plan.sharing_plan import bank_words
 from superweight_ensembles.report import write
-from superweight_ensembles.report.anytime_section import anytime_section, read_curves
-from superweight_ensembles.report.elements import tag
 from superweight_ensembles.report.findings import changed, sentences
-from superweight_ensembles.report.pictures import describe
-from superweight_ensembles.report.sharing_section import plan_section
+from superweight_ensembles.report.sections import anytime_section, describe, plan_section, read_curves
+from superweight_ensembles.report.template import tag
 from superweight_ensembles.report.write import write_report
 
 COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results"

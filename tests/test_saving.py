@@ -8,7 +8,7 @@ from saved_files import edit_json, rewrite
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.saving import write_policy
+from superweight_ensembles.anytime.predictor import write_policy
 
 
 def registered() -> swe.SuperWeightEnsemble:

@@ -18,10 +18,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import superweight_ensembles as swe
-from superweight_ensembles.search.clusters import find_sharing
-from superweight_ensembles.search.depths import searched_members
-from superweight_ensembles.search.gradients import weight_gradients
-from superweight_ensembles.search.similarity import cropped_cosines, merged_sets
+from superweight_ensembles.search.gradient_clusters import find_sharing, searched_members
+from superweight_ensembles.search.gradients import cropped_cosines, merged_sets, weight_gradients
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 PIXELS = 3 * 8 * 8

@@ -9,8 +9,8 @@ from test_ssn import Small
 import superweight_ensembles as swe
 from superweight_ensembles import SsnOptions, SuperWeightError
 from superweight_ensembles.experiment.recipe import parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, read_search, train_run
-from superweight_ensembles.search.groups import find_groups
+from superweight_ensembles.experiment.run import evaluate_run, read_search, train_run
+from superweight_ensembles.search.learned_groups import find_groups
 
 READING = {"softmax": {}, "wavg": {}, "emb": {"embedding_size": 3}}
 

@@ -15,12 +15,12 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles.ensemble.saving import read_plan
-from superweight_ensembles.experiment import runs, search_runs
+from superweight_ensembles.experiment import run as runs
+from superweight_ensembles.experiment import stages as search_runs
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
-from superweight_ensembles.experiment.runs import read_search, train_run
-from superweight_ensembles.search.clusters import find_sharing
-from superweight_ensembles.search.depths import searched_members
-from superweight_ensembles.training.epochs import TrainProgress
+from superweight_ensembles.experiment.run import read_search, train_run
+from superweight_ensembles.search.gradient_clusters import find_sharing, searched_members
+from superweight_ensembles.training.loop import TrainProgress
 
 SEARCH = {"budget": 0.95, "search": "gradient", "search_epochs": 2, "threshold": 0.2}
 UNTYING = {**SEARCH, "untie_epoch": 2, "untie_threshold": 0.8, "search_batches": 2}

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SharingPlan, SsnOptions, SuperWeightEnsemble, SuperWeightError, plan_sharing
-from superweight_ensembles.ensemble.ssn_composition import masks_key, tiles_key, vectors_by_key
-from superweight_ensembles.plan.bank_size import group_cost, least_cost
+from superweight_ensembles.ensemble.ssn_weights import masks_key, tiles_key, vectors_by_key
 from superweight_ensembles.plan.generators import proportional_shares
+from superweight_ensembles.plan.ssn import group_cost, least_cost
 
 COMBINE = ("avg", "wavg", "emb", "softmax")
 UPSAMPLE = ("inter", "repeat", "mask", "wavg")
@@ -206,7 +206,7 @@ def test_any_budget_is_kept_spent_and_read(options, clusters, budget, generator,
 def test_the_bank_is_the_largest_that_fits(options, count, excess):
     shapes = tuple((3 * index + 2, 4, 3, 3)[: 4 - index % 2 * 2] for index in range(count))
     budget = least_cost(shapes, options) + excess
-    from superweight_ensembles.plan.bank_size import bank_within
+    from superweight_ensembles.plan.ssn import bank_within
 
     size, window = bank_within(shapes, budget, options)
     assert group_cost(shapes, size, options, window) <= budget
@@ -218,7 +218,7 @@ def test_the_bank_is_the_largest_that_fits(options, count, excess):
 
 
 def _readings(shapes, size, options):
-    from superweight_ensembles.plan.windows import readings
+    from superweight_ensembles.plan.ssn import readings
 
     return readings(shapes, size, options)
 

@@ -7,8 +7,8 @@ from torch.testing import assert_close
 
 import superweight_ensembles as swe
 from superweight_ensembles import SsnOptions, SuperWeightEnsemble
-from superweight_ensembles.ensemble.fitting import _best_bank, _place_embeddings
-from superweight_ensembles.ensemble.ssn_composition import compile_group
+from superweight_ensembles.ensemble.ssn_weights import compile_group
+from superweight_ensembles.ensemble.warm_starting import _best_bank, _place_embeddings
 
 CASES = list(itertools.product(COMBINE, UPSAMPLE, [0.35, 0.55, 1.0]))
 

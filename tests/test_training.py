@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import superweight_ensembles as swe
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optimization import build_optimizer, build_schedule, parameter_groups
+from superweight_ensembles.training.optim import build_optimizer, build_schedule, parameter_groups
 
 FAST = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 

@@ -13,7 +13,7 @@ from torch import nn
 import superweight_ensembles as swe
 from superweight_ensembles.anytime.costs import count_flops
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.plan.planner import count_parameters
 
 NUM_ESTIMATORS = {"batchensemble": 4, "packed": 4, "mimo": 3, "masksembles": 4}
 NUM_CLASSES = 7

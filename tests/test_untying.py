@@ -18,7 +18,7 @@ import superweight_ensembles as swe
 from superweight_ensembles.search.gradients import weight_gradients
 from superweight_ensembles.search.untying import use_gradients
 from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optimization import build_optimizer, build_schedule
+from superweight_ensembles.training.optim import build_optimizer, build_schedule
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 FORMS = ("vector", "embedding", "channel")

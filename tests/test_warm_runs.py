@@ -12,12 +12,12 @@ import torch
 import yaml
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment import warm_runs
+from superweight_ensembles.experiment import stages as warm_runs
 from superweight_ensembles.experiment.arms import build_arms
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
-from superweight_ensembles.experiment.runs import evaluate_run, train_run
+from superweight_ensembles.experiment.run import evaluate_run, train_run
 from superweight_ensembles.report.write import write_report
-from superweight_ensembles.training.epochs import TrainProgress
+from superweight_ensembles.training.loop import TrainProgress
 
 
 def content(**changes: object) -> dict:

@@ -12,10 +12,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.ensemble.low_rank import best_affine_factors, best_factors, fit_rows
+from superweight_ensembles.ensemble.warm_starting import best_affine_factors, best_factors, fit_rows
 from superweight_ensembles.plan.clusters import TargetGroup
-from superweight_ensembles.plan.plan import PlannedMember
-from superweight_ensembles.plan.planning import plan_groups, tie_all
+from superweight_ensembles.plan.planner import plan_groups, tie_all
+from superweight_ensembles.plan.sharing_plan import PlannedMember
 from superweight_ensembles.plan.targets import Target
 
 FLOAT64 = {"atol": 1e-12, "rtol": 1e-10}
@@ -89,7 +89,7 @@ def test_factors_are_the_best_of_their_rank(rank: int, shape: tuple[int, ...]) -
 
 
 def test_columns_that_do_not_fit_a_piece_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("superweight_ensembles.ensemble.low_rank._NUMBERS_A_PIECE", 30)
+    monkeypatch.setattr("superweight_ensembles.ensemble.warm_starting._NUMBERS_A_PIECE", 30)
     matrix = random(4, 101)
     coefficients, templates = best_factors(matrix, 2)
     assert_close(coefficients @ templates, best_of_rank(matrix, 2), **FLOAT64)

@@ -12,7 +12,7 @@ import torch
 import superweight_ensembles as swe
 from superweight_ensembles.experiment.recipe import parse_recipe
 from superweight_ensembles.models.architecture import recall_architecture
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.plan.planner import count_parameters
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluate import Evaluation
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.training.epochs import TrainProgress
+from superweight_ensembles.anytime.evaluation import Evaluation
+from superweight_ensembles.data.loader import ImageData
+from superweight_ensembles.training.loop import TrainProgress
 
 
 def build() -> swe.SuperWeightEnsemble:

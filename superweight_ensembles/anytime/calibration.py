@@ -18,9 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.anytime.confidence import fit_temperature
-from superweight_ensembles.anytime.policy import ExitPolicy
-from superweight_ensembles.anytime.running import exits_of, means_of
+from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, means_of
 from superweight_ensembles.errors import SuperWeightError
 
 MIN_SAMPLES = 100

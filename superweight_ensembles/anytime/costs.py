@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.recurrence import unfused_recurrence
-from superweight_ensembles.plan.planning import count_parameters
+from superweight_ensembles.models.surgery import unfused_recurrence
+from superweight_ensembles.plan.planner import count_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,35 +3,281 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from superweight_ensembles.anytime.calibration import Calibration, check_samples, describe, fit_policy
-from superweight_ensembles.anytime.cascade import AnytimeAnswer, run_cascade, run_within_budget
-from superweight_ensembles.anytime.confidence import CONFIDENCES
-from superweight_ensembles.anytime.inputs import (
-    check_amount,
-    check_batch_size,
-    check_drop,
-    check_images,
-    check_shape,
-    flops_of,
-)
-from superweight_ensembles.anytime.latency import LatencyTable
-from superweight_ensembles.anytime.ordering import ORDERS, checked_order, order_by_cost, order_greedily
-from superweight_ensembles.anytime.policy import ExitPolicy, replaced_exits
-from superweight_ensembles.anytime.predictions import Predictions, predict_all
-from superweight_ensembles.anytime.running import run_member
-from superweight_ensembles.anytime.saving import read_predictor, write_predictor
-from superweight_ensembles.data.batches import checked_batch
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, run_cascade, run_within_budget
+from superweight_ensembles.anytime.costs import count_flops
+from superweight_ensembles.anytime.evaluation import Predictions, predict_all
+from superweight_ensembles.anytime.policy import CONFIDENCES, ExitPolicy, replaced_exits, run_member
+from superweight_ensembles.data.loader import checked_batch
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.ensemble.saving import write_ensemble
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
 from superweight_ensembles.models.architecture import VERSION_OF
 from superweight_ensembles.plan.targets import Members, named_members
+from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.folders import check_manifest, list_file
+
+# FOLDED anytime.inputs: Images that members take, and what one costs them.
+
+
+def check_images(
+    images: Tensor, input_shape: tuple[int, ...] | None, like: Tensor, integers: bool | None = None
+) -> None:
+    """Refuse what the members cannot take.
+
+    Args:
+        images: (B, ...).
+        input_shape: Of one image, where it is known.
+        like: A tensor of the members' device and type.
+        integers: Whether the members take integers (tokens), where it is known.
+
+    Raises:
+        SuperWeightError: No tensor, an empty batch, another shape, device or type.
+    """
+    if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise SuperWeightError(f"images must be a tensor (batch, ...) of at least one; got {shape}")
+    if input_shape is not None and tuple(images.shape[1:]) != input_shape:
+        wanted = ", ".join(str(size) for size in input_shape)
+        raise SuperWeightError(f"images must be (batch, {wanted}); got {tuple(images.shape)}")
+    if images.device != like.device:
+        raise SuperWeightError(f"the images are on {images.device}, the members on {like.device}: move one of them")
+    floating = images.is_floating_point()
+    if integers is not None and floating == integers:
+        wanted = "integers" if integers else str(like.dtype)
+        raise SuperWeightError(f"the images are {images.dtype}, the members take {wanted}: convert the images")
+    if floating and images.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+        raise SuperWeightError(f"the images are {images.dtype}, the members {like.dtype}: convert one of them")
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one image.
+
+    Raises:
+        SuperWeightError: No list of positive integers.
+    """
+    if not isinstance(shape, Sequence) or not shape or any(not _is_count(size) for size in shape):
+        raise SuperWeightError(f"input_shape must list the sizes of one image, such as (3, 32, 32); got {shape!r:.80}")
+    return tuple(shape)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse what is no number of images.
+
+    Raises:
+        SuperWeightError: No integer of at least 1.
+    """
+    if not _is_count(batch_size):
+        raise SuperWeightError(f"batch_size must be an integer of at least 1; got {batch_size!r:.80}")
+
+
+def check_amount(what: str, amount: float, unit: str) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        SuperWeightError: No positive, finite number.
+    """
+    real = isinstance(amount, Real) and not isinstance(amount, bool)
+    if not (real and math.isfinite(amount) and amount > 0):
+        raise SuperWeightError(f"{what} must be a positive number of {unit}; got {amount!r:.80}")
+
+
+def check_drop(drop: float) -> None:
+    """Refuse what is no drop of an accuracy.
+
+    Raises:
+        SuperWeightError: No number from 0 to below 1.
+    """
+    if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= drop < 1:
+        raise SuperWeightError(f"max_accuracy_drop must be from 0 to below 1 (0.002: 0.2 points); got {drop!r:.80}")
+
+
+@torch.inference_mode()
+def flops_of(modules: Mapping[str, nn.Module], image: Tensor) -> dict[str, int]:
+    """FLOPs of each member for one image (1, ...).
+
+    Raises:
+        SuperWeightError: A member cannot take it (says what it said); answers that are no logits of the same classes,
+            two at least.
+    """
+    flops, logits = {}, {}
+    for name, module in modules.items():
+        try:
+            flops[name], logits[name] = count_flops(module, image), module(image)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            raise SuperWeightError(
+                f"member {name!r} cannot take images {tuple(image.shape)} of {image.dtype}: "
+                f"{(str(error) or type(error).__name__).splitlines()[0]}"
+            ) from None
+    check_logits(logits)
+    name, answer = next(iter(logits.items()))
+    if answer.shape[1] < 2:
+        raise SuperWeightError(f"members must answer logits of two classes or more; {name!r} answers one")
+    return flops
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+# FOLDED anytime.ordering: In which order members run. Shapes: M members, N samples, K classes.
+
+ORDERS = ("cost", "greedy")
+
+
+def order_by_cost(flops: Mapping[str, int]) -> tuple[str, ...]:
+    """Cheapest first; equal ones as they were given.
+
+    Example:
+        >>> order_by_cost({"a": 3, "b": 1, "c": 3})
+        ('b', 'a', 'c')
+    """
+    return tuple(sorted(flops, key=lambda name: flops[name]))
+
+
+def order_greedily(
+    names: Sequence[str],
+    probabilities: Tensor,
+    labels: Tensor,
+    flops: Mapping[str, int],
+    version_of: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Each time the member that adds most accuracy a FLOP to the mean of those before it.
+
+    Args:
+        names: Of the members.
+        probabilities: Their softmax (M, N, K) on held-out samples.
+        labels: (N,).
+        flops: An image, of each.
+        version_of: The network that a member is a version of: a dearer version takes the place of a cheaper one, and
+            a cheaper one has no place after it. None where each is its own.
+
+    Returns:
+        Names; the first is the one with most accuracy above chance a FLOP.
+    """
+    network = {name: (version_of or {}).get(name, name) for name in names}
+    left = {name: probabilities[index] for index, name in enumerate(names)}
+    nothing = probabilities.new_zeros(probabilities.shape[1:])
+    total, accuracy = nothing, 1 / probabilities.shape[2]
+    held: dict[str, Tensor] = {}
+    order: list[str] = []
+    while left:
+        totals = {name: total - held.get(network[name], nothing) + own for name, own in left.items()}
+        found = {name: float((added.argmax(1) == labels).double().mean()) - accuracy for name, added in totals.items()}
+        # A loss is counted in full, not a FLOP: else the costliest member would be the least bad.
+        best = max(found, key=lambda name: found[name] / max(flops[name], 1) if found[name] > 0 else found[name])
+        order.append(best)
+        total, accuracy = totals[best], accuracy + found[best]
+        held[network[best]] = left[best]
+        left = {
+            name: own
+            for name, own in left.items()
+            if name != best and (network[name] != network[best] or flops[name] > flops[best])
+        }
+    return tuple(order)
+
+
+def checked_order(order: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """An explicit order; it may leave members out.
+
+    Raises:
+        SuperWeightError: No sequence of names, no member, an unknown one, or one twice.
+    """
+    if not isinstance(order, Sequence):
+        raise SuperWeightError(f"order must be {' or '.join(map(repr, ORDERS))}, or a list of names; got {order!r:.80}")
+    for name in order:
+        if name not in names:
+            raise unknown_name("member", name, names)
+    if not order or len(set(order)) < len(order):
+        raise SuperWeightError(f"order must name at least one member, and each once; got {list(order)}")
+    return tuple(order)
+
+
+# FOLDED anytime.saving: A predictor as a folder: a saved ensemble, and anytime.json beside it.
+
+ANYTIME_FORMAT = 1
+ANYTIME_FILE = "anytime.json"
+_KEYS = ("format", "order", "input_shape", "policy")
+_MOST_NUMBERS = 2**26  # a damaged file must not fill the memory with one image
+
+
+def write_predictor(
+    ensemble: SuperWeightEnsemble,
+    folder: Path,
+    order: Sequence[str],
+    input_shape: Sequence[int],
+    policy: ExitPolicy | None,
+) -> None:
+    """Write the ensemble's folder with order and policy in it, as a whole or not at all."""
+    write_ensemble(
+        ensemble,
+        ensemble.plan,
+        dict(ensemble.members.items()),
+        folder,
+        beside=lambda draft: _write_policy(draft, order, input_shape, policy),
+    )
+
+
+def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
+    """Write anytime.json into the folder of a saved ensemble, and into its manifest."""
+    _write_policy(folder, order, input_shape, policy)
+    list_file(folder, ANYTIME_FILE)
+
+
+def _write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
+    write_json(
+        folder / ANYTIME_FILE,
+        {
+            "format": ANYTIME_FORMAT,
+            "order": list(order),
+            "input_shape": list(input_shape),
+            "policy": None if policy is None else policy.to_dict(),
+        },
+    )
+
+
+def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
+    """Order, input shape and policy of a saved predictor.
+
+    Raises:
+        SuperWeightError: The file is missing, damaged or of another format.
+    """
+    path = folder / ANYTIME_FILE
+    if not path.is_file():
+        raise SuperWeightError(f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)")
+    check_manifest(folder, [ANYTIME_FILE])
+    content = read_json(path)
+    if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:
+        raise SuperWeightError(f"{path} has format {content.get('format')!r:.80}; this version reads {ANYTIME_FORMAT}")
+    for key in content:
+        if key not in _KEYS:
+            raise SuperWeightError(f"{path}: {unknown_name('key', key, _KEYS)}")
+    for key in _KEYS:
+        if key not in content:
+            raise SuperWeightError(f"{path}: {key} is missing")
+    order, shape, policy = content["order"], content["input_shape"], content["policy"]
+    if not isinstance(order, list) or not order or any(not isinstance(name, str) for name in order):
+        raise SuperWeightError(f"{path}: order must be a list of member names; got {order!r:.80}")
+    if (
+        not isinstance(shape, list)
+        or not 1 <= len(shape) <= 8
+        or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape)
+        or math.prod(shape) > _MOST_NUMBERS
+    ):
+        raise SuperWeightError(
+            f"{path}: input_shape must list 1 to 8 sizes of at most {_MOST_NUMBERS:,} numbers in all; got {shape!r:.80}"
+        )
+    return tuple(order), tuple(shape), None if policy is None else ExitPolicy.from_dict(policy, f"{path}: policy")
+
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 

@@ -6,10 +6,14 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from superweight_ensembles.data.folder_listing import ImageFiles, list_folder
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.image_files import ImageReader, reader_for
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from superweight_ensembles.data.images import ImageReader, reader_for
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.options import (
     checked_channels,
     checked_folder,
@@ -17,10 +21,147 @@ from superweight_ensembles.data.options import (
     checked_integer,
     checked_seed,
 )
-from superweight_ensembles.data.splits import FileSplit, ImageSplit, MemorySplit
+from superweight_ensembles.data.splits import FileSplit, ImageSplit, MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError
 
+# FOLDED data.folder_listing: Which image files a folder of classes holds, and in which split each belongs.
+
 _LOG = logging.getLogger(__name__)
+_TEST_FRACTION = 0.2
+_TEST_SEED = 0  # never the user's: every run answers the same test images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """Files and their labels.
+
+    Attributes:
+        paths: N files.
+        labels: int64 (N,).
+    """
+
+    paths: tuple[str, ...]
+    labels: torch.Tensor
+
+    def split(self, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
+        """Those to keep and those to hold out, stratified."""
+        keep, hold = stratified_split(self.labels, fraction, seed)
+        kept, held = (
+            ImageFiles(paths=tuple(self.paths[index] for index in indices.tolist()), labels=self.labels[indices])
+            for indices in (keep, hold)
+        )
+        return kept, held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderListing:
+    """The files of a folder by split.
+
+    Attributes:
+        classes: Sorted names of the class folders.
+        train: For training, and for validation where ``validation`` is None.
+        validation: The folder's own validation files, or None.
+        test: For test.
+    """
+
+    classes: tuple[str, ...]
+    train: ImageFiles
+    validation: ImageFiles | None
+    test: ImageFiles
+
+
+def list_folder(root: Path) -> FolderListing:
+    """List ``train/<class>/*`` and ``test/<class>/*`` (and ``val`` or ``validation``), or plain ``<class>/*``.
+
+    With ``train`` and ``val`` but no ``test``, as ImageNet is published, ``val`` is the test split. Plain class
+    folders give a stratified fifth, the same in every run, to test. Names that start with a dot are no classes.
+
+    Raises:
+        SuperWeightError: Names the folder that is absent, has no class folders or a class without images, or has a
+            class that training has not; both ``val`` and ``validation``; ``train`` alone.
+    """
+    if not root.is_dir():
+        raise SuperWeightError(f"image_folder: no folder {root}")
+    names = set(_sub_folders(root))
+    held_out = names & {"test", "val", "validation"}
+    if "train" in names and (held_out or names == {"train"}):
+        return _list_splits(root, held_out, names - held_out - {"train"})
+    classes = _classes(root)
+    everything = _files(root, classes, classes)
+    train, test = everything.split(_TEST_FRACTION, _TEST_SEED)
+    if not test.paths:
+        raise SuperWeightError(f"image_folder: {root} has too few images to hold a fifth out for test")
+    return FolderListing(classes=classes, train=train, validation=None, test=test)
+
+
+def _list_splits(root: Path, held_out: set[str], others: set[str]) -> FolderListing:
+    if not held_out:
+        raise SuperWeightError(f"image_folder: {root} has train but no test folder: add test/<class>/*")
+    if {"val", "validation"} <= held_out:
+        raise SuperWeightError(f"image_folder: {root} has both val and validation: keep one")
+    if others:
+        _LOG.warning("%s: not read, as there is a train folder: %s", root, ", ".join(sorted(others)))
+    classes = _classes(root / "train")
+    files = {name: _files(root / name, _known(root / name, classes), classes) for name in ("train", *held_out)}
+    validation = files.get("val", files.get("validation"))
+    if "test" not in files:
+        _LOG.info("%s has no test folder: its validation folder is the test split", root)
+    test = files.get("test", validation)
+    assert test is not None
+    return FolderListing(
+        classes=classes, train=files["train"], validation=validation if "test" in files else None, test=test
+    )
+
+
+def _sub_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = _sub_folders(folder)
+    if not names:
+        raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
+    if len(names) == 1:
+        raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}: is it the folder above?")
+    return tuple(names)
+
+
+def _known(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes that a split's folder has, all of which training has."""
+    names = _sub_folders(folder)
+    if not names:
+        raise SuperWeightError(f"image_folder: no class folders in {folder}")
+    strange = [name for name in names if name not in classes]
+    if strange:
+        raise SuperWeightError(f"image_folder: class {strange[0]!r} of {folder} has no folder in train")
+    return tuple(names)
+
+
+def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> ImageFiles:
+    for name in present:
+        _check_tree(folder / name)
+    label_of = {name: classes.index(name) for name in present}
+    found = make_dataset(str(folder), label_of, extensions=IMG_EXTENSIONS, allow_empty=True)
+    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
+    full = set(labels.tolist())
+    empty = [name for name in present if label_of[name] not in full]
+    if empty:
+        raise SuperWeightError(
+            f"image_folder: no images in {folder / empty[0]}; files that count end in {', '.join(IMG_EXTENSIONS)}"
+        )
+    return ImageFiles(paths=tuple(path for path, _ in found), labels=labels)
+
+
+def _check_tree(folder: Path) -> None:
+    """Refuse links that make the walk through a class folder come by a folder again, and so perhaps never end."""
+    seen: set[tuple[int, int]] = set()
+    for place, _, _ in os.walk(folder, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:
+            raise SuperWeightError(f"image_folder: links lead to {place} twice: leave one of them out")
+        seen.add((found.st_dev, found.st_ino))
+
+
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _LARGEST_SIDE = 2**14

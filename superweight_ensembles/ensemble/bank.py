@@ -7,12 +7,12 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble.combination import combination
 from superweight_ensembles.ensemble.generation import Program, Weights, compile_plan, run_program
-from superweight_ensembles.ensemble.initial_values import Deviations, initial_values
+from superweight_ensembles.ensemble.initialization import Deviations, initial_values
+from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import unknown_name
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.storage.machine_memory import check_parameters_fit
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.storage.limits import check_parameters_fit
 
 _SAMPLED = 8
 

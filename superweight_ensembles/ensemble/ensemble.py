@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights
 from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
-from superweight_ensembles.ensemble.initial_values import own_deviations
+from superweight_ensembles.ensemble.initialization import own_deviations
 from superweight_ensembles.ensemble.saving import (
     build_members,
     check_ensemble_files,
@@ -28,9 +28,9 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models.placing import place
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.plan.planning import PlanOptions, check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.models.surgery import place
+from superweight_ensembles.plan.planner import PlanOptions, check_plan_fits, count_parameters, plan_sharing
+from superweight_ensembles.plan.sharing_plan import SharingPlan
 from superweight_ensembles.plan.targets import Members, named_members
 
 if TYPE_CHECKING:

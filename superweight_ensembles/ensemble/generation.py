@@ -15,7 +15,8 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble.composition import (
+from superweight_ensembles.ensemble.ssn_weights import GroupProgram, compile_group, compose_group
+from superweight_ensembles.ensemble.superweights import (
     Block,
     BlockUse,
     ClusterProgram,
@@ -24,8 +25,7 @@ from superweight_ensembles.ensemble.composition import (
     compose,
     take,
 )
-from superweight_ensembles.ensemble.ssn_composition import GroupProgram, compile_group, compose_group
-from superweight_ensembles.plan.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.plan.sharing_plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.plan.slots import SlotBlocks, placements
 
 Weights = dict[str, dict[str, Tensor]]

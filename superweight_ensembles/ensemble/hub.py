@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.architecture import recall_architecture
-from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.plan.sharing_plan import SharingPlan
 from superweight_ensembles.storage.files import write_text
 
 if TYPE_CHECKING:

@@ -18,11 +18,9 @@ from torch import nn
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.architecture import Architecture, recall_architecture
 from superweight_ensembles.models.registry import build_architecture
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.storage.contained import contained_file
-from superweight_ensembles.storage.files import read_json, read_text, write_json, write_text
-from superweight_ensembles.storage.folders import whole_folder
-from superweight_ensembles.storage.manifest import MANIFEST_FILE, check_manifest, write_manifest
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.storage.files import contained_file, read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.folders import MANIFEST_FILE, check_manifest, whole_folder, write_manifest
 from superweight_ensembles.storage.tensors import count_numbers, read_module
 
 ENSEMBLE_FORMAT = 3

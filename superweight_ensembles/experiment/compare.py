@@ -11,28 +11,104 @@ from __future__ import annotations
 
 import re
 import shutil
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from superweight_ensembles.data.image_data import ImageData
+from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.arms import Arm, Variant, build_arms
 from superweight_ensembles.experiment.estimators import run_estimator_arm
-from superweight_ensembles.experiment.own_folder import check_own_folder
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.result_files import check_content
-from superweight_ensembles.experiment.runs import evaluate_run, read_run, train_run
-from superweight_ensembles.experiment.summary import summarise
+from superweight_ensembles.experiment.results import check_content
+from superweight_ensembles.experiment.run import check_own_folder, evaluate_run, read_run, train_run
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, check_installed
-from superweight_ensembles.storage.contained import check_no_links
-from superweight_ensembles.storage.files import read_json, write_json, write_text
-from superweight_ensembles.storage.folders import empty_folder
-from superweight_ensembles.storage.lock import locked_folder
+from superweight_ensembles.storage.files import check_no_links, read_json, write_json, write_text
+from superweight_ensembles.storage.folders import empty_folder, locked_folder
 from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.epochs import TrainProgress
-from superweight_ensembles.training.records import CHECKPOINT_FOLDER
+from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER
+from superweight_ensembles.training.loop import TrainProgress
+
+# FOLDED experiment.summary: Means, spreads and paired differences over seeds.
+
+METRICS = ("accuracy", "nll", "ece", "brier")
+
+
+def summarise(arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One entry an arm: every seed's numbers, their mean and spread, and the first arm's minus its own, seed by seed.
+
+    Args:
+        arms: The one that differences are taken from first.
+        results: By arm, an entry a seed: ``seed`` and what results.json holds of an arm.
+    """
+    runs = {arm.name: [_run_summary(result) for result in results[arm.name]] for arm in arms}
+    first = runs[arms[0].name]
+    entries = []
+    for arm in arms:
+        own = runs[arm.name]
+        numbers = [_quantities(run) for run in own]
+        theirs = [_quantities(run) for run in first[: len(own)]]
+        known = [name for name in numbers[0] if all(run[name] is not None for run in numbers)]
+        both = [name for name in known if all(run.get(name) is not None for run in theirs)]
+        entries.append(
+            {
+                "name": arm.name,
+                "kind": arm.kind,
+                "label": arm.label,
+                **({"group": arm.group} if arm.group else {}),
+                **({"series": arm.series} if arm.series else {}),
+                "architecture": results[arm.name][0].get("architecture"),
+                "num_parameters": results[arm.name][0]["num_parameters"],
+                "flops": results[arm.name][0]["ensemble"]["flops"],
+                "runs": own,
+                "summary": {name: spread([run[name] for run in numbers]) for name in known},
+                "difference": {
+                    name: spread([ours[name] - run[name] for ours, run in zip(theirs, numbers)]) for name in both
+                },
+            }
+        )
+    return entries
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, standard deviation over seeds (0 for one), and their number.
+
+    Example:
+        >>> spread([1.0, 3.0])
+        {'mean': 2.0, 'std': 1.4142135623730951, 'n': 2}
+    """
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "n": len(values),
+    }
+
+
+def _run_summary(result: dict[str, Any]) -> dict[str, Any]:
+    members = {member["name"]: member["metrics"]["accuracy"] for member in result["members"]}
+    return {
+        "seed": result["seed"],
+        "metrics": result["ensemble"]["metrics"],
+        "members": members,
+        "mean_member_accuracy": statistics.fmean(members.values()),
+        "diversity": result["diversity"],
+        "training_seconds": result["training"]["seconds"],
+        "subsets": result["subsets"] if len(members) > 1 else [],
+    }
+
+
+def _quantities(run: dict[str, Any]) -> dict[str, Any]:
+    """Every number of a run that is summarised."""
+    return {
+        **{name: run["metrics"][name] for name in METRICS},
+        "diversity": run["diversity"],
+        "mean_member_accuracy": run["mean_member_accuracy"],
+        "training_seconds": run["training_seconds"],
+        **{f"member {name}": accuracy for name, accuracy in run["members"].items()},
+    }
+
 
 COMPARISON_FORMAT = 1
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]

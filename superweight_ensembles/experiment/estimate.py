@@ -6,6 +6,8 @@ Shapes: B images of a batch, C H W of an image.
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,13 +20,140 @@ from torch.nn import functional as F
 
 from superweight_ensembles.anytime.costs import count_flops
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ssn_weights import vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.costs import copied_numbers, group_flops, num_gains, num_trained_tensors
-from superweight_ensembles.models.module_modes import kept_modes
-from superweight_ensembles.plan.plan import SharingPlan
+from superweight_ensembles.models.surgery import kept_modes
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.plan.ssn import Reading, SsnGroup
 from superweight_ensembles.plan.targets import Members, named_members
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.optimization import num_moments
+from superweight_ensembles.training.device import faster_channels_last
+from superweight_ensembles.training.optim import num_moments
+
+# FOLDED experiment.reference_speed: How many floating point operations a second this machine does in training, for
+# estimates of time.
+
+_CHANNELS = 64
+_PIXELS = 32
+_LEAST_CALLS = 3
+
+
+def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
+    """Forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs), over and over, in the memory
+    format that a training takes there.
+
+    Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
+    ResNet: wide convolutions run faster, stems, thin layers and data slower.
+
+    Args:
+        device: Where.
+        bfloat16: Whether under autocast.
+        seconds: To measure for, after one call that is not counted; three calls at least.
+
+    Returns:
+        The median of all calls.
+    """
+    batch = 256 if device.type == "cuda" else 16
+    layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = _Block().to(device).to(memory_format=layout)
+        images = torch.randn(batch, _CHANNELS, _PIXELS, _PIXELS).to(device).contiguous(memory_format=layout)
+    images.requires_grad_()
+    operations = 3 * count_flops(block, images)
+    times: list[float] = []
+    _timed_step(block, images, bfloat16)
+    while len(times) < _LEAST_CALLS or sum(times) < seconds:
+        times.append(_timed_step(block, images, bfloat16))
+    return operations / statistics.median(times)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [
+            layer
+            for _ in range(2)
+            for layer in (nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS))
+        ]
+        self.branch = nn.Sequential(*layers[:2], nn.ReLU(), *layers[2:])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.relu(images + self.branch(images))
+
+
+def _timed_step(block: nn.Module, images: torch.Tensor, bfloat16: bool) -> float:
+    casting = torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    start = time.perf_counter()
+    with casting:
+        loss = block(images).sum()
+    loss.backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+# FOLDED experiment.costs: What a group of a Shapeshifter Network holds and computes in a training step, counted from
+# its readings.
+
+_INTERPOLATION = 8  # a number of the weight is the weighted sum of four of the smaller matrix
+
+
+def num_trained_tensors(group: SsnGroup) -> int:
+    """Trainable tensors: the bank, coefficients or embeddings and their maps, tiles, masks."""
+    found = group.readings
+    each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
+    keys = vectors_by_key(0, found)
+    if group.options.combine == "softmax":
+        keys = {key: places for key, places in keys.items() if found[places[0]].num_windows > 1}
+    further = any(reading.mixed for reading in found) + any(reading.masked for reading in found)
+    return 1 + each * len(keys) + further
+
+
+def num_gains(group: SsnGroup) -> int:
+    """Numbers that are held and not trained, where coefficients cannot scale a weight."""
+    combined = [reading.num_windows for reading in group.readings if not reading.mixed]
+    return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
+
+
+def copied_numbers(group: SsnGroup) -> int:
+    """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
+
+    Example:
+        >>> from superweight_ensembles.ssn.group import SsnTarget
+        >>> from superweight_ensembles.ssn.options import SsnOptions
+        >>> a = SsnTarget(member="m", names=("a",), kind="linear", shape=(4, 5))
+        >>> b = SsnTarget(member="m", names=("b",), kind="linear", shape=(4, 4))
+        >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
+        >>> copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
+        42
+    """
+    longest = max(reading.end for reading in group.readings)
+    return longest + longest - group.bank_size if longest > group.bank_size else 0
+
+
+def group_flops(group: SsnGroup) -> int:
+    """Of a step, forward and backward: windows are combined, and enlarged where the bank is smaller than a layer.
+
+    Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
+    """
+    return sum(
+        3 * _ssn_combination_flops(reading) + _enlarging_flops(reading, math.prod(shape))
+        for reading, shape in zip(group.readings, group.shapes)
+    )
+
+
+def _ssn_combination_flops(reading: Reading) -> int:
+    rows = reading.num_tiles if reading.mixed else 1
+    return 2 * rows * reading.num_windows * reading.size
+
+
+def _enlarging_flops(reading: Reading, num_weights: int) -> int:
+    if reading.matrix != (0, 0):
+        return 2 * _INTERPOLATION * num_weights
+    if reading.mixed or reading.num_tiles == 1:
+        return 0
+    return num_weights + 4 * reading.masked  # repetitions are summed in backward; masks multiply and get gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

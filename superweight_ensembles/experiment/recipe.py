@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -12,13 +13,11 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from superweight_ensembles.data.image_data import ImageData
-from superweight_ensembles.data.known_shapes import image_shape_of, num_training_images
-from superweight_ensembles.data.registry import load_data
+from superweight_ensembles.data.datasets import image_shape_of, load_data, num_training_images
+from superweight_ensembles.data.loader import ImageData
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.experiment.carried_recipes import no_recipe, recipe_path
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
-from superweight_ensembles.experiment.recipe_overrides import set_value
 from superweight_ensembles.experiment.recipe_sections import (
     AnytimeRecipe,
     DataRecipe,
@@ -28,21 +27,152 @@ from superweight_ensembles.experiment.recipe_sections import (
     Strict,
     WidthStageRecipe,
 )
-from superweight_ensembles.experiment.recipe_teacher import check_teacher
-from superweight_ensembles.models.adaptive.loss import WidthLoss
 from superweight_ensembles.models.adaptive.network import make_adaptive
+from superweight_ensembles.models.adaptive.resizing import WidthLoss
 from superweight_ensembles.models.registry import build_member
 from superweight_ensembles.plan.clusters import check_num_groups
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.plan.planning import plan_sharing
-from superweight_ensembles.search.depths import check_searchable
+from superweight_ensembles.plan.planner import plan_sharing
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.search.gradient_clusters import check_searchable
 from superweight_ensembles.search.untying import Untying
-from superweight_ensembles.storage.plain_data import check_plain
-from superweight_ensembles.storage.yaml_file import read_yaml
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.distillation import OWN_MEAN
-from superweight_ensembles.training.fabric import uses_bfloat16
-from superweight_ensembles.training.fine_tuning import tuned_config
+from superweight_ensembles.storage.limits import check_plain
+from superweight_ensembles.storage.yaml_file import parse_yaml, read_yaml
+from superweight_ensembles.training.config import TrainConfig, tuned_config
+from superweight_ensembles.training.device import uses_bfloat16
+from superweight_ensembles.training.distillation import OWN_MEAN, Teacher, check_own_mean
+
+# FOLDED experiment.recipe_overrides: ``--set key.path=value``: one value of a recipe, changed before the recipe is
+# checked.
+
+
+def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
+    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SuperWeightError(f"{option} {override!r}: write key.path=value, such as training.epochs=5")
+    *path, last = key.split(".")
+    spot: Any = content
+    for part in path:
+        if isinstance(spot, dict):
+            spot = spot.setdefault(part, {})
+        elif isinstance(spot, list) and part in map(str, range(len(spot))):
+            spot = spot[int(part)]
+        else:
+            raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
+    value = parse_yaml(text, f"{option} {override!r:.200}")
+    if isinstance(spot, dict):
+        spot[last] = value
+    elif isinstance(spot, list) and last in map(str, range(len(spot))):
+        spot[int(last)] = value
+    else:
+        raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")
+
+
+# FOLDED experiment.recipe_teacher: What a recipe's ``teacher:`` names: the members' own mean, the independent arm, or
+# a saved ensemble.
+
+INDEPENDENT = "independent"
+
+
+def check_teacher(teacher: str | None, training: TrainConfig, num_members: int, baseline: str) -> None:
+    """Hold a recipe's teacher against what the recipe trains.
+
+    Raises:
+        SuperWeightError: A weight without a teacher or the other way round; ``independent`` without that baseline;
+            ``ensemble`` of one member, or of members that see different batches.
+    """
+    if teacher is None:
+        if training.distillation:
+            raise SuperWeightError(
+                f"training.distillation {training.distillation} needs teacher: {OWN_MEAN}, {INDEPENDENT}, or the "
+                "folder of a saved ensemble"
+            )
+        return
+    if not training.distillation:
+        raise SuperWeightError(
+            f"teacher {teacher!r:.80} does nothing with training.distillation 0: set its weight, or leave it out"
+        )
+    if teacher == OWN_MEAN:
+        check_own_mean(num_members, training)
+    if teacher == INDEPENDENT and baseline != INDEPENDENT:
+        raise SuperWeightError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
+
+
+def teacher_of(teacher: str | None, independent: Path | None) -> Teacher | None:
+    """What :func:`train` takes as the shared arm's teacher.
+
+    Args:
+        teacher: Of the recipe.
+        independent: Where the trained independent arm is saved, if that is the teacher.
+    """
+    if teacher is None:
+        return None
+    if teacher == OWN_MEAN:
+        return OWN_MEAN
+    return SuperWeightEnsemble.load(_saved(Path(teacher)) if independent is None else independent)
+
+
+def check_saved_teacher(teacher: str | None) -> None:
+    """Read a teacher that a recipe names by its folder, ahead of a training.
+
+    Raises:
+        SuperWeightError: No saved ensemble is there.
+    """
+    if teacher not in (None, OWN_MEAN, INDEPENDENT):
+        teacher_of(teacher, None)
+
+
+def _saved(folder: Path) -> Path:
+    """The folder of a saved ensemble, given that or the arm of a run that it is of."""
+    if not folder.is_dir():
+        raise SuperWeightError(
+            f"teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved ensemble"
+        )
+    if (folder / "recipe.yaml").is_file():
+        raise SuperWeightError(f"teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}")
+    if not (folder.parent / "recipe.yaml").is_file():
+        return folder
+    if not (folder / "training.json").is_file():
+        raise SuperWeightError(f"teacher: the arm {folder} is not trained to its end: train it with --resume first")
+    return folder / "ensemble"
+
+
+# FOLDED experiment.carried_recipes: Recipes by name: those that the library carries, beside its modules or, in a
+# checkout, beside the package.
+
+_PACKAGE = Path(__file__).parent
+
+
+def carried_recipes() -> dict[str, Path]:
+    """The files of the carried recipes by their names.
+
+    Example:
+        >>> carried_recipes()["digits"].name
+        'digits.yaml'
+    """
+    installed, checkout = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
+    folder = installed if installed.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def recipe_path(given: str | Path) -> Path:
+    """The file that is meant: the one given, or of a name that is no file, the carried recipe of that name."""
+    path = Path(given)
+    carried = carried_recipes().get(str(path))
+    return path if carried is None or path.is_file() else carried
+
+
+def no_recipe(path: Path) -> SuperWeightError:
+    """An error for a file that is not there: the nearest one beside it or carried, and where the carried ones are."""
+    carried = carried_recipes()
+    beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+    known = {name: name for name in carried} | {other.stem: str(other) for other in beside}
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"; did you mean {known[near[0]]}?" if near else ""
+    folder = next((file.parent for file in carried.values()), None)
+    listed = f" By name there are {', '.join(carried)}, in {folder}" if folder else ""
+    return SuperWeightError(f"no recipe file {path}{hint or '.'}{listed}")
+
 
 _KNOWN_DATA = {
     "digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3), "double_moon": (2, 2), "spiral": (2, 2),

@@ -2,20 +2,329 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.ensemble.saving import rebuild_member
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.export.onnx_file import check_onnx_packages, write_onnx
-from superweight_ensembles.export.plain import PlainMember, plain_member
-from superweight_ensembles.export.program import write_program
-from superweight_ensembles.export.state_dict import notes_path, write_state_dict
+from superweight_ensembles.models.architecture import recall_architecture
+from superweight_ensembles.plan.planner import count_parameters
+from superweight_ensembles.storage.files import read_json, write_json
+from superweight_ensembles.storage.folders import check_file, file_entry
+from superweight_ensembles.storage.tensors import count_numbers, read_module
+
+# FOLDED export.plain: What every format starts from: a copy of the network on the CPU in eval mode, and a batch that
+# it answers.
+
+_MOST_NUMBERS = 2**26
+_EXAMPLE_BATCH = 2  # torch takes a size of 1 as a constant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainMember:
+    """A network to export.
+
+    Attributes:
+        module: A copy on the CPU, in eval mode; the network that was given stays as it is.
+        images: An example batch (B, ...) in the network's floating-point type, or of int64 where it takes tokens.
+        fixed_batch: Whether B is the only batch size that the export must take.
+        num_classes: Logits an image.
+    """
+
+    module: nn.Module
+    images: Tensor
+    fixed_batch: bool
+    num_classes: int
+
+
+def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int | None = None) -> PlainMember:
+    """Copy a network and see that it answers logits (B, K).
+
+    Args:
+        module: A network that holds its weights.
+        input_shape: Of one image, (C, H, W).
+        batch_size: The one batch size; None for any.
+
+    Raises:
+        SuperWeightError: No module, an ensemble or one of its members without weights, sizes below one, or images that
+            the network does not take.
+    """
+    if isinstance(module, SuperWeightEnsemble):
+        raise SuperWeightError(
+            f"an ensemble is exported member by member: give ensemble.materialize({module.member_names[0]!r})"
+        )
+    if not isinstance(module, nn.Module):
+        raise SuperWeightError(f"export needs an nn.Module; got {type(module).__name__}")
+    shape = checked_shape(input_shape)
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
+    plain = copy.deepcopy(module).cpu().eval()
+    images, logits = _answered(plain, shape, batch_size or _EXAMPLE_BATCH)
+    check_logits({type(module).__name__: logits})
+    if len(logits) != len(images):
+        raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(images)} images")
+    return PlainMember(
+        module=plain, images=images, fixed_batch=batch_size is not None, num_classes=int(logits.shape[1])
+    )
+
+
+def _answered(module: nn.Module, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor]:
+    """An example batch, floating-point or else tokens, and what the network answers.
+
+    Raises:
+        SuperWeightError: It takes neither; says what it said of the first.
+    """
+    images, tokens = (example_images(module, shape, batch_size, tokens=tokens) for tokens in (False, True))
+    with torch.no_grad():
+        try:
+            return images, module(images)
+        except Exception as error:  # whatever the network's own code raises
+            try:
+                return tokens, module(tokens)
+            except Exception:
+                raise SuperWeightError(
+                    f"the network does not take images {tuple(images.shape)}: {said(error)} "
+                    "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
+                ) from error
+
+
+def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one image as a tuple.
+
+    Raises:
+        SuperWeightError: No sequence of positive ints.
+    """
+    listed = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
+    if not listed or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in listed):
+        raise SuperWeightError(f"input_shape is that of one image, such as (3, 32, 32); got {input_shape!r}")
+    if math.prod(listed) > _MOST_NUMBERS:
+        raise SuperWeightError(f"an image has at most {_MOST_NUMBERS:,} numbers; input_shape is {input_shape!r:.80}")
+    return listed
+
+
+def example_images(
+    module: nn.Module, shape: tuple[int, ...], batch_size: int, seed: int = 0, *, tokens: bool = False
+) -> Tensor:
+    """Normal noise (B, ...) in the floating-point type of the module; or tokens, which all its embeddings have."""
+    generator = torch.Generator().manual_seed(seed)
+    if tokens:
+        tables = (layer for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
+        most = min((table.num_embeddings for table in tables), default=1) or 1
+        return torch.randint(most, (batch_size, *shape), generator=generator)
+    return torch.randn(batch_size, *shape, generator=generator).to(float_type(module))
+
+
+def float_type(module: nn.Module) -> torch.dtype:
+    """Of the first floating-point parameter; float32 where there is none."""
+    types = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return next(types, torch.float32)
+
+
+def said(error: BaseException) -> str:
+    """The first paragraph of what an exception's first cause says, on one line of at most 240 characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    return text if len(text) <= 240 else text[:237] + "..."
+
+
+# FOLDED export.program: A network as a torch.export program.
+
+
+def torch_program(member: PlainMember) -> ExportedProgram:
+    """Trace a network; the first dimension of images and logits is free unless the batch is fixed.
+
+    Raises:
+        SuperWeightError: The network cannot be traced; says why.
+    """
+    shapes = None if member.fixed_batch else ({0: Dim("batch", min=1)},)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(member.module, (member.images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        remedy = "" if member.fixed_batch else "batch_size= fixes the batch, and "
+        raise SuperWeightError(
+            f"torch.export cannot trace {type(member.module).__name__}: {said(error)} "
+            f"({remedy}format='state-dict' takes any network)"
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of source files on this machine
+    return program
+
+
+def write_program(member: PlainMember, path: Path) -> None:
+    """Write ``path`` (.pt2), which ``torch.export.load(path).module()`` reads."""
+    torch.export.save(torch_program(member), path)
+
+
+# FOLDED export.onnx_file: A network as an ONNX file, checked against PyTorch.
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+INPUT, OUTPUT = "images", "logits"
+_TOLERANCE = 1e-4
+_LARGEST = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB
+
+
+def check_onnx_packages() -> None:
+    """See that the packages are there before any work is done.
+
+    Raises:
+        SuperWeightError: One is missing; says what to install.
+    """
+    for package in ONNX_PACKAGES:
+        _package(package)
+
+
+def write_onnx(member: PlainMember, path: Path) -> None:
+    """Write ``path`` with input ``images`` and output ``logits``, and run it in onnxruntime beside PyTorch.
+
+    Raises:
+        SuperWeightError: A package is missing; the network is not float32, too large, or uses an operation that ONNX
+            does not have; the file answers otherwise than the network.
+    """
+    check_onnx_packages()
+    dtype = float_type(member.module)
+    if dtype != torch.float32:
+        raise SuperWeightError(f"ONNX files are written in float32; the network is {dtype}: give module.float()")
+    tensors = (*member.module.parameters(), *member.module.buffers())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > _LARGEST:
+        raise SuperWeightError(f"one ONNX file holds 2 GiB; the network has {size / 2**30:.1f}: use torch-export")
+    program = torch_program(member)
+    try:
+        made = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=None if member.fixed_batch else ({0: "batch"},),
+            verbose=False,
+        )
+    except Exception as error:  # the exporter raises whatever a translation raises
+        raise SuperWeightError(
+            f"torch.onnx cannot translate {type(member.module).__name__}: {said(error)} (format='torch-export' can)"
+        ) from error
+    assert made is not None
+    made.save(str(path))
+    _verify(member, path)
+
+
+def _verify(member: PlainMember, path: Path) -> None:
+    """Compare logits on noise, for one, two and five images; the tolerance grows with logits above 1."""
+    runtime = _package("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    shape, tokens = tuple(member.images.shape[1:]), not member.images.is_floating_point()
+    for batch_size in (len(member.images),) if member.fixed_batch else (1, 2, 5):
+        images = example_images(member.module, shape, batch_size, seed=batch_size, tokens=tokens)
+        with torch.no_grad():
+            expected = member.module(images)
+        try:
+            answered = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        except Exception as error:
+            raise SuperWeightError(f"onnxruntime cannot run the export on {batch_size} images: {said(error)}") from None
+        difference = float((answered - expected).abs().max())
+        if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise SuperWeightError(
+                f"onnxruntime and PyTorch differ by {difference:.2g} on {batch_size} images, more than {_TOLERANCE:g}: "
+                "nothing is written; format='torch-export' keeps PyTorch's own operations"
+            )
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise SuperWeightError(
+            f'export to ONNX needs the package {name}: pip install "superweight-ensembles[export]"'
+        ) from None
+
+
+# FOLDED export.state_dict: A network as its own tensors, and how to make it again.
+
+STATE_FORMAT = 2
+_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
+
+
+def notes_path(path: Path) -> Path:
+    """The JSON beside a safetensors file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def write_state_dict(member: PlainMember, path: Path) -> None:
+    """Write ``path`` (safetensors; tied tensors once) and ``path``.json (architecture, shape, type, checksum)."""
+    made = recall_architecture(member.module)
+    save_model(member.module, str(path))
+    write_json(
+        notes_path(path),
+        {
+            "format": STATE_FORMAT,
+            "architecture": made and asdict(made),
+            "input_shape": list(member.images.shape[1:]),
+            "num_classes": member.num_classes,
+            "num_parameters": count_parameters(member.module),
+            "dtype": str(float_type(member.module)),
+            "tensors": file_entry(path),
+        },
+    )
+
+
+def load_member(path: str | Path) -> nn.Module:
+    """Make a network again that was exported as ``state-dict``; nothing in the files is executed.
+
+    Args:
+        path: The safetensors file, with its JSON beside it.
+
+    Returns:
+        The plain network, in eval mode on the CPU.
+
+    Raises:
+        SuperWeightError: Files missing, damaged or of another version; a network that no registry made.
+
+    Example:
+        >>> import tempfile, superweight_ensembles as swe
+        >>> from superweight_ensembles.export import export_member
+        >>> path = tempfile.mkdtemp() + "/wrn.safetensors"
+        >>> export_member(swe.wide_resnet(10, 1, 5), path, format="state-dict", input_shape=(3, 8, 8)).name
+        'wrn.safetensors'
+        >>> load_member(path).fc.out_features
+        5
+    """
+    path = Path(path)
+    notes = notes_path(path)
+    content = read_json(notes)
+    if content.get("format") != STATE_FORMAT:
+        raise SuperWeightError(f"{notes} has format {content.get('format')!r}; this version reads {STATE_FORMAT}")
+    dtype = _FLOATS.get(str(content.get("dtype")))
+    if dtype is None:
+        raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
+    check_file(path, content.get("tensors"), f"{notes}, tensors")
+    # A network of names takes no more numbers than its file holds: of what is not saved, buffers alone.
+    module = _build(content.get("architecture"), notes, count_numbers(path)).to(dtype)
+    read_module(path, module)
+    return module.eval()
+
+
+def _build(made: Any, notes: Path, num_numbers: int) -> nn.Module:
+    if made is None:
+        raise SuperWeightError(
+            f"{notes}: no registry made this network: build it, then safetensors.torch.load_model fills it"
+        )
+    return rebuild_member(made, notes, "architecture", num_numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,15 +16,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from superweight_ensembles.plan.allocation import allocate, minimum_cost
-from superweight_ensembles.plan.bank_size import bank_within, group_cost, least_cost
+from superweight_ensembles.plan.allocation import SlotNeed, allocate, minimum_cost
 from superweight_ensembles.plan.clusters import TargetGroup, mixed_kernels
-from superweight_ensembles.plan.coefficients import CoefficientForm
-from superweight_ensembles.plan.drafts import draft_cluster, slot_needs
-from superweight_ensembles.plan.group import SsnGroup, SsnTarget
-from superweight_ensembles.plan.options import SsnOptions
-from superweight_ensembles.plan.plan import Cluster, PlannedCluster
-from superweight_ensembles.plan.slots import Shape
+from superweight_ensembles.plan.sharing_plan import Cluster, PlannedCluster, PlannedSlot, PlannedTarget
+from superweight_ensembles.plan.slots import (
+    EMBEDDING_SIZE,
+    CoefficientForm,
+    Shape,
+    fixed_numbers,
+    numbers_per_template,
+    ordered_shapes,
+)
+from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, SsnTarget, bank_within, group_cost, least_cost
+
+# FOLDED plan.drafts: Clusters of SuperWeights before the allocator has served them.
+
+
+def draft_cluster(group: TargetGroup, form: CoefficientForm) -> Cluster:
+    """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
+    shapes = ordered_shapes(target.shape for target in group.targets)
+    slot_of = {shape: index for index, shape in enumerate(shapes)}
+    leaders = group.leaders if group.leaders is not None else range(len(group.targets))
+    used: list[dict[int, int]] = [{} for _ in shapes]
+    planned = []
+    for target, leader in sorted(zip(group.targets, leaders), key=lambda pair: slot_of[pair[0].shape]):
+        slot = slot_of[target.shape]
+        vectors = tuple(used[index].setdefault(leader, len(used[index])) for index in range(slot + 1))
+        planned.append(PlannedTarget(member=target.member, names=target.names, slot=slot, vectors=vectors))
+    return Cluster(
+        name=group.name,
+        kind=group.targets[0].kind,
+        slots=tuple(
+            PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
+        ),
+        targets=tuple(planned),
+        coefficients=form,
+        embedding_size=EMBEDDING_SIZE if form == "embedding" else 0,
+    )
+
+
+def slot_needs(draft: Cluster, reserve_untied: bool) -> list[SlotNeed]:
+    """What each slot of a cluster asks of the budget; with ``reserve_untied``, as if no coefficients were tied."""
+    needs = []
+    for index, (slot, block) in enumerate(zip(draft.slots, draft.blocks)):
+        users = sum(target.slot >= index for target in draft.targets)
+        vectors = users if reserve_untied else slot.num_vectors
+        needs.append(
+            SlotNeed(
+                size=block.size,
+                num_users=users,
+                num_coefficients=numbers_per_template(draft.coefficients, block, vectors, draft.embedding_size),
+                num_fixed=fixed_numbers(draft.coefficients, vectors, draft.embedding_size),
+            )
+        )
+    return needs
+
 
 GENERATORS = ("auto", "superweight", "ssn")
 _APART = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all

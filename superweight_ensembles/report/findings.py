@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from superweight_ensembles.report.elements import signed
+from superweight_ensembles.report.template import signed
 
 Results = Mapping[str, Any]
 Content = Mapping[str, Any]

@@ -7,29 +7,31 @@ from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.result_files import check_content, naming_files
-from superweight_ensembles.experiment.runs import read_results, read_run, read_search
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.report.anytime_section import anytime_section, read_curves
-from superweight_ensembles.report.elements import Html, join, tag
-from superweight_ensembles.report.figures.arms import read_arms
+from superweight_ensembles.experiment.results import check_content, naming_files
+from superweight_ensembles.experiment.run import read_results, read_run, read_search
+from superweight_ensembles.plan.sharing_plan import SharingPlan
 from superweight_ensembles.report.figures.draw import draw_run, draw_search
-from superweight_ensembles.report.figures.width_figure import widths_learned
+from superweight_ensembles.report.figures.points import read_arms
+from superweight_ensembles.report.figures.training_curves import widths_learned
 from superweight_ensembles.report.findings import Results, sentences, tiles
-from superweight_ensembles.report.origin_section import configuration_section, facts, origin_section
-from superweight_ensembles.report.page import Section, page
-from superweight_ensembles.report.pictures import (
+from superweight_ensembles.report.sections import (
     ANYTIME_FIGURES,
     RESULT_FIGURES,
     SEARCH_FIGURES,
     SHARING_FIGURES,
     WIDTH_FIGURES,
     Picture,
+    anytime_section,
+    configuration_section,
+    facts,
     figures,
+    origin_section,
+    plan_section,
+    read_curves,
     read_pictures,
+    result_section,
 )
-from superweight_ensembles.report.result_section import result_section
-from superweight_ensembles.report.sharing_section import plan_section
+from superweight_ensembles.report.template import Html, Section, join, page, tag
 from superweight_ensembles.storage.files import read_json, write_text
 
 

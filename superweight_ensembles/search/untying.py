@@ -15,10 +15,15 @@ from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.ensemble.generation import by_channel, decompose, slot_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.search.clusters import check_threshold
-from superweight_ensembles.search.gradients import Batches, TargetTensors, check_max_batches, weight_gradients
-from superweight_ensembles.search.similarity import merged_sets
+from superweight_ensembles.plan.sharing_plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.search.gradient_clusters import check_threshold
+from superweight_ensembles.search.gradients import (
+    Batches,
+    TargetTensors,
+    check_max_batches,
+    merged_sets,
+    weight_gradients,
+)
 from superweight_ensembles.training.distributed.group import current_processes
 
 _LOG = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.storage.contained import contained_file
-from superweight_ensembles.storage.files import parse_json
+from superweight_ensembles.storage.files import contained_file, parse_json
 
 TensorSpec = tuple[Sequence[int], torch.dtype]
 _MOST_HEADER = 2**25  # bytes; 100,000 tensors take half of that

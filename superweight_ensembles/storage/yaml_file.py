@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.storage.plain_data import MOST_LEVELS, MOST_VALUES, check_plain
+from superweight_ensembles.storage.limits import MOST_LEVELS, MOST_VALUES, check_plain
 
 MOST_BYTES = 2**18
 _MOST_NODES = 20_000  # of the text itself; aliases may repeat them up to MOST_VALUES

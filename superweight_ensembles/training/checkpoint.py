@@ -12,30 +12,41 @@ from __future__ import annotations
 import json
 import logging
 import math
+import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
 
 from superweight_ensembles.ensemble.adoption import adopt_plan
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.ensemble.saving import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.files import draft_of, read_json, write_json
-from superweight_ensembles.storage.folders import clear_drafts, recover_folder, whole_folder
-from superweight_ensembles.storage.manifest import check_manifest, write_manifest
+from superweight_ensembles.storage.folders import (
+    check_manifest,
+    clear_drafts,
+    locked_folder,
+    recover_folder,
+    whole_folder,
+    write_manifest,
+)
 from superweight_ensembles.storage.tensors import read_header, read_tensors
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.learned_widths import restore_sizes, sizes_of
+from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.widths import restore_sizes, sizes_of
 
 CHECKPOINT_FORMAT = 3
 _FILES = (
@@ -306,3 +317,172 @@ def _read_states(folder: Path) -> list[dict[str, Tensor]]:
         rank, _, name = key.partition(".")
         by_rank.setdefault(int(rank), {})[name] = state
     return [by_rank[rank] for rank in range(len(by_rank))]
+
+
+# FOLDED training.log: What a training run writes as it goes: JSON lines, and TensorBoard.
+
+
+class RunLog:
+    """Appends one record an epoch to ``log.jsonl`` and its numbers to ``tensorboard/``."""
+
+    def __init__(self, folder: Path, history: list[dict[str, Any]]) -> None:
+        self._path = folder / "log.jsonl"
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
+
+    def append(self, record: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in _flatten(record):
+            self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    pairs: list[tuple[str, float]] = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            pairs += _flatten(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and key != "epoch":
+            pairs.append((prefix + key, float(value)))
+    return pairs
+
+
+# FOLDED training.records: Everything that a training writes: its checkpoints and its log.
+
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+class Records:
+    """What stands in the folder of a training.
+
+    Of several processes the first writes, and all hear whether it could.
+
+    Args:
+        folder: Made here, and held until :meth:`close`.
+        subject: What the checkpoints are of.
+        processes: Of the job.
+
+    Raises:
+        SuperWeightError: Another job is at work in the folder, or it cannot be made.
+    """
+
+    def __init__(self, folder: Path, subject: Subject, processes: Processes) -> None:
+        self.folder = folder
+        self._subject = subject
+        self._processes = processes
+        self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
+        self._log: RunLog | None = None
+        self._ending = ExitStack()
+        processes.first(self._hold)
+
+    def _hold(self) -> None:
+        self._ending.enter_context(locked_folder(self.folder))
+        self._checkpoints.clear_drafts()
+
+    def load(self) -> tuple[Progress, Mapping[str, Tensor]] | None:
+        """Go back to the newest checkpoint: its progress and the random states of this process.
+
+        None where there is no checkpoint; no states where it was made by another number of processes.
+        """
+        newest = self._processes.first(lambda: getattr(self._checkpoints.newest(), "name", None))
+        if newest is None:
+            return None
+        progress, states = load_checkpoint(self._checkpoints.folder / newest, self._subject)
+        return progress, states[self._processes.rank] if len(states) == self._processes.size else {}
+
+    def open_log(self, history: Sequence[dict[str, Any]]) -> None:
+        """Begin the log again at what is known."""
+        self._processes.first(lambda: self._open_log(history))
+
+    def _open_log(self, history: Sequence[dict[str, Any]]) -> None:
+        try:
+            self._log = RunLog(self.folder, list(history))
+        except OSError as error:
+            raise SuperWeightError(f"the log in {self.folder} cannot be written: {error}") from None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Log an epoch.
+
+        Raises:
+            SuperWeightError: It cannot be written; the checkpoint before it stays.
+        """
+        self._processes.first(lambda: self._append(record))
+
+    def _append(self, record: dict[str, Any]) -> None:
+        assert self._log is not None, "opened when the training began"
+        try:
+            self._log.append(record)
+        except OSError as error:
+            raise SuperWeightError(
+                f"the log in {self.folder} cannot be written: {error}; the last checkpoint is whole: make room and "
+                "resume"
+            ) from None
+
+    def save(self, progress: Progress, states: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint, with the random states of every process."""
+        device = next(self._subject.ensemble.parameters()).device
+        by_name = {name: self._processes.gathered(state.to(device)).cpu() for name, state in states.items()}
+        every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
+        self._processes.first(lambda: self._checkpoints.save(self._subject, progress, every))
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._ending.close()
+
+
+# FOLDED training.random_states: The states of every generator that a training step may draw from: torch's, CUDA's,
+# Python's and NumPy's.
+
+_PYTHON_VERSION = 3
+
+
+def seed_all(seed: int) -> None:
+    """Seed them all, of this process."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Their states, as tensors by name, always of the same shapes."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    _, keys, place, has_gauss, gauss = np.random.get_state()
+    states["numpy.keys"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    states["numpy.rest"] = torch.tensor([place, has_gauss, gauss], dtype=torch.float64)
+    _, words, next_gauss = random.getstate()
+    states["python.keys"] = torch.tensor(words, dtype=torch.int64)
+    states["python.gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put all generators back into states that :func:`random_states` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: They are none.
+    """
+    place, has_gauss, gauss = states["numpy.rest"].tolist()
+    np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
+    gauss_left = states["python.gauss"].item()
+    next_gauss = None if math.isnan(gauss_left) else gauss_left
+    random.setstate((_PYTHON_VERSION, tuple(states["python.keys"].tolist()), next_gauss))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn or seeded inside, the caller's generators go on as if nothing had been."""
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)

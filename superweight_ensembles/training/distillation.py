@@ -19,10 +19,9 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.module_modes import kept_modes
+from superweight_ensembles.models.surgery import kept_modes
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.memory_errors import is_out_of_memory
-from superweight_ensembles.training.memory_format import is_refusal
+from superweight_ensembles.training.device import is_out_of_memory, is_refusal
 
 OWN_MEAN: Literal["ensemble"] = "ensemble"
 Teacher = nn.Module | Literal["ensemble"]

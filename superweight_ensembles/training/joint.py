@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.ensemble.generation import Weights
-from superweight_ensembles.training.compilation import Calls
+from superweight_ensembles.training.device import Calls, memory_told
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
-from superweight_ensembles.training.memory_errors import memory_told
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

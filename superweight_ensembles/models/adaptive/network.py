@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.adaptive.distribution import BOUNDS, QUANTILE, RATE, AdaptiveWidth
 from superweight_ensembles.models.adaptive.resizing import (
     adaptive_widths,
     attach_width,
@@ -23,6 +22,7 @@ from superweight_ensembles.models.adaptive.resizing import (
     set_width,
 )
 from superweight_ensembles.models.adaptive.tracing import example_of, neuron_axis, trace_width
+from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE, RATE, AdaptiveWidth
 from superweight_ensembles.models.architecture import Architecture, HiddenLayer, remember_architecture
 
 Module = TypeVar("Module", bound=nn.Module)

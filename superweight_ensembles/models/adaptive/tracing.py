@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.architecture import HiddenLayer, recall_architecture
-from superweight_ensembles.models.module_modes import evaluating
+from superweight_ensembles.models.surgery import evaluating
 
 _IMAGE_SIZE = 32
 

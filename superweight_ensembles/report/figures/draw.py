@@ -9,27 +9,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from superweight_ensembles.plan.plan import SharingPlan
-from superweight_ensembles.report.figures.ablation_figure import ablation_bars
-from superweight_ensembles.report.figures.anytime_figure import anytime_curves
-from superweight_ensembles.report.figures.arms import Results
-from superweight_ensembles.report.figures.arms_figure import arms_flops, arms_parameters
-from superweight_ensembles.report.figures.budget_figure import budget_split
-from superweight_ensembles.report.figures.change_figure import sharing_change
-from superweight_ensembles.report.figures.comparison_figures import compare_flops, compare_parameters
-from superweight_ensembles.report.figures.flops_figure import accuracy_flops
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.report.figures.accuracy import (
+    accuracy_flops,
+    accuracy_parameters,
+    compare_flops,
+    compare_parameters,
+)
+from superweight_ensembles.report.figures.anytime_curves import anytime_curves, reliability_diagram
+from superweight_ensembles.report.figures.budget import budget_split
+from superweight_ensembles.report.figures.change import sharing_change
 from superweight_ensembles.report.figures.growth_figure import growth_curves
 from superweight_ensembles.report.figures.learned_widths_figure import learned_widths
-from superweight_ensembles.report.figures.measured_arms import Comparison
+from superweight_ensembles.report.figures.measured import ablation_bars, arms_flops, arms_parameters
 from superweight_ensembles.report.figures.npas_figure import npas_budgets
-from superweight_ensembles.report.figures.parameters_figure import accuracy_parameters
-from superweight_ensembles.report.figures.reliability_figure import reliability_diagram
-from superweight_ensembles.report.figures.sharing_figure import sharing_map
-from superweight_ensembles.report.figures.similarity_figure import similarity_matrix
-from superweight_ensembles.report.figures.similarity_panels import Search
+from superweight_ensembles.report.figures.points import Comparison, Results
+from superweight_ensembles.report.figures.sharing import sharing_map
+from superweight_ensembles.report.figures.similarity import Search, similarity_matrix
 from superweight_ensembles.report.figures.style import DOTS_PER_INCH, plain_text
-from superweight_ensembles.report.figures.training_figure import training_curves
-from superweight_ensembles.report.figures.width_figure import width_history, widths_learned
+from superweight_ensembles.report.figures.training_curves import training_curves, width_history, widths_learned
 from superweight_ensembles.storage.files import write_bytes
 
 

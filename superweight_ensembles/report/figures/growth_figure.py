@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.report.figures.scales import log_ticks, quantity
 from superweight_ensembles.report.figures.style import (
     INK,
     MUTED,
@@ -21,9 +20,11 @@ from superweight_ensembles.report.figures.style import (
     TEXT_POINTS,
     arm_color,
     arm_marker,
+    log_ticks,
     new_figure,
     outside_legend,
     plain_text,
+    quantity,
     style_axes,
 )
 

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.report.figures.scales import accuracy_axis, counts_axis
 from superweight_ensembles.report.figures.style import (
     INK,
     MUTED,
     PAGE_INCHES,
     TEXT_POINTS,
+    accuracy_axis,
+    counts_axis,
     draw_markers,
     new_figure,
     outside_legend,

@@ -15,14 +15,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.report.figures.scales import accuracy_axis
-from superweight_ensembles.report.figures.shades import mix
 from superweight_ensembles.report.figures.style import (
     INK,
     MUTED,
     PAGE_INCHES,
+    accuracy_axis,
     arm_color,
     arm_marker,
+    mix,
     new_figure,
     outside_legend,
     plain_text,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from textwrap import TextWrapper
 from typing import Literal
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
 
@@ -128,3 +132,231 @@ def fitted_legend(
             return legend, -(-len(handles) // columns)
         legend.remove()
         columns -= 1
+
+
+# FOLDED report.figures.shades: Further colours from a few: for a series of any length, and shades of one colour that
+# can be told apart.
+
+_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def mix(color: str, other: str, share: float) -> str:
+    """A colour with a share of another one in it.
+
+    Example:
+        >>> mix("#000000", "white", 0.5)
+        '#808080'
+    """
+    red, green, blue = ((1 - share) * own + share * new for own, new in zip(to_rgb(color), to_rgb(other)))
+    return to_hex((red, green, blue))
+
+
+def shade(color: str, index: int, count: int) -> str:
+    """Shade ``index`` of ``count``, from dark to light; the only one is the colour itself."""
+    if count <= 1:
+        return color
+    light = _luminance(color)  # a dark colour has room above it, a light one below
+    top, bottom = (min(max(room / 0.4, 0.0), 1.0) for room in (light - 0.2, 0.9 - light))
+    place = top - (top + bottom) * index / (count - 1)
+    return mix(color, INK, 0.5 * place) if place > 0 else mix(color, "white", -0.8 * place)
+
+
+def series_color(index: int) -> str:
+    """Colour of an element of a series; each further round over the palette is paler."""
+    rounds, place = divmod(index, len(_SERIES))
+    return mix(_SERIES[place], "white", 0.5 * (rounds % 2))
+
+
+def is_dark(color: str) -> bool:
+    """Whether white text reads better on it than black."""
+    return _luminance(color) < 0.55
+
+
+def readable(color: str) -> str:
+    """The colour, dark enough to write text in it on white."""
+    return mix(color, INK, 0.15 if is_dark(color) else 0.45)
+
+
+def _luminance(color: str) -> float:
+    return sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), to_rgb(color)))
+
+
+# FOLDED report.figures.scales: Axes of the quantities that the figures show: accuracy in per cent, FLOPs, parameters.
+
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
+
+
+def quantity(number: float) -> str:
+    """A count in three digits with its unit.
+
+    Example:
+        >>> [quantity(number) for number in (12, 1500, 1_036_085, 41e9)]
+        ['12', '1.5 k', '1.04 M', '41 G']
+    """
+    for size, unit in _UNITS:
+        if abs(number) >= size * 0.9995:
+            return f"{_digits(number / size)} {unit}"
+    return _digits(number)
+
+
+def accuracy_axis(axes: Axes, percents: Iterable[float], *, below: float = 0.0) -> None:
+    """Limit the y axis to accuracies given in per cent; never an empty range, little above 100 %.
+
+    Args:
+        axes: Axes to limit.
+        percents: Everything drawn, in per cent.
+        below: Free space to keep under the data, as a fraction of its range.
+    """
+    values = list(percents)
+    low, high = min(values), max(values)
+    missing = max(0.0, 0.5 - (high - low)) / 2
+    low, high = low - missing, min(high + missing, max(high, 100.0))
+    span = high - low
+    top = min(high + 0.07 * span, 100.0 + 0.04 * span)
+    axes.set_ylim(max(low - (0.07 + below) * span, -(0.03 + below) * 100), top)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def flops_axis(axes: Axes, flops: Sequence[float]) -> str:
+    """Make the x axis logarithmic over these FLOPs and return its label."""
+    return _magnitude_axis(axes, flops, "FLOPs per image", "{}FLOPs per image", logarithmic=True)
+
+
+def latency_axis(axes: Axes, milliseconds: Sequence[float]) -> str:
+    """Make the x axis logarithmic over these times and return its label."""
+    label = "milliseconds per image"
+    return _magnitude_axis(axes, milliseconds, label, label, logarithmic=True)
+
+
+def parameters_axis(axes: Axes, counts: Sequence[float], *, logarithmic: bool | None = None) -> str:
+    """Make the x axis one of parameter counts, logarithmic beyond a factor of 20, and return its label."""
+    if logarithmic is None:
+        logarithmic = max(counts) > 20 * min(counts)
+    return _magnitude_axis(axes, counts, "trainable parameters", "trainable parameters ({})", logarithmic=logarithmic)
+
+
+def counts_axis(axes: Axes, which: Literal["x", "y"], counts: Iterable[float]) -> None:
+    """Make an axis logarithmic over these counts, with whole numbers as ticks."""
+    values = list(counts)
+    low, high = min(values) / 1.15, max(values) * 1.15
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks = log_ticks(low, high)
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
+    axis.set_minor_locator(NullLocator())
+
+
+def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: str, *, logarithmic: bool) -> str:
+    low, high = min(values), max(values)
+    if logarithmic:
+        margin = max((high / low) ** 0.07, 1.12 if high > low * 1.01 else 2.0)
+        low, high = low / margin, high * margin
+        axes.set_xscale("log")
+        ticks = log_ticks(low, high)
+    else:
+        low, high = 0.0, high * 1.08
+        ticks = [tick for tick in MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if tick <= high]
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    size, unit = next(((size, unit) for size, unit in _UNITS if max(ticks) >= size), (1.0, ""))
+    one_unit = bool(unit) and min(tick for tick in ticks if tick > 0) >= size / 20
+    if one_unit:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: _digits(tick / size)))
+        return with_unit.format(unit)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: quantity(tick)))
+    return plain
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """From three to seven round numbers inside the limits."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _STEPS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) >= 3:
+            return ticks[:: math.ceil(len(ticks) / 7)]
+    return [tick for tick in MaxNLocator(nbins=4).tick_values(low, high) if low <= tick <= high]
+
+
+def _digits(number: float) -> str:
+    text = f"{number:.3g}"
+    return f"{float(text):.0f}" if "e" in text else text
+
+
+# FOLDED report.figures.short_names: Names as short as they stay clear: of members, of layers.
+
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def short_members(names: Iterable[str], limit: int = 12) -> dict[str, str]:
+    """Each name with its middle cut out; all in full where two would become one.
+
+    Example:
+        >>> short_members(["wrn16-2", "convnextv2_tiny_in22k_384"])
+        {'wrn16-2': 'wrn16-2', 'convnextv2_tiny_in22k_384': 'convne…k_384'}
+    """
+    given = list(dict.fromkeys(names))
+    cut = {name: _cut(name, limit, tail=(limit - 1) // 2) for name in given}
+    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+
+
+def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
+    """Parameter names without ``weight``, without a first part that all nested layers have, and without a long middle.
+
+    Example:
+        >>> short_layers(["stem.weight", "stages.0.0.conv1.weight", "stages.0.1.conv2.weight"])
+        {'stem.weight': 'stem', 'stages.0.0.conv1.weight': '0.0.conv1', 'stages.0.1.conv2.weight': '0.1.conv2'}
+    """
+    given = list(dict.fromkeys(names))
+    parts = {name: name.removesuffix(".weight").split(".") for name in given}
+    nested = [own for own in parts.values() if len(own) > 2]
+    if nested and len({own[0] for own in nested}) == 1:
+        parts = {name: own[1:] if len(own) > 2 else own for name, own in parts.items()}
+    cut = {name: _cut(".".join(own), limit, tail=limit - 5) for name, own in parts.items()}
+    if len(set(cut.values())) < len(given):
+        cut = {name: ".".join(own) for name, own in parts.items()}
+    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+
+
+def split_label(label: str, members: Sequence[str]) -> tuple[str, str]:
+    """Member and parameter name of a target's label; of an unknown member the name ends at the first point.
+
+    Example:
+        >>> split_label("resnet50.a1.conv1.weight", ["resnet50.a1"]), split_label("r18.conv1.weight", [])
+        (('resnet50.a1', 'conv1.weight'), ('r18', 'conv1.weight'))
+    """
+    known = [member for member in members if label.startswith(f"{member}.")]
+    member = max(known, key=len) if known else label.split(".")[0]
+    return member, label[len(member) + 1 :]
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> counted(1, "layer"), counted(3, "set")
+        ('1 layer', '3 sets')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def balanced(text: str, limit: int) -> str:
+    """The text on as few lines as ``limit`` characters allow, all about as long; no word is broken.
+
+    Example:
+        >>> balanced("packed ensembles of four networks", 24).split("\\n")
+        ['packed ensembles', 'of four networks']
+    """
+    lines = [
+        TextWrapper(width, break_long_words=False, break_on_hyphens=False).wrap(text) for width in range(1, limit + 1)
+    ]
+    return "\n".join(next(own for own in lines if len(own) == len(lines[-1])))
+
+
+def _cut(name: str, limit: int, *, tail: int) -> str:
+    if len(name) <= limit:
+        return name
+    return name[: limit - tail - 1] + _ELLIPSIS + name[-tail:]

@@ -1,0 +1,299 @@
+"""Decoding of image files to uint8 tensors of one size."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch.nn import functional
+from torch.utils.data import get_worker_info
+
+from superweight_ensembles.data.random_streams import image_generator
+from superweight_ensembles.errors import SuperWeightError
+
+# FOLDED data.regions: Which part of a picture becomes an image: its centre, or a random part.
+
+Region = tuple[float, float, float, float]
+
+_AREA = (0.08, 1.0)
+_RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+
+
+def centre_square(width: int, height: int, size: int) -> Region:
+    """What is left of a picture whose shorter side is resized to ``size`` and whose centre square is then cut out.
+
+    Args:
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        size: Of the square, in pixels of the resized picture.
+
+    Returns:
+        Left, top, right, bottom, in pixels of the picture.
+
+    Example:
+        >>> centre_square(400, 200, 100)
+        (100.0, 0.0, 300.0, 200.0)
+    """
+    # Whole pixels of the resized picture, rounded as torchvision's resize and center_crop do.
+    long = int(size * max(width, height) / min(width, height))
+    resized = (long, size) if width >= height else (size, long)
+    left, top = (round((length - size) / 2.0) for length in resized)
+    across, down = width / resized[0], height / resized[1]
+    return left * across, top * down, (left + size) * across, (top + size) * down
+
+
+def random_region(width: int, height: int, generator: np.random.Generator) -> Region:
+    """A part of 8 to 100 % of a picture's area with sides in a ratio of 3/4 to 4/3, anywhere in it.
+
+    Where ten attempts do not fit into a long, narrow picture, the largest centred part of such a ratio.
+
+    Args:
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        generator: Of this image and epoch.
+
+    Returns:
+        Left, top, right, bottom, in whole pixels of the picture.
+
+    Source: Szegedy et al., arXiv:1409.4842, section 6; in the form of torchvision's RandomResizedCrop.
+    """
+    areas = width * height * generator.uniform(*_AREA, size=_ATTEMPTS)
+    ratios = np.exp(generator.uniform(math.log(_RATIO[0]), math.log(_RATIO[1]), size=_ATTEMPTS))
+    across = np.rint(np.sqrt(areas * ratios)).astype(int)
+    down = np.rint(np.sqrt(areas / ratios)).astype(int)
+    where = generator.random(2)
+    fits = (across >= 1) & (across <= width) & (down >= 1) & (down <= height)
+    if fits.any():
+        first = int(fits.argmax())
+        wide, high = int(across[first]), int(down[first])
+        left, top = math.floor(where[0] * (width - wide + 1)), math.floor(where[1] * (height - high + 1))
+    else:
+        wide = min(width, max(1, round(height * _RATIO[1])))
+        high = min(height, max(1, round(width / _RATIO[0])))
+        left, top = (width - wide) // 2, (height - high) // 2
+    return float(left), float(top), float(left + wide), float(top + high)
+
+
+_FILES_A_TASK = 64
+# Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image.
+_KEPT_FOR_RESIZING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReader:
+    """How files become images.
+
+    Attributes:
+        image_size: Pixels: the shorter side is resized to it and the centre square cut out; None keeps images as
+            they are. A JPEG at least four times as large is decoded at 1/2, 1/4 or 1/8 of its size first, never below
+            twice ``image_size``: faster, and a level or so apart from resizing it whole.
+        pool: Factor of the average pooling that follows, 1 for none.
+        decoded_size: (H, W) before pooling, which every file must have.
+    """
+
+    image_size: int | None
+    pool: int
+    decoded_size: tuple[int, int]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(3, H, W) after pooling."""
+        height, width = self.decoded_size
+        return 3, height // self.pool, width // self.pool
+
+    def read(
+        self, paths: Sequence[str], images: Sequence[int] | None = None, crop_key: np.ndarray | None = None
+    ) -> torch.Tensor:
+        """Decode files, in this thread.
+
+        Args:
+            paths: The files.
+            images: Their indices in the split; needed with ``crop_key``.
+            crop_key: Of the epoch whose random parts are cut out and resized to ``decoded_size``, in the place of the
+                centre; from :func:`image_key`.
+
+        Returns:
+            uint8 (len(paths), 3, H, W).
+
+        Raises:
+            SuperWeightError: Names the first file that is no image, or is of another size.
+        """
+        pixels = _empty_pixels((len(paths), 3, *self.decoded_size))
+        planes = pixels.numpy()
+        for row, path in enumerate(paths):
+            if crop_key is not None:
+                assert images is not None, "a random part belongs to an image"
+                image = decode_random(path, self.decoded_size, image_generator(crop_key, images[row]))
+            else:
+                image = decode(path, self.image_size)
+            if image.shape[:2] != self.decoded_size:
+                height, width = self.decoded_size
+                raise SuperWeightError(
+                    f"images of different sizes: {path} has {image.shape[0]} x {image.shape[1]} pixels, "
+                    f"the first has {height} x {width}: give image_size"
+                )
+            planes[row] = rearrange(image, "h w c -> c h w")
+        return average_pool(pixels, self.pool)
+
+    def read_all(self, paths: Sequence[str]) -> torch.Tensor:
+        """Decode files in a pool of threads.
+
+        Returns:
+            uint8 (len(paths), 3, H, W).
+
+        Raises:
+            SuperWeightError: As :meth:`read`.
+        """
+        images = torch.empty(len(paths), *self.image_shape, dtype=torch.uint8)
+        starts = range(0, len(paths), _FILES_A_TASK)
+        with ThreadPoolExecutor() as pool:
+            decoded: Iterator[torch.Tensor] = pool.map(
+                self.read, [paths[start : start + _FILES_A_TASK] for start in starts]
+            )
+            for start, block in zip(starts, decoded):
+                images[start : start + len(block)] = block
+        return images
+
+
+def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    """Room for a batch, uint8; in a loader's worker in shared memory, where it goes to the other process as it is.
+
+    With private memory for each batch, a worker was seen to grow by a batch's size with each of its first 128 batches
+    (torch 2.15, glibc), which is gigabytes at 224 pixels.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+
+def reader_for(first_path: str, image_size: int | None, pool: int) -> ImageReader:
+    """A reader for files that are like the first one.
+
+    Raises:
+        SuperWeightError: The file is no image, or ``pool`` does not divide its size.
+    """
+    height, width, _ = decode(first_path, image_size).shape
+    if height % pool or width % pool:
+        raise SuperWeightError(f"pool={pool} does not divide the {height} x {width} pixels of {first_path}")
+    return ImageReader(image_size=image_size, pool=pool, decoded_size=(height, width))
+
+
+def decode(path: str, image_size: int | None) -> np.ndarray:
+    """One file as colours.
+
+    Returns:
+        uint8 (H, W, 3); H = W = image_size unless that is None.
+
+    Raises:
+        SuperWeightError: Names a file that is no image, or has more than 8 bits a channel.
+    """
+    if image_size is None:
+        return _decode(path, None, None)
+    return _decode(path, (image_size, image_size), lambda width, height: centre_square(width, height, image_size))
+
+
+def decode_random(path: str, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """A random part of one file, resized.
+
+    Args:
+        path: The file.
+        size: (H, W) of what comes back.
+        generator: Chooses the part (:func:`random_region`).
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        SuperWeightError: As :func:`decode`.
+    """
+    return _decode(path, size, lambda width, height: random_region(width, height, generator))
+
+
+def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, int], Region] | None) -> np.ndarray:
+    """A region of a file, given its width and height, resized to (H, W) (bilinear, antialiased); all where None."""
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            region, scale = None, 1.0
+            if size is not None and region_of is not None:
+                region = region_of(*file.size)
+                scale = _draft(file, region, size)
+            image = file.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise nearly anything on a broken file
+        raise SuperWeightError(f"cannot read the image {path}: {error}") from error
+    if mode in _DEEP_MODES:
+        raise SuperWeightError(f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits")
+    if region is not None and size is not None:
+        # Only the pixels that are kept are resampled; those around the region still count at its border.
+        left, top, right, bottom = (edge * scale for edge in region)
+        box = (left, top, min(right, image.width), min(bottom, image.height))
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(image)
+
+
+def _draft(file: Image.Image, region: Region, size: tuple[int, int]) -> float:
+    """Have a large JPEG decoded at a fraction of its size, and say which: 1, 1/2, 1/4 or 1/8."""
+    left, top, right, bottom = region
+    smaller = min((right - left) / size[1], (bottom - top) / size[0]) / _KEPT_FOR_RESIZING
+    if smaller < 2:
+        return 1.0
+    width, height = file.size
+    drafted = file.draft(None, (int(width / smaller), int(height / smaller)))
+    return 1.0 if drafted is None else drafted[1][2] / width
+
+
+def average_pool(images: torch.Tensor, factor: int) -> torch.Tensor:
+    """Mean of each factor x factor square, rounded: uint8 (B, C, H, W) to (B, C, H / factor, W / factor)."""
+    if factor == 1:
+        return images
+    return functional.avg_pool2d(images.float(), factor).round().to(torch.uint8)
+
+
+# FOLDED data.paths: Many file paths in two arrays, which processes that are forked share without copying them.
+
+
+class PathTable:
+    """Paths as one string of bytes and where each ends.
+
+    A list of a million strings is copied into every worker bit by bit, as reading a Python object writes its reference
+    count; of these arrays nothing is written.
+
+    Args:
+        paths: N paths.
+
+    Example:
+        >>> table = PathTable(["images/a.jpg", "images/b.jpg"])
+        >>> len(table), table[1], list(table.subset(np.array([1])))
+        (2, 'images/b.jpg', ['images/b.jpg'])
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def subset(self, indices: np.ndarray) -> PathTable:
+        """Those at indices (n,)."""
+        return PathTable([self[index] for index in indices.tolist()])

@@ -1,0 +1,352 @@
+"""The weights of one cluster from its coefficients and templates: the fast path of generation, forward and backward.
+
+Block by block, one matrix product makes the SuperWeights of all coefficient vectors, and one copy for each member and
+shape puts them in place, in the type and the memory format that layers read. Backward gathers every
+gradient once and takes two products, one for the templates and one for the coefficients; nothing but these two is kept
+for it. On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and
+weights are written once.
+
+Shapes: N coefficient vectors of a slot, K templates, O I *k a block's output channels, input channels and kernel,
+H rows of a piece, n targets of one shape.
+
+Source: Teterwak et al., WACV 2024
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Union
+
+import torch
+from torch import Tensor, autocast
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from superweight_ensembles.plan.sharing_plan import PlannedTarget
+from superweight_ensembles.plan.slots import Placement, Shape
+
+Positions = Union[slice, tuple[int, ...]]
+
+_NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, of which the last-level cache holds several
+_NUMBERS_A_THREAD = 2**23  # below that, waking a thread costs more than its work saves: measured on two cores
+_FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeGroup:
+    """Targets of one member and one shape, (O, I, *k): parts of one tensor, which is freed when the member has run."""
+
+    shape: Shape
+    targets: tuple[PlannedTarget, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockUse:
+    """A part of a block in the weights of a group.
+
+    Attributes:
+        group: Index of the group.
+        place: Where the part stands there.
+        positions: Of the targets' SuperWeights in the slot's product, in the order of the targets.
+        vectors: The same, one by one.
+    """
+
+    group: int
+    place: Placement
+    positions: Positions
+    vectors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of a slot.
+
+    Attributes:
+        slot: Index of the slot.
+        start: Place in the slot's vectors at which the block's numbers begin.
+        channel: Place in the slot's output channels at which the block's begin.
+        shape: (O, I, *k).
+        uses: Of the groups that have a part of it.
+    """
+
+    slot: int
+    start: int
+    channel: int
+    shape: Shape
+    uses: tuple[BlockUse, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterProgram:
+    """What one cluster computes.
+
+    Attributes:
+        keys: Of its slots in a state dict.
+        rows: The coefficient vectors that it needs of each slot.
+        groups: What it makes.
+        blocks: What it makes them of.
+    """
+
+    keys: tuple[str, ...]
+    rows: tuple[Positions, ...]
+    groups: tuple[ShapeGroup, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def targets(self) -> tuple[PlannedTarget, ...]:
+        return tuple(target for group in self.groups for target in group.targets)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all that it makes."""
+        return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
+
+
+def compose(
+    program: ClusterProgram,
+    coefficients: Sequence[Tensor],
+    templates: Sequence[Tensor],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, ...]:
+    """Compose the weights of a cluster; differentiable once.
+
+    Args:
+        program: Of the cluster.
+        coefficients: Of each slot: (N, K), or (N, O, K) with a vector an output channel.
+        templates: Of each slot: (K, numbers of the slot), its blocks one after the other, each in the order (O, *k, I).
+        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
+
+    Returns:
+        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active, rounded once: products are
+        taken in the templates' own type. Weights of one member and shape are parts of one tensor.
+    """
+    made: tuple[Tensor, ...] = _Compose.apply(
+        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
+    )
+    return made
+
+
+def autocast_type(templates: Tensor) -> torch.dtype:
+    """The type of weights made of templates: that of autocast where it is active, but for float64."""
+    device_type = templates.device.type
+    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return templates.dtype
+
+
+class Composition(torch.autograd.Function):
+    """Weights of (program, type, memory format, tensors...): backward is given the program and the tensors alone."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.program = inputs[0]
+        ctx.save_for_backward(*inputs[3:])
+        ctx.set_materialize_grads(False)
+
+
+class _Compose(Composition):
+    @staticmethod
+    def forward(
+        program: ClusterProgram, dtype: torch.dtype, memory_format: torch.memory_format, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        coefficients, templates = _halves(factors)
+        device = templates[0].device
+        groups = [
+            empty_weights(len(group.targets), group.shape, memory_format, dtype, device) for group in program.groups
+        ]
+        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
+            for block in program.blocks:
+                alpha, numbers = coefficients[block.slot], templates[block.slot]
+                for rows in _pieces(block, len(alpha), device):
+                    made = _superweights(alpha, numbers, block, rows)
+                    for use in block.uses:
+                        part = _part(groups[use.group].movedim(2, -1), use.place, rows)
+                        part.copy_(take(made[:, : part.shape[1], ..., : part.shape[-1]], use.positions))
+        return tuple(weight for group in groups for weight in group.unbind(0))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        program: ClusterProgram = ctx.program
+        coefficients, templates = _halves(ctx.saved_tensors)
+        needed = ctx.needs_input_grad[3:]
+        found = [torch.zeros_like(factor) if wanted else None for factor, wanted in zip(ctx.saved_tensors, needed)]
+        of_coefficients, of_templates = _halves(found)
+        apart = iter(gradients)
+        grouped = [[next(apart) for _ in group.targets] for group in program.groups]
+        device = templates[0].device
+        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
+            for block in program.blocks:
+                alpha, numbers = coefficients[block.slot], templates[block.slot]
+                for rows in _pieces(block, len(alpha), device):
+                    made = _gathered(block, rows, grouped, len(alpha), numbers)
+                    _add_products_(
+                        block, rows, made, alpha, numbers, of_coefficients[block.slot], of_templates[block.slot]
+                    )
+        return None, None, None, *found
+
+
+@contextmanager
+def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
+    """On the CPU no more threads than making so many numbers is worth."""
+    before = torch.get_num_threads()
+    worth = 1 + num_weights // _NUMBERS_A_THREAD
+    if device.type != "cpu" or worth >= before:
+        yield
+        return
+    torch.set_num_threads(worth)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
+    """Some rows of a block of every SuperWeight: (N, H, *k, I)."""
+    numbers = templates[:, _columns(block, rows)]
+    inner = (*block.shape[2:], block.shape[1])
+    if alpha.ndim == 2:
+        return (alpha @ numbers).view(len(alpha), -1, *inner)
+    by_row = numbers.unflatten(1, (rows.stop - rows.start, -1)).transpose(0, 1)
+    made = torch.bmm(alpha[:, _channels(block, rows)].transpose(0, 1), by_row)
+    return made.transpose(0, 1).unflatten(2, inner)
+
+
+def _gathered(
+    block: Block, rows: slice, gradients: list[list[Tensor | None]], num_vectors: int, like: Tensor
+) -> Tensor:
+    """The gradients of some rows of a block of every SuperWeight, summed over its uses: (N, H, *k, I)."""
+    size = (num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
+    made = like.new_empty(size)
+    fresh = [True] * num_vectors
+    for use in block.uses:
+        for vector, gradient in zip(use.vectors, gradients[use.group]):
+            if gradient is None:
+                continue
+            part = _part(gradient.movedim(1, -1)[None], use.place, rows)[0]
+            there = made[vector]
+            if fresh[vector] and part.shape == there.shape:
+                there.copy_(part)
+            else:
+                if fresh[vector]:
+                    there.zero_()
+                there[: part.shape[0], ..., : part.shape[-1]].add_(part)
+            fresh[vector] = False
+    for vector, nothing in enumerate(fresh):
+        if nothing:
+            made[vector].zero_()
+    return made
+
+
+def _add_products_(
+    block: Block,
+    rows: slice,
+    gradients: Tensor,
+    alpha: Tensor,
+    templates: Tensor,
+    of_alpha: Tensor | None,
+    of_templates: Tensor | None,
+) -> None:
+    """From the gradients of SuperWeights, (N, H, *k, I), those of coefficients (added) and of templates (set)."""
+    columns = _columns(block, rows)
+    if alpha.ndim == 2:
+        flat = gradients.view(len(alpha), -1)
+        if of_alpha is not None:
+            of_alpha.addmm_(flat, templates[:, columns].T)
+        if of_templates is not None:
+            torch.mm(alpha.T, flat, out=of_templates[:, columns])
+        return
+    by_row = gradients.flatten(2).transpose(0, 1)
+    channels = _channels(block, rows)
+    height = rows.stop - rows.start
+    if of_alpha is not None:
+        numbers = templates[:, columns].unflatten(1, (height, -1))
+        of_alpha[:, channels] = torch.bmm(by_row, numbers.permute(1, 2, 0)).transpose(0, 1)
+    if of_templates is not None:
+        made = torch.bmm(alpha[:, channels].permute(1, 2, 0), by_row)
+        of_templates[:, columns].unflatten(1, (height, -1)).copy_(made.transpose(0, 1))
+
+
+def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
+    """Runs of a block's rows: all at once, but on the CPU only as many as the cache holds of all vectors."""
+    height = block.shape[0]
+    if device.type == "cpu":
+        height = max(1, _NUMBERS_IN_CACHE // (num_vectors * math.prod(block.shape[1:])))
+    for start in range(0, block.shape[0], height):
+        yield slice(start, min(start + height, block.shape[0]))
+
+
+def _part(weights: Tensor, place: Placement, rows: slice) -> Tensor:
+    """Where some rows of a block stand in weights (n, O, *k, I), without those that are cropped away."""
+    (top, left), (height, width) = place.corner, place.size
+    return weights[:, top + min(rows.start, height) : top + min(rows.stop, height), ..., left : left + width]
+
+
+def _columns(block: Block, rows: slice) -> slice:
+    """Where some rows of a block stand in the vectors of its slot."""
+    size = math.prod(block.shape[1:])
+    return slice(block.start + rows.start * size, block.start + rows.stop * size)
+
+
+def _channels(block: Block, rows: slice) -> slice:
+    """Where some rows of a block stand in the output channels of its slot."""
+    return slice(block.channel + rows.start, block.channel + rows.stop)
+
+
+def empty_weights(
+    count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
+    if _FORMATS.get(memory_format) == len(shape):
+        rows, columns, *kernel = shape
+        return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)
+    return torch.empty(count, *shape, dtype=dtype, device=device)
+
+
+def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    middle = len(tensors) // 2
+    return tensors[:middle], tensors[middle:]
+
+
+def take(tensor: Tensor, positions: Positions) -> Tensor:
+    """Rows of a tensor: a view where they follow one another."""
+    if isinstance(positions, slice):
+        return tensor[positions]
+    return tensor.index_select(0, _index(positions, tensor.device))
+
+
+@lru_cache(maxsize=4096)
+def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # autograd, which may come later, keeps it for backward
+        return torch.tensor(positions, device=device)
+
+
+# FOLDED ensemble.combination: From what is trained of coefficients to the numbers that combine templates.
+#
+# Shapes: N vectors, K templates, E numbers in an embedding.
+
+
+def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
+    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
+
+    Args:
+        coefficients: (N, K), or embeddings (N, E); None where the gains alone combine.
+        mixer: (K, E + 1): the A and b of alpha = A e + b.
+        gains: Factors that are not trained: (N, K) without coefficients, else (N, 1) of their softmax.
+
+    Example:
+        >>> import torch
+        >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
+        tensor([[1.5000, 1.5000]])
+    """
+    if coefficients is None:
+        assert gains is not None, "one of the two combines"
+        return gains
+    if mixer is not None:
+        with autocast(mixer.device.type, enabled=False):
+            return F.linear(coefficients, mixer[:, :-1], mixer[:, -1])
+    return coefficients if gains is None else coefficients.softmax(1) * gains

@@ -1,0 +1,494 @@
+"""Run folders: one recipe trained, evaluated and drawn.
+
+RUN/recipe.yaml        the recipe with every default and override in it
+RUN/run.json           what it ran on
+RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
+RUN/widths/            with learn_widths: the log of that training, and widths.json
+RUN/plan.json          the sharing plan that the shared arm is built on
+RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
+                       evaluated with an anytime section, its calibrated cascade (anytime.json) as well
+RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started, and beside it warm_start.json
+RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
+RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
+                       end that of the best epoch alone, where it is not the last one: an ensemble to load, too
+RUN/results.json       what evaluation found
+RUN/figures/*.png
+RUN/report.html        all of it on one page
+RUN/.lock              held by the process that is at work here
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from superweight_ensembles.anytime.evaluation import Predictions, evaluate_predictions, predict
+from superweight_ensembles.anytime.predictor import AnytimePredictor
+from superweight_ensembles.data.loader import ImageData
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.saving import read_plan
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_saved_teacher, load_recipe, teacher_of
+from superweight_ensembles.experiment.results import check_content, naming_files
+from superweight_ensembles.experiment.stages import (
+    WIDTHS_FOLDER,
+    check_held_out,
+    check_trained_members,
+    evaluated,
+    learned_members,
+    learned_widths,
+    measure_anytime,
+    searched_plan,
+    start_warm,
+    warm_results,
+)
+from superweight_ensembles.export.cascade_files import export_cascade, file_name
+from superweight_ensembles.export.member import FORMATS, checked_shape, export_member
+from superweight_ensembles.plan.planner import independent_plan
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.storage.files import check_no_links, is_draft, read_json, read_text, write_json, write_text
+from superweight_ensembles.storage.folders import LOCK_FILE, clear_drafts, empty_folder, locked_folder
+from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.training.batches import training_loader
+from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER, Checkpoints
+from superweight_ensembles.training.config import RESUMABLE, TrainConfig
+from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.training.distributed.group import Processes, current_processes
+from superweight_ensembles.training.loop import TrainProgress, train
+
+# FOLDED experiment.own_folder: Folders that a command makes, goes on in, or replaces: never anybody else's.
+
+
+def check_own_folder(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    kind: str,
+    marks: Sequence[str],
+    contents: Callable[[], Collection[str]],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse a folder that must not be written to.
+
+    Args:
+        folder: That a command is about to make.
+        recipe: That the command was given.
+        kind: What the folder would be, for messages: ``run``, ``comparison``.
+        marks: Files by which such a folder is known, in the order in which they are written.
+        contents: Gives every name that such a folder holds.
+        resume: Go on in a folder that the same recipe began.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        SuperWeightError: It is there and neither option says what to do, or both are given; it is another kind of
+            folder, holds something else as well, or was begun with another recipe.
+    """
+    if resume and overwrite:
+        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
+    if not folder.exists():
+        return
+    # A process that was killed as it began may have left its lock, and files that it had not finished.
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    names = {name for name in there if not is_draft(name) and name != LOCK_FILE}
+    if there and not names:
+        return
+    if not (resume or overwrite):
+        raise SuperWeightError(
+            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+        )
+    just_begun = resume and names == {marks[0]}
+    if not set(marks) <= names and not just_begun:
+        raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
+    if overwrite:
+        foreign = names - set(contents())
+        if foreign:
+            raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
+    elif _what_counts(load_recipe(folder / "recipe.yaml")) != _what_counts(recipe):
+        raise SuperWeightError(
+            f"{folder} was begun with another recipe or other overrides: resume with the same, but for training."
+            f"{', '.join(RESUMABLE)}"
+        )
+
+
+def _what_counts(recipe: Recipe) -> Recipe:
+    """A recipe without what may differ from one part of a run to the next."""
+    defaults = asdict(TrainConfig())
+    training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
+    changes = recipe.fine_tuning
+    tuned = None if changes is None else {key: value for key, value in changes.items() if key not in RESUMABLE}
+    return recipe.model_copy(update={"training": training, "fine_tuning": tuned})
+
+
+RUN_FORMAT = 1
+_KEPT = {CHECKPOINT_FOLDER, "ensemble"}
+_RUN_FILES = {
+    "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
+    "independent", "widths",
+}  # fmt: skip
+ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
+
+
+def train_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress_of: ProgressOf | None = None,
+) -> None:
+    """Train every arm of a recipe into a run folder; nothing is written before data, members and plan stand.
+
+    Args:
+        recipe: What to train.
+        folder: Made here.
+        resume: Go on in a folder that this recipe began; arms that are done stay as they are. What decides how steps
+            are computed, not what they compute (``RESUMABLE``), may differ.
+        overwrite: Replace a run folder that is there.
+        progress_of: Gives each arm, by name, the callback that :func:`train` calls.
+
+    Raises:
+        SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
+            or something that is no run; another process is at work in it.
+        TrainingStopped: A signal; everything is saved.
+    """
+    build_fabric(recipe.training)
+    processes = current_processes()
+    with ExitStack() as ending:
+
+        def hold() -> None:
+            ending.enter_context(locked_folder(folder))
+
+        def enter() -> bool:
+            check_no_links(folder)
+            check_own_folder(
+                folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
+                resume=resume, overwrite=overwrite,
+            )  # fmt: skip
+            if folder.is_dir():
+                hold()
+                return True
+            return False
+
+        def begin() -> bool:
+            if not existed:
+                hold()
+            elif overwrite:
+                empty_folder(folder)
+            for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+                clear_drafts(place)
+            begun = not (folder / "run.json").is_file()
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
+            if begun:
+                write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+            return begun
+
+        existed = processes.first(enter)
+        members = recipe.build_members()
+        plan = recipe.plan(members)
+        processes.first(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
+        data = recipe.load_data()
+        training_loader(data, recipe.training, shard=processes.shard)
+        training_loader(data, recipe.shared_training(), shard=processes.shard)
+        if recipe.anytime is not None:
+            check_held_out(data)
+        if not processes.first((folder / "shared" / "training.json").is_file):
+            check_saved_teacher(recipe.teacher)
+        begun = processes.first(begin)
+        try:
+            _train_stages(recipe, members, plan, data, folder, progress_of, processes)
+        except SuperWeightError:
+            searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
+            reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
+            if processes.is_first and begun and not reached:
+                shutil.rmtree(folder)  # there is nothing that could be gone on from
+            raise
+
+
+def _train_stages(
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    plan: SharingPlan,
+    data: ImageData,
+    folder: Path,
+    progress_of: ProgressOf | None,
+    processes: Processes,
+) -> None:
+    """The widths, the search and every arm, or those of them that are not done."""
+
+    def progress(stage: str) -> Callable[[TrainProgress], None] | None:
+        return progress_of(stage) if progress_of is not None else None
+
+    if recipe.learn_widths is not None:
+        members = learned_members(recipe, members, data, folder, progress(WIDTHS_FOLDER), processes)
+        plan = recipe.plan(members)
+    if not processes.first((folder / "plan.json").is_file):
+        if recipe.sharing.search != "none":
+            plan = searched_plan(recipe, members, plan, data, folder / "search", progress("search"), processes)
+        text = plan.to_json()
+        processes.first(lambda: write_text(folder / "plan.json", text))
+    processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
+    plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
+    for arm in training_order(recipe):
+        own = folder / arm
+        if not processes.first((own / "training.json").is_file):
+            arm_plan = plan if arm == "shared" else independent_plan(members)
+            ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
+            if arm == "shared" and recipe.sharing.init == "svd":
+                processes.first(partial(start_warm, recipe, ensemble, members, folder))  # training copies it to all
+            _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
+        processes.first(partial(_keep_best, own))
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
+    recipe = read_run(folder)
+    with locked_folder(folder):
+        return _evaluate(recipe, folder)
+
+
+def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    data = recipe.load_data()
+    if not len(data.test):
+        raise SuperWeightError(f"{data.name} has no test images to evaluate on")
+    fabric = build_fabric(recipe.training)
+
+    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
+        return predict(ensemble.to(fabric.device).eval(), evaluated(recipe, data, "test", fabric.device))
+
+    arms = []
+    for arm in arms_of(recipe):
+        ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
+        tested = tested_by(ensemble)
+        training = _training_of(folder / arm)
+        warm = warm_results(folder / arm, tested_by)
+        anytime = {} if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
+        arms.append(
+            {
+                "name": arm,
+                "num_parameters": ensemble.num_parameters,
+                "independent_parameters": ensemble.independent_parameters,
+                "budget": ensemble.plan.budget,
+                **evaluate_predictions(ensemble, tested).to_dict(),
+                **anytime,
+                **({} if warm is None else {"warm_start": warm}),
+                "training": {key: value for key, value in training.items() if key != "history"},
+                "history": training["history"],
+            }
+        )
+    results = {
+        "format": RUN_FORMAT,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "provenance": provenance(),
+        "dataset": {
+            "name": data.name,
+            "num_train": len(data.train),
+            "num_validation": len(data.validation),
+            "num_test": len(data.test),
+            "classes": list(data.classes),
+            "image_shape": list(data.image_shape),
+        },
+        "recipe": recipe.model_dump(mode="json"),
+        "arms": arms,
+        **learned_widths(folder),
+    }
+    write_json(folder / "results.json", results)
+    return results
+
+
+def read_run(folder: Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        SuperWeightError: No run folder.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+    check_no_links(folder)
+    return load_recipe(folder / "recipe.yaml")
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
+    """The results of an evaluated run, and the plan that its shared ensemble ended with."""
+    read_run(folder)
+    if not (folder / "results.json").is_file():
+        raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
+    results = check_content(read_json(folder / "results.json"), folder / "results.json", "results")
+    return results, _final_plan(folder)
+
+
+def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
+    """What the search of a trained run saw, and its plans, first to last, by what they are; None without a search."""
+    if not (folder / "search" / "search.json").is_file():
+        return None
+    plans = {
+        "before the search": read_plan(folder / "search"),
+        "found": read_plan(folder),
+    }
+    last = _final_plan(folder)
+    if last != plans["found"]:
+        plans["un-tied"] = last
+    file = folder / "search" / "search.json"
+    return check_content(read_json(file), file, "search"), plans
+
+
+def arms_of(recipe: Recipe) -> tuple[str, ...]:
+    return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
+
+
+def training_order(recipe: Recipe) -> tuple[str, ...]:
+    """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
+    arms = arms_of(recipe)
+    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
+    return arms[::-1] if starts_apart or recipe.teacher == INDEPENDENT else arms
+
+
+def trained_arm(folder: Path, arm: str) -> Path:
+    """The folder of an arm's trained ensemble."""
+    if not (folder / arm / "training.json").is_file():
+        raise SuperWeightError(
+            f"arm {arm!r} of {folder} is not trained to its end: "
+            f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
+        )
+    return folder / arm / "ensemble"
+
+
+def _final_plan(folder: Path) -> SharingPlan:
+    """The plan that the shared ensemble ended with; results that were moved without ensembles have the first alone."""
+    ended = folder / "shared" / "ensemble"
+    return read_plan(ended if (ended / "plan.json").is_file() else folder)
+
+
+def _train_arm(
+    recipe: Recipe,
+    arm: str,
+    ensemble: SuperWeightEnsemble,
+    data: ImageData,
+    folder: Path,
+    progress: Callable[[TrainProgress], None] | None,
+    processes: Processes,
+) -> None:
+    """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
+    if arm == "shared":
+        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
+        options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
+        config = recipe.shared_training()
+    else:
+        options, config = {}, recipe.training.without_distillation()
+    if recipe.learn_widths is None:
+        options["width_loss"] = recipe.width_loss
+    else:
+        config = replace(config, width_rate=1.0)  # it was that of the stage before
+    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
+
+    def write() -> None:
+        ensemble.cpu().save(folder / arm / "ensemble")
+        write_json(folder / arm / "training.json", asdict(result))
+
+    processes.first(write)
+
+
+def _keep_best(folder: Path) -> None:
+    """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
+    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(_training_of(folder)["history"])
+
+
+def _training_of(folder: Path) -> dict[str, Any]:
+    """What the training of an arm came to."""
+    return check_content(read_json(folder / "training.json"), folder / "training.json", "training")
+
+
+# FOLDED experiment.of_run: Members and cascades of a run folder as files.
+
+
+def export_run_member(
+    run: Path, member: str, *, format: str, arm: str = "shared", out: Path | None = None, overwrite: bool = False
+) -> Path:
+    """Export one member of a trained run.
+
+    Args:
+        run: What ``superweights train`` made.
+        member: Its name.
+        format: Of :data:`FORMATS`.
+        arm: ``shared`` or ``independent``.
+        out: The file; RUN/export/MEMBER, or RUN/export/independent/MEMBER, with the format's ending where None.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        SuperWeightError: An unknown format, arm or member, or whatever :func:`export_member` raises.
+    """
+    if format not in FORMATS:
+        raise unknown_name("export format", format, FORMATS)
+    ensemble = SuperWeightEnsemble.load(_arm_folder(run, arm))
+    return export_member(
+        ensemble.materialize(member),
+        out or _default_folder(run, arm) / f"{file_name(member)}{FORMATS[format].suffix}",
+        format=format,
+        input_shape=_image_shape(run),
+        overwrite=overwrite,
+    )
+
+
+def export_run_cascade(run: Path, *, arm: str = "shared", out: Path | None = None, overwrite: bool = False) -> Path:
+    """Export the calibrated cascade of a trained run.
+
+    Args:
+        run: What ``superweights train`` made and ``superweights evaluate`` calibrated.
+        arm: ``shared`` or ``independent``.
+        out: The folder; RUN/export/cascade, or RUN/export/independent/cascade, where None.
+        overwrite: Replace an exported cascade that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SuperWeightError: An unknown arm, no calibrated cascade, or whatever :func:`export_cascade` raises.
+    """
+    folder = _arm_folder(run, arm)
+    predictor = AnytimePredictor.load(folder) if (folder / "anytime.json").is_file() else None
+    if predictor is None or predictor.policy is None:
+        raise SuperWeightError(
+            f"arm {arm!r} of {run} has no calibrated cascade yet: "
+            f"superweights evaluate {run} with an anytime: section in its recipe"
+        )
+    return export_cascade(
+        predictor.modules,
+        predictor.policy,
+        out or _default_folder(run, arm) / "cascade",
+        input_shape=predictor.input_shape or _image_shape(run),
+        flops=predictor.flops,
+        overwrite=overwrite,
+    )
+
+
+def _arm_folder(run: Path, arm: str) -> Path:
+    arms = arms_of(read_run(run))
+    if arm not in arms:
+        raise unknown_name("arm", arm, arms)
+    return trained_arm(run, arm)
+
+
+def _default_folder(run: Path, arm: str) -> Path:
+    return run / "export" if arm == "shared" else run / "export" / file_name(arm)
+
+
+def _image_shape(run: Path) -> tuple[int, ...]:
+    """That of the run's data, from its results where there are any."""
+    if (run / "results.json").is_file():
+        dataset = read_json(run / "results.json").get("dataset")
+        shape = dataset.get("image_shape") if isinstance(dataset, dict) else None
+        if isinstance(shape, list):
+            with naming_files(run / "results.json"):
+                return checked_shape(shape)
+    return tuple(read_run(run).load_data().image_shape)

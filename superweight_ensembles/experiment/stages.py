@@ -1,0 +1,336 @@
+"""The stage of a run that finds who shares with whom.
+
+RUN/search/plan.json     the plan before it
+RUN/search/search.json   what it saw: similarities, sets
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from superweight_ensembles.anytime.calibration import MIN_SAMPLES
+from superweight_ensembles.anytime.curves import measure_curves, order_exits
+from superweight_ensembles.anytime.evaluation import Predictions, predict, probability_metrics
+from superweight_ensembles.anytime.predictor import AnytimePredictor, write_policy
+from superweight_ensembles.data.loader import ImageData, ImageLoader
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.saving import check_ensemble_files, read_ensemble_tensors
+from superweight_ensembles.ensemble.warm_starting import warm_start
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment.recipe import Recipe
+from superweight_ensembles.experiment.results import check_content
+from superweight_ensembles.models.adaptive.resizing import adaptive_widths, adopt_widths, drop_importance
+from superweight_ensembles.models.adaptive.truncation import truncated_exits
+from superweight_ensembles.plan.planner import independent_plan
+from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.search.gradient_clusters import SearchResult, find_sharing, searched_members
+from superweight_ensembles.search.learned_groups import LearnedGroups, find_groups
+from superweight_ensembles.storage.files import read_json, write_json, write_text
+from superweight_ensembles.training.batches import training_loader
+from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER
+from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.loop import TrainProgress, train
+
+
+def searched_plan(
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    plan: SharingPlan,
+    data: ImageData,
+    folder: Path,
+    progress: Callable[[TrainProgress], None] | None,
+    processes: Processes,
+) -> SharingPlan:
+    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
+    ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
+    learns = recipe.sharing.search == "k_means"
+    searched = ensemble.member_names if learns else searched_members(ensemble)
+    config = recipe.search_training()
+    train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
+    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
+
+    def write() -> None:
+        write_text(folder / "plan.json", plan.to_json())
+        write_json(folder / "search.json", found.to_dict())
+
+    processes.first(write)
+    return found.plan
+
+
+def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+    sharing = recipe.sharing
+    assert sharing.num_groups is not None, "checked with the recipe"
+    return find_groups(
+        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
+    )
+
+
+def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
+    device = next(ensemble.parameters()).device
+    return find_sharing(
+        ensemble,
+        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
+        threshold=recipe.sharing.threshold,
+        coefficients=recipe.sharing.coefficient_kind,
+        similarity=recipe.sharing.search,
+        max_batches=recipe.sharing.search_batches,
+        reserve_untied=recipe.sharing.untie_epoch is not None,
+    )
+
+
+# FOLDED experiment.width_runs: The stage of a run in which members learn their widths, apart from each other, before
+# anything is shared.
+#
+# RUN/widths/widths.json   the widths and rates that they ended with, and the widths of each epoch; written last
+# RUN/widths/log.jsonl     one record an epoch, with the widths; and TensorBoard's
+
+WIDTHS_FOLDER = "widths"
+_FILE = "widths.json"
+_FORMAT = 1
+
+
+def learned_members(
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    data: ImageData,
+    folder: Path,
+    progress: Callable[[TrainProgress], None] | None,
+    processes: Processes,
+) -> dict[str, nn.Module]:
+    """Members with the widths that they learn in this stage, or have learned before: with new start values; frozen,
+    or plain where the recipe keeps no importance.
+
+    Args:
+        recipe: Of the run.
+        members: As the recipe builds them.
+        data: Trained on.
+        folder: Of the run.
+        progress: Called after every step.
+        processes: Of the job.
+    """
+    assert recipe.learn_widths is not None, "there is such a stage"
+    own = folder / WIDTHS_FOLDER
+    if not processes.first((own / _FILE).is_file):
+        ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
+        result = train(
+            ensemble, data, recipe.width_training(), width_loss=recipe.width_loss, out=own, resume=True,
+            callback=progress,
+        )  # fmt: skip
+        found = {
+            name: {
+                path: {"width": width.width, "rate": float(width.rate.detach())}
+                for path, width in adaptive_widths(ensemble.members[name]).items()
+            }
+            for name in ensemble.member_names
+        }
+        history = [{"epoch": record["epoch"], "widths": record["widths"]} for record in result.history]
+        processes.first(lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found, "history": history}))
+    processes.first(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
+    learned = processes.first(lambda: read_widths(own / _FILE))
+    fresh = recipe.build_members()
+    for name, module in fresh.items():
+        if adaptive_widths(module):
+            adopt_widths(module, learned.get(name, {}), torch.Generator().manual_seed(recipe.seed))
+            if not recipe.learn_widths.keep_importance:
+                drop_importance(module)
+    return fresh
+
+
+def learned_widths(folder: Path) -> dict[str, Any]:
+    """What results.json holds of the stage: ``widths``, epoch by epoch; nothing where there was none."""
+    file = folder / WIDTHS_FOLDER / _FILE
+    return {"widths": read_json(file)["history"]} if file.is_file() else {}
+
+
+def read_widths(file: Path) -> dict[str, dict[str, tuple[int, float]]]:
+    """Widths and rates by member and path.
+
+    Raises:
+        SuperWeightError: The file is damaged.
+    """
+    content: Any = read_json(file)
+    try:
+        if content["format"] != _FORMAT:
+            raise SuperWeightError(f"{file} has format {content['format']!r:.40}; this version reads {_FORMAT}")
+        return {
+            member: {path: (int(one["width"]), float(one["rate"])) for path, one in widths.items()}
+            for member, widths in content["members"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, SuperWeightError):
+            raise
+        raise SuperWeightError(f"{file} is damaged: {error!r:.200}") from None
+
+
+# FOLDED experiment.warm_runs: The stage of a run in which its shared arm starts from trained members.
+#
+# RUN/shared/warm_start/       the ensemble as it started
+# RUN/shared/warm_start.json   the trained members that it started from, and how near it came; written last
+
+WARM_START_FILE = "warm_start.json"
+_WARM_START_FOLDER = "warm_start"
+_BASELINE = Path("independent") / "ensemble"
+
+
+def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is trained, a saved ensemble that a run cannot start from.
+
+    Args:
+        recipe: Of the run.
+        members: That it builds.
+        folder: Of the run.
+        overwrite: Whether what stands there is about to be replaced.
+
+    Raises:
+        SuperWeightError: ``sharing.init_from`` is missing, damaged, of other members, or about to be replaced.
+    """
+    given = recipe.sharing.init_from
+    if given is None or ((folder / "shared" / WARM_START_FILE).is_file() and not overwrite):
+        return
+    if overwrite and Path(given).resolve().is_relative_to(folder.resolve()):
+        raise SuperWeightError(
+            f"sharing.init_from: {given} is in {folder}, which --overwrite replaces: give another --out"
+        )
+    check_init_from(recipe, members)
+
+
+def check_init_from(recipe: Recipe, members: dict[str, nn.Module]) -> None:
+    """Read the trained members that a recipe names by their folder, if it does.
+
+    Raises:
+        SuperWeightError: The folder is missing, damaged, or of other members.
+    """
+    if recipe.sharing.init_from is not None:
+        _trained(Path(recipe.sharing.init_from), members)
+
+
+def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str, nn.Module], folder: Path) -> None:
+    """Give the shared arm its start from trained members: found once, and read again by a run that is resumed."""
+    own = folder / "shared"
+    if not (own / WARM_START_FILE).is_file():
+        given = recipe.sharing.init_from
+        found = warm_start(ensemble, _trained(folder / _BASELINE if given is None else Path(given), members))
+        own.mkdir(exist_ok=True)
+        ensemble.save(own / _WARM_START_FOLDER)
+        write_json(own / WARM_START_FILE, {"init_from": given or "independent", **found.to_dict()})
+    check_ensemble_files(own / _WARM_START_FOLDER)
+    read_ensemble_tensors(ensemble, own / _WARM_START_FOLDER)
+
+
+def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], Predictions]) -> dict[str, Any] | None:
+    """How near an arm started, and how well it did before any training of its own; None where it started at random.
+
+    Args:
+        folder: Of the arm.
+        predictions_of: Runs an ensemble on the test images.
+    """
+    file = folder / WARM_START_FILE
+    if not file.is_file():
+        return None
+    table = predictions_of(SuperWeightEnsemble.load(folder / _WARM_START_FOLDER))
+    members = zip(table.members, table.probabilities)
+    return {
+        **check_content(read_json(file), file, "warm start"),
+        "ensemble": probability_metrics(table.probabilities.mean(0), table.labels).to_dict(),
+        "members": [
+            {"name": name, "metrics": probability_metrics(rows, table.labels).to_dict()} for name, rows in members
+        ],
+    }
+
+
+def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble:
+    try:
+        return SuperWeightEnsemble.load(folder, members)
+    except SuperWeightError as error:
+        raise SuperWeightError(f"sharing.init: no start from {folder}: {error}") from None
+
+
+# FOLDED experiment.anytime_runs: The anytime section of a run: stream and cascade of an arm's members, and of their
+# truncations.
+
+_NORM_BATCHES = 50
+_FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
+
+
+def measure_anytime(
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
+) -> dict[str, Any]:
+    """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble.
+
+    Args:
+        recipe: Of the run, with an anytime section.
+        ensemble: Trained, in eval mode, on its device.
+        data: Validation images fit thresholds, test images make figures.
+        tested: The members' predictions on the test images.
+        folder: Of the arm.
+    """
+    settings = recipe.anytime
+    assert settings is not None, "the caller has looked"
+    check_held_out(data)
+    device = next(ensemble.parameters()).device
+    held = predict(ensemble, evaluated(recipe, data, "validation", device))
+    greedy = {"loader": held} if settings.order == "greedy" else {}
+    predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
+    test = evaluated(recipe, data, "test", device)
+    found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
+    write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
+    if settings.truncations:
+        found["truncated"] = _measure_truncated(recipe, ensemble, data, device)
+    return {"anytime": found}
+
+
+def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
+    """The images of a split as a recipe evaluates on them."""
+    return data.loader(split, recipe.evaluation.batch_size, device=device)
+
+
+def check_held_out(data: ImageData) -> None:
+    """Refuse an anytime section without data to fit thresholds on.
+
+    Raises:
+        SuperWeightError: Fewer than 100 validation images.
+    """
+    if len(data.validation) < MIN_SAMPLES:
+        raise SuperWeightError(
+            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
+            f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
+        )
+
+
+def _measure_truncated(
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, device: torch.device
+) -> dict[str, Any]:
+    """Stream and cascade of the members and their truncations, in the order that validation images choose."""
+    settings = recipe.anytime
+    assert settings is not None, "the caller has looked"
+    training = training_loader(data, recipe.training, device)  # augmented: statistics of plain images are others
+    batches = [images for (images, _), _ in zip(training, range(_NORM_BATCHES))]
+    exits = truncated_exits(
+        {name: ensemble.materialize(name).eval() for name in ensemble.member_names}, settings.truncations,
+        norm_data=batches,
+    )  # fmt: skip
+    every = AnytimePredictor(exits, input_shape=data.image_shape)
+    held = every.predict(evaluated(recipe, data, "validation", device))
+    names = every.order
+    options = {name: value for name, value in settings.curve_options().items() if name in _FITTED}
+    chosen = order_exits(names, every.version_of, held.of(names), held.labels, every.flops, **options)
+    predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
+    test = evaluated(recipe, data, "test", device)
+    tested = every.predict(test)
+    everything = ("flops", float(sum(predictor.flops.values())))
+    found = measure_curves(predictor, held, test, tested=tested, **{**settings.curve_options(), "target": everything})
+    alone = [
+        {
+            "name": name,
+            "flops": every.flops[name],
+            "accuracy": probability_metrics(own, tested.labels).accuracy,
+        }
+        for name, own in zip(names, tested.of(names))
+    ]
+    return {**found, "exits": alone}

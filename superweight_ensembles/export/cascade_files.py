@@ -1,0 +1,164 @@
+"""A whole cascade as a folder for a machine that has numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from superweight_ensembles.anytime.costs import count_flops
+from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.export.member import (
+    ONNX_PACKAGES,
+    PlainMember,
+    check_onnx_packages,
+    checked_shape,
+    plain_member,
+    write_onnx,
+)
+from superweight_ensembles.storage.files import write_json
+from superweight_ensembles.storage.folders import file_entry, whole_folder
+
+CASCADE_FORMAT = 2
+_PACKAGES = ("superweight_ensembles", "torch", *ONNX_PACKAGES)
+_LOADER = Path(__file__).with_name("onnx_cascade.py")
+_OWN = {"cascade.json", _LOADER.name, "__pycache__"}
+
+
+def export_cascade(
+    modules: Mapping[str, nn.Module],
+    policy: ExitPolicy,
+    folder: str | Path,
+    *,
+    input_shape: Sequence[int],
+    flops: Mapping[str, int] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an ONNX file a member, cascade.json, and onnx_cascade.py, which predicts with them.
+
+    The folder is written whole or not at all; the networks given stay as they are.
+
+    Args:
+        modules: Plain networks by name, those of ``policy.order`` at least.
+        policy: Order, confidence and thresholds.
+        folder: Made here.
+        input_shape: Of one image, (C, H, W).
+        flops: Of each member an image; counted where None.
+        overwrite: Replace an exported cascade that is there; nothing else is ever replaced.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SuperWeightError: A member without a network or FLOPs, members that answer other classes or take tokens,
+            a folder that is there, or whatever :func:`export_member` raises of ONNX.
+
+    Example:
+        >>> import sys, tempfile, numpy, torch
+        >>> from superweight_ensembles.anytime.policy import ExitPolicy
+        >>> def linear():
+        ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+        >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))
+        >>> folder = tempfile.mkdtemp() + "/cascade"
+        >>> folder = export_cascade({"a": linear(), "b": linear()}, policy, folder, input_shape=(3, 2, 2))
+        >>> sys.path.append(str(folder))  # on the other machine: no torch, no superweight_ensembles
+        >>> from onnx_cascade import OnnxCascade
+        >>> answer = OnnxCascade(folder)(numpy.zeros((5, 3, 2, 2), numpy.float32))
+        >>> answer.probabilities.shape, answer.members_used.shape
+        ((5, 4), (5,))
+    """
+    shape = checked_shape(input_shape)
+    folder = Path(folder).resolve()
+    _check_folder(folder, overwrite=overwrite)
+    for name in policy.order:
+        if name not in modules:
+            raise unknown_name("member of the policy's order", name, modules)
+        if flops is not None and name not in flops:
+            raise unknown_name("member of flops", name, flops)
+    check_onnx_packages()
+    members = {name: plain_member(modules[name], shape) for name in policy.order}
+    num_classes = _one_number_of_classes(members)
+    for name, member in members.items():
+        if not member.images.is_floating_point():
+            raise SuperWeightError(
+                f"a cascade takes float32 images; member {name!r} takes tokens: export its members one by one"
+            )
+    with whole_folder(folder) as draft:
+        listed = []
+        for index, (name, member) in enumerate(members.items()):
+            file = f"{index:02}-{file_name(name)}.onnx"
+            write_onnx(member, draft / file)
+            count = _flops(name, member, flops)
+            listed.append({"name": name, "file": file, "flops": count, **file_entry(draft / file)})
+        write_json(
+            draft / "cascade.json",
+            {
+                "format": CASCADE_FORMAT,
+                "input_shape": list(shape),
+                "num_classes": num_classes,
+                "members": listed,
+                "policy": policy.to_dict(),
+                "packages": {package: _version(package) for package in _PACKAGES},
+            },
+        )
+        shutil.copyfile(_LOADER, draft / _LOADER.name)
+    return folder
+
+
+def file_name(name: str) -> str:
+    """A member's name with what file systems do not take replaced by ``_``.
+
+    Example:
+        >>> file_name("timm/resnet 18"), file_name("../up")
+        ('timm_resnet_18', 'up')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip("._") or "member"
+
+
+def _version(package: str) -> str | None:
+    """Of an imported package: distributions have other names, such as onnxruntime-gpu."""
+    version = getattr(importlib.import_module(package), "__version__", None)
+    if version is not None:
+        return str(version)
+    try:
+        return importlib.metadata.version(package.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise SuperWeightError(f"{folder} exists already: overwrite replaces an exported cascade")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if "cascade.json" not in names or any(name not in _OWN and not name.endswith(".onnx") for name in names):
+        raise SuperWeightError(f"{folder} exists and is no exported cascade: give another folder")
+
+
+def _one_number_of_classes(members: Mapping[str, PlainMember]) -> int:
+    counts = {name: member.num_classes for name, member in members.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise SuperWeightError(f"members of a cascade must answer the same classes; got {listed}")
+    (num_classes,) = set(counts.values())
+    if num_classes < 2:
+        raise SuperWeightError("a cascade needs at least two classes; its members answer one logit")
+    return num_classes
+
+
+def _flops(name: str, member: PlainMember, flops: Mapping[str, int] | None) -> int:
+    if flops is None:
+        with torch.no_grad():
+            return count_flops(member.module, member.images[:1])
+    count = flops[name]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise SuperWeightError(f"flops of member {name!r} must be an int of at least 0; got {count!r}")
+    return count

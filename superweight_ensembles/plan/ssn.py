@@ -1,0 +1,409 @@
+"""A group of a Shapeshifter Network, as a sharing plan holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field
+
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.plan.slots import EMBEDDING_SIZE, Shape
+from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, GeneratedTensor, Name
+
+# FOLDED plan.options: What a group of a Shapeshifter Network is told.
+
+Combination = Literal["avg", "wavg", "emb", "softmax"]
+Upsampling = Literal["inter", "repeat", "mask", "wavg"]
+COMBINATIONS: tuple[str, ...] = get_args(Combination)
+UPSAMPLINGS: tuple[str, ...] = get_args(Upsampling)
+MOST_WINDOWS = 2**12
+_MOST_SIZE = 2**16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsnOptions:
+    """How the layers of a Shapeshifter Network read their bank.
+
+    Attributes:
+        combine: Windows become a weight by their mean (``avg``), by coefficients of the layer (``wavg``), by an affine
+            function of a small embedding of the layer (``emb``), or by coefficients that a softmax makes positive and
+            sum to one (``softmax``; published for learning groups).
+        upsample: How a layer reads a bank that is smaller than it: a smaller matrix, interpolated (``inter``); the bank
+            over and over (``repeat``); so too, each repetition times a learned mask (``mask``); the halves of the bank
+            mixed by two learned numbers for each repetition (``wavg``).
+        windows: Windows that a layer reads at most.
+        templates: 0: each layer goes on where the one before it stopped reading (round robin). Else the bank is cut
+            into so many templates, and every layer reads them all, from their beginnings.
+        embedding_size: Numbers in an embedding; ``emb`` alone reads it.
+        mask_window: Numbers that one number of a mask is for; 0 for the fewest, in nines, with which the masks take a
+            tenth of the group's budget at most; ``mask`` alone reads it.
+
+    Raises:
+        SuperWeightError: An unknown name, a number out of bounds, an option that would do nothing.
+
+    Source: Plummer et al., ICLR 2022, section 3.
+
+    Example:
+        >>> SsnOptions(combine="emb", upsample="repeat").embedding_size
+        24
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    combine: Combination = "wavg"
+    upsample: Upsampling = "wavg"
+    windows: int = 8
+    templates: int = 0
+    embedding_size: int = EMBEDDING_SIZE
+    mask_window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.combine not in COMBINATIONS:
+            raise unknown_name("combine", str(self.combine), COMBINATIONS)
+        if self.upsample not in UPSAMPLINGS:
+            raise unknown_name("upsample", str(self.upsample), UPSAMPLINGS)
+        for name, least, most in (
+            ("windows", 1, MOST_WINDOWS),
+            ("templates", 0, MOST_WINDOWS),
+            ("embedding_size", 1, _MOST_SIZE),
+            ("mask_window", 0, _MOST_SIZE),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise SuperWeightError(
+                    f"ssn: {name} must be a whole number from {least} to {most:,}; got {value!r:.40}"
+                )
+        if self.embedding_size != EMBEDDING_SIZE and self.combine != "emb":
+            raise SuperWeightError(f"ssn: embedding_size does nothing with combine {self.combine!r}: leave it out")
+        if self.mask_window and self.upsample != "mask":
+            raise SuperWeightError(f"ssn: mask_window does nothing with upsample {self.upsample!r}: leave it out")
+        if self.templates and self.upsample == "wavg":
+            raise SuperWeightError(
+                "ssn: upsample 'wavg' cuts the bank into halves of its own: leave templates out, or take 'inter'"
+            )
+        if self.templates and self.windows != 8:
+            raise SuperWeightError("ssn: windows does nothing with templates, which every layer reads: leave it out")
+
+
+# FOLDED plan.windows: Which numbers of its bank each layer of a group reads.
+#
+# Shapes: P numbers in the bank; a weight (O, I, *k) of n numbers, in the order (O, *k, I), as everywhere in the bank.
+#
+# Source: Plummer et al., ICLR 2022, section 3.2.
+
+_STEPS = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight.
+
+    Attributes:
+        num_windows: K.
+        size: Numbers in a window.
+        start: Of the first window.
+        stride: From the start of one window to that of the next.
+        matrix: ``inter``: rows and columns of the smaller matrix that a window is; (0, 0) otherwise.
+        num_tiles: Times that a window is laid out to fill the weight, the last time as far as needed.
+        mixed: Whether each tile has coefficients of its own (up-sampling ``wavg``).
+        masked: Numbers beyond the first tile, which masks are for (up-sampling ``mask``).
+    """
+
+    num_windows: int
+    size: int
+    start: int
+    stride: int
+    matrix: tuple[int, int] = (0, 0)
+    num_tiles: int = 1
+    mixed: bool = False
+    masked: int = 0
+
+    @property
+    def end(self) -> int:
+        """Where the last window ends, not wrapped."""
+        return self.start + (self.num_windows - 1) * self.stride + self.size
+
+    @property
+    def is_enlarged(self) -> bool:
+        """Whether the layer has more numbers than it reads, because its bank is too small for it."""
+        return self.matrix != (0, 0) or self.num_tiles > 1
+
+    @property
+    def resolution(self) -> int:
+        """Numbers that are told apart before they are enlarged: of a window, or of both halves that tiles mix."""
+        return self.num_windows * self.size if self.mixed else self.size
+
+
+@lru_cache(maxsize=1024)
+def readings(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> tuple[Reading, ...]:
+    """Where the layers of a group read a bank, in their order.
+
+    A layer of n numbers reads K = clamp(floor(P / n), 1, windows) windows of n numbers, from where the layer before it
+    stopped, so that layers overlap evenly; one that is larger than the bank reads what its up-sampling says.
+
+    Args:
+        shapes: (O, I, *k) of the layers.
+        bank_size: P.
+        options: How they read it.
+
+    Example:
+        >>> for one in readings(((4, 4), (2, 4)), 24, SsnOptions()):
+        ...     print(one.num_windows, one.size, one.start)
+        1 16 0
+        3 8 16
+        >>> readings(((10, 10),), 30, SsnOptions(upsample="inter"))[0].matrix
+        (5, 5)
+        >>> readings(((10, 10),), 30, SsnOptions(upsample="repeat"))[0].num_tiles
+        4
+    """
+    found = []
+    start = 0
+    for shape in shapes:
+        reading = _reading(shape, bank_size, start, options)
+        found.append(reading)
+        start = 0 if options.templates else reading.end % bank_size
+    return tuple(found)
+
+
+def _reading(shape: Shape, bank_size: int, start: int, options: SsnOptions) -> Reading:
+    numbers, templates = math.prod(shape), options.templates
+    room = bank_size // templates if templates else bank_size
+    count = templates or min(max(bank_size // numbers, 1), options.windows)
+    if numbers <= room:
+        return Reading(num_windows=count, size=numbers, start=start, stride=room if templates else numbers)
+    if options.upsample == "inter":
+        matrix = smaller_matrix(shape, room)
+        size = math.prod(matrix)
+        return Reading(num_windows=count, size=size, start=start, stride=room if templates else size, matrix=matrix)
+    if options.upsample == "wavg":
+        half = bank_size // 2
+        return Reading(
+            num_windows=2, size=half, start=start, stride=half, num_tiles=math.ceil(numbers / half), mixed=True
+        )
+    masked = numbers - room if options.upsample == "mask" else 0
+    tiles = math.ceil(numbers / room)
+    return Reading(num_windows=count, size=room, start=start, stride=room, num_tiles=tiles, masked=masked)
+
+
+def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
+    """Rows and columns of the largest (round(p O), k round(p I)) of p = 0.95, 0.90, ... 0.05 within so many numbers.
+
+    (1, k) where none of them is: the least.
+
+    Example:
+        >>> smaller_matrix((64, 32, 3, 3), 9000)
+        (45, 198)
+    """
+    rows, columns, *kernel = shape
+    positions = math.prod(kernel)
+    for share in _STEPS:
+        matrix = max(1, round(share * rows)), max(1, round(share * columns)) * positions
+        if math.prod(matrix) <= numbers:
+            return matrix
+    return 1, positions
+
+
+def least_bank(shapes: Sequence[Shape], options: SsnOptions) -> int:
+    """The smallest bank that layers of these shapes can read."""
+    if options.upsample == "wavg":
+        return 2
+    one = max(math.prod(shape[2:]) for shape in shapes) if options.upsample == "inter" else 1
+    return one * max(options.templates, 1)
+
+
+def numbers_read(found: Sequence[Reading]) -> int:
+    """Numbers that all layers read, each reading counted."""
+    return sum(reading.num_windows * reading.size for reading in found)
+
+
+def num_coefficients(found: Sequence[Reading], options: SsnOptions, mask_window: int) -> int:
+    """Trainable scalars beside the bank: of each layer's combination and up-sampling."""
+    combined = [reading.num_windows for reading in found if not reading.mixed]
+    count = sum(2 * reading.num_tiles for reading in found if reading.mixed)
+    count += sum(math.ceil(reading.masked / mask_window) for reading in found if reading.masked)
+    if options.combine == "emb":
+        return count + options.embedding_size * len(combined) + (options.embedding_size + 1) * sum(set(combined))
+    if options.combine == "softmax":  # of one window it is one, whatever its coefficient
+        combined = [windows for windows in combined if windows > 1]
+    return count + (sum(combined) if options.combine != "avg" else 0)
+
+
+# FOLDED plan.bank_size: How large the bank of a group is under a budget that its coefficients count in as well.
+
+_MASK_UNIT = 9
+_MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
+
+
+def group_cost(
+    shapes: Sequence[Shape], bank_size: int, options: SsnOptions, mask_window: int = 0, everything: bool = True
+) -> int:
+    """Trainable scalars of a group with a bank of this size; of the bank alone where not everything counts."""
+    if not everything:
+        return bank_size
+    return bank_size + num_coefficients(readings(tuple(shapes), bank_size, options), options, mask_window)
+
+
+def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) -> int:
+    """Numbers that one number of a mask is for: the fewest nines that cost a tenth of the budget at most."""
+    if options.upsample != "mask":
+        return 0
+    if options.mask_window:
+        return options.mask_window
+    masked = sum(max(math.prod(shape) - budget, 0) for shape in shapes)
+    units = math.ceil(masked * _MASK_SHARE / (_MASK_UNIT * max(budget, 1)))
+    return _MASK_UNIT * max(units, 1)
+
+
+@lru_cache(maxsize=1024)
+def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool = True) -> int:
+    """The fewest trainable scalars with which a group of these layers works; with ``wavg`` up to a few more.
+
+    Example:
+        >>> least_cost(((16, 8, 3, 3), (16, 16, 3, 3)), SsnOptions(upsample="inter"))  # 9, and 1 a layer
+        11
+    """
+    size = least_bank(shapes, options)
+    if not everything or (options.upsample != "wavg" and not options.mask_window):
+        window = max(math.prod(shape) for shape in shapes) if options.upsample == "mask" else 0
+        return group_cost(shapes, size, options, window, everything)
+    costs = []
+    largest = max(size, *(math.prod(shape) for shape in shapes))
+    while size <= largest:  # coefficients become fewer as the bank grows: somewhere between the two is the least
+        costs.append(group_cost(shapes, size, options, options.mask_window, everything))
+        size += max(1, size // 16)
+    return min(costs)
+
+
+def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, everything: bool = True) -> tuple[int, int]:
+    """The largest bank that fits a budget together with its coefficients, and the window of its masks.
+
+    Never larger than what the layers read.
+
+    Args:
+        shapes: Of the layers, in order.
+        budget: Trainable scalars of the group, at least :func:`least_cost`.
+        options: Of the group.
+        everything: Whether coefficients count as well.
+    """
+    shapes = tuple(shapes)
+    window = mask_window_of(shapes, budget, options)
+    largest = max(math.prod(shape) for shape in shapes)
+    while True:
+        size = _largest_bank(shapes, budget, options, window, everything)
+        fits = group_cost(shapes, size, options, window, everything) <= budget
+        chosen = options.upsample == "mask" and not options.mask_window
+        if not chosen or window >= largest or (fits and size * _MASK_SHARE >= (_MASK_SHARE - 2) * min(budget, largest)):
+            break
+        window *= 2  # masks of many small layers are rounded up
+    assert fits, "the caller compares the budget with least_cost"
+    if options.templates:
+        return options.templates * max(reading.size for reading in readings(shapes, size, options)), window
+    return min(size, numbers_read(readings(shapes, size, options))), window
+
+
+def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, everything: bool) -> int:
+    """The largest bank whose group costs no more than the budget; the smallest one where none does.
+
+    Between two sizes at which a layer comes to read one window more, the other coefficients only become fewer as the
+    bank grows: from the upper end down, taking off what is too much never passes the largest that fits.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    upper = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
+    least = least_bank(shapes, options)
+    steps = {count * size for size in set(sizes) for count in range(1, options.windows + 1)}
+    for lower in sorted({least, *(step for step in steps if least < step <= upper)}, reverse=True):
+        size = upper
+        while size >= lower:
+            excess = group_cost(shapes, size, options, window, everything) - budget
+            if excess <= 0:
+                return size
+            size -= excess
+        upper = lower - 1
+    return least
+
+
+_STRICT = ConfigDict(extra="forbid")
+_Size = Annotated[int, Field(le=2**31)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsnTarget(GeneratedTensor):
+    """One generated tensor of a group.
+
+    Attributes:
+        shape: (out, in, *kernel).
+        kind: Of its layer.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    kind: Name
+    shape: Annotated[tuple[_Size, ...], Field(max_length=8)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SsnGroup:
+    """Targets of any kind and shape that read windows of one flat bank.
+
+    Attributes:
+        name: Unique, for people.
+        bank_size: Numbers in the bank, P.
+        targets: In the order in which they read it.
+        options: How they read it.
+        mask_window: Numbers that one number of a mask is for; 0 without masks.
+
+    Source: Plummer et al., ICLR 2022.
+    """
+
+    __pydantic_config__ = _STRICT
+
+    name: Name
+    bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]
+    targets: Annotated[tuple[SsnTarget, ...], Field(max_length=MOST_TARGETS)]
+    options: SsnOptions
+    mask_window: Annotated[int, Field(le=2**31)] = 0
+    generator: Literal["ssn"] = "ssn"
+
+    @property
+    def kind(self) -> str:
+        """Of the layers; several, separated by commas."""
+        return ", ".join(dict.fromkeys(target.kind for target in self.targets))
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the targets."""
+        return tuple(target.shape for target in self.targets)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What each target reads."""
+        return readings(self.shapes, self.bank_size, self.options)
+
+    @property
+    def num_templates(self) -> int:
+        """Trainable scalars in the bank."""
+        return self.bank_size
+
+    @property
+    def minimum_templates(self) -> int:
+        """Numbers in the smallest bank that its targets can read."""
+        return least_bank(self.shapes, self.options)
+
+    @property
+    def num_coefficients(self) -> int:
+        """Trainable scalars in coefficients, embeddings and their maps, masks."""
+        return num_coefficients(self.readings, self.options, self.mask_window)
+
+    @property
+    def minimum_parameters(self) -> int:
+        """Trainable scalars with the bank that costs least."""
+        return least_cost(self.shapes, self.options)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all that it generates."""
+        return sum(math.prod(shape) for shape in self.shapes)

@@ -1,0 +1,159 @@
+"""Layers of a plan in depth order: a plan knows names, not how a network calls them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.patches import Patch
+
+from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan
+from superweight_ensembles.plan.slots import Shape
+from superweight_ensembles.plan.ssn import Reading, SsnGroup
+from superweight_ensembles.plan.targets import GeneratedTensor
+from superweight_ensembles.report.figures.style import MUTED
+
+_FIRST = (
+    "stem",
+    "conv_stem",
+    "patch_embed",
+    "conv_proj",
+    "embed",
+    "embedding",
+    "embeddings",
+    "conv1",
+    "conv0",
+    "conv_1",
+)
+_LAST = ("conv_head", "final_conv", "pre_logits", "head", "heads", "classifier", "fc", "output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A generated tensor and the cluster (its index in the plan) that generates it.
+
+    Attributes:
+        cluster_index: In the plan.
+        target: The tensor.
+        shapes: Of the width slots that it composes, its own the last; of a layer that reads a flat bank, its own alone.
+        vectors: Its coefficient vectors in those slots; none with a flat bank.
+        reading: What it reads of a flat bank; None of SuperWeights.
+    """
+
+    cluster_index: int
+    target: GeneratedTensor
+    shapes: tuple[Shape, ...]
+    vectors: tuple[int, ...] = ()
+    reading: Reading | None = None
+
+
+def depth_key(name: str) -> tuple[object, ...]:
+    """Sort key of a parameter name: stems first, heads last, numbers by value between them.
+
+    Example:
+        >>> sorted(["blocks.10.conv", "fc.weight", "blocks.2.conv", "stem.weight"], key=depth_key)
+        ['stem.weight', 'blocks.2.conv', 'blocks.10.conv', 'fc.weight']
+    """
+    first = name.split(".")[0].lower()
+    place = 0 if first in _FIRST else 2 if first in _LAST else 1
+    parts = [part for part in re.split(r"(\d+)|[._]", name) if part]
+    return place, tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
+
+
+def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
+    """The generated layers of each member, members as in the plan, layers as :func:`depth_key` sorts them."""
+    layers: dict[str, list[Layer]] = {name: [] for name in plan.member_names}
+    for index, cluster in enumerate(plan.clusters):
+        for layer in _slotted(index, cluster) if isinstance(cluster, Cluster) else _reading(index, cluster):
+            layers[layer.target.member].append(layer)
+    for own in layers.values():
+        own.sort(key=lambda layer: depth_key(layer.target.name))
+    return layers
+
+
+def _slotted(index: int, cluster: Cluster) -> Iterator[Layer]:
+    shapes = tuple(slot.shape for slot in cluster.slots)
+    for target in cluster.targets:
+        yield Layer(cluster_index=index, target=target, shapes=shapes[: target.slot + 1], vectors=target.vectors)
+
+
+def _reading(index: int, group: SsnGroup) -> Iterator[Layer]:
+    for target, reading in zip(group.targets, group.readings):
+        yield Layer(cluster_index=index, target=target, shapes=(target.shape,), reading=reading)
+
+
+# FOLDED report.figures.cluster_looks: How a cluster looks in every figure: a colour of its own if it shares, grey if
+# it does not.
+
+_COLORS = (
+    "#332288",
+    "#DDCC77",
+    "#44AA99",
+    "#CC6677",
+    "#88CCEE",
+    "#882255",
+    "#117733",
+    "#E69F00",
+    "#AA4499",
+    "#999933",
+)
+_HATCHES = ("", "//////", "......")
+_ALONE = "#C9C9C9"
+_FURTHER = "#A6A6A6"
+GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
+_NAMED_AT_MOST = len(_COLORS) * len(_HATCHES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterLook:
+    """Fill of the clusters that stand together in a legend: one that shares, or many that do not.
+
+    Attributes:
+        label: Name of the cluster, or what the clusters have in common; their generator where the plan has two.
+        color: Fill.
+        hatch: Matplotlib hatch over the fill.
+        clusters: Indices into ``plan.clusters``.
+    """
+
+    label: str
+    color: str
+    hatch: str
+    clusters: tuple[int, ...]
+
+    def patch(self, label: str) -> Patch:
+        """Legend swatch."""
+        edge = "white" if self.color != "white" else MUTED
+        return Patch(facecolor=self.color, hatch=self.hatch, edgecolor=edge, linewidth=0.4, label=label)
+
+
+def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
+    """Looks of a plan's clusters, in the plan's order; every cluster is in exactly one.
+
+    Clusters of several layers have a look each (with very many, the thirty with most templates do);
+    clusters of a single layer share nothing and are one grey.
+    """
+    indices = range(len(plan.clusters))
+    mixed = bool(plan.ssn_groups and plan.superweight_clusters)
+
+    def named(label: str, clusters: Sequence[int]) -> str:
+        generators = {plan.clusters[index].generator for index in clusters}
+        return f"{label} ({GENERATOR_NAMES[generators.pop()]})" if mixed and len(generators) == 1 else label
+
+    sharing = [index for index in indices if len(plan.clusters[index].targets) > 1]
+    largest = sorted(sharing, key=lambda index: -plan.clusters[index].num_templates)[:_NAMED_AT_MOST]
+    looks = []
+    for place, index in enumerate(sorted(largest)):
+        rounds, column = divmod(place, len(_COLORS))
+        name = plan.clusters[index].name
+        label = named(name, [index])
+        looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=_HATCHES[rounds], clusters=(index,)))
+    further = tuple(index for index in sharing if index not in largest)
+    if further:
+        label = named(f"{len(further)} smaller clusters", further)
+        looks.append(ClusterLook(label=label, color=_FURTHER, hatch="", clusters=further))
+    alone = tuple(index for index in indices if index not in sharing)
+    if alone:
+        label = plan.clusters[alone[0]].name if len(alone) == 1 else f"{len(alone)} clusters of one layer"
+        looks.append(ClusterLook(label=named(label, alone), color=_ALONE, hatch="", clusters=alone))
+    return looks

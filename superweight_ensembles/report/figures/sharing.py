@@ -1,0 +1,405 @@
+"""The sharing map: which layers of which members come from which templates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.path import Path
+
+from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan, window_words
+from superweight_ensembles.plan.ssn import SsnGroup
+from superweight_ensembles.report.figures.layers import ClusterLook, Layer, cluster_looks, layers_by_depth
+from superweight_ensembles.report.figures.style import (
+    INK,
+    MUTED,
+    PAGE_INCHES,
+    SMALL_POINTS,
+    TEXT_POINTS,
+    fitted_legend,
+    is_dark,
+    mix,
+    new_figure,
+    plain_text,
+    quantity,
+)
+
+# FOLDED report.figures.sharing_layout: Geometry of the sharing map: where each layer, run and ribbon stands.
+
+ROW = 1.0
+GAP = 0.62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of a row.
+
+    ``read`` is as high as what the layer reads of a bank that is too small for it; None where it reads enough.
+    """
+
+    layer: Layer
+    left: float
+    right: float
+    base: float
+    tops: tuple[float, ...]
+    read: float | None = None
+
+    @property
+    def middle(self) -> float:
+        return (self.left + self.right) / 2
+
+    @property
+    def share_read(self) -> float:
+        """Weights that the layer reads, of those that it has."""
+        reading = self.layer.reading
+        return 1.0 if reading is None else reading.resolution / math.prod(self.layer.shapes[-1])
+
+    def slot_middle(self, slot: int) -> float:
+        """Height of the middle of a slot's segment."""
+        below = self.tops[slot - 1] if slot else 0.0
+        return self.base + (below + self.tops[slot]) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Neighbouring layers of one member in one cluster."""
+
+    cluster_index: int
+    left: float
+    right: float
+    base: float
+
+
+def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
+    """Cells by member: rows from the top down, each stretched to the same length, heights the log of the weights."""
+    layers = layers_by_depth(plan)
+    low, high = weight_range(plan)
+    low = min(low, *(reading.resolution for group in plan.ssn_groups.values() for reading in group.readings), high)
+    start = math.log10(low) - 0.22 * max(math.log10(high / low), 0.5)
+    scale = 1 / (math.log10(high) - start)
+
+    def height(numbers: int) -> float:
+        return 0.94 * ROW * (math.log10(numbers) - start) * scale
+
+    def read(layer: Layer) -> float | None:
+        return height(layer.reading.resolution) if layer.reading is not None and layer.reading.is_enlarged else None
+
+    return {
+        member: [
+            Cell(
+                layer=layer,
+                left=index / len(own),
+                right=(index + 1) / len(own),
+                base=-row * (ROW + GAP),
+                tops=tuple(height(math.prod(shape)) for shape in layer.shapes),
+                read=read(layer),
+            )
+            for index, layer in enumerate(own)
+        ]
+        for row, (member, own) in enumerate(layers.items())
+    }
+
+
+def weight_range(plan: SharingPlan) -> tuple[int, int]:
+    """Fewest and most weights of a width slot's shape, or of a layer that reads a flat bank."""
+    slots = [slot.shape for cluster in plan.superweight_clusters.values() for slot in cluster.slots]
+    layers = [shape for group in plan.ssn_groups.values() for shape in group.shapes]
+    sizes = [math.prod(shape) for shape in (*slots, *layers)]
+    return min(sizes), max(sizes)
+
+
+def find_runs(cells: Sequence[Cell]) -> list[Run]:
+    runs = []
+    for index, group in groupby(cells, key=lambda cell: cell.layer.cluster_index):
+        own = list(group)
+        runs.append(Run(cluster_index=index, left=own[0].left, right=own[-1].right, base=own[0].base))
+    return runs
+
+
+def find_ribbons(cells: dict[str, list[Cell]]) -> Iterator[tuple[Run, Run]]:
+    """Pairs of stretches to join: a cluster in one member, and in the next member down that has it.
+
+    A run that meets several runs is divided among them by their lengths.
+    """
+    rows = [find_runs(own) for own in cells.values()]
+    for index in sorted({run.cluster_index for row in rows for run in row}):
+        having = [[run for run in row if run.cluster_index == index] for row in rows]
+        for upper, lower in pairwise([own for own in having if own]):
+            most = max(len(upper), len(lower))
+            pairs = [(step * len(upper) // most, step * len(lower) // most) for step in range(most)]
+            above = _divide(upper, [pair[0] for pair in pairs], [lower[pair[1]] for pair in pairs])
+            below = _divide(lower, [pair[1] for pair in pairs], [upper[pair[0]] for pair in pairs])
+            yield from zip(above, below)
+
+
+def _divide(runs: Sequence[Run], uses: Sequence[int], others: Sequence[Run]) -> list[Run]:
+    """For each use of a run the part of it that goes to the other run."""
+    totals = dict.fromkeys(uses, 0.0)
+    for use, other in zip(uses, others):
+        totals[use] += other.right - other.left
+    edges = {use: runs[use].left for use in uses}
+    parts = []
+    for use, other in zip(uses, others):
+        length = (runs[use].right - runs[use].left) * (other.right - other.left) / totals[use]
+        parts.append(replace(runs[use], left=edges[use], right=edges[use] + length))
+        edges[use] += length
+    return parts
+
+
+def ribbon_path(upper: Run, lower: Run) -> Path:
+    """A band from the base of the upper run to the top of the lower one."""
+    high, low = upper.base, lower.base + ROW
+    middle = (high + low) / 2
+    corners = [
+        (Path.MOVETO, (upper.left, high)),
+        (Path.CURVE4, (upper.left, middle)),
+        (Path.CURVE4, (lower.left, middle)),
+        (Path.CURVE4, (lower.left, low)),
+        (Path.LINETO, (lower.right, low)),
+        (Path.CURVE4, (lower.right, middle)),
+        (Path.CURVE4, (upper.right, middle)),
+        (Path.CURVE4, (upper.right, high)),
+        (Path.CLOSEPOLY, (upper.left, high)),
+    ]
+    return Path([point for _, point in corners], [code for code, _ in corners])
+
+
+def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
+    """Layers that read the same coefficient vector: (slot, cells in map order), the highest slot once a group."""
+    users: dict[tuple[int, int, int], list[Cell]] = {}
+    for own in cells.values():
+        for cell in own:
+            for slot, vector in enumerate(cell.layer.vectors):
+                users.setdefault((cell.layer.cluster_index, slot, vector), []).append(cell)
+    groups: dict[tuple[int, ...], tuple[int, list[Cell]]] = {}
+    for (_, slot, _), group in users.items():
+        if len(group) > 1:
+            key = tuple(id(cell) for cell in group)
+            if key not in groups or groups[key][0] < slot:
+                groups[key] = (slot, group)
+    return list(groups.values())
+
+
+_TINT = 0.22
+_BAR = 0.82
+_LINE = 0.2  # of a row, as high as a line of text
+_PALE = 0.62
+_PALE_SWATCH = mix(INK, "white", 0.8)
+_LEGEND_COLUMNS = 2
+
+
+@plain_text
+def sharing_map(plan: SharingPlan) -> Figure:
+    """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
+
+    Bands join a cluster across members. A layer's height is the logarithm of its number of weights; the lines
+    in it are its width slots, the narrow layer's weight at the bottom. Dots joined by a thin line read the same
+    coefficient vector. A layer that reads a flat bank smaller than itself is pale above as many weights as it reads.
+    Artists carry a ``gid``: ``layer``, ``slot``, ``enlarged``, ``ribbon``, ``tied``.
+
+    Args:
+        plan: Sharing plan of an ensemble. It holds names and no order of calls, so layers stand in natural
+            order of their names, stems first.
+    """
+    if not plan.clusters:
+        return _nothing_shared()
+    looks = cluster_looks(plan)
+    look_of = {index: look for look in looks for index in look.clusters}
+    entries = _legend_entries(plan, looks)
+    rows = len(plan.members)
+    figure = new_figure(PAGE_INCHES, 1.0)  # as high as its rows and its legend, once that is laid out
+    axes = figure.add_subplot()
+    cells = place_cells(plan)
+    _draw_ribbons(axes, look_of, cells)
+    for own in cells.values():
+        _draw_row(axes, look_of, own)
+    if _draw_ties(axes, cells):
+        entries.append(Line2D([], [], color=INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients"))
+    _finish(axes, plan, cells)
+    _, legend_rows = fitted_legend(figure, entries, loc="outside lower center", columns=_LEGEND_COLUMNS)
+    figure.set_figheight(0.75 + 0.72 * rows + 0.17 * legend_rows)
+    if _write_shares(figure, axes, look_of, cells):
+        axes.set_xlabel(f"{axes.get_xlabel()}; %: of its weights that a layer reads")
+    return figure
+
+
+def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Patch | Line2D]:
+    entries: list[Patch | Line2D] = []
+    for look in looks:
+        clusters = [plan.clusters[index] for index in look.clusters]
+        layers = _plural(sum(len(cluster.targets) for cluster in clusters), "layer")
+        alone = all(len(cluster.targets) == 1 for cluster in clusters)
+        note = ", not shared" if alone else ""
+        entries.append(look.patch(f"{look.label}: {layers}, {_held(clusters)}{note}"))
+    if any(reading.is_enlarged for group in plan.ssn_groups.values() for reading in group.readings):
+        entries.append(
+            Patch(
+                facecolor=_PALE_SWATCH,
+                edgecolor=MUTED,
+                linewidth=0.4,
+                label="beyond its bank: enlarged",
+            )
+        )
+    return entries
+
+
+def _held(clusters: Sequence[Cluster | SsnGroup]) -> str:
+    """Templates, and banks with how many windows of them are read."""
+    templates = sum(slot.num_templates for one in clusters if isinstance(one, Cluster) for slot in one.slots)
+    groups = [one for one in clusters if isinstance(one, SsnGroup)]
+    parts = [_plural(templates, "template")] if len(groups) < len(clusters) else []
+    if len(groups) == 1:
+        parts.append(f"bank of {quantity(groups[0].bank_size)}, {window_words(groups[0])}")
+    elif groups:
+        parts.append(f"{len(groups)} banks, {quantity(sum(group.bank_size for group in groups))} in all")
+    return ", ".join(parts)
+
+
+def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], cells: dict[str, list[Cell]]) -> None:
+    for upper, lower in find_ribbons(cells):
+        color = look_of[upper.cluster_index].color
+        axes.add_patch(
+            PathPatch(ribbon_path(upper, lower), facecolor=color, alpha=_TINT, linewidth=0, zorder=1, gid="ribbon")
+        )
+
+
+def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Cell]) -> None:
+    """Runs as tinted blocks, layers as bars on them, slots as lines in the bars."""
+    if not cells:
+        return
+    base = cells[0].base
+    axes.add_patch(Rectangle((0, base), 1, ROW, facecolor="white", linewidth=0, zorder=1.2))
+    for run in find_runs(cells):
+        color = look_of[run.cluster_index].color
+        box = Rectangle(
+            (run.left, base), run.right - run.left, ROW, facecolor=color, alpha=_TINT, linewidth=0, zorder=1.4
+        )
+        axes.add_patch(box)
+    for cell in cells:
+        look = look_of[cell.layer.cluster_index]
+        width = cell.right - cell.left
+        left, wide = cell.left + (1 - _BAR) / 2 * width, _BAR * width
+        if cell.read is not None:
+            axes.add_patch(
+                Rectangle(
+                    (left, base + cell.read),
+                    wide,
+                    cell.tops[-1] - cell.read,
+                    facecolor=mix(look.color, "white", _PALE),
+                    edgecolor=look.color,
+                    linewidth=0.6,
+                    zorder=1.9,
+                    gid="enlarged",
+                )
+            )
+        axes.add_patch(
+            Rectangle(
+                (left, base),
+                wide,
+                cell.tops[-1] if cell.read is None else cell.read,
+                facecolor=look.color,
+                hatch=look.hatch,
+                edgecolor="white",
+                linewidth=0,
+                zorder=2,
+                gid="layer",
+            )
+        )
+        for height in _apart(cell.tops[:-1], cell.tops[-1]):
+            axes.plot([left, left + wide], [base + height] * 2, color="white", linewidth=0.6, zorder=2.2, gid="slot")
+
+
+def _write_shares(
+    figure: Figure, axes: Axes, look_of: Mapping[int, ClusterLook], cells: Mapping[str, Sequence[Cell]]
+) -> bool:
+    """How much of each enlarged layer is read, into its bar, where all of them have room for it; whether they have."""
+    enlarged = [cell for own in cells.values() for cell in own if cell.read is not None]
+    if not enlarged:
+        return False
+    figure.draw_without_rendering()
+    room = min(cell.right - cell.left for cell in enlarged) * _BAR * axes.get_window_extent().width
+    written = []
+    for cell in enlarged:
+        inside = cell.read is not None and cell.read > _LINE
+        dark = inside and is_dark(look_of[cell.layer.cluster_index].color)
+        written.append(
+            axes.text(
+                cell.middle,
+                cell.base + 0.03 * ROW + (0.0 if inside else cell.read or 0.0),
+                f"{100 * cell.share_read:.2g} %",
+                ha="center",
+                va="bottom",
+                fontsize=SMALL_POINTS - 1,
+                color="white" if dark else INK,
+                zorder=2.5,
+                gid="share",
+            )
+        )
+        written[-1].set_in_layout(False)
+    if max(text.get_window_extent().width for text in written) > room:
+        for text in written:
+            text.remove()
+        return False
+    return True
+
+
+def _apart(heights: Sequence[float], top: float) -> list[float]:
+    """Slot lines that can be told apart, from the bottom up."""
+    kept: list[float] = []
+    for height in heights:
+        if height - (kept[-1] if kept else 0.0) > 0.05 and top - height > 0.035:
+            kept.append(height)
+    return kept
+
+
+def _draw_ties(axes: Axes, cells: dict[str, list[Cell]]) -> bool:
+    groups = tied_groups(cells)
+    for slot, group in groups:
+        spots = [(cell.middle, cell.slot_middle(slot)) for cell in group]
+        for start, end in pairwise(spots):
+            axes.plot(*zip(start, end), color=INK, linewidth=0.5, alpha=0.75, zorder=3, gid="tied")
+        xs, ys = zip(*spots)
+        axes.scatter(xs, ys, s=4, color=INK, linewidths=0, zorder=3.2)
+    return bool(groups)
+
+
+def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None:
+    rows = len(cells)
+    axes.set_xlim(-0.002, 1.002)
+    axes.set_ylim(-(rows - 1) * (ROW + GAP) - 0.02, ROW + 0.02)
+    axes.set_xticks([])
+    axes.set_yticks(
+        [-row * (ROW + GAP) + ROW / 2 for row in range(rows)],
+        [f"{name}\n{_plural(len(own), 'layer')}" for name, own in cells.items()],
+        fontsize=SMALL_POINTS,
+        color=INK,
+    )
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    low, high = weight_range(plan)
+    notes = [f"height: number of weights, log, {quantity(low)} to {quantity(high)}"]
+    if plan.superweight_clusters:
+        notes.append("white lines: width slots")
+    axes.set_xlabel(
+        f"generated layers, first to last\n{'; '.join(notes)}",
+        fontsize=SMALL_POINTS,
+        color=INK,
+    )
+
+
+def _nothing_shared() -> Figure:
+    figure = new_figure(PAGE_INCHES, 0.6)
+    text = "nothing is shared: every weight is its member's own"
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=TEXT_POINTS, color=MUTED)
+    return figure
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
