@@ -22,12 +22,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
-from superweight_ensembles.experiment.arms import Variant
-from superweight_ensembles.experiment.compare import compare_arms, read_comparison
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.experiment.tables import comparison_tables
-from superweight_ensembles.report.figures.draw import draw_arms
-from superweight_ensembles.storage.files import write_json
+from superweight_ensembles.experiment import (
+    Recipe,
+    Variant,
+    compare_arms,
+    comparison_tables,
+    load_recipe,
+    read_comparison,
+)
+from superweight_ensembles.report.figures import draw_arms
+from superweight_ensembles.storage import write_json
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
 SEEDS = {

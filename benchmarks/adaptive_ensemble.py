@@ -31,16 +31,12 @@ import torch
 from cells import run_cells, spread
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
-from superweight_ensembles.anytime.curves import log_area
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.experiment.arms import narrowed
-from superweight_ensembles.experiment.compare import with_seed
-from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.run import evaluate_run, train_run
-from superweight_ensembles.models.architecture import recall_architecture
-from superweight_ensembles.plan.planner import count_parameters
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.anytime import log_area
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.experiment import Recipe, evaluate_run, narrowed, parse_recipe, train_run, with_seed
+from superweight_ensembles.models import recall_architecture
+from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.storage import provenance, write_json
 
 ARMS = ("learned", "plain", "sized", "given")
 

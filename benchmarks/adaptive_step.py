@@ -26,15 +26,10 @@ from torch import Tensor, nn
 from training_steps import timed, trained_format
 
 import superweight_ensembles as swe
-from superweight_ensembles.models.adaptive.network import make_adaptive, multilayer_perceptron
-from superweight_ensembles.models.registry import build_member
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optim import build_optimizer
-from superweight_ensembles.training.widths import LearnedWidths
+from superweight_ensembles.models import build_member
+from superweight_ensembles.models.adaptive import make_adaptive, multilayer_perceptron
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import LearnedWidths, TrainConfig, build_fabric, build_optimizer, joint_backward
 
 RESIDUAL = (("stages.*.conv1", "stages.*.conv2"),)
 FEED_FORWARD = (("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),)

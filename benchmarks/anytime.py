@@ -25,12 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.cascade import now, timed_call
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.run import read_run, trained_arm
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.anytime import now, timed_call
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.experiment import Recipe, read_run, trained_arm
+from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:

@@ -21,11 +21,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from training_steps import joint_step, recipe_batch, recipe_ensemble, timed, trained_format
 
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig, build_fabric
 
 
 def main() -> None:

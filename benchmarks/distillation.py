@@ -22,11 +22,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluation import Evaluation
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.distillation import Teacher
+from superweight_ensembles.anytime import Evaluation
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import Teacher
 
 ARMS = {
     "labels alone": (None, 0.0),

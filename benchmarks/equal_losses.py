@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.training import build_fabric
+from superweight_ensembles.training.distributed import current_processes
 
 STEPS = 20
 BOUND = 1e-5

@@ -26,11 +26,9 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.experiment.run import read_run, trained_arm
-from superweight_ensembles.export.member import FORMATS, export_member
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.experiment import load_recipe, read_run, trained_arm
+from superweight_ensembles.export import FORMATS, export_member
+from superweight_ensembles.storage import provenance, write_json
 
 WARM_UP = 3
 Call = Callable[[], Any]

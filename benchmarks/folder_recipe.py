@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.models.architecture import recall_architecture
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.models import recall_architecture
 
 
 def recipe_parser(description: str | None, jobs: str) -> argparse.ArgumentParser:

@@ -27,11 +27,9 @@ from torch import nn
 from training_steps import recipe_ensemble, timed
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.experiment import load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig, build_fabric
 
 RECIPES = ("cifar10-small", "cifar10-depth-width", "timm-members")
 TEMPLATES = (1, 2, 4, 8)

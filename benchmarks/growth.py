@@ -26,8 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from growth_point import Setting, measure_point
 
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.storage import provenance, write_json
 
 GROWTH_FORMAT = 1
 SWEEPS = {"members": "members", "targets": "targets", "templates": "templates a slot", "batch_size": "images a step"}

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_steps import Step, apart_step, generation_step, joint_step, random_batch, timed
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.experiment import estimate_training
+from superweight_ensembles.training import TrainConfig
 
 T = TypeVar("T")
 _ROOMY_BUDGET = 9.9  # times the members apart: the cap alone decides how many templates a slot has

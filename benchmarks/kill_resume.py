@@ -27,10 +27,8 @@ from typing import Any
 
 import torch
 
-from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.run import evaluate_run, train_run
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.experiment import Recipe, evaluate_run, parse_recipe, train_run
+from superweight_ensembles.storage import provenance, write_json
 
 CONTENT = {
     "name": "killed",

@@ -31,14 +31,10 @@ from PIL import Image
 from training_steps import joint_step, recipe_ensemble, timed
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.loader import ImageData, ImageLoader
-from superweight_ensembles.data.splits import MemorySplit
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.batches import prepared_batch, training_loader
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
+from superweight_ensembles.data import ImageData, ImageLoader, MemorySplit
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig, build_fabric, prepared_batch, training_loader
 
 SIZE = (500, 375)
 PICTURES = 200

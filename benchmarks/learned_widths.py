@@ -28,13 +28,10 @@ from cells import run_cells, spread
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluation import predict, probability_metrics
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.models.adaptive.network import adaptive_mlp, multilayer_perceptron
-from superweight_ensembles.models.adaptive.resizing import WidthLoss
-from superweight_ensembles.models.adaptive.width import QUANTILE, width_of
-from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.anytime import predict, probability_metrics
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.models.adaptive import QUANTILE, WidthLoss, adaptive_mlp, multilayer_perceptron, width_of
+from superweight_ensembles.storage import provenance, read_json, write_json
 
 LEARNED_WIDTHS_FORMAT = 1
 RATE = 0.01  # the published start

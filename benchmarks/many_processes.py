@@ -48,12 +48,10 @@ from process_arms import (
 from process_pair import loopback_bytes, run_pair
 from training_steps import recipe_batch
 
-from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.distributed.group import Processes, current_processes
+from superweight_ensembles.experiment import load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig, build_fabric
+from superweight_ensembles.training.distributed import Processes, current_processes
 
 WARM_UP = 3
 RATIOS = {

@@ -31,13 +31,9 @@ from torch import nn
 from training_steps import Step, apart_step, joint_step, random_batch, recipe_batch, recipe_ensemble, recipe_members
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.checkpoint import Checkpoints, Progress, Subject
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.optim import build_schedule
+from superweight_ensembles.experiment import load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import Checkpoints, Progress, Subject, TrainConfig, build_fabric, build_schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +190,7 @@ def measure_planning(num_members: int, num_targets: int) -> dict[str, Any]:
     plan_s, plan = median_seconds(lambda: swe.plan_sharing(members, budget=0.5), seconds=60, most=10)
     build_s, _ = median_seconds(lambda: swe.SuperWeightEnsemble(members, budget=0.5), seconds=20, most=10)
     return {
-        "targets_of_members": [len(swe.find_targets(module, name)) for name, module in members.items()],
+        "targets_of_members": [len(swe.plan.find_targets(module, name)) for name, module in members.items()],
         "num_parameters": plan.num_parameters,
         "plan_s": plan_s,
         "plan_and_build_s": build_s,

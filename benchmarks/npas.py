@@ -30,17 +30,13 @@ import torch
 from cells import run_cells
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
-from superweight_ensembles.anytime.evaluation import predict, probability_metrics
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.anytime import predict, probability_metrics
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.arms import narrower_recipe
-from superweight_ensembles.experiment.compare import with_seed
-from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.run import train_run
-from superweight_ensembles.plan.planner import count_parameters, resolve_budget
-from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.experiment import Recipe, narrower_recipe, parse_recipe, train_run, with_seed
+from superweight_ensembles.plan import count_parameters, resolve_budget
+from superweight_ensembles.storage import provenance, read_json, write_json
 
 NPAS_FORMAT = 1
 BUDGETS = (0.02, 0.05, 0.1, 0.25, 0.5, 0.83, 1.0, 2.0, 4.0)

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format
 
-from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.training.checkpoint import Progress
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.distributed.group import Processes
-from superweight_ensembles.training.distributed.sync_norm import SynchronisedNorm, synchronised
-from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optim import build_optimizer, build_schedule
-from superweight_ensembles.training.step import TrainStep
-from superweight_ensembles.training.widths import LearnedWidths
+from superweight_ensembles.experiment import Recipe, estimate_training
+from superweight_ensembles.training import (
+    LearnedWidths,
+    Progress,
+    TrainConfig,
+    TrainStep,
+    build_fabric,
+    build_optimizer,
+    build_schedule,
+    joint_backward,
+)
+from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, synchronised
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]

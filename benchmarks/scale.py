@@ -32,12 +32,10 @@ from mesh import (
 )
 from torch import nn
 
-from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.experiment.recipe import load_recipe
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.experiment import estimate_training, load_recipe
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig
 
 DEVICES = (4, 8, 16, 64, 256, 1024)
 NORM_IMAGES = 32

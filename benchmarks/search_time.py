@@ -24,10 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.search.gradient_clusters import find_sharing, searched_members
-from superweight_ensembles.search.gradients import cropped_cosines, weight_gradients
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.search import cropped_cosines, find_sharing, searched_members, weight_gradients
+from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:
@@ -72,7 +70,7 @@ def main() -> None:
     result = {
         "benchmark": "search_time",
         "provenance": provenance(),
-        "members": {name: len(swe.find_targets(module, name)) for name, module in members.items()},
+        "members": {name: len(swe.plan.find_targets(module, name)) for name, module in members.items()},
         "batch": list(shape),
         "threads": options.threads,
         "seconds": {name: summary(values) for name, values in seconds.items()},

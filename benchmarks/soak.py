@@ -24,10 +24,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.loop import TrainProgress
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainProgress
 
 EVERY = 20
 WARM_UP = 200

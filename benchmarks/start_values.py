@@ -23,19 +23,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.data.splits import MemorySplit
-from superweight_ensembles.ensemble.generation import slot_key
-from superweight_ensembles.ensemble.initialization import (
+from superweight_ensembles.data import ImageData, MemorySplit
+from superweight_ensembles.ensemble import (
     Deviations,
     orthogonal_templates,
     orthonormal_runs,
     own_deviations,
+    slot_key,
     user_deviations,
 )
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.storage import provenance, write_json
 
 Rule = tuple[str, str, float]
 RULES: dict[str, Rule | None] = {

@@ -40,12 +40,9 @@ from training_steps import (
 )
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.optim import build_optimizer
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import TrainConfig, build_fabric, build_optimizer
 
 PAIR = """members=[{name: wrn28-2, model: wide_resnet, depth: 28, width: 2},
  {name: wrn16-2, model: wide_resnet, depth: 16, width: 2}]"""

@@ -9,11 +9,16 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric, compiled_calls, faster_channels_last, uses_bfloat16
-from superweight_ensembles.training.joint import joint_backward
-from superweight_ensembles.training.optim import build_optimizer
+from superweight_ensembles.experiment import Recipe
+from superweight_ensembles.training import (
+    TrainConfig,
+    build_fabric,
+    build_optimizer,
+    compiled_calls,
+    faster_channels_last,
+    joint_backward,
+    uses_bfloat16,
+)
 
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 JointStep = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]

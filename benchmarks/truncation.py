@@ -31,15 +31,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 import superweight_ensembles as swe
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.experiment.compare import with_seed
-from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths, adopt_widths, drop_importance, freeze_widths
-from superweight_ensembles.models.adaptive.truncation import truncate
-from superweight_ensembles.models.architecture import HiddenLayer, recall_architecture
-from superweight_ensembles.plan.planner import count_parameters
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.experiment import Recipe, parse_recipe, with_seed
+from superweight_ensembles.models import HiddenLayer, recall_architecture
+from superweight_ensembles.models.adaptive import (
+    adaptive_widths,
+    adopt_widths,
+    drop_importance,
+    freeze_widths,
+    truncate,
+)
+from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.storage import provenance, write_json
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 ARMS = ("learned", "outgoing", "incoming", "random")

@@ -23,12 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluation import predict, probability_metrics
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe
-from superweight_ensembles.plan.planner import plan_sharing
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.anytime import predict, probability_metrics
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.plan import plan_sharing
+from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:

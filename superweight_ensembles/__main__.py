@@ -1,5 +1,362 @@
-"""``python -m superweight_ensembles`` is ``superweights``."""
+"""The command line: one verb a job. Exit codes: 0 done, 1 a defect of this program, 2 a mistake of the user."""
 
-from superweight_ensembles.cli import main
+from __future__ import annotations
 
-main()
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from superweight_ensembles.errors import SuperWeightError, stop_now
+from superweight_ensembles.storage import carried_recipes, visible
+
+if TYPE_CHECKING:
+    from superweight_ensembles.training import TrainProgress
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Ensembles of different networks inside one parameter budget.",
+)
+_SEVERAL = os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
+_RANK = int(os.environ["RANK"]) if _SEVERAL and os.environ.get("RANK", "").isdecimal() else 0
+_CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tells what all of them do
+_ERRORS = Console(stderr=True)
+_BARS = Console(stderr=True, quiet=_RANK > 0)
+
+RecipePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help=f"A recipe file; or by name one that the library carries: {', '.join(carried_recipes())}.",
+    ),
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key: --set training.epochs=5. Repeatable."),
+]
+
+
+class _VisibleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+@app.callback()
+def _options(
+    context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False
+) -> None:
+    if _SEVERAL and context.invoked_subcommand != "train":
+        raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    if not verbose:
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME where not given.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a run folder that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run folder that is there.")] = False,
+) -> None:
+    """Train a recipe's ensemble, and the same members apart as its baseline, into a run folder.
+
+    On several processes: torchrun --nproc-per-node N -m superweight_ensembles train RECIPE
+    """
+    from superweight_ensembles.experiment import load_recipe, train_run
+
+    chosen = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / chosen.name
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun starts the same command again
+        resume, overwrite = True, False
+    with _progress_bars() as (bars, progress_of):
+        try:
+            train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
+        except KeyboardInterrupt as stop:
+            bars.stop()
+            if (folder / "recipe.yaml").is_file():
+                command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
+                _say_stopped(stop, f"go on: {command}")
+            raise typer.Exit(_exit_code(stop)) from None
+    _say(f"trained: {folder}")
+
+
+@app.command()
+def evaluate(run: RunPath) -> None:
+    """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
+    from superweight_ensembles.experiment import anytime_table, evaluate_run, result_table
+
+    with _ERRORS.status("evaluating members, ensemble and every subset"):
+        results = evaluate_run(run)
+    _CONSOLE.print(result_table(results))
+    early = anytime_table(results)
+    if early is not None:
+        _CONSOLE.print(early)
+    _say(f"results: {run / 'results.json'}")
+
+
+@app.command()
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Evaluated run folders; or the folder of a comparison, or of a benchmark's file.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
+    ] = None,
+) -> None:
+    """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
+    from superweight_ensembles.experiment import check_content, naming_files, read_comparison, read_results, read_search
+    from superweight_ensembles.report.figures import DRAWN_BENCHMARKS, draw_arms, draw_comparison, draw_run, draw_search
+    from superweight_ensembles.storage import read_json
+
+    folder = out or runs[0] / "figures"
+    benchmark = next((kind for kind in DRAWN_BENCHMARKS if (runs[0] / f"{kind}.json").is_file()), None)
+    with naming_files(*runs):
+        if len(runs) == 1 and (runs[0] / "compare.json").is_file():
+            drawn = draw_arms(read_comparison(runs[0]), folder)
+        elif len(runs) == 1 and benchmark is not None:
+            file = runs[0] / f"{benchmark}.json"
+            drawn = DRAWN_BENCHMARKS[benchmark](check_content(read_json(file), file, benchmark), folder)
+        elif len(runs) == 1:
+            evaluated, searched = read_results(runs[0]), read_search(runs[0])
+            drawn = draw_run(*evaluated, folder)
+            if searched is not None:
+                drawn += draw_search(*searched, folder)
+        else:
+            loaded = [read_results(run) for run in runs]
+            folder = out or Path("runs") / "comparison"
+            drawn = draw_comparison([results for results, _ in loaded], folder)
+    _say(f"{len(drawn)} figures: {folder}")
+
+
+@app.command()
+def report(
+    run: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; RUN/report.html where not given.")
+    ] = None,
+) -> None:
+    """Write an evaluated run as one HTML page that needs nothing else: results, figures, sharing, provenance."""
+    from superweight_ensembles.report import write_report
+
+    with _ERRORS.status("drawing figures and writing the page"):
+        page = write_report(run, out)
+    _say(f"report: {page}")
+
+
+@app.command()
+def export(
+    run: RunPath,
+    member: Annotated[str | None, typer.Option("--member", help="The member to export.")] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Of a member: torch-export (the default), onnx or state-dict.")
+    ] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="The whole calibrated cascade, as ONNX files with their loader.")
+    ] = False,
+    arm: Annotated[str, typer.Option("--arm", help="shared or independent.")] = "shared",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder; RUN/export/MEMBER.* or RUN/export/cascade.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
+) -> None:
+    """Write one member of a trained run, or its calibrated cascade, as files that do not need this library."""
+    from superweight_ensembles.experiment import export_run_cascade, export_run_member
+
+    if cascade == (member is not None):
+        raise SuperWeightError("give either --member NAME or --cascade")
+    if cascade and format is not None:
+        raise SuperWeightError("--cascade writes ONNX files: leave --format out")
+    with _ERRORS.status("exporting"):
+        if member is None:
+            written = export_run_cascade(run, arm=arm, out=out, overwrite=overwrite)
+        else:
+            written = export_run_member(
+                run, member, format=format or "torch-export", arm=arm, out=out, overwrite=overwrite
+            )
+    _say(f"exported: {written}")
+
+
+@app.command()
+def compare(
+    recipe: RecipePath,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            help="By comma: independent, single, narrower, batchensemble, packed, mimo, masksembles; "
+            "NAME:N for N seeds alone.",
+        ),
+    ] = "independent",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant", metavar="NAME:KEY=VALUE", help="The shared ensemble under other settings, as one more arm."
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            "--budgets", metavar="BUDGET,...", help="The shared ensemble at these budgets as well: 0.1,0.5,2.0."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds, from the recipe's upwards.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/NAME-comparison where not given.")] = None,
+    overrides: Overrides = None,
+    overrides_of_arms: Annotated[
+        list[str] | None,
+        typer.Option("--set-for", metavar="ARM:KEY=VALUE", help="Override a recipe key for one arm alone. Repeatable."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on; arms and seeds may be added.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
+) -> None:
+    """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
+    from superweight_ensembles.experiment import (
+        compare_arms,
+        comparison_tables,
+        load_recipe,
+        parse_budgets,
+        parse_variant,
+    )
+    from superweight_ensembles.report.figures import draw_arms
+
+    chosen = load_recipe(recipe, overrides or ())
+    folder = out or Path("runs") / f"{chosen.name}-comparison"
+    with _progress_bars() as (bars, progress_of):
+        try:
+            comparison = compare_arms(
+                chosen,
+                folder,
+                against=[name.strip() for name in against.split(",") if name.strip()],
+                variants=[
+                    *(parse_variant(text) for text in variants or ()),
+                    *(parse_budgets(budgets) if budgets is not None else ()),
+                ],
+                overrides=overrides_of_arms or (),
+                num_seeds=seeds,
+                resume=resume,
+                overwrite=overwrite,
+                progress_of=progress_of,
+            )
+        except KeyboardInterrupt as stop:
+            bars.stop()
+            _say_stopped(stop, "go on: the same command with --resume")
+            raise typer.Exit(_exit_code(stop)) from None
+    for table in comparison_tables(comparison):
+        _CONSOLE.print(table)
+    drawn = draw_arms(comparison, folder / "figures")
+    _say(f"comparison: {folder / 'comparison.json'}")
+    _say(f"{len(drawn)} figures: {folder / 'figures'}")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+    flops_per_second: Annotated[
+        float | None,
+        typer.Option("--flops-per-second", help="For the time of the training; measured for a second where not given."),
+    ] = None,
+) -> None:
+    """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
+    from superweight_ensembles.experiment import load_recipe, preview_lines
+
+    chosen = load_recipe(recipe, overrides or ())
+    members = chosen.build_members()
+    found = chosen.plan(members)
+    if json:
+        _say(found.to_json())
+        return
+    _say("\n".join(preview_lines(chosen, members, found, flops_per_second)))
+
+
+def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
+    what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
+    _say(f"{what}; {remedy}", _BARS)
+
+
+def _exit_code(stop: KeyboardInterrupt) -> int:
+    """As shells say it: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + int(getattr(stop, "signal", signal.SIGINT))
+
+
+def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> None:
+    """Print text as it is: names in it are no markup, and no controls of the terminal."""
+    console.print(visible(text), style=style, markup=False, soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop_now)
+    try:
+        app()
+    except (SuperWeightError, OSError) as error:
+        who = f"process {_RANK}: " if _RANK else ""
+        _say(f"error: {who}{error}", _ERRORS, style="red")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
+    """Bars on the error stream, and what makes one for a stage by name."""
+    columns = (
+        TextColumn("{task.description:<11}", markup=False),
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TextColumn("{task.fields[state]}", markup=False),
+    )
+    with Progress(*columns, console=_BARS) as bars:
+
+        def progress_of(stage: str) -> Callable[[TrainProgress], None]:
+            tasks: dict[str, TaskID] = {}
+
+            def show(progress: TrainProgress) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(
+                        visible(stage), total=progress.epochs * progress.steps_per_epoch, state=""
+                    )
+                done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
+                bars.update(tasks[stage], completed=done)
+                if progress.record is not None:
+                    bars.update(tasks[stage], state=_state(progress.epoch, progress.record))
+
+            return show
+
+        yield bars, progress_of
+
+
+def _state(epoch: int, record: dict[str, Any]) -> str:
+    loss = sum(record["train_loss"].values()) / len(record["train_loss"])
+    validation = record["validation"]
+    accuracy = f", validation {100 * validation['ensemble']['accuracy']:.1f} %" if validation else ""
+    return f"epoch {epoch}: loss {loss:.3f}{accuracy}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,14 @@
-"""The one error that a user can cause."""
+"""The one error that a user can cause, and the end that a signal brings."""
 
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 _MOST_CHARACTERS = 1600
 
@@ -53,3 +56,22 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
     else:
         listed = f"Known: {', '.join(names) or 'none'}"
     return SuperWeightError(f"unknown {what} {given!r}: {hint}{listed}")
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A training was asked to end by a signal, and has saved where it stood.
+
+    Attributes:
+        signal: The signal's number.
+        saved: Whether a checkpoint of this very step is there.
+    """
+
+    def __init__(self, message: str, number: int, saved: bool = False) -> None:
+        super().__init__(message)
+        self.signal = number
+        self.saved = saved
+
+
+def stop_now(number: int, frame: FrameType | None) -> NoReturn:
+    """A handler that ends what runs at once."""
+    raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)

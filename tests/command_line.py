@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from superweight_ensembles import cli
+from superweight_ensembles import __main__ as cli
 
 
 def superweights(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from superweight_ensembles.storage.folders import write_manifest
+from superweight_ensembles.storage import write_manifest
 
 
 def edit_json(path: Path, edit: Callable[[Any], Any]) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from superweight_ensembles import SuperWeightEnsemble, SuperWeightError, find_targets, plan_sharing, wide_resnet
+from superweight_ensembles import SuperWeightEnsemble, SuperWeightError, plan_sharing, wide_resnet
+from superweight_ensembles.plan import find_targets
 
 
 def mlp(width=6, classes=3):

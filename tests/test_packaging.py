@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment.recipe import carried_recipes
+from superweight_ensembles.storage import carried_recipes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "superweight_ensembles"
@@ -121,7 +121,7 @@ def test_the_source_archive_holds_what_the_wheel_is_built_of(built: Path) -> Non
 def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = "from superweight_ensembles.experiment.recipe import recipe_path; print(recipe_path('digits'))"
+    code = "from superweight_ensembles.storage import recipe_path; print(recipe_path('digits'))"
     found = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert found.stdout.strip() == str(tmp_path / "site" / "superweight_ensembles" / "recipes" / "digits.yaml")
 
@@ -170,7 +170,7 @@ def test_imports_warn_of_nothing() -> None:
 
 
 def test_the_command_line_tells_its_options_without_pytorch() -> None:
-    told = "import sys, superweight_ensembles.cli; sys.exit('torch' in sys.modules)"
+    told = "import sys, superweight_ensembles.__main__; sys.exit('torch' in sys.modules)"
     assert run(sys.executable, "-W", "error", "-c", told).returncode == 0
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime.evaluation import Evaluation
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.training.loop import TrainProgress
+from superweight_ensembles.anytime import Evaluation
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.training import TrainProgress
 
 
 def build() -> swe.SuperWeightEnsemble:
@@ -34,24 +34,24 @@ def use(ensemble: swe.SuperWeightEnsemble, folder: Path) -> None:
     assert_type(ensemble(torch.randn(8, 3, 32, 32)), Tensor)
     assert_type(ensemble.materialize("r18"), nn.Module)
     assert_type(ensemble.plan, swe.SharingPlan)
-    assert_type(ensemble.bank, swe.SuperWeightBank)
+    assert_type(ensemble.bank, swe.ensemble.SuperWeightBank)
     assert_type(ensemble.num_parameters, int)
     assert_type(ensemble.to("cpu"), swe.SuperWeightEnsemble)
     ensemble.save(folder)
     assert_type(swe.SuperWeightEnsemble.load(folder), swe.SuperWeightEnsemble)
     assert_type(swe.SuperWeightEnsemble.from_pretrained("user/name"), swe.SuperWeightEnsemble)
-    assert_type([target.name for target in swe.find_targets(ensemble.materialize("r18"))], list[str])
+    assert_type([target.name for target in swe.plan.find_targets(ensemble.materialize("r18"))], list[str])
     assert_type(swe.export_member(nn.Linear(4, 3), "a.onnx", format="onnx", input_shape=(4,)), Path)
 
 
 def widths() -> nn.Module:
-    network = swe.make_adaptive(swe.wide_resnet(10, 1, 10), [("stages.*.conv1", "stages.*.conv2")])
-    assert_type(swe.resize_widths(network), dict[str, tuple[int, int]])
-    assert_type({path: width.width for path, width in swe.adaptive_widths(network).items()}, dict[str, int])
-    loss = swe.WidthLoss(prior_rate=0.1)
-    assert_type(loss(swe.adaptive_mlp(2, 3), num_samples=100), Tensor)
-    swe.freeze_widths(network)
-    return swe.truncate(network, fraction=0.5)
+    network = swe.adaptive.make_adaptive(swe.wide_resnet(10, 1, 10), [("stages.*.conv1", "stages.*.conv2")])
+    assert_type(swe.adaptive.resize_widths(network), dict[str, tuple[int, int]])
+    assert_type({path: width.width for path, width in swe.adaptive.adaptive_widths(network).items()}, dict[str, int])
+    loss = swe.adaptive.WidthLoss(prior_rate=0.1)
+    assert_type(loss(swe.adaptive.adaptive_mlp(2, 3), num_samples=100), Tensor)
+    swe.adaptive.freeze_widths(network)
+    return swe.adaptive.truncate(network, fraction=0.5)
 
 
 def look(progress: TrainProgress) -> None:
@@ -62,7 +62,7 @@ def train(ensemble: swe.SuperWeightEnsemble) -> Evaluation | None:
     data = assert_type(swe.load_data("digits", validation_fraction=0.2), ImageData)
     config = swe.TrainConfig(epochs=1, batch_size=64, schedule="one_cycle")
     try:
-        result = swe.train(ensemble, data, config, untie=swe.Untying(epoch=1), callback=look, out=Path("run"))
+        result = swe.train(ensemble, data, config, untie=swe.search.Untying(epoch=1), callback=look, out=Path("run"))
     except swe.TrainingStopped as stop:
         assert_type(stop.saved, bool)
         return None
@@ -77,7 +77,7 @@ def train(ensemble: swe.SuperWeightEnsemble) -> Evaluation | None:
         assert_type(subset.members, tuple[str, ...])
         assert_type(subset.metrics.accuracy, float)
         assert_type(subset.flops, int)
-    assert_type(swe.member_costs(ensemble, (1, 8, 8))["r18"].flops, int)
+    assert_type(swe.anytime.member_costs(ensemble, (1, 8, 8))["r18"].flops, int)
     return found
 
 
@@ -91,7 +91,7 @@ def answer(ensemble: swe.SuperWeightEnsemble, data: ImageData, images: Tensor) -
     found = predictor(images, deadline_ms=20)
     assert_type(found.skipped, tuple[str, ...])
     assert_type(found.probabilities, Tensor)
-    assert_type(predictor.policy, swe.ExitPolicy | None)
+    assert_type(predictor.policy, swe.anytime.ExitPolicy | None)
     predictor.save("predictor")
     assert_type(swe.AnytimePredictor.load("predictor"), swe.AnytimePredictor)
     if predictor.policy is not None:

@@ -1,0 +1,76 @@
+"""Predictions at any compute budget, and what they cost and are worth.
+
+Evaluation of members and subsets, FLOPs and latency, streams, deadlines, calibrated cascades, accuracy-compute curves.
+"""
+
+from superweight_ensembles.anytime.calibration import (
+    MIN_SAMPLES,
+    Calibration,
+    exit_shares,
+    fit_policy,
+    play,
+    thresholds_for,
+    worsening,
+)
+from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, now, samples_per_member, timed_call
+from superweight_ensembles.anytime.costs import count_flops, member_costs
+from superweight_ensembles.anytime.curves import log_area, measure_curves, order_exits
+from superweight_ensembles.anytime.evaluation import (
+    Evaluation,
+    Predictions,
+    diversity,
+    evaluate,
+    evaluate_predictions,
+    predict,
+    probability_metrics,
+    reliability,
+)
+from superweight_ensembles.anytime.policy import (
+    CONFIDENCES,
+    ExitPolicy,
+    confidence_of,
+    exits_of,
+    fit_temperature,
+    replaced_exits,
+    tempered,
+)
+from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, order_greedily, write_policy
+
+__all__ = [
+    "CONFIDENCES",
+    "MIN_SAMPLES",
+    "AnytimeAnswer",
+    "AnytimePredictor",
+    "Calibration",
+    "Evaluation",
+    "ExitPolicy",
+    "ExitStep",
+    "LatencyTable",
+    "Predictions",
+    "confidence_of",
+    "count_flops",
+    "diversity",
+    "evaluate",
+    "evaluate_predictions",
+    "exit_shares",
+    "exits_of",
+    "fit_policy",
+    "fit_temperature",
+    "log_area",
+    "measure_curves",
+    "member_costs",
+    "now",
+    "order_exits",
+    "order_greedily",
+    "play",
+    "predict",
+    "probability_metrics",
+    "reliability",
+    "replaced_exits",
+    "samples_per_member",
+    "tempered",
+    "thresholds_for",
+    "timed_call",
+    "worsening",
+    "write_policy",
+]

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import unfused_recurrence
-from superweight_ensembles.plan.planner import count_parameters
+from superweight_ensembles.models import unfused_recurrence
+from superweight_ensembles.plan import count_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from superweight_ensembles.anytime.costs import MemberCost, member_costs
-from superweight_ensembles.data.loader import checked_batch
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.data import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 # FOLDED anytime.metrics: How good probabilities are. Shapes: M members, N samples, K classes.

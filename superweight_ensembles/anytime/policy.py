@@ -130,8 +130,8 @@ class ExitPolicy:
 
     def __post_init__(self) -> None:
         listed = ("order", "temperatures", "thresholds", "replaces")
-        for field in listed:  # lists are taken too; tuples compare and hash
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for name in listed:  # lists are taken too; tuples compare and hash
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.order or len(set(self.order)) < len(self.order):
             raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)}")
         if self.confidence not in CONFIDENCES:

@@ -17,14 +17,12 @@ from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, r
 from superweight_ensembles.anytime.costs import count_flops
 from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import CONFIDENCES, ExitPolicy, replaced_exits, run_member
-from superweight_ensembles.data.loader import checked_batch
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.ensemble.saving import write_ensemble
+from superweight_ensembles.data import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, write_ensemble
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models.architecture import VERSION_OF
-from superweight_ensembles.plan.targets import Members, named_members
-from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.folders import check_manifest, list_file
+from superweight_ensembles.models import VERSION_OF
+from superweight_ensembles.plan import Members, named_members
+from superweight_ensembles.storage import check_manifest, list_file, read_json, write_json
 
 # FOLDED anytime.inputs: Images that members take, and what one costs them.
 

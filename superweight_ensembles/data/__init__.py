@@ -1,0 +1,44 @@
+"""Image data sets by name, splits in memory or on disk, and loaders whose order and augmentation follow from a seed.
+
+Every data set becomes an :class:`ImageData`; its loaders give the same batches again after the same seed and epoch.
+"""
+
+from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.datasets import DATA_SETS, image_shape_of, load_data, num_training_images
+from superweight_ensembles.data.images import (
+    ImageReader,
+    PathTable,
+    centre_square,
+    decode,
+    decode_random,
+    random_region,
+)
+from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
+from superweight_ensembles.data.random_streams import image_generator, image_key
+from superweight_ensembles.data.splits import FileSplit, MemorySplit, stratified_split
+
+__all__ = [
+    "DATA_SETS",
+    "Augmentation",
+    "Draws",
+    "FileSplit",
+    "ImageData",
+    "ImageLoader",
+    "ImageReader",
+    "MemorySplit",
+    "PathTable",
+    "centre_square",
+    "checked_batch",
+    "crop_and_flip",
+    "cut_out_",
+    "decode",
+    "decode_random",
+    "draw",
+    "image_generator",
+    "image_key",
+    "image_shape_of",
+    "load_data",
+    "num_training_images",
+    "random_region",
+    "stratified_split",
+]

@@ -24,7 +24,7 @@ from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.options import checked_folder, checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, split_off_validation, stratified_split
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.storage.limits import check_parameters_fit
+from superweight_ensembles.storage import check_parameters_fit
 
 # FOLDED data.digits: The handwritten digits that scikit-learn carries: no download, trained on in seconds.
 

@@ -1,0 +1,65 @@
+"""The bank, the weights that it generates, and the ensemble of unmodified members that read them.
+
+Also how an ensemble starts from trained members, moves to another plan, and is saved, loaded and shared.
+"""
+
+from superweight_ensembles.ensemble.adoption import adopt_plan
+from superweight_ensembles.ensemble.bank import SuperWeightBank
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.ensemble.generation import Weights, by_channel, decompose, slot_key
+from superweight_ensembles.ensemble.initialization import (
+    Deviations,
+    initial_values,
+    orthogonal_templates,
+    orthonormal_runs,
+    own_deviations,
+    user_deviations,
+)
+from superweight_ensembles.ensemble.saving import (
+    check_ensemble_files,
+    read_ensemble_tensors,
+    read_plan,
+    rebuild_member,
+    write_ensemble,
+    write_ensemble_files,
+)
+from superweight_ensembles.ensemble.ssn_weights import compile_group, masks_key, tiles_key, vectors_by_key
+from superweight_ensembles.ensemble.warm_starting import (
+    WarmStart,
+    best_affine_factors,
+    best_factors,
+    fit_rows,
+    warm_start,
+)
+
+__all__ = [
+    "Deviations",
+    "SuperWeightBank",
+    "SuperWeightEnsemble",
+    "WarmStart",
+    "Weights",
+    "adopt_plan",
+    "best_affine_factors",
+    "best_factors",
+    "by_channel",
+    "check_ensemble_files",
+    "check_logits",
+    "compile_group",
+    "decompose",
+    "fit_rows",
+    "initial_values",
+    "masks_key",
+    "orthogonal_templates",
+    "orthonormal_runs",
+    "own_deviations",
+    "read_ensemble_tensors",
+    "read_plan",
+    "rebuild_member",
+    "slot_key",
+    "tiles_key",
+    "user_deviations",
+    "vectors_by_key",
+    "warm_start",
+    "write_ensemble",
+    "write_ensemble_files",
+]

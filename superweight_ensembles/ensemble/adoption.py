@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
 from superweight_ensembles.ensemble.generation import slot_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import exchange_parameter
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan
+from superweight_ensembles.models import exchange_parameter
+from superweight_ensembles.plan import Cluster, SharingPlan
 
 
 @torch.no_grad()

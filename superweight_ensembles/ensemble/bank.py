@@ -11,8 +11,8 @@ from superweight_ensembles.ensemble.generation import Program, Weights, compile_
 from superweight_ensembles.ensemble.initialization import Deviations, initial_values
 from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import unknown_name
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.limits import check_parameters_fit
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import check_parameters_fit
 
 _SAMPLED = 8
 

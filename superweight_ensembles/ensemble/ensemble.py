@@ -28,10 +28,16 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models.surgery import place
-from superweight_ensembles.plan.planner import PlanOptions, check_plan_fits, count_parameters, plan_sharing
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.plan.targets import Members, named_members
+from superweight_ensembles.models import place
+from superweight_ensembles.plan import (
+    Members,
+    PlanOptions,
+    SharingPlan,
+    check_plan_fits,
+    count_parameters,
+    named_members,
+    plan_sharing,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

@@ -25,8 +25,7 @@ from superweight_ensembles.ensemble.superweights import (
     compose,
     take,
 )
-from superweight_ensembles.plan.sharing_plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.plan.slots import SlotBlocks, placements
+from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan, SlotBlocks, placements
 
 Weights = dict[str, dict[str, Tensor]]
 Program = Union[ClusterProgram, GroupProgram]

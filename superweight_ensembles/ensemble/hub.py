@@ -12,14 +12,14 @@ from huggingface_hub.errors import HFValidationError
 
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.architecture import recall_architecture
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.files import write_text
+from superweight_ensembles.models import recall_architecture
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import write_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from superweight_ensembles.plan.targets import Members
+    from superweight_ensembles.plan import Members
 
 
 class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensemble"]):

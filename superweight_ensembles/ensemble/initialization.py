@@ -33,8 +33,7 @@ from superweight_ensembles.ensemble.ssn_weights import (
 )
 from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan
-from superweight_ensembles.plan.ssn import SsnGroup
+from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup
 
 # FOLDED ensemble.random_rows: Random rows that are orthogonal to each other, for the start of templates and
 # coefficients.

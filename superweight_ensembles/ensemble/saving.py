@@ -16,12 +16,21 @@ from safetensors.torch import save_model
 from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.architecture import Architecture, recall_architecture
-from superweight_ensembles.models.registry import build_architecture
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.files import contained_file, read_json, read_text, write_json, write_text
-from superweight_ensembles.storage.folders import MANIFEST_FILE, check_manifest, whole_folder, write_manifest
-from superweight_ensembles.storage.tensors import count_numbers, read_module
+from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import (
+    MANIFEST_FILE,
+    check_manifest,
+    contained_file,
+    count_numbers,
+    read_json,
+    read_module,
+    read_text,
+    whole_folder,
+    write_json,
+    write_manifest,
+    write_text,
+)
 
 ENSEMBLE_FORMAT = 3
 _MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers

@@ -23,8 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble.superweights import Composition, autocast_type, empty_weights, fitting_threads
-from superweight_ensembles.plan.slots import Shape
-from superweight_ensembles.plan.ssn import Reading, SsnGroup, SsnTarget
+from superweight_ensembles.plan import Reading, Shape, SsnGroup, SsnTarget
 
 # FOLDED ensemble.upsampling: From what a layer reads of a bank that is smaller than it, to as many numbers as it has,
 # and gradients back.

@@ -26,8 +26,7 @@ from torch import Tensor, autocast
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.plan.sharing_plan import PlannedTarget
-from superweight_ensembles.plan.slots import Placement, Shape
+from superweight_ensembles.plan import Placement, PlannedTarget, Shape
 
 Positions = Union[slice, tuple[int, ...]]
 

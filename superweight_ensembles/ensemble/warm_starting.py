@@ -35,12 +35,16 @@ from superweight_ensembles.ensemble.ssn_weights import (
 )
 from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.planner import check_plan_fits
-from superweight_ensembles.plan.sharing_plan import Cluster
-from superweight_ensembles.plan.slots import CoefficientForm, SlotBlocks
-from superweight_ensembles.plan.ssn import SsnGroup
-from superweight_ensembles.plan.targets import Members, named_members
-from superweight_ensembles.storage.limits import visible
+from superweight_ensembles.plan import (
+    Cluster,
+    CoefficientForm,
+    Members,
+    SlotBlocks,
+    SsnGroup,
+    check_plan_fits,
+    named_members,
+)
+from superweight_ensembles.storage import visible
 
 # FOLDED ensemble.low_rank: The best common templates of given vectors: a singular value decomposition by way of the
 # small Gram matrix.

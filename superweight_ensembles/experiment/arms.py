@@ -15,9 +15,8 @@ from torch import nn
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, parse_recipe, set_value
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS
-from superweight_ensembles.models.architecture import Architecture, recall_architecture
-from superweight_ensembles.models.registry import build_architecture
-from superweight_ensembles.plan.planner import count_parameters
+from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
+from superweight_ensembles.plan import count_parameters
 
 # FOLDED experiment.narrower: The plain network of the same kind that has a given number of parameters: what a budget
 # must be better than.

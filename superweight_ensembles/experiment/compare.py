@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from superweight_ensembles.data.loader import ImageData
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.arms import Arm, Variant, build_arms
 from superweight_ensembles.experiment.estimators import run_estimator_arm
@@ -25,11 +25,16 @@ from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import check_content
 from superweight_ensembles.experiment.run import check_own_folder, evaluate_run, read_run, train_run
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, check_installed
-from superweight_ensembles.storage.files import check_no_links, read_json, write_json, write_text
-from superweight_ensembles.storage.folders import empty_folder, locked_folder
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER
-from superweight_ensembles.training.loop import TrainProgress
+from superweight_ensembles.storage import (
+    check_no_links,
+    empty_folder,
+    locked_folder,
+    provenance,
+    read_json,
+    write_json,
+    write_text,
+)
+from superweight_ensembles.training import CHECKPOINT_FOLDER, TrainProgress
 
 # FOLDED experiment.summary: Means, spreads and paired differences over seeds.
 

@@ -18,17 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from superweight_ensembles.anytime.costs import count_flops
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.ssn_weights import vectors_by_key
+from superweight_ensembles.anytime import count_flops
+from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import kept_modes
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.plan.ssn import Reading, SsnGroup
-from superweight_ensembles.plan.targets import Members, named_members
-from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import faster_channels_last
-from superweight_ensembles.training.optim import num_moments
+from superweight_ensembles.models import kept_modes
+from superweight_ensembles.plan import Members, Reading, SharingPlan, SsnGroup, named_members
+from superweight_ensembles.training import TrainConfig, faster_channels_last, num_moments
 
 # FOLDED experiment.reference_speed: How many floating point operations a second this machine does in training, for
 # estimates of time.

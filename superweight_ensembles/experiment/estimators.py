@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.anytime.evaluation import diversity, evaluate
-from superweight_ensembles.data.loader import checked_batch
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.anytime import diversity, evaluate
+from superweight_ensembles.data import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.uncertainty import EstimatorNetwork, build_estimator_network
-from superweight_ensembles.plan.planner import independent_plan
-from superweight_ensembles.training.loop import TrainProgress, train
+from superweight_ensembles.plan import independent_plan
+from superweight_ensembles.training import TrainProgress, train
 
 _NOT_DECAYED = ("bias", "r_group", "s_group")
 

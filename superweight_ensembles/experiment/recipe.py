@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from superweight_ensembles.data.datasets import image_shape_of, load_data, num_training_images
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data import ImageData, image_shape_of, load_data, num_training_images
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.experiment.recipe_sections import (
@@ -27,19 +25,12 @@ from superweight_ensembles.experiment.recipe_sections import (
     Strict,
     WidthStageRecipe,
 )
-from superweight_ensembles.models.adaptive.network import make_adaptive
-from superweight_ensembles.models.adaptive.resizing import WidthLoss
-from superweight_ensembles.models.registry import build_member
-from superweight_ensembles.plan.clusters import check_num_groups
-from superweight_ensembles.plan.planner import plan_sharing
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.search.gradient_clusters import check_searchable
-from superweight_ensembles.search.untying import Untying
-from superweight_ensembles.storage.limits import check_plain
-from superweight_ensembles.storage.yaml_file import parse_yaml, read_yaml
-from superweight_ensembles.training.config import TrainConfig, tuned_config
-from superweight_ensembles.training.device import uses_bfloat16
-from superweight_ensembles.training.distillation import OWN_MEAN, Teacher, check_own_mean
+from superweight_ensembles.models import build_member
+from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
+from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
+from superweight_ensembles.search import Untying, check_searchable
+from superweight_ensembles.storage import check_plain, no_recipe, parse_yaml, read_yaml, recipe_path
+from superweight_ensembles.training import OWN_MEAN, Teacher, TrainConfig, check_own_mean, tuned_config, uses_bfloat16
 
 # FOLDED experiment.recipe_overrides: ``--set key.path=value``: one value of a recipe, changed before the recipe is
 # checked.
@@ -135,43 +126,6 @@ def _saved(folder: Path) -> Path:
     if not (folder / "training.json").is_file():
         raise SuperWeightError(f"teacher: the arm {folder} is not trained to its end: train it with --resume first")
     return folder / "ensemble"
-
-
-# FOLDED experiment.carried_recipes: Recipes by name: those that the library carries, beside its modules or, in a
-# checkout, beside the package.
-
-_PACKAGE = Path(__file__).parent
-
-
-def carried_recipes() -> dict[str, Path]:
-    """The files of the carried recipes by their names.
-
-    Example:
-        >>> carried_recipes()["digits"].name
-        'digits.yaml'
-    """
-    installed, checkout = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
-    folder = installed if installed.is_dir() else checkout
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
-
-
-def recipe_path(given: str | Path) -> Path:
-    """The file that is meant: the one given, or of a name that is no file, the carried recipe of that name."""
-    path = Path(given)
-    carried = carried_recipes().get(str(path))
-    return path if carried is None or path.is_file() else carried
-
-
-def no_recipe(path: Path) -> SuperWeightError:
-    """An error for a file that is not there: the nearest one beside it or carried, and where the carried ones are."""
-    carried = carried_recipes()
-    beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-    known = {name: name for name in carried} | {other.stem: str(other) for other in beside}
-    near = difflib.get_close_matches(path.stem, known, n=1)
-    hint = f"; did you mean {known[near[0]]}?" if near else ""
-    folder = next((file.parent for file in carried.values()), None)
-    listed = f" By name there are {', '.join(carried)}, in {folder}" if folder else ""
-    return SuperWeightError(f"no recipe file {path}{hint or '.'}{listed}")
 
 
 _KNOWN_DATA = {

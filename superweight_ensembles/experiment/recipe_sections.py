@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE
-from superweight_ensembles.plan.ssn import SsnOptions
-from superweight_ensembles.search.learned_groups import LEARNING
+from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE
+from superweight_ensembles.plan import SsnOptions
+from superweight_ensembles.search import LEARNING
 
 
 class Strict(BaseModel):

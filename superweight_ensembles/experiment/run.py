@@ -29,11 +29,9 @@ from typing import Any
 
 from torch import nn
 
-from superweight_ensembles.anytime.evaluation import Predictions, evaluate_predictions, predict
-from superweight_ensembles.anytime.predictor import AnytimePredictor
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.saving import read_plan
+from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluate_predictions, predict
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_saved_teacher, load_recipe, teacher_of
 from superweight_ensembles.experiment.results import check_content, naming_files
@@ -49,19 +47,32 @@ from superweight_ensembles.experiment.stages import (
     start_warm,
     warm_results,
 )
-from superweight_ensembles.export.cascade_files import export_cascade, file_name
-from superweight_ensembles.export.member import FORMATS, checked_shape, export_member
-from superweight_ensembles.plan.planner import independent_plan
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.files import check_no_links, is_draft, read_json, read_text, write_json, write_text
-from superweight_ensembles.storage.folders import LOCK_FILE, clear_drafts, empty_folder, locked_folder
-from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.training.batches import training_loader
-from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER, Checkpoints
-from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.device import build_fabric
-from superweight_ensembles.training.distributed.group import Processes, current_processes
-from superweight_ensembles.training.loop import TrainProgress, train
+from superweight_ensembles.export import FORMATS, checked_shape, export_cascade, export_member, file_name
+from superweight_ensembles.plan import SharingPlan, independent_plan
+from superweight_ensembles.storage import (
+    LOCK_FILE,
+    check_no_links,
+    clear_drafts,
+    empty_folder,
+    is_draft,
+    locked_folder,
+    provenance,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
+from superweight_ensembles.training import (
+    CHECKPOINT_FOLDER,
+    RESUMABLE,
+    Checkpoints,
+    TrainConfig,
+    TrainProgress,
+    build_fabric,
+    train,
+    training_loader,
+)
+from superweight_ensembles.training.distributed import Processes, current_processes
 
 # FOLDED experiment.own_folder: Folders that a command makes, goes on in, or replaces: never anybody else's.
 

@@ -14,28 +14,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from superweight_ensembles.anytime.calibration import MIN_SAMPLES
-from superweight_ensembles.anytime.curves import measure_curves, order_exits
-from superweight_ensembles.anytime.evaluation import Predictions, predict, probability_metrics
-from superweight_ensembles.anytime.predictor import AnytimePredictor, write_policy
-from superweight_ensembles.data.loader import ImageData, ImageLoader
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.saving import check_ensemble_files, read_ensemble_tensors
-from superweight_ensembles.ensemble.warm_starting import warm_start
+from superweight_ensembles.anytime import (
+    MIN_SAMPLES,
+    AnytimePredictor,
+    Predictions,
+    measure_curves,
+    order_exits,
+    predict,
+    probability_metrics,
+    write_policy,
+)
+from superweight_ensembles.data import ImageData, ImageLoader
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import check_content
-from superweight_ensembles.models.adaptive.resizing import adaptive_widths, adopt_widths, drop_importance
-from superweight_ensembles.models.adaptive.truncation import truncated_exits
-from superweight_ensembles.plan.planner import independent_plan
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.search.gradient_clusters import SearchResult, find_sharing, searched_members
-from superweight_ensembles.search.learned_groups import LearnedGroups, find_groups
-from superweight_ensembles.storage.files import read_json, write_json, write_text
-from superweight_ensembles.training.batches import training_loader
-from superweight_ensembles.training.checkpoint import CHECKPOINT_FOLDER
-from superweight_ensembles.training.distributed.group import Processes
-from superweight_ensembles.training.loop import TrainProgress, train
+from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance, truncated_exits
+from superweight_ensembles.plan import SharingPlan, independent_plan
+from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
+from superweight_ensembles.storage import read_json, write_json, write_text
+from superweight_ensembles.training import CHECKPOINT_FOLDER, TrainProgress, train, training_loader
+from superweight_ensembles.training.distributed import Processes
 
 
 def searched_plan(

@@ -14,9 +14,9 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
 from superweight_ensembles.experiment.recipe import Recipe, check_saved_teacher
 from superweight_ensembles.experiment.stages import check_init_from
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.storage.limits import cell
-from superweight_ensembles.training.device import build_fabric, uses_bfloat16
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import cell
+from superweight_ensembles.training import build_fabric, uses_bfloat16
 
 _COLUMNS = ("", "", "MFLOPs", "parameters", "accuracy %", "NLL", "ECE %")
 

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.planner import count_parameters
+from superweight_ensembles.plan import count_parameters
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from superweight_ensembles.anytime.costs import count_flops
-from superweight_ensembles.anytime.policy import ExitPolicy
+from superweight_ensembles.anytime import ExitPolicy, count_flops
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.export.member import (
     ONNX_PACKAGES,
@@ -23,8 +22,7 @@ from superweight_ensembles.export.member import (
     plain_member,
     write_onnx,
 )
-from superweight_ensembles.storage.files import write_json
-from superweight_ensembles.storage.folders import file_entry, whole_folder
+from superweight_ensembles.storage import file_entry, whole_folder, write_json
 
 CASCADE_FORMAT = 2
 _PACKAGES = ("superweight_ensembles", "torch", *ONNX_PACKAGES)

@@ -18,14 +18,11 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.ensemble.saving import rebuild_member
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.architecture import recall_architecture
-from superweight_ensembles.plan.planner import count_parameters
-from superweight_ensembles.storage.files import read_json, write_json
-from superweight_ensembles.storage.folders import check_file, file_entry
-from superweight_ensembles.storage.tensors import count_numbers, read_module
+from superweight_ensembles.models import recall_architecture
+from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.storage import check_file, count_numbers, file_entry, read_json, read_module, write_json
 
 # FOLDED export.plain: What every format starts from: a copy of the network on the CPU in eval mode, and a batch that
 # it answers.

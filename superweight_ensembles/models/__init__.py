@@ -1,0 +1,25 @@
+"""Networks by name, what is remembered of how they were built, and surgery on any module.
+
+Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
+"""
+
+from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
+from superweight_ensembles.models.registry import build_architecture, build_member
+from superweight_ensembles.models.surgery import evaluating, exchange_parameter, kept_modes, place, unfused_recurrence
+from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
+
+__all__ = [
+    "VERSION_OF",
+    "Architecture",
+    "HiddenLayer",
+    "WideResNet",
+    "build_architecture",
+    "build_member",
+    "evaluating",
+    "exchange_parameter",
+    "kept_modes",
+    "place",
+    "recall_architecture",
+    "unfused_recurrence",
+    "wide_resnet",
+]

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.adaptive.network import multilayer_perceptron
-from superweight_ensembles.models.adaptive.resizing import restore_widths
+from superweight_ensembles.models.adaptive import multilayer_perceptron, restore_widths
 from superweight_ensembles.models.architecture import Architecture, HiddenLayer, remember_architecture
 from superweight_ensembles.models.wideresnet import wide_resnet
-from superweight_ensembles.storage.limits import check_levels, check_parameters_fit
+from superweight_ensembles.storage import check_levels, check_parameters_fit
 
 # FOLDED models.bounded_building: Networks made by name and options, but none that the machine cannot hold or that
 # never ends.

@@ -1,0 +1,100 @@
+"""Who shares weights with whom, inside a budget: pure data, decided once.
+
+``find_targets -> group_targets -> allocate -> SharingPlan``. A plan is JSON, and everything that runs is derived from
+it.
+"""
+
+from superweight_ensembles.plan.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
+from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed, depth_runs, group_targets
+from superweight_ensembles.plan.generators import proportional_shares
+from superweight_ensembles.plan.planner import (
+    PlanOptions,
+    check_plan_fits,
+    coefficient_form,
+    count_parameters,
+    groups_minimum,
+    independent_plan,
+    plan_groups,
+    plan_sharing,
+    resolve_budget,
+    tie_all,
+)
+from superweight_ensembles.plan.sharing_plan import (
+    Cluster,
+    PlannedMember,
+    PlannedSlot,
+    PlannedTarget,
+    SharingPlan,
+    bank_words,
+    window_words,
+)
+from superweight_ensembles.plan.slots import (
+    CoefficientForm,
+    Placement,
+    Shape,
+    SlotBlocks,
+    ordered_shapes,
+    placements,
+    slot_blocks,
+)
+from superweight_ensembles.plan.ssn import (
+    Reading,
+    SsnGroup,
+    SsnOptions,
+    SsnTarget,
+    bank_within,
+    group_cost,
+    least_cost,
+    readings,
+)
+from superweight_ensembles.plan.targets import GeneratedTensor, Members, Target, find_targets, named_members
+
+__all__ = [
+    "ALLOCATION_ORDERS",
+    "Cluster",
+    "CoefficientForm",
+    "GeneratedTensor",
+    "Members",
+    "Placement",
+    "PlanOptions",
+    "PlannedMember",
+    "PlannedSlot",
+    "PlannedTarget",
+    "Reading",
+    "Shape",
+    "SharingPlan",
+    "SlotBlocks",
+    "SlotNeed",
+    "SsnGroup",
+    "SsnOptions",
+    "SsnTarget",
+    "Target",
+    "TargetGroup",
+    "allocate",
+    "bank_within",
+    "bank_words",
+    "check_num_groups",
+    "check_plan_fits",
+    "check_seed",
+    "coefficient_form",
+    "count_parameters",
+    "depth_runs",
+    "find_targets",
+    "group_cost",
+    "group_targets",
+    "groups_minimum",
+    "independent_plan",
+    "least_cost",
+    "minimum_cost",
+    "named_members",
+    "ordered_shapes",
+    "placements",
+    "plan_groups",
+    "plan_sharing",
+    "proportional_shares",
+    "readings",
+    "resolve_budget",
+    "slot_blocks",
+    "tie_all",
+    "window_words",
+]

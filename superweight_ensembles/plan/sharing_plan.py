@@ -33,8 +33,7 @@ from superweight_ensembles.plan.targets import (
     GeneratedTensor,
     Name,
 )
-from superweight_ensembles.storage.files import parse_json
-from superweight_ensembles.storage.limits import visible
+from superweight_ensembles.storage import parse_json, visible
 
 if TYPE_CHECKING:
     from superweight_ensembles.plan.ssn import SsnGroup

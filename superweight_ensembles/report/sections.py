@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan, bank_words
-from superweight_ensembles.plan.ssn import SsnGroup
+from superweight_ensembles.experiment import Recipe
+from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, bank_words
 from superweight_ensembles.report.findings import Results, arm_of
 from superweight_ensembles.report.template import NOTHING, Html, join, scrolled, signed, tag
 

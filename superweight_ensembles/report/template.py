@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from superweight_ensembles.storage.limits import visible
+from superweight_ensembles.storage import visible
 
 # FOLDED report.looks: How the page looks: one column on a phone, two of figures on a desktop, light and dark, on paper.
 

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.results import check_content, naming_files
-from superweight_ensembles.experiment.run import read_results, read_run, read_search
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.report.figures.draw import draw_run, draw_search
-from superweight_ensembles.report.figures.points import read_arms
-from superweight_ensembles.report.figures.training_curves import widths_learned
+from superweight_ensembles.experiment import Recipe, check_content, naming_files, read_results, read_run, read_search
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.report.figures import draw_run, draw_search, read_arms, widths_learned
 from superweight_ensembles.report.findings import Results, sentences, tiles
 from superweight_ensembles.report.sections import (
     ANYTIME_FIGURES,
@@ -32,7 +28,7 @@ from superweight_ensembles.report.sections import (
     result_section,
 )
 from superweight_ensembles.report.template import Html, Section, join, page, tag
-from superweight_ensembles.storage.files import read_json, write_text
+from superweight_ensembles.storage import read_json, write_text
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:

@@ -13,12 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.clusters import TargetGroup
-from superweight_ensembles.plan.planner import coefficient_form, groups_minimum, plan_groups, resolve_budget
-from superweight_ensembles.plan.sharing_plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.plan.targets import Target
+from superweight_ensembles.plan import (
+    Cluster,
+    PlannedTarget,
+    SharingPlan,
+    Target,
+    TargetGroup,
+    coefficient_form,
+    groups_minimum,
+    plan_groups,
+    resolve_budget,
+)
 from superweight_ensembles.search.gradients import (
     Batches,
     TargetTensors,
@@ -26,7 +33,7 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
-from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.training.distributed import current_processes
 
 # FOLDED search.depths: Which members stand for a depth, and in what order: found from the plan, not from how the
 # members are listed.

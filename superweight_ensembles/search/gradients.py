@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superweight_ensembles.data.loader import checked_batch
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.data import checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import evaluating, unfused_recurrence
-from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.models import evaluating, unfused_recurrence
+from superweight_ensembles.training.distributed import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
 TargetGradients = dict[str, Tensor]

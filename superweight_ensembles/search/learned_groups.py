@@ -14,16 +14,21 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.ssn_weights import vectors_by_key
+from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed
-from superweight_ensembles.plan.planner import plan_groups
-from superweight_ensembles.plan.sharing_plan import SharingPlan
-from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, SsnTarget
-from superweight_ensembles.plan.targets import Target
+from superweight_ensembles.plan import (
+    SharingPlan,
+    SsnGroup,
+    SsnOptions,
+    SsnTarget,
+    Target,
+    TargetGroup,
+    check_num_groups,
+    check_seed,
+    plan_groups,
+)
 from superweight_ensembles.search.gradient_clusters import SEARCH_FORMAT
-from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.training.distributed import current_processes
 
 LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
 
@@ -98,7 +103,7 @@ def learn_groups(
         >>> import superweight_ensembles as swe
         >>> data = swe.load_data("synthetic")
         >>> members = {"wrn": swe.wide_resnet(10, 1, data.num_classes)}
-        >>> reading = swe.SsnOptions(combine="softmax", upsample="inter", templates=4)
+        >>> reading = swe.plan.SsnOptions(combine="softmax", upsample="inter", templates=4)
         >>> first = swe.SuperWeightEnsemble(members, budget=0.1, generator="ssn", clusters="one", ssn=reading)
         >>> _ = swe.train(first, data, swe.TrainConfig(epochs=1, batch_size=64))
         >>> [cluster.generator for cluster in swe.learn_groups(first, 2).clusters]

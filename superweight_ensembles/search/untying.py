@@ -11,11 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble.bank import SuperWeightBank
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.generation import by_channel, decompose, slot_key
+from superweight_ensembles.ensemble import SuperWeightBank, SuperWeightEnsemble, by_channel, decompose, slot_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.sharing_plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradient_clusters import check_threshold
 from superweight_ensembles.search.gradients import (
     Batches,
@@ -24,7 +22,7 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
-from superweight_ensembles.training.distributed.group import current_processes
+from superweight_ensembles.training.distributed import current_processes
 
 _LOG = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     """The commit of the source tree that this package is imported from, with ``-dirty`` where it was changed."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

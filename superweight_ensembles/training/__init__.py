@@ -1,0 +1,60 @@
+"""Joint training of all members: one loop with hooks, and checkpoints that resume it bit by bit.
+
+:func:`train` builds a :class:`TrainState`; hooks add to the loss and act after steps and epochs.
+Several processes are in :mod:`superweight_ensembles.training.distributed`.
+"""
+
+from superweight_ensembles.training.batches import prepared_batch, training_loader
+from superweight_ensembles.training.checkpoint import (
+    CHECKPOINT_FOLDER,
+    Checkpoints,
+    Progress,
+    Subject,
+    best_epoch,
+    load_checkpoint,
+)
+from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
+from superweight_ensembles.training.device import build_fabric, compiled_calls, faster_channels_last, uses_bfloat16
+from superweight_ensembles.training.distillation import OWN_MEAN, Distillation, FixedTeacher, Teacher, check_own_mean
+from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
+from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
+from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
+from superweight_ensembles.training.step import TrainStep
+from superweight_ensembles.training.widths import LearnedWidths
+
+__all__ = [
+    "CHECKPOINT_FOLDER",
+    "OWN_MEAN",
+    "RESUMABLE",
+    "Checkpoints",
+    "Distillation",
+    "FixedTeacher",
+    "LearnedWidths",
+    "Progress",
+    "Subject",
+    "Teacher",
+    "TrainConfig",
+    "TrainProgress",
+    "TrainResult",
+    "TrainStep",
+    "best_epoch",
+    "build_fabric",
+    "build_optimizer",
+    "build_schedule",
+    "check_own_mean",
+    "compiled_calls",
+    "faster_channels_last",
+    "joint_backward",
+    "load_checkpoint",
+    "num_moments",
+    "parameter_groups",
+    "prepared_batch",
+    "recomputed_blocks",
+    "recomputing",
+    "repeated_blocks",
+    "train",
+    "training_loader",
+    "tuned_config",
+    "uses_bfloat16",
+]

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from superweight_ensembles.data.augmentation import Augmentation
-from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
+from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, checked_batch
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 

@@ -30,22 +30,29 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
-from superweight_ensembles.ensemble.adoption import adopt_plan
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.saving import read_ensemble_tensors, read_plan, write_ensemble_files
+from superweight_ensembles.ensemble import (
+    SuperWeightEnsemble,
+    adopt_plan,
+    read_ensemble_tensors,
+    read_plan,
+    write_ensemble_files,
+)
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.storage.files import draft_of, read_json, write_json
-from superweight_ensembles.storage.folders import (
+from superweight_ensembles.storage import (
     check_manifest,
     clear_drafts,
+    draft_of,
     locked_folder,
+    read_header,
+    read_json,
+    read_tensors,
     recover_folder,
     whole_folder,
+    write_json,
     write_manifest,
 )
-from superweight_ensembles.storage.tensors import read_header, read_tensors
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.distributed.group import Processes
+from superweight_ensembles.training.distributed import Processes
 from superweight_ensembles.training.widths import restore_sizes, sizes_of
 
 CHECKPOINT_FORMAT = 3

@@ -15,12 +15,12 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor, nn
 
-from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import evaluating
+from superweight_ensembles.models import evaluating
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.distributed.launch import Launch, join, launch_of
+from superweight_ensembles.training.distributed import Launch, join, launch_of
 
 
 def build_fabric(config: TrainConfig) -> Fabric:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.surgery import kept_modes
+from superweight_ensembles.models import kept_modes
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import is_out_of_memory, is_refusal
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.ensemble.generation import Weights
+from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
 from superweight_ensembles.training.device import Calls, memory_told
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.recomputation import Blocks, recomputing

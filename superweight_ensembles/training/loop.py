@@ -18,12 +18,10 @@ from einops import reduce
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
-from superweight_ensembles.ensemble.adoption import adopt_plan
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.adaptive.resizing import WidthLoss
-from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients
+from superweight_ensembles.data import ImageData, ImageLoader, checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, adopt_plan
+from superweight_ensembles.errors import SuperWeightError, TrainingStopped, unknown_name
+from superweight_ensembles.models.adaptive import WidthLoss
 from superweight_ensembles.training.batches import Batches, SizedBatches, training_batches
 from superweight_ensembles.training.checkpoint import (
     Progress,
@@ -38,11 +36,11 @@ from superweight_ensembles.training.checkpoint import (
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import build_fabric, compiled_calls, set_memory_format, uses_bfloat16
 from superweight_ensembles.training.distillation import Teacher, distillation_of
-from superweight_ensembles.training.distributed.group import Processes, current_processes
+from superweight_ensembles.training.distributed import Processes, current_processes
 from superweight_ensembles.training.joint import Objective, joint_backward
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
-from superweight_ensembles.training.signals import StopRequests, TrainingStopped
+from superweight_ensembles.training.signals import StopRequests
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.widths import LearnedWidths
 
@@ -119,7 +117,7 @@ class Training:
     schedule: torch.optim.lr_scheduler.LRScheduler
     step: TrainStep
     widths: LearnedWidths
-    untie: Untying | None
+    untie: Any
     records: Records | None
     callback: Callable[[TrainProgress], None] | None
     processes: Processes
@@ -242,8 +240,10 @@ class Training:
             self._save()
         self._tell(epoch, record)
 
-    def _untie(self, untie: Untying) -> None:
+    def _untie(self, untie: Any) -> None:
         """Move the ensemble and its optimiser to a plan without the ties that conflict."""
+        from superweight_ensembles.search import untie_coefficients
+
         loader: Batches = self.loaders[0]
         if isinstance(self.data, ImageData):
             shard = self.processes.shard
@@ -311,7 +311,7 @@ def train(
     *,
     validation: Batches | None = None,
     members: Collection[str] | None = None,
-    untie: Untying | None = None,
+    untie: Any = None,
     objective: Objective | None = None,
     teacher: Teacher | None = None,
     width_loss: WidthLoss | None = None,
@@ -517,7 +517,9 @@ def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | N
     return tuple(members)
 
 
-def _check_untying(ensemble: SuperWeightEnsemble, untie: Untying | None, config: TrainConfig) -> None:
+def _check_untying(ensemble: SuperWeightEnsemble, untie: Any, config: TrainConfig) -> None:
+    from superweight_ensembles.search import Untying, has_ties
+
     if untie is None:
         return
     if not isinstance(untie, Untying):

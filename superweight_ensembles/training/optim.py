@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.adaptive.width import AdaptiveWidth
+from superweight_ensembles.models.adaptive import AdaptiveWidth
 from superweight_ensembles.training.config import TrainConfig
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.surgery import place
-from superweight_ensembles.training.distributed.sync_norm import synchronised_as_here
+from superweight_ensembles.models import place
+from superweight_ensembles.training.distributed import synchronised_as_here
 
 _LOG = logging.getLogger(__name__)
 _CONTAINERS = (nn.Sequential, nn.ModuleList)

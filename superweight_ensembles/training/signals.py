@@ -5,26 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
-
-class TrainingStopped(KeyboardInterrupt):
-    """A training was asked to end by a signal, and has saved where it stood.
-
-    Attributes:
-        signal: The signal's number.
-        saved: Whether a checkpoint of this very step is there.
-    """
-
-    def __init__(self, message: str, number: int, saved: bool = False) -> None:
-        super().__init__(message)
-        self.signal = number
-        self.saved = saved
-
-
-def stop_now(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler that ends what runs at once."""
-    raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)
+from superweight_ensembles.errors import stop_now
 
 
 class StopRequests:

@@ -14,15 +14,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.batches import by_member, prepared_batch
 from superweight_ensembles.training.checkpoint import Progress, random_states, set_random_states
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import OutOfMemoryError, is_refusal
 from superweight_ensembles.training.distillation import Distillation
-from superweight_ensembles.training.distributed.group import Processes
-from superweight_ensembles.training.distributed.sync_norm import synchronised
+from superweight_ensembles.training.distributed import Processes, synchronised
 from superweight_ensembles.training.joint import TargetGradients
 from superweight_ensembles.training.widths import LearnedWidths
 

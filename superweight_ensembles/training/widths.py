@@ -8,11 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.adaptive.resizing import Place, WidthLoss, follow_rates, learned_places, set_width
-from superweight_ensembles.models.adaptive.width import AdaptiveWidth
-from superweight_ensembles.plan.planner import independent_plan
+from superweight_ensembles.models.adaptive import (
+    AdaptiveWidth,
+    Place,
+    WidthLoss,
+    follow_rates,
+    learned_places,
+    set_width,
+)
+from superweight_ensembles.plan import independent_plan
 from superweight_ensembles.training.config import TrainConfig
 
 Widths = dict[str, dict[str, int]]

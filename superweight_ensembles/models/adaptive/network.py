@@ -70,7 +70,7 @@ def make_adaptive(
 
     Example:
         >>> import superweight_ensembles as swe
-        >>> from superweight_ensembles.adaptive import adaptive_widths, make_adaptive
+        >>> from superweight_ensembles.models.adaptive import adaptive_widths, make_adaptive
         >>> network = swe.wide_resnet(10, 1, num_classes=10)
         >>> network = make_adaptive(network, [("stages.*.conv1", "stages.*.conv2")])
         >>> [width.width for width in adaptive_widths(network).values()]
@@ -186,7 +186,7 @@ def adaptive_mlp(
 
     Example:
         >>> import torch
-        >>> from superweight_ensembles.adaptive import adaptive_mlp
+        >>> from superweight_ensembles.models.adaptive import adaptive_mlp
         >>> network = adaptive_mlp(2, 3, hidden_layers=2)
         >>> network(torch.zeros(5, 2)).shape, network.hidden1.weight.shape
         (torch.Size([5, 3]), torch.Size([232, 232]))

@@ -138,7 +138,7 @@ def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
     """The learned widths of a module, at any depth, by the path of the layer that makes the neurons.
 
     Example:
-        >>> from superweight_ensembles.adaptive import adaptive_mlp, adaptive_widths
+        >>> from superweight_ensembles.models.adaptive import adaptive_mlp, adaptive_widths
         >>> network = adaptive_mlp(2, 3, rate=0.1)
         >>> {path: width.width for path, width in adaptive_widths(network).items()}
         {'hidden0': 25}
@@ -185,7 +185,7 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
 
     Example:
         >>> import torch
-        >>> from superweight_ensembles.adaptive import adaptive_mlp, resize_widths
+        >>> from superweight_ensembles.models.adaptive import adaptive_mlp, resize_widths
         >>> network = adaptive_mlp(2, 3, rate=0.1)
         >>> _ = network.head.input_width.rho.data.fill_(-1.0)  # a rate of 0.31
         >>> resize_widths(network), network(torch.zeros(5, 2)).shape
@@ -403,7 +403,7 @@ class WidthLoss:
     Source: Errica et al., arXiv 2501.15889, section 4.
 
     Example:
-        >>> from superweight_ensembles.adaptive import WidthLoss, adaptive_mlp
+        >>> from superweight_ensembles.models.adaptive import WidthLoss, adaptive_mlp
         >>> loss = WidthLoss(prior_rate=0.2, prior_deviation=1.0, final_deviation=0.01)
         >>> [round(loss.deviation(progress), 3) for progress in (0.0, 0.5, 1.0)]
         [1.0, 0.1, 0.01]

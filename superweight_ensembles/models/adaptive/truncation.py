@@ -57,7 +57,7 @@ def truncate(
     Source: Errica et al., arXiv 2501.15889, section 4. Differs from paper: batch norm that is estimated again is ours.
 
     Example:
-        >>> from superweight_ensembles.adaptive import adaptive_mlp, truncate
+        >>> from superweight_ensembles.models.adaptive import adaptive_mlp, truncate
         >>> small = truncate(adaptive_mlp(2, 3, rate=0.1), fraction=0.5)
         >>> small.hidden0, small.head
         (Linear(in_features=2, out_features=13, bias=True), Linear(in_features=13, out_features=3, bias=True))
@@ -136,8 +136,8 @@ def truncated_exits(
 
     Example:
         >>> import superweight_ensembles as swe
-        >>> members = {"mlp": swe.adaptive_mlp(4, 3, rate=0.1), "linear": nn.Linear(4, 3)}
-        >>> predictor = swe.AnytimePredictor(swe.truncated_exits(members, [0.5]), input_shape=(4,))
+        >>> members = {"mlp": swe.adaptive.adaptive_mlp(4, 3, rate=0.1), "linear": nn.Linear(4, 3)}
+        >>> predictor = swe.AnytimePredictor(swe.adaptive.truncated_exits(members, [0.5]), input_shape=(4,))
         >>> predictor.order
         ('linear', 'mlp@50%', 'mlp')
     """

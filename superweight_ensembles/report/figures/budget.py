@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures.layers import cluster_looks
 from superweight_ensembles.report.figures.style import (
     INK,

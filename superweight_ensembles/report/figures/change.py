@@ -15,8 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Patch, Rectangle
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan
-from superweight_ensembles.plan.targets import GeneratedTensor
+from superweight_ensembles.plan import Cluster, GeneratedTensor, SharingPlan
 from superweight_ensembles.report.figures.layers import cluster_looks, depth_key, layers_by_depth
 from superweight_ensembles.report.figures.style import (
     INK,

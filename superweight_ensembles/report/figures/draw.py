@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from superweight_ensembles.plan.sharing_plan import SharingPlan
+from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures.accuracy import (
     accuracy_flops,
     accuracy_parameters,
@@ -28,7 +28,7 @@ from superweight_ensembles.report.figures.sharing import sharing_map
 from superweight_ensembles.report.figures.similarity import Search, similarity_matrix
 from superweight_ensembles.report.figures.style import DOTS_PER_INCH, plain_text
 from superweight_ensembles.report.figures.training_curves import training_curves, width_history, widths_learned
-from superweight_ensembles.storage.files import write_bytes
+from superweight_ensembles.storage import write_bytes
 
 
 def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:

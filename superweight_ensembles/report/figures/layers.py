@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.patches import Patch
 
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan
-from superweight_ensembles.plan.slots import Shape
-from superweight_ensembles.plan.ssn import Reading, SsnGroup
-from superweight_ensembles.plan.targets import GeneratedTensor
+from superweight_ensembles.plan import Cluster, GeneratedTensor, Reading, Shape, SharingPlan, SsnGroup
 from superweight_ensembles.report.figures.style import MUTED
 
 _FIRST = (

@@ -13,8 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
-from superweight_ensembles.plan.sharing_plan import Cluster, SharingPlan, window_words
-from superweight_ensembles.plan.ssn import SsnGroup
+from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, window_words
 from superweight_ensembles.report.figures.layers import ClusterLook, Layer, cluster_looks, layers_by_depth
 from superweight_ensembles.report.figures.style import (
     INK,

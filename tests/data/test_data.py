@@ -1,0 +1,899 @@
+"""Data sets and loaders: splits, order, augmentation, files, and every error that a user can cause."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from superweight_ensembles.data import (
+    DATA_SETS,
+    Augmentation,
+    Draws,
+    FileSplit,
+    ImageData,
+    ImageLoader,
+    MemorySplit,
+    crop_and_flip,
+    cut_out_,
+    draw,
+    load_data,
+    stratified_split,
+)
+from superweight_ensembles.errors import SuperWeightError
+
+ALL = Augmentation(flip=True, crop_padding=2, cutout=3)
+SHAPE = (2, 5, 7)  # neither square nor of as many channels as rows: an exchanged axis shows
+
+
+def numbered(count: int, shape: tuple[int, int, int] = SHAPE) -> MemorySplit:
+    """Random images, each labelled with its own index."""
+    images = torch.randint(1, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return MemorySplit(images, torch.arange(count))
+
+
+def plain_loader(split: MemorySplit, batch_size: int, **settings: Any) -> ImageLoader:
+    channels = split.image_shape[0]
+    return ImageLoader(split, batch_size, mean=(0.4,) * channels, std=(0.3,) * channels, **settings)
+
+
+def epoch_of(loader: ImageLoader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    loader.set_epoch(epoch)
+    images, labels = zip(*loader)
+    return torch.cat(images), torch.cat(labels)
+
+
+def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+# Order and random numbers.
+
+
+def test_equal_seed_and_epoch_give_equal_batches() -> None:
+    split = numbered(23)
+    first, again = (plain_loader(split, 5, augmentation=ALL, shuffle=True, seed=7) for _ in range(2))
+    assert same(epoch_of(first, 3), epoch_of(again, 3))
+
+
+def test_epochs_and_seeds_differ_in_order_and_in_augmentation() -> None:
+    split = numbered(40)
+    shuffled = plain_loader(split, 8, shuffle=True)
+    orders = [epoch_of(shuffled, epoch)[1] for epoch in (0, 1)] + [
+        epoch_of(plain_loader(split, 8, shuffle=True, seed=1))[1]
+    ]
+    assert all(sorted(order.tolist()) == list(range(40)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    augmented = plain_loader(split, 8, augmentation=ALL)
+    assert not torch.equal(epoch_of(augmented, 0)[0], epoch_of(augmented, 1)[0])
+
+
+def test_a_resumed_epoch_is_the_epoch_whatever_was_drawn_before() -> None:
+    split = numbered(30)
+    travelled = plain_loader(split, 4, augmentation=ALL, shuffle=True)
+    for epoch in range(3):
+        epoch_of(travelled, epoch)
+    next(iter(travelled))
+    torch.rand(100)
+    assert same(epoch_of(travelled, 3), epoch_of(plain_loader(split, 4, augmentation=ALL, shuffle=True), 3))
+
+
+def test_set_epoch_does_not_change_an_epoch_that_has_begun() -> None:
+    loader = plain_loader(numbered(20), 6, augmentation=ALL, shuffle=True)
+    expected = epoch_of(loader, 1)
+    begun = iter(loader)
+    loader.set_epoch(2)
+    images, labels = zip(*begun)
+    assert same((torch.cat(images), torch.cat(labels)), expected)
+
+
+def test_global_generators_are_untouched() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    data = load_data("synthetic")
+    load_data("digits", seed=3)
+    epoch_of(data.loader("train", 16, augmentation=ALL, shuffle=True), 2)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert random.getstate() == states[2]
+
+
+def test_batch_size_changes_neither_order_nor_augmentation() -> None:
+    split = numbered(24)
+    small, large = (epoch_of(plain_loader(split, size, augmentation=ALL, shuffle=True), 1) for size in (4, 9))
+    assert same(small, large)
+
+
+def test_one_augmentation_leaves_the_draws_of_the_others() -> None:
+    alone = draw(Augmentation(crop_padding=2), 10, SHAPE, seed=0, epoch=0)
+    together = draw(ALL, 10, SHAPE, seed=0, epoch=0)
+    assert alone.flip is None
+    assert alone.cutout is None
+    assert alone.crop is not None
+    assert together.crop is not None
+    assert torch.equal(alone.crop, together.crop)
+
+
+def test_draws_cover_every_value_evenly() -> None:
+    draws = draw(Augmentation(flip=True, crop_padding=2, cutout=2), 7000, SHAPE, seed=0, epoch=0)
+    assert draws.flip is not None
+    assert draws.crop is not None
+    assert draws.cutout is not None
+    columns = [
+        (draws.flip.long(), 2),
+        (draws.crop[:, 0], 5),
+        (draws.crop[:, 1], 5),
+        (draws.cutout[:, 0], 5),
+        (draws.cutout[:, 1], 7),
+    ]
+    for column, values in columns:
+        counts = torch.bincount(column)
+        assert len(counts) == values
+        assert counts.min() > 0.85 * 7000 / values
+        assert counts.max() < 1.15 * 7000 / values
+    assert not torch.equal(draws.crop[:, 0], draws.crop[:, 1])
+
+
+# Several processes, and epochs begun in the middle.
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_shards_put_together_are_the_batches_of_one_process(count: int, drop_last: bool) -> None:
+    settings: dict[str, Any] = {"augmentation": ALL, "shuffle": True, "seed": 3, "drop_last": drop_last}
+    split = numbered(40)
+    whole = plain_loader(split, 9, **settings)
+    parts = [plain_loader(split, 9, **settings, shard=(index, count)) for index in range(count)]
+    for loader in (whole, *parts):
+        loader.set_epoch(2)
+    assert {len(loader) for loader in parts} == {len(whole)}
+    for (images, labels), *shares in zip(whole, *parts, strict=True):
+        sizes = [len(found) for found, _ in shares]
+        assert max(sizes) - min(sizes) <= 1
+        assert torch.equal(torch.cat([found for found, _ in shares]), images)
+        assert torch.equal(torch.cat([found for _, found in shares]), labels)
+
+
+def test_an_epoch_begun_in_the_middle_is_its_end() -> None:
+    loader = plain_loader(numbered(40), 9, augmentation=ALL, shuffle=True)
+    loader.set_epoch(1)
+    every = list(loader)
+    for first in range(6):
+        loader.set_epoch(1, first_batch=first)
+        found = list(loader)
+        assert len(found) == 5 - first and len(loader) == 5
+        assert all(same(one, other) for one, other in zip(found, every[first:], strict=True))
+    loader.set_epoch(1)
+    assert len(list(loader)) == 5
+
+
+# Augmentation against loops over images, rows and columns.
+
+
+def crop_one(image: torch.Tensor, top: int, left: int, padding: int) -> torch.Tensor:
+    channels, height, width = image.shape
+    result = torch.zeros_like(image)
+    for channel in range(channels):
+        for row in range(height):
+            for column in range(width):
+                y, x = row + top - padding, column + left - padding
+                if 0 <= y < height and 0 <= x < width:
+                    result[channel, row, column] = image[channel, y, x]
+    return result
+
+
+def flip_one(image: torch.Tensor) -> torch.Tensor:
+    return torch.stack([image[:, :, image.shape[2] - 1 - column] for column in range(image.shape[2])], dim=2)
+
+
+def cut_out_one(image: torch.Tensor, y: int, x: int, size: int) -> torch.Tensor:
+    result = image.clone()
+    for row in range(max(0, y - size // 2), min(image.shape[1], y - size // 2 + size)):
+        for column in range(max(0, x - size // 2), min(image.shape[2], x - size // 2 + size)):
+            result[:, row, column] = 0
+    return result
+
+
+def test_crop_is_the_shifted_image_with_black_around_it() -> None:
+    images = numbered(9).images
+    corners = torch.tensor([[top, left] for top in (0, 2, 4) for left in (0, 3, 4)])
+    expected = torch.stack([crop_one(image, *corner, padding=2) for image, corner in zip(images, corners.tolist())])
+    result = crop_and_flip(images, Draws(crop=corners), 2)
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, expected)
+
+
+def test_flip_mirrors_the_images_drawn_and_no_others() -> None:
+    images = numbered(4).images
+    expected = torch.stack([images[0], flip_one(images[1]), flip_one(images[2]), images[3]])
+    assert torch.equal(crop_and_flip(images, Draws(flip=torch.tensor([False, True, True, False])), 0), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_cutout_zeroes_a_square_clipped_at_the_border(size: int) -> None:
+    centres = [(0, 0), (4, 6), (2, 3), (0, 5), (3, 0)]
+    images = torch.randn(len(centres), *SHAPE)
+    expected = torch.stack([cut_out_one(image, y, x, size) for image, (y, x) in zip(images, centres)])
+    assert torch.equal(cut_out_(images.clone(), Draws(cutout=torch.tensor(centres)), size), expected)
+    inner = cut_out_(torch.ones(1, 1, 9, 9), Draws(cutout=torch.tensor([[4, 4]])), size)
+    assert (inner == 0).sum() == size * size
+
+
+def test_loader_crops_then_flips_then_normalises_then_cuts_out() -> None:
+    split = numbered(11)
+    images, labels = epoch_of(plain_loader(split, 4, augmentation=ALL, shuffle=True, seed=2), 5)
+    draws = draw(ALL, 11, SHAPE, seed=2, epoch=5)
+    assert draws.flip is not None
+    assert draws.crop is not None
+    assert draws.cutout is not None
+    for position, label in enumerate(labels.tolist()):
+        image = crop_one(split.images[label], *draws.crop[position].tolist(), padding=2)
+        image = flip_one(image) if draws.flip[position] else image
+        image = cut_out_one((image / 255 - 0.4) / 0.3, *draws.cutout[position].tolist(), size=3)
+        torch.testing.assert_close(images[position], image, rtol=1e-5, atol=1e-6)
+
+
+# Normalisation, lengths and types.
+
+
+def test_normalisation_is_per_channel_of_pixels_in_0_to_1() -> None:
+    pixels = torch.tensor([[[[0]], [[51]], [[255]]]], dtype=torch.uint8)
+    split = MemorySplit(pixels, torch.zeros(1, dtype=torch.int64))
+    ((images, _),) = ImageLoader(split, 1, mean=(0.1, 0.2, 0.4), std=(0.5, 0.25, 0.3))
+    expected = torch.tensor([(0 - 0.1) / 0.5, (0.2 - 0.2) / 0.25, (1 - 0.4) / 0.3])
+    torch.testing.assert_close(images.flatten(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"),
+    [(4, False, [4, 4, 2]), (4, True, [4, 4]), (5, True, [5, 5]), (10, False, [10]), (99, False, [10])],
+)
+def test_lengths_of_loaders(batch_size: int, drop_last: bool, sizes: list[int]) -> None:
+    loader = plain_loader(numbered(10), batch_size, drop_last=drop_last, augmentation=ALL, shuffle=True)
+    batches = list(loader)
+    assert len(loader) == len(batches) == len(sizes)
+    assert [len(labels) for _, labels in batches] == sizes
+    for images, labels in batches:
+        assert images.dtype == torch.float32
+        assert images.shape == (len(labels), *SHAPE)
+        assert images.is_contiguous()
+        assert labels.dtype == torch.int64
+
+
+def test_without_shuffle_and_augmentation_the_split_comes_as_it_is() -> None:
+    split = numbered(10)
+    images, labels = epoch_of(plain_loader(split, 3))
+    assert labels.tolist() == list(range(10))
+    torch.testing.assert_close(images * 0.3 + 0.4, split.images / 255)
+
+
+def test_a_loader_does_not_change_the_images() -> None:
+    split = numbered(6)
+    before = split.images.clone()
+    epoch_of(plain_loader(split, 6, augmentation=ALL))
+    assert torch.equal(split.images, before)
+
+
+# Splits.
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    fraction=st.floats(0, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_stratified_split_shares_every_image_out_once(labels: list[int], fraction: float, seed: int) -> None:
+    given_labels = torch.tensor(labels)
+    keep, hold = stratified_split(given_labels, fraction, seed)
+    assert sorted(keep.tolist() + hold.tolist()) == list(range(len(labels)))
+    for label in set(labels):
+        count, held = labels.count(label), int((given_labels[hold] == label).sum())
+        assert held < count
+        assert (held >= 1) == (count >= 2 and fraction > 0)
+        assert held <= max(1, fraction * count + 1)
+
+
+def test_stratified_split_holds_out_the_same_images_for_good() -> None:
+    # A literal: another split in a later version would make its figures incomparable with earlier ones.
+    labels = torch.arange(20) % 2
+    assert stratified_split(labels, 0.2, 0)[1].tolist() == [4, 7, 11, 16]
+
+
+def tagged(split: MemorySplit) -> list[bytes]:
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def test_digits_splits_are_disjoint_and_complete() -> None:
+    data = load_data("digits")
+    parts = (data.train, data.validation, data.test)
+    assert [len(part) for part in parts] == [1797 - 898 - 90, 90, 898]
+    assert data.image_shape == (1, 8, 8)
+    assert data.classes == tuple("0123456789")
+    # All 1,797 images differ from one another, so that their bytes tell them apart.
+    images = [image for part in parts for image in tagged(part)]
+    assert len(set(images)) == 1797
+    assert max(int(part.images.max()) for part in parts) == 255
+    assert min(int(part.images.min()) for part in parts) == 0
+
+
+def test_digits_splits_keep_the_proportions_of_the_classes() -> None:
+    data = load_data("digits")
+    everything = torch.cat([data.train.labels, data.validation.labels, data.test.labels])
+    for part, fraction in ((data.test, 0.5), (data.validation, 0.05)):
+        exact = torch.bincount(everything) * fraction
+        assert (torch.bincount(part.labels) - exact).abs().max() <= 1.5
+
+
+def test_digits_test_split_is_constant_and_validation_follows_the_seed() -> None:
+    zero, again, one = load_data("digits"), load_data("digits"), load_data("digits", seed=1)
+    assert torch.equal(zero.test.images, one.test.images)
+    assert (zero.mean, zero.std) == (one.mean, one.std)
+    assert torch.equal(zero.validation.images, again.validation.images)
+    assert not torch.equal(zero.validation.images, one.validation.images)
+
+
+def test_digits_are_normalised_by_their_own_mean_and_std() -> None:
+    data = load_data("digits", validation_fraction=0)
+    images, _ = epoch_of(data.loader("train", 100))
+    assert abs(float(images.mean())) < 1e-3
+    assert abs(float(images.std()) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_no_validation(name: str) -> None:
+    data = load_data(name, validation_fraction=0)
+    assert len(data.validation) == 0
+    loader = data.loader("validation", 8, shuffle=True, augmentation=Augmentation(flip=True, crop_padding=1))
+    assert len(loader) == len(list(loader)) == 0
+
+
+def test_synthetic_follows_its_options_and_seed() -> None:
+    data = load_data("synthetic", num_train=40, num_test=21, num_classes=3, shape=[1, 4, 6], seed=2)
+    assert (len(data.train), len(data.validation), len(data.test), data.num_classes) == (36, 4, 21, 3)
+    again, other = (
+        load_data("synthetic", num_train=40, num_test=21, num_classes=3, shape=(1, 4, 6), seed=s) for s in (2, 3)
+    )
+    assert torch.equal(data.test.images, again.test.images)
+    assert not torch.equal(data.test.images, other.test.images)
+
+
+def test_synthetic_is_learnable() -> None:
+    data = load_data("synthetic", validation_fraction=0)
+    (train, labels), (test, answers) = (epoch_of(data.loader(split, 64)) for split in ("train", "test"))
+    centres = torch.stack([train[labels == label].mean(0) for label in range(4)]).flatten(1)
+    nearest = torch.cdist(test.flatten(1), centres).argmin(1)
+    assert (nearest == answers).float().mean() > 0.95
+
+
+# Folders of images.
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
+    """One image of random pixels, (H, W), in the format of the name's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size, 3) if mode == "RGB" else size
+    pixels = np.random.RandomState(seed).randint(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_folder(root: Path, counts: dict[str, int], ending: str = "png", **image: Any) -> Path:
+    """``counts`` images in each folder, all different."""
+    seed = 0
+    for folder, count in counts.items():
+        for index in range(count):
+            seed += 1
+            write_image(root / folder / f"{index:03}.{ending}", seed, **image)
+    return root
+
+
+SPLIT_LAYOUT = {"train/cat": 10, "train/dog": 20, "test/cat": 3, "test/dog": 2}
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_folder_with_train_and_test(tmp_path: Path, ending: str) -> None:
+    root = write_folder(tmp_path / "pets", SPLIT_LAYOUT, ending)
+    data = load_data("image_folder", folder=root)
+    assert (data.name, data.classes, data.image_shape) == ("pets", ("cat", "dog"), (3, 8, 8))
+    assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 5)
+    assert torch.bincount(data.validation.labels).tolist() == [1, 2]
+    assert data.test.labels.tolist() == [0, 0, 0, 1, 1]
+    for index, name in ((0, "cat/000"), (3, "dog/000")):
+        pixels = torch.from_numpy(np.array(Image.open(root / "test" / f"{name}.{ending}"))).permute(2, 0, 1)
+        assert torch.equal(data.test.images[index], pixels)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_folder_with_validation_images(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, {**SPLIT_LAYOUT, f"{name}/dog": 4, "notes/x": 1})
+    data = load_data("image_folder", folder=tmp_path, validation_fraction=0.5)
+    assert (len(data.train), len(data.validation), len(data.test)) == (30, 4, 5)
+    assert data.validation.labels.tolist() == [1] * 4
+    assert "validation_fraction is not used" in caplog.text
+    assert "not read, as there is a train folder: notes" in caplog.text
+
+
+def test_folder_with_train_and_val_alone_tests_on_val(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train/cat": 10, "train/dog": 10, "val/cat": 3, "val/dog": 2})
+    data = load_data("image_folder", folder=tmp_path, validation_fraction=0.2)
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 5)
+
+
+def test_plain_class_folders_hold_a_constant_fifth_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"dog": 20, "cat/nested": 10, ".cache": 2})
+    zero, one = (load_data("image_folder", folder=root, seed=seed) for seed in (0, 1))
+    assert zero.classes == ("cat", "dog")
+    assert torch.bincount(zero.test.labels).tolist() == [2, 4]
+    assert (len(zero.train), len(zero.validation)) == (22, 2)
+    assert torch.equal(zero.test.images, one.test.images)
+    assert not torch.equal(zero.validation.images, one.validation.images)
+    parts = [image for part in (zero.train, zero.validation, zero.test) for image in tagged(part)]
+    assert len(set(parts)) == 30
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_read_as_needed_give_the_batches_of_memory(tmp_path: Path, num_workers: int) -> None:
+    root = write_folder(tmp_path, {"cat": 15, "dog": 15}, "jpg", size=(14, 11))
+    options: dict[str, Any] = {"folder": root, "image_size": 8, "pool": 2, "mean": (0.5, 0.4, 0.3)}
+    memory, lazy = (load_data("image_folder", **options, memory_limit_mb=limit) for limit in (1, 0))
+    assert isinstance(memory.train, MemorySplit)
+    assert isinstance(lazy.train, FileSplit)
+    assert lazy.image_shape == memory.image_shape == (3, 4, 4)
+    settings: dict[str, Any] = {"augmentation": Augmentation(flip=True, crop_padding=1, cutout=2), "shuffle": True}
+    state = torch.get_rng_state()
+    for split in ("train", "validation", "test"):
+        expected = epoch_of(memory.loader(split, 5, **settings), 3)
+        assert same(epoch_of(lazy.loader(split, 5, **settings, num_workers=num_workers), 3), expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_lazy_split_without_images(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"cat": 5, "dog": 5})
+    data = load_data("image_folder", folder=root, memory_limit_mb=0, validation_fraction=0)
+    assert isinstance(data.validation, FileSplit)
+    assert list(data.loader("validation", 4, shuffle=True)) == []
+
+
+def test_grey_images_become_three_equal_channels(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"cat": 3, "dog": 3}, mode="L")
+    data = load_data("image_folder", folder=root)
+    assert data.image_shape == (3, 8, 8)
+    assert isinstance(data.test, MemorySplit)
+    expected = torch.from_numpy(np.array(Image.open(root / "cat" / "000.png")))
+    images = torch.cat([part.images for part in (data.train, data.validation, data.test)])
+    assert torch.equal(images[:, 0], images[:, 1])
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert any(torch.equal(image[0], expected) for image in images)
+
+
+def test_pool_is_the_rounded_mean_of_squares(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT, size=(6, 9))
+    full, pooled = (load_data("image_folder", folder=root, pool=pool).test.images for pool in (1, 3))
+    assert pooled.shape == (5, 3, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            square = full[:, :, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            mean = square.double().mean((2, 3))
+            assert torch.equal(pooled[:, :, row, column], mean.round().to(torch.uint8))
+
+
+def test_image_size_resizes_the_shorter_side_and_cuts_the_centre_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT, size=(20, 12))
+    write_image(root / "test" / "cat" / "000.png", 99, size=(16, 24))
+    images = load_data("image_folder", folder=root, image_size=8).test.images
+    assert images.shape == (5, 3, 8, 8)
+    wide = Image.open(root / "test" / "cat" / "000.png").resize((12, 8), Image.Resampling.BILINEAR)
+    assert torch.equal(images[0], torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, :, 2:10])
+
+
+def empty_folder(root: Path) -> None:
+    root.mkdir(exist_ok=True)
+
+
+FOLDER_ERRORS: list[tuple[str, Callable[[Path], Any], dict[str, Any], str]] = [
+    ("absent", lambda root: None, {}, "no folder .*images"),
+    ("empty", empty_folder, {}, "no class folders in .*images"),
+    ("unsorted", lambda root: write_folder(root, {".": 2}), {}, "no class folders in .*images: sort"),
+    ("one class", lambda root: write_folder(root, {"a": 2}), {}, "one class alone in .*images, 'a'"),
+    ("train alone", lambda root: write_folder(root, {"train/a": 2, "train/b": 2}), {}, "has train but no test"),
+    (
+        "no classes in test",
+        lambda root: write_folder(root, {"train/a": 2, "train/b": 2, "test": 2}),
+        {},
+        "no class folders in .*test",
+    ),
+    (
+        "no images in a class",
+        lambda root: (write_folder(root, {"a": 5}), (root / "b").mkdir()),
+        {},
+        "no images in .*b; files that count",
+    ),
+    (
+        "no images in a test class",
+        lambda root: (
+            write_folder(root, SPLIT_LAYOUT),
+            (root / "test/dog/000.png").unlink(),
+            (root / "test/dog/001.png").unlink(),
+        ),
+        {},
+        "no images in .*test.dog",
+    ),
+    (
+        "strange test class",
+        lambda root: write_folder(root, {**SPLIT_LAYOUT, "test/emu": 1}),
+        {},
+        "class 'emu' of .*test has no folder in train",
+    ),
+    (
+        "two validations",
+        lambda root: write_folder(root, {**SPLIT_LAYOUT, "val/cat": 1, "validation/cat": 1}),
+        {},
+        "both val and validation",
+    ),
+    ("too few", lambda root: write_folder(root, {"a": 1, "b": 1}), {}, "too few images"),
+    (
+        "other sizes",
+        lambda root: (write_folder(root, SPLIT_LAYOUT), write_image(root / "train/dog/z.png", 1, (8, 9))),
+        {},
+        r"different sizes: .*z\.png has 8 x 9 pixels, the first has 8 x 8: give image_size",
+    ),
+    (
+        "pool",
+        lambda root: write_folder(root, SPLIT_LAYOUT),
+        {"pool": 3},
+        r"pool=3 does not divide the 8 x 8 pixels of .*png",
+    ),
+    (
+        "deep",
+        lambda root: (
+            write_folder(root, SPLIT_LAYOUT),
+            Image.fromarray(np.zeros((8, 8), np.uint16)).save(root / "test/cat/deep.png"),
+        ),
+        {},
+        r"deep\.png has more than 8 bits",
+    ),
+    (
+        "image_size",
+        lambda root: write_folder(root, SPLIT_LAYOUT),
+        {"image_size": 0},
+        "image_size must be a whole number of at least 1; got 0",
+    ),
+    ("pool of 0", lambda root: write_folder(root, SPLIT_LAYOUT), {"pool": 0}, "pool must be a whole number"),
+    (
+        "memory",
+        lambda root: write_folder(root, SPLIT_LAYOUT),
+        {"memory_limit_mb": "2G"},
+        "memory_limit_mb must be a whole number of at least 0; got '2G'",
+    ),
+    ("mean", lambda root: write_folder(root, SPLIT_LAYOUT), {"mean": (0.5,)}, "mean must be three numbers"),
+    (
+        "std",
+        lambda root: write_folder(root, SPLIT_LAYOUT),
+        {"std": (0.5, 0.5, 0)},
+        "std must be three positive numbers",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "message"), [case[1:] for case in FOLDER_ERRORS], ids=[case[0] for case in FOLDER_ERRORS]
+)
+def test_folder_errors(tmp_path: Path, write: Callable[[Path], Any], options: dict[str, Any], message: str) -> None:
+    root = tmp_path / "images"
+    write(root)
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("image_folder", folder=root, **options)
+
+
+def test_folder_is_required() -> None:
+    with pytest.raises(SuperWeightError, match="image_folder needs folder="):
+        load_data("image_folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n broken"])
+def test_unreadable_file_is_named_at_load(tmp_path: Path, content: bytes) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT)
+    (tmp_path / "train/cat/004.png").write_bytes(content)
+    with pytest.raises(SuperWeightError, match=r"cannot read the image .*cat.004\.png"):
+        load_data("image_folder", folder=tmp_path)
+
+
+def test_truncated_file_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT, size=(64, 64))
+    whole = (tmp_path / "test/dog/001.png").read_bytes()
+    (tmp_path / "test/dog/001.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SuperWeightError, match=r"cannot read the image .*dog.001\.png"):
+        load_data("image_folder", folder=tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT)
+    (tmp_path / "test/cat/001.png").write_bytes(b"no image")
+    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
+    assert len(list(data.loader("train", 8))) == 4
+    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*$"):
+        list(data.loader("test", 2, num_workers=num_workers))
+
+
+def test_other_size_is_named_when_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT)
+    write_image(tmp_path / "test/cat/001.png", 1, (4, 4))
+    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
+    with pytest.raises(SuperWeightError, match=r"different sizes: .*cat.001\.png has 4 x 4"):
+        list(data.loader("test", 2))
+
+
+# CIFAR, from files in torchvision's format and never from the network.
+
+
+def fake_cifar(monkeypatch: pytest.MonkeyPatch, root: Path, source: Any, num_classes: int) -> np.ndarray:
+    """Write files of two images a class and have torchvision's class expect their checksums; the test images."""
+    fine = source is CIFAR100
+    base = root / source.base_folder
+    base.mkdir(parents=True)
+    labels = [index % num_classes for index in range(2 * num_classes)]
+    random_state = np.random.RandomState(0)
+
+    def write(name: str, content: dict[str, Any]) -> str:
+        (base / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((base / name).read_bytes()).hexdigest()
+
+    def write_all(names: list[list[str]]) -> tuple[list[list[str]], np.ndarray]:
+        pixels = random_state.randint(0, 256, (len(labels), 3 * 32 * 32), dtype=np.uint8)
+        content = {"data": pixels, "fine_labels" if fine else "labels": labels}
+        return [[name, write(name, content)] for name, _ in names], pixels
+
+    monkeypatch.setattr(source, "train_list", write_all(source.train_list)[0])
+    test_list, pixels = write_all(source.test_list)
+    monkeypatch.setattr(source, "test_list", test_list)
+    names = {source.meta["key"]: [f"class{index}" for index in range(num_classes)]}
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": write(source.meta["filename"], names)})
+    return pixels.reshape(-1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "num_classes", "num_files"), [("cifar10", CIFAR10, 10, 5), ("cifar100", CIFAR100, 100, 1)]
+)
+def test_cifar_is_read_from_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: Any, num_classes: int, num_files: int
+) -> None:
+    pixels = fake_cifar(monkeypatch, tmp_path, source, num_classes)
+    data = load_data(name, folder=tmp_path, validation_fraction=0.5)
+    assert data.classes == tuple(f"class{index}" for index in range(num_classes))
+    assert data.image_shape == (3, 32, 32)
+    assert len(data.train) == len(data.validation) == num_classes * num_files
+    assert torch.bincount(data.validation.labels).tolist() == [num_files] * num_classes
+    assert torch.equal(data.test.images, torch.from_numpy(pixels))
+    assert data.test.labels.tolist() == [index % num_classes for index in range(2 * num_classes)]
+
+
+def test_cifar_is_pooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = fake_cifar(monkeypatch, tmp_path, CIFAR10, 10)
+    data = load_data("cifar10", folder=tmp_path, pool=2)
+    assert data.image_shape == (3, 16, 16) == data.train.image_shape
+    means = pixels.reshape(-1, 3, 16, 2, 16, 2).astype(np.float64).mean(axis=(3, 5))
+    assert np.abs(data.test.images.numpy() - means).max() <= 0.5
+    with pytest.raises(SuperWeightError, match="pool=3 does not divide the 32 x 32 pixels of cifar10"):
+        load_data("cifar10", folder=tmp_path, pool=3)
+
+
+# Fewer training images, of any data set.
+
+
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_num_train_keeps_a_stratified_part(tmp_path: Path, limit: int) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    options: dict[str, Any] = {"folder": root, "validation_fraction": 0.0, "memory_limit_mb": limit}
+    whole, part = load_data("image_folder", **options), load_data("image_folder", num_train=15, **options)
+    assert torch.bincount(part.train.labels).tolist() == [5, 10]
+    assert len(part.test) == len(whole.test) == 5
+    everything = {tuple(image.flatten().tolist()) for batch, _ in whole.loader("train", 7) for image in batch}
+    kept = [tuple(image.flatten().tolist()) for batch, _ in part.loader("train", 7) for image in batch]
+    assert len(kept) == 15 and set(kept) <= everything
+    again = load_data("image_folder", num_train=15, **options)
+    assert again.train.labels.tolist() == part.train.labels.tolist()
+    other = load_data("image_folder", num_train=15, seed=1, **options)
+    assert [tuple(image.flatten().tolist()) for batch, _ in other.loader("train", 7) for image in batch] != kept
+
+
+def test_num_train_is_checked(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    with pytest.raises(SuperWeightError, match=r"num_train is 31; .* has 30 training images"):
+        load_data("image_folder", folder=root, validation_fraction=0.0, num_train=31)
+    with pytest.raises(SuperWeightError, match="num_train must be a whole number of at least 1; got 0"):
+        load_data("digits", num_train=0)
+    assert len(load_data("image_folder", folder=root, validation_fraction=0.0, num_train=30).train) == 30
+
+
+def test_published_statistics_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, source, mean, std in (
+        ("cifar10", CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+        ("cifar100", CIFAR100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+    ):
+        fake_cifar(monkeypatch, tmp_path, source, 10)
+        data = load_data(name, folder=tmp_path)
+        assert data.mean == pytest.approx([value / 255 for value in mean])
+        assert data.std == pytest.approx([value / 255 for value in std])
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        (
+            "cifar10",
+            r"data_batch_1, .*data_batch_5, test_batch, batches\.meta absent or damaged in .*cifar-10-batches-py",
+        ),
+        ("cifar100", r"train, test, meta absent or damaged in .*cifar-100-python"),
+    ],
+)
+def test_absent_cifar_without_download(tmp_path: Path, name: str, files: str) -> None:
+    with pytest.raises(SuperWeightError, match=rf"{files} and download is off.\nUnpack https://.* or download=True"):
+        load_data(name, folder=tmp_path / "none", download=False)
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), OSError("no route"), RuntimeError("no route")])
+def test_cifar_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(
+        SuperWeightError, match=r"data_batch_1.*the download failed \(.*no route.*\)\.\nUnpack https://"
+    ):
+        load_data("cifar10", folder=tmp_path)
+
+
+def test_damaged_cifar_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cifar(monkeypatch, tmp_path, CIFAR10, 10)
+    witness = tmp_path / "executed"
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (witness,)
+
+    (tmp_path / CIFAR10.base_folder / "data_batch_3").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(SuperWeightError, match="cifar10: data_batch_3 absent or damaged"):
+        load_data("cifar10", folder=tmp_path, download=False)
+    assert not witness.exists()
+
+
+# Errors of names and settings.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cifra10", {}, "unknown data set 'cifra10': did you mean 'cifar10'"),
+        ("digits", {"validation_fractoin": 0.1}, "unknown option of digits .*did you mean 'validation_fraction'"),
+        ("digits", {"folder": "data"}, "unknown option of digits 'folder'"),
+        ("digits", {"validation_fraction": 1.0}, "validation_fraction must be a number from 0 to less than 1; got 1.0"),
+        ("digits", {"validation_fraction": float("nan")}, "validation_fraction must be .*got nan"),
+        ("digits", {"validation_fraction": "some"}, "validation_fraction must be .*got 'some'"),
+        ("digits", {"seed": -1}, "seed must be a whole number of at least 0"),
+        ("digits", {"seed": 2**32}, "seed must be .* less than 4294967296"),
+        ("digits", {"seed": True}, "seed must be .*got True"),
+        ("synthetic", {"shape": (3, 8)}, r"shape must be \(channels, height, width\); got \(3, 8\)"),
+        ("synthetic", {"shape": (3, 8, 0)}, "shape must be a whole number of at least 1; got 0"),
+        ("synthetic", {"num_classes": 1}, "num_classes must be a whole number of at least 2; got 1"),
+        ("synthetic", {"num_train": 2}, "num_train must be a whole number of at least 4; got 2"),
+        ("cifar10", {"seed": 0.5}, "seed must be a whole number of at least 0 .*got 0.5"),
+    ],
+)
+def test_load_data_errors(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        load_data(name, **options)
+
+
+@pytest.mark.parametrize("name", sorted(DATA_SETS))
+def test_every_data_set_takes_seed_and_validation_fraction(name: str) -> None:
+    with pytest.raises(SuperWeightError, match="validation_fraction must be"):
+        load_data(name, seed=0, validation_fraction=2, **({"folder": "."} if name == "image_folder" else {}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"batch_size": 2.0}, "batch_size must be a whole number of at least 1; got 2.0"),
+        ({"batch_size": 400, "drop_last": True}, "drop_last leaves no batch: the split has 230 images, a batch 400"),
+        ({"num_workers": -1}, "num_workers must be a whole number of at least 0; got -1"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"shard": 2}, "shard must be a pair"),
+        ({"shard": (2, 2)}, "index of shard must be a whole number of at least 0 and less than 2; got 2"),
+        ({"shard": (0, 0)}, "count of shard must be a whole number of at least 1; got 0"),
+        ({"shard": (0, 9)}, "9 processes cannot share batches of 8 images"),
+        ({"split": "tests"}, "unknown split 'tests': did you mean 'test'"),
+        ({"augmentation": Augmentation(cutout=8)}, "cutout of 8 pixels must be less than the images' 8 pixels"),
+        ({"augmentation": Augmentation(crop_padding=9)}, "crop_padding of 9 pixels must be less"),
+    ],
+)
+def test_loader_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("synthetic").loader(**{"split": "train", "batch_size": 8, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"flip": 1}, "flip must be true or false; got 1"),
+        ({"crop_padding": -1}, "crop_padding must be a whole number of at least 0; got -1"),
+        ({"cutout": 1.5}, "cutout must be a whole number of at least 0; got 1.5"),
+    ],
+)
+def test_augmentation_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        Augmentation(**settings)
+
+
+@pytest.mark.parametrize("epoch", [-1, 0.5, None])
+def test_epoch_errors(epoch: Any) -> None:
+    with pytest.raises(SuperWeightError, match="epoch must be a whole number of at least 0"):
+        load_data("synthetic").loader("train", 8).set_epoch(epoch)
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [(-1, "first_batch must be a whole number of at least 0; got -1"), (30, "past the end: an epoch has 29 batches")],
+)
+def test_first_batch_errors(first: int, message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("synthetic").loader("train", 8).set_epoch(0, first_batch=first)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            torch.zeros(2, 3, 4, 4).double(),
+            torch.zeros(2, dtype=torch.int64),
+            "images must be uint8 .* got torch.float64",
+        ),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"images must be .*\(2, 4, 4\)"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"labels must be int64 \(2,\)"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "labels must be int64 .*got torch.float32"),
+    ],
+)
+def test_split_errors(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        MemorySplit(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": (0.5, 0.5)}, "mine: 3 channels need as many means and positive stds"),
+        ({"std": (0.5, 0.5, 0.0)}, "mine: 3 channels need as many means and positive stds"),
+        ({"train": numbered(0, (3, 4, 4))}, "mine: no image is left to train on"),
+        ({"test": numbered(2, (3, 4, 5))}, r"mine: test images have the shape \(3, 4, 5\), not \(3, 4, 4\)"),
+        ({"classes": ("a", "b")}, "mine: train labels must be 0 to 1"),
+    ],
+)
+def test_data_of_ones_own_is_checked(changes: dict[str, Any], message: str) -> None:
+    part = numbered(3, (3, 4, 4))
+    good: dict[str, Any] = {
+        "name": "mine",
+        "classes": ("a", "b", "c"),
+        "image_shape": (3, 4, 4),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "train": part,
+        "validation": part,
+        "test": part,
+    }
+    assert ImageData(**good).num_classes == 3
+    with pytest.raises(SuperWeightError, match=message):
+        ImageData(**{**good, **changes})

@@ -1,0 +1,230 @@
+"""The command line from recipe to figures, in this process; exit codes; nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import superweights
+
+import superweight_ensembles as swe
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 96, "num_test": 64},
+    "members": [
+        {"name": "a", "model": "wide_resnet", "depth": 10, "width": 1},
+        {"name": "b", "model": "wide_resnet", "depth": 16, "width": 1},
+    ],
+    "sharing": {"budget": 0.9},
+    "training": {"epochs": 2, "batch_size": 32, "precision": "float32", "device": "cpu"},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def test_train_evaluate_plot(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    assert superweights(monkeypatch, "train", recipe, "--out", run) == 0
+    assert superweights(monkeypatch, "evaluate", run) == 0
+    assert superweights(monkeypatch, "plot", run) == 0
+    printed = capsys.readouterr().out
+    assert "ensemble" in printed and "independent" in printed and str(run / "figures") in printed
+    results = json.loads((run / "results.json").read_text())
+    shared, independent = results["arms"]
+    assert (shared["name"], independent["name"]) == ("shared", "independent")
+    assert shared["num_parameters"] <= 0.9 * independent["num_parameters"]
+    assert independent["num_parameters"] == shared["independent_parameters"]
+    assert len(shared["subsets"]) == 3 and len(shared["history"]) == 2
+    assert results["provenance"]["packages"]["torch"]
+    assert len(list((run / "figures").glob("*.png"))) == 6
+    assert superweights(monkeypatch, "plot", run, "--out", tmp_path / "elsewhere") == 0
+    assert len(list((tmp_path / "elsewhere").glob("*.png"))) == 6
+    assert superweights(monkeypatch, "plot", run, run, "--out", tmp_path / "both") == 0
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [
+        "compare_flops.png",
+        "compare_parameters.png",
+    ]
+    ensemble = swe.SuperWeightEnsemble.load(run / "shared" / "ensemble")
+    assert ensemble.num_parameters == shared["num_parameters"]
+    assert swe.SharingPlan.from_json((run / "plan.json").read_text()) == ensemble.plan
+    assert not (run / "shared" / "checkpoint").exists()
+    # The baseline starts from the members that the recipe's seed draws: same data, epochs and seed.
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["epochs"] == 2
+
+
+def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", recipe, "--out", run, "--set", "baseline=none", "--set", "training.epochs=1"]
+    assert superweights(monkeypatch, *arguments) == 0
+    trained = (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns
+    assert superweights(monkeypatch, *arguments) == 2
+    assert "exists already: --resume goes on, --overwrite begins anew" in capsys.readouterr().err
+    assert superweights(monkeypatch, *arguments, "--resume") == 0  # nothing is left to do
+    assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns == trained
+    assert superweights(monkeypatch, *arguments, "--resume", "--set", "seed=1") == 2
+    assert "begun with another recipe" in capsys.readouterr().err
+    assert superweights(monkeypatch, *arguments, "--overwrite", "--resume") == 2
+    assert superweights(monkeypatch, *arguments, "--overwrite") == 0
+    assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns != trained
+    (run / "thesis.txt").write_text("years of work")
+    assert superweights(monkeypatch, *arguments, "--overwrite") == 2
+    assert "also holds thesis.txt, which is no part of a run" in capsys.readouterr().err
+    keep = tmp_path / "photos"
+    keep.mkdir()
+    assert superweights(monkeypatch, "train", recipe, "--out", keep, "--overwrite") == 2
+    assert "is no run folder" in capsys.readouterr().err and keep.is_dir()
+
+
+def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    from superweight_ensembles.training import Checkpoints
+
+    save = Checkpoints.save
+
+    def save_and_interrupt(*arguments) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_interrupt)
+        assert superweights(monkeypatch, "train", recipe, "--out", run) == 130
+    assert "--resume" in " ".join(capsys.readouterr().err.split())
+    assert superweights(monkeypatch, "evaluate", run) == 2
+    assert "is not trained to its end" in capsys.readouterr().err
+    assert superweights(monkeypatch, "train", recipe, "--out", run, "--resume") == 0
+    assert superweights(monkeypatch, "train", recipe, "--out", whole) == 0
+    for arm in ("shared", "independent"):
+        tensors = [(folder / arm / "ensemble" / "model.safetensors").read_bytes() for folder in (run, whole)]
+        assert tensors[0] == tensors[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(monkeypatch, capsys, tmp_path: Path, recipe: Path, number, code) -> None:
+    from superweight_ensembles.training import TrainStep
+
+    run, call, steps = tmp_path / "run", TrainStep.__call__, []
+
+    def step(self, *arguments) -> int:
+        steps.append(call(self, *arguments))
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+        return steps[-1]
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "__call__", step)
+            assert superweights(monkeypatch, "train", recipe, "--out", run) == code
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"stopped by {number.name} after step 2 of epoch 1, which is saved in {run / 'shared'}; go on:" in told
+        assert f"superweights train {run / 'recipe.yaml'} --out {run} --resume" in told
+        assert superweights(monkeypatch, "train", run / "recipe.yaml", "--out", run, "--resume") == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_what_changes_no_number_may_differ_when_a_run_goes_on(
+    monkeypatch, capsys, tmp_path: Path, recipe: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["train", recipe, "--out", run, "--set", "baseline=none", "--set", "training.epochs=1"]
+    assert superweights(monkeypatch, *arguments) == 0
+    other = ["--set", "training.skip_non_finite=3", "--set", "training.micro_batches=auto"]
+    assert superweights(monkeypatch, *arguments, "--resume", *other) == 0
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["training"]["skip_non_finite"] == 3
+    assert superweights(monkeypatch, *arguments, "--resume", "--set", "training.momentum=0.5") == 2
+    assert "resume with the same, but for training.checkpoint_steps, compile" in capsys.readouterr().err
+
+
+def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
+    from superweight_ensembles.experiment import run as runs
+
+    run, train, arms = tmp_path / "run", runs.train, []
+
+    def fail_second(*arguments, **options):
+        arms.append(options["out"].name)
+        if len(arms) == 2:
+            raise swe.SuperWeightError("the training loss of member 'a' is nan")
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(runs, "train", fail_second)
+    assert superweights(monkeypatch, "train", recipe, "--out", run) == 2
+    assert arms == ["shared", "independent"]
+    assert "is nan" in capsys.readouterr().err
+    assert swe.SuperWeightEnsemble.load(run / "shared" / "ensemble").member_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.epoch=3", "unknown key 'epoch': did you mean 'epochs'"),
+        ("sharing.budget=0.001", "is below the minimum of this sharing"),
+        ("sharing.budget=83.0", "write 0.83 for 83 %"),
+        ("members.0.model=timm/resnet81", "did you mean 'timm/resnet18'"),
+        ("data.name=digit", "did you mean 'digits'"),
+        ("training.batch_size=512", "fewer than batch_size 512"),
+        ("training.cutout=50", "cutout"),
+        ("members.0.num_classes=3", "must not set num_classes"),
+        ("sharing.budget=83", "write 0.83 for 83 %"),
+        ("sharing.budget=1", "write 1.0 for as many"),
+        ("sharing.budget=true", "must be an int (parameters) or a float"),
+        ("sharing.budget=1000000.0", "write 1000000"),
+        ("seed=-1", "seed"),
+        ("sharing.exclude=['*']", "no weight is left to share after exclusion"),
+        ("sharing.clusters=depth_bin", "did you mean 'depth_bins'"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    monkeypatch, capsys, tmp_path: Path, recipe: Path, override: str, message: str
+) -> None:
+    run = tmp_path / "run"
+    assert superweights(monkeypatch, "train", recipe, "--out", run, "--set", override) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert len([line for line in error.splitlines() if line.strip()]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_plan_prints_the_table_or_json(monkeypatch, capsys, recipe: Path) -> None:
+    assert superweights(monkeypatch, "plan", recipe) == 0
+    table = capsys.readouterr().out
+    assert "conv2d 3x3 bin 1/" in table and "every trainable scalar" in table
+    assert superweights(monkeypatch, "plan", recipe, "--json") == 0
+    assert swe.SharingPlan.from_json(capsys.readouterr().out).member_names == ("a", "b")
+
+
+def test_plan_says_which_folders_of_the_recipe_are_not_there(monkeypatch, capsys, recipe: Path) -> None:
+    start = ("--set", "sharing.init=svd", "--set", "sharing.init_from=missing/start")
+    teacher = ("--set", "training.distillation=0.5", "--set", "teacher=missing/teacher")
+    assert superweights(monkeypatch, "plan", recipe, *start, *teacher) == 0
+    printed = capsys.readouterr().out
+    assert "not to be trained yet: teacher: missing/teacher is no folder" in printed
+    assert "not to be trained yet: sharing.init: no start from missing/start" in printed
+
+
+def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:
+    for verb in ("train", "evaluate", "plot", "plan"):
+        assert superweights(monkeypatch, verb, "--help") == 0
+        assert verb in capsys.readouterr().out
+    assert superweights(monkeypatch, "trian") == 2
+    assert superweights(monkeypatch, "evaluate", tmp_path) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert superweights(monkeypatch, "plot", tmp_path) == 2
+
+
+def test_a_plan_says_that_a_search_follows(monkeypatch, capsys) -> None:
+    recipes = Path(__file__).parents[2] / "recipes"
+    assert superweights(monkeypatch, "plan", recipes / "digits-search.yaml") == 0
+    assert "a search (gradient) splits these clusters after 3 epochs of training" in capsys.readouterr().out
+    assert superweights(monkeypatch, "plan", recipes / "digits.yaml") == 0
+    assert "a search" not in capsys.readouterr().out

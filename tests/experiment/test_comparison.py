@@ -1,0 +1,292 @@
+"""superweights compare: arms, seeds, summaries."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from superweight_ensembles.__main__ import app
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment import (
+    EstimatorMember,
+    EstimatorNetwork,
+    Variant,
+    build_arms,
+    compare_arms,
+    estimators,
+    parse_recipe,
+    parse_variant,
+    read_comparison,
+    run_estimator_arm,
+    spread,
+    summarise,
+    with_seed,
+)
+from superweight_ensembles.plan import count_parameters
+
+CONTENT = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
+    "members": [
+        {"name": "small", "model": "wide_resnet", "depth": 10, "width": 1},
+        {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
+    ],
+    "sharing": {"budget": 0.83},
+    "training": {"epochs": 1, "batch_size": 32, "num_threads": 1, "precision": "float32", "learning_rate": 0.05},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison") / "out"
+    variants = [Variant(name="less", overrides=("sharing.budget=0.7",), group="budget")]
+    arms = ("independent", "single")
+    return folder, compare_arms(parse_recipe(CONTENT), folder, against=arms, variants=variants, num_seeds=2)
+
+
+def by_name(comparison):
+    return {arm["name"]: arm for arm in comparison["arms"]}
+
+
+def test_arms_have_the_parameters_that_they_stand_for():
+    recipe = parse_recipe(CONTENT)
+    members = recipe.build_members()
+    sizes = {name: count_parameters(module) for name, module in members.items()}
+    arms = {arm.name: arm for arm in build_arms(recipe, ["independent", "single", "packed"], [])}
+    assert list(arms) == ["shared", "independent", "single", "packed"]
+    assert arms["shared"].num_parameters == recipe.plan(members).num_parameters <= 0.83 * sum(sizes.values())
+    assert arms["packed"].num_parameters == arms["shared"].num_parameters
+    assert arms["independent"].num_parameters == sum(sizes.values())
+    assert arms["single"].num_parameters == sizes["large"]
+    assert [member.name for member in arms["single"].recipe.members] == ["large"]
+    assert all(arm.recipe.baseline == "none" for arm in arms.values())
+
+
+def test_an_independent_arm_shares_nothing():
+    arms = build_arms(parse_recipe(CONTENT), ["independent"], [])
+    recipe = arms[1].recipe
+    assert recipe.plan(recipe.build_members()).clusters == ()
+
+
+def test_variants_and_overrides_change_one_arm_alone():
+    variants = [
+        parse_variant("budget/less: sharing.budget=0.7"),
+        parse_variant("two: sharing.cap=4; training.epochs=2"),
+    ]
+    arms = {
+        arm.name: arm
+        for arm in build_arms(parse_recipe(CONTENT), ["single"], variants, ["single:training.learning_rate=0.2"])
+    }
+    assert (arms["less"].recipe.sharing.budget, arms["less"].group, arms["less"].series) == (0.7, "budget", "budget")
+    assert (arms["two"].recipe.sharing.cap, arms["two"].recipe.training.epochs) == (4, 2)
+    assert (arms["two"].group, arms["two"].series) == ("", "")
+    assert arms["single"].recipe.training.learning_rate == 0.2
+    assert arms["shared"].recipe.training.learning_rate == 0.05
+
+
+def test_a_seed_moves_the_training_seed_along():
+    recipe = parse_recipe({**CONTENT, "seed": 3, "training": {**CONTENT["training"], "seed": 10}})
+    moved = with_seed(recipe, 5)
+    assert (moved.seed, moved.training.seed) == (5, 12)
+    assert with_seed(recipe, 3) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("no colon", "a variant is NAME: key.path=value"),
+        ("half:", "a variant is NAME: key.path=value"),
+        ("a|b: sharing.budget=1", "a variant is NAME: key.path=value"),
+    ],
+)
+def test_bad_variants(text, match):
+    with pytest.raises(SuperWeightError, match=match):
+        parse_variant(text)
+
+
+@pytest.mark.parametrize(
+    ("against", "variants", "overrides", "match"),
+    [
+        (["independant"], [], [], "unknown arm 'independant': did you mean 'independent'"),
+        (["single", "single"], [], [], "two arms are named 'single'"),
+        (["single:0"], [], [], "arm 'single:0': write single:SEEDS with at least one seed"),
+        ([], [Variant(name="x", overrides=("sharing.bugdet=1",))], [], "variant 'x': sharing: unknown key 'bugdet'"),
+        ([], [Variant(name="x", overrides=("sharing",))], [], "variant 'x':.* write key.path=value"),
+        ([], [], ["single:training.epochs=2"], "--set-for .*: write ARM:key.path=value for one of shared"),
+        ([], [], ["shared:training.epoch=2"], "--set-for .*unknown key 'epoch'"),
+    ],
+)
+def test_bad_arms(against, variants, overrides, match):
+    with pytest.raises(SuperWeightError, match=match):
+        build_arms(parse_recipe(CONTENT), against, variants, overrides)
+
+
+def test_a_comparison_is_the_arithmetic_of_its_runs(finished):
+    folder, comparison = finished
+    assert comparison == read_comparison(folder)
+    arms = by_name(comparison)
+    assert list(arms) == ["shared", "independent", "single", "less"]
+    for name, arm in arms.items():
+        accuracies = [run["metrics"]["accuracy"] for run in arm["runs"]]
+        assert [run["seed"] for run in arm["runs"]] == [0, 1]
+        assert arm["summary"]["accuracy"] == spread(accuracies)
+        for seed, run in enumerate(arm["runs"]):
+            written = json.loads((folder / name / f"seed-{seed}" / "results.json").read_text())["arms"][0]
+            assert run["metrics"] == written["ensemble"]["metrics"]
+            assert arm["num_parameters"] == written["num_parameters"]
+    ours, theirs = ([run["metrics"]["nll"] for run in arms[name]["runs"]] for name in ("shared", "independent"))
+    differences = [mine - other for mine, other in zip(ours, theirs)]
+    assert arms["independent"]["difference"]["nll"]["mean"] == statistics.fmean(differences)
+    assert arms["independent"]["difference"]["nll"]["std"] == statistics.stdev(differences)
+    assert arms["shared"]["difference"]["accuracy"] == {"mean": 0, "std": 0, "n": 2}
+    assert "member small" in arms["independent"]["difference"] and "member small" not in arms["single"]["difference"]
+    assert "diversity" not in arms["single"]["summary"]
+    assert arms["single"]["runs"][0]["subsets"] == [] and len(arms["shared"]["runs"][0]["subsets"]) == 3
+
+
+def test_arms_of_a_seed_start_from_the_same_members_and_see_the_same_seed(finished):
+    folder, _ = finished
+    for seed in (0, 1):
+        recipes = [(folder / arm / f"seed-{seed}" / "recipe.yaml").read_text() for arm in ("shared", "independent")]
+        assert all(f"\nseed: {seed}\n" in text for text in recipes)
+        assert recipes[0].split("sharing:")[0] == recipes[1].split("sharing:")[0]
+        assert recipes[0].split("training:")[1] == recipes[1].split("training:")[1]
+
+
+def test_resume_keeps_what_is_there_and_adds(finished):
+    folder, before = finished
+    kept = (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns
+    arms = ["independent", "single:2"]
+    comparison = compare_arms(parse_recipe(CONTENT), folder, against=arms, num_seeds=3, resume=True)
+    assert [run["seed"] for run in by_name(comparison)["single"]["runs"]] == [0, 1]
+    assert by_name(comparison)["single"]["difference"]["accuracy"]["n"] == 2
+    assert (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns == kept
+    assert [run["seed"] for run in by_name(comparison)["shared"]["runs"]] == [0, 1, 2]
+    assert by_name(comparison)["shared"]["runs"][:2] == by_name(before)["shared"]["runs"]
+
+
+def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
+    folder, _ = finished
+    other = [Variant(name="less", overrides=("sharing.budget=0.6",))]
+    with pytest.raises(SuperWeightError, match="less/seed-0 was trained with another recipe"):
+        compare_arms(parse_recipe(CONTENT), folder, against=[], variants=other, num_seeds=1, resume=True)
+
+
+def test_folders_are_not_overwritten_by_accident(finished, tmp_path):
+    folder, _ = finished
+    recipe = parse_recipe(CONTENT)
+    with pytest.raises(SuperWeightError, match="exists already: --resume goes on"):
+        compare_arms(recipe, folder)
+    with pytest.raises(SuperWeightError, match="was begun with another recipe"):
+        compare_arms(parse_recipe({**CONTENT, "seed": 1}), folder, resume=True)
+    with pytest.raises(SuperWeightError, match="is no comparison"):
+        compare_arms(recipe, tmp_path, resume=True)
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(SuperWeightError, match=r"also holds thesis.txt, which is no part of a comparison"):
+        compare_arms(recipe, folder, overwrite=True)
+    (folder / "thesis.txt").unlink()
+    with pytest.raises(SuperWeightError, match="use one of them"):
+        compare_arms(recipe, tmp_path / "new", resume=True, overwrite=True)
+    with pytest.raises(SuperWeightError, match="at least one seed"):
+        compare_arms(recipe, tmp_path / "new", num_seeds=0)
+    with pytest.raises(SuperWeightError, match="holds no finished comparison"):
+        read_comparison(tmp_path)
+
+
+def test_a_missing_package_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_uncertainty", None)
+    with pytest.raises(SuperWeightError, match=r'pip install "superweight-ensembles\[bench\]"'):
+        compare_arms(parse_recipe(CONTENT), tmp_path / "out", against=["packed"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_and_plot(finished, tmp_path):
+    folder, _ = finished
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text((folder / "recipe.yaml").read_text())
+    arguments = [
+        "compare",
+        str(recipe),
+        "--against",
+        "independent,single",
+        "--seeds",
+        "2",
+        "--out",
+        str(folder),
+        "--resume",
+    ]
+    answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    assert "largest member" in answer.output and "ours minus it" in answer.output
+    assert {path.name for path in (folder / "figures").iterdir()} == {"arms_parameters.png", "arms_flops.png"}
+    answer = CliRunner().invoke(app, ["plot", str(folder), "--out", str(tmp_path / "figures")], catch_exceptions=False)
+    assert "2 figures" in answer.output
+
+
+class Twins(nn.Module):
+    """Two estimators over one flat layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3 * 8 * 8, 4) for _ in range(2))
+        self.r_group = nn.Parameter(torch.ones(2, 4))
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        return torch.cat([layer(flat) * row for layer, row in zip(self.layers, self.r_group)])
+
+
+def twins():
+    return EstimatorNetwork(
+        Twins(), lambda batch: (batch[0], batch[1].repeat(2)), num_estimators=2, architecture="twins"
+    )
+
+
+def test_an_estimator_member_answers_the_log_of_the_mean_softmax():
+    member = EstimatorMember(twins()).eval()
+    images = torch.randn(5, 3, 8, 8)
+    mean = member.estimators(images).softmax(2).mean(0)
+    torch.testing.assert_close(member(images).softmax(1), mean)
+    assert {name.rpartition(".")[2] for name in member.no_weight_decay()} == {"bias", "r_group"}
+
+
+def test_an_estimator_arm_is_trained_and_evaluated_as_the_others(tmp_path, monkeypatch):
+    asked = {}
+
+    def build(arm, **options):
+        asked.update(options, arm=arm)
+        return twins()
+
+    monkeypatch.setattr(estimators, "build_estimator_network", build)
+    recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "epochs": 2, "label_smoothing": 0.1}})
+    found = run_estimator_arm("packed", recipe, 1234, tmp_path)
+    assert asked == {"arm": "packed", "num_parameters": 1234, "num_classes": 4, "in_channels": 3}
+    assert found["num_parameters"] == 2 * (3 * 8 * 8 * 4 + 4) + 8
+    assert found["ensemble"]["flops"] == 2 * 2 * 3 * 8 * 8 * 4
+    assert len(found["history"]) == 2 and found["architecture"] == "twins"
+    losses = [record["train_loss"]["packed"] for record in found["history"]]
+    assert losses[1] < losses[0]
+    assert found["ensemble"]["metrics"]["accuracy"] > 0.5
+    assert found["diversity"] is None or found["diversity"] >= 0
+
+
+def test_summaries_need_no_second_seed():
+    assert spread([2.0]) == {"mean": 2.0, "std": 0.0, "n": 1}
+    recipe = parse_recipe(CONTENT)
+    arm = build_arms(recipe, [], [])[0]
+    metrics = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.4}
+    result = {
+        "seed": 0,
+        "num_parameters": 7,
+        "members": [{"name": "small", "metrics": metrics}],
+        "ensemble": {"flops": 3, "metrics": metrics},
+        "diversity": None,
+        "training": {"seconds": 60.0},
+        "subsets": [],
+    }
+    entry = summarise([arm], {"shared": [result]})[0]
+    assert entry["summary"]["training_seconds"]["mean"] == 60
+    assert (entry["num_parameters"], entry["flops"]) == (7, 3)

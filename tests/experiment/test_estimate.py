@@ -1,0 +1,316 @@
+"""Estimates of a training against hand-computed bytes, counted FLOPs and a real optimiser's state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import superweights
+from torch import nn
+
+import superweight_ensembles as swe
+from superweight_ensembles.anytime import count_flops
+from superweight_ensembles.data import image_shape_of, num_training_images
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment import estimate as reference_speed
+from superweight_ensembles.experiment import estimate_lines, estimate_training, load_recipe
+from superweight_ensembles.experiment import tables as plan_preview
+from superweight_ensembles.plan import PlannedMember, SsnGroup, SsnTarget, independent_plan
+from superweight_ensembles.training import build_optimizer, joint_backward
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+class Small(nn.Module):
+    """A convolution of 3 to 4 channels, a ReLU, a mean over pixels, a head of 5 classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(images)).mean((2, 3)))
+
+
+class Breaking(Small):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+def members() -> dict[str, nn.Module]:
+    return {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(16, 2, 4)}
+
+
+def test_activations_by_hand() -> None:
+    small = {"small": Small()}
+    config = swe.TrainConfig(batch_size=6)
+    found = estimate_training(small, independent_plan(small), (3, 8, 8), config)
+    # The convolution keeps the images, which are counted with the batch; the ReLU its answer; the head its input; the
+    # loss log-probabilities, labels (given) and the sum of the labels' weights, one number.
+    relu, head_input, log_probabilities, total = 6 * 4 * 8 * 8, 6 * 4, 6 * 5, 1
+    assert found.activation_bytes == 4 * (relu + head_input + log_probabilities + total)
+    assert found.batch_bytes == 4 * 6 * 3 * 8 * 8
+    assert found.forward_flops == 2 * (4 * 3 * 9 * 8 * 8 + 4 * 5)
+
+
+def test_parts_of_a_batch_keep_fewer_activations() -> None:
+    plan = swe.plan_sharing(members(), budget=0.9)
+    whole, small = (
+        estimate_training(members(), plan, (3, 8, 8), swe.TrainConfig(batch_size=batch_size)) for batch_size in (32, 8)
+    )
+    parts = estimate_training(members(), plan, (3, 8, 8), swe.TrainConfig(batch_size=30, micro_batches=4))
+    assert parts.activation_bytes == small.activation_bytes < whole.activation_bytes
+    assert parts.forward_flops == whole.forward_flops
+    assert any("batch 30 in 4 parts" in line for line in estimate_lines(parts, 1e9, "as given"))
+
+
+def test_bfloat16_halves_what_autocast_casts() -> None:
+    small = {"small": Small()}
+    plan = swe.plan_sharing(small, budget=1.5)
+    found = estimate_training(small, plan, (3, 8, 8), swe.TrainConfig(batch_size=6), bfloat16=True)
+    # Images and head weight are kept as copies in bfloat16; the convolution's weight is generated in it.
+    images, relu, head_input, head_weight = 6 * 3 * 8 * 8, 6 * 4 * 8 * 8, 6 * 4, 4 * 5
+    log_probabilities, total = 6 * 5, 1
+    assert found.activation_bytes == 2 * (images + relu + head_input + head_weight) + 4 * (log_probabilities + total)
+    assert found.generated_gradient_bytes == 2 * 4 * 3 * 9
+    assert found.generated_bytes == 2 * 4 * 3 * 9
+
+
+@pytest.mark.parametrize(("loss", "joined"), [(0.0, max), (0.5, sum)])
+def test_activations_of_members(loss: float, joined) -> None:
+    modules = members()
+    plan = swe.plan_sharing(modules, budget=0.9)
+    found = estimate_training(modules, plan, (3, 8, 8), swe.TrainConfig(batch_size=8, ensemble_loss=loss))
+    assert [member.name for member in found.members] == ["a", "b"] and found.largest.name == "b"
+    assert found.activation_bytes == joined(member.activation_bytes for member in found.members)
+    twice = estimate_training(modules, plan, (3, 8, 8), swe.TrainConfig(batch_size=16, ensemble_loss=loss))
+    assert 1.9 * found.activation_bytes < twice.activation_bytes <= 2 * found.activation_bytes
+
+
+def test_activations_are_what_a_real_step_keeps() -> None:
+    """The same count over real tensors, of a training without fake ones."""
+    module = swe.wide_resnet(10, 1, 4)
+    images, labels, kept = torch.randn(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64), {}
+    given = {tensor.data_ptr() for tensor in (images, labels, *module.parameters(), *module.buffers())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in given:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        nn.functional.cross_entropy(module(images), labels)
+    expected = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    modules = {"a": module}
+    found = estimate_training(modules, independent_plan(modules), (3, 8, 8), swe.TrainConfig(batch_size=5))
+    assert found.activation_bytes == expected
+
+
+def test_flops_are_those_that_are_counted() -> None:
+    modules = members()
+    plan = swe.plan_sharing(modules, budget=0.9)
+    config = swe.TrainConfig(batch_size=8, epochs=3)
+    found = estimate_training(modules, plan, (3, 8, 8), config, num_images=50)
+    image = torch.zeros(1, 3, 8, 8)
+    forward = {name: count_flops(module.eval(), image) for name, module in modules.items()}
+    assert {member.name: member.forward_flops for member in found.members} == forward
+    generation = sum(
+        2 * slot.num_vectors * slot.num_templates * block.size
+        for cluster in plan.clusters
+        for slot, block in zip(cluster.slots, cluster.blocks)
+    )
+    assert found.step_flops == 3 * (8 * sum(forward.values()) + generation)
+    assert found.num_steps == 3 * (50 // 8) and found.total_flops == 18 * found.step_flops
+    assert found.seconds(1e9, 18) == pytest.approx(found.total_flops / 1e9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.0, "nesterov": False}, {"optimizer": "adamw"}],
+    ids=["momentum", "plain", "adamw"],
+)
+@pytest.mark.parametrize("coefficients", ["own", "embedding"])
+def test_bytes_are_those_of_a_real_step(options: dict, coefficients: str) -> None:
+    modules = members()
+    plan = swe.plan_sharing(modules, budget=0.9, coefficients=coefficients)
+    config = swe.TrainConfig(batch_size=4, **options)
+    found = estimate_training(modules, plan, (3, 8, 8), config)
+    ensemble = swe.SuperWeightEnsemble(modules, plan=plan)
+    optimizer = build_optimizer(ensemble, config)
+    joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.arange(4), nn.functional.cross_entropy)
+    optimizer.step()
+    state = [value for held in optimizer.state.values() for value in held.values() if isinstance(value, torch.Tensor)]
+    assert found.optimizer_bytes == sum(value.numel() * value.element_size() for value in state)
+    gradients = [parameter.grad for parameter in ensemble.parameters() if parameter.grad is not None]
+    assert found.gradient_bytes == sum(gradient.numel() * gradient.element_size() for gradient in gradients)
+    weights = {id(weight): weight for own in ensemble.generate().values() for weight in own.values()}
+    assert found.generated_bytes == sum(4 * weight.numel() for weight in weights.values())
+    everything = (*ensemble.parameters(), *ensemble.buffers())
+    assert found.parameter_bytes == sum(tensor.numel() * tensor.element_size() for tensor in everything)
+    running = found.generated_bytes + found.activation_bytes
+    through_bank = found.generated_gradient_bytes + found.gradient_bytes
+    held = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
+    assert found.peak_bytes == held + max(running, through_bank)
+
+
+GROUPS = {
+    "mixed": {"budget": 0.25},
+    "below": {"budget": 0.05, "generator": "ssn"},
+    "above": {"budget": 1.5, "generator": "ssn", "clusters": "one"},
+    "mean": {"budget": 0.2, "generator": "ssn", "ssn": swe.plan.SsnOptions(combine="avg", upsample="repeat")},
+    "softmax": {
+        "budget": 0.2,
+        "generator": "ssn",
+        "ssn": swe.plan.SsnOptions(combine="softmax", upsample="inter", templates=4),
+    },
+    "embedding": {"budget": 0.2, "generator": "ssn", "ssn": swe.plan.SsnOptions(combine="emb", upsample="mask")},
+    "tiles": {"budget": 0.2, "generator": "ssn", "ssn": swe.plan.SsnOptions(upsample="wavg")},
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_bytes_of_flat_banks_are_those_of_a_real_step(case: str) -> None:
+    modules = members()
+    plan = swe.plan_sharing(modules, **GROUPS[case])
+    assert plan.ssn_groups and bool(plan.superweight_clusters) == (case == "mixed")
+    config = swe.TrainConfig(batch_size=4, optimizer="adamw")
+    found = estimate_training(modules, plan, (3, 8, 8), config)
+    ensemble = swe.SuperWeightEnsemble(modules, plan=plan)
+    optimizer = build_optimizer(ensemble, config)
+    joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.arange(4), nn.functional.cross_entropy)
+    optimizer.step()
+    state = [value for held in optimizer.state.values() for value in held.values()]
+    assert found.optimizer_bytes == sum(value.numel() * value.element_size() for value in state)
+    everything = (*ensemble.parameters(), *ensemble.buffers())
+    assert found.parameter_bytes == sum(tensor.numel() * tensor.element_size() for tensor in everything)
+    assert found.gradient_bytes == sum(4 * parameter.numel() for parameter in ensemble.parameters())
+    weights = {id(weight): weight for own in ensemble.generate().values() for weight in own.values()}
+    assert found.generated_bytes == sum(4 * weight.numel() for weight in weights.values())
+
+
+def flat_plan(bank_size: int, options: swe.plan.SsnOptions) -> swe.SharingPlan:
+    """Of a :class:`Small` whose convolution, 4 x 3 x 3 x 3 = 108 numbers, and head, 5 x 4, read one bank."""
+    targets = (
+        SsnTarget(member="small", names=("conv.weight",), kind="conv2d", shape=(4, 3, 3, 3)),
+        SsnTarget(member="small", names=("head.weight",), kind="linear", shape=(5, 4)),
+    )
+    group = SsnGroup(name="all", bank_size=bank_size, targets=targets, options=options)
+    member = PlannedMember(name="small", num_parameters=108 + 20 + 5, num_private=5)
+    return swe.SharingPlan(members=(member,), clusters=(group,), budget=1000)
+
+
+def test_flops_and_copies_of_a_flat_bank_by_hand() -> None:
+    found = estimate_training(
+        {"small": Small()}, flat_plan(113, swe.plan.SsnOptions()), (3, 8, 8), swe.TrainConfig(batch_size=6)
+    )
+    # One window of 108 numbers, and floor(113 / 20) = 5 of 20; two for each product, and two gradients.
+    assert found.generation_flops == 3 * 2 * (1 * 108 + 5 * 20)
+    # The head reads numbers 108 to 208: a copy so long, and gradients for it, of which 113 are counted as the bank's.
+    assert found.bank_copy_bytes == 4 * (208 + 208 - 113)
+
+
+@pytest.mark.parametrize(
+    ("upsample", "combined", "enlarging"),
+    [
+        # p = 0.6: 2 x (2 x 9) of 4 x (3 x 9) fit in 40 numbers; four products and sums a number, forward and back.
+        ("inter", 36, 2 * 8 * 108),
+        ("repeat", 40, 108),  # one sum a number in backward
+        ("wavg", 6 * 2 * 20, 0),  # six tiles of 20 of two halves each
+    ],
+)
+def test_flops_of_layers_larger_than_their_bank_by_hand(upsample: str, combined: int, enlarging: int) -> None:
+    plan = flat_plan(40, swe.plan.SsnOptions(upsample=upsample))
+    found = estimate_training({"small": Small()}, plan, (3, 8, 8), swe.TrainConfig(batch_size=6))
+    assert found.generation_flops == 3 * 2 * (combined + 2 * 20) + enlarging
+
+
+def test_an_estimate_changes_nothing() -> None:
+    modules = members()
+    modules["a"].eval()
+    before = {name: {key: value.clone() for key, value in m.state_dict().items()} for name, m in modules.items()}
+    state = torch.get_rng_state()
+    estimate_training(modules, swe.plan_sharing(modules, budget=0.9), (3, 8, 8), swe.TrainConfig(), bfloat16=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(layer.training for layer in modules["a"].modules())
+    assert all(layer.training for layer in modules["b"].modules())
+    for name, module in modules.items():
+        assert all(torch.equal(value, before[name][key]) for key, value in module.state_dict().items())
+
+
+def test_members_that_do_not_run_are_named() -> None:
+    breaking = {"small": Breaking()}
+    with pytest.raises(SuperWeightError, match=r"member 'small' does not run on the shape \(6, 3, 8, 8\) without"):
+        estimate_training(breaking, independent_plan(breaking), (3, 8, 8), swe.TrainConfig(batch_size=6))
+    modules = members()
+    found = estimate_training(modules, independent_plan(modules), (3, 8, 8), swe.TrainConfig())
+    with pytest.raises(SuperWeightError, match="flops_per_second must be positive and finite; got 0"):
+        found.seconds(0)
+
+
+def test_the_lines_say_batch_precision_and_time() -> None:
+    modules = members()
+    plan, config = swe.plan_sharing(modules, budget=0.9), swe.TrainConfig(batch_size=8, epochs=3)
+    known = estimate_training(modules, plan, (3, 8, 8), config, num_images=50, bfloat16=True)
+    text = "\n".join(estimate_lines(known, known.step_flops / 20, "as given"))
+    assert "largest member (b), batch 8, bfloat16" in text and "3 epochs of about 50 images" in text
+    assert "6.0 minutes  at" in text  # 18 steps of 20 seconds
+    unknown = estimate_training(modules, plan, (3, 8, 8), config)
+    text = "\n".join(estimate_lines(unknown, unknown.step_flops / 20, "as given"))
+    assert "1,000 steps" in text and "5.6 hours  at" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("options", [{}, {"validation_fraction": 0.25}, {"num_train": 120}])
+def test_what_is_known_without_data_is_what_the_data_say(name: str, options: dict) -> None:
+    data = swe.load_data(name, **options)
+    assert image_shape_of(name, options) == data.image_shape
+    found = num_training_images(name, options)
+    assert found is not None and abs(found - len(data.train)) <= data.num_classes
+
+
+def test_what_only_files_tell_is_not_known() -> None:
+    assert image_shape_of("image_folder", {"image_size": 64, "pool": 2}) == (3, 32, 32)
+    assert image_shape_of("image_folder", {}) is None and num_training_images("image_folder", {}) is None
+    assert image_shape_of("elsewhere", {}) is None
+    assert num_training_images("cifar10", {"validation_fraction": 0.2, "num_train": 5120}) == 5120
+    assert num_training_images("cifar100", {"validation_fraction": 0}) == 50_000
+
+
+def test_the_reference_speed_is_a_rate() -> None:
+    state = torch.get_rng_state()
+    rate = reference_speed.training_flops_per_second(torch.device("cpu"), bfloat16=False, seconds=0.01)
+    assert 1e6 < rate < 1e15
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_plan_prints_the_estimate(monkeypatch, capsys) -> None:
+    recipe = RECIPES / "digits.yaml"
+    assert superweights(monkeypatch, "plan", recipe, "--flops-per-second", "1e10") == 0
+    printed = capsys.readouterr().out
+    chosen = load_recipe(recipe)
+    modules = chosen.build_members()
+    estimate = chosen.estimate(modules, chosen.plan(modules))
+    assert estimate is not None
+    assert printed.splitlines()[-11:] == estimate_lines(estimate, 1e10, "as given")
+    monkeypatch.setattr(plan_preview, "training_flops_per_second", lambda device, bfloat16: 1e10)
+    assert superweights(monkeypatch, "plan", recipe) == 0
+    assert "1e+10 FLOP/s, measured on a residual block (cpu, " in capsys.readouterr().out
+    folder = RECIPES / "image-folder.yaml"
+    assert superweights(monkeypatch, "plan", folder, "--set", "data.image_size=null") == 0
+    assert "no estimate of memory and time: the size of the images is in the files" in capsys.readouterr().out
+    assert superweights(monkeypatch, "plan", recipe, "--flops-per-second", "-1") == 2
+    assert "flops_per_second must be positive and finite; got -1.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_imagenet_is_estimated_without_data_or_memory() -> None:
+    recipe = load_recipe(RECIPES / "imagenet.yaml", ["training.precision=bfloat16"])
+    modules = recipe.build_members()
+    found = recipe.estimate(modules, recipe.plan(modules))
+    assert found is not None and found.largest.name == "resnet50" and found.num_images is None
+    # timm's resnet18, resnet34 and resnet50 at 224: 1.81, 3.66 and 4.09 G multiply-adds.
+    macs = [round(member.forward_flops / 2e9, 2) for member in found.members]
+    assert macs == [1.81, 3.66, 4.09]
+    assert 10 < found.peak_bytes / 2**30 < 13

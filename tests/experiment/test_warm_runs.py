@@ -1,0 +1,261 @@
+"""Runs whose shared arm starts from trained members: their recipe, stages and files, and resuming at each of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import superweight_ensembles as swe
+from superweight_ensembles.experiment import Recipe, build_arms, evaluate_run, load_recipe, parse_recipe, train_run
+from superweight_ensembles.experiment import stages as warm_runs
+from superweight_ensembles.report import write_report
+from superweight_ensembles.training import TrainProgress
+
+
+def content(**changes: object) -> dict:
+    return {
+        "name": "tiny",
+        "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
+        "members": [
+            {"name": "deep", "model": "wide_resnet", "depth": 16, "width": 1},
+            {"name": "wide", "model": "wide_resnet", "depth": 10, "width": 2},
+        ],
+        "sharing": {"budget": 0.7, "init": "svd"},
+        "training": {"epochs": 2, "batch_size": 32, "precision": "float32", "device": "cpu", "learning_rate": 0.05},
+        "fine_tuning": {"epochs": 1, "learning_rate": 0.01},
+        **changes,
+    }
+
+
+def recipe_of(**changes: object) -> Recipe:
+    return parse_recipe(content(**changes))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(stage: str, step: int | None) -> Callable[[str], Callable[[TrainProgress], None]]:
+    """Raise at a step of the first epoch of a stage, or where its record is there."""
+
+    def progress_of(name: str) -> Callable[[TrainProgress], None]:
+        def look(progress: TrainProgress) -> None:
+            if name == stage and (progress.record is not None if step is None else progress.step == step):
+                raise Stop
+
+        return look
+
+    return progress_of
+
+
+def stages_of(recipe: Recipe, folder: Path, **options: bool) -> list[str]:
+    seen: list[str] = []
+    train_run(recipe, folder, progress_of=lambda name: lambda progress: seen.append(name), **options)
+    return list(dict.fromkeys(seen))
+
+
+def outcome(folder: Path) -> dict:
+    """What the shared arm came to, bit by bit, but for the clock."""
+    training = json.loads((folder / "shared" / "training.json").read_text())
+    for record in training["history"]:
+        del record["seconds"]
+    del training["seconds"]
+    return {
+        "training": training,
+        "start": json.loads((folder / "shared" / "warm_start.json").read_text())["errors"],
+        **{name: (folder / "shared" / name / "model.safetensors").read_bytes() for name in ("ensemble", "warm_start")},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped; the baseline comes first."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert stages_of(recipe_of(), folder) == ["independent", "shared"]
+    return folder
+
+
+def test_the_shared_arm_starts_from_the_baseline(whole: Path) -> None:
+    apart = swe.SuperWeightEnsemble.load(whole / "independent" / "ensemble")
+    plan = swe.SharingPlan.from_json((whole / "plan.json").read_text())
+    recipe = recipe_of()
+    by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=plan, rng=recipe.bank_generator())
+    result = swe.warm_start(by_hand, apart)
+    started = swe.SuperWeightEnsemble.load(whole / "shared" / "warm_start")
+    for key, tensor in by_hand.state_dict().items():
+        assert torch.equal(started.state_dict()[key], tensor), key
+    written = json.loads((whole / "shared" / "warm_start.json").read_text())
+    assert written == {"init_from": "independent", **result.to_dict()}
+    swe.train(by_hand, recipe.load_data(), recipe.shared_training())
+    ended = swe.SuperWeightEnsemble.load(whole / "shared" / "ensemble")
+    for key, tensor in by_hand.state_dict().items():
+        assert torch.equal(ended.state_dict()[key], tensor), key
+    lengths = {
+        arm: len(json.loads((whole / arm / "training.json").read_text())["history"])
+        for arm in ("shared", "independent")
+    }
+    assert lengths == {"shared": 1, "independent": 2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "step"), [("independent", 1), ("independent", None), ("shared", 1), ("shared", None)]
+)
+def test_stopped_in_any_stage_it_ends_the_same(whole: Path, tmp_path: Path, stage: str, step: int | None) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Stop):
+        train_run(recipe_of(), folder, progress_of=stop_at(stage, step))
+    assert (folder / "shared" / "warm_start.json").is_file() == (stage == "shared")
+    train_run(recipe_of(), folder, resume=True)
+    assert outcome(folder) == outcome(whole)
+    assert stages_of(recipe_of(), folder, resume=True) == []
+
+
+@pytest.mark.parametrize("kept", [[], ["warm_start"]])
+def test_stopped_between_the_arms_it_ends_the_same(whole: Path, tmp_path: Path, kept: list[str]) -> None:
+    """The baseline is done, and the start is not written, or but for its last file."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for path in (folder / "shared").iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert stages_of(recipe_of(), folder, resume=True) == ["shared"]
+    assert outcome(folder) == outcome(whole)
+
+
+def test_results_say_how_it_started(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shared, independent = evaluate_run(folder)["arms"]
+    assert (shared["name"], independent["name"]) == ("shared", "independent") and "warm_start" not in independent
+    start = shared["warm_start"]
+    loader = recipe_of().load_data().loader("test", 256)
+    expected = swe.evaluate(swe.SuperWeightEnsemble.load(folder / "shared" / "warm_start"), loader)
+    assert start["ensemble"]["accuracy"] == expected.ensemble.accuracy
+    assert [entry["name"] for entry in start["members"]] == ["deep", "wide"]
+    assert start["members"][1]["metrics"]["accuracy"] == expected.members["wide"].accuracy
+    plan = swe.SharingPlan.from_json((folder / "plan.json").read_text())
+    assert len(start["errors"]) == sum(len(cluster.targets) for cluster in plan.clusters)
+    page = write_report(folder).read_text()
+    assert f"off by {start['mean_error']:.3f} of their norm on average" in page
+    (folder / "shared" / "warm_start.json").write_text('{"init_from": "independent", "mean_error": "x", "errors": []}')
+    with pytest.raises(swe.SuperWeightError, match=r"damaged \(mean_error.*train the shared arm again"):
+        evaluate_run(folder)
+
+
+def test_from_a_saved_ensemble(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(whole / "independent" / "ensemble", given)
+    sharing = {"budget": 0.7, "init": "svd", "init_from": str(given)}
+    recipe = recipe_of(sharing=sharing, baseline="none")
+    with pytest.raises(Stop):
+        train_run(recipe, tmp_path / "run", progress_of=stop_at("shared", 1))
+    shutil.rmtree(given)  # once the run has begun it needs it no more
+    assert stages_of(recipe, tmp_path / "run", resume=True) == ["shared"]
+    assert outcome(tmp_path / "run") == outcome(whole)
+    with pytest.raises(swe.SuperWeightError, match=rf"^sharing.init: no start from {given}: .*plan.json is missing"):
+        train_run(recipe, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_saved_ensemble_that_does_not_fit(whole: Path, tmp_path: Path) -> None:
+    sharing = {"budget": 0.7, "init": "svd", "init_from": str(whole / "independent" / "ensemble")}
+    other = content(sharing=sharing, baseline="none")
+    other["members"][1]["width"] = 3
+    with pytest.raises(swe.SuperWeightError, match=r"no start from .*ensemble: .*does not fit: member 'wide'"):
+        train_run(parse_recipe(other), tmp_path / "run")
+    other["members"][1]["name"] = "wider"
+    with pytest.raises(swe.SuperWeightError, match="the plan is for the members deep, wide; given: deep, wider"):
+        train_run(parse_recipe(other), tmp_path / "run")
+
+
+def test_a_run_does_not_replace_what_it_starts_from(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    sharing = {"budget": 0.7, "init": "svd", "init_from": str(folder / "independent" / "ensemble")}
+    with pytest.raises(swe.SuperWeightError, match=r"is in .*run, which --overwrite replaces: give another --out"):
+        train_run(recipe_of(sharing=sharing), folder, overwrite=True)
+    assert outcome(folder) == outcome(whole)
+
+
+def test_a_start_that_fails_leaves_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise swe.SuperWeightError("no start")
+
+    monkeypatch.setattr(warm_runs, "warm_start", fail)
+    with pytest.raises(swe.SuperWeightError, match="no start"):
+        train_run(recipe_of(), tmp_path / "run")
+    assert (tmp_path / "run" / "independent" / "training.json").is_file()
+
+
+def test_fine_tuning_is_training_but_for_what_it_says() -> None:
+    recipe = recipe_of()
+    tuned = recipe.shared_training()
+    assert (tuned.epochs, tuned.learning_rate, tuned.batch_size, tuned.seed) == (1, 0.01, 32, 0)
+    assert recipe.training.epochs == 2
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert recipe_of(seed=3).shared_training().seed == 3
+    assert recipe_of(fine_tuning=None).shared_training() == recipe.training
+    steps = {"epochs": 30, "schedule": "step", "milestones": [10, 20]}
+    assert recipe_of(training=steps, fine_tuning={"schedule": "cosine"}).shared_training().milestones == ()
+    assert recipe_of(training={"momentum": 0.5}, fine_tuning={"optimizer": "adamw"}).shared_training().momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sharing": {"budget": 0.7, "init": "sdv"}}, r"sharing\.init: .*'random' or 'svd'.*'sdv'"),
+        ({"baseline": "none"}, r"sharing\.init svd needs trained members: baseline: independent, or"),
+        ({"sharing": {"budget": 0.7, "init_from": "x"}}, r"sharing: init_from does nothing without init: svd"),
+        ({"sharing": {"budget": 0.7}}, r"fine_tuning does nothing without sharing\.init: svd: leave it out"),
+        ({"fine_tuning": {"epoch": 3}}, "fine_tuning: unknown key 'epoch': did you mean 'epochs'"),
+        ({"fine_tuning": {"epochs": "many"}}, r"fine_tuning\.epochs: .*valid integer"),
+        ({"fine_tuning": {"epochs": 0}}, "fine_tuning: epochs must be at least 1; got 0"),
+        ({"fine_tuning": [1]}, r"fine_tuning: .*valid dictionary"),
+        (
+            {"sharing": {"budget": 0.7, "init": "svd", "coefficients": "tied", "untie_epoch": 1}},
+            r"untie_epoch 1 must come before the last of 1 epochs",
+        ),
+    ],
+)  # fmt: skip
+def test_recipe_mistakes(changes: dict, message: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=message):
+        recipe_of(**changes)
+
+
+def test_a_resumed_run_may_differ_in_how_it_is_computed(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    assert (
+        stages_of(recipe_of(fine_tuning={"epochs": 1, "learning_rate": 0.01, "num_threads": 2}), folder, resume=True)
+        == []
+    )
+    with pytest.raises(swe.SuperWeightError, match="was begun with another recipe"):
+        train_run(recipe_of(fine_tuning={"epochs": 1, "learning_rate": 0.02}), folder, resume=True)
+
+
+def test_with_a_search_and_un_tying(tmp_path: Path) -> None:
+    """The found plan is what is fitted; its tied coefficients are un-tied while the bank is tuned."""
+    sharing = {"budget": 0.95, "init": "svd", "search": "gradient", "search_epochs": 1, "untie_epoch": 1}
+    recipe = recipe_of(sharing=sharing, fine_tuning={"epochs": 2, "learning_rate": 0.01})
+    assert stages_of(recipe, tmp_path / "run") == ["search", "independent", "shared"]
+    started = swe.SuperWeightEnsemble.load(tmp_path / "run" / "shared" / "warm_start")
+    assert started.plan == swe.SharingPlan.from_json((tmp_path / "run" / "plan.json").read_text())
+
+
+def test_arms_of_a_comparison() -> None:
+    """The shared arm trains what it starts from itself; the others start at random."""
+    shared, independent, single = build_arms(recipe_of(), ("independent", "single"), ())
+    assert (shared.recipe.baseline, shared.recipe.sharing.init) == ("independent", "svd")
+    for arm in (independent, single):
+        assert (arm.recipe.baseline, arm.recipe.sharing.init, arm.recipe.fine_tuning) == ("none", "random", None)
+
+
+def test_the_carried_recipe() -> None:
+    recipe = load_recipe("compress")
+    assert recipe.sharing.init == "svd" and recipe.shared_training().epochs == 3

@@ -1,0 +1,401 @@
+"""The sharing plan: what it covers, what it costs, and its way through JSON."""
+
+import dataclasses
+import inspect
+import json
+import math
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from itertools import pairwise
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from superweight_ensembles import (
+    SharingPlan,
+    SuperWeightEnsemble,
+    SuperWeightError,
+    independent_plan,
+    plan_sharing,
+    wide_resnet,
+)
+from superweight_ensembles.plan import PlanOptions, SsnOptions, find_targets
+
+CLASSES = 3
+
+
+def mlp(*widths):
+    """Linear layers 4 -> widths -> classes."""
+    sizes = (4, *widths)
+    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], CLASSES))
+
+
+def convnet(kernel, *channels):
+    sizes = (3, *channels)
+    layers = [
+        layer
+        for i, o in pairwise(sizes)
+        for layer in (nn.Conv2d(i, o, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+    ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], CLASSES))
+
+
+widths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+nets = st.one_of(
+    widths.map(lambda drawn: mlp(*drawn)),
+    st.tuples(st.sampled_from([1, 3]), widths).map(lambda drawn: convnet(drawn[0], *drawn[1])),
+)
+some_members = st.lists(nets, min_size=1, max_size=4).map(lambda drawn: {f"m{i}": net for i, net in enumerate(drawn)})
+options = st.one_of(
+    st.fixed_dictionaries({"clusters": st.just("depth_bins"), "bins": st.integers(1, 5)}),
+    st.just({"clusters": "shape"}),
+)
+
+
+def least_budget(members, options):
+    """The minimum as the error states it."""
+    with pytest.raises(SuperWeightError, match=r"below the minimum of this sharing, [\d,]+ parameters") as caught:
+        plan_sharing(members, budget=1, generator="superweight", **options)
+    return int(str(caught.value).split("sharing, ")[1].split(" parameters")[0].replace(",", ""))
+
+
+@given(some_members, options)
+def test_every_target_is_covered_once(members, options):
+    plan = plan_sharing(members, budget=10**6, **options)
+    covered = [
+        (target.member, target.names, cluster.shape_of(target))
+        for cluster in plan.clusters
+        for target in cluster.targets
+    ]
+    found = [(name, target.names, target.shape) for name, net in members.items() for target in find_targets(net, name)]
+    assert sorted(covered) == sorted(found)
+
+
+@settings(max_examples=40)
+@given(some_members, options, st.floats(0, 3), st.integers(1, 8))
+def test_budget_bounds_every_trainable_scalar(members, options, excess, cap):
+    least = least_budget(members, options)
+    budget = least + math.floor(excess * least)
+    plan = plan_sharing(members, budget=budget, cap=cap, **options)
+    ensemble = SuperWeightEnsemble(members, plan=plan)
+    counted = reference.count_scalars(ensemble)
+    assert least == plan.minimum_parameters
+    assert least <= counted <= budget
+    assert counted == plan.num_parameters == ensemble.num_parameters
+    assert reference.count_scalars(ensemble.bank) == plan.num_templates + plan.num_coefficients
+    assert reference.count_scalars(ensemble.members) == plan.num_private
+    assert plan.independent_parameters == sum(reference.count_scalars(net) for net in members.values())
+
+
+@given(some_members, options, st.integers(0, 500), st.integers(1, 8))
+def test_templates_are_the_reference_allocation(members, options, excess, cap):
+    plan = plan_sharing(members, budget=least_budget(members, options) + excess, cap=cap, **options)
+    costs, users = [], []
+    for cluster in plan.clusters:
+        shapes = reference.distinct_shapes(cluster.shape_of(target) for target in cluster.targets)
+        for slot in range(len(shapes)):
+            users.append(sum(target.slot >= slot for target in cluster.targets))
+            costs.append(reference.slot_size(shapes, slot) + users[-1])
+    expected = reference.allocate(costs, users, plan.budget - plan.num_private, cap)
+    assert [slot.num_templates for cluster in plan.clusters for slot in cluster.slots] == expected
+
+
+@given(some_members, options)
+def test_deterministic_hashable_and_equal_after_json(members, options):
+    plan = plan_sharing(members, budget=10**6, **options)
+    again = plan_sharing(list(members.items()), budget=10**6, **options)
+    read = SharingPlan.from_json(plan.to_json())
+    assert plan == again == read
+    assert len({plan, again, read}) == 1
+    assert plan.fingerprint == read.fingerprint
+    assert read.to_json() == plan.to_json()
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+@given(some_members, options)
+def test_table_names_every_cluster_and_the_counts(members, options):
+    plan = plan_sharing(members, budget=10**6, **options)
+    table = str(plan)
+    for cluster in plan.clusters:
+        (row,) = [line for line in table.splitlines() if line.startswith(cluster.name + " ")]
+        assert all(target.member in row for target in cluster.targets)
+        assert f"{cluster.num_templates + cluster.num_coefficients:,}" in row
+    for count in (
+        plan.num_templates,
+        plan.minimum_templates,
+        plan.num_coefficients,
+        plan.num_private,
+        plan.num_parameters,
+        plan.independent_parameters,
+        plan.budget,
+        plan.budget - plan.num_parameters,
+    ):
+        assert f"{count:,}" in table
+    assert plan.fingerprint in table
+
+
+def test_table_of_the_published_count_says_so():
+    plan = plan_sharing({"a": mlp(6, 6)}, budget=10_000, budget_counts="templates")
+    assert f"counts templates alone; {10_000 - plan.num_templates:,} unspent" in str(plan)
+
+
+def test_table_of_members_without_trainable_parameters():
+    plan = independent_plan({"a": mlp(6).requires_grad_(False)})
+    assert "in all" in str(plan)
+
+
+def test_plan_does_not_depend_on_the_process():
+    code = (
+        "import superweight_ensembles as swe\n"
+        "members = {'a': swe.wide_resnet(10, 1, 3), 'b': swe.wide_resnet(10, 2, 3)}\n"
+        "print(swe.plan_sharing(members, budget=0.9).fingerprint)"
+    )
+    # Another process has other hash seeds: no set or dict order may reach the plan.
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert plan_sharing({"a": wide_resnet(10, 1, 3), "b": wide_resnet(10, 2, 3)}, budget=0.9).fingerprint == other
+
+
+def test_members_are_not_changed():
+    net = mlp(6, 6)
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    plan_sharing({"a": net}, budget=1.5)
+    assert all(torch.equal(before[name], parameter) for name, parameter in net.named_parameters())
+
+
+def test_budget_as_a_fraction_and_as_a_number():
+    members = {"a": mlp(8, 8, 8), "b": mlp(8, 8, 8)}
+    apart = 2 * (4 * 8 + 2 * 8 * 8 + 3 * 8 + 8 * 3 + 3)
+    plan = plan_sharing(members, budget=0.9)
+    assert plan.independent_parameters == apart
+    assert plan.budget == math.floor(0.9 * apart)
+    assert plan == plan_sharing(members, budget=math.floor(0.9 * apart))
+
+
+def test_published_budget_counts_templates_alone():
+    members = {"a": mlp(8, 8, 8), "b": mlp(8, 8, 8)}
+    least = plan_sharing(members, budget=10**6).minimum_templates
+    plan = plan_sharing(members, budget=least, budget_counts="templates")
+    assert plan.num_templates == least == plan.budget
+    assert plan.num_parameters > plan.budget
+
+
+def test_private_and_minimum_by_hand():
+    # Widths 8 and 16: one cluster of (8, 4), one of (8, 8) and (16, 8) from bins of the two-layer members.
+    members = {"narrow": mlp(8, 8), "wide": mlp(8, 16)}
+    plan = plan_sharing(members, budget=10**6, bins=2)
+    heads, biases = (8 * 3 + 3) + (16 * 3 + 3), (8 + 8) + (8 + 16)
+    assert plan.num_private == heads + biases
+    assert plan.minimum_templates == 8 * 4 + 16 * 8
+    # Coefficient vectors: two in slot 8x4, two in slot 8x8, one in slot 16x8.
+    assert plan.minimum_parameters == plan.minimum_templates + (2 + 2 + 1) + plan.num_private
+
+
+def test_warning_when_the_cap_leaves_budget_unspent(caplog):
+    plan = plan_sharing({"a": mlp(6, 6)}, budget=10**6, cap=2)
+    assert "raise cap to spend it" in caplog.text
+    assert {slot.num_templates for cluster in plan.clusters for slot in cluster.slots} == {2}
+
+
+def test_independent_plan_shares_nothing():
+    members = {"a": mlp(6), "b": mlp(5, 4)}
+    plan = independent_plan(members)
+    assert plan.clusters == ()
+    assert plan.num_parameters == plan.num_private == plan.independent_parameters == plan.budget
+
+
+def test_globs_reach_the_plan():
+    members = {"a": mlp(6, 6), "b": mlp(6, 6)}
+    plan = plan_sharing(members, budget=10**6, include=["b.4"], exclude=["a.0"])
+    labels = {target.label for cluster in plan.clusters for target in cluster.targets}
+    assert labels == {"a.2.weight", "b.0.weight", "b.2.weight", "b.4.weight"}
+
+
+@pytest.fixture
+def content():
+    """The JSON of a plan of one cluster, as nested dictionaries."""
+    members = {"a": mlp(6, 6), "b": mlp(6, 7)}
+    return json.loads(plan_sharing(members, budget=10**6, bins=1).to_json())
+
+
+def target(content, index=0):
+    return content["clusters"][0]["targets"][index]
+
+
+def slot(content, index=0):
+    return content["clusters"][0]["slots"][index]
+
+
+BROKEN = {
+    "format of tomorrow": (lambda c: c.update(format=3), r'must be a JSON object with "format": 2'),
+    "no format": (lambda c: c.pop("format"), r'must be a JSON object with "format": 2'),
+    "unknown key": (lambda c: c.update(colour="red"), r"at colour: "),
+    "unknown key of a member": (lambda c: c["members"][0].update(colour="red"), r"at members\.0\.colour: "),
+    "unknown key of a target": (lambda c: target(c).update(colour="red"), r"at clusters\.0\.targets\.0\.colour: "),
+    "missing key": (lambda c: c.pop("budget"), r"at budget: "),
+    "missing key of a slot": (lambda c: slot(c).pop("shape"), r"at clusters\.0\.slots\.0\.shape: "),
+    "word for a number": (lambda c: c.update(budget="much"), r"at budget: "),
+    "broken number": (lambda c: slot(c).update(num_templates=1.5), r"at clusters\.0\.slots\.0\.num_templates: "),
+    "null": (lambda c: c.update(clusters=None), r"at clusters: "),
+    "number for a name": (lambda c: target(c).update(names=[3]), r"at clusters\.0\.targets\.0\.names\.0: "),
+    "other count": (lambda c: c.update(budget_counts="some"), r"budget_counts: must be 'all' or 'templates'"),
+    "no members": (lambda c: c.update(members=[]), r"members: needs at least one"),
+    "member twice": (lambda c: c["members"].append(c["members"][0]), r"members: needs at least one, each with a name"),
+    "more private than there are": (
+        lambda c: c["members"][0].update(num_private=10**9),
+        r"members: counts must hold 0 <= num_private <= num_parameters",
+    ),
+    "private that leaves no room for the targets": (
+        lambda c: c["members"][0].update(num_private=c["members"][0]["num_parameters"]),
+        r"num_private",
+    ),
+    "budget below the cost": (lambda c: c.update(budget=1), r"budget"),
+    "cap below the templates": (lambda c: c.update(cap=1), r"cap"),
+    "no templates": (lambda c: slot(c).update(num_templates=0), r"slot 0 must add numbers and hold templates"),
+    "no slots": (lambda c: c["clusters"][0].update(slots=[]), r"needs slots and targets"),
+    "no targets": (lambda c: c["clusters"][0].update(targets=[]), r"needs slots and targets"),
+    "slot of one dimension": (lambda c: slot(c).update(shape=[4]), r"slot shapes are \(out, in, \*kernel\)"),
+    "slot of no rows": (lambda c: slot(c).update(shape=[0, 4]), r"slot shapes are \(out, in, \*kernel\)"),
+    "slot that adds nothing": (lambda c: slot(c, 1).update(shape=[1, 1]), r"slot 1 must add numbers"),
+    "kernels mixed": (lambda c: slot(c, 1).update(shape=[6, 6, 3, 3]), r"all slots must have one kernel"),
+    "unused vector": (lambda c: slot(c).update(num_vectors=99), r"slot 0: its 99 coefficient vectors do not match"),
+    "vector that is not there": (lambda c: target(c).update(vectors=[77]), r"slot 0: its \d+ coefficient vectors"),
+    "target of no slot": (
+        lambda c: target(c).update(slot=9),
+        r"a\.0\.weight needs one coefficient vector for each slot up to its own",
+    ),
+    "target of a stranger": (lambda c: target(c).update(member="z"), r"a target of member 'z' without a member"),
+    "target without a name": (lambda c: target(c).update(names=[]), r"without a member or a name"),
+    "target twice": (lambda c: target(c, 1).update(member="a", names=["0.weight"]), r"a\.0\.weight stands there twice"),
+    "cluster of one name": (lambda c: c["clusters"].append(c["clusters"][0]), r"clusters: two are named '"),
+}
+
+
+@pytest.fixture
+def flat():
+    """The JSON of a plan of one flat bank that a layer of two members is larger than."""
+    members = {"a": mlp(6, 6), "b": mlp(6, 7)}
+    plan = plan_sharing(members, budget=0.55, generator="ssn", clusters="one", ssn=SsnOptions(upsample="mask"))
+    return json.loads(plan.to_json())
+
+
+def group(content):
+    return content["clusters"][0]
+
+
+BROKEN_GROUPS = {
+    "no generator": (lambda c: group(c).pop("generator"), r"at clusters\.0: .*'generator'"),
+    "unknown generator": (lambda c: group(c).update(generator="magic"), r"at clusters\.0: .*'magic'"),
+    "generator of the other": (lambda c: group(c).update(generator="superweight"), r"at clusters\.0\.kind: "),
+    "no bank": (lambda c: group(c).pop("bank_size"), r"at clusters\.0\.bank_size: "),
+    "bank of nothing": (lambda c: group(c).update(bank_size=0), r"a bank of 0 numbers is smaller than its layers can"),
+    "bank below nothing": (lambda c: group(c).update(bank_size=-5), r"a bank of -5 numbers is smaller"),
+    "huge bank": (lambda c: group(c).update(bank_size=10**12), r"at clusters\.0\.bank_size: .*less than or equal"),
+    "large bank": (lambda c: group(c).update(bank_size=2**36), r"clusters: claim [\d,]+ parameters; at most"),
+    "bank above the budget": (lambda c: group(c).update(bank_size=10**6), r"budget: \d+ is less than the plan costs"),
+    "slots": (lambda c: group(c).update(slots=[]), r"at clusters\.0\.slots: "),
+    "no targets": (lambda c: group(c).update(targets=[]), r"needs targets"),
+    "target twice": (lambda c: group(c)["targets"].append(target(c)), r"a\.0\.weight stands there twice"),
+    "target of a stranger": (lambda c: target(c).update(member="z"), r"a target of member 'z' without a member"),
+    "vectors": (lambda c: target(c).update(vectors=[0]), r"at clusters\.0\.targets\.0\.vectors: "),
+    "shape of one dimension": (lambda c: target(c).update(shape=[24]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of no rows": (lambda c: target(c).update(shape=[0, 4]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of less": (lambda c: target(c).update(shape=[-6, -4]), r"shapes are \(out, in, \*kernel\)"),
+    "shape of other size": (lambda c: target(c).update(shape=[6, 5]), r"'a': num_private and its targets do not add"),
+    "nine dimensions": (lambda c: target(c).update(shape=[1] * 9), r"at clusters\.0\.targets\.0\.shape: .*at most 8"),
+    "huge dimension": (lambda c: target(c).update(shape=[2**32, 1]), r"at clusters\.0\.targets\.0\.shape\.0: .*less"),
+    "huge shape": (lambda c: target(c).update(shape=[2**31] * 8), r"shapes .* 68,719,476,736 numbers at most"),
+    "unknown combination": (lambda c: group(c)["options"].update(combine="sum"), r"options\.combine: .*'avg'"),
+    "unknown up-sampling": (lambda c: group(c)["options"].update(upsample="zoom"), r"options\.upsample: .*'inter'"),
+    "unknown option": (lambda c: group(c)["options"].update(colour="red"), r"options\.colour: "),
+    "options inside options": (lambda c: group(c)["options"].update(options={"windows": 3}), r"options\.options: "),
+    "negative windows": (lambda c: group(c)["options"].update(windows=-1), r"windows must be a whole number from 1"),
+    "windows past counting": (lambda c: group(c)["options"].update(windows=10**30), r"windows must be a whole number"),
+    "broken windows": (lambda c: group(c)["options"].update(windows=2.5), r"options\.windows: "),
+    "templates beyond the bank": (
+        lambda c: group(c)["options"].update(templates=4096),
+        r"smaller than its layers can read, 4,096",
+    ),
+    "templates below nothing": (
+        lambda c: group(c)["options"].update(templates=-1),
+        r"templates must be a whole number",
+    ),
+    "embedding of nothing": (
+        lambda c: group(c)["options"].update(combine="emb", embedding_size=0),
+        r"embedding_size must be a whole number from 1",
+    ),
+    "masks of no window": (lambda c: group(c).update(mask_window=0), r"mask_window is positive with upsample 'mask'"),
+    "masks that are not asked for": (
+        lambda c: group(c)["options"].update(upsample="inter"),
+        r"mask_window is positive with upsample 'mask', and 0 with the others",
+    ),
+    "another window": (lambda c: group(c)["options"].update(mask_window=4), r"is \d+, but its options say 4"),
+    "tiles past counting": (
+        lambda c: (
+            group(c).update(bank_size=2, mask_window=0, targets=[{**target(c), "shape": [2**18, 2**17]}]),
+            group(c)["options"].update(upsample="wavg"),
+            c.update(members=[{"name": "a", "num_parameters": 2**35, "num_private": 0}], budget=2**36),
+        ),
+        r"clusters: claim 68,719,476,738 parameters; at most",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_GROUPS)
+def test_broken_group_is_refused(case, flat):
+    damage, message = BROKEN_GROUPS[case]
+    del flat["fingerprint"]
+    damage(flat)
+    tracemalloc.start()
+    with pytest.raises(SuperWeightError, match=f"the sharing plan.*{message}"):
+        SharingPlan.from_json(json.dumps(flat))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**23
+
+
+def test_undamaged_group_is_read(flat):
+    (found,) = SharingPlan.from_json(json.dumps(flat)).ssn_groups.values()
+    assert any(reading.is_enlarged for reading in found.readings)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_plan_is_refused(case, content):
+    damage, message = BROKEN[case]
+    damage(content)
+    with pytest.raises(SuperWeightError, match=f"the sharing plan.*{message}"):
+        SharingPlan.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "members: a", "[" * 100_000, "1" * 5000], ids=lambda text: text[:9] or "empty"
+)
+def test_text_that_is_no_json_is_refused(text):
+    with pytest.raises(SuperWeightError, match="the sharing plan is no JSON"):
+        SharingPlan.from_json(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"plan"', "{}"])
+def test_json_that_is_no_plan_is_refused(text):
+    with pytest.raises(SuperWeightError, match="must be a JSON object with"):
+        SharingPlan.from_json(text)
+
+
+def test_undamaged_plan_is_read(content):
+    assert SharingPlan.from_json(json.dumps(content)).member_names == ("a", "b")
+
+
+def test_plan_is_immutable():
+    plan = independent_plan({"a": mlp(6)})
+    with pytest.raises(dataclasses.FrozenInstanceError, match="budget"):
+        plan.budget = 3
+
+
+def test_the_ensemble_names_all_options_of_a_plan() -> None:
+    assert [*PlanOptions.__annotations__] == [*inspect.signature(plan_sharing).parameters][2:]

@@ -1,0 +1,137 @@
+"""Slot geometry, and the composition of weights from slots, against the literal method in float64."""
+
+import math
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from superweight_ensembles.ensemble import decompose
+from superweight_ensembles.plan import ordered_shapes, placements, slot_blocks
+
+GROWING = {
+    "one shape": [(3, 4, 3, 3)],
+    "more rows": [(2, 3, 3, 3), (5, 3, 3, 3)],
+    "more columns": [(2, 3, 3, 3), (2, 5, 3, 3)],
+    "more of both": [(2, 3, 3, 3), (4, 5, 3, 3)],
+    "three linear": [(2, 3), (4, 3), (4, 7)],
+    "one dimension of kernel": [(2, 3, 5), (3, 4, 5), (8, 9, 5)],
+}
+SHRINKING = {
+    "fewer columns": [(2, 6), (5, 3)],
+    "fewer rows": [(6, 2), (3, 5)],
+    "fewer columns of a convolution": [(2, 6, 3, 3), (7, 2, 3, 3)],
+    "fewer rows of a convolution": [(6, 2, 3, 3), (2, 7, 3, 3)],
+    "there and back": [(6, 2), (3, 5), (8, 2), (2, 9), (9, 9)],
+    "equal sizes": [(2, 6), (3, 4), (4, 3), (6, 2)],
+}
+CASES = GROWING | SHRINKING
+
+widths = st.integers(1, 7)
+kernels = st.sampled_from([(), (1,), (3,), (2, 3), (1, 2, 2)])
+shape_sets = st.tuples(st.sets(st.tuples(widths, widths), min_size=1, max_size=6), kernels).map(
+    lambda drawn: reference.distinct_shapes((*pair, *drawn[1]) for pair in drawn[0])
+)
+
+
+def superweights(shapes, num=2):
+    """(num, Q) for each slot."""
+    return [torch.randn(num, reference.slot_size(shapes, slot), dtype=torch.float64) for slot in range(len(shapes))]
+
+
+def compose(blocks, vectors):
+    """(num, *shape of the last block's weight), by where the blocks stand in it."""
+    found = placements(blocks[: len(vectors)])
+    sides = [max(place.corner[axis] + place.size[axis] for place in found) for axis in (0, 1)]
+    weight = torch.full((len(vectors[0]), *sides, *found[0].shape[2:]), torch.nan, dtype=torch.float64)
+    for place in found:
+        (top, left), (height, width) = place.corner, place.size
+        numbers = vectors[place.slot][:, place.start : place.start + math.prod(place.shape)]
+        part = torch.stack([reference.block(one, place.shape) for one in numbers])[:, :height, :width]
+        weight[:, top : top + height, left : left + width] = part
+    return weight
+
+
+def test_order_of_shapes():
+    assert ordered_shapes([(4, 4), (2, 8), (8, 2), (4, 4), (1, 3)]) == ((1, 3), (2, 8), (4, 4), (8, 2))
+
+
+def test_blocks_by_hand():
+    first, rows, columns, both = slot_blocks([(2, 3, 3), (4, 3, 3), (4, 5, 3), (6, 6, 3)])
+    assert (first.column, first.row, first.size) == (None, (2, 3, 3), 2 * 3 * 3)
+    assert (rows.column, rows.row, rows.size) == (None, (2, 3, 3), 2 * 3 * 3)
+    assert (columns.column, columns.row, columns.size) == ((4, 2, 3), None, 4 * 2 * 3)
+    assert (both.column, both.row, both.size) == ((4, 1, 3), (2, 6, 3), 4 * 1 * 3 + 2 * 6 * 3)
+
+
+def test_blocks_of_cropped_shapes_by_hand():
+    _, taller = slot_blocks([(2, 6), (5, 3)])
+    assert (taller.keep, taller.column, taller.row) == ((2, 3), None, (3, 3))
+    _, wider = slot_blocks([(6, 2), (3, 5)])
+    assert (wider.keep, wider.column, wider.row) == ((3, 2), (3, 3), None)
+
+
+@given(shape_sets)
+def test_slot_sizes_equal_the_reference(shapes):
+    blocks = slot_blocks(shapes)
+    assert [block.size for block in blocks] == [reference.slot_size(shapes, slot) for slot in range(len(shapes))]
+    assert all(block.size > 0 for block in blocks)
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_slots_of_growing_shapes_add_up_to_the_widest(case):
+    shapes = GROWING[case]
+    assert sum(block.size for block in slot_blocks(shapes)) == math.prod(shapes[-1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compose_equals_the_reference(case):
+    shapes = CASES[case]
+    vectors = superweights(shapes)
+    for end in range(1, len(shapes) + 1):
+        together = compose(slot_blocks(shapes[:end]), vectors[:end])
+        apart = [reference.compose(shapes[:end], [vector[n] for vector in vectors[:end]]) for n in range(2)]
+        assert_close(together, torch.stack(apart), atol=1e-12, rtol=0)
+
+
+@given(shape_sets)
+def test_compose_equals_the_reference_for_any_shapes(shapes):
+    vectors = superweights(shapes, num=1)
+    expected = reference.compose(shapes, [vector[0] for vector in vectors])
+    assert_close(compose(slot_blocks(shapes), vectors)[0], expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_narrow_weight_is_a_corner_of_the_wide_one(case):
+    shapes = GROWING[case]
+    vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
+    widest = compose(blocks, vectors)[0]
+    for slot, shape in enumerate(shapes):
+        narrow = compose(blocks, vectors[: slot + 1])[0]
+        assert narrow.shape == shape
+        assert torch.equal(widest[: shape[0], : shape[1]], narrow)
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_decompose_undoes_compose(case):
+    shapes = GROWING[case]
+    vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
+    parts = decompose(blocks, compose(blocks, vectors)[0])
+    assert all(torch.equal(part, vector[0]) for part, vector in zip(parts, vectors, strict=True))
+
+
+@given(shape_sets)
+def test_compose_undoes_decompose_for_any_shapes(shapes):
+    weight, blocks = torch.randn(shapes[-1], dtype=torch.float64), slot_blocks(shapes)
+    parts = decompose(blocks, weight)
+    assert [part.numel() for part in parts] == [block.size for block in blocks]
+    assert torch.equal(compose(blocks, [part[None] for part in parts])[0], weight)
+
+
+def test_decompose_leaves_cropped_numbers_zero():
+    # (2, 6) loses its last three columns on the way to (5, 3).
+    first, _ = decompose(slot_blocks([(2, 6), (5, 3)]), torch.ones(5, 3))
+    assert torch.equal(first.view(2, 6), torch.tensor([[1.0, 1, 1, 0, 0, 0]] * 2))

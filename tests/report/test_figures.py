@@ -1,0 +1,479 @@
+"""Figures: what they say, for runs of one to eight members, close or wide accuracies, with and without a baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import superweight_ensembles as swe
+from superweight_ensembles.report import figures
+from superweight_ensembles.report.figures import (
+    cluster_looks,
+    layers_by_depth,
+    pareto_front,
+    place_cells,
+    shared_segments,
+)
+
+BOTH = ("shared", "independent")
+LONG_NAMES = (
+    "convnextv2_tiny_in22k_384",
+    "mobilenetv3_small_100_ra3",
+    "resnet50_a1_in1k",
+    "vit_tiny_patch16_224",
+    "efficientnet_b0_noisy_stu",
+    "regnety_032_ra",
+    "resnet18",
+    "deit3_small_patch16_224ls",
+)
+LONG_FLOPS = (13e9, 1.2e8, 8.2e9, 2.2e9, 8e8, 6.4e9, 3.6e9, 9.2e9)
+LONG_ACCURACIES = (0.83, 0.67, 0.80, 0.75, 0.77, 0.82, 0.70, 0.81)
+
+
+def make_plan(sizes: Sequence[tuple[int, int]], budget: float = 0.83, **options: Any) -> swe.SharingPlan:
+    members = {f"wrn{depth}-{width}": swe.wide_resnet(depth, width, 10, in_channels=1) for depth, width in sizes}
+    return swe.plan_sharing(members, budget=budget, **options)
+
+
+def make_results(
+    names: Sequence[str],
+    flops: Sequence[float],
+    accuracies: Sequence[float],
+    *,
+    arms: Sequence[str] = BOTH,
+    validation: bool = True,
+    epochs: int = 12,
+    name: str = "digits",
+) -> dict[str, Any]:
+    """A results.json in which subsets are a little better than their members, with noise from a fixed seed."""
+    draw = np.random.default_rng(0)
+    costs = dict(zip(names, flops))
+    parameters = {member: 10_000 * (index + 2) for index, member in enumerate(names)}
+
+    def metrics(accuracy: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "top5_accuracy": 1.0, "nll": 0.1, "ece": 0.0123, "brier": 0.05}
+
+    def arm(kind: str) -> dict[str, Any]:
+        alone = {member: right - 0.004 * (kind != "shared") for member, right in zip(names, accuracies)}
+
+        def subset(chosen: Sequence[str]) -> dict[str, Any]:
+            right = max(alone[member] for member in chosen)
+            gain = 0 if len(chosen) == 1 else (1 - right) * draw.uniform(-0.1, 0.3)
+            cost = sum(costs[member] for member in chosen)
+            return {"members": list(chosen), "flops": cost, "latency_ms": 1.0, "metrics": metrics(right + gain)}
+
+        subsets = [subset(chosen) for size in range(1, len(names) + 1) for chosen in combinations(names, size)]
+        history = [
+            {
+                "epoch": epoch,
+                "lr": 0.1,
+                "train_loss": {member: 2.3 * math.exp(-epoch / 4) + 0.1 * index for index, member in enumerate(names)},
+                "validation": {
+                    "members": {
+                        member: {"accuracy": alone[member] * (1 - 1 / (epoch + 1)), "nll": 1} for member in names
+                    },
+                    "ensemble": {"accuracy": 1 - 1 / (epoch + 1), "nll": 1.0},
+                }
+                if validation
+                else None,
+                "seconds": 1.0,
+            }
+            for epoch in range(1, epochs + 1)
+        ]
+        total = sum(parameters.values())
+        edges = [index / 15 for index in range(16)]
+        return {
+            "name": kind,
+            "num_parameters": total if kind == "independent" else int(0.83 * total),
+            "independent_parameters": total,
+            "budget": int(0.83 * total),
+            "members": [{**subset([member]), "name": member, "num_parameters": parameters[member]} for member in names],
+            "ensemble": {key: subsets[-1][key] for key in ("flops", "latency_ms", "metrics")},
+            "subsets": subsets,
+            "diversity": 0.4,
+            "reliability": [
+                {"lower": lower, "upper": upper, "confidence": None, "accuracy": None, "count": 0}
+                if lower < 0.3
+                else {"lower": lower, "upper": upper, "confidence": upper - 0.02, "accuracy": lower, "count": 5}
+                for lower, upper in pairwise(edges)
+            ],
+            "history": history,
+        }
+
+    dataset = {"name": "digits", "num_train": 1293, "num_validation": 144, "num_test": 360}
+    return {"format": 1, "name": name, "provenance": {}, "dataset": dataset, "arms": [arm(kind) for kind in arms]}
+
+
+FOUR = make_plan([(16, 2), (16, 1), (10, 2), (10, 1)])
+FOUR_NAMES = FOUR.member_names
+USUAL = make_results(FOUR_NAMES, (9.9e6, 2.6e6, 3.9e6, 1.05e6), (0.975, 0.971, 0.972, 0.962))
+CASES = {
+    "usual": USUAL,
+    "one arm": make_results(FOUR_NAMES, (9.9e6, 2.6e6, 3.9e6, 1.05e6), (0.975, 0.971, 0.972, 0.962), arms=("shared",)),
+    "one member": make_results(["wrn16-2"], [9.9e6], [0.97], epochs=1),
+    "eight long names": make_results(LONG_NAMES, LONG_FLOPS, LONG_ACCURACIES),
+    "eight close": make_results(
+        [f"wrn{depth}-{width}" for depth in (28, 22, 16, 10) for width in (2, 1)],
+        (2e7, 5.3e6, 1.5e7, 4e6, 9.9e6, 2.6e6, 3.9e6, 1.05e6),
+        (0.985, 0.98, 0.984, 0.979, 0.982, 0.978, 0.979, 0.975),
+    ),
+    "no validation": make_results(FOUR_NAMES, (9.9e6, 2.6e6, 3.9e6, 1.05e6), (0.9, 0.5, 0.7, 0.1), validation=False),
+    "all alike": make_results(["a", "b", "c"], [1e6] * 3, [1.0] * 3),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+
+
+@cache
+def drawn(function: str, case: str) -> Figure:
+    """A figure of a case, laid out; tests read it and change nothing."""
+    figure: Figure = getattr(figures, function)(CASES[case])
+    figure.draw_without_rendering()
+    return figure
+
+
+@pytest.mark.parametrize("case", ["usual", "no validation"])
+def test_a_run_is_six_pngs_of_sensible_size(tmp_path: Path, case: str) -> None:
+    before = dict(matplotlib.rcParams)
+    paths = figures.draw_run(CASES[case], FOUR, tmp_path / "new" / "folder")
+    assert [path.stem for path in paths] == [
+        "accuracy_flops",
+        "accuracy_parameters",
+        "sharing_map",
+        "budget_split",
+        "training_curves",
+        "reliability_diagram",
+    ]
+    for path in paths:
+        content = path.read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+        assert width in (800, 1400)
+        assert 300 <= height <= 1600
+        assert len(content) > 5_000
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_use_no_pyplot() -> None:
+    for file in Path(figures.__file__).parent.glob("*.py"):
+        assert "matplotlib.pyplot" not in file.read_text()
+
+
+@each_case
+def test_accuracy_flops_shows_every_subset_front_and_star(case: str) -> None:
+    results, figure = CASES[case], drawn("accuracy_flops", case)
+    axes = figure.axes[0]
+    assert "FLOPs per image" in axes.get_xlabel()
+    assert "%" in axes.get_ylabel()
+    assert axes.get_xscale() == "log"
+    for arm in results["arms"]:
+        num_members = len(arm["members"])
+        (dots,) = with_gid(figure, f"{arm['name']} subsets")
+        assert len(dots.get_offsets()) == 2**num_members - 1
+        (front,) = with_gid(figure, f"{arm['name']} front")
+        flops, percents = front.get_data()
+        assert np.all(np.diff(flops) > 0)
+        assert np.all(np.diff(percents) > 0)
+        assert max(percents) == pytest.approx(max(100 * subset["metrics"]["accuracy"] for subset in arm["subsets"]))
+        (star,) = with_gid(figure, f"{arm['name']} ensemble")
+        ensemble = arm["ensemble"]
+        assert star.get_offsets()[0].tolist() == pytest.approx(
+            [ensemble["flops"], 100 * ensemble["metrics"]["accuracy"]]
+        )
+        inside = axes.viewLim
+        assert all(inside.contains(x, y) for x, y in dots.get_offsets())
+
+
+@each_case
+def test_member_names_stand_once_apart_and_inside(case: str) -> None:
+    results = CASES[case]
+    for function in ("accuracy_flops", "accuracy_parameters"):
+        figure = drawn(function, case)
+        labels = with_gid(figure, "label")
+        names = [label.get_text() for label in labels]
+        baseline = len(results["arms"]) == 2
+        expected = [member["name"] for member in results["arms"][0]["members"]]
+        assert sorted(names) == (sorted(expected) if function == "accuracy_flops" or baseline else [])
+        boxes = drawn_boxes(labels)
+        assert_apart(boxes)
+        frame = figure.axes[0].get_window_extent()
+        assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes)
+        assert all(frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1 for box in boxes)
+
+
+@each_case
+@pytest.mark.parametrize(
+    "function", ["accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram"]
+)
+def test_legends_fit_their_figure(case: str, function: str) -> None:
+    figure = drawn(function, case)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= -1
+    assert box.x1 <= figure.bbox.width + 1
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
+def test_accuracy_parameters_states_the_saving() -> None:
+    figure = drawn("accuracy_parameters", "usual")
+    (saving,) = with_gid(figure, "saving")
+    assert saving.get_text() == "\N{MINUS SIGN}17 % parameters"
+    assert "parameters" in figure.axes[0].get_xlabel()
+    (star,) = with_gid(figure, "shared ensemble")
+    assert star.get_offsets()[0][0] == USUAL["arms"][0]["num_parameters"]
+    (singles,) = with_gid(figure, "independent members")
+    assert len(singles.get_offsets()) == 4
+    assert_apart(drawn_boxes([saving, *with_gid(figure, "label")]))
+
+
+def test_accuracy_parameters_of_one_arm_has_the_members_apart_as_a_line() -> None:
+    figure = drawn("accuracy_parameters", "one arm")
+    assert with_gid(figure, "saving")[0].get_text() == "\N{MINUS SIGN}17 % parameters"
+    assert not with_gid(figure, "independent members")
+    assert "members apart" in legend_texts(figure)
+
+
+def test_a_bank_as_large_as_the_members_saves_nothing() -> None:
+    results = json.loads(json.dumps(USUAL))
+    results["arms"][0]["num_parameters"] = results["arms"][0]["independent_parameters"]
+    figure = figures.accuracy_parameters(results)
+    assert with_gid(figure, "saving")[0].get_text() == "as many parameters"
+    assert not with_gid(figure, "saving arrow")
+
+
+@pytest.mark.parametrize("sizes", [[(16, 2)], [(16, 2), (16, 1), (10, 2), (10, 1)], [(40, 2), (40, 1), (64, 1)]])
+def test_sharing_map_shows_every_layer_and_names_every_cluster(sizes: Sequence[tuple[int, int]]) -> None:
+    plan = make_plan(sizes)
+    figure = figures.sharing_map(plan)
+    assert len(with_gid(figure, "layer")) == sum(len(cluster.targets) for cluster in plan.clusters)
+    assert bool(with_gid(figure, "ribbon")) == (len(sizes) > 1)
+    assert not with_gid(figure, "tied")
+    texts = legend_texts(figure)
+    for cluster in plan.clusters:
+        (text,) = [text for text in texts if text.startswith(cluster.name)]
+        assert f"{len(cluster.targets)} layers" in text
+        assert f"{sum(slot.num_templates for slot in cluster.slots)} templates" in text
+    rows = [label.get_text().split("\n")[0] for label in figure.axes[0].get_yticklabels()]
+    assert rows == list(plan.member_names)
+    figure.draw_without_rendering()
+    assert_apart(drawn_boxes(figure.axes[0].get_yticklabels()))
+
+
+FLAT = {
+    "mixed": ([(16, 2)], {"budget": 0.29}),
+    "single": ([(16, 2)], {"budget": 0.05}),
+    "two": ([(16, 2), (10, 1)], {"budget": 0.3, "generator": "ssn"}),
+    "four": ([(16, 2), (16, 1), (10, 2), (10, 1)], {"budget": 1.5, "generator": "ssn", "clusters": "one"}),
+    "many": ([(40, 2), (40, 1), (64, 1)], {"budget": 0.1, "generator": "ssn", "clusters": "shape"}),
+}
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_flat_banks_on_the_map_and_in_the_budget(case: str) -> None:
+    sizes, options = FLAT[case]
+    plan = make_plan(sizes, **options)
+    assert bool(plan.superweight_clusters) == (case == "mixed") and plan.ssn_groups
+    figure = figures.sharing_map(plan)
+    layers = [layer for own in layers_by_depth(plan).values() for layer in own]
+    enlarged = [layer for layer in layers if layer.reading is not None and layer.reading.is_enlarged]
+    assert len(with_gid(figure, "layer")) == len(layers)
+    assert len(with_gid(figure, "enlarged")) == len(enlarged) and bool(enlarged) == (case != "four")
+    texts = legend_texts(figure)
+    assert ("beyond its bank: enlarged" in texts) == bool(enlarged)
+    for look in cluster_looks(plan):
+        cluster = plan.clusters[look.clusters[0]]
+        (text,) = [text for text in texts if text.startswith(f"{look.label}: ")]
+        if len(look.clusters) == 1:
+            assert ("bank of" in text and "window" in text) == (cluster.generator == "ssn")
+            name = {"superweight": " (SuperWeights)", "ssn": " (SSN)"}[cluster.generator]
+            assert look.label == f"{cluster.name}{name if case == 'mixed' else ''}"
+    figure.draw_without_rendering()
+    shares = drawn_boxes(with_gid(figure, "share"))
+    assert len(shares) == (0 if case in ("four", "many") else len(enlarged))
+    assert_apart([*shares, *drawn_boxes(figure.axes[0].get_yticklabels()), figure.legends[0].get_window_extent()])
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.axes[0].get_tightbbox().y0 + 1
+    segments = shared_segments(plan)
+    assert sum(segment.count for segment in segments) == plan.budget
+    for look in cluster_looks(plan):
+        (segment,) = [segment for segment in segments if segment.label == look.label]
+        assert segment.count == sum(plan.clusters[index].num_templates for index in look.clusters)
+    figures.budget_split(plan).draw_without_rendering()
+
+
+def test_a_layer_is_as_high_as_what_it_reads() -> None:
+    plan = make_plan([(16, 2)], budget=0.05)
+    (cell, *_) = [cell for own in place_cells(plan).values() for cell in own if cell.read is not None]
+    reading = cell.layer.reading
+    assert reading is not None and cell.read is not None and 0 < cell.read < cell.tops[-1]
+    assert reading.num_windows == 2 and reading.mixed  # the halves of the bank
+    assert cell.share_read == 2 * reading.size / math.prod(cell.layer.shapes[-1]) < 1
+
+
+def test_changes_of_a_plan_with_flat_banks() -> None:
+    plans = {"sought": make_plan([(16, 2)], budget=0.29), "one": make_plan([(16, 2)], budget=0.05)}
+    figure = figures.sharing_change(plans)
+    mixed, flat = (axes.get_title(loc="left") for axes in figure.axes)
+    assert "3 clusters" in mixed and "1 flat bank" in mixed
+    assert "1 flat bank" in flat and "coefficient vector" not in flat
+    assert len(with_gid(figure, "layer")) == 2 * 16
+
+
+def test_layers_stand_in_depth_order() -> None:
+    names = [layer.target.name for layer in layers_by_depth(make_plan([(64, 1)]))["wrn64-1"]]
+    assert names[0] == "stem.weight"
+    blocks = [tuple(int(part) for part in name.split(".")[1:3]) for name in names[1:]]
+    assert blocks == sorted(blocks)
+    assert max(blocks) == (2, 9)
+
+
+def test_tied_coefficients_are_joined() -> None:
+    cluster = FOUR.clusters[0]
+    first, second = cluster.targets[:2]
+    assert first.vectors == (0,)
+    targets = tuple(
+        replace(target, vectors=(max(target.vectors[0] - 1, 0), *target.vectors[1:])) for target in cluster.targets
+    )
+    slots = (replace(cluster.slots[0], num_vectors=cluster.slots[0].num_vectors - 1), *cluster.slots[1:])
+    plan = replace(FOUR, clusters=(replace(cluster, targets=targets, slots=slots), *FOUR.clusters[1:]))
+    plan = swe.SharingPlan.from_json(plan.to_json())
+    figure = figures.sharing_map(plan)
+    (line,) = with_gid(figure, "tied")
+    assert (first.member, second.member) == FOUR_NAMES[:2]
+    assert len(line.get_xdata()) == 2
+    assert "tied coefficients" in legend_texts(figure)
+
+
+def test_clusters_of_one_layer_are_grey_and_counted() -> None:
+    plan = make_plan([(16, 4), (16, 3), (10, 5)], budget=1.0, clusters="shape")
+    looks = cluster_looks(plan)
+    assert sorted(index for look in looks for index in look.clusters) == list(range(len(plan.clusters)))
+    alone = [cluster for cluster in plan.clusters if len(cluster.targets) == 1]
+    assert f"{len(alone)} clusters of one layer" in legend_texts(figures.sharing_map(plan))[-1]
+    assert sum(segment.count for segment in shared_segments(plan)) == plan.budget
+
+
+def test_nothing_shared_is_said() -> None:
+    plan = swe.independent_plan({"a": swe.wide_resnet(10, 1, 10)})
+    figure = figures.sharing_map(plan)
+    assert "nothing is shared" in figure.texts[0].get_text()
+    assert sum(segment.count for segment in shared_segments(plan)) == plan.num_parameters
+    figures.budget_split(plan).draw_without_rendering()
+
+
+@pytest.mark.parametrize("budget_counts", ["all", "templates"])
+def test_budget_bars_sum_to_the_plan(budget_counts: str) -> None:
+    plan = make_plan([(16, 2), (16, 1), (10, 1)], budget=0.6, budget_counts=budget_counts)
+    figure = figures.budget_split(plan)
+    widths = {
+        gid: sum(box.get_width() for box in with_gid(figure, gid) if isinstance(box, Rectangle))
+        for gid in ("shared", "independent", "member")
+    }
+    uncounted = 0 if budget_counts == "all" else plan.num_coefficients + plan.num_private
+    assert widths["shared"] == plan.budget + uncounted
+    assert widths["independent"] == widths["member"] == plan.independent_parameters
+    segments = {segment.label: segment.count for segment in shared_segments(plan)}
+    assert segments["coefficients"] == plan.num_coefficients
+    assert segments["members' own"] == plan.num_private
+    assert sum(segments[cluster.name] for cluster in plan.clusters) == plan.num_templates
+    assert widths["shared"] - segments["unspent"] == plan.num_parameters
+    (line,) = with_gid(figure, "budget")
+    assert set(line.get_xdata()) == {plan.budget}
+    assert "parameters" in figure.axes[0].get_xlabel()
+    texts = legend_texts(figure)
+    assert all(any(text.startswith(cluster.name) for text in texts) for cluster in plan.clusters)
+
+
+@each_case
+def test_training_curves_leave_out_validation_only_without_one(case: str) -> None:
+    results, figure = CASES[case], drawn("training_curves", case)
+    validated = results["arms"][0]["history"][0]["validation"] is not None
+    assert len(figure.axes) == (2 if validated else 1)
+    assert figure.axes[-1].get_xlabel() == "epoch"
+    assert "nats" in figure.axes[0].get_ylabel()
+    for arm in results["arms"]:
+        (loss,) = with_gid(figure, f"{arm['name']} loss")
+        means = [sum(epoch["train_loss"].values()) / len(arm["members"]) for epoch in arm["history"]]
+        assert list(loss.get_ydata()) == pytest.approx(means)
+        assert len(with_gid(figure, f"{arm['name']} member")) == (len(arm["members"]) if validated else 0)
+        assert len(with_gid(figure, f"{arm['name']} ensemble")) == int(validated)
+    if validated:
+        assert "%" in figure.axes[1].get_ylabel()
+
+
+def test_training_curves_draw_validated_epochs_alone() -> None:
+    results = json.loads(json.dumps(USUAL))
+    for arm in results["arms"]:
+        for epoch in arm["history"]:
+            if epoch["epoch"] % 4:
+                epoch["validation"] = None
+    (line,) = with_gid(figures.training_curves(results), "shared ensemble")
+    assert list(line.get_xdata()) == [4, 8, 12]
+
+
+def test_reliability_leaves_out_empty_bins_and_states_the_ece() -> None:
+    figure = drawn("reliability_diagram", "usual")
+    upper, lower = figure.axes
+    assert "%" in upper.get_ylabel()
+    assert "%" in lower.get_xlabel()
+    eces = [100 * arm["ensemble"]["metrics"]["ece"] for arm in USUAL["arms"]]
+    assert legend_texts(figure) == [f"shared bank, ECE {eces[0]:.2f} %", f"independent, ECE {eces[1]:.2f} %"]
+    full = [entry for entry in USUAL["arms"][0]["reliability"] if entry["count"]]
+    (line,) = with_gid(figure, "shared bins")
+    assert list(line.get_xdata()) == pytest.approx([100 * entry["confidence"] for entry in full])
+    assert list(line.get_ydata()) == pytest.approx([100 * entry["accuracy"] for entry in full])
+    heights = sum(bar.get_height() for bars in lower.containers[:1] for bar in bars)
+    assert heights == pytest.approx(100)
+
+
+def test_a_comparison_is_two_pngs(tmp_path: Path) -> None:
+    paths = figures.draw_comparison([USUAL, CASES["eight close"], CASES["one arm"]], tmp_path)
+    assert [path.name for path in paths] == ["compare_flops.png", "compare_parameters.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
+
+
+def test_a_comparison_tells_runs_of_one_name_apart() -> None:
+    runs = [USUAL, CASES["eight close"], {**USUAL}, {**CASES["eight long names"], "name": "imagenet"}]
+    figure = figures.compare_flops(runs)
+    texts = legend_texts(figure)
+    assert len(set(texts)) == len(texts)
+    assert {"imagenet", "independent", "all members"} < set(texts)
+    assert sum(text.startswith("digits") for text in texts) == 3
+    other = figures.compare_parameters(runs)
+    other.draw_without_rendering()
+    labels = with_gid(other, "label")
+    assert len({label.get_text() for label in labels}) == 4
+    assert_apart(drawn_boxes(labels))
+
+
+def test_pareto_front_keeps_the_dearer_point_only_if_it_is_better() -> None:
+    assert pareto_front([(2, 10), (1, 10), (3, 9), (3, 11), (1, 8)]) == [(1, 10), (3, 11)]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"format": 2, "arms": []}, 'must hold "format": 1; got 2'),
+        ({"format": 1, "name": "digits", "arms": []}, "run 'digits' hold no arm"),
+    ],
+)
+def test_unreadable_results_are_refused(results: dict[str, Any], message: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=message):
+        figures.accuracy_flops(results)
+
+
+def test_an_empty_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(swe.SuperWeightError, match="at least one run"):
+        figures.draw_comparison([], tmp_path)

@@ -1,0 +1,517 @@
+"""Learning from a teacher: the loss by arithmetic, gradients against the literal one, resumption, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import two_processes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import superweight_ensembles as swe
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.experiment import Recipe, build_arms, estimate_lines, evaluate_run, parse_recipe, train_run
+from superweight_ensembles.training import Distillation, FixedTeacher, TrainProgress, build_fabric, joint_backward
+from superweight_ensembles.training.distributed import current_processes
+
+CPU = torch.device("cpu")
+FAST = swe.TrainConfig(
+    epochs=2, batch_size=16, learning_rate=0.02, precision="float32", device="cpu", distillation=0.7,
+    distillation_temperature=3.0,
+)  # fmt: skip
+IMAGES = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def network(width: int, classes: int = 4) -> nn.Module:
+    """Without a norm, so that parts of a batch are as good as the whole."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.ReLU(), nn.Linear(width, classes)).double()
+
+
+def plain_ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
+    torch.manual_seed(seed)
+    members = {"narrow": network(8), "wide": network(12)}
+    return swe.SuperWeightEnsemble(members, budget=0.95, rng=torch.Generator().manual_seed(seed))
+
+
+def conv_ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
+    torch.manual_seed(seed)
+    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
+    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(seed))
+
+
+def conv_teacher(seed: int = 5) -> nn.Module:
+    torch.manual_seed(seed)
+    return swe.wide_resnet(10, 1, 4)
+
+
+def small_data() -> ImageData:
+    return swe.load_data("synthetic", num_train=64, num_test=16)
+
+
+def gradients_of(ensemble: swe.SuperWeightEnsemble) -> dict[str, Tensor]:
+    return {name: value.grad.clone() for name, value in ensemble.named_parameters() if value.grad is not None}
+
+
+def found_gradients(
+    teacher: FixedTeacher | None, images: Any = IMAGES, labels: Any = LABELS, **options: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ensemble = plain_ensemble()
+    distillation = Distillation(weight=0.6, temperature=2.5, teacher=teacher)
+    losses = joint_backward(ensemble, images, labels, F.cross_entropy, distillation=distillation, **options)
+    return losses, gradients_of(ensemble)
+
+
+def literal_gradients(target: Any, ensemble_weight: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of (1 - w) CE + w T^2 sum p log(p / q), w = 0.6 and T = 2.5; ``target`` is p, or makes it of the logits."""
+    ensemble = plain_ensemble()
+    logits = ensemble(IMAGES)
+    p = target(logits.detach()) if callable(target) else target
+    q = (logits / 2.5).softmax(2)
+    divergence = (p * (p / q).log()).sum(2).mean(1)
+    own = [0.4 * F.cross_entropy(one, LABELS) + 0.6 * 2.5**2 * far for one, far in zip(logits, divergence)]
+    mean_loss = -logits.softmax(2).mean(0)[range(6), LABELS].log().mean()
+    (sum(own) + ensemble_weight * mean_loss).backward()
+    return dict(zip(ensemble.member_names, (loss.detach() for loss in own))), gradients_of(ensemble)
+
+
+def assert_equal(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
+    for one, other in zip(found, expected):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_loss_is_what_arithmetic_says() -> None:
+    logits = torch.tensor([[1.0, 3.0], [0.0, -2.0]], dtype=torch.float64)
+    taught = torch.tensor([[[2.0, 0.0], [1.0, 1.0]]], dtype=torch.float64)
+    distillation = Distillation(weight=0.25, temperature=2.0, teacher=None)
+    first = math.e / (math.e + 1)  # softmax of (2, 0) / 2
+    target = distillation.target(taught)
+    torch.testing.assert_close(
+        target, torch.tensor([[first, 1 - first], [0.5, 0.5]], dtype=torch.float64), rtol=1e-12, atol=0
+    )
+    own = 1 / (math.e + 1)  # of (1, 3) / 2 the first, of (0, -2) / 2 the second
+    rows = [
+        first * math.log(first / own) + (1 - first) * math.log((1 - first) / (1 - own)),
+        0.5 * math.log(0.5 / (1 - own)) + 0.5 * math.log(0.5 / own),
+    ]
+    hard = torch.tensor(0.8, dtype=torch.float64)
+    found = distillation.loss("a", hard, logits, target)
+    assert float(found) == pytest.approx(0.75 * 0.8 + 0.25 * 2**2 * sum(rows) / 2, rel=1e-12)
+
+
+def test_a_sure_teacher_gives_no_loss_that_is_no_number() -> None:
+    distillation = Distillation(weight=1.0, temperature=1.0, teacher=None)
+    target = distillation.target(torch.tensor([[[0.0, -math.inf]]]))
+    loss = distillation.loss("a", torch.tensor(0.3), torch.tensor([[0.0, 0.0]]), target)
+    assert float(loss) == pytest.approx(math.log(2))
+
+
+def test_gradients_with_a_network_as_teacher() -> None:
+    teacher = nn.Sequential(nn.Dropout(0.5), network(20)).train()
+    teacher[0].eval()  # modes of its own come back
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    fixed, calls = FixedTeacher(teacher), []
+    teacher.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
+    with fixed.placed(CPU):
+        assert not any(module.training for module in teacher.modules())
+        found = found_gradients(fixed)
+        assert calls == [6]  # once for both members
+        with torch.no_grad():
+            target = (teacher(IMAGES) / 2.5).softmax(1)
+        together = found_gradients(fixed, ensemble_weight=0.7)
+    assert [module.training for module in teacher.children()] == [False, True] and teacher.training
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(value.grad is None for value in teacher.parameters())
+    assert_equal(found, literal_gradients(target))
+    assert_equal(together, literal_gradients(target, 0.7))
+
+
+class Stacked(nn.Module):
+    """Several networks in one that answers (M, B, K)."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([one(images) for one in self.networks])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gradients_with_an_ensemble_as_teacher(stacked: bool) -> None:
+    ensemble = plain_ensemble(seed=9).train()
+    networks = [ensemble.materialize(name) for name in ensemble.member_names]
+    fixed = FixedTeacher(Stacked(networks) if stacked else ensemble)
+    with fixed.placed(CPU):
+        found = found_gradients(fixed)
+    assert ensemble.training and all(value.grad is None for value in ensemble.parameters())
+    target = sum((one(IMAGES).detach() / 2.5).softmax(1) for one in networks) / 2
+    assert_equal(found, literal_gradients(target))
+
+
+@pytest.mark.parametrize("ensemble_weight", [0.0, 0.7])
+def test_gradients_with_the_members_own_mean(ensemble_weight: float) -> None:
+    found = found_gradients(None, ensemble_weight=ensemble_weight)
+    assert_equal(found, literal_gradients(lambda logits: (logits / 2.5).softmax(2).mean(0), ensemble_weight))
+
+
+@pytest.mark.parametrize("own_mean", [False, True])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(own_mean: bool, parts: int) -> None:
+    fixed, rows = FixedTeacher(teacher := network(20)), []
+    teacher.register_forward_hook(lambda *given: rows.append(len(given[1][0])))
+    with fixed.placed(CPU):
+        given = None if own_mean else fixed
+        assert_equal(found_gradients(given, micro_batches=parts), found_gradients(given))
+    assert rows == ([] if own_mean else [{2: [3, 3], 4: [1, 2, 1, 2]}[parts], [6]][0] + [6])
+
+
+def test_members_with_batches_of_their_own_are_taught_on_them() -> None:
+    fixed = FixedTeacher(network(20))
+    images, labels = {"narrow": IMAGES, "wide": IMAGES.flip(0)}, {"narrow": LABELS, "wide": LABELS.flip(0)}
+    with fixed.placed(CPU):
+        assert_equal(found_gradients(fixed, images, labels), found_gradients(fixed))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step) == (2, 1):
+            raise Interrupted
+
+    for kind, teacher in (("network", conv_teacher()), ("ensemble", conv_ensemble(7)), ("own mean", "ensemble")):
+        whole, data, folder = conv_ensemble(), small_data(), tmp_path / kind
+        swe.train(whole, data, FAST, teacher=teacher)
+        with pytest.raises(Interrupted, match=r"^$"):
+            swe.train(conv_ensemble(), data, FAST, teacher=teacher, out=folder, callback=interrupt)
+        with pytest.raises(swe.SuperWeightError, match=r"was made with teacher='.*', now 'sha256:.*': resume"):
+            swe.train(conv_ensemble(), data, FAST, teacher=conv_teacher(6), out=folder, resume=True)
+        changed = dataclasses.replace(FAST, distillation=0.6)
+        with pytest.raises(swe.SuperWeightError, match=r"was made with distillation=0\.7, now 0\.6"):
+            swe.train(conv_ensemble(), data, changed, teacher=teacher, out=folder, resume=True)
+        resumed = conv_ensemble(3)
+        swe.train(resumed, data, FAST, teacher=teacher, out=folder, resume=True)
+        assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items()), kind
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recompute": True}, {"compile": True}, {"micro_batches": "auto", "skip_non_finite": 1}]
+)
+def test_settings_of_how_steps_are_computed_change_nothing(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda member: member)
+    for teacher in (conv_teacher(), "ensemble"):
+        plain, other = conv_ensemble(), conv_ensemble()
+        expected = swe.train(plain, small_data(), FAST, teacher=teacher).history
+        found = swe.train(other, small_data(), dataclasses.replace(FAST, **changes), teacher=teacher).history
+        assert [record["train_loss"] for record in found] == [
+            pytest.approx(record["train_loss"], rel=1e-4) for record in expected
+        ]
+
+
+class Rows:
+    """One batch an epoch, in float64; of it, the rows of one process."""
+
+    def __init__(self, shard: tuple[int, int]) -> None:
+        self.rows = slice(0, 6) if shard[1] == 1 else (slice(0, 2), slice(2, 6))[shard[0]]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Any:
+        yield IMAGES[self.rows], LABELS[self.rows]
+
+
+def taught_losses(shard: tuple[int, int]) -> Tensor:
+    found = []
+    torch.manual_seed(1)
+    for teacher in (network(20), "ensemble"):
+        config = dataclasses.replace(FAST, epochs=6, batch_size=6)
+        history = swe.train(plain_ensemble(), Rows(shard), config, teacher=teacher).history
+        found.append([list(record["train_loss"].values()) for record in history])
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def job(rank: int, folder: Path) -> dict:
+    build_fabric(FAST)
+    losses = taught_losses(current_processes().shard)
+    torch.manual_seed(rank)
+    teacher = network(20)
+    try:
+        swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, teacher=teacher)
+    except swe.SuperWeightError as error:
+        return {"losses": losses, "error": str(error)}
+    return {"losses": losses, "error": ""}
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    answers, expected = two_processes.run(job, tmp_path), taught_losses((0, 1))
+    for answer in answers:
+        torch.testing.assert_close(answer["losses"], expected, rtol=1e-12, atol=0)
+        assert "teacher" in answer["error"]  # one of other numbers in each process
+
+
+class Viewing(nn.Module):
+    """Flattens feature maps by ``view``: channels-last ones cannot be viewed so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 8 * 8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.first(images).view(len(images), -1))
+
+
+def test_a_teacher_that_cannot_read_channels_last_gets_contiguous_images() -> None:
+    teacher = Viewing()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        teacher(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
+    result = swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, epochs=1), teacher=teacher)
+    assert result.channels_last
+
+
+class Answering(nn.Module):
+    """Whatever a function makes of the images."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Any:
+        return self.answer(images)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "changes", "match"),
+    [
+        (None, {}, "distillation 0.7 needs teacher=: a network, a SuperWeightEnsemble, or 'ensemble'"),
+        ("ensemble", {"distillation": 0.0, "distillation_temperature": 4.0}, "teacher= does nothing with distillation"),
+        ("ensembel", {}, "unknown teacher 'ensembel': did you mean 'ensemble'"),
+        (lambda images: images, {}, r"teacher= takes a network \(nn.Module\) or 'ensemble'; got function"),
+        ("ensemble", {"member_batches": "own"}, "member_batches must be 'same'"),
+        (swe.wide_resnet(10, 1, 5), {}, "the teacher answers 5 classes, member 'deep' 4"),
+        (swe.wide_resnet(10, 1, 4, in_channels=1), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
+        (nn.ModuleList(), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
+        (Answering(lambda images: images.sum()), {}, r"logits \(batch, classes\) or .*; got \(\) for a batch of 16"),
+        (Answering(lambda images: [images]), {}, "must answer logits .*; got list for a batch of 16"),
+        (Answering(lambda images: images.new_full((16, 4), math.nan)), {}, "the teacher's answers are not finite"),
+    ],
+)  # fmt: skip
+def test_teachers_that_are_refused(teacher: Any, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=match):
+        swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, **changes), teacher=teacher)
+
+
+def test_teachers_that_do_not_go_with_what_is_trained() -> None:
+    ensemble, data = conv_ensemble(), small_data()
+    with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
+        swe.train(ensemble, data, FAST, teacher=ensemble)
+    with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
+        swe.train(ensemble, data, FAST, teacher=ensemble.members["deep"])
+    with pytest.raises(swe.SuperWeightError, match="one alone would learn from itself"):
+        swe.train(ensemble, data, FAST, teacher="ensemble", members=["deep"])
+    with pytest.raises(swe.SuperWeightError, match="distillation is of the members' logits: it cannot go with"):
+        swe.train(ensemble, data, FAST, teacher="ensemble", objective=lambda member, images, labels: images.sum())
+
+
+class Padded(nn.Module):
+    """Answers a class more than its head has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pad(self.inner(images), (0, 1))
+
+
+def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
+    whole = swe.SuperWeightEnsemble({"a": network(8), "b": Padded()}, budget=1.0)
+    fixed = FixedTeacher(whole)
+    with fixed.placed(CPU), pytest.raises(swe.SuperWeightError, match=r"same classes; got \(6, 4\), \(6, 5\)"):
+        fixed.logits(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"distillation": 1.1}, "distillation is a weight from 0 to 1; got 1.1"),
+        ({"distillation": -0.1}, "distillation is a weight from 0 to 1; got -0.1"),
+        ({"distillation": math.nan}, "distillation is a weight from 0 to 1; got nan"),
+        ({"distillation": True}, "distillation must be a number; got True"),
+        ({"distillation": 0.5, "distillation_temperature": 0.0}, "distillation_temperature must be positive; got 0.0"),
+        ({"distillation": 0.5, "distillation_temperature": math.inf}, "distillation_temperature must be positive"),
+        ({"distillation_temperature": 2.0}, "distillation_temperature does nothing with distillation 0.0"),
+    ],
+)
+def test_settings_that_are_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=match):
+        swe.TrainConfig(**changes)
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    content = {
+        "name": "tiny",
+        "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
+        "members": [
+            {"name": "a", "model": "wide_resnet", "depth": 10, "width": 1},
+            {"name": "b", "model": "wide_resnet", "depth": 16, "width": 1},
+        ],
+        "sharing": {"budget": 0.9},
+        "training": {
+            "epochs": 2, "batch_size": 16, "precision": "float32", "device": "cpu", "learning_rate": 0.02,
+            "distillation": 0.7,
+        },
+        "baseline": "none",
+    }  # fmt: skip
+    return parse_recipe({**content, **changes})
+
+
+LABELS_ALONE = {"epochs": 2, "batch_size": 16, "precision": "float32", "device": "cpu", "learning_rate": 0.02}
+
+
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+def stopped_in_the_second_epoch(arm: str) -> Any:
+    def progress_of(name: str) -> Any:
+        def look(progress: TrainProgress) -> None:
+            if (name, progress.epoch, progress.step) == (arm, 2, 1):
+                raise Stop
+
+        return look
+
+    return progress_of
+
+
+def tensors_of(folder: Path) -> bytes:
+    return (folder / "ensemble" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def taught_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose shared arm learned from its independent one."""
+    folder, seen = tmp_path_factory.mktemp("runs") / "whole", []
+    train_run(
+        recipe_of(teacher="independent", baseline="independent"), folder,
+        progress_of=lambda name: lambda progress: seen.append(name),
+    )  # fmt: skip
+    assert list(dict.fromkeys(seen)) == ["independent", "shared"]
+    return folder
+
+
+def test_the_independent_arm_teaches_and_learns_from_the_labels_alone(taught_apart: Path, tmp_path: Path) -> None:
+    train_run(recipe_of(training=LABELS_ALONE, baseline="independent"), tmp_path / "labels")
+    assert tensors_of(taught_apart / "independent") == tensors_of(tmp_path / "labels" / "independent")
+    assert tensors_of(taught_apart / "shared") != tensors_of(tmp_path / "labels" / "shared")
+    found = evaluate_run(taught_apart)
+    assert [arm["name"] for arm in found["arms"]] == ["shared", "independent"]
+    assert found["recipe"]["teacher"] == "independent"
+
+
+@pytest.mark.parametrize("arm", ["independent", "shared"])
+def test_a_run_with_the_independent_arm_as_teacher_goes_on(taught_apart: Path, tmp_path: Path, arm: str) -> None:
+    recipe = recipe_of(teacher="independent", baseline="independent")
+    with pytest.raises(Stop, match=r"^$"):
+        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch(arm))
+    train_run(recipe, tmp_path / "run", resume=True)
+    for name in ("shared", "independent"):
+        assert tensors_of(tmp_path / "run" / name) == tensors_of(taught_apart / name)
+
+
+@pytest.mark.parametrize("place", ["independent", "independent/ensemble"])
+def test_a_saved_ensemble_teaches_as_the_arm_itself_did(taught_apart: Path, tmp_path: Path, place: str) -> None:
+    recipe = recipe_of(teacher=str(taught_apart / place))
+    with pytest.raises(Stop, match=r"^$"):
+        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch("shared"))
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert tensors_of(tmp_path / "run" / "shared") == tensors_of(taught_apart / "shared")
+
+
+def test_a_run_with_the_members_own_mean(tmp_path: Path) -> None:
+    recipe = recipe_of(teacher="ensemble")
+    train_run(recipe, tmp_path / "whole")
+    with pytest.raises(Stop, match=r"^$"):
+        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch("shared"))
+    train_run(recipe, tmp_path / "run", resume=True)
+    assert tensors_of(tmp_path / "run" / "shared") == tensors_of(tmp_path / "whole" / "shared")
+
+
+def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun" / "shared").mkdir(parents=True)
+    (tmp_path / "begun" / "recipe.yaml").write_text("")
+    for folder, match in (
+        (tmp_path / "none", "teacher: .*none is no folder: give ensemble, independent, or the folder"),
+        (taught_apart, "is a run: give one of its arms, such as .*shared"),
+        (tmp_path / "begun" / "shared", "the arm .* is not trained to its end"),
+        (tmp_path / "begun" / "shared" / "..", "is a run"),
+        (tmp_path, "plan.json is missing: .* is no saved ensemble"),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=match):
+            train_run(recipe_of(teacher=str(folder)), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({}, "recipe: training.distillation 0.7 needs teacher: ensemble, independent, or the folder"),
+        ({"training": LABELS_ALONE, "teacher": "ensemble"}, "teacher 'ensemble' does nothing with training.distill"),
+        ({"teacher": "independent"}, "'independent' is the baseline of that name: set baseline: independent"),
+        ({"teacher": ""}, "teacher: String should have at least 1 character"),
+        ({"teacher": "ensemble", "members": [{"name": "a", "model": "wide_resnet"}]}, "would learn from itself"),
+        (
+            {"teacher": "ensemble", "training": {"distillation": 0.5, "member_batches": "own"}},
+            "member_batches must be 'same'",
+        ),
+        ({"teacher": "ensemble", "training": {"distillation": 2.0}}, "training: distillation is a weight from 0 to 1"),
+    ],
+)
+def test_recipes_that_are_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=match):
+        recipe_of(**changes)
+
+
+def test_a_search_and_the_arms_of_a_comparison_learn_from_the_labels_alone() -> None:
+    searching = recipe_of(teacher="ensemble", sharing={"budget": 0.95, "search": "gradient", "search_epochs": 1})
+    assert searching.search_training() == dataclasses.replace(searching.training.without_distillation(), epochs=1)
+    arms = build_arms(
+        recipe_of(teacher="independent", baseline="independent"), ["independent", "single"], [], []
+    )  # fmt: skip
+    found = {arm.name: (arm.recipe.teacher, arm.recipe.training.distillation, arm.recipe.baseline) for arm in arms}
+    assert found == {
+        "shared": ("independent", 0.7, "independent"),
+        "independent": (None, 0.0, "none"),
+        "single": (None, 0.0, "none"),
+    }
+
+
+def test_the_estimate_says_what_of_a_teacher_is_counted(taught_apart: Path) -> None:
+    found = {}
+    for teacher in ("ensemble", str(taught_apart / "independent")):
+        recipe = recipe_of(teacher=teacher)
+        members = recipe.build_members()
+        estimate = recipe.estimate(members, recipe.plan(members))
+        assert estimate is not None
+        lines = estimate_lines(estimate, 1e9, "as given", taught=teacher != "ensemble")
+        found[teacher] = (estimate.keeps_all, "without the teacher" in lines[0])
+    assert list(found.values()) == [(True, False), (False, True)]
+
+
+def test_a_checkpoint_of_a_training_from_labels_names_no_teacher(tmp_path: Path) -> None:
+    config, folder = swe.TrainConfig(**LABELS_ALONE), tmp_path / "run"
+    swe.train(conv_ensemble(), small_data(), config, out=folder)
+    state = next((folder / "checkpoints").glob("*/state.json"))
+    assert json.loads(state.read_text())["settings"]["teacher"] is None
