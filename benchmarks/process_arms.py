@@ -101,7 +101,7 @@ def member_parallel_step(
         for parameter in shared:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        processes.sum_([parameter.grad for parameter in shared if parameter.grad is not None])
+        processes.all_reduce_([parameter.grad for parameter in shared if parameter.grad is not None])
         optimizer.step()
         for name, loss in found.items():
             losses.setdefault(name, []).append(loss.item())
@@ -153,10 +153,12 @@ def network_seconds(processes: Processes, repeats: int = 15) -> dict[str, list[t
     found: dict[str, list[tuple[float, float]]] = {"all_reduce": [], "all_gather": []}
     for size in MICRO_SIZES:
         flat = torch.ones(size // 4)
-        found["all_reduce"].append((size, _exchange_seconds(partial(processes.sum_, [flat]), processes, repeats)))
+        found["all_reduce"].append(
+            (size, _exchange_seconds(partial(processes.all_reduce_, [flat]), processes, repeats))
+        )
     for channels in (16, 64, 256, 512):
         told = torch.ones(2 * channels + 1)
-        seconds = _exchange_seconds(partial(processes.gathered, told), processes, repeats)
+        seconds = _exchange_seconds(partial(processes.all_gather, told), processes, repeats)
         found["all_gather"].append((4 * (2 * channels + 1), seconds))
     return found
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from superweight_ensembles.errors import SuperWeightError, stop_now
-from superweight_ensembles.storage import carried_recipes, visible
+from superweight_ensembles.storage import bundled_recipes, escape_controls
 
 if TYPE_CHECKING:
     from superweight_ensembles.training import TrainProgress
@@ -40,7 +40,7 @@ RecipePath = Annotated[
     Path,
     typer.Argument(
         metavar="RECIPE",
-        help=f"A recipe file; or by name one that the library carries: {', '.join(carried_recipes())}.",
+        help=f"A recipe file; or by name one that the library carries: {', '.join(bundled_recipes())}.",
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
@@ -52,7 +52,7 @@ Overrides = Annotated[
 
 class _VisibleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return escape_controls(super().format(record))
 
 
 @app.callback()
@@ -304,7 +304,7 @@ def _exit_code(stop: KeyboardInterrupt) -> int:
 
 def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> None:
     """Print text as it is: names in it are no markup, and no controls of the terminal."""
-    console.print(visible(text), style=style, markup=False, soft_wrap=True, highlight=False)
+    console.print(escape_controls(text), style=style, markup=False, soft_wrap=True, highlight=False)
 
 
 def main() -> None:
@@ -339,7 +339,7 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
             def show(progress: TrainProgress) -> None:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(
-                        visible(stage), total=progress.epochs * progress.steps_per_epoch, state=""
+                        escape_controls(stage), total=progress.epochs * progress.steps_per_epoch, state=""
                     )
                 done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
                 bars.update(tasks[stage], completed=done)

@@ -70,7 +70,7 @@ def cascade(table, confidence, temperatures, thresholds, monotone, replaces=()):
     return answers
 
 
-def worsening(predictions, labels):
+def overthinking(predictions, labels):
     """``predictions[e][n][k]``: counts by hand of what later exits take away."""
     exits, samples = len(predictions), len(labels)
     later = [(early, late) for early in range(exits) for late in range(early + 1, exits)]

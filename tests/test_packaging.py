@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import superweight_ensembles as swe
-from superweight_ensembles.storage import carried_recipes
+from superweight_ensembles.storage import bundled_recipes
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "superweight_ensembles"
@@ -127,7 +127,7 @@ def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> No
 
 
 def test_carried_recipes_are_those_of_the_checkout() -> None:
-    assert sorted(carried_recipes().values()) == sorted((ROOT / "recipes").iterdir())
+    assert sorted(bundled_recipes().values()) == sorted((ROOT / "recipes").iterdir())
 
 
 def test_every_package_is_listed() -> None:

@@ -8,9 +8,9 @@ from superweight_ensembles.anytime.calibration import (
     Calibration,
     exit_shares,
     fit_policy,
-    play,
+    overthinking,
+    simulate,
     thresholds_for,
-    worsening,
 )
 from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, now, samples_per_member, timed_call
 from superweight_ensembles.anytime.costs import count_flops, member_costs
@@ -62,15 +62,15 @@ __all__ = [
     "now",
     "order_exits",
     "order_greedily",
-    "play",
+    "overthinking",
     "predict",
     "probability_metrics",
     "reliability",
     "replaced_exits",
     "samples_per_member",
+    "simulate",
     "tempered",
     "thresholds_for",
     "timed_call",
-    "worsening",
     "write_policy",
 ]

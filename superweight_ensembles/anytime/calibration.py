@@ -38,7 +38,7 @@ class Calibration:
         flops: Mean of an image, in the cascade.
         full_flops: Of all members.
         exits: Fraction of the samples that leaves at each exit.
-        worsening: How often more compute takes a right answer away: see :func:`worsening`.
+        overthinking: How often more compute takes a right answer away: see :func:`overthinking`.
     """
 
     num_samples: int
@@ -48,11 +48,11 @@ class Calibration:
     flops: float
     full_flops: int
     exits: tuple[float, ...]
-    worsening: dict[str, float]
+    overthinking: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class CascadeResult:
     """A cascade played on a table.
 
     Attributes:
@@ -73,13 +73,13 @@ class Outcome:
         return float((self.predictions.argmax(1) == labels).double().mean())
 
 
-def play(probabilities: Tensor, policy: ExitPolicy) -> Outcome:
+def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
     """What a policy does with the softmax (M, N, K) of all members in its order.
 
     Example:
         >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))
         >>> softmax = torch.tensor([[[0.9, 0.1], [0.6, 0.4]], [[0.2, 0.8], [0.2, 0.8]]])
-        >>> play(softmax, policy).exits, play(softmax, policy).predictions.argmax(1)
+        >>> simulate(softmax, policy).exits, simulate(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
     """
     return _outcome(*exits_under(probabilities, policy), policy.thresholds)
@@ -90,11 +90,11 @@ def exits_under(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tens
     return exits_of(probabilities, policy.confidence, policy.temperatures, policy.monotone, policy.replaces)
 
 
-def _outcome(predictions: Tensor, sure: Tensor, thresholds: Sequence[float]) -> Outcome:
+def _outcome(predictions: Tensor, sure: Tensor, thresholds: Sequence[float]) -> CascadeResult:
     limits = torch.tensor([*thresholds, -math.inf], dtype=sure.dtype, device=sure.device)
     leaves = (sure >= limits[:, None]).to(torch.uint8).argmax(0)
     rows = torch.arange(len(leaves), device=leaves.device)
-    return Outcome(exits=leaves, predictions=predictions[leaves, rows], confidence=sure[leaves, rows])
+    return CascadeResult(exits=leaves, predictions=predictions[leaves, rows], confidence=sure[leaves, rows])
 
 
 def fit_policy(
@@ -139,7 +139,7 @@ def fit_policy(
     # What the exits answer, and how sure they are, is the same at all thresholds.
     predictions, sure = exits_of(probabilities, confidence, temperatures, monotone, replaces)
 
-    def played(policy: ExitPolicy) -> Outcome:
+    def played(policy: ExitPolicy) -> CascadeResult:
         return _outcome(predictions, sure, policy.thresholds)
 
     def policy_at(log_rate: float) -> ExitPolicy:
@@ -199,7 +199,7 @@ def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, 
     return tuple(thresholds)
 
 
-def worsening(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+def overthinking(predictions: Tensor, labels: Tensor) -> dict[str, float]:
     """How predictions (M, N, K) after each member get worse for labels (N,).
 
     Returns:
@@ -247,7 +247,7 @@ def describe(
         flops=outcome.mean_cost([float(value) for value in flops]),
         full_flops=sum(flops),
         exits=tuple(counts.tolist()),
-        worsening=worsening(predictions, labels),
+        overthinking=overthinking(predictions, labels),
     )
 
 

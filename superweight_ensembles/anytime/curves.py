@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from superweight_ensembles.anytime.calibration import exits_under, fit_policy, play, worsening
+from superweight_ensembles.anytime.calibration import exits_under, fit_policy, overthinking, simulate
 from superweight_ensembles.anytime.cascade import now
 from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, means_of, replaced_exits
@@ -160,7 +160,7 @@ def measure_curves(
     batches = _timed_batches(test, batch_size, timed_images, predictor.device)
     stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
     predictor.set_policy(chosen)
-    outcomes = [play(probabilities, policy) for policy in (*policies, chosen)]
+    outcomes = [simulate(probabilities, policy) for policy in (*policies, chosen)]
     cascade = [
         CurvePoint(
             flops=outcome.mean_cost(costs),
@@ -193,10 +193,10 @@ def measure_curves(
         "policy": chosen.to_dict(),
         "calibration": asdict(found),
         "calibrated": asdict(cascade[-1]),
-        "worsening": {
-            "stream": worsening(means, labels),
-            "policy": worsening(predictions, labels),
-            "calibration": found.worsening,
+        "overthinking": {
+            "stream": overthinking(means, labels),
+            "policy": overthinking(predictions, labels),
+            "calibration": found.overthinking,
         },
     }
 
@@ -337,7 +337,7 @@ def order_exits(
             policy = fit_policy(
                 table, labels, costs, order, ("cost", cost), replaces=replaced_exits(order, version_of), **options
             )
-            outcome = play(table, policy)
+            outcome = simulate(table, policy)
             points.append((outcome.mean_cost(costs), outcome.accuracy(labels)))
         return log_area(points, low, high, before=1 / probabilities.shape[2], steps=False)
 

@@ -28,7 +28,7 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models import place
+from superweight_ensembles.models import set_parameter
 from superweight_ensembles.plan import (
     Members,
     PlanOptions,
@@ -165,11 +165,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The logits (B, K) of one member with the weights given."""
-        with self.placed(name, weights) as member:
+        with self.with_weights(name, weights) as member:
             return member(images)
 
     @contextmanager
-    def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """One member with its generated weights in their places, until the context ends.
 
         Run backward inside the context where the member recomputes activations (gradient checkpointing).
@@ -182,11 +182,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
         try:
             for (owner, local), weight in zip(places, weights.values()):
-                place(owner, local, weight)
+                set_parameter(owner, local, weight)
             yield member
         finally:
             for owner, local in places:
-                place(owner, local, None)
+                set_parameter(owner, local, None)
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -204,7 +204,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             weights = self.bank.generate([name])[name]
         for parameter_name, tensor in weights.items():
             owner, local = _locate(module, parameter_name)
-            place(owner, local, made.setdefault(id(tensor), nn.Parameter(tensor.clone())))
+            set_parameter(owner, local, made.setdefault(id(tensor), nn.Parameter(tensor.clone())))
         for layer in module.modules():
             if isinstance(layer, nn.RNNBase):
                 layer.flatten_parameters()  # as the plain layer is: on a GPU, in one block
@@ -290,7 +290,7 @@ def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
     hollow = copy.deepcopy(module)
     for name in generated:
         owner, local = _locate(hollow, name)
-        place(owner, local, None)
+        set_parameter(owner, local, None)
         if isinstance(owner, nn.RNNBase):
             _leave_block(owner)
     return hollow

@@ -44,7 +44,7 @@ from superweight_ensembles.plan import (
     check_plan_fits,
     named_members,
 )
-from superweight_ensembles.storage import visible
+from superweight_ensembles.storage import escape_controls
 
 # FOLDED ensemble.low_rank: The best common templates of given vectors: a singular value decomposition by way of the
 # small Gram matrix.
@@ -371,7 +371,7 @@ class WarmStart:
     def __str__(self) -> str:
         rows = [("member", "parameter", "error")]
         rows += [
-            (visible(member, keep=""), visible(name, keep=""), f"{error:.4f}")
+            (escape_controls(member, keep=""), escape_controls(name, keep=""), f"{error:.4f}")
             for (member, name), error in self.errors.items()
         ]
         rows.append(("mean", f"of {len(self.errors)}", f"{self.mean_error:.4f}"))

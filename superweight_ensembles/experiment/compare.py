@@ -23,7 +23,7 @@ from superweight_ensembles.experiment.arms import Arm, Variant, build_arms
 from superweight_ensembles.experiment.estimators import run_estimator_arm
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import check_content
-from superweight_ensembles.experiment.run import check_own_folder, evaluate_run, read_run, train_run
+from superweight_ensembles.experiment.run import check_output_folder, evaluate_run, read_run, train_run
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, check_installed
 from superweight_ensembles.storage import (
     check_no_links,
@@ -166,7 +166,7 @@ def compare_arms(
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to compare on")
-    check_own_folder(
+    check_output_folder(
         folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip

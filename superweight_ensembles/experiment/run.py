@@ -77,7 +77,7 @@ from superweight_ensembles.training.distributed import Processes, current_proces
 # FOLDED experiment.own_folder: Folders that a command makes, goes on in, or replaces: never anybody else's.
 
 
-def check_own_folder(
+def check_output_folder(
     folder: Path,
     recipe: Recipe,
     *,
@@ -179,7 +179,7 @@ def train_run(
 
         def enter() -> bool:
             check_no_links(folder)
-            check_own_folder(
+            check_output_folder(
                 folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
                 resume=resume, overwrite=overwrite,
             )  # fmt: skip
@@ -201,18 +201,18 @@ def train_run(
                 write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
             return begun
 
-        existed = processes.first(enter)
+        existed = processes.on_rank_zero(enter)
         members = recipe.build_members()
         plan = recipe.plan(members)
-        processes.first(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
+        processes.on_rank_zero(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
         data = recipe.load_data()
         training_loader(data, recipe.training, shard=processes.shard)
         training_loader(data, recipe.shared_training(), shard=processes.shard)
         if recipe.anytime is not None:
             check_held_out(data)
-        if not processes.first((folder / "shared" / "training.json").is_file):
+        if not processes.on_rank_zero((folder / "shared" / "training.json").is_file):
             check_saved_teacher(recipe.teacher)
-        begun = processes.first(begin)
+        begun = processes.on_rank_zero(begin)
         try:
             _train_stages(recipe, members, plan, data, folder, progress_of, processes)
         except SuperWeightError:
@@ -240,22 +240,24 @@ def _train_stages(
     if recipe.learn_widths is not None:
         members = learned_members(recipe, members, data, folder, progress(WIDTHS_FOLDER), processes)
         plan = recipe.plan(members)
-    if not processes.first((folder / "plan.json").is_file):
+    if not processes.on_rank_zero((folder / "plan.json").is_file):
         if recipe.sharing.search != "none":
             plan = searched_plan(recipe, members, plan, data, folder / "search", progress("search"), processes)
         text = plan.to_json()
-        processes.first(lambda: write_text(folder / "plan.json", text))
-    processes.first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
-    plan = SharingPlan.from_json(processes.first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
+        processes.on_rank_zero(lambda: write_text(folder / "plan.json", text))
+    processes.on_rank_zero(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
+    plan = SharingPlan.from_json(processes.on_rank_zero(lambda: read_text(folder / "plan.json")), folder / "plan.json")
     for arm in training_order(recipe):
         own = folder / arm
-        if not processes.first((own / "training.json").is_file):
+        if not processes.on_rank_zero((own / "training.json").is_file):
             arm_plan = plan if arm == "shared" else independent_plan(members)
             ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
             if arm == "shared" and recipe.sharing.init == "svd":
-                processes.first(partial(start_warm, recipe, ensemble, members, folder))  # training copies it to all
+                processes.on_rank_zero(
+                    partial(start_warm, recipe, ensemble, members, folder)
+                )  # training copies it to all
             _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
-        processes.first(partial(_keep_best, own))
+        processes.on_rank_zero(partial(_keep_best, own))
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
@@ -404,7 +406,7 @@ def _train_arm(
         ensemble.cpu().save(folder / arm / "ensemble")
         write_json(folder / arm / "training.json", asdict(result))
 
-    processes.first(write)
+    processes.on_rank_zero(write)
 
 
 def _keep_best(folder: Path) -> None:

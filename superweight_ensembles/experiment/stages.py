@@ -58,7 +58,7 @@ def searched_plan(
         write_text(folder / "plan.json", plan.to_json())
         write_json(folder / "search.json", found.to_dict())
 
-    processes.first(write)
+    processes.on_rank_zero(write)
     return found.plan
 
 
@@ -115,7 +115,7 @@ def learned_members(
     """
     assert recipe.learn_widths is not None, "there is such a stage"
     own = folder / WIDTHS_FOLDER
-    if not processes.first((own / _FILE).is_file):
+    if not processes.on_rank_zero((own / _FILE).is_file):
         ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
         result = train(
             ensemble, data, recipe.width_training(), width_loss=recipe.width_loss, out=own, resume=True,
@@ -129,9 +129,11 @@ def learned_members(
             for name in ensemble.member_names
         }
         history = [{"epoch": record["epoch"], "widths": record["widths"]} for record in result.history]
-        processes.first(lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found, "history": history}))
-    processes.first(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
-    learned = processes.first(lambda: read_widths(own / _FILE))
+        processes.on_rank_zero(
+            lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found, "history": history})
+        )
+    processes.on_rank_zero(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
+    learned = processes.on_rank_zero(lambda: read_widths(own / _FILE))
     fresh = recipe.build_members()
     for name, module in fresh.items():
         if adaptive_widths(module):

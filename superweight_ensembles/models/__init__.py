@@ -5,7 +5,13 @@ Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 
 from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
 from superweight_ensembles.models.registry import build_architecture, build_member
-from superweight_ensembles.models.surgery import evaluating, exchange_parameter, kept_modes, place, unfused_recurrence
+from superweight_ensembles.models.surgery import (
+    evaluating,
+    exchange_parameter,
+    kept_modes,
+    set_parameter,
+    unfused_recurrence,
+)
 from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
 
 __all__ = [
@@ -18,8 +24,8 @@ __all__ = [
     "evaluating",
     "exchange_parameter",
     "kept_modes",
-    "place",
     "recall_architecture",
+    "set_parameter",
     "unfused_recurrence",
     "wide_resnet",
 ]

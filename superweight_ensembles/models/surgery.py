@@ -36,7 +36,7 @@ def exchange_parameter(
 # library does it.
 
 
-def place(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
+def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
     """Put a tensor, or nothing, in the place of a parameter, so that the module's next call reads it.
 
     Recurrent layers hold their tensors a second time, in the list that they hand to torch. It follows here; torch's

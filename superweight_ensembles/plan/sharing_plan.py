@@ -33,7 +33,7 @@ from superweight_ensembles.plan.targets import (
     GeneratedTensor,
     Name,
 )
-from superweight_ensembles.storage import parse_json, visible
+from superweight_ensembles.storage import escape_controls, parse_json
 
 if TYPE_CHECKING:
     from superweight_ensembles.plan.ssn import SsnGroup
@@ -187,14 +187,14 @@ def window_words(group: SsnGroup) -> str:
 
 def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
     members = Counter(target.member for target in cluster.targets)
-    shares = ", ".join(f"{visible(name, keep='')} x{count}" for name, count in members.items())
+    shares = ", ".join(f"{escape_controls(name, keep='')} x{count}" for name, count in members.items())
     if cluster.generator == "ssn":
         made, tied = f"bank of {cluster.bank_size:,}, {bank_words(cluster)}", 0
     else:
         made = _slots(cluster)
         tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
     return (
-        visible(cluster.name, keep=""),
+        escape_controls(cluster.name, keep=""),
         cluster.generator,
         made,
         str(len(cluster.targets)) + (f" ({tied} tied)" if tied else ""),

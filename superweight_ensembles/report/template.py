@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from superweight_ensembles.storage import visible
+from superweight_ensembles.storage import escape_controls
 
 # FOLDED report.looks: How the page looks: one column on a phone, two of figures on a desktop, light and dark, on paper.
 
@@ -200,7 +200,7 @@ def signed(value: float, decimals: int) -> str:
 
 def _text(value: object) -> str:
     """Escaped for text and attributes; what UTF-8 cannot hold is a question mark, control characters are spelled."""
-    return escape(visible(str(value).encode("utf-8", "replace").decode("utf-8")), quote=True)
+    return escape(escape_controls(str(value).encode("utf-8", "replace").decode("utf-8")), quote=True)
 
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

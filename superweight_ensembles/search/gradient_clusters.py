@@ -325,7 +325,7 @@ def find_sharing(
     if at < threshold:
         _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", threshold, at)
     found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, allocation=plan.allocation, **counting)
-    current_processes().same(found.fingerprint, "the sharing plan that the search found")
+    current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
     return SearchResult(
         plan=found,
         threshold=at,

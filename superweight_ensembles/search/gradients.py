@@ -80,8 +80,8 @@ def _summed_over_ranks(gradients: TargetTensors, num_samples: int) -> int:
     """Sum gradients over the ranks in place, and give the samples of all of them."""
     processes = current_processes()
     tensors = list(gradients.values())
-    processes.sum_(tensors)
-    processes.copy_first_(tensors)  # a plan hangs on every bit, and not every backend sums alike on every rank
+    processes.all_reduce_(tensors)
+    processes.broadcast_(tensors)  # a plan hangs on every bit, and not every backend sums alike on every rank
     return sum(processes.gather_objects(num_samples))
 
 
@@ -100,7 +100,7 @@ def _summed_gradients(
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
-    with torch.enable_grad(), ensemble.placed(name, places) as member, unfused_recurrence(member):
+    with torch.enable_grad(), ensemble.with_weights(name, places) as member, unfused_recurrence(member):
         logits = member(images)
         check_logits({name: logits})
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")

@@ -141,7 +141,7 @@ def find_groups(
         generator=generator,
         ssn=ssn,
     )
-    current_processes().same(found.fingerprint, "the sharing plan that the search found")
+    current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
     return LearnedGroups(plan=found, group=group, features=features, labels=labels)
 
 

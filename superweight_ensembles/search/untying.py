@@ -100,7 +100,7 @@ def untie_coefficients(
         for index, cluster in enumerate(plan.clusters)
     )
     untied = replace(plan, clusters=clusters)
-    current_processes().same(untied.fingerprint, "the sharing plan without ties")
+    current_processes().assert_equal_across_ranks(untied.fingerprint, "the sharing plan without ties")
     new = untied.num_coefficients - plan.num_coefficients
     left = plan.budget - plan.num_parameters
     if untied.spent > plan.budget:

@@ -31,16 +31,16 @@ from superweight_ensembles.storage.folders import (
     whole_folder,
     write_manifest,
 )
-from superweight_ensembles.storage.limits import cell, check_levels, check_parameters_fit, check_plain, visible
+from superweight_ensembles.storage.limits import cell, check_levels, check_parameters_fit, check_plain, escape_controls
 from superweight_ensembles.storage.provenance import provenance
 from superweight_ensembles.storage.tensors import count_numbers, read_header, read_module, read_tensors
-from superweight_ensembles.storage.yaml_file import carried_recipes, no_recipe, parse_yaml, read_yaml, recipe_path
+from superweight_ensembles.storage.yaml_file import bundled_recipes, no_recipe, parse_yaml, read_yaml, recipe_path
 
 __all__ = [
     "LOCK_FILE",
     "MANIFEST_FILE",
     "MANIFEST_FORMAT",
-    "carried_recipes",
+    "bundled_recipes",
     "cell",
     "check_file",
     "check_levels",
@@ -53,6 +53,7 @@ __all__ = [
     "count_numbers",
     "draft_of",
     "empty_folder",
+    "escape_controls",
     "file_entry",
     "is_draft",
     "list_file",
@@ -69,7 +70,6 @@ __all__ = [
     "read_yaml",
     "recipe_path",
     "recover_folder",
-    "visible",
     "whole_folder",
     "write_bytes",
     "write_json",

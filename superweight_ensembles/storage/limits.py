@@ -127,11 +127,11 @@ def check_parameters_fit(num_parameters: int, what: str, unit: str = "parameters
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # what follows them reads backwards
 
 
-def visible(text: str, keep: str = "\n\t") -> str:
+def escape_controls(text: str, keep: str = "\n\t") -> str:
     r"""A text with control characters spelled out.
 
     Example:
-        >>> print(visible("safe \x1b[31mred"))
+        >>> print(escape_controls("safe \x1b[31mred"))
         safe \x1b[31mred
     """
     if text.isprintable():
@@ -141,7 +141,7 @@ def visible(text: str, keep: str = "\n\t") -> str:
 
 def cell(text: object) -> Text:
     """A cell or title of a table; square brackets are no markup in it."""
-    return Text(visible(str(text), keep=""))
+    return Text(escape_controls(str(text), keep=""))
 
 
 def _steers(one: str) -> bool:

@@ -133,11 +133,11 @@ def _refused(problem: str, mark: yaml.Mark | None) -> yaml.YAMLError:
 _PACKAGE = Path(__file__).parents[1]
 
 
-def carried_recipes() -> dict[str, Path]:
+def bundled_recipes() -> dict[str, Path]:
     """The files of the carried recipes by their names.
 
     Example:
-        >>> carried_recipes()["digits"].name
+        >>> bundled_recipes()["digits"].name
         'digits.yaml'
     """
     installed, checkout = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
@@ -148,13 +148,13 @@ def carried_recipes() -> dict[str, Path]:
 def recipe_path(given: str | Path) -> Path:
     """The file that is meant: the one given, or of a name that is no file, the carried recipe of that name."""
     path = Path(given)
-    carried = carried_recipes().get(str(path))
+    carried = bundled_recipes().get(str(path))
     return path if carried is None or path.is_file() else carried
 
 
 def no_recipe(path: Path) -> SuperWeightError:
     """An error for a file that is not there: the nearest one beside it or carried, and where the carried ones are."""
-    carried = carried_recipes()
+    carried = bundled_recipes()
     beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     known = {name: name for name in carried} | {other.stem: str(other) for other in beside}
     near = difflib.get_close_matches(path.stem, known, n=1)

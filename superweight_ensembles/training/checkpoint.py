@@ -384,7 +384,7 @@ class Records:
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
         self._log: RunLog | None = None
         self._ending = ExitStack()
-        processes.first(self._hold)
+        processes.on_rank_zero(self._hold)
 
     def _hold(self) -> None:
         self._ending.enter_context(locked_folder(self.folder))
@@ -395,7 +395,7 @@ class Records:
 
         None where there is no checkpoint; no states where it was made by another number of processes.
         """
-        newest = self._processes.first(lambda: getattr(self._checkpoints.newest(), "name", None))
+        newest = self._processes.on_rank_zero(lambda: getattr(self._checkpoints.newest(), "name", None))
         if newest is None:
             return None
         progress, states = load_checkpoint(self._checkpoints.folder / newest, self._subject)
@@ -403,7 +403,7 @@ class Records:
 
     def open_log(self, history: Sequence[dict[str, Any]]) -> None:
         """Begin the log again at what is known."""
-        self._processes.first(lambda: self._open_log(history))
+        self._processes.on_rank_zero(lambda: self._open_log(history))
 
     def _open_log(self, history: Sequence[dict[str, Any]]) -> None:
         try:
@@ -417,7 +417,7 @@ class Records:
         Raises:
             SuperWeightError: It cannot be written; the checkpoint before it stays.
         """
-        self._processes.first(lambda: self._append(record))
+        self._processes.on_rank_zero(lambda: self._append(record))
 
     def _append(self, record: dict[str, Any]) -> None:
         assert self._log is not None, "opened when the training began"
@@ -432,9 +432,9 @@ class Records:
     def save(self, progress: Progress, states: Mapping[str, Tensor]) -> None:
         """Write a checkpoint, with the random states of every process."""
         device = next(self._subject.ensemble.parameters()).device
-        by_name = {name: self._processes.gathered(state.to(device)).cpu() for name, state in states.items()}
+        by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.first(lambda: self._checkpoints.save(self._subject, progress, every))
+        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._subject, progress, every))
 
     def close(self) -> None:
         if self._log is not None:

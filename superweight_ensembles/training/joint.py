@@ -143,10 +143,10 @@ class _Task:
         return [(slice(start, stop), self.weight * (stop - start) / size) for start, stop in pairwise(bounds)]
 
     @contextmanager
-    def placed(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         with (
             memory_told(name, self.batch_size, self.micro_batches),
-            self.ensemble.placed(name, weights) as member,
+            self.ensemble.with_weights(name, weights) as member,
             recomputing(self.recomputed.get(name, ())),
         ):
             yield member
@@ -198,7 +198,7 @@ def _one_by_one(
         weights = leaves.pop(name)
         for rows, share in task.parts():
             target = task.target(name, rows)
-            with task.placed(name, weights) as member:
+            with task.with_weights(name, weights) as member:
                 loss = _scaled(task.loss(name, member, rows, target)[0], share)
                 backward(loss)
             losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
@@ -217,7 +217,7 @@ def _together(
         logits: dict[str, Tensor] = {}
         for name in names:
             target = task.target(name, rows)
-            with task.placed(name, leaves[name]) as member:
+            with task.with_weights(name, leaves[name]) as member:
                 found[name], own = task.loss(name, member, rows, target)
             assert own is not None, "there is no objective"
             logits[name] = own

@@ -65,7 +65,7 @@ def validate(ensemble: SuperWeightEnsemble, members: Sequence[str], batches: Bat
         mean = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
         sums += torch.stack([_sums(found, labels) for found in (*every, mean)])
         num_images += len(labels)
-    current_processes().sum_([sums, num_images])
+    current_processes().all_reduce_([sums, num_images])
     if not int(num_images):
         raise SuperWeightError("validation yields no batch: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
@@ -212,7 +212,7 @@ class Training:
         start = time.perf_counter() - progress.seconds
         if not progress.num_summed:
             raise SuperWeightError(f"every step of epoch {epoch} was left out: lower learning_rate")
-        self.processes.copy_first_(list(self.ensemble.buffers()))  # apart where batch norm is not synchronised
+        self.processes.broadcast_(list(self.ensemble.buffers()))  # apart where batch norm is not synchronised
         if self.untie is not None and epoch == self.untie.epoch:
             self._untie(self.untie)
         self.widths.settle()
@@ -398,7 +398,7 @@ def train(
     processes = current_processes()
     _check_job(processes, config)
     folder = None if out is None else Path(out)
-    if folder is not None and not resume and processes.first(lambda: (folder / "log.jsonl").exists()):
+    if folder is not None and not resume and processes.on_rank_zero(lambda: (folder / "log.jsonl").exists()):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, data, config, fabric, trained)
@@ -500,10 +500,10 @@ def _agree(
         SuperWeightError: They were told to train different things (says which differ).
     """
     decided = {key: value for key, value in asdict(config).items() if key not in ("num_threads", "num_workers")}
-    processes.same({**decided, **settings}, "the training's settings")
-    processes.same(ensemble.plan.fingerprint, "the sharing plan")
-    processes.same(steps, "the number of batches an epoch")
-    processes.copy_first_([*ensemble.parameters(), *ensemble.buffers()])
+    processes.assert_equal_across_ranks({**decided, **settings}, "the training's settings")
+    processes.assert_equal_across_ranks(ensemble.plan.fingerprint, "the sharing plan")
+    processes.assert_equal_across_ranks(steps, "the number of batches an epoch")
+    processes.broadcast_([*ensemble.parameters(), *ensemble.buffers()])
 
 
 def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | None) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import place
+from superweight_ensembles.models import set_parameter
 from superweight_ensembles.training.distributed import synchronised_as_here
 
 _LOG = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _as_before(
 
 def _place_all(module: nn.Module, values: Mapping[str, Tensor | None]) -> None:
     for name, value in values.items():
-        place(module, name, value)
+        set_parameter(module, name, value)
 
 
 def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -202,7 +202,7 @@ class TrainStep:
         told = torch.tensor(
             [num_rows, signal == SIGINT, signal == SIGTERM], dtype=torch.float64, device=self._fabric.device
         )
-        self._processes.sum_([told])
+        self._processes.all_reduce_([told])
         every_row, interrupted, terminated = told.tolist()
         return num_rows / every_row, SIGTERM if terminated else SIGINT if interrupted else 0
 
@@ -212,9 +212,9 @@ class TrainStep:
             return
         held = {name: one.grad for name, one in self._ensemble.named_parameters() if one.grad is not None}
         if not self._agreed:
-            self._processes.same(list(held), "the parameters that have gradients")
+            self._processes.assert_equal_across_ranks(list(held), "the parameters that have gradients")
             self._agreed = True
-        self._processes.sum_([losses, *held.values()])
+        self._processes.all_reduce_([losses, *held.values()])
 
     def _gradients(
         self,

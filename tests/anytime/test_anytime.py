@@ -29,12 +29,12 @@ from superweight_ensembles.anytime import (
     fit_policy,
     fit_temperature,
     order_greedily,
-    play,
+    overthinking,
     replaced_exits,
     samples_per_member,
+    simulate,
     tempered,
     thresholds_for,
-    worsening,
 )
 from superweight_ensembles.anytime import cascade as latency
 
@@ -84,7 +84,7 @@ def test_play_equals_the_literal_cascade(table, confidence, monotone, data) -> N
         replaces=replaces,
     )  # fmt: skip
     assert swe.anytime.ExitPolicy.from_dict(policy.to_dict()) == policy
-    outcome = play(table, policy)
+    outcome = simulate(table, policy)
     expected = anytime_reference.cascade(listed, confidence, temperatures, thresholds, monotone, replaces)
     assert outcome.exits.tolist() == [index for index, _, _ in expected]
     close = {"rtol": 1e-9, "atol": 1e-12}
@@ -96,11 +96,11 @@ def test_play_equals_the_literal_cascade(table, confidence, monotone, data) -> N
 
 def test_a_confidence_on_the_threshold_leaves() -> None:
     table = torch.tensor([[[0.75, 0.25], [0.625, 0.375]], [[0.25, 0.75], [0.125, 0.875]]])
-    outcome = play(table, policy_of(2, confidence="margin", thresholds=(0.5,)))
+    outcome = simulate(table, policy_of(2, confidence="margin", thresholds=(0.5,)))
     assert outcome.exits.tolist() == [0, 1]
     assert outcome.predictions.tolist() == [[0.75, 0.25], [0.375, 0.625]]
-    assert play(table, policy_of(2, thresholds=(0.0,))).exits.tolist() == [0, 0]
-    assert play(table, policy_of(2, thresholds=(math.inf,))).exits.tolist() == [1, 1]
+    assert simulate(table, policy_of(2, thresholds=(0.0,))).exits.tolist() == [0, 0]
+    assert simulate(table, policy_of(2, thresholds=(math.inf,))).exits.tolist() == [1, 1]
 
 
 def test_of_two_equally_sure_predictions_the_later_stands() -> None:
@@ -144,8 +144,8 @@ def test_kept_confidences_never_fall(table, confidence) -> None:
 @given(table=tables, seed=st.integers(0, 99))
 def test_worsening_equals_the_literal_count(table, seed) -> None:
     labels = torch.randint(0, table.shape[2], table.shape[1:2], generator=torch.Generator().manual_seed(seed))
-    expected = anytime_reference.worsening(table.tolist(), labels.tolist())
-    assert worsening(table, labels) == pytest.approx(expected)
+    expected = anytime_reference.overthinking(table.tolist(), labels.tolist())
+    assert overthinking(table, labels) == pytest.approx(expected)
 
 
 def test_worsening_by_hand() -> None:
@@ -158,10 +158,10 @@ def test_worsening_by_hand() -> None:
     )
     # Label 0: right are 2, 2 and 2 of 3. Samples 0 (by the second exit) and 2 (by the third) are lost.
     expected = {"right_to_wrong": 2 / 3, "probability_drop": (0.5 + 0.125 + 0.625) / 3, "accuracy_drop": 0}
-    assert worsening(predictions, torch.tensor([0, 0, 0])) == pytest.approx(expected)
+    assert overthinking(predictions, torch.tensor([0, 0, 0])) == pytest.approx(expected)
     # Labels 1 0 0: right are 1, 3 and 1 of 3.
     expected = {"right_to_wrong": 2 / 3, "probability_drop": (0.375 + 0.125 + 0.625) / 3, "accuracy_drop": 2 / 3}
-    assert worsening(predictions, torch.tensor([1, 0, 0])) == pytest.approx(expected)
+    assert overthinking(predictions, torch.tensor([1, 0, 0])) == pytest.approx(expected)
 
 
 # -- Calibration on tables ---------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_fitted_mean_cost_meets_its_target(seed, share, confidence, temperature,
     target = costs[0] + share * (sum(costs) - costs[0])
     options = {"confidence": confidence, "temperature": temperature, "monotone": monotone}
     policy = fit_policy(table, labels, costs, NAMES[:3], ("cost", target), **options)
-    cost = play(table, policy).mean_cost(costs)
+    cost = simulate(table, policy).mean_cost(costs)
     # Rounding may move one sample at each of the exits at once.
     assert target - 2 * sum(costs) / len(labels) - 1e-9 <= cost <= target + 1e-9
     assert policy == fit_policy(table, labels, costs, NAMES[:3], ("cost", target), **options)
@@ -194,7 +194,7 @@ def test_fitted_mean_cost_meets_its_target(seed, share, confidence, temperature,
 def test_fitted_accuracy_drop_is_met_at_no_more_than_all_members_cost(seed, drop) -> None:
     table, labels = held_out(seed)
     policy = fit_policy(table, labels, COSTS[:3], NAMES[:3], ("max_accuracy_drop", drop))
-    outcome = play(table, policy)
+    outcome = simulate(table, policy)
     full = float((table.mean(0).argmax(1) == labels).double().mean())
     assert outcome.accuracy(labels) >= full - drop
     assert outcome.mean_cost(COSTS[:3]) <= sum(COSTS[:3])
@@ -206,7 +206,7 @@ def test_larger_drops_cost_no_more() -> None:
     table, labels = held_out(3)
     drops = (0.0, 0.01, 0.02, 0.05, 0.1)
     policies = [fit_policy(table, labels, COSTS[:3], NAMES[:3], ("max_accuracy_drop", drop)) for drop in drops]
-    found = [play(table, policy).mean_cost(COSTS[:3]) for policy in policies]
+    found = [simulate(table, policy).mean_cost(COSTS[:3]) for policy in policies]
     assert found == sorted(found, reverse=True) and found[-1] < found[0]
 
 
@@ -217,7 +217,7 @@ def test_monotone_answers_that_cannot_be_as_accurate_are_refused() -> None:
     labels = torch.ones(100, dtype=torch.int64)
     kwargs = {"confidence": "margin", "temperature": False}
     target = ("max_accuracy_drop", 0.1)
-    assert play(table, fit_policy(table, labels, COSTS[:3], NAMES[:3], target, **kwargs)).accuracy(labels) == 1
+    assert simulate(table, fit_policy(table, labels, COSTS[:3], NAMES[:3], target, **kwargs)).accuracy(labels) == 1
     with pytest.raises(swe.SuperWeightError, match=r"monotone predictions of all members are 1\.0000 less accurate"):
         fit_policy(table, labels, COSTS[:3], NAMES[:3], target, monotone=True, **kwargs)
 
@@ -227,9 +227,9 @@ def test_ties_leave_together_and_never_cost_more() -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     for target in (1.0, 3.0, 6.9):
         policy = fit_policy(table, labels, COSTS[:3], NAMES[:3], ("cost", target), temperature=False)
-        assert play(table, policy).mean_cost(COSTS[:3]) <= target
+        assert simulate(table, policy).mean_cost(COSTS[:3]) <= target
     everything = fit_policy(table, labels, COSTS[:3], NAMES[:3], ("cost", 7.0), temperature=False)
-    assert play(table, everything).mean_cost(COSTS[:3]) == 7.0
+    assert simulate(table, everything).mean_cost(COSTS[:3]) == 7.0
 
 
 def test_shares_and_thresholds_by_hand() -> None:
@@ -397,13 +397,13 @@ def test_the_cascade_that_runs_answers_as_on_the_table(shared, data, order, conf
     whole = sum(predictor.flops.values())
     found = predictor.calibrate(doubles, flops=(first + whole) / 2, confidence=confidence, monotone=monotone)
     images = torch.cat([part for part, _ in doubles])
-    outcome = play(table_of(predictor, images), predictor.policy)
+    outcome = simulate(table_of(predictor, images), predictor.policy)
     costs = list(predictor.flops.values())
     assert found.flops == pytest.approx(outcome.mean_cost(costs))
     # A threshold is the confidence of one sample; a little lower, and the last bit of a convolution decides nothing.
     lower = tuple(threshold * (1 - 1e-6) for threshold in predictor.policy.thresholds)
     predictor.set_policy(replace(predictor.policy, thresholds=lower))
-    assert play(table_of(predictor, images), predictor.policy).exits.equal(outcome.exits)
+    assert simulate(table_of(predictor, images), predictor.policy).exits.equal(outcome.exits)
     calls = recorded(predictor)
     for size in (120, 64, 1):
         for start in range(0, 120 if size > 1 else 12, size):
@@ -470,7 +470,7 @@ def test_a_later_version_of_a_network_takes_the_place_of_an_earlier_one(data, co
     assert predictor.policy.replaces == predictor.replaces
     lower = tuple(threshold * (1 - 1e-6) for threshold in predictor.policy.thresholds)
     predictor.set_policy(replace(predictor.policy, thresholds=lower))
-    outcome, answer = play(table, predictor.policy), predictor(images)
+    outcome, answer = simulate(table, predictor.policy), predictor(images)
     assert len(set(outcome.exits.tolist())) > 2
     assert (answer.members_used - 1).tolist() == outcome.exits.tolist()
     torch.testing.assert_close(answer.probabilities, outcome.predictions)
@@ -556,7 +556,7 @@ def test_bfloat16_members_and_channels_last_images(shared, data) -> None:
     assert predictor.to(dtype=torch.bfloat16) is predictor
     answer = predictor(images.bfloat16())
     assert answer.probabilities.dtype == torch.float32
-    outcome = play(table_of(predictor, images.bfloat16()), predictor.policy)
+    outcome = simulate(table_of(predictor, images.bfloat16()), predictor.policy)
     agree = answer.members_used - 1 == outcome.exits
     assert int(agree.sum()) >= 50
     torch.testing.assert_close(answer.probabilities[agree], outcome.predictions[agree], rtol=0.1, atol=0.1)
@@ -604,7 +604,7 @@ def test_cascade_on_cuda_answers_as_on_the_cpu(data) -> None:
     assert predictor(images.cuda(), deadline_ms=1e6).skipped == ()
     assert predictor(images.cuda(), deadline_ms=1e-6).members_used.tolist() == [1] * 60
     assert predictor(images.cuda(), batch_flops=1e12).members_used.tolist() == [3] * 60
-    assert play(table_of(predictor, images.cuda()), predictor.policy).exits.is_cuda
+    assert simulate(table_of(predictor, images.cuda()), predictor.policy).exits.is_cuda
     with pytest.raises(swe.SuperWeightError, match="images are on cpu, the members on cuda"):
         predictor(images)
 
@@ -748,7 +748,7 @@ def test_latency_targets_are_mean_costs_of_the_table(timed) -> None:
     loader = [(torch.randn(200, 4), torch.randint(0, 3, (200,)))]
     found = timed.predictor.calibrate(loader, latency_ms=8.0, batch_size=10)  # an image: 2, 4 and 8 ms
     images = loader[0][0]
-    outcome = play(table_of(timed.predictor, images), timed.predictor.policy)
+    outcome = simulate(table_of(timed.predictor, images), timed.predictor.policy)
     assert 8.0 - 2 * 14 / 200 <= outcome.mean_cost([2.0, 4.0, 8.0]) <= 8.0 + 1e-9
     assert found.target == ("latency_ms", 8.0)
     with pytest.raises(swe.SuperWeightError, match=r"2 to 14 \(0\.143 to 1 of all\); got 1"):

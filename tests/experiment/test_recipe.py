@@ -9,7 +9,7 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe, parse_recipe
-from superweight_ensembles.storage import carried_recipes
+from superweight_ensembles.storage import bundled_recipes
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -71,7 +71,7 @@ def test_unknown_recipes_suggest_carried_ones(given: str, hint: str, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(swe.SuperWeightError, match="no recipe file") as raised:
         load_recipe(given)
-    carried = carried_recipes()
+    carried = bundled_recipes()
     there = f"By name there are {', '.join(carried)}, in {carried['digits'].parent}"
     assert str(raised.value) == f"no recipe file {Path(given)}{hint} {there}"
 

@@ -145,7 +145,7 @@ def test_gradients_in_evaluation_mode_are_those_of_the_plain_member(ensemble):
 def test_nothing_generated_stays_behind(ensemble):
     weights = ensemble.generate()
     generated = [weakref.ref(weight) for own in weights.values() for weight in own.values()]
-    with ensemble.placed("member0", weights["member0"]) as member:
+    with ensemble.with_weights("member0", weights["member0"]) as member:
         member(TOKENS)
         assert held_twice(member)
     del weights

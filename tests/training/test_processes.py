@@ -69,12 +69,12 @@ def messages(rank, processes, folder):
         "place": [processes.rank, processes.size, processes.is_first, list(processes.shard)],
         "any": [processes.any(False), processes.any(rank == 1), processes.any(True)],
         "objects": processes.gather_objects({"rank": rank, "text": "ä" * rank}),
-        "same": refusal(processes.same, {"epochs": 3, "seed": 4}, "the config"),
-        "apart": refusal(processes.same, {"epochs": 3, "seed": rank}, "the config"),
-        "first": processes.first(write),
-        "first nothing": processes.first(lambda: None),
-        "first refuses": refusal(processes.first, lambda: fail(SuperWeightError("the folder is taken"))),
-        "first disk": refusal(processes.first, lambda: fail(OSError(28, "No space left on device"))),
+        "same": refusal(processes.assert_equal_across_ranks, {"epochs": 3, "seed": 4}, "the config"),
+        "apart": refusal(processes.assert_equal_across_ranks, {"epochs": 3, "seed": rank}, "the config"),
+        "first": processes.on_rank_zero(write),
+        "first nothing": processes.on_rank_zero(lambda: None),
+        "first refuses": refusal(processes.on_rank_zero, lambda: fail(SuperWeightError("the folder is taken"))),
+        "first disk": refusal(processes.on_rank_zero, lambda: fail(OSError(28, "No space left on device"))),
         "first bug": first_bug(processes),
         "current": processes is current_processes(),
     }
@@ -82,7 +82,7 @@ def messages(rank, processes, folder):
 
 def first_bug(processes):
     try:
-        processes.first(lambda: fail(ZeroDivisionError("a bug")))
+        processes.on_rank_zero(lambda: fail(ZeroDivisionError("a bug")))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -102,13 +102,13 @@ def sums(rank, processes):
     ]
     kept = [tensor.clone(memory_format=torch.preserve_format) for tensor in given]
     before = processes.bytes_exchanged
-    processes.sum_(given)
+    processes.all_reduce_(given)
     payload = processes.bytes_exchanged - before
     strides = all(one.stride() == other.stride() for one, other in zip(given[:3], kept[:3]))
     small = [tensor.clone() for tensor in kept]
     exchanged_(small, partial(dist.all_reduce, async_op=True), bucket_bytes=64)
     firsts = [tensor.clone() for tensor in kept]
-    processes.copy_first_(firsts)
+    processes.broadcast_(firsts)
     return {
         "given": kept,
         "sums": given,
@@ -116,7 +116,7 @@ def sums(rank, processes):
         "firsts": firsts,
         "payload": payload,
         "strides": strides,
-        "sparse": refusal(processes.sum_, [torch.zeros(3).to_sparse()]),
+        "sparse": refusal(processes.all_reduce_, [torch.zeros(3).to_sparse()]),
     }
 
 
@@ -163,7 +163,7 @@ def normalised(shape, rows, processes):
     images, gradient = norm_case(shape)
     with synchronised(processes):
         found = norm_step(norm_layer(shape), images[rows], gradient[rows])
-    processes.sum_(found[2])
+    processes.all_reduce_(found[2])
     return found
 
 
@@ -181,7 +181,7 @@ def norm_options(rows, processes):
     with synchronised(processes):
         for name, options in OPTIONS.items():
             found[name] = norm_step(norm_layer(SHAPES["4d"], **options), images[rows], gradient[rows])
-            processes.sum_(found[name][2])
+            processes.all_reduce_(found[name][2])
         evaluating = norm_layer(SHAPES["4d"]).eval()
         before = processes.bytes_exchanged
         found["eval"] = norm_step(evaluating, images[rows], gradient[rows])
@@ -226,7 +226,7 @@ def model_gradients(name, rows, processes=None):
         thread.join()
     gradients = [parameter.grad for parameter in model.parameters()]
     if processes is not None:
-        processes.sum_(gradients)
+        processes.all_reduce_(gradients)
     return gradients, [buffer.double() for buffer in model.buffers()]
 
 
@@ -253,9 +253,9 @@ def joint(rank, processes):
                 labels,
                 lambda logits, truth: F.cross_entropy(logits, truth, reduction="sum") / 7,
             )
-        processes.sum_([parameter.grad for parameter in ensemble.parameters() if parameter.grad is not None])
+        processes.all_reduce_([parameter.grad for parameter in ensemble.parameters() if parameter.grad is not None])
         every = torch.stack(list(found.values()))
-        processes.sum_([every])
+        processes.all_reduce_([every])
         losses.append(every)
         optimizer.step()
     return torch.stack(losses), [value.double() for value in ensemble.state_dict().values()]
@@ -420,9 +420,9 @@ def bereaved(rank, folder):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     asked = {
-        "sum": lambda: processes.sum_([torch.zeros(3)]),
+        "sum": lambda: processes.all_reduce_([torch.zeros(3)]),
         "any": lambda: processes.any(True),
-        "first": lambda: processes.first(lambda: None),
+        "first": lambda: processes.on_rank_zero(lambda: None),
         "norm": lambda: fresh_norm(processes),
     }
     return {name: refusal(ask) for name, ask in asked.items()}
@@ -448,14 +448,14 @@ def test_a_single_process_is_a_job_of_one():
     assert processes is current_processes()
     assert (processes.rank, processes.size, processes.is_first, processes.shard) == (0, 1, True, (0, 1))
     tensors = [torch.ones(2), torch.zeros(3).to_sparse()]
-    processes.sum_(tensors)
-    processes.copy_first_(tensors)
-    processes.same(object(), "nothing")
+    processes.all_reduce_(tensors)
+    processes.broadcast_(tensors)
+    processes.assert_equal_across_ranks(object(), "nothing")
     processes.barrier()
-    assert torch.equal(tensors[0], torch.ones(2)) and torch.equal(processes.gathered(tensors[0]), torch.ones(1, 2))
+    assert torch.equal(tensors[0], torch.ones(2)) and torch.equal(processes.all_gather(tensors[0]), torch.ones(1, 2))
     assert processes.gather_objects((1, 2)) == [[1, 2]]
     with pytest.raises(OSError, match="disk"):
-        processes.first(lambda: fail(OSError("disk")))
+        processes.on_rank_zero(lambda: fail(OSError("disk")))
     assert processes.bytes_exchanged == 0
 
 

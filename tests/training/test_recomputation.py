@@ -144,7 +144,7 @@ def test_fewer_activations_are_kept_and_each_block_runs_twice() -> None:
             return tensor
 
         weights = {key: value.detach().requires_grad_() for key, value in ensemble.generate()["a"].items()}
-        with ensemble.placed("a", weights), recomputing(blocks if recompute else ()):
+        with ensemble.with_weights("a", weights), recomputing(blocks if recompute else ()):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 loss = F.cross_entropy(member(IMAGES), LABELS)
             kept.append(sum(seen.values()))

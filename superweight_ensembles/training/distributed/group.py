@@ -122,7 +122,7 @@ class Processes:
 
     Example:
         >>> processes = Processes()
-        >>> processes.rank, processes.size, processes.is_first, processes.any(True), processes.first(lambda: 3)
+        >>> processes.rank, processes.size, processes.is_first, processes.any(True), processes.on_rank_zero(lambda: 3)
         (0, 1, True, True, 3)
     """
 
@@ -142,7 +142,7 @@ class Processes:
         """(rank, size), as loaders take it."""
         return self.rank, self.size
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, equal to the bit on all of them.
 
         Args:
@@ -162,7 +162,7 @@ class Processes:
         with lost_peers():
             self.bytes_exchanged += exchanged_(tensors, partial(dist.all_reduce, group=self._group, async_op=True))
 
-    def copy_first_(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by the first process's; in the same order, shapes and types everywhere."""
         if self.size == 1:
             return
@@ -171,7 +171,7 @@ class Processes:
                 tensors, partial(dist.broadcast, src=0, group=self._group, async_op=True)
             )
 
-    def gathered(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Tensor) -> Tensor:
         """A contiguous tensor of one shape everywhere, (...), from all processes: (size, ...), by rank."""
         if self.size == 1:
             return tensor[None]
@@ -183,7 +183,7 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether any process says True."""
-        return bool(self.gathered(torch.tensor([flag], dtype=torch.uint8, device=self._device)).any())
+        return bool(self.all_gather(torch.tensor([flag], dtype=torch.uint8, device=self._device)).any())
 
     def barrier(self) -> None:
         """Wait until every process has come here."""
@@ -194,13 +194,13 @@ class Processes:
         if self.size == 1:
             return [json.loads(json.dumps(value))]
         content = self._as_bytes(json.dumps(value))
-        lengths = self.gathered(torch.tensor([len(content)], device=self._device)).flatten().tolist()
+        lengths = self.all_gather(torch.tensor([len(content)], device=self._device)).flatten().tolist()
         padded = content.new_zeros(max(lengths))
         padded[: len(content)] = content
-        rows = self.gathered(padded).cpu()
+        rows = self.all_gather(padded).cpu()
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths)]
 
-    def same(self, value: Any, what: str) -> None:
+    def assert_equal_across_ranks(self, value: Any, what: str) -> None:
         """Refuse to go on where processes differ.
 
         Args:
@@ -221,7 +221,7 @@ class Processes:
                 "start all of them with the same recipe, options, data and versions"
             )
 
-    def first(self, function: Callable[[], T]) -> T:
+    def on_rank_zero(self, function: Callable[[], T]) -> T:
         """Have the first process do something; the others wait for its end, and get the result or the error.
 
         They wait as long as the process group's timeout lets them: 30 minutes unless it was set.
@@ -260,10 +260,10 @@ class Processes:
     def _from_first(self, text: str) -> str:
         content = self._as_bytes(text)
         length = torch.tensor([len(content)], device=self._device)
-        self.copy_first_([length])
+        self.broadcast_([length])
         if not self.is_first:
             content = content.new_zeros(int(length))
-        self.copy_first_([content])
+        self.broadcast_([content])
         return bytes(content.tolist()).decode()
 
     def _as_bytes(self, text: str) -> Tensor:

@@ -154,7 +154,7 @@ class _BatchNorm(torch.autograd.Function):
         of_images = None
         if ctx.needs_input_grad[0]:
             sums = torch.cat([by_weight, by_bias])
-            ctx.processes.sum_([sums])
+            ctx.processes.all_reduce_([sums])
             summed_weight, summed_bias = sums.chunk(2)
             # d/dx = factor / std (gradient - (sum of gradients + normalised x * sum of gradients times it) / N), where
             # the normalised x is put as (x - mean) / std, so that everything is linear in gradient and x a channel.
@@ -186,7 +186,7 @@ def _statistics_of_all(images: Tensor, processes: Processes) -> tuple[Tensor, Te
         # The buffers ask for statistics in their type; a momentum of 0 leaves them as they are.
         mean, variance = torch.batch_norm_update_stats(images, zeros, torch.ones_like(zeros), 0.0)
         squares = variance * own
-    told = processes.gathered(torch.cat([mean, squares, mean.new_full((1,), own)]))
+    told = processes.all_gather(torch.cat([mean, squares, mean.new_full((1,), own)]))
     means, all_squares, counts = told.split([channels, channels, 1], dim=1)
     count = counts.sum(0)
     if own <= 1 and int(count) <= 1:  # looked at only where it can be: it would make the CPU wait for the GPU
