@@ -30,7 +30,7 @@ from importlib import import_module
 import superweight_ensembles as package
 import lightning_fabric, matplotlib.pyplot, scipy, sklearn.datasets, timm, torch.utils.tensorboard, torchmetrics
 failed = 0
-for home in {*package._HOMES.values(), "recipe", "runs", "report", "figures", "comparison"}:
+for home in [room.name for room in pkgutil.iter_modules(package.__path__) if room.ispkg]:
     child = os.fork()
     if child == 0:
         try:
@@ -93,7 +93,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_the_recipes(built: Path) -> None:
-    files = [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]
+    files = [*PACKAGE.rglob("*.py"), PACKAGE / "__init__.pyi", PACKAGE / "py.typed"]
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
@@ -175,11 +175,30 @@ def test_the_command_line_tells_its_options_without_pytorch() -> None:
 
 
 def test_public_names() -> None:
-    assert set(swe.__all__) == set(swe._HOMES) <= set(dir(swe))
+    assert {"SuperWeightEnsemble", "plan_sharing", "train", "evaluate", "adaptive"} <= set(swe.__all__)
+    assert set(swe.__all__) <= set(dir(swe))
     for name in swe.__all__:
-        assert getattr(swe, name).__name__ == name
-    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        assert getattr(swe, name).__name__.rpartition(".")[2] == name
+    with pytest.raises(AttributeError, match="trian"):
         swe.trian  # noqa: B018
+
+
+def test_rooms_are_entered_by_their_faces() -> None:
+    """What a room hands on stands in its ``__init__``; nobody else imports the files behind it."""
+    rooms = [path.parent.relative_to(ROOT).parts for path in PACKAGE.rglob("__init__.py")]
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        own = path.parent.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE.name):
+                parts = tuple(node.module.split("."))
+                room = max((room for room in rooms if parts[: len(room)] == room), key=len)
+                inside = own[: len(room)] == room and room != (PACKAGE.name,)
+                assert inside or parts == room or parts == (PACKAGE.name, "errors"), f"{path}: {node.module}"
+
+
+def test_no_two_files_of_one_name() -> None:
+    names = [path.stem for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len(set(names)) == len(names)
 
 
 def test_checked_in_files_are_small_and_not_executable() -> None:

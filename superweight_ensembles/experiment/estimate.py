@@ -115,8 +115,8 @@ def copied_numbers(group: SsnGroup) -> int:
     """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
 
     Example:
-        >>> from superweight_ensembles.ssn.group import SsnTarget
-        >>> from superweight_ensembles.ssn.options import SsnOptions
+        >>> from superweight_ensembles.plan import SsnTarget
+        >>> from superweight_ensembles.plan import SsnOptions
         >>> a = SsnTarget(member="m", names=("a",), kind="linear", shape=(4, 5))
         >>> b = SsnTarget(member="m", names=("b",), kind="linear", shape=(4, 4))
         >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())

@@ -60,7 +60,7 @@ def export_cascade(
 
     Example:
         >>> import sys, tempfile, numpy, torch
-        >>> from superweight_ensembles.anytime.policy import ExitPolicy
+        >>> from superweight_ensembles.anytime import ExitPolicy
         >>> def linear():
         ...     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
         >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))

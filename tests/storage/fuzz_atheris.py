@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of everything that is read: ``python tests/fuzz_atheris.py [TARGET] [-runs=20000]``.
+"""Coverage-guided fuzzing of everything that is read: ``python tests/storage/fuzz_atheris.py [TARGET] [-runs=20000]``.
 
 Needs ``pip install atheris``. Without a target the first byte of each input chooses one; the others are the file.
 Options are libFuzzer's, such as ``-max_total_time=300``; a folder is a corpus that it starts from and adds to.

@@ -16,7 +16,7 @@ from superweight_ensembles.report.figures.accuracy import (
     compare_flops,
     compare_parameters,
 )
-from superweight_ensembles.report.figures.anytime_curves import anytime_curves, reliability_diagram
+from superweight_ensembles.report.figures.anytime_figures import anytime_curves, reliability_diagram
 from superweight_ensembles.report.figures.budget import budget_split
 from superweight_ensembles.report.figures.change import sharing_change
 from superweight_ensembles.report.figures.growth_figure import growth_curves
@@ -27,7 +27,7 @@ from superweight_ensembles.report.figures.points import Comparison, Results
 from superweight_ensembles.report.figures.sharing import sharing_map
 from superweight_ensembles.report.figures.similarity import Search, similarity_matrix
 from superweight_ensembles.report.figures.style import DOTS_PER_INCH, plain_text
-from superweight_ensembles.report.figures.training_curves import training_curves, width_history, widths_learned
+from superweight_ensembles.report.figures.training_figures import training_curves, width_history, widths_learned
 from superweight_ensembles.storage import write_bytes
 
 
