@@ -212,7 +212,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(
+def explain_oom(
     member: str | None, batch_size: int, micro_batches: int, *, otherwise: str = "between the members"
 ) -> Iterator[None]:
     """Say, where memory runs out inside, what was running.
