@@ -177,3 +177,23 @@ def test_the_end_is_called_where_a_training_fails() -> None:
 def test_what_is_no_hook_is_refused(hooks: Any, match: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=match):
         swe.train(ensemble(), data(), CONFIG, hooks=hooks)
+
+
+class Forgetful(swe.Hook):
+    """Wants something kept that no file holds."""
+
+    def __init__(self, settings: Any = 1, memory: Any = 1) -> None:
+        self.given, self.memory = settings, memory
+
+    def settings(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"memory": self.memory}
+
+
+def test_what_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'given' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(settings=torch.zeros(1))])
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'memory' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(memory={1, 2})], out=tmp_path)
