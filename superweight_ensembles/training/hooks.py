@@ -199,8 +199,8 @@ def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise SuperWeightError(
-                f"hook {name!r}: {key!r} is no plain data ({error!s:.100}): give numbers, texts, lists and dictionaries, "
-                "or, to be remembered, a tensor"
+                f"hook {name!r}: {key!r} is no plain data ({error!s:.100}): give numbers, texts, lists, dictionaries "
+                "or, for what is remembered, tensors"
             ) from None
     return dict(content)
 

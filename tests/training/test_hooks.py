@@ -153,7 +153,7 @@ def test_penalties_are_added_to_each_members_loss() -> None:
     twice = type("Twice", (SquaredHeads,), {})
     found = swe.train(made, data(), config, hooks=[SquaredHeads(), twice()]).history[0]["train_loss"]
     for name, loss in plain.items():
-        assert found[name] == pytest.approx(loss + 2 * float(heads[name]), rel=1e-5)
+        assert found[name] == pytest.approx(loss + 2 * heads[name].item(), rel=1e-5)
 
 
 def test_the_end_is_called_where_a_training_fails() -> None:
