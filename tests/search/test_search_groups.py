@@ -70,7 +70,7 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
     expected = float(centred[0] @ centred[1] / centred[0].norm() / centred[1].norm())
     assert seen["similarity"][0][1] == pytest.approx(expected, abs=1e-4)
     assert seen["sets"] == LABELS
-    assert content.similarity == "k_means"
+    assert content["similarity"] == "k_means"
 
 
 @pytest.mark.parametrize(
