@@ -1,14 +1,12 @@
 """All weights of all members from templates and coefficients, batched per (cluster, slot).
 
-The plan is compiled once into programs (``compile_plan``) that run every step (``run_program``): see
-``superweight_ensembles.composition``.
+The plan is compiled once into programs (``compile_plan``) that run every step (``run_program``).
 
-Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, O output channels, n targets of one shape.
+Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, P numbers in a flat bank.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Union
 
@@ -59,9 +57,8 @@ def run_program(
 
     Args:
         programs: From :func:`compile_plan`.
-        templates: (K, Q) by :func:`slot_key`; (P,) by ``ssn.composition.bank_key``.
-        coefficients: (N, K), or (N, O, K) with a vector an output channel, by :func:`slot_key`; those of groups by the
-            keys of ``ssn.composition``.
+        templates: (K, Q) by :func:`slot_key`; (P,) by ``bank_key``.
+        coefficients: (N, K) by :func:`slot_key`; those of groups by the keys of ``ssn_weights``.
         memory_format: Of the weights that have as many dimensions as it is for; the others are contiguous.
 
     Returns:
@@ -77,12 +74,6 @@ def run_program(
         for target, weight in zip(program.targets, made):
             weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
     return weights
-
-
-def by_channel(vectors: Tensor, block: SlotBlocks) -> list[Tensor]:
-    """Vectors (n, Q) of a slot as one (n, O, Q / O) a block: output channel by output channel."""
-    parts = vectors.split([math.prod(shape) for shape in block.shapes], dim=1)
-    return [part.unflatten(1, (shape[0], -1)) for part, shape in zip(parts, block.shapes)]
 
 
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
@@ -148,7 +139,6 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
             Block(
                 slot=slot,
                 start=start,
-                channel=0 if start == 0 else cluster.blocks[slot].shapes[0][0],
                 shape=found[0].place.shape,
                 uses=tuple(found),
             )

@@ -6,8 +6,8 @@ gradient once and takes two products, one for the templates and one for the coef
 for it. On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and
 weights are written once.
 
-Shapes: N coefficient vectors of a slot, K templates, O I *k a block's output channels, input channels and kernel,
-H rows of a piece, n targets of one shape.
+Shapes: N coefficient vectors of a slot, K templates, E numbers in an embedding, O I *k a block's output channels, input
+channels and kernel, H rows of a piece, n targets of one shape.
 
 Source: Teterwak et al., WACV 2024
 """
@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Union
 
 import torch
-from torch import Tensor, autocast
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -67,14 +67,12 @@ class Block:
     Attributes:
         slot: Index of the slot.
         start: Place in the slot's vectors at which the block's numbers begin.
-        channel: Place in the slot's output channels at which the block's begin.
         shape: (O, I, *k).
         uses: Of the groups that have a part of it.
     """
 
     slot: int
     start: int
-    channel: int
     shape: Shape
     uses: tuple[BlockUse, ...]
 
@@ -105,6 +103,25 @@ class ClusterProgram:
         return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
 
 
+def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
+    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
+
+    Coefficients are (N, K), or embeddings (N, E) with a mixer (K, E + 1), the A and b of alpha = A e + b. Gains are not
+    trained: (N, K) in the place of coefficients, else (N, 1), factors of their softmax.
+
+    Example:
+        >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
+        tensor([[1.5000, 1.5000]])
+    """
+    if coefficients is None:
+        assert gains is not None, "one of the two combines"
+        return gains
+    if mixer is not None:
+        with torch.autocast(mixer.device.type, enabled=False):
+            return F.linear(coefficients, mixer[:, :-1], mixer[:, -1])
+    return coefficients if gains is None else coefficients.softmax(1) * gains
+
+
 def compose(
     program: ClusterProgram,
     coefficients: Sequence[Tensor],
@@ -115,7 +132,7 @@ def compose(
 
     Args:
         program: Of the cluster.
-        coefficients: Of each slot: (N, K), or (N, O, K) with a vector an output channel.
+        coefficients: Of each slot: (N, K).
         templates: Of each slot: (K, numbers of the slot), its blocks one after the other, each in the order (O, *k, I).
         memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
 
@@ -175,8 +192,8 @@ class _Compose(Composition):
         needed = ctx.needs_input_grad[3:]
         found = [torch.zeros_like(factor) if wanted else None for factor, wanted in zip(ctx.saved_tensors, needed)]
         of_coefficients, of_templates = _halves(found)
-        apart = iter(gradients)
-        grouped = [[next(apart) for _ in group.targets] for group in program.groups]
+        one_by_one = iter(gradients)
+        grouped = [[next(one_by_one) for _ in group.targets] for group in program.groups]
         device = templates[0].device
         with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
             for block in program.blocks:
@@ -206,13 +223,8 @@ def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
     """Some rows of a block of every SuperWeight: (N, H, *k, I)."""
-    numbers = templates[:, _columns(block, rows)]
-    inner = (*block.shape[2:], block.shape[1])
-    if alpha.ndim == 2:
-        return (alpha @ numbers).view(len(alpha), -1, *inner)
-    by_row = numbers.unflatten(1, (rows.stop - rows.start, -1)).transpose(0, 1)
-    made = torch.bmm(alpha[:, _channels(block, rows)].transpose(0, 1), by_row)
-    return made.transpose(0, 1).unflatten(2, inner)
+    made = alpha @ templates[:, _columns(block, rows)]
+    return made.view(len(alpha), -1, *block.shape[2:], block.shape[1])
 
 
 def _gathered(
@@ -251,23 +263,11 @@ def _add_products_(
     of_templates: Tensor | None,
 ) -> None:
     """From the gradients of SuperWeights, (N, H, *k, I), those of coefficients (added) and of templates (set)."""
-    columns = _columns(block, rows)
-    if alpha.ndim == 2:
-        flat = gradients.view(len(alpha), -1)
-        if of_alpha is not None:
-            of_alpha.addmm_(flat, templates[:, columns].T)
-        if of_templates is not None:
-            torch.mm(alpha.T, flat, out=of_templates[:, columns])
-        return
-    by_row = gradients.flatten(2).transpose(0, 1)
-    channels = _channels(block, rows)
-    height = rows.stop - rows.start
+    columns, flat = _columns(block, rows), gradients.view(len(alpha), -1)
     if of_alpha is not None:
-        numbers = templates[:, columns].unflatten(1, (height, -1))
-        of_alpha[:, channels] = torch.bmm(by_row, numbers.permute(1, 2, 0)).transpose(0, 1)
+        of_alpha.addmm_(flat, templates[:, columns].T)
     if of_templates is not None:
-        made = torch.bmm(alpha[:, channels].permute(1, 2, 0), by_row)
-        of_templates[:, columns].unflatten(1, (height, -1)).copy_(made.transpose(0, 1))
+        torch.mm(alpha.T, flat, out=of_templates[:, columns])
 
 
 def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
@@ -289,11 +289,6 @@ def _columns(block: Block, rows: slice) -> slice:
     """Where some rows of a block stand in the vectors of its slot."""
     size = math.prod(block.shape[1:])
     return slice(block.start + rows.start * size, block.start + rows.stop * size)
-
-
-def _channels(block: Block, rows: slice) -> slice:
-    """Where some rows of a block stand in the output channels of its slot."""
-    return slice(block.channel + rows.start, block.channel + rows.stop)
 
 
 def empty_weights(
@@ -322,30 +317,3 @@ def take(tensor: Tensor, positions: Positions) -> Tensor:
 def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # autograd, which may come later, keeps it for backward
         return torch.tensor(positions, device=device)
-
-
-# FOLDED ensemble.combination: From what is trained of coefficients to the numbers that combine templates.
-#
-# Shapes: N vectors, K templates, E numbers in an embedding.
-
-
-def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
-    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
-
-    Args:
-        coefficients: (N, K), or embeddings (N, E); None where the gains alone combine.
-        mixer: (K, E + 1): the A and b of alpha = A e + b.
-        gains: Factors that are not trained: (N, K) without coefficients, else (N, 1) of their softmax.
-
-    Example:
-        >>> import torch
-        >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
-        tensor([[1.5000, 1.5000]])
-    """
-    if coefficients is None:
-        assert gains is not None, "one of the two combines"
-        return gains
-    if mixer is not None:
-        with autocast(mixer.device.type, enabled=False):
-            return F.linear(coefficients, mixer[:, :-1], mixer[:, -1])
-    return coefficients if gains is None else coefficients.softmax(1) * gains

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE
-from superweight_ensembles.plan import SsnOptions
+from superweight_ensembles.plan import RETIRED_ALLOCATION, SsnOptions
 from superweight_ensembles.search import LEARNING
 
 
@@ -104,7 +104,6 @@ class SharingRecipe(Strict):
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: int = 8
-    allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
@@ -117,6 +116,16 @@ class SharingRecipe(Strict):
     untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
     init: Literal["random", "svd"] = "random"
     init_from: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, given: Any) -> Any:
+        """Recipes of earlier runs hold ``allocation: sweeps``, which still is what happens."""
+        if not isinstance(given, dict) or "allocation" not in given:
+            return given
+        if given["allocation"] != "sweeps":
+            raise ValueError(RETIRED_ALLOCATION)
+        return {key: value for key, value in given.items() if key != "allocation"}
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:
@@ -135,7 +144,7 @@ class SharingRecipe(Strict):
         if splits and self.ssn is not None:
             raise ValueError(f"ssn does nothing with search {self.search!r}, which splits SuperWeights: leave it out")
         if self.search == "k_means":
-            for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
+            for key in sorted(given & {"clusters", "bins", "coefficients", "cap"}):
                 raise ValueError(
                     f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
                 )

@@ -58,6 +58,8 @@ def group_targets(
     check_seed(seed, "group_seed")
     if rule != "random" and seed != 0:
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
+    if rule != "depth_bins" and bins != 4:
+        raise SuperWeightError(f"bins does nothing with clusters {rule!r}: leave it out")
     if isinstance(rule, Mapping):
         return _by_hand(targets, rule)
     if rule == "depth_bins":
@@ -78,38 +80,6 @@ def group_targets(
     if rule == "none":
         return ()
     raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
-
-
-def check_seed(seed: int, what: str) -> None:
-    """Refuse what no generator of random numbers takes as a seed.
-
-    Raises:
-        SuperWeightError: Says what was given.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
-
-
-def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
-    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers.
-
-    Raises:
-        SuperWeightError: Says which.
-    """
-    if not reads:
-        if num_groups is not None:
-            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
-        return
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
-        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
-    if num_groups > num_layers:
-        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
-
-
-def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
-    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
-    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
-    return tuple(kernels) if len(kernels) > 1 else ()
 
 
 def depth_runs(length: int, bins: int) -> tuple[int, ...]:
@@ -193,6 +163,30 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tu
             owner[target] = name
         groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
     return tuple(groups)
+
+
+def check_seed(seed: int, what: str) -> None:
+    """Refuse what no generator of random numbers takes as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
+
+
+def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
+    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers."""
+    if not reads:
+        if num_groups is not None:
+            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
+        return
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
+        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
+    if num_groups > num_layers:
+        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
+
+
+def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
+    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
+    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
+    return tuple(kernels) if len(kernels) > 1 else ()
 
 
 def _times(numbers: Sequence[int]) -> str:

@@ -14,8 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
 
-# FOLDED plan.generated_tensor: What every generator knows of a tensor that it generates.
-
+# Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
 MOST_MEMBERS = 10_000
 MOST_CLUSTERS = 2**17
@@ -25,6 +24,15 @@ MOST_NAMES = 1000  # that are tied to one tensor
 MOST_TEMPLATES = 2**12  # of a slot
 
 Name = Annotated[str, Field(max_length=4096)]
+Size = Annotated[int, Field(le=2**31)]
+Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +58,18 @@ class GeneratedTensor:
         return f"{self.member}.{self.name}"
 
 
-Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_TABLES = (nn.Embedding, nn.EmbeddingBag)
-_HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target(GeneratedTensor):
     """One weight tensor of a member that the bank generates.
 
     Attributes:
-        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
         kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
             SuperWeights share templates among targets of one kind and kernel alone.
+        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
     """
 
-    shape: tuple[int, ...]
-    kind: str
+    kind: Name
+    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -16,12 +16,12 @@ from torch import Tensor
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan import (
+    BudgetPolicy,
     Cluster,
     PlannedTarget,
     SharingPlan,
     Target,
     TargetGroup,
-    coefficient_form,
     groups_minimum,
     plan_groups,
     resolve_budget,
@@ -236,7 +236,7 @@ def search_clusters(
         budget: As :func:`plan_sharing` takes it; that of the ensemble's plan where None.
         threshold: Cosine above which two targets share templates, -1 to 1.
         coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; ``own``,
-            ``embedding``, ``channel``: as in :func:`plan_sharing`.
+            ``embedding``: as in :func:`plan_sharing`.
         similarity: Of ``gradient``s, or of the generated ``weight``s themselves (for comparison).
         max_batches: Read no more than so many; all where None. Similarity of weights reads none.
         reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later: True unless
@@ -291,19 +291,17 @@ def find_sharing(
     """:func:`search_clusters` with its evidence: similarities, sets, leaders and the threshold that fitted."""
     _check(ensemble, threshold, similarity)
     plan = ensemble.plan
-    form = coefficient_form(coefficients)
     tied = coefficients == "tied"
+    policy = BudgetPolicy(
+        cap=plan.cap,
+        coefficients=coefficients,
+        reserve_untied=tied if reserve_untied is None else reserve_untied,
+        budget_counts=plan.budget_counts,
+    )
     limit = plan.budget if budget is None else resolve_budget(budget, plan.independent_parameters)
     depths = find_depths(ensemble)
     tensors = _tensors(ensemble, loader, searched_members(ensemble), similarity, max_batches)
     seen = [_similarities(index, cluster, depths, tensors) for index, cluster in plan.superweight_clusters.items()]
-    counting: dict[str, Any] = {
-        "budget_counts": plan.budget_counts,
-        "form": form,
-        "reserve_untied": tied if reserve_untied is None else reserve_untied,
-    }
-    if reserve_untied and not tied:
-        raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
     if similarity == "weight" and max_batches is not None:
         raise SuperWeightError(
             "max_batches does nothing with similarity 'weight', which reads no batches: leave it out"
@@ -312,7 +310,7 @@ def find_sharing(
     while True:
         evidence = tuple(_decide(one, depths, at) for one in seen)
         groups = [group for one in evidence for group in _groups(one, plan.member_names, tied)]
-        minimum = groups_minimum(plan.members, groups, **counting)
+        minimum = groups_minimum(plan.members, groups, policy)
         least = minimum if least is None else min(least, minimum)
         if minimum <= limit:
             break
@@ -324,7 +322,7 @@ def find_sharing(
         at = round(at - THRESHOLD_STEP, 10)
     if at < threshold:
         _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", threshold, at)
-    found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, allocation=plan.allocation, **counting)
+    found = plan_groups(plan.members, groups, limit, policy)
     current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
     return SearchResult(
         plan=found,

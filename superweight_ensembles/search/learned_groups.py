@@ -17,11 +17,10 @@ from torch import Tensor
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import (
+    BudgetPolicy,
     SharingPlan,
     SsnGroup,
     SsnOptions,
-    SsnTarget,
-    Target,
     TargetGroup,
     check_num_groups,
     check_seed,
@@ -135,11 +134,8 @@ def find_groups(
     found = plan_groups(
         plan.members,
         _groups(group, labels),
-        budget=plan.budget if budget is None else budget,
-        cap=plan.cap,
-        budget_counts=plan.budget_counts,
-        generator=generator,
-        ssn=ssn,
+        plan.budget if budget is None else budget,
+        BudgetPolicy(generator=generator, ssn=ssn, cap=plan.cap, budget_counts=plan.budget_counts),
     )
     current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
     return LearnedGroups(plan=found, group=group, features=features, labels=labels)
@@ -168,7 +164,7 @@ def _shared_group(ensemble: SuperWeightEnsemble) -> tuple[int, SsnGroup]:
 @torch.no_grad()
 def _features(ensemble: SuperWeightEnsemble, index: int, group: SsnGroup) -> Tensor:
     """What k-means sees of each layer: embeddings, positive shares, or coefficients of length one."""
-    ((key, places),) = vectors_by_key(index, group.readings).items()
+    ((key, places),) = vectors_by_key(index, group.window_specs).items()
     assert places == list(range(len(group.targets))), "every layer reads every template"
     held = ensemble.bank.coefficients[key].detach().double().cpu()
     if not held.isfinite().all():
@@ -198,11 +194,7 @@ def _groups(group: SsnGroup, labels: tuple[int, ...]) -> list[TargetGroup]:
     return [
         TargetGroup(
             name=f"learned {number + 1}/{count}",
-            targets=tuple(_as_target(target) for target, label in zip(group.targets, labels) if label == number),
+            targets=tuple(target for target, label in zip(group.targets, labels) if label == number),
         )
         for number in range(count)
     ]
-
-
-def _as_target(target: SsnTarget) -> Target:
-    return Target(member=target.member, names=target.names, shape=target.shape, kind=target.kind)

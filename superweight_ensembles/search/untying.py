@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightBank, SuperWeightEnsemble, by_channel, decompose, slot_key
+from superweight_ensembles.ensemble import SuperWeightBank, SuperWeightEnsemble, decompose, slot_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradient_clusters import check_threshold
@@ -121,7 +121,6 @@ def use_gradients(
         (uses, numbers in a vector).
     """
     cluster = bank.plan.superweight_clusters[index]
-    block = cluster.blocks[slot]
     key = slot_key(index, slot)
     made = torch.stack(
         [
@@ -130,9 +129,6 @@ def use_gradients(
         ]
     )
     templates = bank.templates[key].detach().to(made)
-    if cluster.coefficients == "channel":
-        parts = zip(by_channel(made, block), by_channel(templates, block))
-        return torch.cat([torch.einsum("uoq,koq->uok", numbers, rows) for numbers, rows in parts], dim=1).flatten(1)
     found = made @ templates.T
     return found @ bank.mixers[key].detach().to(found)[:, :-1] if cluster.coefficients == "embedding" else found
 
