@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -225,7 +224,7 @@ def _users(cluster: Cluster, slot: int, weights: Weights, device: torch.device) 
 
 def _fit_vectors(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
     templates = bank.templates[key]
-    coefficients, found = fit_rows(rows, owners, partial(_ranked, len(templates)), there)
+    coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
     _place(coefficients, bank.coefficients[key])
     templates[: len(found)] = found.to(templates)
 
@@ -236,7 +235,7 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
     size = embeddings.shape[1]
     mixer[:, -1] = 0
     if len(templates) <= size:
-        coefficients, found = fit_rows(rows, owners, partial(_ranked, len(templates)), there)
+        coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
         left, _, right = torch.linalg.svd(mixer[:, :-1].double(), full_matrices=False)
         turn = left @ right  # orthonormal rows, those nearest to the map that was drawn
         mixer[:, :-1] = turn * math.sqrt(size)  # the scale of the map that was drawn: deviation one
@@ -253,14 +252,14 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
     templates[: len(found)] = found.to(templates)
 
 
-def _ranked(rank: int, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    return best_factors(vectors, rank, counts)
+def _ranked(rank: int) -> Fit:
+    return lambda vectors, counts: best_factors(vectors, rank, counts)
 
 
 def _place(found: Tensor, held: Tensor) -> None:
     """Write into the first columns; the rest are zero."""
     held.zero_()
-    held[..., : found.shape[-1]] = found.to(held)
+    held[:, : found.shape[1]] = found.to(held)
 
 
 def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -270,12 +269,12 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
     average, so that the templates have the mean square of the products.
 
     Args:
-        vectors: (..., N, Q).
+        vectors: (N, Q).
         rank: Templates at most.
         counts: (N,), how much each vector's squared distance weighs; 1 where None.
 
     Returns:
-        Coefficients (..., N, K) in float64 and templates (..., K, Q), K = min(rank, N).
+        Coefficients (N, K) in float64 and templates (K, Q), K = min(rank, N).
 
     Source: Eckart and Young, 1936. The eigenvectors U of the N x N Gram matrix in float64 are all that is needed:
     the best fit is the projection U U^T W, which divides by no singular value.
@@ -286,19 +285,20 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
         >>> torch.allclose((coefficients @ templates.double()).float(), vectors)
         True
     """
-    weights = torch.ones_like(vectors[..., 0], dtype=torch.float64) if counts is None else counts.to(vectors).double()
-    roots = weights.sqrt().expand(vectors.shape[:-1])[..., None]
-    gram = torch.zeros(*vectors.shape[:-1], vectors.shape[-2], dtype=torch.float64, device=vectors.device)
+    num_vectors, size = vectors.shape
+    weights = torch.ones_like(vectors[:, 0], dtype=torch.float64) if counts is None else counts.to(vectors).double()
+    roots = weights.sqrt()[:, None]
+    gram = torch.zeros(num_vectors, num_vectors, dtype=torch.float64, device=vectors.device)
     for columns in _pieces(vectors):
-        piece = vectors[..., columns].double() * roots
-        gram += piece @ piece.mT
-    kept = min(rank, vectors.shape[-2])
-    directions = torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :kept]  # that of the largest first
+        piece = vectors[:, columns].double() * roots
+        gram += piece @ piece.T
+    kept = min(rank, num_vectors)
+    directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :kept]  # that of the largest first
     coefficients = directions / roots
-    length = (coefficients.square().sum((-2, -1), keepdim=True) / vectors.shape[-2]).sqrt()
-    templates = vectors.new_empty(*vectors.shape[:-2], kept, vectors.shape[-1])
+    length = (coefficients.square().sum((0, 1), keepdim=True) / num_vectors).sqrt()
+    templates = vectors.new_empty(kept, size)
     for columns in _pieces(vectors):
-        templates[..., columns] = directions.mT @ (vectors[..., columns].double() * roots) * length
+        templates[:, columns] = directions.T @ (vectors[:, columns].double() * roots) * length
     return coefficients / length, templates
 
 
@@ -319,10 +319,10 @@ def fit_rows(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor | None = None
     """The best factors of vectors, each of which stands for one row or for several.
 
     Args:
-        rows: (..., n, Q).
+        rows: (n, Q).
         owners: (n,), the vector of each row.
-        fit: Of vectors (..., N, Q) that count (N,) times to coefficients (..., N, K) and templates (..., K, Q).
-        there: (..., n, Q), false where a number is not given, and must be zero; all are given where None.
+        fit: Of vectors (N, Q) that count (N,) times to coefficients (N, K) and templates (K, Q).
+        there: (n, Q), false where a number is not given, and must be zero; all are given where None.
     """
     if there is not None and not bool(there.all()):
         rows = _completed(rows, owners, fit, there)
@@ -337,11 +337,11 @@ def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
     """
     counts = torch.bincount(owners)
     mean = _sums(rows, owners) / _sums(there.to(rows), owners).clamp(min=1)
-    filled = torch.where(there, rows, mean.index_select(-2, owners))
+    filled = torch.where(there, rows, mean.index_select(0, owners))
     total, before = float(rows.double().norm()), math.inf
     for _ in range(_MOST_ROUNDS):
         coefficients, templates = fit(_sums(filled, owners) / counts[:, None], counts)
-        guess = (coefficients @ templates.double()).to(rows).index_select(-2, owners)
+        guess = (coefficients @ templates.double()).to(rows).index_select(0, owners)
         filled = torch.where(there, rows, guess)
         distance = float((filled - guess).double().norm())
         if before - distance <= _SETTLED * total:
@@ -351,9 +351,8 @@ def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
 
 
 def _sums(rows: Tensor, owners: Tensor) -> Tensor:
-    """The sums (..., N, Q) of the rows (..., n, Q) of each vector."""
-    size = (*rows.shape[:-2], int(owners.max()) + 1, rows.shape[-1])
-    return rows.new_zeros(size).index_add_(-2, owners, rows)
+    """The sums (N, Q) of the rows (n, Q) of each vector."""
+    return rows.new_zeros(int(owners.max()) + 1, rows.shape[1]).index_add_(0, owners, rows)
 
 
 def _pieces(vectors: Tensor) -> list[slice]:

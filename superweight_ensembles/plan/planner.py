@@ -48,7 +48,7 @@ class PlanOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharingOptions(BudgetPolicy):
+class _SharingOptions(BudgetPolicy):
     """:class:`PlanOptions` with every default, checked."""
 
     generator: str = "auto"
@@ -78,7 +78,7 @@ class SharingOptions(BudgetPolicy):
     @property
     def given_for_superweights(self) -> list[str]:
         """Options other than their defaults that flat banks do not read."""
-        return [name for name in _OF_SUPERWEIGHTS if getattr(self, name) != getattr(SharingOptions, name)]
+        return [name for name in _OF_SUPERWEIGHTS if getattr(self, name) != getattr(_SharingOptions, name)]
 
 
 def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptions]) -> SharingPlan:
@@ -134,7 +134,7 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
             raise SuperWeightError(RETIRED_ALLOCATION)
         if option not in PlanOptions.__annotations__:
             raise unknown_name("plan option", option, PlanOptions.__annotations__)
-    chosen = SharingOptions(**options)
+    chosen = _SharingOptions(**options)
     _check_classes(modules)
     targets = [
         target
@@ -352,7 +352,7 @@ def _what_limits(plan: SharingPlan) -> tuple[str, str]:
     return "layers that share with no other", "take larger groups"
 
 
-def _warn_of_idle_options(plan: SharingPlan, options: SharingOptions) -> None:
+def _warn_of_idle_options(plan: SharingPlan, options: _SharingOptions) -> None:
     """Say which of the options given no cluster reads that ``auto`` made at this budget."""
     idle = ["ssn"] if options.ssn is not None and not plan.ssn_groups else []
     if not plan.superweight_clusters:

@@ -245,7 +245,7 @@ def test_search_is_read_as_far_as_the_run_has_come(whole: Path, tmp_path: Path) 
     ("sharing", "stages", "first", "final", "plans"),
     [
         ({"budget": 0.95}, ["shared"], None, "vector", None),
-        ({"budget": 0.95, "coefficients": "channel"}, ["shared"], None, "channel", None),
+        ({"budget": 0.95, "coefficients": "embedding"}, ["shared"], None, "embedding", None),
         (SEARCH, ["search", "shared"], "tied", "vector", ["before the search", "found"]),
         (
             {**SEARCH, "coefficients": "embedding"},
@@ -307,7 +307,7 @@ def test_baseline_knows_nothing_of_the_search(tmp_path: Path) -> None:
 def test_kinds_and_plans_of_a_recipe() -> None:
     assert recipe_of({"budget": 1.0}).sharing.coefficient_kind == "own"
     assert recipe_of(SEARCH).sharing.coefficient_kind == "tied"
-    assert recipe_of({**SEARCH, "coefficients": "channel"}).sharing.coefficient_kind == "channel"
+    assert recipe_of({**SEARCH, "coefficients": "embedding"}).sharing.coefficient_kind == "embedding"
     assert recipe_of(SEARCH).untying() is None
     assert recipe_of(UNTYING).untying() == swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
     options = recipe_of(UNTYING).sharing.plan_options()
@@ -399,8 +399,9 @@ def mistake(tmp_path: Path, sharing: dict, message: str, **changes: object) -> t
     ("sharing", "message"),
     [
         ({**SEARCH, "budget": 0.05}, "is below the minimum of this sharing"),
-        ({**SEARCH, "coefficients": "chanel"}, "unknown coefficients 'chanel': did you mean 'channel'"),
-        ({**SEARCH, "coefficients": "channel", "budget": 0.24}, "is below the minimum of this sharing"),
+        ({**SEARCH, "coefficients": "embeding"}, "unknown coefficients 'embeding': did you mean 'embedding'"),
+        ({**SEARCH, "coefficients": "channel"}, "^coefficients 'channel' was retired, .*: plan with 'own'"),
+        ({**SEARCH, "coefficients": "embedding", "budget": 0.24}, "is below the minimum of this sharing"),
     ],
     ids=str,
 )

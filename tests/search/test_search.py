@@ -387,7 +387,7 @@ def test_tied_coefficients_are_those_of_the_target_that_was_joined():
                 assert torch.equal(made[one.member][one.name], made[other.member][other.name])
 
 
-FORMS = {"own": "vector", "tied": "vector", "embedding": "embedding", "channel": "channel"}
+FORMS = {"own": "vector", "tied": "vector", "embedding": "embedding"}
 
 
 def fits(case, threshold, budget, kind, reserve_untied):
@@ -397,7 +397,7 @@ def fits(case, threshold, budget, kind, reserve_untied):
 
 @pytest.mark.parametrize(
     ("kind", "reserve_untied"),
-    [("own", None), ("tied", True), ("tied", None), ("tied", False), ("embedding", None), ("channel", False)],
+    [("own", None), ("tied", True), ("tied", None), ("tied", False), ("embedding", None)],
 )
 @pytest.mark.parametrize("case", ["wrn", "mlp pair"])
 def test_least_budget_works_and_one_less_does_not(case, kind, reserve_untied):
@@ -449,11 +449,10 @@ def test_templates_are_the_reference_allocation(reserve_untied):
 def test_budget_cap_and_counting_are_the_ensembles_unless_given():
     ensemble = swe.SuperWeightEnsemble(
         members("mlp pair"), budget=6000, budget_counts="templates", cap=3, coefficients="tied", bins=2,
-        allocation="balanced",
     )  # fmt: skip
     swe.train(ensemble, images(), CONFIG)
     plan = swe.search_clusters(ensemble, batches())
-    assert (plan.budget, plan.budget_counts, plan.cap, plan.allocation) == (6000, "templates", 3, "balanced")
+    assert (plan.budget, plan.budget_counts, plan.cap) == (6000, "templates", 3)
     assert plan.num_templates <= 6000 and plan.member_names == ensemble.member_names
     assert swe.search_clusters(ensemble, batches(), budget=7000).budget == 7000
     fraction = swe.search_clusters(ensemble, batches(), budget=1.5)
