@@ -6,10 +6,10 @@ Shapes: M members, B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -109,7 +109,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
 
-    __call__: Callable[[Tensor], Tensor]  # that of nn.Module, which is of no type
+    if TYPE_CHECKING:  # nn.Module's call is of no type
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""

@@ -53,16 +53,10 @@ def run_program(
     coefficients: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Weights:
-    """Generate weights.
+    """Generate weights, in the autocast dtype where one is active; tied names hold one tensor.
 
-    Args:
-        programs: From :func:`compile_plan`.
-        templates: (K, Q) by :func:`slot_key`; (P,) by ``bank_key``.
-        coefficients: (N, K) by :func:`slot_key`; those of groups by the keys of ``ssn_weights``.
-        memory_format: Of the weights that have as many dimensions as it is for; the others are contiguous.
-
-    Returns:
-        Tensors by member and parameter name, in the autocast dtype where one is active; tied names hold one tensor.
+    Templates are (K, Q) by :func:`slot_key`, or (P,) by ``bank_key``; coefficients (N, K) by :func:`slot_key`, or those
+    of groups by the keys of ``ssn_weights``. Weights of other dimensions than the memory format's are contiguous.
     """
     weights: Weights = {}
     for program in programs:
@@ -77,16 +71,10 @@ def run_program(
 
 
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
-    """The SuperWeights that compose to a weight.
+    """The SuperWeights, (Q_r,) for each slot, that compose to a weight (O, I, *kernel).
 
-    Numbers of a slot that the weight does not have (a later slot cropped them) are zero.
-
-    Args:
-        blocks: Of slots 0 to the one whose shape the weight has.
-        weight: (O, I, *kernel).
-
-    Returns:
-        (Q_r,) for each slot.
+    The blocks are those of slots 0 to the one whose shape the weight has. Numbers of a slot that the weight does not
+    have (a later slot cropped them) are zero.
     """
     vectors: list[Tensor] = []
     for index in range(len(blocks) - 1, 0, -1):

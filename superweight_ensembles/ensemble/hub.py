@@ -111,11 +111,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
 
 
 def local_folder(name: str | Path, **download: Any) -> Path:
-    """The folder itself, or where the files of a repository of that name are after their download.
-
-    Raises:
-        SuperWeightError: Neither exists, or it cannot be reached.
-    """
+    """The folder itself, or where the files of a repository of that name are after their download."""
     folder = Path(name)
     if folder.exists():
         return folder
@@ -134,15 +130,7 @@ def local_folder(name: str | Path, **download: Any) -> Path:
 def model_card(
     metadata: str, plan: SharingPlan, made: dict[str, str | None], num_parameters: int, repo_id: str | None
 ) -> ModelCard:
-    """What the ensemble is and how to load it.
-
-    Args:
-        metadata: YAML for the Hub.
-        plan: Of the ensemble.
-        made: Registry name of each member; None where no registry made it.
-        num_parameters: Trainable scalars.
-        repo_id: Where it goes; a placeholder where None.
-    """
+    """What the ensemble is and how to load it; ``made`` are the members' registry names, None where none made it."""
     name = repo_id or "path/to/this/folder"
     own = [member for member, model in made.items() if model is None]
     given = f", members={{{', '.join(f'{member!r}: ...' for member in own)}}}" if own else ""

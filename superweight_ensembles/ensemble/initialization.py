@@ -47,10 +47,10 @@ class StartValues:
     """The tensors of a bank, by key.
 
     Attributes:
-        templates: (K, Q) by slot; (P,) by group of a Shapeshifter Network.
+        templates: (K, Q) by slot; (P,) by Shapeshifter group.
         coefficients: (N, K) or embeddings (N, E); of tiles (m, 2); masks (numbers,).
         mixers: (K, E + 1) where there are embeddings.
-        gains: Factors of groups that are not trained: (N, K) in the place of coefficients, (N, 1) of a softmax.
+        gains: Not trained: (N, K) in the place of coefficients, (N, 1) of a softmax.
     """
 
     templates: dict[str, Tensor] = field(default_factory=dict)

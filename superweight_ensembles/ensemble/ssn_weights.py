@@ -30,93 +30,6 @@ from superweight_ensembles.ensemble.superweights import Composition, autocast_ty
 from superweight_ensembles.plan import Shape, SsnGroup, Target, WindowSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerProgram:
-    """What one target computes.
-
-    Attributes:
-        shape: (O, I, *k).
-        spec: What it reads.
-        key: Of the coefficients that combine its windows; empty with tiles that are mixed each on their own.
-        row: Of its vector there.
-        tiles: Its rows among the tiles' coefficients of the group.
-        masks: Its numbers among the masks of the group.
-        mask_window: Numbers that one number of a mask is for.
-    """
-
-    shape: Shape
-    spec: WindowSpec
-    key: str
-    row: int
-    tiles: slice
-    masks: slice
-    mask_window: int
-
-    @property
-    def num_weights(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def full_matrix(self) -> tuple[int, int]:
-        """Rows and columns, (O, k I), that a smaller matrix is interpolated to."""
-        return self.shape[0], self.num_weights // self.shape[0]
-
-
-def enlarge(layer: LayerProgram, combined: Tensor, masks: Tensor | None) -> Tensor:
-    """A combined window (r,), or mixed tiles (m, r), to the weight's numbers (n,)."""
-    spec = layer.spec
-    if spec.matrix != (0, 0):
-        small = combined.view(1, 1, *spec.matrix)
-        return F.interpolate(small, layer.full_matrix, mode="bilinear", align_corners=False).view(-1)
-    if spec.mixed:
-        return combined.reshape(-1)[: layer.num_weights]
-    if spec.num_tiles == 1:
-        return combined
-    tiled = combined.repeat(spec.num_tiles)[: layer.num_weights]
-    if masks is not None:
-        tiled[spec.size :] *= spread(layer, masks)
-    return tiled
-
-
-def shrink(layer: LayerProgram, gradient: Tensor, masks: Tensor | None) -> Tensor:
-    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
-    spec = layer.spec
-    if spec.matrix != (0, 0):
-        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), spec.matrix).view(-1)
-    if spec.num_tiles == 1:
-        return gradient
-    tiles = gradient.new_zeros(spec.num_tiles, spec.size)
-    flat = tiles.view(-1)[: layer.num_weights]
-    flat.copy_(gradient)
-    if spec.mixed:
-        return tiles
-    if masks is not None:
-        flat[spec.size :] *= spread(layer, masks)
-    return tiles.sum(0)
-
-
-def mask_gradient(layer: LayerProgram, gradient: Tensor, combined: Tensor, num_masks: int) -> Tensor:
-    """The gradient of a layer's masks, from that of the weight's numbers (n,) and the window (r,) they multiply."""
-    beyond = gradient[layer.spec.size :]
-    repeated = combined.repeat(layer.spec.num_tiles - 1)[: len(beyond)]
-    return F.pad(beyond * repeated, (0, num_masks * layer.mask_window - len(beyond))).view(num_masks, -1).sum(1)
-
-
-def spread(layer: LayerProgram, masks: Tensor) -> Tensor:
-    """Masks, each number repeated over its window: (numbers beyond the first tile,)."""
-    return masks.repeat_interleave(layer.mask_window)[: layer.spec.masked]
-
-
-def _bilinear_backward(gradient: Tensor, matrix: tuple[int, int]) -> Tensor:
-    if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():
-        with torch.enable_grad():  # interpolate knows a way without atomic sums
-            small = gradient.new_zeros(1, 1, *matrix).requires_grad_()
-            made = F.interpolate(small, gradient.shape[2:], mode="bilinear", align_corners=False)
-        return torch.autograd.grad(made, small, gradient)[0]
-    size = [1, 1, *matrix]
-    return torch.ops.aten.upsample_bilinear2d_backward(gradient, list(gradient.shape[2:]), size, False, None, None)
-
-
 def bank_key(index: int) -> str:
     """The name of a group's bank in a state dict."""
     return f"c{index}"
@@ -132,23 +45,46 @@ def masks_key(index: int) -> str:
     return f"c{index}masks"
 
 
+def vectors_by_key(index: int, found: Sequence[WindowSpec]) -> dict[str, list[int]]:
+    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
+    keys: dict[str, list[int]] = {}
+    for place, spec in enumerate(found):
+        if not spec.mixed:
+            keys.setdefault(f"c{index}k{spec.num_windows}", []).append(place)
+    return keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProgram:
+    """What one target computes."""
+
+    shape: Shape  # (O, I, *k)
+    spec: WindowSpec  # what it reads
+    key: str  # of the coefficients that combine its windows; empty with tiles that are mixed each on their own
+    row: int  # of its vector there
+    tiles: slice  # its rows among the tiles' coefficients of the group
+    masks: slice  # its numbers among the masks of the group
+    mask_window: int  # numbers that one number of a mask is for
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def full_matrix(self) -> tuple[int, int]:
+        """Rows and columns, (O, k I), that a smaller matrix is interpolated to."""
+        return self.shape[0], self.num_weights // self.shape[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupProgram:
-    """What one group computes.
+    """What one group computes."""
 
-    Attributes:
-        index: Of the group in its plan.
-        keys: Of the coefficients it reads, in the order in which :func:`compose_group` takes them.
-        targets: What it makes.
-        layers: How, one by one.
-        length: Of the bank with what wraps.
-    """
-
-    index: int
-    keys: tuple[str, ...]
-    targets: tuple[Target, ...]
-    layers: tuple[LayerProgram, ...]
-    length: int
+    index: int  # of the group in its plan
+    keys: tuple[str, ...]  # of the coefficients it reads, in the order in which :func:`compose_group` takes them
+    targets: tuple[Target, ...]  # what it makes
+    layers: tuple[LayerProgram, ...]  # how, one by one
+    length: int  # of the bank with what wraps
 
     @property
     def bank(self) -> str:
@@ -159,15 +95,6 @@ class GroupProgram:
     def num_weights(self) -> int:
         """Numbers in all that it makes."""
         return sum(layer.num_weights for layer in self.layers)
-
-
-def vectors_by_key(index: int, found: Sequence[WindowSpec]) -> dict[str, list[int]]:
-    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
-    keys: dict[str, list[int]] = {}
-    for place, spec in enumerate(found):
-        if not spec.mixed:
-            keys.setdefault(f"c{index}k{spec.num_windows}", []).append(place)
-    return keys
 
 
 def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> GroupProgram | None:
@@ -224,16 +151,10 @@ def compose_group(
     coefficients: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, ...]:
-    """Compose the weights of a group; differentiable once.
+    """Compose the weights (O, I, *k) of ``program.targets``, in the autocast type where one is active.
 
-    Args:
-        program: Of the group.
-        bank: (P,).
-        coefficients: By key: (N, K) for the layers with K windows; of tiles (m, 2); of masks (numbers,).
-        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
-
-    Returns:
-        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active.
+    Differentiable once. The bank is (P,), coefficients by key (N, K) for the layers with K windows, (m, 2) of tiles,
+    (numbers,) of masks. Weights of other dimensions than the memory format's are contiguous.
     """
     factors = [coefficients[key] for key in program.keys]
     made: tuple[Tensor, ...] = _ComposeGroup.apply(program, autocast_type(bank), memory_format, bank, *factors)
@@ -278,28 +199,8 @@ def layer_numbers(
     program: GroupProgram, layer: LayerProgram, numbers: Tensor, coefficients: Mapping[str, Tensor]
 ) -> Tensor:
     """The numbers of one weight, (n,) in the order (O, *k, I), from the wrapped bank."""
-    alpha, masks = _own(program, layer, coefficients)
+    alpha, masks = _coefficients_of(program, layer, coefficients)
     return enlarge(layer, alpha @ layer_windows(numbers, layer), masks)
-
-
-def add_to_bank_(
-    program: GroupProgram, layer: LayerProgram, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
-) -> Tensor:
-    """Add what one layer's gradient, (n,), says about the wrapped bank; returns that of what was combined."""
-    alpha, masks = _own(program, layer, coefficients)
-    of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
-    if of_combined.ndim == 1:
-        here.addr_(alpha, of_combined)
-    else:
-        here.addmm_(alpha.T, of_combined)
-    return of_combined
-
-
-def unwrap_gradient(of_numbers: Tensor, size: int) -> Tensor:
-    """What was found of a wrapped bank, added up where it wraps: (size,)."""
-    of_bank, wrapped = of_numbers[:size], of_numbers[size:]
-    of_bank[: len(wrapped)] += wrapped
-    return of_bank
 
 
 def _add_gradients_(
@@ -314,14 +215,27 @@ def _add_gradients_(
     """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
     windows = layer_windows(numbers, layer)
     of_combined = add_to_bank_(program, layer, gradient, coefficients, of_numbers)
-    of_alpha, of_masks = _own(program, layer, found)
+    of_alpha, of_masks = _coefficients_of(program, layer, found)
     of_alpha += windows @ of_combined if of_combined.ndim == 1 else of_combined @ windows.T
     if of_masks is not None:
-        alpha, _ = _own(program, layer, coefficients)
+        alpha, _ = _coefficients_of(program, layer, coefficients)
         of_masks += mask_gradient(layer, gradient, alpha @ windows, len(of_masks))
 
 
-def _own(
+def add_to_bank_(
+    program: GroupProgram, layer: LayerProgram, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
+) -> Tensor:
+    """Add what one layer's gradient, (n,), says about the wrapped bank; returns that of what was combined."""
+    alpha, masks = _coefficients_of(program, layer, coefficients)
+    of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
+    if of_combined.ndim == 1:
+        here.addr_(alpha, of_combined)
+    else:
+        here.addmm_(alpha.T, of_combined)
+    return of_combined
+
+
+def _coefficients_of(
     program: GroupProgram, layer: LayerProgram, coefficients: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
     """A layer's combination, (K,) or of mixed tiles (m, 2), and its masks where it has some."""
@@ -339,3 +253,65 @@ def wrapped_bank(program: GroupProgram, bank: Tensor) -> Tensor:
     """The bank, then as much of its start as a window that passes its end reads."""
     more = program.length - len(bank)
     return torch.cat([bank, bank[:more]]) if more else bank.contiguous()
+
+
+def unwrap_gradient(of_numbers: Tensor, size: int) -> Tensor:
+    """What was found of a wrapped bank, added up where it wraps: (size,)."""
+    of_bank, wrapped = of_numbers[:size], of_numbers[size:]
+    of_bank[: len(wrapped)] += wrapped
+    return of_bank
+
+
+def enlarge(layer: LayerProgram, combined: Tensor, masks: Tensor | None) -> Tensor:
+    """A combined window (r,), or mixed tiles (m, r), to the weight's numbers (n,)."""
+    spec = layer.spec
+    if spec.matrix != (0, 0):
+        small = combined.view(1, 1, *spec.matrix)
+        return F.interpolate(small, layer.full_matrix, mode="bilinear", align_corners=False).view(-1)
+    if spec.mixed:
+        return combined.reshape(-1)[: layer.num_weights]
+    if spec.num_tiles == 1:
+        return combined
+    tiled = combined.repeat(spec.num_tiles)[: layer.num_weights]
+    if masks is not None:
+        tiled[spec.size :] *= spread(layer, masks)
+    return tiled
+
+
+def shrink(layer: LayerProgram, gradient: Tensor, masks: Tensor | None) -> Tensor:
+    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
+    spec = layer.spec
+    if spec.matrix != (0, 0):
+        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), spec.matrix).view(-1)
+    if spec.num_tiles == 1:
+        return gradient
+    tiles = gradient.new_zeros(spec.num_tiles, spec.size)
+    flat = tiles.view(-1)[: layer.num_weights]
+    flat.copy_(gradient)
+    if spec.mixed:
+        return tiles
+    if masks is not None:
+        flat[spec.size :] *= spread(layer, masks)
+    return tiles.sum(0)
+
+
+def _bilinear_backward(gradient: Tensor, matrix: tuple[int, int]) -> Tensor:
+    if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():
+        with torch.enable_grad():  # interpolate knows a way without atomic sums
+            small = gradient.new_zeros(1, 1, *matrix).requires_grad_()
+            made = F.interpolate(small, gradient.shape[2:], mode="bilinear", align_corners=False)
+        return torch.autograd.grad(made, small, gradient)[0]
+    size = [1, 1, *matrix]
+    return torch.ops.aten.upsample_bilinear2d_backward(gradient, list(gradient.shape[2:]), size, False, None, None)
+
+
+def mask_gradient(layer: LayerProgram, gradient: Tensor, combined: Tensor, num_masks: int) -> Tensor:
+    """The gradient of a layer's masks, from that of the weight's numbers (n,) and the window (r,) they multiply."""
+    beyond = gradient[layer.spec.size :]
+    repeated = combined.repeat(layer.spec.num_tiles - 1)[: len(beyond)]
+    return F.pad(beyond * repeated, (0, num_masks * layer.mask_window - len(beyond))).view(num_masks, -1).sum(1)
+
+
+def spread(layer: LayerProgram, masks: Tensor) -> Tensor:
+    """Masks, each number repeated over its window: (numbers beyond the first tile,)."""
+    return masks.repeat_interleave(layer.mask_window)[: layer.spec.masked]

@@ -45,53 +45,32 @@ class ShapeGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockUse:
-    """A part of a block in the weights of a group.
+    """A part of a block in the weights of a group."""
 
-    Attributes:
-        group: Index of the group.
-        place: Where the part stands there.
-        positions: Of the targets' SuperWeights in the slot's product, in the order of the targets.
-        vectors: The same, one by one.
-    """
-
-    group: int
-    place: Placement
-    positions: Positions
-    vectors: tuple[int, ...]
+    group: int  # index of the group
+    place: Placement  # where the part stands there
+    positions: Positions  # of the targets' SuperWeights in the slot's product, in the order of the targets
+    vectors: tuple[int, ...]  # the same, one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A block of a slot.
+    """A block of a slot."""
 
-    Attributes:
-        slot: Index of the slot.
-        start: Place in the slot's vectors at which the block's numbers begin.
-        shape: (O, I, *k).
-        uses: Of the groups that have a part of it.
-    """
-
-    slot: int
-    start: int
-    shape: Shape
-    uses: tuple[BlockUse, ...]
+    slot: int  # index of the slot
+    start: int  # place in the slot's vectors at which the block's numbers begin
+    shape: Shape  # (O, I, *k)
+    uses: tuple[BlockUse, ...]  # of the groups that have a part of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterProgram:
-    """What one cluster computes.
+    """What one cluster computes."""
 
-    Attributes:
-        keys: Of its slots in a state dict.
-        rows: The coefficient vectors that it needs of each slot.
-        groups: What it makes.
-        blocks: What it makes them of.
-    """
-
-    keys: tuple[str, ...]
-    rows: tuple[Positions, ...]
-    groups: tuple[ShapeGroup, ...]
-    blocks: tuple[Block, ...]
+    keys: tuple[str, ...]  # of its slots in a state dict
+    rows: tuple[Positions, ...]  # the coefficient vectors that it needs of each slot
+    groups: tuple[ShapeGroup, ...]  # what it makes
+    blocks: tuple[Block, ...]  # what it makes them of
 
     @property
     def targets(self) -> tuple[PlannedTarget, ...]:
@@ -122,38 +101,6 @@ def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains:
     return coefficients if gains is None else coefficients.softmax(1) * gains
 
 
-def compose(
-    program: ClusterProgram,
-    coefficients: Sequence[Tensor],
-    templates: Sequence[Tensor],
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[Tensor, ...]:
-    """Compose the weights of a cluster; differentiable once.
-
-    Args:
-        program: Of the cluster.
-        coefficients: Of each slot: (N, K).
-        templates: Of each slot: (K, numbers of the slot), its blocks one after the other, each in the order (O, *k, I).
-        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
-
-    Returns:
-        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active, rounded once: products are
-        taken in the templates' own type. Weights of one member and shape are parts of one tensor.
-    """
-    made: tuple[Tensor, ...] = _Compose.apply(
-        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
-    )
-    return made
-
-
-def autocast_type(templates: Tensor) -> torch.dtype:
-    """The type of weights made of templates: that of autocast where it is active, but for float64."""
-    device_type = templates.device.type
-    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return templates.dtype
-
-
 class Composition(torch.autograd.Function):
     """Weights of (program, type, memory format, tensors...): backward is given the program and the tensors alone."""
 
@@ -162,6 +109,25 @@ class Composition(torch.autograd.Function):
         ctx.program = inputs[0]
         ctx.save_for_backward(*inputs[3:])
         ctx.set_materialize_grads(False)
+
+
+def compose(
+    program: ClusterProgram,
+    coefficients: Sequence[Tensor],
+    templates: Sequence[Tensor],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, ...]:
+    """Compose the weights (O, I, *k) of ``program.targets``; differentiable once.
+
+    Each slot has coefficients (N, K) and templates (K, numbers of the slot): its blocks one after the other, each in
+    the order (O, *k, I). Products are taken in the templates' own type, and rounded once to the autocast type where one is
+    active. Weights of one member and shape are parts of one tensor; those of other dimensions than the memory format's
+    are contiguous.
+    """
+    made: tuple[Tensor, ...] = _Compose.apply(
+        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
+    )
+    return made
 
 
 class _Compose(Composition):
@@ -199,26 +165,13 @@ class _Compose(Composition):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
-                    made = _gathered(block, rows, grouped, len(alpha), numbers)
-                    _add_products_(
-                        block, rows, made, alpha, numbers, of_coefficients[block.slot], of_templates[block.slot]
-                    )
+                    made = _gathered(block, rows, grouped, len(alpha), numbers).view(len(alpha), -1)
+                    columns = _columns(block, rows)
+                    if of_coefficients[block.slot] is not None:
+                        of_coefficients[block.slot].addmm_(made, numbers[:, columns].T)
+                    if of_templates[block.slot] is not None:
+                        torch.mm(alpha.T, made, out=of_templates[block.slot][:, columns])
         return None, None, None, *found
-
-
-@contextmanager
-def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
-    """On the CPU no more threads than making so many numbers is worth."""
-    before = torch.get_num_threads()
-    worth = 1 + num_weights // _NUMBERS_A_THREAD
-    if device.type != "cpu" or worth >= before:
-        yield
-        return
-    torch.set_num_threads(worth)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
@@ -231,8 +184,7 @@ def _gathered(
     block: Block, rows: slice, gradients: list[list[Tensor | None]], num_vectors: int, like: Tensor
 ) -> Tensor:
     """The gradients of some rows of a block of every SuperWeight, summed over its uses: (N, H, *k, I)."""
-    size = (num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
-    made = like.new_empty(size)
+    made = like.new_empty(num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
     fresh = [True] * num_vectors
     for use in block.uses:
         for vector, gradient in zip(use.vectors, gradients[use.group]):
@@ -251,23 +203,6 @@ def _gathered(
         if nothing:
             made[vector].zero_()
     return made
-
-
-def _add_products_(
-    block: Block,
-    rows: slice,
-    gradients: Tensor,
-    alpha: Tensor,
-    templates: Tensor,
-    of_alpha: Tensor | None,
-    of_templates: Tensor | None,
-) -> None:
-    """From the gradients of SuperWeights, (N, H, *k, I), those of coefficients (added) and of templates (set)."""
-    columns, flat = _columns(block, rows), gradients.view(len(alpha), -1)
-    if of_alpha is not None:
-        of_alpha.addmm_(flat, templates[:, columns].T)
-    if of_templates is not None:
-        torch.mm(alpha.T, flat, out=of_templates[:, columns])
 
 
 def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
@@ -291,16 +226,6 @@ def _columns(block: Block, rows: slice) -> slice:
     return slice(block.start + rows.start * size, block.start + rows.stop * size)
 
 
-def empty_weights(
-    count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
-    if _FORMATS.get(memory_format) == len(shape):
-        rows, columns, *kernel = shape
-        return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)
-    return torch.empty(count, *shape, dtype=dtype, device=device)
-
-
 def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     middle = len(tensors) // 2
     return tensors[:middle], tensors[middle:]
@@ -317,3 +242,36 @@ def take(tensor: Tensor, positions: Positions) -> Tensor:
 def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # autograd, which may come later, keeps it for backward
         return torch.tensor(positions, device=device)
+
+
+def autocast_type(templates: Tensor) -> torch.dtype:
+    """The type of weights made of templates: that of autocast where it is active, but for float64."""
+    device_type = templates.device.type
+    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return templates.dtype
+
+
+@contextmanager
+def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
+    """On the CPU no more threads than making so many numbers is worth."""
+    before = torch.get_num_threads()
+    worth = 1 + num_weights // _NUMBERS_A_THREAD
+    if device.type != "cpu" or worth >= before:
+        yield
+        return
+    torch.set_num_threads(worth)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def empty_weights(
+    count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
+    if _FORMATS.get(memory_format) == len(shape):
+        rows, columns, *kernel = shape
+        return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)
+    return torch.empty(count, *shape, dtype=dtype, device=device)

@@ -141,14 +141,14 @@ def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnse
         modules = {name: modules[name] for name in ensemble.member_names}
     check_plan_fits(ensemble.plan, modules)
     _check_finite(modules)
-    own = {name: _own_tensors(ensemble.members[name], modules[name], name) for name in modules}
+    private = {name: _private_tensors(ensemble.members[name], modules[name], name) for name in modules}
     weights = {name: dict(module.named_parameters(remove_duplicate=False)) for name, module in modules.items()}
     for index, cluster in enumerate(ensemble.plan.clusters):
         if isinstance(cluster, Cluster):
             _fit_superweights(ensemble.bank, index, cluster, weights)
         else:
             _fit_flat_bank(ensemble.bank, index, cluster, weights)
-    for held, given in chain.from_iterable(own.values()):
+    for held, given in chain.from_iterable(private.values()):
         held.copy_(given)
     return WarmStart(errors=_errors(ensemble, weights))
 
@@ -166,7 +166,7 @@ def _check_finite(modules: Mapping[str, nn.Module]) -> None:
                 raise SuperWeightError(f"member {member!r}: {name} holds numbers that are not finite: train it again")
 
 
-def _own_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[Tensor, Tensor]]:
+def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[Tensor, Tensor]]:
     """What stays a member's own, beside the same of the trained one."""
     found = dict(chain(given.named_parameters(remove_duplicate=False), given.named_buffers(remove_duplicate=False)))
     pairs = []

@@ -11,19 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotNeed:
-    """What the allocator knows of a slot.
+    """What the allocator knows of a slot."""
 
-    Attributes:
-        size: Numbers in one template.
-        num_users: Targets that compose from this slot.
-        num_coefficients: Coefficient scalars that each template brings along.
-        num_fixed: Coefficient scalars that the slot has in any case.
-    """
-
-    size: int
-    num_users: int
-    num_coefficients: int
-    num_fixed: int = 0
+    size: int  # numbers in one template
+    num_users: int  # targets that compose from this slot
+    num_coefficients: int  # coefficient scalars that each template brings along
+    num_fixed: int = 0  # coefficient scalars that the slot has in any case
 
     def template_cost(self, count_all: bool) -> int:
         """Trainable scalars that one more template costs."""

@@ -6,7 +6,7 @@ Source: Teterwak et al., WACV 2024 (depth bins).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -16,21 +16,20 @@ from superweight_ensembles.plan.targets import Target, matches
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
 _MOST_BINS = 10_000
+_NAMES: dict[str, Callable[[Target], str]] = {  # of the cluster that a target is in
+    "shape": lambda target: f"{target.kind} {_times(target.shape)}",
+    "type": lambda target: target.kind,
+    "one": lambda target: "all",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetGroup:
-    """Targets, of any member, that share templates.
+    """Targets, of any member, that share templates."""
 
-    Attributes:
-        name: For people.
-        targets: Member after member.
-        leaders: For each target, the place in ``targets`` of the one whose coefficients it uses; None: its own.
-    """
-
-    name: str
-    targets: tuple[Target, ...]
-    leaders: tuple[int, ...] | None = None
+    name: str  # for people
+    targets: tuple[Target, ...]  # member after member
+    leaders: tuple[int, ...] | None = None  # places of the targets whose coefficients they use; None: their own
 
 
 def group_targets(
@@ -68,12 +67,11 @@ def group_targets(
         if bins > _MOST_BINS:
             raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
         return _depth_bins(targets, bins)
-    if rule == "shape":
-        return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")
-    if rule == "type":
-        return _by_key(targets, lambda target: target.kind)
-    if rule == "one":
-        return _by_key(targets, lambda target: "all")
+    if rule in _NAMES:
+        found: dict[str, list[Target]] = {}
+        for target in targets:
+            found.setdefault(_NAMES[rule](target), []).append(target)
+        return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
     if rule == "random":
         assert num_groups is not None, "checked"
         return _at_random(targets, num_groups, seed)
@@ -119,13 +117,6 @@ def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]
             if members
         ]
     return tuple(groups)
-
-
-def _by_key(targets: Iterable[Target], key: Callable[[Target], str]) -> tuple[TargetGroup, ...]:
-    found: dict[str, list[Target]] = {}
-    for target in targets:
-        found.setdefault(key(target), []).append(target)
-    return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
 
 
 def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> tuple[TargetGroup, ...]:

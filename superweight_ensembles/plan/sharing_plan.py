@@ -81,25 +81,16 @@ class PlannedTarget(GeneratedTensor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Targets of one kind and kernel that share templates.
-
-    Attributes:
-        name: Unique, for people.
-        kind: Of the layers.
-        slots: By size.
-        targets: Ordered by slot.
-        coefficients: Form in which every slot holds its coefficients.
-        embedding_size: Numbers in an embedding; 0 for the other forms.
-    """
+    """Targets of one kind and kernel that share templates."""
 
     __pydantic_config__ = _STRICT
 
-    name: Name
-    kind: Name
-    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]
-    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]
-    coefficients: CoefficientForm = "vector"
-    embedding_size: Annotated[int, Field(le=2**16)] = 0
+    name: Name  # unique, for people
+    kind: Name  # of the layers
+    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]  # by size
+    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]  # ordered by slot
+    coefficients: CoefficientForm = "vector"  # form in which every slot holds its coefficients
+    embedding_size: Annotated[int, Field(le=2**16)] = 0  # numbers in an embedding; 0 for the other forms
     generator: Literal["superweight"] = "superweight"
 
     @property
@@ -308,10 +299,7 @@ def _check_consistent(plan: SharingPlan, where: str) -> None:
         if cluster.name in named:
             raise refuse("clusters", f"two are named {cluster.name!r:.80}")
         named.add(cluster.name)
-        if cluster.generator == "ssn":
-            problem = _problem_of_group(cluster)
-        else:
-            problem = _problem_of_slots(cluster) or _problem_of_vectors(cluster)
+        problem = _problem_of_group(cluster) if cluster.generator == "ssn" else _problem_of_slots(cluster)
         problem = problem or _problem_of_targets(cluster, shared, seen)
         if problem:
             raise refuse(f"cluster {cluster.name!r:.80}", problem)
@@ -347,6 +335,9 @@ def _problem_of_slots(cluster: Cluster) -> str:
             return f"slot {index} must add numbers and hold templates"
         if len(found) != slot.num_vectors or not found or min(found) != 0 or max(found) != slot.num_vectors - 1:
             return f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users"
+    for target in cluster.targets:
+        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
+            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
     return ""
 
 
@@ -361,13 +352,6 @@ def _problem_of_group(group: SsnGroup) -> str:
         return "mask_window is positive with upsample 'mask', and 0 with the others"
     if group.options.mask_window not in (0, group.mask_window):
         return f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
-    return ""
-
-
-def _problem_of_vectors(cluster: Cluster) -> str:
-    for target in cluster.targets:
-        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
-            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
     return ""
 
 

@@ -25,17 +25,11 @@ EMBEDDING_SIZE = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBlocks:
-    """What slot r adds to the running weight, in the order in which it is added.
+    """What slot r adds to the running weight, in the order in which it is added."""
 
-    Attributes:
-        keep: (rows, columns) of the running weight that survive; (0, 0) for slot 0.
-        column: Shape of the block appended on dimension 1, or None.
-        row: Shape of the block appended on dimension 0, or None.
-    """
-
-    keep: tuple[int, int]
-    column: Shape | None
-    row: Shape | None
+    keep: tuple[int, int]  # (rows, columns) of the running weight that survive; (0, 0) for slot 0
+    column: Shape | None  # shape of the block appended on dimension 1, or None
+    row: Shape | None  # shape of the block appended on dimension 0, or None
 
     @property
     def size(self) -> int:
@@ -85,21 +79,13 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a block of a slot stands in a weight.
+    """Where a block of a slot stands in a weight."""
 
-    Attributes:
-        slot: Index of the slot.
-        start: Place in the slot's vector at which the block's numbers begin.
-        shape: Of the block, (O, I, *k).
-        corner: Row and column of the weight where the block begins.
-        size: Rows and columns of the block that are in the weight; later slots may have cropped it.
-    """
-
-    slot: int
-    start: int
-    shape: Shape
-    corner: tuple[int, int]
-    size: tuple[int, int]
+    slot: int  # index of the slot
+    start: int  # place in the slot's vector at which the block's numbers begin
+    shape: Shape  # of the block, (O, I, *k)
+    corner: tuple[int, int]  # row and column of the weight where the block begins
+    size: tuple[int, int]  # rows and columns of the block that are in the weight; later slots may have cropped it
 
     @property
     def row_size(self) -> int:

@@ -97,27 +97,16 @@ class SsnOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight.
+    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight."""
 
-    Attributes:
-        num_windows: K.
-        size: Numbers in a window.
-        start: Of the first window.
-        stride: From the start of one window to that of the next.
-        matrix: ``inter``: rows and columns of the smaller matrix that a window is; (0, 0) otherwise.
-        num_tiles: Times that a window is laid out to fill the weight, the last time as far as needed.
-        mixed: Whether each tile has coefficients of its own (up-sampling ``wavg``).
-        masked: Numbers beyond the first tile, which masks are for (up-sampling ``mask``).
-    """
-
-    num_windows: int
-    size: int
-    start: int
-    stride: int
-    matrix: tuple[int, int] = (0, 0)
-    num_tiles: int = 1
-    mixed: bool = False
-    masked: int = 0
+    num_windows: int  # K
+    size: int  # numbers in a window
+    start: int  # of the first window
+    stride: int  # from the start of one window to that of the next
+    matrix: tuple[int, int] = (0, 0)  # rows and columns of the smaller matrix that a window is (``inter``); else (0, 0)
+    num_tiles: int = 1  # times that a window is laid out to fill the weight, the last time as far as needed
+    mixed: bool = False  # whether each tile has coefficients of its own (up-sampling ``wavg``)
+    masked: int = 0  # numbers beyond the first tile, which masks are for (up-sampling ``mask``)
 
     @property
     def end(self) -> int:

@@ -37,17 +37,12 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedTensor:
-    """One generated tensor.
-
-    Attributes:
-        member: Member that reads it.
-        names: Parameter name in the member, then the names tied to it.
-    """
+    """One generated tensor."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    member: Name
-    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]
+    member: Name  # member that reads it
+    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]  # parameter name in the member, then those tied
 
     @property
     def name(self) -> str:
