@@ -23,6 +23,10 @@ def build() -> swe.SuperWeightEnsemble:
         "mine": nn.Linear(4, 10),
     }
     plan = assert_type(swe.plan_sharing(members, budget=0.83, clusters={"all": ["*"]}), swe.SharingPlan)
+    options = swe.plan.PlanOptions(bins=4, cap=8, coefficients="tied", budget_counts="templates")
+    assert_type(swe.plan_sharing(members, budget=0.83, **options), swe.SharingPlan)
+    swe.plan_sharing(members, budget=0.83, cap="eight")  # type: ignore[arg-type]
+    swe.SuperWeightEnsemble(members, budget=0.83, cap="eight")  # type: ignore[arg-type]
     assert_type(swe.SharingPlan.from_json(plan.to_json()), swe.SharingPlan)
     assert_type(plan.num_parameters, int)
     assert_type(plan.member_names, tuple[str, ...])

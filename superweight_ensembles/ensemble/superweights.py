@@ -120,9 +120,9 @@ def compose(
     """Compose the weights (O, I, *k) of ``program.targets``; differentiable once.
 
     Each slot has coefficients (N, K) and templates (K, numbers of the slot): its blocks one after the other, each in
-    the order (O, *k, I). Products are taken in the templates' own type, and rounded once to the autocast type where one is
-    active. Weights of one member and shape are parts of one tensor; those of other dimensions than the memory format's
-    are contiguous.
+    the order (O, *k, I). Products are taken in the templates' own type, and rounded once to the autocast type where one
+    is active. Weights of one member and shape are parts of one tensor; those of other dimensions than the memory
+    format's are contiguous.
     """
     made: tuple[Tensor, ...] = _Compose.apply(
         program, autocast_type(templates[0]), memory_format, *coefficients, *templates
