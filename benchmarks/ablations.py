@@ -56,18 +56,6 @@ ROWS = (
     Variant(group="coefficients", name="embedding", overrides=("sharing.coefficients=embedding",)),
     Variant(group="cap", name="cap 2", overrides=("sharing.cap=2",)),
     Variant(group="cap", name="cap 4", overrides=("sharing.cap=4",)),
-    Variant(
-        group="coefficients",
-        name="a template a layer, fixed",  # nothing is shared, and every step is that of the members apart
-        overrides=(
-            "sharing.clusters=shape",
-            "sharing.budget=3.0",
-            "sharing.cap=16",
-            "training.coefficient_rate=0.000001",
-        ),
-    ),
-    Variant(group="training", name="coefficient rate 0.01", overrides=("training.coefficient_rate=0.01",)),
-    Variant(group="training", name="coefficient rate 0.1", overrides=("training.coefficient_rate=0.1",)),
     Variant(group="training", name="own batches", overrides=("training.member_batches=own",)),
     Variant(group="training", name="ensemble loss", overrides=("training.ensemble_loss=1.0",)),
     Variant(group="training", name="learning rate 0.4", overrides=("training.learning_rate=0.4",)),
