@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE
-from superweight_ensembles.plan import RETIRED_ALLOCATION, SsnOptions
+from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.search import LEARNING
 
 
@@ -116,16 +116,6 @@ class SharingRecipe(Strict):
     untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
     init: Literal["random", "svd"] = "random"
     init_from: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired(cls, given: Any) -> Any:
-        """Recipes of earlier runs hold ``allocation: sweeps``, which still is what happens."""
-        if not isinstance(given, dict) or "allocation" not in given:
-            return given
-        if given["allocation"] != "sweeps":
-            raise ValueError(RETIRED_ALLOCATION)
-        return {key: value for key, value in given.items() if key != "allocation"}
 
     @model_validator(mode="after")
     def _nothing_idle(self) -> SharingRecipe:

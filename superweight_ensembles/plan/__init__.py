@@ -19,7 +19,6 @@ from superweight_ensembles.plan.planner import (
     tie_all,
 )
 from superweight_ensembles.plan.sharing_plan import (
-    RETIRED_ALLOCATION,
     Cluster,
     PlannedMember,
     PlannedSlot,
@@ -49,7 +48,6 @@ from superweight_ensembles.plan.ssn import (
 from superweight_ensembles.plan.targets import GeneratedTensor, Members, Target, find_targets, named_members
 
 __all__ = [
-    "RETIRED_ALLOCATION",
     "BudgetPolicy",
     "Cluster",
     "CoefficientForm",

@@ -110,7 +110,7 @@ def test_members_come_from_the_recipes_seed() -> None:
         (
             ["sharing"],
             {"budget": 0.8, "allocation": "balanced"},
-            r"sharing: allocation was retired, as no other order trained better .* in sweeps, .*; leave it out",
+            r"sharing.allocation is no key any more: slots get their templates in sweeps, as published",
         ),
         (["members"], [], r"members: .*at least 1"),
         (["name"], "a/b", "name: "),
