@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
-from typing_extensions import Self, Unpack
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights
@@ -39,6 +38,9 @@ from superweight_ensembles.plan import (
     named_members,
     plan_sharing,
 )
+
+if TYPE_CHECKING:  # no requirement of this package
+    from typing_extensions import Self, Unpack
 
 
 class SuperWeightEnsemble(nn.Module, HubModel):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from typing_extensions import Self
 
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import Members, SharingPlan
 from superweight_ensembles.storage import write_text
+
+if TYPE_CHECKING:  # no requirement of this package
+    from typing_extensions import Self
 
 
 class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensemble"]):

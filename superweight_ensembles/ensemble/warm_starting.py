@@ -39,16 +39,10 @@ from superweight_ensembles.ensemble.ssn_weights import (
 )
 from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan import (
-    Cluster,
-    Members,
-    SsnGroup,
-    check_plan_fits,
-    named_members,
-)
+from superweight_ensembles.plan import Cluster, Members, SsnGroup, check_plan_fits, named_members
 from superweight_ensembles.storage import escape_controls
 
-Weights = Mapping[str, Mapping[str, Tensor]]  # by member and parameter name
+GivenWeights = Mapping[str, Mapping[str, Tensor]]  # by member and parameter name
 Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _NOTHING = 1e-12  # beside a weight of zeros
@@ -180,7 +174,7 @@ def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tup
     return pairs
 
 
-def _errors(ensemble: SuperWeightEnsemble, weights: Weights) -> dict[tuple[str, str], float]:
+def _errors(ensemble: SuperWeightEnsemble, weights: GivenWeights) -> dict[tuple[str, str], float]:
     errors = {}
     like = next(ensemble.parameters(), torch.empty(0))
     with torch.autocast(like.device.type, enabled=False):
@@ -195,7 +189,7 @@ def _errors(ensemble: SuperWeightEnsemble, weights: Weights) -> dict[tuple[str, 
     return errors
 
 
-def _fit_superweights(bank: SuperWeightBank, index: int, cluster: Cluster, weights: Weights) -> None:
+def _fit_superweights(bank: SuperWeightBank, index: int, cluster: Cluster, weights: GivenWeights) -> None:
     """Fit the slots of a cluster of SuperWeights, one after the other: they hold different numbers of the weights."""
     fit = _fit_embeddings if cluster.coefficients == "embedding" else _fit_vectors
     for slot in range(len(cluster.slots)):
@@ -204,7 +198,9 @@ def _fit_superweights(bank: SuperWeightBank, index: int, cluster: Cluster, weigh
         fit(bank, key, rows, owners, there)
 
 
-def _users(cluster: Cluster, slot: int, weights: Weights, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor]:
+def _users(
+    cluster: Cluster, slot: int, weights: GivenWeights, device: torch.device
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Of the targets that use a slot: their numbers (n, Q), which of them they have (n, Q), and their vectors (n,)."""
     rows, gaps, owners = [], [], []
     present: dict[int, Tensor] = {}
@@ -361,7 +357,7 @@ def _pieces(vectors: Tensor) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: Weights) -> None:
+def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: GivenWeights) -> None:
     """Fit a flat bank and what its layers hold, from where they are; coefficients of a softmax stay as they are."""
     program = compile_group(index, group, {target.member for target in group.targets})
     assert program is not None, "a group has targets"

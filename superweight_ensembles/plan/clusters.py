@@ -67,7 +67,7 @@ def group_targets(
         if bins > _MOST_BINS:
             raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
         return _depth_bins(targets, bins)
-    if rule in _NAMES:
+    if isinstance(rule, str) and rule in _NAMES:
         found: dict[str, list[Target]] = {}
         for target in targets:
             found.setdefault(_NAMES[rule](target), []).append(target)

@@ -7,10 +7,9 @@ import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
-from typing_extensions import Unpack
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan.clusters import ClusterRule, TargetGroup, group_targets, mixed_kernels
@@ -25,6 +24,9 @@ from superweight_ensembles.plan.targets import (
     num_classes,
     unused_patterns,
 )
+
+if TYPE_CHECKING:  # no requirement of this package
+    from typing_extensions import Unpack
 
 _LOG = logging.getLogger(__name__)
 _OF_SUPERWEIGHTS = {"coefficients": " (ssn: combine is like it)", "cap": " (ssn: windows is like it)"}
