@@ -58,10 +58,10 @@ def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
         >>> simulate(softmax, policy).exits, simulate(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
     """
-    return _leave(*exits_of(probabilities, policy), policy.thresholds)
+    return _apply_thresholds(*exits_of(probabilities, policy), policy.thresholds)
 
 
-def _leave(predictions: Tensor, confidence: Tensor, thresholds: Sequence[float]) -> CascadeResult:
+def _apply_thresholds(predictions: Tensor, confidence: Tensor, thresholds: Sequence[float]) -> CascadeResult:
     """Where each sample leaves, of its predictions (M, N, K) and confidences (M, N) at every exit."""
     limits = torch.tensor([*thresholds, -math.inf], dtype=confidence.dtype, device=confidence.device)
     exits = (confidence >= limits[:, None]).to(torch.uint8).argmax(0)
@@ -101,11 +101,11 @@ def order_greedily(
     order: list[str] = []
     while left:
         totals = {name: total - held.get(network[name], nothing) + own for name, own in left.items()}
-        found = {name: _accuracy(added, labels) - accuracy for name, added in totals.items()}
+        gains = {name: _accuracy(added, labels) - accuracy for name, added in totals.items()}
         # A loss is counted in full, not a FLOP: else the costliest member would be the least bad.
-        best = max(found, key=lambda name: found[name] / max(flops[name], 1) if found[name] > 0 else found[name])
+        best = max(gains, key=lambda name: gains[name] / max(flops[name], 1) if gains[name] > 0 else gains[name])
         order.append(best)
-        total, accuracy = totals[best], accuracy + found[best]
+        total, accuracy = totals[best], accuracy + gains[best]
         held[network[best]] = left[best]
         left = {
             name: own
@@ -149,18 +149,18 @@ def fit_policy(
         broken = [name for name, own in zip(order, probabilities) if not bool(own.isfinite().all())]
         raise SuperWeightError(f"members {', '.join(broken)} answer NaN on held-out samples: check images and training")
     means = running_means(probabilities, replaces)
-    none_leaves = ExitPolicy(
+    never_exit = ExitPolicy(
         order=order, confidence=confidence, monotone=monotone, replaces=replaces,
         temperatures=tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in means),
         thresholds=(math.inf,) * (len(order) - 1),
     )  # fmt: skip
-    predictions, confidences = exits_of(probabilities, none_leaves)  # the same at all thresholds
+    predictions, confidences = exits_of(probabilities, never_exit)  # the same at all thresholds
 
     def thresholds_at(log_rate: float) -> tuple[float, ...]:
         return thresholds_for(confidences, exit_shares(len(order), math.exp(log_rate)))
 
     def result_of(thresholds: tuple[float, ...]) -> CascadeResult:
-        return _leave(predictions, confidences, thresholds)
+        return _apply_thresholds(predictions, confidences, thresholds)
 
     what, amount = target
     if what == "cost":
@@ -171,16 +171,16 @@ def fit_policy(
                 f"({low / high:.3g} to 1 of all); got {amount:.4g}"
             )
         if amount >= high:
-            return none_leaves
+            return never_exit
         rate = _largest_log_rate(lambda rate: result_of(thresholds_at(rate)).mean_cost(costs) <= amount)
-        return replace(none_leaves, thresholds=thresholds_at(rate))
+        return replace(never_exit, thresholds=thresholds_at(rate))
     full = _accuracy(means[-1], labels)
     low, high = _LOG_RATES
     grid = [low, *(low / 4 + step * (high - low) / 4 / _GRID_STEPS for step in range(_GRID_STEPS + 1))]
-    for thresholds in (*map(thresholds_at, grid), none_leaves.thresholds):  # from the cheapest up
+    for thresholds in (*map(thresholds_at, grid), never_exit.thresholds):  # from the cheapest up
         if result_of(thresholds).accuracy(labels) >= full - amount:  # need not rise with every step
-            return replace(none_leaves, thresholds=thresholds)
-    least = full - result_of(none_leaves.thresholds).accuracy(labels)
+            return replace(never_exit, thresholds=thresholds)
+    least = full - result_of(never_exit.thresholds).accuracy(labels)
     raise SuperWeightError(
         f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
         f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
@@ -299,7 +299,7 @@ def describe_calibration(
 ) -> Calibration:
     """What a policy does to the samples that it was fitted on, with the softmax (M, N, K) in its order."""
     predictions, confidence = exits_of(probabilities, policy)
-    result = _leave(predictions, confidence, policy.thresholds)
+    result = _apply_thresholds(predictions, confidence, policy.thresholds)
     counts = torch.bincount(result.exits, minlength=len(flops)).double() / len(labels)
     return Calibration(
         num_samples=len(labels),

@@ -50,15 +50,12 @@ def agreement(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
 
 
 CONFIDENCES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "max_probability": max_probability,
-    "margin": margin,
-    "entropy": entropy,
-    "agreement": agreement,
+    measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
 
 
 def check_confidence(name: str) -> None:
-    """Refuse what is no name of a confidence."""
+    """Refuse what is no name of :data:`CONFIDENCES`."""
     if name not in CONFIDENCES:
         raise unknown_name("confidence", name, CONFIDENCES)
 

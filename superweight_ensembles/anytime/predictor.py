@@ -120,22 +120,14 @@ class AnytimePredictor:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Members in the order in which they run.
-
-        Raises:
-            SuperWeightError: Not known before the first images, as neither names nor ``input_shape`` were given.
-        """
+        """Members in the order in which they run; an order by cost needs ``input_shape`` or a first call."""
         if isinstance(self._order, str):
             self._check_measured()
         return tuple(self.modules)
 
     @property
     def flops(self) -> dict[str, int]:
-        """FLOPs an image, of each member alone, in order.
-
-        Raises:
-            SuperWeightError: Not known before the first images, as no ``input_shape`` was given.
-        """
+        """FLOPs an image, of each member alone, in order; they need ``input_shape`` or a first call."""
         self._check_measured()
         return dict(self._flops)
 

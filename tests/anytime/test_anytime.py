@@ -69,7 +69,7 @@ tables = st.builds(
 
 
 @given(table=tables, confidence=st.sampled_from(sorted(CONFIDENCES)), monotone=st.booleans(), data=st.data())
-def test_play_equals_the_literal_cascade(table, confidence, monotone, data) -> None:
+def test_simulation_equals_the_literal_cascade(table, confidence, monotone, data) -> None:
     members = len(table)
     temperatures = tuple(data.draw(st.sampled_from([0.4, 1.0, 3.0])) for _ in range(members))
     thresholds = tuple(data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, math.inf])) for _ in range(members - 1))
@@ -142,13 +142,13 @@ def test_kept_confidences_never_fall(table, confidence) -> None:
 
 
 @given(table=tables, seed=st.integers(0, 99))
-def test_worsening_equals_the_literal_count(table, seed) -> None:
+def test_overthinking_equals_the_literal_count(table, seed) -> None:
     labels = torch.randint(0, table.shape[2], table.shape[1:2], generator=torch.Generator().manual_seed(seed))
     expected = anytime_reference.overthinking(table.tolist(), labels.tolist())
     assert overthinking(table, labels) == pytest.approx(expected)
 
 
-def test_worsening_by_hand() -> None:
+def test_overthinking_by_hand() -> None:
     predictions = torch.tensor(
         [
             [[0.75, 0.25], [0.75, 0.25], [0.25, 0.75]],  # answers 0 0 1
