@@ -14,11 +14,11 @@ from torch import Tensor
 from superweight_ensembles.ensemble import SuperWeightBank, SuperWeightEnsemble, by_channel, decompose, slot_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.search.gradient_clusters import check_threshold
 from superweight_ensembles.search.gradients import (
     Batches,
     TargetTensors,
     check_max_batches,
+    check_threshold,
     merged_sets,
     weight_gradients,
 )
