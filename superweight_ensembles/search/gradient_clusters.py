@@ -226,14 +226,13 @@ def _cosines(
     ensemble: SuperWeightEnsemble, loader: Batches | None, method: ClusterSearch, depths: Depths
 ) -> dict[int, Tensor]:
     """By cluster index: the cosines of the targets that are compared, the anchor's first."""
-    members = searched_members(ensemble)
     if isinstance(method, GradientSearch):
         assert loader is not None, "checked by search_sharing"
-        tensors = weight_gradients(ensemble, loader, members, max_batches=method.max_batches)
+        tensors = weight_gradients(ensemble, loader, depths.searched, max_batches=method.max_batches)
     else:
         with torch.no_grad():
-            weights = ensemble.bank.generate(members)
-        tensors = {(member, name): weight for member in members for name, weight in weights[member].items()}
+            weights = ensemble.bank.generate(depths.searched)
+        tensors = {(member, name): weight for member, own in weights.items() for name, weight in own.items()}
     found = {}
     for index in ensemble.plan.superweight_clusters:
         compared = [target for member in depths.compared(index) for target in depths.targets[member][index]]
@@ -307,6 +306,13 @@ class Depths:
     targets: dict[str, tuple[tuple[PlannedTarget, ...], ...]]
     places: dict[PlannedTarget, float]
 
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The members that are compared in any cluster, the deepest first."""
+        num_clusters = len(next(iter(self.targets.values())))
+        compared = {member for index in range(num_clusters) for member in self.compared(index)}
+        return tuple(member for member in self.order if member in compared)
+
     def compared(self, index: int) -> tuple[str, ...]:
         """The members whose targets in a cluster are compared, the anchor first.
 
@@ -377,9 +383,7 @@ def _construction_order(ensemble: SuperWeightEnsemble, member: str) -> list[Plan
 
 def searched_members(ensemble: SuperWeightEnsemble) -> tuple[str, ...]:
     """The members whose weights a search compares, the deepest first: to train before it. The others follow them."""
-    depths = find_depths(ensemble)
-    compared = {member for index in range(len(ensemble.plan.clusters)) for member in depths.compared(index)}
-    return tuple(member for member in depths.order if member in compared)
+    return find_depths(ensemble).searched
 
 
 def check_searchable(plan: SharingPlan) -> None:

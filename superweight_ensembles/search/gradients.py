@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -177,19 +178,8 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
         >>> merged_sets(chain, 0.3), merged_sets(chain, 0.45)
         ([0, 0, 0], [0, 0, 1])
     """
-    parent = list(range(len(similarity)))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    for first, second in (similarity > threshold).nonzero().tolist():
-        a, b = sorted((root(first), root(second)))
-        parent[b] = a
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(item), len(numbers)) for item in range(len(similarity))]
+    _, sets = connected_components((similarity > threshold).numpy(force=True), directed=False)
+    return [int(number) for number in sets]
 
 
 def check_threshold(threshold: float) -> None:
