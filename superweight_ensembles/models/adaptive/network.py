@@ -100,6 +100,79 @@ def make_adaptive(
     return module
 
 
+def _matched(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Pairs of paths, with globs resolved."""
+    if isinstance(pairs, str) or not pairs:
+        raise SuperWeightError(f"pairs must be (producer, consumer) paths, at least one; got {pairs!r:.80}")
+    paths = [path for path, _ in module.named_modules()]
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(path, str) for path in pair):
+            raise SuperWeightError(f"a pair is (producer, consumer), two paths; got {pair!r:.80}")
+        producer, consumer = pair
+        if producer.count("*") != consumer.count("*"):
+            raise SuperWeightError(f"the globs {producer!r} and {consumer!r} must hold as many '*', for the same text")
+        if "*" not in producer:
+            yield producer, consumer
+            continue
+        pattern = re.compile("(.*)".join(map(re.escape, producer.split("*"))))
+        found = [match for match in map(pattern.fullmatch, paths) if match]
+        if not found:
+            raise SuperWeightError(f"no layer of {type(module).__name__} matches {producer!r}")
+        for match in found:
+            parts = consumer.split("*")
+            yield match.group(0), "".join(f"{part}{text}" for part, text in zip(parts, (*match.groups(), "")))
+
+
+def _check_untied(module: nn.Module, *paths: str) -> None:
+    """Refuse layers whose tensors are another's as well."""
+    owners: dict[int, set[str]] = {}
+    for name, tensor in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(tensor), set()).add(name)
+    for path in paths:
+        for name, tensor in module.get_submodule(path).named_parameters(recurse=False):
+            others = sorted(owners[id(tensor)] - {f"{path}.{name}"})
+            if others:
+                raise SuperWeightError(f"{path}.{name} is tied to {others[0]}: its width cannot change by itself")
+
+
+def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> None:
+    """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
+    producer: Any = module.get_submodule(hidden.producer)
+    consumer: Any = module.get_submodule(hidden.consumer)
+    learned.producer, learned.consumer, learned.between = hidden.producer, hidden.consumer, hidden.between
+    learned.deviation = float(producer.weight.detach().float().std(correction=0))
+    attach_width(consumer, learned.to(producer.weight.device))
+    if learned.width != hidden.width:
+        fan_in = _reads(consumer)
+        deviation = float(consumer.weight.detach().float().std(correction=0))
+        set_width(place_of(module, hidden), learned.width)
+        with torch.no_grad():  # as the layer would have started at this width
+            consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
+    if learned.scale == "sum":
+        with torch.no_grad():
+            consumer.weight *= (learned.width / learned.importance().square().sum()).sqrt()
+
+
+def _reads(layer: Any) -> int:
+    """Numbers that make one output."""
+    weight: Tensor = layer.weight
+    return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
+
+
+def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None:
+    """Refuse a module, by a copy of it, that does not run with one neuron less everywhere."""
+    for name, (place, width) in learned_places(trial).items():
+        if name in names and width.width > 1:
+            set_width(place, width.width - 1)
+    try:
+        with torch.no_grad():
+            trial.eval()(example)
+    except Exception as error:
+        raise SuperWeightError(
+            f"{type(trial).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
+        ) from error
+
+
 class MultilayerPerceptron(nn.Sequential):
     """Linear layers ``hidden0``, ``hidden1``, ... with an activation after each, and ``head``.
 
@@ -109,18 +182,16 @@ class MultilayerPerceptron(nn.Sequential):
     def __init__(
         self, in_features: int, num_classes: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU6
     ) -> None:
-        layers: dict[str, nn.Module] = {}
-        for index, (made, read) in enumerate(zip(widths, (in_features, *widths))):
-            layers[f"hidden{index}"] = nn.Linear(read, made)
-            layers[f"activation{index}"] = activation()
-        layers["head"] = nn.Linear((in_features, *widths)[-1], num_classes)
         super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        for index, (made, read) in enumerate(zip(widths, (in_features, *widths))):
+            self.add_module(f"hidden{index}", nn.Linear(read, made))
+            self.add_module(f"activation{index}", activation())
+        self.add_module("head", nn.Linear((in_features, *widths)[-1], num_classes))
         self.num_classes = num_classes
-        for linear in (layer for layer in layers.values() if isinstance(layer, nn.Linear)):
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Inputs (B, ...) to logits (B, K)."""
@@ -173,7 +244,7 @@ def adaptive_mlp(
         hidden_layers: Of learned width.
         rate: That all widths start with; 0.01 where neither this nor ``width`` is given.
         width: Neurons that all start with.
-        distribution: As :func:`make_adaptive` takes it, like ``quantile``, ``bounds`` and ``scale``.
+        distribution: As :func:`make_adaptive` takes it.
         quantile: Of the distribution that the neurons hold.
         bounds: Least and most neurons.
         scale: ``sum``, as published, or ``rms``.
@@ -203,85 +274,12 @@ def adaptive_mlp(
     return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
 
 
-def _check_counts(**counts: object) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")
-
-
 def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int, pixels: int) -> Architecture:
     options = {"widths": list(widths), "pixels": pixels}
     return Architecture(model="mlp", num_classes=num_classes, in_channels=in_channels, options=options)
 
 
-def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> None:
-    """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
-    producer: Any = module.get_submodule(hidden.producer)
-    consumer: Any = module.get_submodule(hidden.consumer)
-    learned.producer, learned.consumer, learned.between = hidden.producer, hidden.consumer, hidden.between
-    learned.deviation = float(producer.weight.detach().float().std(correction=0))
-    attach_width(consumer, learned.to(producer.weight.device))
-    if learned.width != hidden.width:
-        fan_in = _reads(consumer)
-        deviation = float(consumer.weight.detach().float().std(correction=0))
-        set_width(place_of(module, hidden), learned.width)
-        with torch.no_grad():  # as the layer would have started at this width
-            consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
-    if learned.scale == "sum":
-        with torch.no_grad():
-            consumer.weight *= (learned.width / learned.importance().square().sum()).sqrt()
-
-
-def _reads(layer: Any) -> int:
-    """Numbers that make one output."""
-    weight: Tensor = layer.weight
-    return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
-
-
-def _matched(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Pairs of paths, with globs resolved."""
-    if isinstance(pairs, str) or not pairs:
-        raise SuperWeightError(f"pairs must be (producer, consumer) paths, at least one; got {pairs!r:.80}")
-    paths = [path for path, _ in module.named_modules()]
-    for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(path, str) for path in pair):
-            raise SuperWeightError(f"a pair is (producer, consumer), two paths; got {pair!r:.80}")
-        producer, consumer = pair
-        if producer.count("*") != consumer.count("*"):
-            raise SuperWeightError(f"the globs {producer!r} and {consumer!r} must hold as many '*', for the same text")
-        if "*" not in producer:
-            yield producer, consumer
-            continue
-        pattern = re.compile("(.*)".join(map(re.escape, producer.split("*"))))
-        found = [match for match in map(pattern.fullmatch, paths) if match]
-        if not found:
-            raise SuperWeightError(f"no layer of {type(module).__name__} matches {producer!r}")
-        for match in found:
-            parts = consumer.split("*")
-            yield match.group(0), "".join(f"{part}{text}" for part, text in zip(parts, (*match.groups(), "")))
-
-
-def _check_untied(module: nn.Module, *paths: str) -> None:
-    """Refuse layers whose tensors are another's as well."""
-    owners: dict[int, set[str]] = {}
-    for name, tensor in module.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(tensor), set()).add(name)
-    for path in paths:
-        for name, tensor in module.get_submodule(path).named_parameters(recurse=False):
-            others = sorted(owners[id(tensor)] - {f"{path}.{name}"})
-            if others:
-                raise SuperWeightError(f"{path}.{name} is tied to {others[0]}: its width cannot change by itself")
-
-
-def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None:
-    """See to it that a copy of the module runs with one neuron less everywhere."""
-    for name, (place, width) in learned_places(trial).items():
-        if name in names and width.width > 1:
-            set_width(place, width.width - 1)
-    try:
-        with torch.no_grad():
-            trial.eval()(example)
-    except Exception as error:
-        raise SuperWeightError(
-            f"{type(trial).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
-        ) from error
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")

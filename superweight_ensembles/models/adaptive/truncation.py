@@ -1,4 +1,4 @@
-"""Plain narrower networks out of one whose widths were learned: its most important neurons, no retraining.
+"""Plain narrower networks out of one whose widths were learned, by its most important neurons; and such as exits.
 
 Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 """
@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models.adaptive.resizing import (
-    Place,
     adaptive_widths,
     drop_importance,
     learned_places,
@@ -27,6 +26,7 @@ from superweight_ensembles.models.architecture import VERSION_OF
 from superweight_ensembles.models.surgery import kept_modes
 
 Module = TypeVar("Module", bound=nn.Module)
+FRACTIONS = (0.25, 0.5, 0.75)
 
 
 @torch.no_grad()
@@ -69,7 +69,10 @@ def truncate(
     kept = _kept({name: width for name, (_, width) in places.items()}, fraction, widths)
     for name, size in kept.items():
         place, width = places[name]
-        _fold(place, width)
+        weight: Any = place.consumer.weight
+        shape = [1] * weight.ndim
+        shape[place.read_axis] = -1
+        weight.mul_(width.importance().to(weight).view(shape))  # what neurons count, into the weights that read them
         set_width(place, size)
     drop_importance(plain)
     if norm_data is not None:
@@ -93,25 +96,11 @@ def _kept(
         if name not in places:
             raise unknown_name("learned width", str(name), places)
         learned = places[name].width
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= learned:
+        if type(size) is not int or not 1 <= size <= learned:
             raise SuperWeightError(
                 f"of {name!r}, 1 to {learned} neurons can be kept, as many as it has; got {size!r:.40}"
             )
     return {name: wanted.get(name, width.width) for name, width in places.items()}
-
-
-def _fold(place: Place, width: AdaptiveWidth) -> None:
-    """Multiply what neurons count into the weights that read them."""
-    consumer: Any = place.consumer
-    weight: Tensor = consumer.weight
-    shape = [1] * weight.ndim
-    shape[place.read_axis] = -1
-    weight.mul_(width.importance().to(weight).view(shape))
-
-
-# FOLDED models.adaptive.exits: Members and their truncations, as plain networks: more exits for an anytime prediction.
-
-FRACTIONS = (0.25, 0.5, 0.75)
 
 
 def truncated_exits(

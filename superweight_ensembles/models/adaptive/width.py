@@ -103,7 +103,7 @@ class AdaptiveWidth(nn.Module):
             width = width_of(rate, distribution, self.quantile)
             given = f"rate {rate:g} asks for {width:,} neurons at quantile {self.quantile:g}"
         else:
-            if isinstance(width, bool) or not isinstance(width, int):
+            if type(width) is not int:
                 raise SuperWeightError(f"width must be a whole number; got {width!r:.40}")
             given = f"width is {width:,}"
         if not self.bounds[0] <= width <= self.bounds[1]:
@@ -135,12 +135,8 @@ class AdaptiveWidth(nn.Module):
         return shares if self.scale == "sum" else shares / shares.square().mean().sqrt()
 
     def wanted(self, rate: float) -> int:
-        """The width that a rate asks for, or the bound that it would go beyond.
-
-        Raises:
-            SuperWeightError: A rate that is not finite, or zero, which it would not come back from.
-        """
-        if not 0 < rate < math.inf:
+        """The width that a rate asks for, or the bound that it would go beyond; refuses zero and what is not finite."""
+        if not 0 < rate < math.inf:  # it would not come back from zero
             raise SuperWeightError(
                 f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate or width_rate, or give "
                 "the prior of the rates more deviation"
@@ -163,12 +159,9 @@ class AdaptiveWidth(nn.Module):
             deviation=self.deviation, frozen=self.frozen,
         )  # fmt: skip
         return HiddenLayer(
-            producer=root + self.producer,
-            consumer=root + self.consumer,
-            between=tuple(root + one for one in self.between),
-            width=self.width,
-            learned=learned,
-        )
+            producer=root + self.producer, consumer=root + self.consumer,
+            between=tuple(root + one for one in self.between), width=self.width, learned=learned,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"width={self.width}, rate={float(self.rate.detach()):.4g}, {self.distribution}, scale={self.scale}"
@@ -205,11 +198,7 @@ def _inverse_softplus(rate: float) -> float:
 
 
 def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
-    """A number above 0 and below a limit.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """A number above 0 and below a limit; refuses anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < limit:
         within = "positive and finite" if limit == math.inf else f"between 0 and {limit:g}"
         raise SuperWeightError(f"{name} must be {within}; got {value!r:.40}")
