@@ -201,17 +201,7 @@ class MultilayerPerceptron(nn.Sequential):
 def multilayer_perceptron(
     widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
 ) -> MultilayerPerceptron:
-    """A multilayer perceptron of images.
-
-    Args:
-        widths: Neurons of each hidden layer.
-        num_classes: K.
-        in_channels: Of the images.
-        pixels: Of an image: height times width.
-
-    Raises:
-        SuperWeightError: Sizes that are none.
-    """
+    """A multilayer perceptron of images of so many pixels (height times width), with ``widths`` hidden neurons."""
     if isinstance(widths, (str, int)) or not widths:
         raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
     _check_counts(num_classes=num_classes, in_channels=in_channels, pixels=pixels)
@@ -244,10 +234,7 @@ def adaptive_mlp(
         hidden_layers: Of learned width.
         rate: That all widths start with; 0.01 where neither this nor ``width`` is given.
         width: Neurons that all start with.
-        distribution: As :func:`make_adaptive` takes it.
-        quantile: Of the distribution that the neurons hold.
-        bounds: Least and most neurons.
-        scale: ``sum``, as published, or ``rms``.
+        distribution, quantile, bounds, scale: As :func:`make_adaptive` takes them.
         activation: Makes what stands after each hidden layer.
 
     Raises:

@@ -228,21 +228,17 @@ def set_width(
         shape = list(tensor.shape)
         shape[axis] = max(size - shape[axis], 0)
         new = place.new_numbers(layer, name, tuple(shape), generator)
-        _replace(layer, name, torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis))
-        if optimizer is not None and isinstance(tensor, nn.Parameter):
-            exchange_parameter(optimizer, tensor, now := getattr(layer, name), partial(_carried, axis=axis, like=now))
+        values = torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis)
+        if not isinstance(tensor, nn.Parameter):
+            layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
+            continue
+        setattr(layer, name, now := nn.Parameter(values, requires_grad=tensor.requires_grad))
+        if optimizer is not None:
+            exchange_parameter(optimizer, tensor, now, partial(_carried, axis=axis, like=now))
     for layer, name in place.sizes():
         setattr(layer, name, size)
     if place.width is not None:
         place.width.width = size
-
-
-def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
-    held = getattr(layer, name)
-    if isinstance(held, nn.Parameter):
-        setattr(layer, name, nn.Parameter(values, requires_grad=held.requires_grad))
-    else:
-        layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
 
 
 def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -271,21 +267,15 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
             if path not in modules or not is_resizable(modules[path], size):
                 raise SuperWeightError(f"{path!r} is no layer whose width can change with {noted.producer!r}")
         set_width(place_of(module, noted), noted.width)
-        if noted.learned is not None and ATTRIBUTE not in consumer._modules:
-            attach_width(consumer, _learned(noted, consumer))
-
-
-def _learned(noted: HiddenLayer, consumer: nn.Module) -> AdaptiveWidth:
-    assert noted.learned is not None, "the caller has looked"
-    how = noted.learned
-    width = AdaptiveWidth(
-        width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,
-        quantile=how.quantile, bounds=how.bounds, scale=how.scale, axis=neuron_axis(consumer),
-    )  # fmt: skip
-    width.producer, width.consumer, width.between = noted.producer, noted.consumer, noted.between
-    width.deviation, width.width, width.frozen = how.deviation, noted.width, how.frozen
-    width.rho.requires_grad_(not how.frozen)
-    return width
+        if (how := noted.learned) is not None and ATTRIBUTE not in consumer._modules:
+            width = AdaptiveWidth(
+                width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,
+                quantile=how.quantile, bounds=how.bounds, scale=how.scale, axis=neuron_axis(consumer),
+            )  # fmt: skip
+            width.producer, width.consumer, width.between = noted.producer, noted.consumer, noted.between
+            width.deviation, width.width, width.frozen = how.deviation, noted.width, how.frozen
+            width.rho.requires_grad_(not how.frozen)
+            attach_width(consumer, width)
 
 
 @torch.no_grad()

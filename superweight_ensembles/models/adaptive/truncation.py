@@ -21,7 +21,7 @@ from superweight_ensembles.models.adaptive.resizing import (
     learned_places,
     set_width,
 )
-from superweight_ensembles.models.adaptive.width import AdaptiveWidth
+from superweight_ensembles.models.adaptive.width import AdaptiveWidth, is_positive
 from superweight_ensembles.models.architecture import VERSION_OF
 from superweight_ensembles.models.surgery import kept_modes
 
@@ -88,7 +88,7 @@ def _kept(
     if (fraction is None) == (widths is None):
         raise SuperWeightError("give either fraction= or widths=, not both and not neither")
     if fraction is not None:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        if not is_positive(fraction) or fraction > 1:
             raise SuperWeightError(f"fraction must be above 0 and at most 1; got {fraction!r:.40}")
         return {name: max(1, math.ceil(fraction * width.width - 1e-9)) for name, width in places.items()}
     wanted: Mapping[str, Any] = widths if isinstance(widths, Mapping) else dict.fromkeys(places, widths)
@@ -131,7 +131,7 @@ def truncated_exits(
         ('linear', 'mlp@50%', 'mlp')
     """
     for fraction in fractions:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        if not is_positive(fraction, 1.0):
             raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
     if not fractions or len(set(map(_percent, fractions))) < len(fractions):
         raise SuperWeightError(

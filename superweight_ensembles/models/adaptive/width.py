@@ -197,9 +197,14 @@ def _inverse_softplus(rate: float) -> float:
     return rate + math.log(-math.expm1(-rate))
 
 
+def is_positive(value: object, limit: float = math.inf) -> bool:
+    """Whether it is a number, and no bool, above 0 and below a limit."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < limit
+
+
 def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
     """A number above 0 and below a limit; refuses anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < limit:
+    if not is_positive(value, limit):
         within = "positive and finite" if limit == math.inf else f"between 0 and {limit:g}"
         raise SuperWeightError(f"{name} must be {within}; got {value!r:.40}")
     return float(value)
