@@ -33,7 +33,13 @@ from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluat
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_saved_teacher, load_recipe, teacher_of
+from superweight_ensembles.experiment.recipe import (
+    INDEPENDENT,
+    Recipe,
+    check_saved_teacher,
+    distillation_of,
+    load_recipe,
+)
 from superweight_ensembles.experiment.results import check_content, naming_files
 from superweight_ensembles.experiment.stages import (
     WIDTHS_FOLDER,
@@ -66,6 +72,8 @@ from superweight_ensembles.training import (
     CHECKPOINT_FOLDER,
     RESUMABLE,
     Checkpoints,
+    Hook,
+    LearnedWidths,
     TrainConfig,
     TrainProgress,
     build_fabric,
@@ -211,7 +219,7 @@ def train_run(
         if recipe.anytime is not None:
             check_held_out(data)
         if not processes.on_rank_zero((folder / "shared" / "training.json").is_file):
-            check_saved_teacher(recipe.teacher)
+            check_saved_teacher(recipe)
         begun = processes.on_rank_zero(begin)
         try:
             _train_stages(recipe, members, plan, data, folder, progress_of, processes)
@@ -361,7 +369,7 @@ def training_order(recipe: Recipe) -> tuple[str, ...]:
     """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
     arms = arms_of(recipe)
     starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
-    return arms[::-1] if starts_apart or recipe.teacher == INDEPENDENT else arms
+    return arms[::-1] if starts_apart or recipe.taught_by(INDEPENDENT) else arms
 
 
 def trained_arm(folder: Path, arm: str) -> Path:
@@ -390,17 +398,19 @@ def _train_arm(
     processes: Processes,
 ) -> None:
     """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
+    hooks: list[Hook | None] = []
+    config = recipe.training
     if arm == "shared":
-        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
-        options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
-        config = recipe.shared_training()
-    else:
-        options, config = {}, recipe.training.without_distillation()
+        independent = trained_arm(folder, INDEPENDENT) if recipe.taught_by(INDEPENDENT) else None
+        hooks, config = [recipe.untying(), distillation_of(recipe, independent)], recipe.shared_training()
     if recipe.learn_widths is None:
-        options["width_loss"] = recipe.width_loss
+        hooks.append(LearnedWidths(recipe.width_loss))
     else:
         config = replace(config, width_rate=1.0)  # it was that of the stage before
-    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
+    result = train(
+        ensemble, data, config, hooks=[hook for hook in hooks if hook is not None], out=folder / arm, resume=True,
+        callback=progress,
+    )  # fmt: skip
 
     def write() -> None:
         ensemble.cpu().save(folder / arm / "ensemble")

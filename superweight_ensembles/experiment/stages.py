@@ -40,7 +40,7 @@ from superweight_ensembles.search import (
     searched_members,
 )
 from superweight_ensembles.storage import read_json, write_json, write_text
-from superweight_ensembles.training import CHECKPOINT_FOLDER, TrainProgress, train, training_loader
+from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
 
 
@@ -122,7 +122,7 @@ def learned_members(
     if not processes.on_rank_zero((own / _FILE).is_file):
         ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
         result = train(
-            ensemble, data, recipe.width_training(), width_loss=recipe.width_loss, out=own, resume=True,
+            ensemble, data, recipe.width_training(), hooks=[LearnedWidths(recipe.width_loss)], out=own, resume=True,
             callback=progress,
         )  # fmt: skip
         found = {

@@ -203,7 +203,7 @@ def preview_lines(
 def _missing(recipe: Recipe, members: dict[str, nn.Module]) -> list[str]:
     """What a training would be refused for now: folders that the recipe names, which may yet be made."""
     lines = []
-    for check in (lambda: check_saved_teacher(recipe.teacher), lambda: check_init_from(recipe, members)):
+    for check in (lambda: check_saved_teacher(recipe), lambda: check_init_from(recipe, members)):
         try:
             check()
         except SuperWeightError as error:
@@ -221,7 +221,7 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
-    taught = recipe.teacher not in (None, "ensemble")
+    taught = recipe.distillation is not None and not recipe.taught_by("ensemble")
     if flops_per_second is not None:
         return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
     device = build_fabric(recipe.training).device

@@ -152,7 +152,7 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     # The weights are thrown away: a new ensemble, from the recipe's seed.
     final = swe.SuperWeightEnsemble(members, plan=found.plan, rng=recipe.bank_generator())
     untie = swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
-    swe.train(final, data, recipe.training, untie=untie)
+    swe.train(final, data, recipe.training, hooks=[untie])
     read = swe.SuperWeightEnsemble.load(whole / "shared" / "ensemble")
     assert read.plan == final.plan
     assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in final.state_dict().items())
