@@ -66,7 +66,7 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
         depth: 6n + 4.
         width: w; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
         num_classes: K.
-        in_channels: Of the images.
+        in_channels: Channels of the images.
 
     Raises:
         SuperWeightError: A depth that is not 6n + 4, a width that is no positive number, or a size below one.

@@ -134,9 +134,9 @@ class SplitClusters:
     """A plan whose clusters were split, and why it is as it is.
 
     Attributes:
-        plan: Of the same members, with the cap and the counting of the ensemble's plan.
-        threshold: At which the plan fitted the budget; lower than the one given where it had to be.
-        threshold_given: As it was asked for.
+        plan: A plan of the same members, with the cap and the counting of the ensemble's plan.
+        threshold: Cosine at which the plan fitted the budget; lower than the one given where it had to be.
+        threshold_given: Threshold that was asked for.
         similarity: ``gradient`` or ``weight``.
         representatives: The members that were compared, one a depth, the deepest first.
         evidence: One record a first cluster.
@@ -294,10 +294,10 @@ class Depths:
 
     Attributes:
         representatives: One member a depth, the deepest first; of a depth, the widest (the first listed of equals).
-        representative_of: Of every member that shares at all: the one that stands for its depth.
+        representative_of: For every member that shares at all, the one that stands for its depth.
         order: All members that share, the deepest and widest first.
-        targets: Of every member and cluster index: its targets in the order in which it was built.
-        places: Of every target: how far down its member it stands, 0 for the first target to 1 for the last.
+        targets: By member and cluster index, its targets in the order in which it was built.
+        places: By target, how far down its member it stands, 0 for the first target to 1 for the last.
     """
 
     representatives: tuple[str, ...]

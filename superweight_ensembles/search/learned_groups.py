@@ -37,8 +37,8 @@ class KMeansSearch:
     """Group the layers of a Shapeshifter Network by k-means of the coefficients with which they mix shared templates.
 
     Attributes:
-        num_groups: To find.
-        seed: Of k-means.
+        num_groups: Number of groups to find.
+        seed: Seed of k-means.
         generator: ``ssn`` or ``auto``, as :func:`plan_sharing` takes it.
         ssn: How layers read their group's bank in the new plan; the defaults where None.
 
@@ -64,8 +64,8 @@ class LearnedGroups:
     """A plan whose groups were learned, and why it is as it is.
 
     Attributes:
-        plan: Of the same members, with the counting of the ensemble's plan.
-        group: Of the plan before it, which all layers shared.
+        plan: A plan of the same members, with the counting of the ensemble's plan.
+        group: The group that all layers shared in the plan before it.
         features: (layers, K) coefficients, or (layers, E) embeddings.
         labels: For each layer of the group, its new one.
     """

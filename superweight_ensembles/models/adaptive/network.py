@@ -50,11 +50,11 @@ def make_adaptive(
         module: Changed in place. Each width becomes a submodule ``input_width`` of its consumer, with one parameter.
         pairs: (producer, consumer) paths; globs stand for all that match, those of a pair for the same text:
             ``("blocks.*.mlp.fc1", "blocks.*.mlp.fc2")`` are a vision transformer's feed-forward widths.
-        rate: That widths start with, and with it the number of neurons. Where neither this nor ``width`` is given, each
+        rate: First rate, and with it the number of neurons. Where neither this nor ``width`` is given, each
             starts with the neurons that it has.
-        width: Neurons that they start with.
+        width: First number of neurons.
         distribution: ``exponential`` or ``power_law``.
-        quantile: Of the distribution that the neurons hold, in (0, 1).
+        quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``rms``: neurons count one in the root mean square, so that the module's own start values and learning
             rates suit. ``sum``: they sum to one, as published, and the consumer's weights are scaled up once, by
@@ -231,10 +231,10 @@ def adaptive_mlp(
     Args:
         in_features: Numbers of an input, flattened.
         num_classes: K.
-        hidden_layers: Of learned width.
-        rate: That all widths start with; 0.01 where neither this nor ``width`` is given.
-        width: Neurons that all start with.
-        distribution, quantile, bounds, scale: As :func:`make_adaptive` takes them.
+        hidden_layers: Number of layers of learned width.
+        rate: First rate of all widths; 0.01 where neither this nor ``width`` is given.
+        width: First number of neurons of all.
+        distribution, quantile, bounds, scale: As in :func:`make_adaptive`.
         activation: Makes what stands after each hidden layer.
 
     Raises:

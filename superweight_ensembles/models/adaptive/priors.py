@@ -26,12 +26,12 @@ class WidthLoss:
     goes there from ``prior_deviation``, geometrically, between two points of the training: compression while training.
 
     Attributes:
-        weight_deviation: Of the prior of the weights; None for none (weight decay does the same with SGD).
-        prior_rate: Mean of the prior of the rates; None for none, as published by default.
-        prior_deviation: Its deviation.
-        final_deviation: Its deviation in the end; None where it stays.
-        tighten_from: Where it begins to change, a fraction of the training.
-        tighten_until: Where it is as it stays.
+        weight_deviation: Standard deviation of the weights' prior; None for no prior (SGD's weight decay does the same).
+        prior_rate: Mean of the rates' prior; None for no prior, as published by default.
+        prior_deviation: Standard deviation of the rates' prior.
+        final_deviation: Standard deviation of the rates' prior in the end; None where it stays.
+        tighten_from: Fraction of the training after which the deviation begins to change.
+        tighten_until: Fraction of the training after which it stays.
 
     Raises:
         SuperWeightError: A number that is not positive, an option that would do nothing.
@@ -71,20 +71,14 @@ class WidthLoss:
             raise SuperWeightError("tighten_from and tighten_until do nothing without final_deviation: leave them out")
 
     def deviation(self, progress: float) -> float:
-        """Of the prior of the rates, so far into the training, 0 to 1."""
+        """Standard deviation of the rates' prior after a fraction of the training."""
         if self.final_deviation is None:
             return self.prior_deviation
         share = (progress - self.tighten_from) / (self.tighten_until - self.tighten_from)
         return self.prior_deviation * (self.final_deviation / self.prior_deviation) ** min(max(share, 0.0), 1.0)
 
     def __call__(self, module: nn.Module, *, num_samples: int, progress: float = 0.0) -> Tensor:
-        """The terms of a module, a differentiable scalar; zero where there are none.
-
-        Args:
-            module: That holds learned widths.
-            num_samples: N, of the training data.
-            progress: Of the training, 0 to 1.
-        """
+        """The terms of a module, a differentiable scalar, after a fraction of a training on so many samples."""
         widths = list(adaptive_widths(module).values())
         terms: list[Tensor] = []
         if self.prior_rate is not None and widths:

@@ -65,7 +65,7 @@ class Place:
 
     @property
     def read_axis(self) -> int:
-        """Of the neurons, in the weight of the consumer."""
+        """Axis of the neurons in the weight of the consumer."""
         return 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
 
     def sizes(self) -> Iterator[tuple[nn.Module, str]]:
@@ -163,8 +163,8 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
     are kept, those of new numbers are zero.
 
     Args:
-        module: That holds learned widths, at any depth.
-        optimizer: Of its parameters; None where there is none.
+        module: A network that holds learned widths, at any depth.
+        optimizer: Optimiser of its parameters; None where there is none.
 
     Raises:
         SuperWeightError: A rate that is zero or not finite.

@@ -167,17 +167,17 @@ def hidden_layer_of(module: nn.Module, path: str) -> Any:
 
 
 def num_outputs(layer: nn.Module) -> int:
-    """Of a linear layer or a convolution."""
+    """Outputs of a linear layer, output channels of a convolution."""
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
 def num_inputs(layer: nn.Module) -> int:
-    """Of a linear layer or a convolution."""
+    """Inputs of a linear layer, input channels of a convolution."""
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
 
 
 def neuron_axis(layer: nn.Module) -> int:
-    """Of the neurons in what a linear layer or a convolution reads and makes."""
+    """Axis of the neurons in the activations that a linear layer or a convolution reads and makes."""
     return -1 if isinstance(layer, nn.Linear) else 1
 
 

@@ -44,7 +44,7 @@ def truncate(
 
     Args:
         module: That holds learned widths; copied, not changed.
-        fraction: Of every width, in (0, 1]; neurons are rounded up. Give this or ``widths``.
+        fraction: Share of every width to keep, in (0, 1]; neurons are rounded up. Give this or ``widths``.
         widths: Neurons to keep: of all widths, or by the path of the layer that makes them; those left out keep all.
         norm_data: Batches of inputs, or (inputs, labels), on which batch norm statistics are estimated again, since
             what follows a truncated width sees other numbers than in training. Augmented as in training: statistics of
@@ -110,7 +110,7 @@ def truncated_exits(
 
     Args:
         members: Plain networks by name, such as :meth:`SuperWeightEnsemble.materialize` makes.
-        fractions: Of every learned width, in (0, 1).
+        fractions: Shares of every learned width to keep, in (0, 1).
         norm_data: Batches of inputs on which the truncations' batch norm statistics are estimated again.
 
     Returns:

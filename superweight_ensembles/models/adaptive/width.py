@@ -39,16 +39,16 @@ class AdaptiveWidth(nn.Module):
     Calling it weighs the hidden activations that a layer is about to read.
 
     Args:
-        rate: That it starts with; 0.01 where neither this nor ``width`` is given.
-        width: That it starts with, in the place of ``rate``: the rate becomes the one that asks for it.
+        rate: First rate; 0.01 where neither this nor ``width`` is given.
+        width: First width, in the place of ``rate``: the rate becomes the one that asks for it.
         distribution: ``exponential`` or ``power_law``.
-        quantile: Of the distribution that the neurons hold, in (0, 1).
+        quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``sum``: p as it is, which sums to one. ``rms``: p over its root mean square, so that weighing keeps the
             scale of activations, and a layer's own start values and learning rates suit what they suited before. Then
             no decay or prior of the weights makes a width narrower, since what is read of many neurons needs smaller
             weights than of few; a prior of the rates does (:class:`WidthLoss`).
-        axis: Of the neurons, in what is weighed.
+        axis: Axis of the neurons in what is weighed.
 
     Attributes:
         rho: Scalar parameter, float32.
