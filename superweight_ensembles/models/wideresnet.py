@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.adaptive.width import is_positive
-from superweight_ensembles.models.architecture import Architecture, remember_architecture
+from superweight_ensembles.models.architecture import Architecture, is_positive, remember_architecture
 
 
 class PreActivationBlock(nn.Module):

@@ -26,7 +26,7 @@ class WidthLoss:
     goes there from ``prior_deviation``, geometrically, between two points of the training: compression while training.
 
     Attributes:
-        weight_deviation: Standard deviation of the weights' prior; None for no prior (SGD's weight decay does the same).
+        weight_deviation: Standard deviation of the weights' prior; None for none (SGD's weight decay does the same).
         prior_rate: Mean of the rates' prior; None for no prior, as published by default.
         prior_deviation: Standard deviation of the rates' prior.
         final_deviation: Standard deviation of the rates' prior in the end; None where it stays.

@@ -21,8 +21,8 @@ from superweight_ensembles.models.adaptive.resizing import (
     learned_places,
     set_width,
 )
-from superweight_ensembles.models.adaptive.width import AdaptiveWidth, is_positive
-from superweight_ensembles.models.architecture import VERSION_OF
+from superweight_ensembles.models.adaptive.width import AdaptiveWidth
+from superweight_ensembles.models.architecture import VERSION_OF, is_positive
 from superweight_ensembles.models.surgery import kept_modes
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth
+from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth, is_positive
 
 Distribution = Literal["exponential", "power_law"]
 Scale = Literal["sum", "rms"]
@@ -195,11 +195,6 @@ def rate_of(width: int, distribution: str, quantile: float) -> float:
 
 def _inverse_softplus(rate: float) -> float:
     return rate + math.log(-math.expm1(-rate))
-
-
-def is_positive(value: object, limit: float = math.inf) -> bool:
-    """Whether it is a number, and no bool, above 0 and below a limit."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < limit
 
 
 def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
