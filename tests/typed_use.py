@@ -75,7 +75,8 @@ def train(ensemble: swe.SuperWeightEnsemble) -> Evaluation | None:
     assert_type(result, swe.TrainResult)
     assert_type(result.best_epoch, int | None)
     swe.train(ensemble, [(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))])
-    assert_type(swe.search_clusters(ensemble, data.loader("train", 128), threshold=0.1), swe.SharingPlan)
+    method = swe.search.GradientSearch(threshold=0.1)
+    assert_type(swe.search_sharing(ensemble, data.loader("train", 128), method=method).plan, swe.SharingPlan)
     found = swe.evaluate(ensemble, data.loader("test", 256))
     for subset in found.subsets:
         assert_type(subset.members, tuple[str, ...])

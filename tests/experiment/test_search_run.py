@@ -18,7 +18,7 @@ from superweight_ensembles.ensemble import read_plan
 from superweight_ensembles.experiment import Recipe, load_recipe, parse_recipe, read_search, train_run
 from superweight_ensembles.experiment import run as runs
 from superweight_ensembles.experiment import stages as search_runs
-from superweight_ensembles.search import find_sharing, searched_members
+from superweight_ensembles.search import GradientSearch, searched_members
 from superweight_ensembles.training import TrainProgress
 
 SEARCH = {"budget": 0.95, "search": "gradient", "search_epochs": 2, "threshold": 0.2}
@@ -145,7 +145,8 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     swe.train(ensemble, data, recipe.search_training(), members=("deep", "wide"))
     for name, tensor in ensemble.state_dict().items():
         assert torch.equal(tensor, start[name]) or not name.startswith("members.twin")
-    found = find_sharing(ensemble, data.loader("train", 24), threshold=0.2, max_batches=2)
+    method = GradientSearch(threshold=0.2, max_batches=2)
+    found = swe.search_sharing(ensemble, data.loader("train", 24), method=method)
     assert found.plan.to_json() == (whole / "plan.json").read_text()
     assert found.to_dict() == json.loads((whole / "search" / "search.json").read_text())
     # The weights are thrown away: a new ensemble, from the recipe's seed.
@@ -216,11 +217,11 @@ def test_run_stopped_between_its_stages_ends_like_one_never_stopped(
 def test_room_is_kept_where_a_run_un_ties(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: dict, expected: bool
 ) -> None:
-    def look(*arguments: object, reserve_untied: bool, **options: object) -> None:
-        assert reserve_untied is expected
+    def look(*arguments: object, method: GradientSearch) -> None:
+        assert method.reserve_untied is expected
         raise Stop
 
-    monkeypatch.setattr(search_runs, "find_sharing", look)
+    monkeypatch.setattr(search_runs, "search_sharing", look)
     with pytest.raises(Stop, match=r"^$"):
         train_run(recipe_of({**sharing, "search_epochs": 1}), tmp_path / "run")
     first = recipe_of(sharing).plan(recipe_of(sharing).build_members())

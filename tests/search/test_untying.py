@@ -333,7 +333,10 @@ def test_a_reserve_makes_un_tying_fit_always(excess):
 def test_a_reserve_of_a_search_makes_un_tying_fit_always(budget):
     ensemble = copy.deepcopy(touched("vector"))
     kept, spent = (
-        swe.search_clusters(ensemble, batches(), budget=budget, reserve_untied=reserve) for reserve in (True, False)
+        swe.search_sharing(
+            ensemble, batches(), method=swe.search.GradientSearch(reserve_untied=reserve), budget=budget
+        ).plan
+        for reserve in (True, False)
     )
     assert split_all(kept).num_parameters <= kept.budget
     assert spent.num_parameters <= spent.budget and spent.num_templates >= kept.num_templates
