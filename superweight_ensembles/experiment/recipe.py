@@ -72,6 +72,7 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
     ("training", "distillation"): (0.0, "write distillation: {teacher: ..., weight: ...}"),
     ("training", "distillation_temperature"): (4.0, "write distillation: {teacher: ..., temperature: ...}"),
     ("training", "coefficient_rate"): (1.0, "coefficients take the learning rate of everything else"),
+    ("sharing", "allocation"): ("sweeps", "slots get their templates in sweeps, as published"),
 }
 
 

@@ -31,7 +31,14 @@ from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import check_content
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance, truncated_exits
 from superweight_ensembles.plan import SharingPlan, independent_plan
-from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
+from superweight_ensembles.search import (
+    GradientSearch,
+    KMeansSearch,
+    SearchMethod,
+    WeightSearch,
+    search_sharing,
+    searched_members,
+)
 from superweight_ensembles.storage import read_json, write_json, write_text
 from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
@@ -48,11 +55,14 @@ def searched_plan(
 ) -> SharingPlan:
     """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
     ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
-    learns = recipe.sharing.search == "k_means"
-    searched = ensemble.member_names if learns else searched_members(ensemble)
+    method, loader = _search_method(recipe), None
+    searched = ensemble.member_names if isinstance(method, KMeansSearch) else searched_members(ensemble)
     config = recipe.search_training()
     train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
-    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
+    if isinstance(method, GradientSearch):
+        device = next(ensemble.parameters()).device
+        loader = data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard)
+    found = search_sharing(ensemble, loader, method=method)
 
     def write() -> None:
         write_text(folder / "plan.json", plan.to_json())
@@ -62,25 +72,19 @@ def searched_plan(
     return found.plan
 
 
-def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+def _search_method(recipe: Recipe) -> SearchMethod:
     sharing = recipe.sharing
-    assert sharing.num_groups is not None, "checked with the recipe"
-    return find_groups(
-        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
-    )
-
-
-def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
-    device = next(ensemble.parameters()).device
-    return find_sharing(
-        ensemble,
-        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
-        threshold=recipe.sharing.threshold,
-        coefficients=recipe.sharing.coefficient_kind,
-        similarity=recipe.sharing.search,
-        max_batches=recipe.sharing.search_batches,
-        reserve_untied=recipe.sharing.untie_epoch is not None,
-    )
+    if sharing.search == "k_means":
+        assert sharing.num_groups is not None, "checked with the recipe"
+        return KMeansSearch(num_groups=sharing.num_groups, ssn=sharing.ssn, seed=recipe.seed)
+    options: dict[str, Any] = {
+        "threshold": sharing.threshold,
+        "coefficients": sharing.coefficient_kind,
+        "reserve_untied": sharing.untie_epoch is not None,
+    }
+    if sharing.search == "weight":
+        return WeightSearch(**options)
+    return GradientSearch(max_batches=sharing.search_batches, **options)
 
 
 # FOLDED experiment.width_runs: The stage of a run in which members learn their widths, apart from each other, before
