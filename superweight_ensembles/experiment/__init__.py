@@ -17,7 +17,6 @@ from superweight_ensembles.experiment.estimators import EstimatorMember, run_est
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
 from superweight_ensembles.experiment.results import (
     RUN_FORMAT,
-    SEARCH_FORMAT,
     ArmResults,
     DatasetFacts,
     Epoch,
@@ -53,7 +52,6 @@ from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, Estim
 
 __all__ = [
     "RUN_FORMAT",
-    "SEARCH_FORMAT",
     "UNCERTAINTY_ARMS",
     "ArmResults",
     "DatasetFacts",
