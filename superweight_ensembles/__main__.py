@@ -128,7 +128,7 @@ def plot(
     """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
     from superweight_ensembles.experiment import check_content, naming_files, read_comparison, read_results, read_search
     from superweight_ensembles.report.figures import DRAWN_BENCHMARKS, draw_arms, draw_comparison, draw_run, draw_search
-    from superweight_ensembles.storage import read_json
+    from superweight_ensembles.storage import as_content, read_json
 
     folder = out or runs[0] / "figures"
     benchmark = next((kind for kind in DRAWN_BENCHMARKS if (runs[0] / f"{kind}.json").is_file()), None)
@@ -140,13 +140,13 @@ def plot(
             drawn = DRAWN_BENCHMARKS[benchmark](check_content(read_json(file), file, benchmark), folder)
         elif len(runs) == 1:
             evaluated, searched = read_results(runs[0]), read_search(runs[0])
-            drawn = draw_run(*evaluated, folder)
+            drawn = draw_run(as_content(evaluated[0]), evaluated[1], folder)
             if searched is not None:
-                drawn += draw_search(*searched, folder)
+                drawn += draw_search(as_content(searched[0]), searched[1], folder)
         else:
             loaded = [read_results(run) for run in runs]
             folder = out or Path("runs") / "comparison"
-            drawn = draw_comparison([results for results, _ in loaded], folder)
+            drawn = draw_comparison([as_content(results) for results, _ in loaded], folder)
     _say(f"{len(drawn)} figures: {folder}")
 
 

@@ -13,11 +13,25 @@ from superweight_ensembles.anytime.calibration import (
     thresholds_for,
 )
 from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, now, samples_per_member, timed_call
-from superweight_ensembles.anytime.costs import count_flops, member_costs
-from superweight_ensembles.anytime.curves import log_area, measure_curves, order_exits
+from superweight_ensembles.anytime.costs import MemberCost, count_flops, member_costs
+from superweight_ensembles.anytime.curves import (
+    AnytimeResult,
+    Curve,
+    CurvePoint,
+    ExitPoint,
+    MemberPoint,
+    log_area,
+    measure_curves,
+    order_exits,
+)
 from superweight_ensembles.anytime.evaluation import (
+    EnsembleResult,
     Evaluation,
+    MemberResult,
+    Metrics,
     Predictions,
+    ReliabilityBin,
+    SubsetResult,
     diversity,
     evaluate,
     evaluate_predictions,
@@ -41,12 +55,23 @@ __all__ = [
     "MIN_SAMPLES",
     "AnytimeAnswer",
     "AnytimePredictor",
+    "AnytimeResult",
     "Calibration",
+    "Curve",
+    "CurvePoint",
+    "EnsembleResult",
     "Evaluation",
+    "ExitPoint",
     "ExitPolicy",
     "ExitStep",
     "LatencyTable",
+    "MemberCost",
+    "MemberPoint",
+    "MemberResult",
+    "Metrics",
     "Predictions",
+    "ReliabilityBin",
+    "SubsetResult",
     "confidence_of",
     "count_flops",
     "diversity",

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, means_of
@@ -24,6 +25,9 @@ from superweight_ensembles.errors import SuperWeightError
 MIN_SAMPLES = 100
 _ROUNDING = 1e-9
 _LOG_RATES = (math.log(1e-6), math.log(1e6))
+OVERTHINKING_KEYS: Any = Field(
+    default={}, validation_alias=AliasChoices("overthinking", "worsening")
+)  # older files' name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Calibration:
     flops: float
     full_flops: int
     exits: tuple[float, ...]
-    overthinking: dict[str, float]
+    overthinking: Annotated[dict[str, float], OVERTHINKING_KEYS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

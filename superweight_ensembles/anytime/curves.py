@@ -5,22 +5,53 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PlainValidator
 from torch import Tensor
 
-from superweight_ensembles.anytime.calibration import exits_under, fit_policy, overthinking, simulate
+from superweight_ensembles.anytime.calibration import (
+    OVERTHINKING_KEYS,
+    Calibration,
+    exits_under,
+    fit_policy,
+    overthinking,
+    simulate,
+)
 from superweight_ensembles.anytime.cascade import now
 from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, means_of, replaced_exits
 from superweight_ensembles.anytime.predictor import AnytimePredictor, order_greedily
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage import Count, Name, Positive, Share
 
 _ROUNDS = 3
+_ORDER_POINTS = 6  # of the cascade's curve by which an order is chosen
+_Flops = Annotated[int, Field(gt=0, lt=2**53)]
 Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberPoint:
+    """A member alone, on test data, its time in batches."""
+
+    name: Name
+    flops: _Flops
+    latency_ms: Positive
+    accuracy: Share
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitPoint:
+    """A member or a truncation of one, alone, on test data."""
+
+    name: Name
+    flops: _Flops
+    accuracy: Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,10 +66,10 @@ class CurvePoint:
         nll: Mean negative log likelihood, in nats.
     """
 
-    flops: float
-    latency_ms: float
+    flops: Positive
+    latency_ms: Positive
     members_used: float
-    accuracy: float
+    accuracy: Share
     nll: float
 
 
@@ -54,44 +85,47 @@ class Curve:
     """
 
     name: Literal["stream", "cascade"]
-    points: tuple[CurvePoint, ...]
+    points: Annotated[tuple[CurvePoint, ...], Field(min_length=1, max_length=10_000)]
     area: float
     latency_area: float
 
 
-def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, before: float, steps: bool) -> float:
-    """Mean accuracy over the logarithm of the cost from ``low`` to ``high``: one number for a curve.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnytimeResult:
+    """What :func:`measure_curves` found.
 
-    Args:
-        points: (Cost, accuracy), costs above 0.
-        low: Cost to begin at.
-        high: Cost to end at; above ``low``.
-        before: Accuracy at costs below the first point.
-        steps: Between two points the accuracy of the cheaper one holds (nothing else can be had there); else it is
-            interpolated in the logarithm of the cost.
-
-    Raises:
-        SuperWeightError: No range, or no point.
-
-    Example:
-        >>> log_area([(1, 0.5), (10, 0.7)], 1, 100, before=0.1, steps=True)
-        0.6
-        >>> log_area([(1, 0.5), (100, 0.7)], 1, 100, before=0.1, steps=False)
-        0.6
+    Attributes:
+        order: Names of the members, as they run.
+        batch_size: Images a batch, for the clock.
+        timed_images: Images for the clock.
+        members: Each alone.
+        curves: ``stream`` and ``cascade``.
+        policy: The one that was kept.
+        calibration: What it did to the samples that it was fitted on.
+        calibrated: What it does on test data.
+        overthinking: How often more compute takes a right answer away, of ``stream``, ``policy`` and ``calibration``.
+        truncated: The same of members and their truncations, where a recipe asks for some.
+        exits: Of those, each alone.
     """
-    if not points or not 0 < low < high:
-        raise SuperWeightError(f"an area needs points and a range of costs; got {len(points)} points, {low} to {high}")
-    ordered = sorted(points)
-    inside = [cost for cost, _ in ordered if low < cost < high]
-    edges = [low, *dict.fromkeys(inside), high]
-    total = 0.0
-    for left, right in pairwise(edges):
-        width = math.log(right / left)
-        if steps:
-            total += width * _step_at(ordered, left, before)
-        else:
-            total += width * (_line_at(ordered, left, before, "right") + _line_at(ordered, right, before, "left")) / 2
-    return round(total / math.log(high / low), 12)
+
+    order: tuple[Name, ...]
+    batch_size: Count
+    timed_images: Count
+    members: Annotated[tuple[MemberPoint, ...], Field(min_length=1, max_length=256)]
+    curves: Annotated[tuple[Curve, ...], Field(max_length=100)]
+    policy: Annotated[ExitPolicy, PlainValidator(lambda content: ExitPolicy.from_dict(content))]
+    calibration: Calibration
+    calibrated: CurvePoint
+    overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]
+    truncated: AnytimeResult | None = None
+    exits: Annotated[tuple[ExitPoint, ...], Field(max_length=4096)] | None = None
+
+    def __post_init__(self) -> None:
+        if not {"stream", "cascade"} <= {curve.name for curve in self.curves}:
+            raise SuperWeightError("needs the curves stream and cascade")
+
+    def curve(self, name: Literal["stream", "cascade"]) -> Curve:
+        return next(curve for curve in self.curves if curve.name == name)
 
 
 def measure_curves(
@@ -107,7 +141,7 @@ def measure_curves(
     num_points: int = 8,
     batch_size: int = 64,
     timed_images: int = 512,
-) -> dict[str, Any]:
+) -> AnytimeResult:
     """Stream and cascade of a predictor on test data, every threshold fitted on other data.
 
     Accuracies come from all test images; the clock from really running the first ``timed_images`` of them in batches,
@@ -125,9 +159,6 @@ def measure_curves(
         num_points: Of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Images for the clock.
-
-    Returns:
-        Plain data for results.json.
 
     Raises:
         SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members.
@@ -180,25 +211,25 @@ def measure_curves(
     ]  # fmt: skip
     chance = 1 / probabilities.shape[2]
     predictions, _ = exits_under(probabilities, chosen)
-    singles = [
-        {"name": name, "flops": cost, "latency_ms": latency, **_quality(own, labels)}
+    singles = tuple(
+        MemberPoint(name=name, flops=cost, latency_ms=latency, **_quality(own, labels))
         for name, cost, latency, own in zip(predictor.order, flops, alone_ms, probabilities)
-    ]
-    return {
-        "order": list(predictor.order),
-        "batch_size": batch_size,
-        "timed_images": sum(len(images) for images in batches),
-        "members": singles,
-        "curves": [asdict(_curve("stream", stream, chance)), asdict(_curve("cascade", cascade[:-1], chance))],
-        "policy": chosen.to_dict(),
-        "calibration": asdict(found),
-        "calibrated": asdict(cascade[-1]),
-        "overthinking": {
+    )
+    return AnytimeResult(
+        order=predictor.order,
+        batch_size=batch_size,
+        timed_images=sum(len(images) for images in batches),
+        members=singles,
+        curves=(_curve("stream", stream, chance), _curve("cascade", cascade[:-1], chance)),
+        policy=chosen,
+        calibration=found,
+        calibrated=cascade[-1],
+        overthinking={
             "stream": overthinking(means, labels),
             "policy": overthinking(predictions, labels),
             "calibration": found.overthinking,
         },
-    }
+    )
 
 
 def _curve(name: Literal["stream", "cascade"], points: Sequence[CurvePoint], chance: float) -> Curve:
@@ -278,6 +309,41 @@ def _clock(
     )
 
 
+def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, before: float, steps: bool) -> float:
+    """Mean accuracy over the logarithm of the cost from ``low`` to ``high``: one number for a curve.
+
+    Args:
+        points: (Cost, accuracy), costs above 0.
+        low: Cost to begin at.
+        high: Cost to end at; above ``low``.
+        before: Accuracy at costs below the first point.
+        steps: Between two points the accuracy of the cheaper one holds (nothing else can be had there); else it is
+            interpolated in the logarithm of the cost.
+
+    Raises:
+        SuperWeightError: No range, or no point.
+
+    Example:
+        >>> log_area([(1, 0.5), (10, 0.7)], 1, 100, before=0.1, steps=True)
+        0.6
+        >>> log_area([(1, 0.5), (100, 0.7)], 1, 100, before=0.1, steps=False)
+        0.6
+    """
+    if not points or not 0 < low < high:
+        raise SuperWeightError(f"an area needs points and a range of costs; got {len(points)} points, {low} to {high}")
+    ordered = sorted(points)
+    inside = [cost for cost, _ in ordered if low < cost < high]
+    edges = [low, *dict.fromkeys(inside), high]
+    total = 0.0
+    for left, right in pairwise(edges):
+        width = math.log(right / left)
+        if steps:
+            total += width * _step_at(ordered, left, before)
+        else:
+            total += width * (_line_at(ordered, left, before, "right") + _line_at(ordered, right, before, "left")) / 2
+    return round(total / math.log(high / low), 12)
+
+
 def _step_at(points: Sequence[tuple[float, float]], cost: float, before: float) -> float:
     """The accuracy of the last point that costs no more."""
     return next((accuracy for own, accuracy in reversed(points) if own <= cost), before)
@@ -293,13 +359,6 @@ def _line_at(points: Sequence[tuple[float, float]], cost: float, before: float, 
     index = max(place for place, (own, _) in enumerate(points) if own <= cost)
     (left, low), (right, high) = points[index], points[index + 1]
     return low + (high - low) * math.log(cost / left) / math.log(right / left)
-
-
-# FOLDED anytime.exit_order: The order of members and their truncations, which need not all be of use.
-#
-# Shapes: M exits, N samples, K classes.
-
-_POINTS = 6  # of a cascade's curve
 
 
 def order_exits(
@@ -333,7 +392,7 @@ def order_exits(
     def area(order: tuple[str, ...]) -> float:
         table, costs = torch.stack([rows[name] for name in order]), [float(flops[name]) for name in order]
         points = []
-        for cost in costs_between(costs[0], sum(costs), _POINTS):
+        for cost in costs_between(costs[0], sum(costs), _ORDER_POINTS):
             policy = fit_policy(
                 table, labels, costs, order, ("cost", cost), replaces=replaced_exits(order, version_of), **options
             )

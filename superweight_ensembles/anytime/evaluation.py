@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import Annotated
 
 import torch
 from einops import reduce
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
@@ -17,9 +18,9 @@ from superweight_ensembles.anytime.costs import MemberCost, member_costs
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.storage import Amount, Count, Name, Share
 
-# FOLDED anytime.metrics: How good probabilities are. Shapes: M members, N samples, K classes.
-
+MAX_EXHAUSTIVE = 10
 NUM_BINS = 15
 
 
@@ -35,73 +36,80 @@ class Metrics:
         brier: Mean squared distance of the probabilities from the one-hot label, 0 to 2.
     """
 
-    accuracy: float
-    top5_accuracy: float
+    accuracy: Share
+    top5_accuracy: Share
     nll: float
     ece: float
     brier: float
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleResult:
+    """The mean prediction of all members, and what it costs: see :class:`SubsetResult`."""
+
+    flops: Count
+    latency_ms: Amount
+    metrics: Metrics
 
 
-def probability_metrics(probabilities: Tensor, labels: Tensor) -> Metrics:
-    """Metrics of probabilities (N, K) for labels (N,)."""
-    classes = probabilities.shape[1]
-    picked = probabilities.gather(1, labels[:, None])[:, 0]
-    one_hot = F.one_hot(labels, classes)
-    top5 = multiclass_accuracy(probabilities, labels, num_classes=classes, average="micro", top_k=min(5, classes))
-    ece = multiclass_calibration_error(probabilities, labels, num_classes=classes, n_bins=NUM_BINS, norm="l1")
-    return Metrics(
-        accuracy=float(multiclass_accuracy(probabilities, labels, num_classes=classes, average="micro")),
-        top5_accuracy=float(top5),
-        nll=float(-picked.clamp_min(torch.finfo(picked.dtype).tiny).log().mean()),
-        ece=float(ece),
-        brier=float((probabilities - one_hot).square().sum(1).mean()),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberResult(EnsembleResult):
+    """One member as a plain network, and what it costs: see :class:`MemberCost`."""
+
+    name: Name
+    batch_size: Count
+    num_parameters: Count
 
 
-def diversity(probabilities: Tensor, labels: Tensor) -> float | None:
-    """Mean pairwise disagreement of the members over the ensemble's error; None for one member or no error.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetResult(EnsembleResult):
+    """The mean prediction of some members, and what it costs.
 
-    Args:
-        probabilities: (M, N, K).
-        labels: (N,).
-
-    Source: Teterwak et al., WACV 2024
+    Attributes:
+        members: Names, in ensemble order.
+        metrics: Of the mean of their softmax.
+        flops: An image; the sum over the members.
+        latency_ms: Of one image on the device of the evaluation; the sum over the members' medians.
     """
-    answers = probabilities.argmax(2)
-    error = float((probabilities.mean(0).argmax(1) != labels).double().mean())
-    pairs = list(combinations(range(len(answers)), 2))
-    if not pairs or error == 0:
-        return None
-    return sum(float((answers[a] != answers[b]).double().mean()) for a, b in pairs) / len(pairs) / error
+
+    members: tuple[Name, ...]
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, float | int | None]]:
-    """Confidence and accuracy in 15 equal bins of confidence: the bars of a reliability diagram."""
-    confidence, answer = probabilities.double().max(1)
-    right = (answer == labels).double()
-    edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64)
-    bin_of = torch.bucketize(confidence, edges[1:-1])
-    bins: list[dict[str, float | int | None]] = []
-    for index in range(NUM_BINS):
-        inside = bin_of == index
-        count = int(inside.sum())
-        bins.append(
-            {
-                "lower": float(edges[index]),
-                "upper": float(edges[index + 1]),
-                "confidence": float(confidence[inside].mean()) if count else None,
-                "accuracy": float(right[inside].mean()) if count else None,
-                "count": count,
-            }
-        )
-    return bins
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """The samples whose confidence lies in a range: how sure they are, and how many are right; None without any."""
+
+    lower: Share
+    upper: Share
+    confidence: Share | None
+    accuracy: Share | None
+    count: Count
 
 
-# FOLDED anytime.predictions: What plain networks answer on a data set. Shapes: M members, N samples, B batch, K
-# classes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What :func:`evaluate` found.
+
+    Attributes:
+        num_samples: Images evaluated.
+        members: In ensemble order.
+        ensemble: The mean of all members' softmax.
+        subsets: Every non-empty subset, singles and the whole included; for more than ten members, the singles and
+            the running ensembles from the cheapest member up.
+        diversity: Mean pairwise disagreement over the ensemble's error.
+        reliability: Of the ensemble, in 15 bins of confidence.
+    """
+
+    num_samples: Count
+    members: Annotated[tuple[MemberResult, ...], Field(min_length=1, max_length=256)]
+    ensemble: EnsembleResult
+    subsets: Annotated[tuple[SubsetResult, ...], Field(min_length=1, max_length=2**14)]
+    diversity: float | None
+    reliability: Annotated[tuple[ReliabilityBin, ...], Field(min_length=1, max_length=1000)]
+
+    @property
+    def by_name(self) -> dict[str, MemberResult]:
+        return {member.name: member for member in self.members}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,99 +147,6 @@ class Predictions:
         return self.probabilities[[self.members.index(name) for name in names]]
 
 
-@torch.inference_mode()
-def predict_all(
-    modules: Mapping[str, nn.Module], loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> Predictions:
-    """Run every network, in eval mode, once on every sample.
-
-    Raises:
-        SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
-            classes of the networks, or the networks answer different shapes.
-    """
-    parts, labels, first = [], [], None
-    for batch in loader:
-        images, truth = checked_batch(batch)
-        logits = {name: module(images.to(device)) for name, module in modules.items()}
-        check_logits(logits)
-        parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())
-        labels.append(truth.cpu())
-        first = images[:1] if first is None else first
-    if first is None:
-        raise SuperWeightError("the loader has no samples")
-    truth = torch.cat(labels)
-    probabilities = torch.cat(parts, dim=1)
-    if int(truth.min()) < 0 or int(truth.max()) >= probabilities.shape[2]:
-        raise SuperWeightError(
-            f"labels must be 0 to {probabilities.shape[2] - 1}, the members' classes; "
-            f"the loader has {int(truth.min())} to {int(truth.max())}"
-        )
-    return Predictions(members=tuple(modules), probabilities=probabilities, labels=truth, image=first)
-
-
-MAX_EXHAUSTIVE = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubsetResult:
-    """The mean prediction of some members, and what it costs.
-
-    Attributes:
-        members: Names, in ensemble order.
-        metrics: Of the mean of their softmax.
-        flops: An image; the sum over the members.
-        latency_ms: Of one image on the device of the evaluation; the sum over the members' medians.
-    """
-
-    members: tuple[str, ...]
-    metrics: Metrics
-    flops: int
-    latency_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """What :func:`evaluate` found.
-
-    Attributes:
-        num_samples: Images evaluated.
-        costs: By member.
-        members: Metrics by member.
-        ensemble: Metrics of the mean of all members' softmax.
-        subsets: Every non-empty subset, singles and the whole included; for more than ten members, the singles and
-            the running ensembles from the cheapest member up.
-        diversity: Mean pairwise disagreement over the ensemble's error.
-        reliability: Of the ensemble, in 15 bins of confidence.
-    """
-
-    num_samples: int
-    costs: dict[str, MemberCost]
-    members: dict[str, Metrics]
-    ensemble: Metrics
-    subsets: tuple[SubsetResult, ...]
-    diversity: float | None
-    reliability: list[dict[str, float | int | None]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As results.json holds it."""
-        whole = max(self.subsets, key=lambda subset: len(subset.members))
-        return {
-            "num_samples": self.num_samples,
-            "members": [
-                {"name": name, **asdict(self.costs[name]), "metrics": metrics.to_dict()}
-                for name, metrics in self.members.items()
-            ],
-            "ensemble": {
-                "flops": whole.flops,
-                "latency_ms": whole.latency_ms,
-                "metrics": self.ensemble.to_dict(),
-            },
-            "subsets": [asdict(subset) for subset in self.subsets],
-            "diversity": self.diversity,
-            "reliability": self.reliability,
-        }
-
-
 def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Evaluate members, ensemble and every subset of members.
 
@@ -263,33 +178,25 @@ def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> E
     subsets = tuple(
         SubsetResult(
             members=names,
-            metrics=probability_metrics(_mean_probabilities(ensemble, probabilities, names), labels),
+            metrics=probability_metrics(reduce(table.of(names), "m n k -> n k", "mean"), labels),
             flops=sum(costs[name].flops for name in names),
             latency_ms=sum(costs[name].latency_ms for name in names),
         )
         for names in _subsets(ensemble.member_names, costs)
     )
-    by_names = {subset.members: subset.metrics for subset in subsets}
+    found = {subset.members: subset for subset in subsets}
+    whole = found[ensemble.member_names]
     return Evaluation(
         num_samples=len(labels),
-        costs=costs,
-        members={name: by_names[(name,)] for name in ensemble.member_names},
-        ensemble=by_names[ensemble.member_names],
+        members=tuple(
+            MemberResult(name=name, metrics=found[(name,)].metrics, **asdict(costs[name]))
+            for name in ensemble.member_names
+        ),
+        ensemble=EnsembleResult(flops=whole.flops, latency_ms=whole.latency_ms, metrics=whole.metrics),
         subsets=subsets,
         diversity=diversity(probabilities, labels),
         reliability=reliability(reduce(probabilities, "m n k -> n k", "mean"), labels),
     )
-
-
-def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
-    modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
-    return predict_all(modules, loader, next(ensemble.parameters()).device)
-
-
-def _mean_probabilities(ensemble: SuperWeightEnsemble, probabilities: Tensor, names: tuple[str, ...]) -> Tensor:
-    chosen = [ensemble.member_names.index(name) for name in names]
-    return reduce(probabilities[chosen], "m n k -> n k", "mean")
 
 
 def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tuple[str, ...]]:
@@ -298,3 +205,93 @@ def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tu
     cheapest = sorted(names, key=lambda name: costs[name].flops)
     running = [tuple(name for name in names if name in cheapest[:size]) for size in range(2, len(names) + 1)]
     return [(name,) for name in names] + running
+
+
+def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
+    modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
+    return predict_all(modules, loader, next(ensemble.parameters()).device)
+
+
+@torch.inference_mode()
+def predict_all(
+    modules: Mapping[str, nn.Module], loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Predictions:
+    """Run every network, in eval mode, once on every sample.
+
+    Raises:
+        SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
+            classes of the networks, or the networks answer different shapes.
+    """
+    parts, labels, first = [], [], None
+    for batch in loader:
+        images, truth = checked_batch(batch)
+        logits = {name: module(images.to(device)) for name, module in modules.items()}
+        check_logits(logits)
+        parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())
+        labels.append(truth.cpu())
+        first = images[:1] if first is None else first
+    if first is None:
+        raise SuperWeightError("the loader has no samples")
+    truth = torch.cat(labels)
+    probabilities = torch.cat(parts, dim=1)
+    if int(truth.min()) < 0 or int(truth.max()) >= probabilities.shape[2]:
+        raise SuperWeightError(
+            f"labels must be 0 to {probabilities.shape[2] - 1}, the members' classes; "
+            f"the loader has {int(truth.min())} to {int(truth.max())}"
+        )
+    return Predictions(members=tuple(modules), probabilities=probabilities, labels=truth, image=first)
+
+
+def probability_metrics(probabilities: Tensor, labels: Tensor) -> Metrics:
+    """Metrics of probabilities (N, K) for labels (N,)."""
+    classes = probabilities.shape[1]
+    picked = probabilities.gather(1, labels[:, None])[:, 0]
+    one_hot = F.one_hot(labels, classes)
+    top5 = multiclass_accuracy(probabilities, labels, num_classes=classes, average="micro", top_k=min(5, classes))
+    ece = multiclass_calibration_error(probabilities, labels, num_classes=classes, n_bins=NUM_BINS, norm="l1")
+    return Metrics(
+        accuracy=float(multiclass_accuracy(probabilities, labels, num_classes=classes, average="micro")),
+        top5_accuracy=float(top5),
+        nll=float(-picked.clamp_min(torch.finfo(picked.dtype).tiny).log().mean()),
+        ece=float(ece),
+        brier=float((probabilities - one_hot).square().sum(1).mean()),
+    )
+
+
+def diversity(probabilities: Tensor, labels: Tensor) -> float | None:
+    """Mean pairwise disagreement of the members over the ensemble's error; None for one member or no error.
+
+    Args:
+        probabilities: (M, N, K).
+        labels: (N,).
+
+    Source: Teterwak et al., WACV 2024
+    """
+    answers = probabilities.argmax(2)
+    error = float((probabilities.mean(0).argmax(1) != labels).double().mean())
+    pairs = list(combinations(range(len(answers)), 2))
+    if not pairs or error == 0:
+        return None
+    return sum(float((answers[a] != answers[b]).double().mean()) for a, b in pairs) / len(pairs) / error
+
+
+def reliability(probabilities: Tensor, labels: Tensor) -> tuple[ReliabilityBin, ...]:
+    """Confidence and accuracy in 15 equal bins of confidence: the bars of a reliability diagram."""
+    confidence, answer = probabilities.double().max(1)
+    right = (answer == labels).double()
+    edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64)
+    bin_of = torch.bucketize(confidence, edges[1:-1])
+
+    def bin_at(index: int) -> ReliabilityBin:
+        inside = bin_of == index
+        count = int(inside.sum())
+        return ReliabilityBin(
+            lower=float(edges[index]),
+            upper=float(edges[index + 1]),
+            confidence=float(confidence[inside].mean()) if count else None,
+            accuracy=float(right[inside].mean()) if count else None,
+            count=count,
+        )
+
+    return tuple(bin_at(index) for index in range(NUM_BINS))

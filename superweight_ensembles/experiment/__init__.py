@@ -15,7 +15,23 @@ from superweight_ensembles.experiment.compare import compare_arms, read_comparis
 from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.estimators import EstimatorMember, run_estimator_arm
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
-from superweight_ensembles.experiment.results import check_content, naming_files
+from superweight_ensembles.experiment.results import (
+    RUN_FORMAT,
+    SEARCH_FORMAT,
+    ArmResults,
+    DatasetFacts,
+    Epoch,
+    Provenance,
+    RunRecord,
+    RunResults,
+    SearchedCluster,
+    SearchRecord,
+    Training,
+    WarmStartResult,
+    WidthEpoch,
+    check_content,
+    naming_files,
+)
 from superweight_ensembles.experiment.run import (
     evaluate_run,
     export_run_cascade,
@@ -36,11 +52,24 @@ from superweight_ensembles.experiment.tables import (
 from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
 
 __all__ = [
+    "RUN_FORMAT",
+    "SEARCH_FORMAT",
     "UNCERTAINTY_ARMS",
+    "ArmResults",
+    "DatasetFacts",
+    "Epoch",
     "EstimatorMember",
     "EstimatorNetwork",
+    "Provenance",
     "Recipe",
+    "RunRecord",
+    "RunResults",
+    "SearchRecord",
+    "SearchedCluster",
+    "Training",
     "Variant",
+    "WarmStartResult",
+    "WidthEpoch",
     "anytime_table",
     "build_arms",
     "build_estimator_network",

@@ -17,6 +17,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.uncertainty import EstimatorNetwork, build_estimator_network
 from superweight_ensembles.plan import independent_plan
+from superweight_ensembles.storage import as_content
 from superweight_ensembles.training import TrainProgress, train
 
 _NOT_DECAYED = ("bias", "r_group", "s_group")
@@ -87,7 +88,7 @@ def run_estimator_arm(
     )
     device = next(ensemble.parameters()).device
     loader = data.loader("test", recipe.evaluation.batch_size, device=device)
-    found = evaluate(ensemble, loader).to_dict()
+    found = as_content(evaluate(ensemble, loader))
     probabilities, labels = _estimator_probabilities(ensemble.materialize(arm), loader)
     training = asdict(result)
     return {

@@ -1,358 +1,292 @@
-"""What results, searches, comparisons and files of benchmarks must hold before anything is drawn or told from them."""
+"""The files of a run, one dataclass each: what writes a file reads it.
+
+RUN/run.json                :class:`RunRecord`
+RUN/results.json            :class:`RunResults`
+RUN/ARM/training.json       :class:`TrainedArm`
+RUN/shared/warm_start.json  :class:`WarmStartRecord`
+RUN/search/search.json      :class:`SearchRecord`
+RUN/widths/widths.json      :class:`WidthRecord`
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
+from superweight_ensembles.storage import Amount, Count, Name, Positive, Share
 
+RUN_FORMAT = 1  # of run.json and results.json
+SEARCH_FORMAT = 1
+WIDTHS_FORMAT = 1
 _LOG = logging.getLogger(__name__)
-_Name = Annotated[str, Field(max_length=500)]
-_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_Noted = Annotated[str | None, Field(default=None)]
 _Number = Annotated[float, Field(ge=-1e30, le=1e30)]
-_Amount = Annotated[float, Field(ge=0, le=1e30)]
-_Positive = Annotated[float, Field(gt=0, le=1e30)]
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Any = float  # finite or not: a training that diverged is a result too
-
-
-class _Part(BaseModel):
-    """Keys that nobody reads may be there; those that are read are of their type, without conversions."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Accuracy(_Part):
-    accuracy: _Share
-
-
-class _Metrics(_Accuracy):
-    nll: _Any
-    ece: _Any
-    brier: _Any
-
-
-class _Entry(_Part):
-    flops: _Amount
-    metrics: _Metrics
-
-
-class _Timed(_Entry):
-    latency_ms: _Amount
-
-
-class _Member(_Timed):
-    name: _Name
-    num_parameters: _Count
-
-
-class _Subset(_Entry):
-    members: list[_Name]
-
-
-class _Bin(_Part):
-    lower: _Share
-    upper: _Share
-    count: _Count
-    confidence: _Share | None
-    accuracy: _Share | None
-
-
-class _Validation(_Part):
-    ensemble: _Accuracy
-    members: dict[_Name, _Accuracy]
-
-
-class _Epoch(_Part):
-    epoch: _Count
-    train_loss: dict[_Name, _Any | None]
-    validation: _Validation | None
-    widths: dict[_Name, dict[_Name, _Positive]] | None = None
-
-
-class _Widths(_Part):
-    epoch: _Count
-    widths: dict[_Name, dict[_Name, _Positive]]
-
-
-class _Training(_Part):
-    seconds: _Amount | None = None
-    device: _Name | None = None
-
-
-class _Point(_Accuracy):
-    flops: _Positive
-    latency_ms: _Positive
-
-
-class _Curve(_Part):
-    name: _Name
-    area: _Any
-    latency_area: _Any
-    points: list[_Point] = Field(min_length=1, max_length=10_000)
-
-
-class _Exit(_Accuracy):
-    name: _Name
-    flops: _Positive
-
-
-class _Anytime(_Part):
-    members: list[_Point] = Field(min_length=1, max_length=256)
-    curves: list[_Curve] = Field(max_length=100)
-    calibrated: _Point | None = None
-    truncated: _Anytime | None = None
-    exits: list[_Exit] | None = Field(default=None, max_length=4096)
-
-    @model_validator(mode="after")
-    def _both(self) -> _Anytime:
-        if not {"stream", "cascade"} <= {curve.name for curve in self.curves}:
-            raise ValueError("needs the curves stream and cascade")
-        return self
-
-
-class _WarmError(_Part):
-    member: _Name
-    parameter: str
-    error: _Any
-
-
-class _WarmStart(_Part):
-    init_from: str
-    mean_error: _Any
-    errors: list[_WarmError] = Field(max_length=2**20)
-
-
-class _TestedStart(_WarmStart):
-    ensemble: _Accuracy
-
-
-class _Arm(_Part):
-    name: _Name
-    num_parameters: _Count
-    independent_parameters: _Count
-    members: list[_Member] = Field(min_length=1, max_length=256)
-    ensemble: _Timed
-    subsets: list[_Subset] = Field(min_length=1, max_length=2**14)
-    reliability: list[_Bin] = Field(min_length=1, max_length=1000)
-    history: list[_Epoch] = Field(max_length=100_000)
-    training: _Training | None = None
-    anytime: _Anytime | None = None
-    warm_start: _TestedStart | None = None
-
-
-class _Dataset(_Part):
-    name: _Name
-    num_train: _Count
-    num_validation: _Count
-    num_test: _Count
-    image_shape: list[_Count] = Field(max_length=8)
-
-
-class _RunDataset(_Dataset):
-    classes: list[str]
-
-
-class _Provenance(_Part):
-    packages: dict[_Name, Any] | None = None
-
-
-class _Run(_Part):
-    provenance: _Provenance | None = None
-
-
-class _Results(_Run):
-    name: _Name
-    seed: _Count
-    dataset: _RunDataset
-    arms: list[_Arm] = Field(max_length=16)
-    widths: list[_Widths] | None = Field(default=None, max_length=100_000)
-
-    @model_validator(mode="after")
-    def _same_members(self) -> _Results:
-        if len({tuple(member.name for member in arm.members) for arm in self.arms}) > 1:
-            raise ValueError("the members of its arms must have the same names")
-        return self
-
-
-class _Spread(_Part):
-    mean: _Share
-    std: _Amount | None
-
-
-class _Summary(_Part):
-    accuracy: _Spread
-
-
-class _Seed(_Part):
-    metrics: _Accuracy
-    subsets: list[_Subset] | None = Field(default=None, max_length=2**14)
-
-
-class _Compared(_Part):
-    name: _Name
-    label: _Name | None = None
-    kind: _Name = ""
-    num_parameters: _Positive
-    flops: _Positive
-    runs: list[_Seed] = Field(max_length=1000)
-    summary: _Summary
-    series: _Name | None = None
-    group: _Name | None = None
-
-
-class _Comparison(_Part):
-    name: _Name
-    arms: list[_Compared] = Field(max_length=500)
-
-
-class _Searched(_Part):
-    name: _Name
-    targets: list[_Name] = Field(max_length=4096)
-    anchors: _Count
-    sets: list[_Count]
-    leaders: list[_Count]
-    similarity: list[list[_Number | None] | None]
-
-
-class _Search(_Part):
-    anchor: _Name = ""
-    representatives: list[_Name] = []
-    threshold: _Number | None = None
-    threshold_given: _Number | None = None
-    similarity: _Name = "gradient"
-    clusters: list[_Searched] = Field(max_length=1000)
-
-
-class _Series(_Part):
-    measured: list[_Positive] = Field(min_length=1, max_length=1000)
-    own: list[_Positive] = Field(default=[], max_length=1000)
-    on_paper: list[_Positive] = Field(max_length=1000)
-    slope: _Number | None
-
-
-class _Sweep(_Part):
-    name: _Name
-    label: _Name
-    values: list[_Positive] = Field(min_length=1, max_length=1000)
-    series: dict[_Name, _Series]
-
-
-class _Growth(_Part):
-    sweeps: list[_Sweep] = Field(max_length=16)
-
-
-class _NpasArm(_Part):
-    name: _Name
-    label: _Name
-
-
-class _NpasCell(_Part):
-    arm: _Name
-    budget: _Positive | None
-    seed: _Count
-    status: Literal["done", "skipped", "failed"]
-    accuracy: _Share | None = None
-
-    @model_validator(mode="after")
-    def _measured(self) -> _NpasCell:
-        if self.status == "done" and self.accuracy is None:
-            raise ValueError("a cell that is done needs its accuracy")
-        return self
-
-
-class _Npas(_Part):
-    arms: list[_NpasArm] = Field(max_length=32)
-    cells: list[_NpasCell] = Field(max_length=10_000)
-
-
-class _WidthQuality(_Part):
-    width: _Positive
-    test: _Accuracy
-
-
-class _LearnedWidth(_WidthQuality):
-    rate: _Positive
-    start: _Positive
-    history: list[Annotated[list[_Positive], Field(min_length=2, max_length=2)]] = Field(
-        min_length=1, max_length=10_000
-    )  # (epoch, neurons)
-
-
-class _LearnedWidthsCell(_Part):
-    task: _Name
-    seed: _Count
-    learned: list[_LearnedWidth] = Field(min_length=1, max_length=32)
-    fixed: list[_WidthQuality] = Field(min_length=1, max_length=100)
-
-
-class _LearnedWidths(_Part):
-    published_widths: dict[_Name, _Positive] = {}
-    cells: list[_LearnedWidthsCell] = Field(max_length=1000)
-
-
-class _Trained(_Part):
-    history: list[_Epoch] = Field(max_length=100_000)
-
-
-class _SeedArm(_Part):
-    """What a comparison reads of one arm and seed."""
-
-    num_parameters: _Count
-    ensemble: _Entry
-    members: list[_Member] = Field(min_length=1)
-    diversity: _Any | None
-    training: dict[str, Any]
-    subsets: list[_Subset]
-
-
-class _SeedResults(_Part):
-    arms: list[_SeedArm] = Field(min_length=1)
-
-
-_KINDS: dict[str, tuple[type[_Part], str]] = {
-    "results": (_Results, "evaluate the run again"),
-    "run": (_Run, "train the run again"),
-    "training": (_Trained, "train the arm again"),
-    "search": (_Search, "search again"),
-    "warm start": (_WarmStart, "train the shared arm again"),
-    "comparison": (_Comparison, "compare again"),
-    "seed": (_SeedResults, "remove its folder and compare again with --resume"),
-    "growth": (_Growth, "measure again"),
-    "npas": (_Npas, "measure again"),
-    "learned_widths": (_LearnedWidths, "measure again"),
-}
-
-
-def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, Any]:
-    """The content as it was read from a file, where it holds what is read of such a file.
-
-    Args:
-        content: Parsed JSON.
-        file: It was read from.
-        kind: ``results``, ``run``, ``training``, ``search``, ``warm start``, ``comparison``, ``seed``, ``growth``,
-            ``npas`` or ``learned_widths``.
-
-    Raises:
-        SuperWeightError: Names the file and the key.
+_Width = Annotated[int, Field(gt=0, lt=2**53)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Versions and hardware of what wrote a file: see :func:`superweight_ensembles.storage.provenance`."""
+
+    time: _Noted
+    python: _Noted
+    packages: Annotated[dict[Name, Any] | None, Field(default=None)]
+    cpu: _Noted
+    cpu_capability: _Noted
+    num_threads: Annotated[int | None, Field(default=None)]
+    omp_wait_policy: _Noted
+    gpu: _Noted
+    commit: _Noted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """What a run was begun on."""
+
+    format: int = RUN_FORMAT
+    name: _Noted
+    provenance: Provenance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFacts:
+    """The data of a run."""
+
+    name: Name
+    num_train: Count
+    num_validation: Count
+    num_test: Count
+    classes: tuple[str, ...]
+    image_shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+
+    @classmethod
+    def of(cls, data: ImageData) -> DatasetFacts:
+        return cls(
+            name=data.name,
+            num_train=len(data.train),
+            num_validation=len(data.validation),
+            num_test=len(data.test),
+            classes=tuple(data.classes),
+            image_shape=tuple(data.image_shape),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Of one predictor on validation images."""
+
+    accuracy: Share
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What the members and their mean came to on validation images, after an epoch."""
+
+    members: dict[Name, Quality]
+    ensemble: Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One record of a training's log. Its numbers may be NaN or infinite: a training that diverged is a result too.
+
+    Attributes:
+        epoch: From 1.
+        lr: Learning rate of its last step.
+        train_loss: Mean over its steps, by member.
+        skipped_steps: Steps that were left out because their loss was not finite.
+        validation: None where it was not time.
+        seconds: Of training and validation.
+        widths: By member and path, where members learn some.
     """
-    model, remedy = _KINDS[kind]
-    if "format" in content and (type(content["format"]) is not int or content["format"] != 1):
-        return content  # of another version: whatever reads it says so
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
-    return content
+
+    epoch: Count
+    lr: float
+    train_loss: dict[Name, float | None]
+    skipped_steps: Annotated[Count, Field(default=0)]
+    validation: Validation | None
+    seconds: float
+    widths: dict[Name, dict[Name, _Width]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How an arm was trained: see :class:`superweight_ensembles.TrainResult`."""
+
+    seconds: Amount
+    precision: Name
+    channels_last: bool
+    device: Name
+    best_epoch: Annotated[Count | None, Field(default=None)]
+    micro_batches: Annotated[Count, Field(default=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedArm(Training):
+    """What the training of an arm came to."""
+
+    history: Annotated[tuple[Epoch, ...], Field(max_length=100_000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartError:
+    """How far one generated weight was from the trained one that it should start as."""
+
+    member: Name
+    parameter: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartRecord:
+    """The trained members that a shared arm started from, and how near it came."""
+
+    init_from: str
+    mean_error: float
+    errors: Annotated[tuple[StartError, ...], Field(max_length=2**20)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedMetrics:
+    """Of one member."""
+
+    name: Name
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStartResult(WarmStartRecord):
+    """The same, and how well the arm did on test images before any training of its own."""
+
+    ensemble: Metrics
+    members: tuple[NamedMetrics, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResults(Evaluation):
+    """What evaluation found of one arm.
+
+    Attributes:
+        name: ``shared`` or ``independent``.
+        num_parameters: Trainable scalars of the ensemble.
+        independent_parameters: Of its members apart.
+        budget: That its plan had.
+        training: How it was trained.
+        history: Epoch by epoch.
+        anytime: With an anytime section.
+        warm_start: Where it started from trained members.
+    """
+
+    name: Name
+    num_parameters: Count
+    independent_parameters: Count
+    budget: Count
+    training: Training
+    history: Annotated[tuple[Epoch, ...], Field(max_length=100_000)]
+    anytime: AnytimeResult | None = None
+    warm_start: WarmStartResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthEpoch:
+    """The widths after an epoch, by member and path."""
+
+    epoch: Count
+    widths: dict[Name, dict[Name, _Width]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResults:
+    """What evaluation found of a run.
+
+    Attributes:
+        format: Of results.json.
+        name: Of the recipe.
+        seed: Of the recipe.
+        provenance: Of the evaluation.
+        dataset: Evaluated on.
+        recipe: Its whole content.
+        arms: The shared one first; all of the same members.
+        widths: Epoch by epoch, where members learned theirs before anything was shared.
+    """
+
+    format: int = RUN_FORMAT
+    name: Name
+    seed: Count
+    provenance: Provenance
+    dataset: DatasetFacts
+    recipe: dict[str, Any]
+    arms: Annotated[tuple[ArmResults, ...], Field(max_length=16)]
+    widths: Annotated[tuple[WidthEpoch, ...], Field(max_length=100_000)] | None = None
+
+    def __post_init__(self) -> None:
+        if len({tuple(member.name for member in arm.members) for arm in self.arms}) > 1:
+            raise SuperWeightError("the members of its arms must have the same names")
+
+    def arm(self, name: str) -> ArmResults | None:
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchedCluster:
+    """What a search saw of one first cluster.
+
+    Attributes:
+        name: Of the cluster.
+        targets: The anchor's first.
+        anchors: How many are the anchor's.
+        similarity: Cosines of those that were compared, a row a target; None for the others.
+        sets: For each target, the final cluster, numbered within this first one.
+        leaders: For each target, the place of the anchor's target that it goes with.
+    """
+
+    name: Name
+    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]
+    anchors: Count
+    similarity: tuple[tuple[_Number | None, ...] | None, ...]
+    sets: tuple[Count, ...]
+    leaders: tuple[Count, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """What a search saw, and the fingerprint of the plan that it made of it; k-means has no threshold and no anchor."""
+
+    format: int = SEARCH_FORMAT
+    similarity: Annotated[Name, Field(default="gradient")]
+    threshold_given: _Number | None = None
+    threshold: _Number | None = None
+    anchor: Name | None = None
+    representatives: tuple[Name, ...] | None = None
+    plan: str
+    clusters: Annotated[tuple[SearchedCluster, ...], Field(max_length=1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedWidth:
+    """Neurons of a layer, and the rate of the distribution that they come from."""
+
+    width: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthRecord:
+    """The widths that members learned before anything was shared, by member and path, and those of each epoch."""
+
+    format: int = WIDTHS_FORMAT
+    members: dict[str, dict[str, LearnedWidth]]
+    history: Annotated[tuple[WidthEpoch, ...], Field(max_length=100_000)]
 
 
 @contextmanager
@@ -375,3 +309,186 @@ def naming_files(*files: Path) -> Iterator[None]:
             "evaluate the run again; if that does not help it is a defect of this program, and superweights --verbose "
             "says where"
         ) from error
+
+
+# Of comparisons and benchmarks, until their own rooms have these.
+
+
+class _Part(BaseModel):
+    """Keys that nobody reads may be there; those that are read are of their type, without conversions."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Accuracy(_Part):
+    accuracy: Share
+
+
+class _Metrics(_Accuracy):
+    nll: float
+    ece: float
+    brier: float
+
+
+class _Entry(_Part):
+    flops: Amount
+    metrics: _Metrics
+
+
+class _Timed(_Entry):
+    latency_ms: Amount
+
+
+class _Member(_Timed):
+    name: Name
+    num_parameters: Count
+
+
+class _Subset(_Entry):
+    members: list[Name]
+
+
+class _Spread(_Part):
+    mean: Share
+    std: Amount | None
+
+
+class _Summary(_Part):
+    accuracy: _Spread
+
+
+class _Seed(_Part):
+    metrics: _Accuracy
+    subsets: list[_Subset] | None = Field(default=None, max_length=2**14)
+
+
+class _Compared(_Part):
+    name: Name
+    label: Name | None = None
+    kind: Name = ""
+    num_parameters: Positive
+    flops: Positive
+    runs: list[_Seed] = Field(max_length=1000)
+    summary: _Summary
+    series: Name | None = None
+    group: Name | None = None
+
+
+class _Comparison(_Part):
+    name: Name
+    arms: list[_Compared] = Field(max_length=500)
+
+
+class _Series(_Part):
+    measured: list[Positive] = Field(min_length=1, max_length=1000)
+    own: list[Positive] = Field(default=[], max_length=1000)
+    on_paper: list[Positive] = Field(max_length=1000)
+    slope: _Number | None
+
+
+class _Sweep(_Part):
+    name: Name
+    label: Name
+    values: list[Positive] = Field(min_length=1, max_length=1000)
+    series: dict[Name, _Series]
+
+
+class _Growth(_Part):
+    sweeps: list[_Sweep] = Field(max_length=16)
+
+
+class _NpasArm(_Part):
+    name: Name
+    label: Name
+
+
+class _NpasCell(_Part):
+    arm: Name
+    budget: Positive | None
+    seed: Count
+    status: Literal["done", "skipped", "failed"]
+    accuracy: Share | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> _NpasCell:
+        if self.status == "done" and self.accuracy is None:
+            raise ValueError("a cell that is done needs its accuracy")
+        return self
+
+
+class _Npas(_Part):
+    arms: list[_NpasArm] = Field(max_length=32)
+    cells: list[_NpasCell] = Field(max_length=10_000)
+
+
+class _WidthQuality(_Part):
+    width: Positive
+    test: _Accuracy
+
+
+class _LearnedWidth(_WidthQuality):
+    rate: Positive
+    start: Positive
+    history: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = Field(
+        min_length=1, max_length=10_000
+    )  # (epoch, neurons)
+
+
+class _LearnedWidthsCell(_Part):
+    task: Name
+    seed: Count
+    learned: list[_LearnedWidth] = Field(min_length=1, max_length=32)
+    fixed: list[_WidthQuality] = Field(min_length=1, max_length=100)
+
+
+class _LearnedWidths(_Part):
+    published_widths: dict[Name, Positive] = {}
+    cells: list[_LearnedWidthsCell] = Field(max_length=1000)
+
+
+class _SeedArm(_Part):
+    """What a comparison reads of one arm and seed."""
+
+    num_parameters: Count
+    ensemble: _Entry
+    members: list[_Member] = Field(min_length=1)
+    diversity: float | None
+    training: dict[str, Any]
+    subsets: list[_Subset]
+
+
+class _SeedResults(_Part):
+    arms: list[_SeedArm] = Field(min_length=1)
+
+
+_KINDS: dict[str, tuple[type[_Part], str]] = {
+    "comparison": (_Comparison, "compare again"),
+    "seed": (_SeedResults, "remove its folder and compare again with --resume"),
+    "growth": (_Growth, "measure again"),
+    "npas": (_Npas, "measure again"),
+    "learned_widths": (_LearnedWidths, "measure again"),
+}
+
+
+def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, Any]:
+    """The content as it was read from a file, where it holds what is read of such a file.
+
+    Args:
+        content: Parsed JSON.
+        file: It was read from.
+        kind: ``comparison``, ``seed``, ``growth``, ``npas`` or ``learned_widths``.
+
+    Raises:
+        SuperWeightError: Names the file and the key.
+    """
+    model, remedy = _KINDS[kind]
+    if "format" in content and (type(content["format"]) is not int or content["format"] != 1):
+        return content  # of another version: whatever reads it says so
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
+    return content

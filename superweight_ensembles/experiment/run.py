@@ -22,10 +22,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -40,7 +39,17 @@ from superweight_ensembles.experiment.recipe import (
     distillation_of,
     load_recipe,
 )
-from superweight_ensembles.experiment.results import check_content, naming_files
+from superweight_ensembles.experiment.results import (
+    ArmResults,
+    DatasetFacts,
+    Provenance,
+    RunRecord,
+    RunResults,
+    SearchRecord,
+    TrainedArm,
+    Training,
+    naming_files,
+)
 from superweight_ensembles.experiment.stages import (
     WIDTHS_FOLDER,
     check_held_out,
@@ -57,12 +66,14 @@ from superweight_ensembles.export import FORMATS, checked_shape, export_cascade,
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.storage import (
     LOCK_FILE,
+    as_content,
     check_no_links,
     clear_drafts,
     empty_folder,
     is_draft,
     locked_folder,
     provenance,
+    read_as,
     read_json,
     read_text,
     write_json,
@@ -146,7 +157,6 @@ def _what_counts(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training, "fine_tuning": tuned})
 
 
-RUN_FORMAT = 1
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
     "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
@@ -206,7 +216,8 @@ def train_run(
             begun = not (folder / "run.json").is_file()
             write_text(folder / "recipe.yaml", recipe.to_yaml())
             if begun:
-                write_json(folder / "run.json", {"format": RUN_FORMAT, "name": recipe.name, "provenance": provenance()})
+                begun_on = RunRecord(name=recipe.name, provenance=Provenance(**provenance()))
+                write_json(folder / "run.json", as_content(begun_on))
             return begun
 
         existed = processes.on_rank_zero(enter)
@@ -268,14 +279,14 @@ def _train_stages(
         processes.on_rank_zero(partial(_keep_best, own))
 
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
+def evaluate_run(folder: Path) -> RunResults:
     """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
     recipe = read_run(folder)
     with locked_folder(folder):
         return _evaluate(recipe, folder)
 
 
-def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def _evaluate(recipe: Recipe, folder: Path) -> RunResults:
     data = recipe.load_data()
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to evaluate on")
@@ -288,40 +299,33 @@ def _evaluate(recipe: Recipe, folder: Path) -> dict[str, Any]:
     for arm in arms_of(recipe):
         ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
         tested = tested_by(ensemble)
-        training = _training_of(folder / arm)
+        trained = _training_of(folder / arm)
         warm = warm_results(folder / arm, tested_by)
-        anytime = {} if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
+        anytime = None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
+        found = evaluate_predictions(ensemble, tested)
         arms.append(
-            {
-                "name": arm,
-                "num_parameters": ensemble.num_parameters,
-                "independent_parameters": ensemble.independent_parameters,
-                "budget": ensemble.plan.budget,
-                **evaluate_predictions(ensemble, tested).to_dict(),
-                **anytime,
-                **({} if warm is None else {"warm_start": warm}),
-                "training": {key: value for key, value in training.items() if key != "history"},
-                "history": training["history"],
-            }
+            ArmResults(
+                name=arm,
+                num_parameters=ensemble.num_parameters,
+                independent_parameters=ensemble.independent_parameters,
+                budget=ensemble.plan.budget,
+                **{field.name: getattr(found, field.name) for field in fields(found)},
+                anytime=anytime,
+                warm_start=warm,
+                training=Training(**{field.name: getattr(trained, field.name) for field in fields(Training)}),
+                history=trained.history,
+            )
         )
-    results = {
-        "format": RUN_FORMAT,
-        "name": recipe.name,
-        "seed": recipe.seed,
-        "provenance": provenance(),
-        "dataset": {
-            "name": data.name,
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-            "num_test": len(data.test),
-            "classes": list(data.classes),
-            "image_shape": list(data.image_shape),
-        },
-        "recipe": recipe.model_dump(mode="json"),
-        "arms": arms,
-        **learned_widths(folder),
-    }
-    write_json(folder / "results.json", results)
+    results = RunResults(
+        name=recipe.name,
+        seed=recipe.seed,
+        provenance=Provenance(**provenance()),
+        dataset=DatasetFacts.of(data),
+        recipe=recipe.model_dump(mode="json"),
+        arms=tuple(arms),
+        widths=learned_widths(folder),
+    )
+    write_json(folder / "results.json", as_content(results))
     return results
 
 
@@ -337,16 +341,16 @@ def read_run(folder: Path) -> Recipe:
     return load_recipe(folder / "recipe.yaml")
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], SharingPlan]:
+def read_results(folder: Path) -> tuple[RunResults, SharingPlan]:
     """The results of an evaluated run, and the plan that its shared ensemble ended with."""
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
-    results = check_content(read_json(folder / "results.json"), folder / "results.json", "results")
+    results = read_as(RunResults, folder / "results.json", "evaluate the run again")
     return results, _final_plan(folder)
 
 
-def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] | None:
+def read_search(folder: Path) -> tuple[SearchRecord, dict[str, SharingPlan]] | None:
     """What the search of a trained run saw, and its plans, first to last, by what they are; None without a search."""
     if not (folder / "search" / "search.json").is_file():
         return None
@@ -357,8 +361,7 @@ def read_search(folder: Path) -> tuple[dict[str, Any], dict[str, SharingPlan]] |
     last = _final_plan(folder)
     if last != plans["found"]:
         plans["un-tied"] = last
-    file = folder / "search" / "search.json"
-    return check_content(read_json(file), file, "search"), plans
+    return read_as(SearchRecord, folder / "search" / "search.json", "search again"), plans
 
 
 def arms_of(recipe: Recipe) -> tuple[str, ...]:
@@ -421,12 +424,12 @@ def _train_arm(
 
 def _keep_best(folder: Path) -> None:
     """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
-    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(_training_of(folder)["history"])
+    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(as_content(_training_of(folder).history))
 
 
-def _training_of(folder: Path) -> dict[str, Any]:
+def _training_of(folder: Path) -> TrainedArm:
     """What the training of an arm came to."""
-    return check_content(read_json(folder / "training.json"), folder / "training.json", "training")
+    return read_as(TrainedArm, folder / "training.json", "train the arm again")
 
 
 # FOLDED experiment.of_run: Members and cascades of a run folder as files.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from torch import nn
 from superweight_ensembles.anytime import (
     MIN_SAMPLES,
     AnytimePredictor,
+    AnytimeResult,
+    ExitPoint,
     Predictions,
     measure_curves,
     order_exits,
@@ -28,11 +30,19 @@ from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.results import check_content
+from superweight_ensembles.experiment.results import (
+    LearnedWidth,
+    NamedMetrics,
+    StartError,
+    WarmStartRecord,
+    WarmStartResult,
+    WidthEpoch,
+    WidthRecord,
+)
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance, truncated_exits
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
-from superweight_ensembles.storage import read_json, write_json, write_text
+from superweight_ensembles.storage import as_content, read_as, write_json, write_text
 from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
 
@@ -91,7 +101,6 @@ def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, proce
 
 WIDTHS_FOLDER = "widths"
 _FILE = "widths.json"
-_FORMAT = 1
 
 
 def learned_members(
@@ -121,52 +130,36 @@ def learned_members(
             ensemble, data, recipe.width_training(), hooks=[LearnedWidths(recipe.width_loss)], out=own, resume=True,
             callback=progress,
         )  # fmt: skip
-        found = {
-            name: {
-                path: {"width": width.width, "rate": float(width.rate.detach())}
-                for path, width in adaptive_widths(ensemble.members[name]).items()
-            }
-            for name in ensemble.member_names
-        }
-        history = [{"epoch": record["epoch"], "widths": record["widths"]} for record in result.history]
-        processes.on_rank_zero(
-            lambda: write_json(own / _FILE, {"format": _FORMAT, "members": found, "history": history})
+        record = WidthRecord(
+            members={
+                name: {
+                    path: LearnedWidth(width=width.width, rate=float(width.rate.detach()))
+                    for path, width in adaptive_widths(ensemble.members[name]).items()
+                }
+                for name in ensemble.member_names
+            },
+            history=tuple(WidthEpoch(epoch=one["epoch"], widths=one["widths"]) for one in result.history),
         )
+        processes.on_rank_zero(lambda: write_json(own / _FILE, as_content(record)))
     processes.on_rank_zero(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
-    learned = processes.on_rank_zero(lambda: read_widths(own / _FILE))
+    learned = processes.on_rank_zero(lambda: _read_widths(folder)).members
     fresh = recipe.build_members()
     for name, module in fresh.items():
         if adaptive_widths(module):
-            adopt_widths(module, learned.get(name, {}), torch.Generator().manual_seed(recipe.seed))
+            sizes = {path: (one.width, one.rate) for path, one in learned.get(name, {}).items()}
+            adopt_widths(module, sizes, torch.Generator().manual_seed(recipe.seed))
             if not recipe.learn_widths.keep_importance:
                 drop_importance(module)
     return fresh
 
 
-def learned_widths(folder: Path) -> dict[str, Any]:
-    """What results.json holds of the stage: ``widths``, epoch by epoch; nothing where there was none."""
-    file = folder / WIDTHS_FOLDER / _FILE
-    return {"widths": read_json(file)["history"]} if file.is_file() else {}
+def learned_widths(folder: Path) -> tuple[WidthEpoch, ...] | None:
+    """The widths that members learned in the stage, epoch by epoch; None where there was none."""
+    return _read_widths(folder).history if (folder / WIDTHS_FOLDER / _FILE).is_file() else None
 
 
-def read_widths(file: Path) -> dict[str, dict[str, tuple[int, float]]]:
-    """Widths and rates by member and path.
-
-    Raises:
-        SuperWeightError: The file is damaged.
-    """
-    content: Any = read_json(file)
-    try:
-        if content["format"] != _FORMAT:
-            raise SuperWeightError(f"{file} has format {content['format']!r:.40}; this version reads {_FORMAT}")
-        return {
-            member: {path: (int(one["width"]), float(one["rate"])) for path, one in widths.items()}
-            for member, widths in content["members"].items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, SuperWeightError):
-            raise
-        raise SuperWeightError(f"{file} is damaged: {error!r:.200}") from None
+def _read_widths(folder: Path) -> WidthRecord:
+    return read_as(WidthRecord, folder / WIDTHS_FOLDER / _FILE, "learn the widths again")
 
 
 # FOLDED experiment.warm_runs: The stage of a run in which its shared arm starts from trained members.
@@ -219,12 +212,16 @@ def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str,
         found = warm_start(ensemble, _trained(folder / _BASELINE if given is None else Path(given), members))
         own.mkdir(exist_ok=True)
         ensemble.save(own / _WARM_START_FOLDER)
-        write_json(own / WARM_START_FILE, {"init_from": given or "independent", **found.to_dict()})
+        errors = tuple(
+            StartError(member=member, parameter=name, error=error) for (member, name), error in found.errors.items()
+        )
+        record = WarmStartRecord(init_from=given or "independent", mean_error=found.mean_error, errors=errors)
+        write_json(own / WARM_START_FILE, as_content(record))
     check_ensemble_files(own / _WARM_START_FOLDER)
     read_ensemble_tensors(ensemble, own / _WARM_START_FOLDER)
 
 
-def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], Predictions]) -> dict[str, Any] | None:
+def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], Predictions]) -> WarmStartResult | None:
     """How near an arm started, and how well it did before any training of its own; None where it started at random.
 
     Args:
@@ -235,14 +232,15 @@ def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], P
     if not file.is_file():
         return None
     table = predictions_of(SuperWeightEnsemble.load(folder / _WARM_START_FOLDER))
-    members = zip(table.members, table.probabilities)
-    return {
-        **check_content(read_json(file), file, "warm start"),
-        "ensemble": probability_metrics(table.probabilities.mean(0), table.labels).to_dict(),
-        "members": [
-            {"name": name, "metrics": probability_metrics(rows, table.labels).to_dict()} for name, rows in members
-        ],
-    }
+    record = read_as(WarmStartRecord, file, "train the shared arm again")
+    return WarmStartResult(
+        **{field.name: getattr(record, field.name) for field in fields(record)},
+        ensemble=probability_metrics(table.probabilities.mean(0), table.labels),
+        members=tuple(
+            NamedMetrics(name=name, metrics=probability_metrics(rows, table.labels))
+            for name, rows in zip(table.members, table.probabilities)
+        ),
+    )
 
 
 def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble:
@@ -261,8 +259,8 @@ _FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresh
 
 def measure_anytime(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
-) -> dict[str, Any]:
-    """The ``anytime`` entry of an arm's results; the calibrated policy goes beside the ensemble.
+) -> AnytimeResult:
+    """The anytime section of an arm's results; the calibrated policy goes beside the ensemble.
 
     Args:
         recipe: Of the run, with an anytime section.
@@ -282,8 +280,8 @@ def measure_anytime(
     found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
     write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
     if settings.truncations:
-        found["truncated"] = _measure_truncated(recipe, ensemble, data, device)
-    return {"anytime": found}
+        found = replace(found, truncated=_measure_truncated(recipe, ensemble, data, device))
+    return found
 
 
 def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
@@ -306,7 +304,7 @@ def check_held_out(data: ImageData) -> None:
 
 def _measure_truncated(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, device: torch.device
-) -> dict[str, Any]:
+) -> AnytimeResult:
     """Stream and cascade of the members and their truncations, in the order that validation images choose."""
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
@@ -326,12 +324,8 @@ def _measure_truncated(
     tested = every.predict(test)
     everything = ("flops", float(sum(predictor.flops.values())))
     found = measure_curves(predictor, held, test, tested=tested, **{**settings.curve_options(), "target": everything})
-    alone = [
-        {
-            "name": name,
-            "flops": every.flops[name],
-            "accuracy": probability_metrics(own, tested.labels).accuracy,
-        }
+    alone = tuple(
+        ExitPoint(name=name, flops=every.flops[name], accuracy=probability_metrics(own, tested.labels).accuracy)
         for name, own in zip(names, tested.of(names))
-    ]
-    return {**found, "exits": alone}
+    )
+    return replace(found, exits=alone)

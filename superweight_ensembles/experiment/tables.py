@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,87 +10,78 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
 
+from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
 from superweight_ensembles.experiment.recipe import Recipe, check_saved_teacher
+from superweight_ensembles.experiment.results import RunResults
 from superweight_ensembles.experiment.stages import check_init_from
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell
 from superweight_ensembles.training import build_fabric, uses_bfloat16
 
-_COLUMNS = ("", "", "MFLOPs", "parameters", "accuracy %", "NLL", "ECE %")
 
-
-def result_table(results: dict[str, Any]) -> Table:
+def result_table(results: RunResults) -> Table:
     """Members, then the ensemble; of each the arms below each other. At most 80 columns for usual names."""
-    arms = results["arms"]
-    dataset = results["dataset"]
-    table = Table(
-        title=cell(f"{results['name']}: {dataset['num_test']:,} test images of {dataset['name']}"),
+    dataset = results.dataset
+    table = _table(
+        ("", "", "MFLOPs", "parameters", "accuracy %", "NLL", "ECE %"),
+        title=f"{results.name}: {dataset.num_test:,} test images of {dataset.name}",
         caption="FLOPs an image, two a multiply-add; parameters of a member: as a plain network",
-        box=SIMPLE,
     )
-    for column in _COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for index, member in enumerate(arms[0]["members"]):
-        for arm in arms:
-            row = arm["members"][index]
-            bank = arm["name"] == "shared"
-            _add(table, arm, arms, member["name"], row, "in the bank" if bank else f"{row['num_parameters']:,}")
-    for arm in arms:
-        _add(table, arm, arms, "ensemble", arm["ensemble"], f"{arm['num_parameters']:,}", style="bold")
+
+    def add(name: str, found: Sequence[EnsembleResult], parameters: Sequence[str], style: str | None = None) -> None:
+        for arm, row, count in zip(results.arms, found, parameters):
+            first, last = arm is results.arms[0], arm is results.arms[-1]
+            table.add_row(
+                cell(name) if first else "",
+                cell(arm.name),
+                f"{row.flops / 1e6:,.2f}",
+                count,
+                f"{100 * row.metrics.accuracy:.2f}",
+                f"{row.metrics.nll:.4f}",
+                f"{100 * row.metrics.ece:.2f}",
+                style=style,
+                end_section=last,
+            )
+
+    for rows in zip(*(arm.members for arm in results.arms)):
+        counts = [
+            "in the bank" if arm.name == "shared" else f"{row.num_parameters:,}" for arm, row in zip(results.arms, rows)
+        ]
+        add(rows[0].name, rows, counts)
+    wholes = [arm.ensemble for arm in results.arms]
+    add("ensemble", wholes, [f"{arm.num_parameters:,}" for arm in results.arms], style="bold")
     return table
 
 
-def anytime_table(results: dict[str, Any]) -> Table | None:
+def anytime_table(results: RunResults) -> Table | None:
     """The calibrated cascade beside all members, and the areas of the curves; None without an anytime section."""
-    arms = [arm for arm in results["arms"] if "anytime" in arm]
-    if not arms:
+    found = [(arm.name, arm.anytime) for arm in results.arms if arm.anytime is not None]
+    if not found:
         return None
-    table = Table(
+    table = _table(
+        ("", "", "MFLOPs", "ms", "members", "accuracy %", "area %"),
         title="stopping early: thresholds from validation images, figures from test images",
         caption="ms: an image, in batches; area: mean accuracy over the logarithm of the FLOPs",
-        box=SIMPLE,
     )
-    for column in ("", "", "MFLOPs", "ms", "members", "accuracy %", "area %"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for arm in arms:
-        found = arm["anytime"]
-        curves = {curve["name"]: curve for curve in found["curves"]}
-        rows = (
-            ("all", curves["stream"]["points"][-1], f"{100 * curves['stream']['area']:.2f}"),
-            ("cascade", found["calibrated"], f"{100 * curves['cascade']['area']:.2f}"),
-        )
-        for what, point, area in rows:
+    for name, anytime in found:
+        stream, cascade = anytime.curve("stream"), anytime.curve("cascade")
+        for arm, what, point, curve in (
+            (cell(name), "all", stream.points[-1], stream),
+            ("", "cascade", anytime.calibrated, cascade),
+        ):
             table.add_row(
-                cell(arm["name"]) if what == "all" else "",
+                arm,
                 what,
-                f"{point['flops'] / 1e6:,.2f}",
-                f"{point['latency_ms']:.3f}",
-                f"{point['members_used']:.2f}",
-                f"{100 * point['accuracy']:.2f}",
-                area,
+                f"{point.flops / 1e6:,.2f}",
+                f"{point.latency_ms:.3f}",
+                f"{point.members_used:.2f}",
+                f"{100 * point.accuracy:.2f}",
+                f"{100 * curve.area:.2f}",
                 end_section=what == "cascade",
             )
     return table
-
-
-def _add(
-    table: Table, arm: dict[str, Any], arms: list[dict[str, Any]], name: str, row: dict[str, Any], parameters: str,
-    style: str | None = None,
-) -> None:  # fmt: skip
-    metrics = row["metrics"]
-    table.add_row(
-        cell(name) if arm is arms[0] else "",
-        cell(arm["name"]),
-        f"{row['flops'] / 1e6:,.2f}",
-        parameters,
-        f"{100 * metrics['accuracy']:.2f}",
-        f"{metrics['nll']:.4f}",
-        f"{100 * metrics['ece']:.2f}",
-        style=style,
-        end_section=arm is arms[-1],
-    )
 
 
 # FOLDED experiment.estimate_table: An estimate of a training as lines to read in a terminal.
@@ -238,57 +229,56 @@ def _threads(device: str) -> str:
 
 # FOLDED experiment.table: A comparison as tables to read in a terminal: what the arms answer, and what they cost.
 
-Cell = Callable[[dict[str, Any]], str]
-
 
 def comparison_tables(comparison: dict[str, Any]) -> tuple[Table, Table]:
     """One row an arm, at most 80 columns for usual names: quality, then cost. Mean and deviation over seeds."""
-    dataset = comparison["dataset"]
-    seeds = len(comparison["seeds"])
+    arms, dataset, seeds = comparison["arms"], comparison["dataset"], len(comparison["seeds"])
+    fewer = any(arm["summary"]["accuracy"]["n"] < seeds for arm in arms)
     quality = _table(
-        comparison,
-        {
-            "accuracy %": lambda arm: _spread(arm["summary"]["accuracy"]),
-            "ours minus it": lambda arm: (
-                "" if arm is comparison["arms"][0] else _spread(arm["difference"]["accuracy"], sign="+")
-            ),
-            "NLL": lambda arm: f"{arm['summary']['nll']['mean']:.4f}",
-            "ECE %": lambda arm: f"{100 * arm['summary']['ece']['mean']:.2f}",
-            "Brier": lambda arm: f"{arm['summary']['brier']['mean']:.4f}",
-        },
-    )
-    quality.title = cell(
-        f"{comparison['name']}: {dataset['num_test']:,} test images of {dataset['name']}, "
-        f"{seeds} seed{'s' * (seeds > 1)}"
-    )
-    fewer = any(arm["summary"]["accuracy"]["n"] < seeds for arm in comparison["arms"])
-    quality.caption = (
-        "mean +- standard deviation over seeds; 'ours minus it': points of accuracy, paired by seed"
-        + "; without +-: one seed" * fewer
+        ("", "accuracy %", "ours minus it", "NLL", "ECE %", "Brier"),
+        title=f"{comparison['name']}: {dataset['num_test']:,} test images of {dataset['name']}, "
+        f"{seeds} seed{'s' * (seeds > 1)}",
+        caption="mean +- standard deviation over seeds; 'ours minus it': points of accuracy, paired by seed"
+        + "; without +-: one seed" * fewer,
+        close=True,
     )
     cost = _table(
-        comparison,
-        {
-            "parameters": lambda arm: f"{arm['num_parameters']:,}",
-            "MFLOPs": lambda arm: f"{arm['flops'] / 1e6:,.1f}",
-            "members %": lambda arm: f"{100 * arm['summary']['mean_member_accuracy']['mean']:.2f}",
-            "diversity": lambda arm: _mean(arm, "diversity"),
-            "training min": lambda arm: f"{arm['summary']['training_seconds']['mean'] / 60:.1f}",
-        },
+        ("", "parameters", "MFLOPs", "members %", "diversity", "training min"),
+        caption="FLOPs an image, two a multiply-add; members: their mean accuracy; diversity: pairwise disagreement "
+        "over error",
+        close=True,
     )
-    cost.caption = (
-        "FLOPs an image, two a multiply-add; members: their mean accuracy; diversity: pairwise disagreement over error"
-    )
+    for arm in arms:
+        first, summary = arm is arms[0], arm["summary"]
+        mean = {name: value["mean"] for name, value in summary.items()}
+        style = "bold" if first else None
+        quality.add_row(
+            cell(arm["label"]),
+            _spread(summary["accuracy"]),
+            "" if first else _spread(arm["difference"]["accuracy"], sign="+"),
+            f"{mean['nll']:.4f}",
+            f"{100 * mean['ece']:.2f}",
+            f"{mean['brier']:.4f}",
+            style=style,
+        )
+        cost.add_row(
+            cell(arm["label"]),
+            f"{arm['num_parameters']:,}",
+            f"{arm['flops'] / 1e6:,.1f}",
+            f"{100 * mean['mean_member_accuracy']:.2f}",
+            f"{mean['diversity']:.2f}" if "diversity" in mean else "",
+            f"{mean['training_seconds'] / 60:.1f}",
+            style=style,
+        )
     return quality, cost
 
 
-def _table(comparison: dict[str, Any], columns: dict[str, Cell]) -> Table:
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("", *columns):
+def _table(columns: Sequence[str], *, caption: str, title: str | None = None, close: bool = False) -> Table:
+    """Without rows; what has no heading stands on the left."""
+    table = Table(title=None if title is None else cell(title), caption=caption, box=SIMPLE)
+    table.padding = (0, 1, 0, 0) if close else (0, 1)
+    for column in columns:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for arm in comparison["arms"]:
-        row = [written(arm) for written in columns.values()]
-        table.add_row(cell(arm["label"]), *row, style="bold" if arm is comparison["arms"][0] else None)
     return table
 
 
@@ -296,7 +286,3 @@ def _spread(value: dict[str, float], sign: str = "") -> str:
     """A mean in per cent, with its deviation where there are several seeds."""
     mean = f"{100 * value['mean']:{sign}.2f}"
     return mean if value["n"] == 1 else f"{mean} +- {100 * value['std']:.2f}"
-
-
-def _mean(arm: dict[str, Any], name: str) -> str:
-    return f"{arm['summary'][name]['mean']:.2f}" if name in arm["summary"] else ""

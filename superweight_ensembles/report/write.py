@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import Recipe, check_content, naming_files, read_results, read_run, read_search
+from superweight_ensembles.experiment import Recipe, RunRecord, naming_files, read_results, read_run, read_search
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures import draw_run, draw_search, read_arms, widths_learned
 from superweight_ensembles.report.findings import Results, sentences, tiles
@@ -28,7 +28,7 @@ from superweight_ensembles.report.sections import (
     result_section,
 )
 from superweight_ensembles.report.template import Html, Section, join, page, tag
-from superweight_ensembles.storage import read_json, write_text
+from superweight_ensembles.storage import as_content, read_as, write_text
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -54,7 +54,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if (run / "compare.json").is_file():
         raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
-    results, plan = read_results(run)
+    evaluated, plan = read_results(run)
+    results: dict[str, Any] = as_content(evaluated)
     read_arms(results)
     with naming_files(run / "results.json"):
         _draw_figures(run, results, plan)
@@ -72,7 +73,7 @@ def _draw_figures(run: Path, results: Results, plan: SharingPlan) -> None:
         draw_run(results, plan, folder)
     searched = read_search(run)
     if searched is not None and _old(folder, SEARCH_FIGURES, written):
-        draw_search(*searched, folder)
+        draw_search(as_content(searched[0]), searched[1], folder)
 
 
 def _old(folder: Path, names: tuple[str, ...], written: float) -> bool:
@@ -116,7 +117,8 @@ def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan,
 
 
 def _notes(run: Path) -> dict[str, Any]:
-    return check_content(read_json(run / "run.json"), run / "run.json", "run")
+    notes: dict[str, Any] = as_content(read_as(RunRecord, run / "run.json", "train the run again"))
+    return notes
 
 
 def _header(results: Results) -> Html:

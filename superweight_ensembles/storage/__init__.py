@@ -33,6 +33,7 @@ from superweight_ensembles.storage.folders import (
 )
 from superweight_ensembles.storage.limits import cell, check_levels, check_parameters_fit, check_plain, escape_controls
 from superweight_ensembles.storage.provenance import provenance
+from superweight_ensembles.storage.records import Amount, Count, Name, Positive, Share, as_content, content_as, read_as
 from superweight_ensembles.storage.tensors import count_numbers, read_header, read_module, read_tensors
 from superweight_ensembles.storage.yaml_file import bundled_recipes, no_recipe, parse_yaml, read_yaml, recipe_path
 
@@ -40,6 +41,12 @@ __all__ = [
     "LOCK_FILE",
     "MANIFEST_FILE",
     "MANIFEST_FORMAT",
+    "Amount",
+    "Count",
+    "Name",
+    "Positive",
+    "Share",
+    "as_content",
     "bundled_recipes",
     "cell",
     "check_file",
@@ -50,6 +57,7 @@ __all__ = [
     "check_plain",
     "clear_drafts",
     "contained_file",
+    "content_as",
     "count_numbers",
     "draft_of",
     "empty_folder",
@@ -62,6 +70,7 @@ __all__ = [
     "parse_json",
     "parse_yaml",
     "provenance",
+    "read_as",
     "read_header",
     "read_json",
     "read_module",

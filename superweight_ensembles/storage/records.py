@@ -1,0 +1,73 @@
+"""Frozen dataclasses as JSON: the type that a file is written from reads it, within the bounds that its fields state.
+
+A field that defaults to None is a key that is left out. What is always written but missing in older files has its
+default in the annotation alone: ``Annotated[int, Field(default=0)]``. Keys that a type does not have are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage.files import read_json
+
+Name = Annotated[str, Field(max_length=500)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Amount = Annotated[float, Field(ge=0, le=1e30)]
+Positive = Annotated[float, Field(gt=0, le=1e30)]
+Share = Annotated[float, Field(ge=0, le=1)]
+T = TypeVar("T")
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
+def read_as(kind: type[T], file: Path, remedy: str) -> T:
+    """Read a JSON file as the dataclass that it was written from.
+
+    Args:
+        kind: The dataclass. Has it a field ``format``, the file must hold the default of that.
+        file: To be read.
+        remedy: What to do about a damaged file, for the message.
+
+    Raises:
+        SuperWeightError: No such file, or its content is something else; names the file, the key and the remedy.
+    """
+    return content_as(kind, read_json(file), file, remedy)
+
+
+def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) -> T:
+    """As :func:`read_as`, from content that was read already."""
+    version = next((field.default for field in fields(kind) if field.name == "format"), None)  # type: ignore[arg-type]
+    found = content.get("format")
+    if version is not None and (type(found) is not int or found != version):
+        raise SuperWeightError(f'{file} must hold "format": {version}; got {found!r:.40}: {remedy}')
+    try:
+        record: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the top"
+        said = str(first["msg"]).removeprefix("Value error, ")
+        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
+    return record
+
+
+def as_content(record: Any) -> Any:
+    """A record as plain data, as JSON holds it."""
+    if is_dataclass(record):
+        if hasattr(record, "to_dict"):
+            return record.to_dict()
+        found = {field: getattr(record, field.name) for field in fields(record)}
+        return {
+            field.name: as_content(value)
+            for field, value in found.items()
+            if not (value is None and field.default is None)
+        }
+    if isinstance(record, Mapping):
+        return {key: as_content(value) for key, value in record.items()}
+    return [as_content(value) for value in record] if isinstance(record, (list, tuple)) else record
