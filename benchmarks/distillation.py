@@ -94,18 +94,17 @@ def one_run(
     return {
         "arm": name,
         "num_parameters": ensemble.num_parameters,
-        "ensemble": {"accuracy": found.ensemble.accuracy, "nll": found.ensemble.nll, "ece": found.ensemble.ece},
+        "ensemble": {key: getattr(found.ensemble.metrics, key) for key in ("accuracy", "nll", "ece")},
         "confidence_minus_accuracy": sure_by(found),
-        "members": {member: metrics.accuracy for member, metrics in found.members.items()},
+        "members": {member.name: member.metrics.accuracy for member in found.members},
         "seconds": seconds,
     }
 
 
 def sure_by(found: Evaluation) -> float:
     """Mean confidence of the ensemble minus its accuracy: above 0 it is over-confident."""
-    bins = [(one["count"], one["confidence"]) for one in found.reliability if one["count"]]
-    total = sum(float(count or 0) * float(confidence or 0) for count, confidence in bins)
-    return total / found.num_samples - found.ensemble.accuracy
+    total = sum(one.count * (one.confidence or 0) for one in found.reliability)
+    return total / found.num_samples - found.ensemble.metrics.accuracy
 
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from superweight_ensembles.storage import (
     write_manifest,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.hooks import Progress, TrainState
+from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
 
 CHECKPOINT_FOLDER = "checkpoints"
 CHECKPOINT_FORMAT = 4
@@ -285,7 +285,7 @@ def _write(
     }
     save_file(of_hooks, str(folder / "hooks.safetensors"))
     plain = {
-        name: {key: value for key, value in content.items() if not isinstance(value, Tensor)}
+        name: check_plain_data(name, {key: value for key, value in content.items() if not isinstance(value, Tensor)})
         for name, content in remembered.items()
     }
     write_json(

@@ -5,6 +5,7 @@ Un-tying, learned widths and distillation are hooks, each in its own file; ``swe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
@@ -191,6 +192,19 @@ def _sum(terms: Any) -> Tensor:
     return torch.stack(list(terms)).sum()
 
 
+def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse settings, or what a hook remembers, that JSON cannot hold."""
+    for key, value in content.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise SuperWeightError(
+                f"hook {name!r}: {key!r} is no plain data ({error!s:.100}): give numbers, texts, lists, dictionaries "
+                "or, for what is remembered, tensors"
+            ) from None
+    return dict(content)
+
+
 def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     """Refuse what is no hook, and two of one name."""
     if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
@@ -199,6 +213,7 @@ def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
         if not isinstance(hook, Hook):
             given = hook.__name__ if isinstance(hook, type) else type(hook).__name__
             raise SuperWeightError(f"hooks= takes objects of subclasses of swe.Hook; got {given}")
+        check_plain_data(hook.name, hook.settings())
     names = [hook.name for hook in hooks]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:

@@ -128,11 +128,11 @@ def test_search_is_read_again(whole: Path) -> None:
     evidence, plans = read_search(whole)
     assert list(plans) == ["before the search", "found", "un-tied"]
     assert plans["un-tied"] == read_plan(whole / "shared" / "ensemble")
-    assert evidence["plan"] == plans["found"].fingerprint
-    assert (evidence["similarity"], evidence["threshold_given"]) == ("gradient", 0.2)
-    assert evidence["representatives"] == ["deep", "wide"] and evidence["anchor"] == "deep"
+    assert evidence.plan == plans["found"].fingerprint
+    assert (evidence.similarity, evidence.threshold_given) == ("gradient", 0.2)
+    assert evidence.representatives == ("deep", "wide") and evidence.anchor == "deep"
     labels = {target.label for cluster in plans["found"].clusters for target in cluster.targets}
-    assert {label for cluster in evidence["clusters"] for label in cluster["targets"]} == labels
+    assert {label for cluster in evidence.clusters for label in cluster.targets} == labels
 
 
 def test_stages_are_those_of_the_library(whole: Path) -> None:
@@ -271,7 +271,7 @@ def test_what_other_recipes_do(
         assert read is None and not (folder / "search").exists()
         return
     evidence, found = read
-    assert list(found) == plans and evidence["similarity"] == recipe.sharing.search
+    assert list(found) == plans and evidence.similarity == recipe.sharing.search
     most = max(slot.num_vectors for cluster in found["before the search"].clusters for slot in cluster.slots)
     assert (most == 1) == (first == "tied")
     # Targets that joined use the coefficients of the one that they joined, where the recipe ties at all.

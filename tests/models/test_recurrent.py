@@ -227,9 +227,9 @@ def test_training_to_predicting(precision, tmp_path):
     ensemble = ensemble_of("gru")
     config = swe.TrainConfig(epochs=6, batch_size=32, learning_rate=0.02, optimizer="adamw", precision=precision,
                              device="cpu")  # fmt: skip
-    before = swe.evaluate(ensemble, batches).ensemble.nll
+    before = swe.evaluate(ensemble, batches).ensemble.metrics.nll
     swe.train(ensemble, batches, config)
-    assert swe.evaluate(ensemble, batches).ensemble.nll < before / 2
+    assert swe.evaluate(ensemble, batches).ensemble.metrics.nll < before / 2
     ensemble.eval().save(tmp_path / "saved")
     loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved", members=networks()).eval()
     assert torch.equal(loaded(tokens), ensemble(tokens))

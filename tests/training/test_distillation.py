@@ -441,8 +441,8 @@ def test_the_independent_arm_teaches_and_learns_from_the_labels_alone(taught_apa
     assert tensors_of(taught_apart / "independent") == tensors_of(tmp_path / "labels" / "independent")
     assert tensors_of(taught_apart / "shared") != tensors_of(tmp_path / "labels" / "shared")
     found = evaluate_run(taught_apart)
-    assert [arm["name"] for arm in found["arms"]] == ["shared", "independent"]
-    assert found["recipe"]["distillation"]["teacher"] == "independent"
+    assert [arm.name for arm in found.arms] == ["shared", "independent"]
+    assert found.recipe["distillation"]["teacher"] == "independent"
 
 
 @pytest.mark.parametrize("arm", ["independent", "shared"])

@@ -153,7 +153,7 @@ def test_penalties_are_added_to_each_members_loss() -> None:
     twice = type("Twice", (SquaredHeads,), {})
     found = swe.train(made, data(), config, hooks=[SquaredHeads(), twice()]).history[0]["train_loss"]
     for name, loss in plain.items():
-        assert found[name] == pytest.approx(loss + 2 * float(heads[name]), rel=1e-5)
+        assert found[name] == pytest.approx(loss + 2 * heads[name].item(), rel=1e-5)
 
 
 def test_the_end_is_called_where_a_training_fails() -> None:
@@ -177,3 +177,23 @@ def test_the_end_is_called_where_a_training_fails() -> None:
 def test_what_is_no_hook_is_refused(hooks: Any, match: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=match):
         swe.train(ensemble(), data(), CONFIG, hooks=hooks)
+
+
+class Forgetful(swe.Hook):
+    """Wants something kept that no file holds."""
+
+    def __init__(self, settings: Any = 1, memory: Any = 1) -> None:
+        self.given, self.memory = settings, memory
+
+    def settings(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"memory": self.memory}
+
+
+def test_what_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'given' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(settings=torch.zeros(1))])
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'memory' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(memory={1, 2})], out=tmp_path)
