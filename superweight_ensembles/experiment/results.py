@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
-from superweight_ensembles.storage import Amount, Count, Name, Positive, Share
+from superweight_ensembles.storage import Amount, Count, Name, Positive, Share, first_problem
 
 RUN_FORMAT = 1  # of run.json and results.json
 SEARCH_FORMAT = 1
@@ -420,8 +420,6 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     try:
         model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
+        found = first_problem(error)
+        raise SuperWeightError(f"{file} is damaged ({found.where or 'the top':.200}: {found.said}): {remedy}") from None
     return content

@@ -33,7 +33,7 @@ from superweight_ensembles.plan.targets import (
     GeneratedTensor,
     Name,
 )
-from superweight_ensembles.storage import escape_controls, parse_json
+from superweight_ensembles.storage import escape_controls, first_problem, parse_json
 
 if TYPE_CHECKING:
     from superweight_ensembles.plan.ssn import SsnGroup
@@ -469,9 +469,8 @@ class SharingPlan:
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
-            raise SuperWeightError(f"{where}, at {at or 'the top'}: {first['msg']}") from None
+            first = first_problem(error, tags=_TAGS)
+            raise SuperWeightError(f"{where}, at {first.where or 'the top'}: {first.said}") from None
         check_consistent(plan, where)
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
         if noted is not None and noted != written and noted != plan.fingerprint:

@@ -33,7 +33,18 @@ from superweight_ensembles.storage.folders import (
 )
 from superweight_ensembles.storage.limits import cell, check_levels, check_parameters_fit, check_plain, escape_controls
 from superweight_ensembles.storage.provenance import provenance
-from superweight_ensembles.storage.records import Amount, Count, Name, Positive, Share, as_content, content_as, read_as
+from superweight_ensembles.storage.records import (
+    Amount,
+    Count,
+    Name,
+    Positive,
+    Problem,
+    Share,
+    as_content,
+    content_as,
+    first_problem,
+    read_as,
+)
 from superweight_ensembles.storage.tensors import count_numbers, read_header, read_module, read_tensors
 from superweight_ensembles.storage.yaml_file import bundled_recipes, no_recipe, parse_yaml, read_yaml, recipe_path
 
@@ -45,6 +56,7 @@ __all__ = [
     "Count",
     "Name",
     "Positive",
+    "Problem",
     "Share",
     "as_content",
     "bundled_recipes",
@@ -63,6 +75,7 @@ __all__ = [
     "empty_folder",
     "escape_controls",
     "file_entry",
+    "first_problem",
     "is_draft",
     "list_file",
     "locked_folder",
