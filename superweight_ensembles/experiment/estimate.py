@@ -326,7 +326,7 @@ def _combination_flops(plan: SharingPlan) -> int:
 
 def _num_trained_tensors(group: SsnGroup) -> int:
     """The bank, coefficients or embeddings and their maps, tiles, masks."""
-    found = group.readings
+    found = group.window_specs
     each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
     keys = vectors_by_key(0, found)
     if group.options.combine == "softmax":
@@ -337,7 +337,7 @@ def _num_trained_tensors(group: SsnGroup) -> int:
 
 def _num_gains(group: SsnGroup) -> int:
     """Numbers that are held and not trained, where coefficients cannot scale a weight."""
-    combined = [reading.num_windows for reading in group.readings if not reading.mixed]
+    combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
     return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
 
 
@@ -345,14 +345,14 @@ def _copied_numbers(group: SsnGroup) -> int:
     """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
 
     Example:
-        >>> from superweight_ensembles.plan import SsnOptions, SsnTarget
-        >>> a = SsnTarget(member="m", names=("a",), kind="linear", shape=(4, 5))
-        >>> b = SsnTarget(member="m", names=("b",), kind="linear", shape=(4, 4))
+        >>> from superweight_ensembles.plan import SsnOptions, Target
+        >>> a = Target(member="m", names=("a",), kind="linear", shape=(4, 5))
+        >>> b = Target(member="m", names=("b",), kind="linear", shape=(4, 4))
         >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
         >>> _copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
         42
     """
-    longest = max(reading.end for reading in group.readings)
+    longest = max(reading.end for reading in group.window_specs)
     return longest + longest - group.bank_size if longest > group.bank_size else 0
 
 
@@ -362,7 +362,7 @@ def _group_flops(group: SsnGroup) -> int:
     Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
     """
     total = 0
-    for reading, shape in zip(group.readings, group.shapes):
+    for reading, shape in zip(group.window_specs, group.shapes):
         num_weights, rows = math.prod(shape), reading.num_tiles if reading.mixed else 1
         total += 3 * 2 * rows * reading.num_windows * reading.size
         if reading.matrix != (0, 0):

@@ -108,7 +108,6 @@ class SharingRecipe(Strict):
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: int = 8
-    allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
@@ -142,7 +141,7 @@ class SharingRecipe(Strict):
             raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
         for acts, why, *keys in (
             (not splits, f"with search {search!r}, which splits SuperWeights", "ssn"),
-            (not groups, of_groups, "allocation", "bins", "cap", "clusters", "coefficients"),
+            (not groups, of_groups, "bins", "cap", "clusters", "coefficients"),
             (searches, "without a search (search: gradient)", "search_epochs"),
             (splits, "without search: gradient", "threshold"),
             (unties, "without untie_epoch", "untie_threshold"),

@@ -76,6 +76,7 @@ from superweight_ensembles.storage import (
     locked_folder,
     provenance,
     read_as,
+    read_json,
     read_text,
     write_json,
     write_text,
@@ -473,7 +474,9 @@ def _default_folder(run: Path, arm: str) -> Path:
 def _image_shape(run: Path) -> tuple[int, ...]:
     """That of the run's data, from its results where there are any."""
     if (run / "results.json").is_file():
-        results, _ = read_results(run)
-        with naming_files(run / "results.json"):
-            return checked_shape(results.dataset.image_shape)
+        dataset = read_json(run / "results.json").get("dataset")
+        shape = dataset.get("image_shape") if isinstance(dataset, dict) else None
+        if isinstance(shape, list):
+            with naming_files(run / "results.json"):
+                return checked_shape(shape)
     return tuple(read_run(run).load_data().image_shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.patches import Patch
 
-from superweight_ensembles.plan import Cluster, GeneratedTensor, Reading, Shape, SharingPlan, SsnGroup
+from superweight_ensembles.plan import Cluster, GeneratedTensor, Shape, SharingPlan, SsnGroup, WindowSpec
 from superweight_ensembles.report.figures.style import MUTED
 
 _FIRST = (
@@ -42,7 +42,7 @@ class Layer:
     target: GeneratedTensor
     shapes: tuple[Shape, ...]
     vectors: tuple[int, ...] = ()
-    reading: Reading | None = None
+    reading: WindowSpec | None = None
 
 
 def depth_key(name: str) -> tuple[object, ...]:
@@ -76,7 +76,7 @@ def _slotted(index: int, cluster: Cluster) -> Iterator[Layer]:
 
 
 def _reading(index: int, group: SsnGroup) -> Iterator[Layer]:
-    for target, reading in zip(group.targets, group.readings):
+    for target, reading in zip(group.targets, group.window_specs):
         yield Layer(cluster_index=index, target=target, shapes=(target.shape,), reading=reading)
 
 
