@@ -85,7 +85,7 @@ def run_estimator_arm(
     of a shared bank sum theirs. One learning rate does not mean the same to both: tune it arm by arm.
 
     Args:
-        kind: Of :data:`UNCERTAINTY_ARMS`.
+        kind: One of :data:`UNCERTAINTY_ARMS`.
         recipe: Its data, training and seed; its members and sharing are not read.
         num_parameters: Trainable scalars to come near to.
         folder: For the log and the checkpoint of the last epoch.

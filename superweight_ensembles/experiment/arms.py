@@ -34,7 +34,7 @@ class Arm:
     """One row of a comparison.
 
     Attributes:
-        name: Of the arm, and of its folder.
+        name: Name of the arm, and of its folder.
         kind: ``shared``, a baseline's name, or ``variant``.
         label: For tables and figures.
         recipe: What is trained, with the first seed.
@@ -66,7 +66,7 @@ class Variant:
     """The shared ensemble under other settings.
 
     Attributes:
-        name: Of the arm, and of its folder.
+        name: Name of the arm, and of its folder.
         overrides: ``key.path=value``, as ``--set`` takes them.
         group: A heading in figures, empty for none.
         num_seeds: So many of the comparison's seeds, from the first; all where None.
@@ -132,11 +132,11 @@ def build_arms(
     """The recipe's shared ensemble first, then what it is held against, then its variants.
 
     Args:
-        recipe: Of the shared ensemble.
-        against: Of ``independent``, ``single``, ``narrower`` and ``baselines``; ``NAME:SEEDS`` for fewer of the seeds.
+        recipe: Recipe of the shared ensemble.
+        against: Names of baselines; ``NAME:SEEDS`` for fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``, for one arm alone.
-        baselines: Further ones, by name.
+        baselines: Those by name that are not the library's ``independent``, ``single`` and ``narrower``.
 
     Raises:
         SuperWeightError: An unknown or repeated arm; a variant that is no recipe; an override for no arm.
@@ -245,7 +245,7 @@ def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parame
     """The largest member of a recipe alone, with weights of its own and a width of at most so many parameters.
 
     Args:
-        recipe: Of the members.
+        recipe: Recipe of the members.
         members: As it builds them.
         num_parameters: Trainable scalars at most; beyond what the member has, it is widened.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ from superweight_ensembles.experiment.arms import Arm, Baseline, Progress, Varia
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import Provenance, Training
 from superweight_ensembles.experiment.run import check_output_folder, read_run
+from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,
     Count,
@@ -84,15 +85,15 @@ class SeedResults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSummary:
-    """Of one arm and seed.
+    """What is told of one arm and seed.
 
     Attributes:
-        seed: Of the run.
-        metrics: Of the ensemble.
+        seed: Seed of the run.
+        metrics: Metrics of the ensemble.
         members: Accuracy of each, by name.
         mean_member_accuracy: Their mean.
         diversity: Mean pairwise disagreement over the ensemble's error.
-        training_seconds: Of the whole training.
+        training_seconds: Time of the whole training.
         subsets: Every subset of members, where there are several.
     """
 
@@ -134,17 +135,17 @@ class ComparedArm:
     """One arm over its seeds.
 
     Attributes:
-        name: Of the arm.
+        name: Name of the arm.
         kind: ``shared``, a baseline's name, or ``variant``.
         label: For tables and figures.
-        provenance: Of its runs, where that is not the comparison's.
+        provenance: Provenance of its runs, where that is not the comparison's.
         group: A heading in figures.
         series: Arms of one series differ in one quantity.
         architecture: In words, of a network that is no recipe's.
         num_parameters: Trainable scalars.
-        flops: Of an image.
+        flops: FLOPs of an image.
         runs: One a seed.
-        summary: Of every number that all seeds have.
+        summary: Spread of every number that all seeds have.
         difference: The first arm's minus its own, paired by seed.
     """
 
@@ -209,18 +210,18 @@ def compare_arms(
     num_seeds: int = 3,
     resume: bool = False,
     overwrite: bool = False,
-    progress_of: Callable[[str], Progress] | None = None,
+    progress_of: ProgressOf | None = None,
 ) -> Comparison:
     """Train and evaluate a recipe's shared ensemble beside other arms, and summarise.
 
     All arms of a seed see the same images in the same order with the same augmentation.
 
     Args:
-        recipe: Of the shared ensemble; its first seed is the recipe's.
+        recipe: Recipe of the shared ensemble; its seed is the first.
         folder: Made here.
-        against: Of ``independent``, ``single`` (the largest member alone), ``narrower`` (the same, narrowed or widened
-            to as many parameters as the shared ensemble has, at most), and ``baselines``; ``NAME:SEEDS`` for an arm
-            that takes fewer of the seeds.
+        against: Baselines by name: ``independent``, ``single`` (the largest member alone), ``narrower`` (the same,
+            narrowed or widened to as many parameters as the shared ensemble has, at most), and those of ``baselines``;
+            ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
         baselines: Baselines of your own, by name: each makes an :class:`Arm` of the shared one and its members.
@@ -263,7 +264,7 @@ def _compare(
     arms: Sequence[Arm],
     data: ImageData,
     plan: ComparisonPlan,
-    progress_of: Callable[[str], Progress] | None,
+    progress_of: ProgressOf | None,
 ) -> Comparison:
     results: dict[str, dict[int, SeedResult]] = {arm.name: {} for arm in arms}
     for seed in plan.seeds:

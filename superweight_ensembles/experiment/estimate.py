@@ -36,9 +36,9 @@ class MemberEstimate:
     """What one member adds to a step.
 
     Attributes:
-        name: Of the member.
-        forward_flops: Of one image, forward.
-        activation_bytes: Kept from forward for backward, of a whole batch.
+        name: Name of the member.
+        forward_flops: FLOPs of one image's forward pass.
+        activation_bytes: What a whole batch keeps from forward for backward.
     """
 
     name: str
@@ -60,17 +60,17 @@ class TrainingEstimate:
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their
-            own mean as a teacher).
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their own mean as
+            a teacher).
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
         generated_bytes: Generated weights of all members, once.
         generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
-        bank_copy_bytes: Of the largest flat bank that layers read past its end: it is copied, prolonged by its start.
-        generation_flops: Of a step: combining templates, and windows of flat banks, forward and backward.
-        num_images: Of an epoch; None where only the data tell.
-        epochs: Of the training.
+        bank_copy_bytes: Copy of the largest flat bank that layers read past its end, prolonged by its start.
+        generation_flops: FLOPs a step of combining templates, and windows of flat banks, forward and backward.
+        num_images: Images of an epoch; None where only the data tell.
+        epochs: Epochs of the training.
     """
 
     members: tuple[MemberEstimate, ...]
@@ -97,7 +97,7 @@ class TrainingEstimate:
 
     @property
     def activation_bytes(self) -> int:
-        """Of the members whose activations live at once: the largest one alone, as a rule."""
+        """Activations that live at once: those of the largest member alone, as a rule."""
         if self.keeps_all:
             return sum(member.activation_bytes for member in self.members)
         return self.largest.activation_bytes
@@ -121,22 +121,22 @@ class TrainingEstimate:
 
     @property
     def forward_flops(self) -> int:
-        """Of one image through all members."""
+        """FLOPs of one image through all members."""
         return sum(member.forward_flops for member in self.members)
 
     @property
     def step_flops(self) -> int:
-        """Of a step: backward is counted as two forward passes; the optimiser is not counted."""
+        """FLOPs of a step: backward counts as two forward passes; the optimiser is not counted."""
         return 3 * self.batch_size * self.forward_flops + self.generation_flops
 
     @property
     def num_steps(self) -> int | None:
-        """Of the whole training; None where the number of images is not known."""
+        """Steps of the whole training; None where the number of images is not known."""
         return None if self.num_images is None else self.epochs * (self.num_images // self.batch_size)
 
     @property
     def total_flops(self) -> int | None:
-        """Of the whole training; None where the number of images is not known."""
+        """FLOPs of the whole training; None where the number of images is not known."""
         return None if self.num_steps is None else self.num_steps * self.step_flops
 
     def seconds(self, flops_per_second: float, num_steps: int = 1) -> float:
@@ -168,7 +168,7 @@ def estimate_training(
     Args:
         members: The networks, or an ensemble of them.
         plan: Their sharing.
-        input_shape: Of one image, (C, H, W).
+        input_shape: (C, H, W) of an image.
         config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
@@ -357,7 +357,7 @@ def _copied_numbers(group: SsnGroup) -> int:
 
 
 def _group_flops(group: SsnGroup) -> int:
-    """Of a step, forward and backward: windows are combined, and enlarged where the bank is smaller than a layer.
+    """FLOPs of a step, forward and backward: windows are combined, and enlarged where a layer exceeds the bank.
 
     Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
     """

@@ -65,7 +65,7 @@ class Recipe(Strict):
 
     Attributes:
         name: Names the run folder under runs/.
-        seed: Of the members' and the bank's start values, the validation split, the data order and augmentation.
+        seed: Seed of all start values, the validation split, the data order and augmentation.
         data: The data set and its options.
         members: The networks.
         sharing: Budget and clusters.
@@ -266,7 +266,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
 
     Args:
-        path: Of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
+        path: Path of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
         overrides: ``key.path=value``.
 
     Raises:
@@ -368,7 +368,7 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
     """The hook by which the shared arm of a recipe is taught; None for none.
 
     Args:
-        recipe: Of the run.
+        recipe: Recipe of the run.
         independent: Where the trained independent arm is saved, if that is the teacher.
 
     Raises:

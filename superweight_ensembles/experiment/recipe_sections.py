@@ -65,7 +65,7 @@ class WidthStageRecipe(Strict):
     """``learn_widths:`` has members learn their widths first, apart from each other.
 
     Attributes:
-        epochs: Of that training; all else is as ``training`` says.
+        epochs: Epochs of that training; all else is as ``training`` says.
         keep_importance: Whether neurons still count less and less in the networks that are trained then, so that these
             can be truncated. Without, they are plain networks of the widths learned, which are more accurate whole.
     """
@@ -86,8 +86,8 @@ class SharingRecipe(Strict):
 
     Attributes:
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
-        num_groups: Of clusters ``random``, and of search ``k_means``.
-        group_seed: Of clusters ``random``; the recipe's seed unless given.
+        num_groups: Number of groups, for clusters ``random`` and search ``k_means``.
+        group_seed: Seed of clusters ``random``; the recipe's unless given.
         search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
             groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
@@ -155,7 +155,7 @@ class SharingRecipe(Strict):
 
     @property
     def coefficient_kind(self) -> str:
-        """Of the plan that is trained to the end."""
+        """Coefficients of the plan that is trained to the end."""
         return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class AnytimeRecipe(Strict):
         flops: Mean of an image; up to 1.0, the fraction of all members'.
         latency_ms: Mean of an image, in batches of ``batch_size``.
         max_accuracy_drop: At most so much below all members, as a fraction.
-        num_points: Of the cascade's curve.
+        num_points: Points of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Test images for the clock.
         truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
