@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
+from superweight_ensembles.search import SEARCH_FORMAT
 from superweight_ensembles.storage import Amount, Count, Name, Positive, Share, first_problem
 
 RUN_FORMAT = 1  # of run.json and results.json
-SEARCH_FORMAT = 1
 WIDTHS_FORMAT = 1
 _LOG = logging.getLogger(__name__)
 _Noted = Annotated[str | None, Field(default=None)]
