@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from superweight_ensembles.errors import SuperWeightError, stop_now
 from superweight_ensembles.storage import bundled_recipes, escape_controls
 
 if TYPE_CHECKING:
+    from superweight_ensembles.experiment import Baseline
     from superweight_ensembles.training import TrainProgress
 
 app = typer.Typer(
@@ -134,7 +135,7 @@ def plot(
     benchmark = next((kind for kind in DRAWN_BENCHMARKS if (runs[0] / f"{kind}.json").is_file()), None)
     with naming_files(*runs):
         if len(runs) == 1 and (runs[0] / "compare.json").is_file():
-            drawn = draw_arms(read_comparison(runs[0]), folder)
+            drawn = draw_arms(as_content(read_comparison(runs[0])), folder)
         elif len(runs) == 1 and benchmark is not None:
             file = runs[0] / f"{benchmark}.json"
             drawn = DRAWN_BENCHMARKS[benchmark](check_content(read_json(file), file, benchmark), folder)
@@ -200,13 +201,13 @@ def export(
 
 @app.command()
 def compare(
+    context: typer.Context,
     recipe: RecipePath,
     against: Annotated[
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, narrower, batchensemble, packed, mimo, masksembles; "
-            "NAME:N for N seeds alone.",
+            help="By comma: independent, single, narrower; NAME:N for N seeds alone.",
         ),
     ] = "independent",
     variants: Annotated[
@@ -240,6 +241,7 @@ def compare(
         parse_variant,
     )
     from superweight_ensembles.report.figures import draw_arms
+    from superweight_ensembles.storage import as_content
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.name}-comparison"
@@ -254,6 +256,7 @@ def compare(
                     *(parse_budgets(budgets) if budgets is not None else ()),
                 ],
                 overrides=overrides_of_arms or (),
+                baselines=context.obj,
                 num_seeds=seeds,
                 resume=resume,
                 overwrite=overwrite,
@@ -265,7 +268,7 @@ def compare(
             raise typer.Exit(_exit_code(stop)) from None
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
-    drawn = draw_arms(comparison, folder / "figures")
+    drawn = draw_arms(as_content(comparison), folder / "figures")
     _say(f"comparison: {folder / 'comparison.json'}")
     _say(f"{len(drawn)} figures: {folder / 'figures'}")
 
@@ -307,12 +310,17 @@ def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> No
     console.print(escape_controls(text), style=style, markup=False, soft_wrap=True, highlight=False)
 
 
-def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baseline] | None = None) -> None:
+    """Entry point: a user's mistake is one line and exit code 2, never a traceback.
+
+    Args:
+        arguments: Of the command; those of the process where None.
+        baselines: What ``compare`` takes ``--against`` besides the library's own, by name.
+    """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, stop_now)
     try:
-        app()
+        app(arguments, obj=baselines)
     except (SuperWeightError, OSError) as error:
         who = f"process {_RANK}: " if _RANK else ""
         _say(f"error: {who}{error}", _ERRORS, style="red")

@@ -23,7 +23,7 @@ from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
 from superweight_ensembles.search import SEARCH_FORMAT
-from superweight_ensembles.storage import Amount, Count, Name, Positive, Share
+from superweight_ensembles.storage import Amount, Count, Name, Positive, Share, first_problem
 
 RUN_FORMAT = 1  # of run.json and results.json
 WIDTHS_FORMAT = 1
@@ -316,7 +316,7 @@ def naming_files(*files: Path) -> Iterator[None]:
         ) from error
 
 
-# Of comparisons and benchmarks, until their own rooms have these.
+# Of benchmarks, until their own room has these.
 
 
 class _Part(BaseModel):
@@ -327,61 +327,6 @@ class _Part(BaseModel):
 
 class _Accuracy(_Part):
     accuracy: Share
-
-
-class _Metrics(_Accuracy):
-    nll: float
-    ece: float
-    brier: float
-
-
-class _Entry(_Part):
-    flops: Amount
-    metrics: _Metrics
-
-
-class _Timed(_Entry):
-    latency_ms: Amount
-
-
-class _Member(_Timed):
-    name: Name
-    num_parameters: Count
-
-
-class _Subset(_Entry):
-    members: list[Name]
-
-
-class _Spread(_Part):
-    mean: Share
-    std: Amount | None
-
-
-class _Summary(_Part):
-    accuracy: _Spread
-
-
-class _Seed(_Part):
-    metrics: _Accuracy
-    subsets: list[_Subset] | None = Field(default=None, max_length=2**14)
-
-
-class _Compared(_Part):
-    name: Name
-    label: Name | None = None
-    kind: Name = ""
-    num_parameters: Positive
-    flops: Positive
-    runs: list[_Seed] = Field(max_length=1000)
-    summary: _Summary
-    series: Name | None = None
-    group: Name | None = None
-
-
-class _Comparison(_Part):
-    name: Name
-    arms: list[_Compared] = Field(max_length=500)
 
 
 class _Series(_Part):
@@ -451,24 +396,7 @@ class _LearnedWidths(_Part):
     cells: list[_LearnedWidthsCell] = Field(max_length=1000)
 
 
-class _SeedArm(_Part):
-    """What a comparison reads of one arm and seed."""
-
-    num_parameters: Count
-    ensemble: _Entry
-    members: list[_Member] = Field(min_length=1)
-    diversity: float | None
-    training: dict[str, Any]
-    subsets: list[_Subset]
-
-
-class _SeedResults(_Part):
-    arms: list[_SeedArm] = Field(min_length=1)
-
-
 _KINDS: dict[str, tuple[type[_Part], str]] = {
-    "comparison": (_Comparison, "compare again"),
-    "seed": (_SeedResults, "remove its folder and compare again with --resume"),
     "growth": (_Growth, "measure again"),
     "npas": (_Npas, "measure again"),
     "learned_widths": (_LearnedWidths, "measure again"),
@@ -481,7 +409,7 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``comparison``, ``seed``, ``growth``, ``npas`` or ``learned_widths``.
+        kind: ``growth``, ``npas`` or ``learned_widths``.
 
     Raises:
         SuperWeightError: Names the file and the key.
@@ -492,8 +420,6 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     try:
         model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
+        found = first_problem(error)
+        raise SuperWeightError(f"{file} is damaged ({found.where or 'the top':.200}: {found.said}): {remedy}") from None
     return content
