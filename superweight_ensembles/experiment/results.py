@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
@@ -311,7 +311,7 @@ def naming_files(*files: Path) -> Iterator[None]:
         ) from error
 
 
-# Of comparisons and benchmarks, until their own rooms have these.
+# Of comparisons, until their own rooms have these.
 
 
 class _Part(BaseModel):
@@ -379,73 +379,6 @@ class _Comparison(_Part):
     arms: list[_Compared] = Field(max_length=500)
 
 
-class _Series(_Part):
-    measured: list[Positive] = Field(min_length=1, max_length=1000)
-    own: list[Positive] = Field(default=[], max_length=1000)
-    on_paper: list[Positive] = Field(max_length=1000)
-    slope: _Number | None
-
-
-class _Sweep(_Part):
-    name: Name
-    label: Name
-    values: list[Positive] = Field(min_length=1, max_length=1000)
-    series: dict[Name, _Series]
-
-
-class _Growth(_Part):
-    sweeps: list[_Sweep] = Field(max_length=16)
-
-
-class _NpasArm(_Part):
-    name: Name
-    label: Name
-
-
-class _NpasCell(_Part):
-    arm: Name
-    budget: Positive | None
-    seed: Count
-    status: Literal["done", "skipped", "failed"]
-    accuracy: Share | None = None
-
-    @model_validator(mode="after")
-    def _measured(self) -> _NpasCell:
-        if self.status == "done" and self.accuracy is None:
-            raise ValueError("a cell that is done needs its accuracy")
-        return self
-
-
-class _Npas(_Part):
-    arms: list[_NpasArm] = Field(max_length=32)
-    cells: list[_NpasCell] = Field(max_length=10_000)
-
-
-class _WidthQuality(_Part):
-    width: Positive
-    test: _Accuracy
-
-
-class _LearnedWidth(_WidthQuality):
-    rate: Positive
-    start: Positive
-    history: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = Field(
-        min_length=1, max_length=10_000
-    )  # (epoch, neurons)
-
-
-class _LearnedWidthsCell(_Part):
-    task: Name
-    seed: Count
-    learned: list[_LearnedWidth] = Field(min_length=1, max_length=32)
-    fixed: list[_WidthQuality] = Field(min_length=1, max_length=100)
-
-
-class _LearnedWidths(_Part):
-    published_widths: dict[Name, Positive] = {}
-    cells: list[_LearnedWidthsCell] = Field(max_length=1000)
-
-
 class _SeedArm(_Part):
     """What a comparison reads of one arm and seed."""
 
@@ -464,9 +397,6 @@ class _SeedResults(_Part):
 _KINDS: dict[str, tuple[type[_Part], str]] = {
     "comparison": (_Comparison, "compare again"),
     "seed": (_SeedResults, "remove its folder and compare again with --resume"),
-    "growth": (_Growth, "measure again"),
-    "npas": (_Npas, "measure again"),
-    "learned_widths": (_LearnedWidths, "measure again"),
 }
 
 
@@ -476,7 +406,7 @@ def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, A
     Args:
         content: Parsed JSON.
         file: It was read from.
-        kind: ``comparison``, ``seed``, ``growth``, ``npas`` or ``learned_widths``.
+        kind: ``comparison`` or ``seed``.
 
     Raises:
         SuperWeightError: Names the file and the key.

@@ -1,29 +1,27 @@
-"""Layers of a plan in depth order: a plan knows names, not how a network calls them."""
+"""Layers of a plan in depth order (a plan knows names, not how a network calls them), and how their clusters look."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.patches import Patch
 
-from superweight_ensembles.plan import Cluster, GeneratedTensor, Reading, Shape, SharingPlan, SsnGroup
+from superweight_ensembles.plan import Cluster, GeneratedTensor, Reading, Shape, SharingPlan
 from superweight_ensembles.report.figures.style import MUTED
 
 _FIRST = (
-    "stem",
-    "conv_stem",
-    "patch_embed",
-    "conv_proj",
-    "embed",
-    "embedding",
-    "embeddings",
-    "conv1",
-    "conv0",
-    "conv_1",
-)
+    "stem", "conv_stem", "patch_embed", "conv_proj", "embed", "embedding", "embeddings", "conv1", "conv0", "conv_1",
+)  # fmt: skip
 _LAST = ("conv_head", "final_conv", "pre_logits", "head", "heads", "classifier", "fc", "output")
+_COLORS = (
+    "#332288", "#DDCC77", "#44AA99", "#CC6677", "#88CCEE", "#882255", "#117733", "#E69F00", "#AA4499", "#999933",
+)  # fmt: skip
+HATCHES = ("", "//////", "......")
+_ALONE, _FURTHER = "#C9C9C9", "#A6A6A6"
+_NAMED_AT_MOST = len(_COLORS) * len(HATCHES)
+_GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,44 +60,18 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
     """The generated layers of each member, members as in the plan, layers as :func:`depth_key` sorts them."""
     layers: dict[str, list[Layer]] = {name: [] for name in plan.member_names}
     for index, cluster in enumerate(plan.clusters):
-        for layer in _slotted(index, cluster) if isinstance(cluster, Cluster) else _reading(index, cluster):
-            layers[layer.target.member].append(layer)
+        if isinstance(cluster, Cluster):
+            shapes = tuple(slot.shape for slot in cluster.slots)
+            for target in cluster.targets:
+                own, vectors = shapes[: target.slot + 1], target.vectors
+                layers[target.member].append(Layer(cluster_index=index, target=target, shapes=own, vectors=vectors))
+            continue
+        for tensor, reading in zip(cluster.targets, cluster.readings):
+            layer = Layer(cluster_index=index, target=tensor, shapes=(tensor.shape,), reading=reading)
+            layers[tensor.member].append(layer)
     for own in layers.values():
         own.sort(key=lambda layer: depth_key(layer.target.name))
     return layers
-
-
-def _slotted(index: int, cluster: Cluster) -> Iterator[Layer]:
-    shapes = tuple(slot.shape for slot in cluster.slots)
-    for target in cluster.targets:
-        yield Layer(cluster_index=index, target=target, shapes=shapes[: target.slot + 1], vectors=target.vectors)
-
-
-def _reading(index: int, group: SsnGroup) -> Iterator[Layer]:
-    for target, reading in zip(group.targets, group.readings):
-        yield Layer(cluster_index=index, target=target, shapes=(target.shape,), reading=reading)
-
-
-# FOLDED report.figures.cluster_looks: How a cluster looks in every figure: a colour of its own if it shares, grey if
-# it does not.
-
-_COLORS = (
-    "#332288",
-    "#DDCC77",
-    "#44AA99",
-    "#CC6677",
-    "#88CCEE",
-    "#882255",
-    "#117733",
-    "#E69F00",
-    "#AA4499",
-    "#999933",
-)
-_HATCHES = ("", "//////", "......")
-_ALONE = "#C9C9C9"
-_FURTHER = "#A6A6A6"
-GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
-_NAMED_AT_MOST = len(_COLORS) * len(_HATCHES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +107,15 @@ def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
 
     def named(label: str, clusters: Sequence[int]) -> str:
         generators = {plan.clusters[index].generator for index in clusters}
-        return f"{label} ({GENERATOR_NAMES[generators.pop()]})" if mixed and len(generators) == 1 else label
+        return f"{label} ({_GENERATOR_NAMES[generators.pop()]})" if mixed and len(generators) == 1 else label
 
     sharing = [index for index in indices if len(plan.clusters[index].targets) > 1]
     largest = sorted(sharing, key=lambda index: -plan.clusters[index].num_templates)[:_NAMED_AT_MOST]
     looks = []
     for place, index in enumerate(sorted(largest)):
         rounds, column = divmod(place, len(_COLORS))
-        name = plan.clusters[index].name
-        label = named(name, [index])
-        looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=_HATCHES[rounds], clusters=(index,)))
+        label = named(plan.clusters[index].name, [index])
+        looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=HATCHES[rounds], clusters=(index,)))
     further = tuple(index for index in sharing if index not in largest)
     if further:
         label = named(f"{len(further)} smaller clusters", further)
