@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -142,11 +143,12 @@ def accuracy_flops(results: RunResults) -> Figure:
 
 def _draw_arm(axes: Axes, arm: DrawnArm, larger: int) -> None:
     """Subsets, front, members and full ensemble of one arm."""
-    look = {"color": arm.color, "marker": arm.marker}
+    look: dict[str, Any] = {"color": arm.color, "marker": arm.marker}
     faint = 0.45 if len(arm.subsets) <= 63 else 0.28
-    axes.scatter(*zip(*arm.subsets), s=5, alpha=faint, linewidths=0, gid=f"{arm.name} subsets", **look)
-    front = {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3}
-    axes.plot(*zip(*pareto_front(arm.subsets)), color=arm.color, gid=f"{arm.name} front", **front)  # type: ignore[arg-type]
+    xs, ys = zip(*arm.subsets)
+    axes.scatter(xs, ys, s=5, alpha=faint, linewidths=0, gid=f"{arm.name} subsets", **look)
+    front: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3}
+    axes.plot(*zip(*pareto_front(arm.subsets)), color=arm.color, gid=f"{arm.name} front", **front)
     size, order, gid = 26 + 20 * larger, 4 - 0.1 * larger, f"{arm.name} members"
     draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, **look)
     size, order, gid = 120 + 60 * larger, 5 - 0.1 * larger, f"{arm.name} ensemble"
@@ -230,7 +232,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
     text = f"{sign}{size} % parameters" if abs(change) >= 0.05 else "as many parameters"
     if abs(change) >= 0.05:
         arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.9, "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
-        ends = {"xy": (shared[0], _ARROW_HEIGHT), "xytext": (count, _ARROW_HEIGHT)}
+        ends: dict[str, Any] = {"xy": (shared[0], _ARROW_HEIGHT), "xytext": (count, _ARROW_HEIGHT)}
         axes.annotate("", **ends, xycoords=across, textcoords=across, arrowprops=arrow, gid="saving arrow")
     note = axes.text(
         0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=SMALL_POINTS,

@@ -63,8 +63,9 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
         if isinstance(cluster, Cluster):
             shapes = tuple(slot.shape for slot in cluster.slots)
             for target in cluster.targets:
-                own, vectors = shapes[: target.slot + 1], target.vectors
-                layers[target.member].append(Layer(cluster_index=index, target=target, shapes=own, vectors=vectors))
+                composed = shapes[: target.slot + 1]
+                layer = Layer(cluster_index=index, target=target, shapes=composed, vectors=target.vectors)
+                layers[target.member].append(layer)
             continue
         for tensor, reading in zip(cluster.targets, cluster.readings):
             layer = Layer(cluster_index=index, target=tensor, shapes=(tensor.shape,), reading=reading)

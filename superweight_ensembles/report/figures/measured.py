@@ -252,8 +252,13 @@ def _draw_arms(
             axes.set_xlim(right=1.22 * axes.get_xlim()[1])
         for gid, points in lines.items():
             color, dashes = looks[gid]
-            look = {"linewidth": 1.1, "marker": "." if gid.endswith("front") else "", "markersize": 4, "zorder": 2}
-            axes.plot(*zip(*points), color=color, linestyle=dashes, gid=gid, **look)  # type: ignore[arg-type]
+            look: dict[str, Any] = {
+                "linewidth": 1.1,
+                "marker": "." if gid.endswith("front") else "",
+                "markersize": 4,
+                "zorder": 2,
+            }
+            axes.plot(*zip(*points), color=color, linestyle=dashes, gid=gid, **look)
         for arm, x in zip(arms, xs):
             _draw_spread(axes, arm, x, upright=True)
             order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
@@ -286,10 +291,10 @@ def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -
     if len(arm.seeds) < 2:
         return
     ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
-    dots, bar = ((places, arm.seeds), (places[:2], ends)) if upright else ((arm.seeds, places), (ends, places[:2]))
+    xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
     size, width = (9, 1.3) if upright else (10, 1.4)
     pale = mix(arm.color, "white", 0.55)
-    axes.scatter(*dots, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
+    axes.scatter(xs, ys, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
     axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
@@ -303,8 +308,8 @@ def _handles(
         handles.append(Line2D([], [], color=arm.color, marker=arm.marker, markersize=5, linewidth=0, label=label))
     variant = next((arm for arm, text in zip(arms, texts) if not text), None)
     if variant:
-        look = {"color": variant.color, "marker": variant.marker, "markersize": 5, "linewidth": 0}
-        handles.append(Line2D([], [], label="the bank, other settings", **look))  # type: ignore[arg-type]
+        look: dict[str, Any] = {"color": variant.color, "marker": variant.marker, "markersize": 5, "linewidth": 0}
+        handles.append(Line2D([], [], label="the bank, other settings", **look))
     handles += _seed_handles(arms, 1.3)
     if any(gid.endswith("front") for gid in lines):
         handles.append(Line2D([], [], color=MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
@@ -368,13 +373,13 @@ def ablation_bars(comparison: Comparison) -> Figure:
         if reference.std:
             ends = (reference.mean - reference.std, reference.mean + reference.std)
             axes.axvspan(*ends, color=_APART, alpha=0.12, linewidth=0, zorder=1.2, gid="reference band")
-        band = {"facecolor": to_rgba(_APART, 0.15), "edgecolor": _APART, "linewidth": 0.9}
-        handles.append(Patch(label="members apart: mean and deviation", **band))  # type: ignore[arg-type]
+        band: dict[str, Any] = {"facecolor": to_rgba(_APART, 0.15), "edgecolor": _APART, "linewidth": 0.9}
+        handles.append(Patch(label="members apart: mean and deviation", **band))
     for arm in arms:
         row = rows[arm.name]
         _draw_spread(axes, arm, row, upright=False)
-        look = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
-        draw_markers(axes, [(arm.mean, row)], size=28, **look)
+        gid = f"{arm.name} mean"
+        draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
         axes.annotate(
             f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}", (1, row),
             xycoords=axes.get_yaxis_transform(), xytext=(6, 0), textcoords="offset points", ha="left",

@@ -317,8 +317,8 @@ def _draw_histogram(axes: Axes, arm: DrawnArm, place: int, arms: int) -> None:
     widths = [100 * (one.upper - one.lower) for one in bins]
     lefts = [100 * one.lower + width * (0.06 + 0.88 * place / arms) for one, width in zip(bins, widths)]
     heights = [100 * one.count / total for one in bins]
-    look = {"align": "edge", "color": arm.color, "linewidth": 0, "gid": f"{arm.name} histogram"}
-    axes.bar(lefts, heights, width=[0.88 * width / arms for width in widths], **look)  # type: ignore[arg-type]
+    look: dict[str, Any] = {"align": "edge", "color": arm.color, "linewidth": 0, "gid": f"{arm.name} histogram"}
+    axes.bar(lefts, heights, width=[0.88 * width / arms for width in widths], **look)
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from itertools import groupby
 from string import ascii_lowercase, ascii_uppercase
 from textwrap import wrap
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ from superweight_ensembles.report.figures.style import (
 )
 
 _COLORS = "RdBu_r"
-_SILENT = {"facecolor": "#F4F4F4", "edgecolor": "#D6D6D6", "hatch": "//////", "linewidth": 0}
+_SILENT: dict[str, Any] = {"facecolor": "#F4F4F4", "edgecolor": "#D6D6D6", "hatch": "//////", "linewidth": 0}
 _STRIP_INCHES = 0.045
 _LABELLED_AT_MOST = 25
 _FEWEST_CELLS = 6
@@ -258,7 +259,12 @@ def _draw_ticks(axes: Axes, panel: Panel, pitch: float) -> None:
 
 def _draw_colorbar(figure: Figure, grid: Sequence[Axes], search: SearchRecord) -> None:
     shown = ScalarMappable(norm=Normalize(-1, 1), cmap=_COLORS)
-    place = {"location": "bottom", "shrink": 0.8, "aspect": 40, "pad": 0.14 / float(figure.get_figheight())}
+    place: dict[str, Any] = {
+        "location": "bottom",
+        "shrink": 0.8,
+        "aspect": 40,
+        "pad": 0.14 / float(figure.get_figheight()),
+    }
     bar = figure.colorbar(shown, ax=list(grid), ticks=(-1, -0.5, 0, 0.5, 1), **place)
     text = _COMPARED.get(search.similarity, f"cosine similarity of {search.similarity}s")
     if search.threshold is not None:
@@ -282,7 +288,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], colors: Mapping[str, s
         label = "follows this layer of the anchor"
         handles.append(Line2D([], [], color=INK, marker="o", markersize=3, linewidth=0, label=label))
     if any(panel.silent for panel in panels):
-        handles.append(Patch(label="not compared", **_SILENT))  # type: ignore[arg-type]
+        handles.append(Patch(label="not compared", **_SILENT))
     outside_legend(figure, handles, loc="outside lower center", columns=5)
 
 

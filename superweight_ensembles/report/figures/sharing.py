@@ -473,10 +473,10 @@ def _beside(axes: Axes, count: float, row: float, right: float | None = None) ->
 
 def _draw_budget(axes: Axes, plan: SharingPlan) -> None:
     """The line runs behind the independent bar, where it ends, but over the shared bar that it bounds."""
-    look = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
+    look: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
     place, top = [plan.budget] * 2, axes.get_ylim()[1]
-    axes.plot(place, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)  # type: ignore[arg-type]
-    axes.plot(place, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)  # type: ignore[arg-type]
+    axes.plot(place, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)
+    axes.plot(place, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)
     kind = "template budget" if plan.budget_counts == "templates" else "budget"
     left = plan.budget > 0.7 * axes.get_xlim()[1]
     share = 100 * plan.budget / plan.independent_parameters
