@@ -59,18 +59,6 @@ ROWS = (
     Variant(group="cap", name="cap 4", overrides=("sharing.cap=4",)),
     Variant(group="allocation", name="balanced", overrides=("sharing.allocation=balanced", "sharing.cap=16")),
     Variant(group="allocation", name="cheapest first", overrides=("sharing.allocation=cheapest", "sharing.cap=16")),
-    Variant(
-        group="coefficients",
-        name="a template a layer, fixed",  # nothing is shared, and every step is that of the members apart
-        overrides=(
-            "sharing.clusters=shape",
-            "sharing.budget=3.0",
-            "sharing.cap=16",
-            "training.coefficient_rate=0.000001",
-        ),
-    ),
-    Variant(group="training", name="coefficient rate 0.01", overrides=("training.coefficient_rate=0.01",)),
-    Variant(group="training", name="coefficient rate 0.1", overrides=("training.coefficient_rate=0.1",)),
     Variant(group="training", name="own batches", overrides=("training.member_batches=own",)),
     Variant(group="training", name="ensemble loss", overrides=("training.ensemble_loss=1.0",)),
     Variant(group="training", name="learning rate 0.4", overrides=("training.learning_rate=0.4",)),

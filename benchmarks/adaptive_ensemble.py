@@ -33,7 +33,15 @@ from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime import log_area
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.experiment import Recipe, evaluate_run, narrowed, parse_recipe, train_run, with_seed
+from superweight_ensembles.experiment import (
+    Recipe,
+    RunResults,
+    evaluate_run,
+    narrowed,
+    parse_recipe,
+    train_run,
+    with_seed,
+)
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import provenance, write_json
@@ -115,7 +123,7 @@ def by_hand(recipe: Recipe, learned: Mapping[str, int] | None, num_parameters: i
     return parse_recipe({key: value for key, value in {**content, **changes}.items() if key not in left_out})
 
 
-def evaluated(recipe: Recipe, out: Path, arm: str) -> dict[str, Any]:
+def evaluated(recipe: Recipe, out: Path, arm: str) -> RunResults:
     folder = out / f"{arm}-seed-{recipe.seed}"
     train_run(recipe, folder, overwrite=folder.is_dir())
     return evaluate_run(folder)
@@ -136,39 +144,37 @@ def keep(recipe: Recipe, out: Path) -> None:
         shutil.rmtree(folder)
 
 
-def compared(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def compared(results: Mapping[str, RunResults]) -> dict[str, Any]:
     """What each arm came to, areas over one range of costs."""
-    shared = {arm: found["arms"][0] for arm, found in results.items()}
+    shared = {arm: found.arms[0] for arm, found in results.items()}
     curves = {
-        (arm, kind): curve["points"]
+        (arm, kind): measured.curve("cascade").points
         for arm, found in shared.items()
-        for kind, measured in (("members", found["anytime"]), ("truncated", found["anytime"].get("truncated")))
+        for kind, measured in (("members", found.anytime), ("truncated", found.anytime and found.anytime.truncated))
         if measured is not None
-        for curve in measured["curves"]
-        if curve["name"] == "cascade"
     }
-    cheapest = [min(point["flops"] for point in points) for points in curves.values()]
-    high = max(point["flops"] for points in curves.values() for point in points)
+    cheapest = [min(point.flops for point in points) for points in curves.values()]
+    high = max(point.flops for points in curves.values() for point in points)
 
     def areas(arm: str, low: float) -> dict[str, float]:
         return {
-            kind: log_area([(one["flops"], one["accuracy"]) for one in points], low, high, before=0.1, steps=False)
+            kind: log_area([(one.flops, one.accuracy) for one in points], low, high, before=0.1, steps=False)
             for (owner, kind), points in curves.items()
             if owner == arm
         }
 
     return {
         arm: {
-            "num_parameters": found["num_parameters"],
-            "independent_parameters": found["independent_parameters"],
-            "accuracy": found["ensemble"]["metrics"]["accuracy"],
-            "nll": found["ensemble"]["metrics"]["nll"],
-            "flops": found["ensemble"]["flops"],
-            "members": {member["name"]: member["accuracy"] for member in found["anytime"]["members"]},
+            "num_parameters": found.num_parameters,
+            "independent_parameters": found.independent_parameters,
+            "accuracy": found.ensemble.metrics.accuracy,
+            "nll": found.ensemble.metrics.nll,
+            "flops": found.ensemble.flops,
+            "members": {member.name: member.accuracy for member in found.anytime.members} if found.anytime else {},
             "areas": areas(arm, max(cheapest)),
             "areas_from_cheapest": areas(arm, min(cheapest)),
             "curves": {
-                kind: [[point["flops"], point["accuracy"]] for point in points]
+                kind: [[point.flops, point.accuracy] for point in points]
                 for (owner, kind), points in curves.items()
                 if owner == arm
             },

@@ -29,7 +29,15 @@ import superweight_ensembles as swe
 from superweight_ensembles.models import build_member
 from superweight_ensembles.models.adaptive import make_adaptive, multilayer_perceptron
 from superweight_ensembles.storage import provenance, write_json
-from superweight_ensembles.training import LearnedWidths, TrainConfig, build_fabric, build_optimizer, joint_backward
+from superweight_ensembles.training import (
+    LearnedWidths,
+    TrainConfig,
+    TrainState,
+    build_fabric,
+    build_optimizer,
+    build_schedule,
+    joint_backward,
+)
 
 RESIDUAL = (("stages.*.conv1", "stages.*.conv2"),)
 FEED_FORWARD = (("blocks.*.mlp.fc1", "blocks.*.mlp.fc2"),)
@@ -136,14 +144,20 @@ def step_of(module: nn.Module, config: TrainConfig) -> Callable[[Tensor, Tensor]
     ensemble = swe.SuperWeightEnsemble(members, plan=swe.independent_plan(members))
     ensemble.to(build_fabric(config).device).to(memory_format=trained_format(config))
     optimizer = build_optimizer(ensemble, config)
-    widths = LearnedWidths(ensemble, ["member"], optimizer, config, num_steps=1)
+    widths = LearnedWidths()
+    state = TrainState(
+        ensemble=ensemble, members=("member",), config=config, optimizer=optimizer,
+        schedule=build_schedule(optimizer, config, 1), fabric=build_fabric(config), hooks=(widths,),
+    )  # fmt: skip
+    widths.start(state)
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         (loss,) = joint_backward(ensemble, images, labels, nn.functional.cross_entropy).values()
-        _, *rates = torch.cat([loss.detach().double()[None], widths.rates()]).tolist()
+        wanted = widths.scalars(state)
+        _, *rates = torch.cat([loss.detach().double()[None], *([] if wanted is None else [wanted.double()])]).tolist()
         optimizer.step()
-        widths.follow(rates, 0, 0)
+        widths.after_step(state, rates)
 
     return step
 

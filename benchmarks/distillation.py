@@ -13,7 +13,7 @@ import argparse
 import os
 import statistics
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,12 @@ def seed_runs(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         precision="float32", num_threads=1, validate_every=options.epochs, seed=seed,
     )  # fmt: skip
     teacher = ensemble_of({"wrn16-2": (16, 2)}, None, seed)
-    runs = [one_run("teacher itself", teacher, data, config, None)]
+    runs = [one_run("teacher itself", teacher, data, config, [])]
     for name, (kind, weight) in ARMS.items():
         students = ensemble_of({"wrn16-1": (16, 1), "wrn10-1": (10, 1)}, options.budget, seed)
-        chosen = replace(config, distillation=weight, distillation_temperature=4.0)
         taught_by: Teacher | None = teacher if kind == "teacher" else "ensemble" if kind == "ensemble" else None
-        runs.append(one_run(name, students, data, chosen, taught_by))
+        hooks = [] if taught_by is None else [swe.Distillation(taught_by, weight=weight)]
+        runs.append(one_run(name, students, data, config, hooks))
     return [{"seed": seed, **run} for run in runs]
 
 
@@ -85,27 +85,26 @@ def one_run(
     ensemble: swe.SuperWeightEnsemble,
     data: ImageData,
     config: swe.TrainConfig,
-    teacher: Teacher | None,
+    hooks: Sequence[swe.Hook],
 ) -> dict[str, Any]:
     begin = time.perf_counter()
-    swe.train(ensemble, data, config, teacher=teacher)
+    swe.train(ensemble, data, config, hooks=hooks)
     seconds = time.perf_counter() - begin
     found = swe.evaluate(ensemble, data.loader("test", 256))
     return {
         "arm": name,
         "num_parameters": ensemble.num_parameters,
-        "ensemble": {"accuracy": found.ensemble.accuracy, "nll": found.ensemble.nll, "ece": found.ensemble.ece},
+        "ensemble": {key: getattr(found.ensemble.metrics, key) for key in ("accuracy", "nll", "ece")},
         "confidence_minus_accuracy": sure_by(found),
-        "members": {member: metrics.accuracy for member, metrics in found.members.items()},
+        "members": {member.name: member.metrics.accuracy for member in found.members},
         "seconds": seconds,
     }
 
 
 def sure_by(found: Evaluation) -> float:
     """Mean confidence of the ensemble minus its accuracy: above 0 it is over-confident."""
-    bins = [(one["count"], one["confidence"]) for one in found.reliability if one["count"]]
-    total = sum(float(count or 0) * float(confidence or 0) for count, confidence in bins)
-    return total / found.num_samples - found.ensemble.accuracy
+    total = sum(one.count * (one.confidence or 0) for one in found.reliability)
+    return total / found.num_samples - found.ensemble.metrics.accuracy
 
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

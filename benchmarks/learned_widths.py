@@ -32,6 +32,7 @@ from superweight_ensembles.anytime import predict, probability_metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.models.adaptive import QUANTILE, WidthLoss, adaptive_mlp, multilayer_perceptron, width_of
 from superweight_ensembles.storage import provenance, read_json, write_json
+from superweight_ensembles.training import LearnedWidths
 
 LEARNED_WIDTHS_FORMAT = 1
 RATE = 0.01  # the published start
@@ -167,9 +168,8 @@ def trained(
         validate_every=EPOCHS[cell.task],
         seed=cell.seed,
     )
-    result = swe.train(
-        ensemble, data, config, width_loss=WidthLoss(weight_deviation=WEIGHT_DEVIATION) if learned else None
-    )
+    prior = LearnedWidths(WidthLoss(weight_deviation=WEIGHT_DEVIATION) if learned else None)
+    result = swe.train(ensemble, data, config, hooks=[prior])
     validation, test = (quality(ensemble, data, split) for split in ("validation", "test"))
     histories = {
         name: [[one["epoch"], one["widths"][name]["hidden0"]] for one in result.history] if learned else []

@@ -33,7 +33,7 @@ from training_steps import Step, apart_step, joint_step, random_batch, recipe_ba
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe
 from superweight_ensembles.storage import provenance, write_json
-from superweight_ensembles.training import Checkpoints, Progress, Subject, TrainConfig, build_fabric, build_schedule
+from superweight_ensembles.training import Checkpoints, TrainConfig, TrainState, build_fabric, build_schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +148,11 @@ def measure_kept(recipe_file: str, batch_size: int, image_size: int) -> dict[str
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             schedule = build_schedule(optimizer, config, steps_per_epoch=1)
-            subject = Subject(ensemble=ensemble, optimizer=optimizer, schedule=schedule, config=config, settings={})
-            Checkpoints(folder / "checkpoints").save(subject, Progress(), [])
+            training = TrainState(
+                ensemble=ensemble, members=ensemble.member_names, config=config, optimizer=optimizer,
+                schedule=schedule, fabric=build_fabric(config),
+            )  # fmt: skip
+            Checkpoints(folder / "checkpoints").save(training, {}, [])
             checkpoint[arm] = folder_bytes(folder / "checkpoints")
             if arm == "bank":
                 ensemble.save(folder / "ensemble")

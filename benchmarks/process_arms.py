@@ -16,9 +16,12 @@ from training_steps import apart_step, generation_step, recipe_ensemble, recipe_
 
 from superweight_ensembles.experiment import Recipe, estimate_training
 from superweight_ensembles.training import (
+    Execution,
+    JointLoss,
     LearnedWidths,
     Progress,
     TrainConfig,
+    TrainState,
     TrainStep,
     build_fabric,
     build_optimizer,
@@ -46,23 +49,23 @@ def library_step(
     ensemble = recipe_ensemble(recipe, config)
     optimizer = build_optimizer(ensemble, config)
     ensemble.train()
-    step = TrainStep(
-        ensemble,
-        ensemble.member_names,
-        partial(joint_backward, ensemble, loss_function=nn.functional.cross_entropy),
-        optimizer,
-        build_schedule(optimizer, config, 10**6),
-        build_fabric(config),
-        config,
-        trained_format(config) == torch.channels_last,
-        processes,
-        LearnedWidths(ensemble, ensemble.member_names, optimizer, config, num_steps=1),
+    state = TrainState(
+        ensemble=ensemble,
+        members=ensemble.member_names,
+        config=config,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config, 10**6),
+        fabric=build_fabric(config),
+        hooks=(LearnedWidths(),),
+        channels_last=trained_format(config) == torch.channels_last,
+        processes=processes,
     )
+    step = TrainStep(state, JointLoss(loss_function=nn.functional.cross_entropy), Execution())
 
     def take() -> None:
-        progress = Progress()
-        step([batch], progress)
-        for name, loss in progress.loss_sums.items():
+        state.progress = Progress()
+        step([batch])
+        for name, loss in state.progress.loss_sums.items():
             losses.setdefault(name, []).append(loss)
 
     return take

@@ -11,6 +11,7 @@ from torch import nn
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import Recipe
 from superweight_ensembles.training import (
+    Execution,
     TrainConfig,
     build_fabric,
     build_optimizer,
@@ -47,11 +48,11 @@ def joint_step(
 ) -> tuple[JointStep, torch.optim.Optimizer]:
     """A joint step over the shared bank, as the library trains; it answers the members' losses."""
     optimizer = build_optimizer(ensemble, config)
-    calls = compiled_calls(dict(ensemble.members.items())) if compiled else None
+    execution = Execution(compiled=compiled_calls(dict(ensemble.members.items())) if compiled else {})
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        losses = joint_backward(ensemble, images, labels, nn.functional.cross_entropy, compiled=calls)
+        losses = joint_backward(ensemble, images, labels, nn.functional.cross_entropy, execution=execution)
         optimizer.step()
         return losses
 

@@ -43,6 +43,7 @@ from superweight_ensembles.models.adaptive import (
 )
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.training import LearnedWidths
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 ARMS = ("learned", "outgoing", "incoming", "random")
@@ -113,7 +114,7 @@ def trained(recipe: Recipe, member: nn.Module, data: ImageData) -> nn.Module:
     """A member after the recipe's training, as a plain module."""
     ensemble = swe.SuperWeightEnsemble({"member": member}, plan=swe.independent_plan({"member": member}))
     loss = recipe.width_loss if adaptive_widths(member) else None
-    swe.train(ensemble, data, recipe.training, width_loss=loss)
+    swe.train(ensemble, data, recipe.training, hooks=[LearnedWidths(loss)])
     return ensemble.materialize("member").float().eval()
 
 

@@ -26,6 +26,8 @@ from .plan import independent_plan as independent_plan
 from .plan import plan_sharing as plan_sharing
 from .search import learn_groups as learn_groups
 from .search import search_clusters as search_clusters
+from .training import Distillation as Distillation
+from .training import Hook as Hook
 from .training import TrainConfig as TrainConfig
 from .training import TrainResult as TrainResult
 from .training import train as train

@@ -62,7 +62,7 @@ def train(ensemble: swe.SuperWeightEnsemble) -> Evaluation | None:
     data = assert_type(swe.load_data("digits", validation_fraction=0.2), ImageData)
     config = swe.TrainConfig(epochs=1, batch_size=64, schedule="one_cycle")
     try:
-        result = swe.train(ensemble, data, config, untie=swe.search.Untying(epoch=1), callback=look, out=Path("run"))
+        result = swe.train(ensemble, data, config, hooks=[swe.search.Untying(epoch=1)], callback=look, out=Path("run"))
     except swe.TrainingStopped as stop:
         assert_type(stop.saved, bool)
         return None
@@ -87,7 +87,7 @@ def answer(ensemble: swe.SuperWeightEnsemble, data: ImageData, images: Tensor) -
         assert_type(step.member, str)
         assert_type(step.probabilities, Tensor)
     calibration = predictor.calibrate(data.loader("validation", 64), flops=0.5)
-    assert_type(calibration.worsening, dict[str, float])
+    assert_type(calibration.overthinking, dict[str, float])
     found = predictor(images, deadline_ms=20)
     assert_type(found.skipped, tuple[str, ...])
     assert_type(found.probabilities, Tensor)

@@ -219,7 +219,7 @@ def build_arms(
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
     # Then each run of the shared ensemble trains its teacher, or what it starts from.
-    needs_apart = recipe.teacher == INDEPENDENT or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
+    needs_apart = recipe.taught_by(INDEPENDENT) or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
     alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
@@ -301,15 +301,8 @@ def _largest(members: Mapping[str, nn.Module]) -> str:
 
 def _apart(recipe: Recipe) -> Recipe:
     """The same members with their own weights, which learn from the labels alone."""
-    training = recipe.to_content()["training"]
-    labels = {key: value for key, value in training.items() if not key.startswith("distillation")}
-    return _changed(
-        recipe,
-        {
-            "sharing": {"budget": 1.0, "clusters": "none"}, "teacher": None, "training": labels, "baseline": "none",
-            "fine_tuning": None,
-        },
-    )  # fmt: skip
+    sharing = {"budget": 1.0, "clusters": "none"}
+    return _changed(recipe, {"sharing": sharing, "distillation": None, "baseline": "none", "fine_tuning": None})
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -80,7 +80,7 @@ def run_estimator_arm(
     result = train(
         ensemble,
         data,
-        replace(recipe.training.without_distillation(), label_smoothing=0.0, ensemble_loss=0.0, member_batches="same"),
+        replace(recipe.training, label_smoothing=0.0, ensemble_loss=0.0, member_batches="same"),
         objective=objective,
         out=folder,
         resume=True,

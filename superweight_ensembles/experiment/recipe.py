@@ -19,6 +19,7 @@ from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate
 from superweight_ensembles.experiment.recipe_sections import (
     AnytimeRecipe,
     DataRecipe,
+    DistillationRecipe,
     EvaluationRecipe,
     MemberRecipe,
     SharingRecipe,
@@ -30,10 +31,15 @@ from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import check_plain, no_recipe, parse_yaml, read_yaml, recipe_path
-from superweight_ensembles.training import OWN_MEAN, Teacher, TrainConfig, check_own_mean, tuned_config, uses_bfloat16
-
-# FOLDED experiment.recipe_overrides: ``--set key.path=value``: one value of a recipe, changed before the recipe is
-# checked.
+from superweight_ensembles.training import (
+    OWN_MEAN,
+    Distillation,
+    Teacher,
+    TrainConfig,
+    check_own_mean,
+    tuned_config,
+    uses_bfloat16,
+)
 
 
 def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
@@ -59,72 +65,79 @@ def set_value(content: dict[str, Any], override: str, option: str = "--set") -> 
         raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")
 
 
-# FOLDED experiment.recipe_teacher: What a recipe's ``teacher:`` names: the members' own mean, the independent arm, or
-# a saved ensemble.
-
 INDEPENDENT = "independent"
+# Keys of older recipes: the value with which each did nothing, and what takes its place.
+_RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
+    ("teacher",): (None, "write distillation: {teacher: ..., weight: ..., temperature: ...}"),
+    ("training", "distillation"): (0.0, "write distillation: {teacher: ..., weight: ...}"),
+    ("training", "distillation_temperature"): (4.0, "write distillation: {teacher: ..., temperature: ...}"),
+    ("training", "coefficient_rate"): (1.0, "coefficients take the learning rate of everything else"),
+}
 
 
-def check_teacher(teacher: str | None, training: TrainConfig, num_members: int, baseline: str) -> None:
-    """Hold a recipe's teacher against what the recipe trains.
+def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content without retired keys that did nothing.
 
     Raises:
-        SuperWeightError: A weight without a teacher or the other way round; ``independent`` without that baseline;
-            ``ensemble`` of one member, or of members that see different batches.
+        ValueError: One that did something; says what takes its place.
     """
-    if teacher is None:
-        if training.distillation:
-            raise SuperWeightError(
-                f"training.distillation {training.distillation} needs teacher: {OWN_MEAN}, {INDEPENDENT}, or the "
-                "folder of a saved ensemble"
-            )
-        return
-    if not training.distillation:
-        raise SuperWeightError(
-            f"teacher {teacher!r:.80} does nothing with training.distillation 0: set its weight, or leave it out"
-        )
-    if teacher == OWN_MEAN:
-        check_own_mean(num_members, training)
-    if teacher == INDEPENDENT and baseline != INDEPENDENT:
-        raise SuperWeightError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
+    for path, (idle, remedy) in _RETIRED.items():
+        *outer, key = path
+        section = content.get(outer[0]) if outer else content
+        if isinstance(section, dict) and key in section:
+            if section[key] != idle:
+                raise ValueError(f"{'.'.join(path)} is no key any more: {remedy}")
+            kept = {name: value for name, value in section.items() if name != key}
+            content = {**content, outer[0]: kept} if outer else kept
+    return content
 
 
-def teacher_of(teacher: str | None, independent: Path | None) -> Teacher | None:
-    """What :func:`train` takes as the shared arm's teacher.
+def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
+    """The hook by which the shared arm of a recipe is taught; None for none.
 
     Args:
-        teacher: Of the recipe.
+        recipe: Of the run.
         independent: Where the trained independent arm is saved, if that is the teacher.
+
+    Raises:
+        SuperWeightError: The recipe names a folder where no trained ensemble is saved.
     """
-    if teacher is None:
+    given = recipe.distillation
+    if given is None:
         return None
-    if teacher == OWN_MEAN:
-        return OWN_MEAN
-    return SuperWeightEnsemble.load(_saved(Path(teacher)) if independent is None else independent)
+    teacher: Teacher = OWN_MEAN
+    if given.teacher != OWN_MEAN:
+        teacher = SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent)
+    return Distillation(teacher, weight=given.weight, temperature=given.temperature)
 
 
-def check_saved_teacher(teacher: str | None) -> None:
+def check_saved_teacher(recipe: Recipe) -> None:
     """Read a teacher that a recipe names by its folder, ahead of a training.
 
     Raises:
         SuperWeightError: No saved ensemble is there.
     """
-    if teacher not in (None, OWN_MEAN, INDEPENDENT):
-        teacher_of(teacher, None)
+    if recipe.distillation is not None and recipe.distillation.teacher not in (OWN_MEAN, INDEPENDENT):
+        distillation_of(recipe)
 
 
 def _saved(folder: Path) -> Path:
     """The folder of a saved ensemble, given that or the arm of a run that it is of."""
     if not folder.is_dir():
         raise SuperWeightError(
-            f"teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved ensemble"
+            f"distillation.teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved "
+            "ensemble"
         )
     if (folder / "recipe.yaml").is_file():
-        raise SuperWeightError(f"teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}")
+        raise SuperWeightError(
+            f"distillation.teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}"
+        )
     if not (folder.parent / "recipe.yaml").is_file():
         return folder
     if not (folder / "training.json").is_file():
-        raise SuperWeightError(f"teacher: the arm {folder} is not trained to its end: train it with --resume first")
+        raise SuperWeightError(
+            f"distillation.teacher: the arm {folder} is not trained to its end: train it with --resume first"
+        )
     return folder / "ensemble"
 
 
@@ -151,8 +164,7 @@ class Recipe(Strict):
         width_loss: Priors of the weights and rates where widths are learned.
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
-        teacher: What the shared arm learns from besides the labels, with ``training.distillation``: ``ensemble`` (the
-            mean of its members), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
+        distillation: What the shared arm learns from besides the labels.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -167,7 +179,12 @@ class Recipe(Strict):
     evaluation: EvaluationRecipe = Field(default_factory=EvaluationRecipe)
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
-    teacher: str | None = Field(default=None, min_length=1)
+    distillation: DistillationRecipe | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, content: Any) -> Any:
+        return _without_retired(content) if isinstance(content, dict) else content
 
     @model_validator(mode="before")
     @classmethod
@@ -215,7 +232,11 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _taught(self) -> Recipe:
-        check_teacher(self.teacher, self.training, len(self.members), self.baseline)
+        teacher = None if self.distillation is None else self.distillation.teacher
+        if teacher == OWN_MEAN:
+            check_own_mean(len(self.members), self.training)
+        if teacher == INDEPENDENT and self.baseline != INDEPENDENT:
+            raise ValueError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
         return self
 
     @model_validator(mode="after")
@@ -304,8 +325,12 @@ class Recipe(Strict):
         if shape is None:
             return None
         config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, own_mean = uses_bfloat16(config), self.teacher == OWN_MEAN
+        cast, own_mean = uses_bfloat16(config), self.taught_by(OWN_MEAN)
         return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+
+    def taught_by(self, teacher: str) -> bool:
+        """Whether the shared arm learns from this teacher."""
+        return self.distillation is not None and self.distillation.teacher == teacher
 
     def shared_training(self) -> TrainConfig:
         """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
@@ -327,7 +352,7 @@ class Recipe(Strict):
         return self._in_epochs(self.sharing.search_epochs)
 
     def _in_epochs(self, epochs: int) -> TrainConfig:
-        config = self.training.without_distillation()
+        config = self.training
         if config.schedule == "step":
             config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
         return replace(config, epochs=epochs)

@@ -181,6 +181,21 @@ class EvaluationRecipe(Strict):
     batch_size: int = Field(default=256, ge=1)
 
 
+class DistillationRecipe(Strict):
+    """What the shared arm learns from besides the labels (:class:`superweight_ensembles.training.Distillation`).
+
+    Attributes:
+        teacher: ``ensemble`` (the mean of its members), ``independent`` (that arm, trained first) or the folder of a
+            saved ensemble.
+        weight: Weight of the teacher's answers against the labels, above 0, to 1.
+        temperature: Divides the logits of both before the softmax.
+    """
+
+    teacher: str = Field(min_length=1)
+    weight: StrictInt | StrictFloat = Field(gt=0, le=1)
+    temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
+
+
 class AnytimeRecipe(Strict):
     """``anytime:`` has ``superweights evaluate`` measure stream and cascade, and keep a calibrated cascade.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -287,6 +287,11 @@ class WidthRecord:
     format: int = WIDTHS_FORMAT
     members: dict[str, dict[str, LearnedWidth]]
     history: Annotated[tuple[WidthEpoch, ...], Field(max_length=100_000)]
+
+
+def fields_of(record: Any, kind: Any = None) -> dict[str, Any]:
+    """The fields of a record, or those that it has of another type, to make another record with."""
+    return {field.name: getattr(record, field.name) for field in fields(kind or record)}
 
 
 @contextmanager

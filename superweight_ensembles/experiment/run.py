@@ -22,18 +22,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+import torch
 
 from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluate_predictions, predict
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_saved_teacher, load_recipe, teacher_of
+from superweight_ensembles.experiment.recipe import (
+    INDEPENDENT,
+    Recipe,
+    check_saved_teacher,
+    distillation_of,
+    load_recipe,
+)
 from superweight_ensembles.experiment.results import (
     ArmResults,
     DatasetFacts,
@@ -43,10 +48,12 @@ from superweight_ensembles.experiment.results import (
     SearchRecord,
     TrainedArm,
     Training,
+    fields_of,
     naming_files,
 )
 from superweight_ensembles.experiment.stages import (
-    WIDTHS_FOLDER,
+    ProgressOf,
+    RunContext,
     check_held_out,
     check_trained_members,
     evaluated,
@@ -78,84 +85,20 @@ from superweight_ensembles.training import (
     CHECKPOINT_FOLDER,
     RESUMABLE,
     Checkpoints,
+    Hook,
+    LearnedWidths,
     TrainConfig,
-    TrainProgress,
     build_fabric,
     train,
     training_loader,
 )
-from superweight_ensembles.training.distributed import Processes, current_processes
-
-# FOLDED experiment.own_folder: Folders that a command makes, goes on in, or replaces: never anybody else's.
-
-
-def check_output_folder(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    kind: str,
-    marks: Sequence[str],
-    contents: Callable[[], Collection[str]],
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """Refuse a folder that must not be written to.
-
-    Args:
-        folder: That a command is about to make.
-        recipe: That the command was given.
-        kind: What the folder would be, for messages: ``run``, ``comparison``.
-        marks: Files by which such a folder is known, in the order in which they are written.
-        contents: Gives every name that such a folder holds.
-        resume: Go on in a folder that the same recipe began.
-        overwrite: Replace a folder that is there.
-
-    Raises:
-        SuperWeightError: It is there and neither option says what to do, or both are given; it is another kind of
-            folder, holds something else as well, or was begun with another recipe.
-    """
-    if resume and overwrite:
-        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
-    if not folder.exists():
-        return
-    # A process that was killed as it began may have left its lock, and files that it had not finished.
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-    names = {name for name in there if not is_draft(name) and name != LOCK_FILE}
-    if there and not names:
-        return
-    if not (resume or overwrite):
-        raise SuperWeightError(
-            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
-        )
-    just_begun = resume and names == {marks[0]}
-    if not set(marks) <= names and not just_begun:
-        raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
-    if overwrite:
-        foreign = names - set(contents())
-        if foreign:
-            raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
-    elif _what_counts(load_recipe(folder / "recipe.yaml")) != _what_counts(recipe):
-        raise SuperWeightError(
-            f"{folder} was begun with another recipe or other overrides: resume with the same, but for training."
-            f"{', '.join(RESUMABLE)}"
-        )
-
-
-def _what_counts(recipe: Recipe) -> Recipe:
-    """A recipe without what may differ from one part of a run to the next."""
-    defaults = asdict(TrainConfig())
-    training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
-    changes = recipe.fine_tuning
-    tuned = None if changes is None else {key: value for key, value in changes.items() if key not in RESUMABLE}
-    return recipe.model_copy(update={"training": training, "fine_tuning": tuned})
-
+from superweight_ensembles.training.distributed import current_processes
 
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
     "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
     "independent", "widths",
 }  # fmt: skip
-ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 
 def train_run(
@@ -194,10 +137,10 @@ def train_run(
                 folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
                 resume=resume, overwrite=overwrite,
             )  # fmt: skip
-            if folder.is_dir():
+            there = folder.is_dir()
+            if there:
                 hold()
-                return True
-            return False
+            return there
 
         def begin() -> bool:
             if not existed:
@@ -223,10 +166,16 @@ def train_run(
         if recipe.anytime is not None:
             check_held_out(data)
         if not processes.on_rank_zero((folder / "shared" / "training.json").is_file):
-            check_saved_teacher(recipe.teacher)
+            check_saved_teacher(recipe)
         begun = processes.on_rank_zero(begin)
         try:
-            _train_stages(recipe, members, plan, data, folder, progress_of, processes)
+            _train_stages(
+                RunContext(
+                    recipe=recipe, members=members, data=data, folder=folder, processes=processes,
+                    progress_of=progress_of,
+                ),
+                plan,
+            )  # fmt: skip
         except SuperWeightError:
             searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
@@ -235,91 +184,164 @@ def train_run(
             raise
 
 
-def _train_stages(
-    recipe: Recipe,
-    members: dict[str, nn.Module],
-    plan: SharingPlan,
-    data: ImageData,
-    folder: Path,
-    progress_of: ProgressOf | None,
-    processes: Processes,
-) -> None:
+def _train_stages(run: RunContext, plan: SharingPlan) -> None:
     """The widths, the search and every arm, or those of them that are not done."""
-
-    def progress(stage: str) -> Callable[[TrainProgress], None] | None:
-        return progress_of(stage) if progress_of is not None else None
-
+    recipe, folder, first = run.recipe, run.folder, run.processes.on_rank_zero
     if recipe.learn_widths is not None:
-        members = learned_members(recipe, members, data, folder, progress(WIDTHS_FOLDER), processes)
-        plan = recipe.plan(members)
-    if not processes.on_rank_zero((folder / "plan.json").is_file):
+        run = replace(run, members=learned_members(run))
+        plan = recipe.plan(run.members)
+    if not first((folder / "plan.json").is_file):
         if recipe.sharing.search != "none":
-            plan = searched_plan(recipe, members, plan, data, folder / "search", progress("search"), processes)
+            plan = searched_plan(run, plan)
         text = plan.to_json()
-        processes.on_rank_zero(lambda: write_text(folder / "plan.json", text))
-    processes.on_rank_zero(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
-    plan = SharingPlan.from_json(processes.on_rank_zero(lambda: read_text(folder / "plan.json")), folder / "plan.json")
+        first(lambda: write_text(folder / "plan.json", text))
+    first(lambda: shutil.rmtree(folder / "search" / CHECKPOINT_FOLDER, ignore_errors=True))
+    plan = SharingPlan.from_json(first(lambda: read_text(folder / "plan.json")), folder / "plan.json")
     for arm in training_order(recipe):
-        own = folder / arm
-        if not processes.on_rank_zero((own / "training.json").is_file):
-            arm_plan = plan if arm == "shared" else independent_plan(members)
-            ensemble = SuperWeightEnsemble(members, plan=arm_plan, rng=recipe.bank_generator())
+        if not first((folder / arm / "training.json").is_file):
+            ensemble = run.ensemble(plan if arm == "shared" else independent_plan(run.members))
             if arm == "shared" and recipe.sharing.init == "svd":
-                processes.on_rank_zero(
-                    partial(start_warm, recipe, ensemble, members, folder)
-                )  # training copies it to all
-            _train_arm(recipe, arm, ensemble, data, folder, progress(arm), processes)
-        processes.on_rank_zero(partial(_keep_best, own))
+                first(partial(start_warm, run, ensemble))  # training copies it to all
+            _train_arm(run, arm, ensemble)
+        first(partial(_keep_best, folder / arm))
+
+
+def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None:
+    """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
+    recipe, folder = run.recipe, run.folder
+    hooks: list[Hook | None] = []
+    config = recipe.training
+    if arm == "shared":
+        independent = trained_arm(folder, INDEPENDENT) if recipe.taught_by(INDEPENDENT) else None
+        hooks, config = [recipe.untying(), distillation_of(recipe, independent)], recipe.shared_training()
+    if recipe.learn_widths is None:
+        hooks.append(LearnedWidths(recipe.width_loss))
+    else:
+        config = replace(config, width_rate=1.0)  # it was that of the stage before
+    result = train(
+        ensemble, run.data, config, hooks=[hook for hook in hooks if hook is not None], out=folder / arm, resume=True,
+        callback=run.progress(arm),
+    )  # fmt: skip
+
+    def write() -> None:
+        ensemble.cpu().save(folder / arm / "ensemble")
+        write_json(folder / arm / "training.json", asdict(result))
+
+    run.processes.on_rank_zero(write)
+
+
+def _keep_best(folder: Path) -> None:
+    """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
+    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(as_content(_training_of(folder).history))
+
+
+def arms_of(recipe: Recipe) -> tuple[str, ...]:
+    return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
+
+
+def training_order(recipe: Recipe) -> tuple[str, ...]:
+    """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
+    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
+    return arms_of(recipe)[::-1] if starts_apart or recipe.taught_by(INDEPENDENT) else arms_of(recipe)
+
+
+def check_output_folder(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    kind: str,
+    marks: Sequence[str],
+    contents: Callable[[], Collection[str]],
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Refuse a folder that must not be written to: somebody else's, begun with another recipe, or there unasked.
+
+    Args:
+        folder: That a command is about to make.
+        recipe: That the command was given.
+        kind: What the folder would be, for messages: ``run``, ``comparison``.
+        marks: Files by which such a folder is known, in the order in which they are written.
+        contents: Gives every name that such a folder holds.
+        resume: Go on in a folder that the same recipe began.
+        overwrite: Replace a folder that is there.
+    """
+    if resume and overwrite:
+        raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
+    if not folder.exists():
+        return
+    # A process that was killed as it began may have left its lock, and files that it had not finished.
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    names = {name for name in there if not is_draft(name) and name != LOCK_FILE}
+    if there and not names:
+        return
+    if not (resume or overwrite):
+        raise SuperWeightError(
+            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+        )
+    just_begun = resume and names == {marks[0]}
+    if not set(marks) <= names and not just_begun:
+        raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
+    if overwrite:
+        foreign = names - set(contents())
+        if foreign:
+            raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
+    elif _what_counts(load_recipe(folder / "recipe.yaml")) != _what_counts(recipe):
+        raise SuperWeightError(
+            f"{folder} was begun with another recipe or other overrides: resume with the same, but for training."
+            f"{', '.join(RESUMABLE)}"
+        )
+
+
+def _what_counts(recipe: Recipe) -> Recipe:
+    """A recipe without what may differ from one part of a run to the next."""
+    defaults = asdict(TrainConfig())
+    training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
+    changes = recipe.fine_tuning
+    tuned = None if changes is None else {key: value for key, value in changes.items() if key not in RESUMABLE}
+    return recipe.model_copy(update={"training": training, "fine_tuning": tuned})
 
 
 def evaluate_run(folder: Path) -> RunResults:
     """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
     recipe = read_run(folder)
     with locked_folder(folder):
-        return _evaluate(recipe, folder)
-
-
-def _evaluate(recipe: Recipe, folder: Path) -> RunResults:
-    data = recipe.load_data()
-    if not len(data.test):
-        raise SuperWeightError(f"{data.name} has no test images to evaluate on")
-    fabric = build_fabric(recipe.training)
-
-    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
-        return predict(ensemble.to(fabric.device).eval(), evaluated(recipe, data, "test", fabric.device))
-
-    arms = []
-    for arm in arms_of(recipe):
-        ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(fabric.device).eval()
-        tested = tested_by(ensemble)
-        trained = _training_of(folder / arm)
-        warm = warm_results(folder / arm, tested_by)
-        anytime = None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
-        found = evaluate_predictions(ensemble, tested)
-        arms.append(
-            ArmResults(
-                name=arm,
-                num_parameters=ensemble.num_parameters,
-                independent_parameters=ensemble.independent_parameters,
-                budget=ensemble.plan.budget,
-                **{field.name: getattr(found, field.name) for field in fields(found)},
-                anytime=anytime,
-                warm_start=warm,
-                training=Training(**{field.name: getattr(trained, field.name) for field in fields(Training)}),
-                history=trained.history,
-            )
+        data = recipe.load_data()
+        if not len(data.test):
+            raise SuperWeightError(f"{data.name} has no test images to evaluate on")
+        device = build_fabric(recipe.training).device
+        results = RunResults(
+            name=recipe.name,
+            seed=recipe.seed,
+            dataset=DatasetFacts.of(data),
+            recipe=recipe.model_dump(mode="json"),
+            arms=tuple(_evaluate_arm(recipe, data, folder, arm, device) for arm in arms_of(recipe)),
+            widths=learned_widths(folder),
+            provenance=Provenance(**provenance()),
         )
-    results = RunResults(
-        name=recipe.name,
-        seed=recipe.seed,
-        provenance=Provenance(**provenance()),
-        dataset=DatasetFacts.of(data),
-        recipe=recipe.model_dump(mode="json"),
-        arms=tuple(arms),
-        widths=learned_widths(folder),
+        write_json(folder / "results.json", as_content(results))
+        return results
+
+
+def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, device: torch.device) -> ArmResults:
+    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
+        return predict(ensemble.to(device).eval(), evaluated(recipe, data, "test", device))
+
+    ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(device).eval()
+    tested, trained = tested_by(ensemble), _training_of(folder / arm)
+    warm = warm_results(folder / arm, tested_by)
+    anytime = None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
+    return ArmResults(
+        name=arm,
+        num_parameters=ensemble.num_parameters,
+        independent_parameters=ensemble.independent_parameters,
+        budget=ensemble.plan.budget,
+        **fields_of(evaluate_predictions(ensemble, tested)),
+        anytime=anytime,
+        warm_start=warm,
+        training=Training(**fields_of(trained, Training)),
+        history=trained.history,
     )
-    write_json(folder / "results.json", as_content(results))
-    return results
 
 
 def read_run(folder: Path) -> Recipe:
@@ -347,25 +369,11 @@ def read_search(folder: Path) -> tuple[SearchRecord, dict[str, SharingPlan]] | N
     """What the search of a trained run saw, and its plans, first to last, by what they are; None without a search."""
     if not (folder / "search" / "search.json").is_file():
         return None
-    plans = {
-        "before the search": read_plan(folder / "search"),
-        "found": read_plan(folder),
-    }
+    plans = {"before the search": read_plan(folder / "search"), "found": read_plan(folder)}
     last = _final_plan(folder)
     if last != plans["found"]:
         plans["un-tied"] = last
     return read_as(SearchRecord, folder / "search" / "search.json", "search again"), plans
-
-
-def arms_of(recipe: Recipe) -> tuple[str, ...]:
-    return ("shared", "independent") if recipe.baseline == "independent" else ("shared",)
-
-
-def training_order(recipe: Recipe) -> tuple[str, ...]:
-    """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
-    arms = arms_of(recipe)
-    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
-    return arms[::-1] if starts_apart or recipe.teacher == INDEPENDENT else arms
 
 
 def trained_arm(folder: Path, arm: str) -> Path:
@@ -378,52 +386,15 @@ def trained_arm(folder: Path, arm: str) -> Path:
     return folder / arm / "ensemble"
 
 
-def _final_plan(folder: Path) -> SharingPlan:
-    """The plan that the shared ensemble ended with; results that were moved without ensembles have the first alone."""
-    ended = folder / "shared" / "ensemble"
-    return read_plan(ended if (ended / "plan.json").is_file() else folder)
-
-
-def _train_arm(
-    recipe: Recipe,
-    arm: str,
-    ensemble: SuperWeightEnsemble,
-    data: ImageData,
-    folder: Path,
-    progress: Callable[[TrainProgress], None] | None,
-    processes: Processes,
-) -> None:
-    """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
-    if arm == "shared":
-        apart = trained_arm(folder, INDEPENDENT) if recipe.teacher == INDEPENDENT else None
-        options: dict[str, Any] = {"untie": recipe.untying(), "teacher": teacher_of(recipe.teacher, apart)}
-        config = recipe.shared_training()
-    else:
-        options, config = {}, recipe.training.without_distillation()
-    if recipe.learn_widths is None:
-        options["width_loss"] = recipe.width_loss
-    else:
-        config = replace(config, width_rate=1.0)  # it was that of the stage before
-    result = train(ensemble, data, config, out=folder / arm, resume=True, callback=progress, **options)
-
-    def write() -> None:
-        ensemble.cpu().save(folder / arm / "ensemble")
-        write_json(folder / arm / "training.json", asdict(result))
-
-    processes.on_rank_zero(write)
-
-
-def _keep_best(folder: Path) -> None:
-    """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
-    Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(as_content(_training_of(folder).history))
-
-
 def _training_of(folder: Path) -> TrainedArm:
     """What the training of an arm came to."""
     return read_as(TrainedArm, folder / "training.json", "train the arm again")
 
 
-# FOLDED experiment.of_run: Members and cascades of a run folder as files.
+def _final_plan(folder: Path) -> SharingPlan:
+    """The plan that the shared ensemble ended with; results that were moved without ensembles have the first alone."""
+    ended = folder / "shared" / "ensemble"
+    return read_plan(ended if (ended / "plan.json").is_file() else folder)
 
 
 def export_run_member(

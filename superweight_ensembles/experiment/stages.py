@@ -1,14 +1,19 @@
-"""The stage of a run that finds who shares with whom.
+"""What a run does besides training its arms: widths, sharing and a start from trained members before it, exits after.
 
-RUN/search/plan.json     the plan before it
-RUN/search/search.json   what it saw: similarities, sets
+RUN/widths/widths.json       the widths and rates that members ended with, and the widths of each epoch; written last
+RUN/widths/log.jsonl         one record an epoch, with the widths; and TensorBoard's
+RUN/search/plan.json         the plan before the search
+RUN/search/search.json       what it saw: similarities, sets
+RUN/shared/warm_start/       the shared ensemble as it started
+RUN/shared/warm_start.json   the trained members that it started from, and how near it came; written last
+RUN/ARM/ensemble/anytime.json  the calibrated cascade of an arm
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,97 +43,63 @@ from superweight_ensembles.experiment.results import (
     WarmStartResult,
     WidthEpoch,
     WidthRecord,
+    fields_of,
 )
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance, truncated_exits
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
 from superweight_ensembles.storage import as_content, read_as, write_json, write_text
-from superweight_ensembles.training import CHECKPOINT_FOLDER, TrainProgress, train, training_loader
+from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
 
-
-def searched_plan(
-    recipe: Recipe,
-    members: dict[str, nn.Module],
-    plan: SharingPlan,
-    data: ImageData,
-    folder: Path,
-    progress: Callable[[TrainProgress], None] | None,
-    processes: Processes,
-) -> SharingPlan:
-    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
-    ensemble = SuperWeightEnsemble(members, plan=plan, rng=recipe.bank_generator())
-    learns = recipe.sharing.search == "k_means"
-    searched = ensemble.member_names if learns else searched_members(ensemble)
-    config = recipe.search_training()
-    train(ensemble, data, config, members=searched, out=folder, resume=True, callback=progress)
-    found = _learned(recipe, ensemble) if learns else _split(recipe, ensemble, data, processes)
-
-    def write() -> None:
-        write_text(folder / "plan.json", plan.to_json())
-        write_json(folder / "search.json", found.to_dict())
-
-    processes.on_rank_zero(write)
-    return found.plan
+WARM_START_FILE = "warm_start.json"
+_WARM_START_FOLDER = "warm_start"
+_WIDTHS = Path("widths")
+_BASELINE = Path("independent") / "ensemble"
+_NORM_BATCHES = 50
+_FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
+ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 
-def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
-    sharing = recipe.sharing
-    assert sharing.num_groups is not None, "checked with the recipe"
-    return find_groups(
-        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What all stages of the training of a run share.
 
-
-def _split(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, processes: Processes) -> SearchResult:
-    device = next(ensemble.parameters()).device
-    return find_sharing(
-        ensemble,
-        data.loader("train", recipe.training.batch_size, device=device, shard=processes.shard),
-        threshold=recipe.sharing.threshold,
-        coefficients=recipe.sharing.coefficient_kind,
-        similarity=recipe.sharing.search,
-        max_batches=recipe.sharing.search_batches,
-        reserve_untied=recipe.sharing.untie_epoch is not None,
-    )
-
-
-# FOLDED experiment.width_runs: The stage of a run in which members learn their widths, apart from each other, before
-# anything is shared.
-#
-# RUN/widths/widths.json   the widths and rates that they ended with, and the widths of each epoch; written last
-# RUN/widths/log.jsonl     one record an epoch, with the widths; and TensorBoard's
-
-WIDTHS_FOLDER = "widths"
-_FILE = "widths.json"
-
-
-def learned_members(
-    recipe: Recipe,
-    members: dict[str, nn.Module],
-    data: ImageData,
-    folder: Path,
-    progress: Callable[[TrainProgress], None] | None,
-    processes: Processes,
-) -> dict[str, nn.Module]:
-    """Members with the widths that they learn in this stage, or have learned before: with new start values; frozen,
-    or plain where the recipe keeps no importance.
-
-    Args:
+    Attributes:
         recipe: Of the run.
-        members: As the recipe builds them.
+        members: That it builds.
         data: Trained on.
         folder: Of the run.
-        progress: Called after every step.
         processes: Of the job.
+        progress_of: Gives each stage, by name, what is called after every step.
     """
+
+    recipe: Recipe
+    members: dict[str, nn.Module]
+    data: ImageData
+    folder: Path
+    processes: Processes
+    progress_of: ProgressOf | None
+
+    def progress(self, stage: str) -> Callable[[TrainProgress], None] | None:
+        return None if self.progress_of is None else self.progress_of(stage)
+
+    def ensemble(self, plan: SharingPlan) -> SuperWeightEnsemble:
+        return SuperWeightEnsemble(self.members, plan=plan, rng=self.recipe.bank_generator())
+
+
+def learned_members(run: RunContext) -> dict[str, nn.Module]:
+    """Members with the widths that they learn in this stage, apart from each other, or have learned before.
+
+    They have new start values; frozen widths, or plain layers where the recipe keeps no importance.
+    """
+    recipe, first, own = run.recipe, run.processes.on_rank_zero, run.folder / _WIDTHS
     assert recipe.learn_widths is not None, "there is such a stage"
-    own = folder / WIDTHS_FOLDER
-    if not processes.on_rank_zero((own / _FILE).is_file):
-        ensemble = SuperWeightEnsemble(members, plan=independent_plan(members), rng=recipe.bank_generator())
+    if not first((own / "widths.json").is_file):
+        ensemble = run.ensemble(independent_plan(run.members))
         result = train(
-            ensemble, data, recipe.width_training(), width_loss=recipe.width_loss, out=own, resume=True,
-            callback=progress,
+            ensemble, run.data, recipe.width_training(), hooks=[LearnedWidths(recipe.width_loss)], out=own,
+            resume=True, callback=run.progress(_WIDTHS.name),
         )  # fmt: skip
         record = WidthRecord(
             members={
@@ -140,13 +111,13 @@ def learned_members(
             },
             history=tuple(WidthEpoch(epoch=one["epoch"], widths=one["widths"]) for one in result.history),
         )
-        processes.on_rank_zero(lambda: write_json(own / _FILE, as_content(record)))
-    processes.on_rank_zero(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
-    learned = processes.on_rank_zero(lambda: _read_widths(folder)).members
+        first(lambda: write_json(own / "widths.json", as_content(record)))
+    first(lambda: shutil.rmtree(own / CHECKPOINT_FOLDER, ignore_errors=True))
+    learned = first(lambda: as_content(_read_widths(run.folder)))["members"]
     fresh = recipe.build_members()
     for name, module in fresh.items():
         if adaptive_widths(module):
-            sizes = {path: (one.width, one.rate) for path, one in learned.get(name, {}).items()}
+            sizes = {path: (one["width"], one["rate"]) for path, one in learned.get(name, {}).items()}
             adopt_widths(module, sizes, torch.Generator().manual_seed(recipe.seed))
             if not recipe.learn_widths.keep_importance:
                 drop_importance(module)
@@ -155,35 +126,55 @@ def learned_members(
 
 def learned_widths(folder: Path) -> tuple[WidthEpoch, ...] | None:
     """The widths that members learned in the stage, epoch by epoch; None where there was none."""
-    return _read_widths(folder).history if (folder / WIDTHS_FOLDER / _FILE).is_file() else None
+    return _read_widths(folder).history if (folder / _WIDTHS / "widths.json").is_file() else None
 
 
 def _read_widths(folder: Path) -> WidthRecord:
-    return read_as(WidthRecord, folder / WIDTHS_FOLDER / _FILE, "learn the widths again")
+    return read_as(WidthRecord, folder / _WIDTHS / "widths.json", "learn the widths again")
 
 
-# FOLDED experiment.warm_runs: The stage of a run in which its shared arm starts from trained members.
-#
-# RUN/shared/warm_start/       the ensemble as it started
-# RUN/shared/warm_start.json   the trained members that it started from, and how near it came; written last
+def searched_plan(run: RunContext, plan: SharingPlan) -> SharingPlan:
+    """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
+    recipe, folder, ensemble = run.recipe, run.folder / "search", run.ensemble(plan)
+    learns = recipe.sharing.search == "k_means"
+    searched = ensemble.member_names if learns else searched_members(ensemble)
+    train(
+        ensemble, run.data, recipe.search_training(), members=searched, out=folder, resume=True,
+        callback=run.progress("search"),
+    )  # fmt: skip
+    found = _learned(recipe, ensemble) if learns else _split(run, ensemble)
 
-WARM_START_FILE = "warm_start.json"
-_WARM_START_FOLDER = "warm_start"
-_BASELINE = Path("independent") / "ensemble"
+    def write() -> None:
+        write_text(folder / "plan.json", plan.to_json())
+        write_json(folder / "search.json", found.to_dict())
+
+    run.processes.on_rank_zero(write)
+    return found.plan
+
+
+def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+    sharing = recipe.sharing
+    assert sharing.num_groups is not None, "checked with the recipe"
+    return find_groups(
+        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
+    )
+
+
+def _split(run: RunContext, ensemble: SuperWeightEnsemble) -> SearchResult:
+    recipe, device = run.recipe, next(ensemble.parameters()).device
+    return find_sharing(
+        ensemble,
+        run.data.loader("train", recipe.training.batch_size, device=device, shard=run.processes.shard),
+        threshold=recipe.sharing.threshold,
+        coefficients=recipe.sharing.coefficient_kind,
+        similarity=recipe.sharing.search,
+        max_batches=recipe.sharing.search_batches,
+        reserve_untied=recipe.sharing.untie_epoch is not None,
+    )
 
 
 def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder: Path, *, overwrite: bool) -> None:
-    """Refuse, before anything is trained, a saved ensemble that a run cannot start from.
-
-    Args:
-        recipe: Of the run.
-        members: That it builds.
-        folder: Of the run.
-        overwrite: Whether what stands there is about to be replaced.
-
-    Raises:
-        SuperWeightError: ``sharing.init_from`` is missing, damaged, of other members, or about to be replaced.
-    """
+    """Refuse, before anything is trained, a saved ensemble that a run cannot start from, or is about to replace."""
     given = recipe.sharing.init_from
     if given is None or ((folder / "shared" / WARM_START_FILE).is_file() and not overwrite):
         return
@@ -195,21 +186,17 @@ def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder:
 
 
 def check_init_from(recipe: Recipe, members: dict[str, nn.Module]) -> None:
-    """Read the trained members that a recipe names by their folder, if it does.
-
-    Raises:
-        SuperWeightError: The folder is missing, damaged, or of other members.
-    """
+    """Read the trained members that a recipe names by their folder, if it does: whether they are those."""
     if recipe.sharing.init_from is not None:
         _trained(Path(recipe.sharing.init_from), members)
 
 
-def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str, nn.Module], folder: Path) -> None:
+def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
     """Give the shared arm its start from trained members: found once, and read again by a run that is resumed."""
-    own = folder / "shared"
+    own, given = run.folder / "shared", run.recipe.sharing.init_from
     if not (own / WARM_START_FILE).is_file():
-        given = recipe.sharing.init_from
-        found = warm_start(ensemble, _trained(folder / _BASELINE if given is None else Path(given), members))
+        trained = run.folder / _BASELINE if given is None else Path(given)
+        found = warm_start(ensemble, _trained(trained, run.members))
         own.mkdir(exist_ok=True)
         ensemble.save(own / _WARM_START_FOLDER)
         errors = tuple(
@@ -222,19 +209,14 @@ def start_warm(recipe: Recipe, ensemble: SuperWeightEnsemble, members: dict[str,
 
 
 def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], Predictions]) -> WarmStartResult | None:
-    """How near an arm started, and how well it did before any training of its own; None where it started at random.
-
-    Args:
-        folder: Of the arm.
-        predictions_of: Runs an ensemble on the test images.
-    """
+    """How near an arm started, and how well it did before any training of its own; None where it started at random."""
     file = folder / WARM_START_FILE
     if not file.is_file():
         return None
     table = predictions_of(SuperWeightEnsemble.load(folder / _WARM_START_FOLDER))
     record = read_as(WarmStartRecord, file, "train the shared arm again")
     return WarmStartResult(
-        **{field.name: getattr(record, field.name) for field in fields(record)},
+        **fields_of(record),
         ensemble=probability_metrics(table.probabilities.mean(0), table.labels),
         members=tuple(
             NamedMetrics(name=name, metrics=probability_metrics(rows, table.labels))
@@ -250,24 +232,12 @@ def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble
         raise SuperWeightError(f"sharing.init: no start from {folder}: {error}") from None
 
 
-# FOLDED experiment.anytime_runs: The anytime section of a run: stream and cascade of an arm's members, and of their
-# truncations.
-
-_NORM_BATCHES = 50
-_FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
-
-
 def measure_anytime(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
 ) -> AnytimeResult:
     """The anytime section of an arm's results; the calibrated policy goes beside the ensemble.
 
-    Args:
-        recipe: Of the run, with an anytime section.
-        ensemble: Trained, in eval mode, on its device.
-        data: Validation images fit thresholds, test images make figures.
-        tested: The members' predictions on the test images.
-        folder: Of the arm.
+    Validation images fit thresholds; test images, on which the members' predictions are given, make figures.
     """
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
@@ -290,11 +260,7 @@ def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device)
 
 
 def check_held_out(data: ImageData) -> None:
-    """Refuse an anytime section without data to fit thresholds on.
-
-    Raises:
-        SuperWeightError: Fewer than 100 validation images.
-    """
+    """Refuse an anytime section without data to fit thresholds on."""
     if len(data.validation) < MIN_SAMPLES:
         raise SuperWeightError(
             f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "

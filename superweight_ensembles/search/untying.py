@@ -6,12 +6,22 @@ Source: Teterwak et al., WACV 2024
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightBank, SuperWeightEnsemble, by_channel, decompose, slot_key
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import (
+    SuperWeightBank,
+    SuperWeightEnsemble,
+    adopt_plan,
+    by_channel,
+    decompose,
+    slot_key,
+)
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradient_clusters import check_threshold
@@ -22,19 +32,22 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
+from superweight_ensembles.training import Hook, TrainState
 from superweight_ensembles.training.distributed import current_processes
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Untying:
-    """When :func:`train` un-ties coefficients, and how readily.
+@dataclass(frozen=True, kw_only=True)
+class Untying(Hook):
+    """A hook that un-ties coefficients once, on training images without augmentation (:func:`untie_coefficients`).
 
     Attributes:
-        epoch: After this epoch, once.
+        epoch: After this epoch; before the last one.
         threshold: Cosine above which two uses stay tied.
-        max_batches: Training batches to take gradients on; all where None.
+        max_batches: Training batches to take gradients on; all where None. Batches of your own are read as they are.
+
+    Source: Teterwak et al., WACV 2024
     """
 
     epoch: int
@@ -46,6 +59,31 @@ class Untying:
             raise SuperWeightError(f"coefficients are un-tied after an epoch, 1 or later; got {self.epoch!r}")
         check_threshold(self.threshold)
         check_max_batches(self.max_batches)
+
+    def start(self, state: TrainState) -> None:
+        if self.epoch >= state.config.epochs:
+            raise SuperWeightError(
+                f"coefficients must be un-tied before the last epoch, or none would train; got epoch {self.epoch} "
+                f"of {state.config.epochs}"
+            )
+        if not has_ties(state.ensemble.plan):
+            raise SuperWeightError("Untying has nothing to un-tie: no coefficients of the plan are tied")
+
+    def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
+        """Move the ensemble and its optimiser to a plan without the ties that conflict."""
+        if state.epoch == self.epoch:
+            loader: Batches = state.loaders[0]
+            if isinstance(state.data, ImageData):
+                loader = state.data.loader(
+                    "train", state.config.batch_size, device=state.fabric.device, shard=state.processes.shard
+                )
+            plan = untie_coefficients(state.ensemble, loader, threshold=self.threshold, max_batches=self.max_batches)
+            adopt_plan(state.ensemble, plan, state.optimizer)
+        return {}
+
+    def reshape(self, state: TrainState, plan: SharingPlan) -> None:
+        if plan != state.ensemble.plan:
+            adopt_plan(state.ensemble, plan, state.optimizer)
 
 
 def untie_coefficients(
@@ -60,8 +98,8 @@ def untie_coefficients(
     Each use of each tied vector has a gradient of its own, <dL/dSuperWeight, template> for each template. Uses are
     merged while the cosine of two exceeds the threshold; the first set keeps the vector, every other set gets one new.
     A use without any gradient conflicts with nothing and keeps the vector. Move the ensemble to the plan with
-    :func:`adopt_plan`; :func:`train` does both by itself (``untie=``). Groups that read a flat bank have no ties, and
-    stay as they are.
+    :func:`adopt_plan`; the hook :class:`Untying` does both in a training. Groups that read a flat bank have no ties,
+    and stay as they are.
 
     Args:
         ensemble: Trained for some epochs; not changed here.

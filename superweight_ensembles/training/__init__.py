@@ -8,15 +8,14 @@ from superweight_ensembles.training.batches import prepared_batch, training_load
 from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
     Checkpoints,
-    Progress,
-    Subject,
     best_epoch,
     load_checkpoint,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
 from superweight_ensembles.training.device import build_fabric, compiled_calls, faster_channels_last, uses_bfloat16
 from superweight_ensembles.training.distillation import OWN_MEAN, Distillation, FixedTeacher, Teacher, check_own_mean
-from superweight_ensembles.training.joint import joint_backward
+from superweight_ensembles.training.hooks import Hook, Progress, TrainState
+from superweight_ensembles.training.joint import Execution, JointLoss, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
 from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
@@ -29,14 +28,17 @@ __all__ = [
     "RESUMABLE",
     "Checkpoints",
     "Distillation",
+    "Execution",
     "FixedTeacher",
+    "Hook",
+    "JointLoss",
     "LearnedWidths",
     "Progress",
-    "Subject",
     "Teacher",
     "TrainConfig",
     "TrainProgress",
     "TrainResult",
+    "TrainState",
     "TrainStep",
     "best_epoch",
     "build_fabric",

@@ -1,9 +1,12 @@
-"""A training between two steps, as a folder: plan, configuration, safetensors and a manifest of checksums.
+"""What a training writes: checkpoints, from which it goes on bit by bit, and its log.
+
+A checkpoint is a training between two steps, as a folder:
 
 CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`SuperWeightEnsemble.load` reads it
 CHECKPOINT/optimizer.safetensors                       moments
 CHECKPOINT/random.safetensors                          the states of every generator, of each process
-CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, progress
+CHECKPOINT/hooks.safetensors                           what hooks remember as tensors
+CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, progress
 CHECKPOINT/manifest.json                               size and SHA-256 of each of them
 """
 
@@ -17,27 +20,22 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
-from superweight_ensembles.ensemble import (
-    SuperWeightEnsemble,
-    adopt_plan,
-    read_ensemble_tensors,
-    read_plan,
-    write_ensemble_files,
-)
+from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
     check_manifest,
     clear_drafts,
@@ -52,64 +50,67 @@ from superweight_ensembles.storage import (
     write_manifest,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.distributed import Processes
-from superweight_ensembles.training.widths import restore_sizes, sizes_of
+from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FOLDER = "checkpoints"
+CHECKPOINT_FORMAT = 4
 _FILES = (
-    "config.json", "plan.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "state.json",
+    "config.json", "plan.json", "model.safetensors", "optimizer.safetensors", "random.safetensors", "hooks.safetensors",
+    "state.json",
 )  # fmt: skip
 _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
 _KEPT = 2
 _MOST_STATE = 2**16  # numbers
 _LOG = logging.getLogger(__name__)
+_PYTHON_VERSION = 3  # of random.getstate
 RandomStates = Sequence[Mapping[str, Tensor]]
 
 
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """How far a training is.
+def seed_all(seed: int) -> None:
+    """Seed them all, of this process."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
-    Attributes:
-        history: One record a whole epoch.
-        step: Steps done of the epoch after those.
-        loss_sums: Of each member, over the steps of that epoch that were not left out.
-        num_summed: How many those are.
-        learning_rate: At the start of that epoch.
-        seconds: Of that epoch, so far.
-        num_skipped: Steps left out for numbers that are not finite, over all epochs.
-        micro_batches: Parts that a step's batch is run in.
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Their states, as tensors by name, always of the same shapes."""
+    states = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    _, keys, place, has_gauss, gauss = np.random.get_state()
+    states["numpy.keys"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    states["numpy.rest"] = torch.tensor([place, has_gauss, gauss], dtype=torch.float64)
+    _, words, next_gauss = random.getstate()
+    states["python.keys"] = torch.tensor(words, dtype=torch.int64)
+    states["python.gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put all generators back into states that :func:`random_states` gave.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: They are none.
     """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
-
-    history: list[dict[str, Any]] = field(default_factory=list)
-    step: int = 0
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    num_summed: int = 0
-    learning_rate: float = 0.0
-    seconds: float = 0.0
-    num_skipped: int = 0
-    micro_batches: int = 1
+    place, has_gauss, gauss = states["numpy.rest"].tolist()
+    np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
+    gauss_left = states["python.gauss"].item()
+    next_gauss = None if math.isnan(gauss_left) else gauss_left
+    random.setstate((_PYTHON_VERSION, tuple(states["python.keys"].tolist()), next_gauss))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What a checkpoint is of.
-
-    Attributes:
-        ensemble: Trained.
-        optimizer: Of its parameters.
-        schedule: Of the optimiser.
-        config: How it is trained.
-        settings: What a training is told besides; a run is resumed with the same.
-    """
-
-    ensemble: SuperWeightEnsemble
-    optimizer: torch.optim.Optimizer
-    schedule: LRScheduler
-    config: TrainConfig
-    settings: Mapping[str, Any]
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn or seeded inside, the caller's generators go on as if nothing had been."""
+    before = random_states(device)
+    try:
+        yield
+    finally:
+        set_random_states(before, device)
 
 
 class Checkpoints:
@@ -118,25 +119,25 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, subject: Subject, progress: Progress, states: RandomStates) -> None:
+    def save(self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates) -> None:
         """Write everything that training goes on from; afterwards, those that are no longer needed go.
 
         Raises:
             SuperWeightError: It cannot be written; the checkpoints before it are as they were.
         """
-        path = self.folder / _name(len(progress.history), progress.step)
+        path = self.folder / _name(len(state.progress.history), state.progress.step)
         if path.is_dir():
             return
         before = self._named()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with whole_folder(path) as draft:
-                _write(draft, subject, progress, states)
+                _write(draft, state, remembered, random_states)
                 write_manifest(draft)
         except (OSError, SafetensorError) as error:
             kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
             raise SuperWeightError(f"the checkpoint {path} cannot be written: {error}; {kept}") from None
-        self._prune(progress.history)
+        self._prune(state.progress.history)
 
     def newest(self) -> Path | None:
         """The last one that is whole; None where there is none at all.
@@ -198,13 +199,11 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
     return -max(found)[1] if found else None
 
 
-def load_checkpoint(folder: Path, subject: Subject) -> tuple[Progress, list[dict[str, Tensor]]]:
-    """Put a training back where :meth:`Checkpoints.save` left it.
-
-    A checkpoint of a run that un-tied coefficients has a plan with fewer ties, which the ensemble then adopts.
+def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
+    """Put a training back where :meth:`Checkpoints.save` left it; hooks first give the ensemble the shape it had.
 
     Returns:
-        The progress that was saved, and the random states of each process.
+        The random states of each process.
 
     Raises:
         SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
@@ -217,32 +216,25 @@ def load_checkpoint(folder: Path, subject: Subject) -> tuple[Progress, list[dict
     try:
         # A key that is newer than the checkpoint had its default: so training went before there was a choice.
         before = {**asdict(TrainConfig()), **content["config"], **content["settings"]}
-        now = json.loads(json.dumps({**asdict(subject.config), **subject.settings}))
-    except (KeyError, TypeError) as error:
-        raise SuperWeightError(f"{folder / 'state.json'} is damaged: {error!r}") from None
+        now = json.loads(json.dumps({**asdict(state.config), **state.settings()}))
+        remembered = {hook.name: dict(content["hooks"].get(hook.name, {})) for hook in state.hooks}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SuperWeightError(f"{folder / 'state.json'} is damaged: {error!r:.200}") from None
     for key, value in now.items():
         if key not in RESUMABLE and before.get(key) != value:
             raise SuperWeightError(
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
-    try:
-        restore_sizes(subject.ensemble, subject.optimizer, content.get("widths", {}))
-    except (SuperWeightError, AttributeError, TypeError) as error:
-        raise SuperWeightError(f"{folder / 'state.json'}, widths: {error}") from None
     plan = read_plan(folder)
-    if plan != subject.ensemble.plan:
-        if subject.settings.get("untie") is None:
-            raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
-        try:
-            adopt_plan(subject.ensemble, plan, subject.optimizer)
-        except SuperWeightError as error:
-            raise SuperWeightError(f"{folder} was made with another sharing plan: {error}") from None
-    read_ensemble_tensors(subject.ensemble, folder)
+    _restore_hooks(folder, state, remembered, plan)
+    if plan != state.ensemble.plan:
+        raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
+    read_ensemble_tensors(state.ensemble, folder)
     try:
-        _restore(folder, content, subject.optimizer, subject.schedule)
-        progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
-        return progress, _read_states(folder)
+        _restore(folder, content, state.optimizer, state.schedule)
+        state.progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
+        return _read_states(folder)
     except SuperWeightError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
@@ -250,15 +242,31 @@ def load_checkpoint(folder: Path, subject: Subject) -> tuple[Progress, list[dict
         raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
 
 
+def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[str, Any]], plan: SharingPlan) -> None:
+    path = folder / "hooks.safetensors"
+    try:
+        for label, tensor in read_tensors(path, read_header(path)).items():
+            name, _, key = label.partition(".")
+            remembered[name][key] = tensor
+        for hook in state.hooks:
+            hook.load_state_dict(remembered[hook.name])
+            hook.reshape(state, plan)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = str(error) if isinstance(error, SuperWeightError) else repr(error)
+        raise SuperWeightError(f"{folder}, hooks: {said:.400}") from None
+
+
 def _name(epochs: int, step: int) -> str:
     """Whole epochs, and steps of the one after them."""
     return f"epoch-{epochs:04d}-step-{step:06d}"
 
 
-def _write(folder: Path, subject: Subject, progress: Progress, states: RandomStates) -> None:
+def _write(
+    folder: Path, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
+) -> None:
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, dict[str, Any]] = {}
-    held, ensemble = subject.optimizer.state_dict(), subject.ensemble
+    held, ensemble = state.optimizer.state_dict(), state.ensemble
     for index, entries in held["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
@@ -267,18 +275,29 @@ def _write(folder: Path, subject: Subject, progress: Progress, states: RandomSta
                 numbers.setdefault(str(index), {})[key] = value
     write_ensemble_files(ensemble, ensemble.plan, dict(ensemble.members.items()), folder)
     save_file(tensors, str(folder / "optimizer.safetensors"))
-    by_rank = {f"{rank}.{name}": state for rank, named in enumerate(states) for name, state in named.items()}
+    by_rank = {f"{rank}.{name}": one for rank, named in enumerate(random_states) for name, one in named.items()}
     save_file(by_rank, str(folder / "random.safetensors"))
+    of_hooks = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, content in remembered.items()
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    save_file(of_hooks, str(folder / "hooks.safetensors"))
+    plain = {
+        name: check_plain_data(name, {key: value for key, value in content.items() if not isinstance(value, Tensor)})
+        for name, content in remembered.items()
+    }
     write_json(
         folder / "state.json",
         {
             "format": CHECKPOINT_FORMAT,
             "optimizer": {"numbers": numbers, "groups": held["param_groups"]},
-            "schedule": subject.schedule.state_dict(),
-            "config": asdict(subject.config),
-            "settings": dict(subject.settings),
-            "progress": asdict(progress),
-            "widths": sizes_of(ensemble),
+            "schedule": state.schedule.state_dict(),
+            "config": asdict(state.config),
+            "settings": state.settings(),
+            "hooks": plain,
+            "progress": asdict(state.progress),
         },
     )
 
@@ -326,9 +345,6 @@ def _read_states(folder: Path) -> list[dict[str, Tensor]]:
     return [by_rank[rank] for rank in range(len(by_rank))]
 
 
-# FOLDED training.log: What a training run writes as it goes: JSON lines, and TensorBoard.
-
-
 class RunLog:
     """Appends one record an epoch to ``log.jsonl`` and its numbers to ``tensorboard/``."""
 
@@ -358,11 +374,6 @@ def _flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]
     return pairs
 
 
-# FOLDED training.records: Everything that a training writes: its checkpoints and its log.
-
-CHECKPOINT_FOLDER = "checkpoints"
-
-
 class Records:
     """What stands in the folder of a training.
 
@@ -370,44 +381,43 @@ class Records:
 
     Args:
         folder: Made here, and held until :meth:`close`.
-        subject: What the checkpoints are of.
-        processes: Of the job.
+        state: The training that the checkpoints are of.
 
     Raises:
         SuperWeightError: Another job is at work in the folder, or it cannot be made.
     """
 
-    def __init__(self, folder: Path, subject: Subject, processes: Processes) -> None:
+    def __init__(self, folder: Path, state: TrainState) -> None:
         self.folder = folder
-        self._subject = subject
-        self._processes = processes
+        self._state = state
+        self._processes = state.processes
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
         self._log: RunLog | None = None
         self._ending = ExitStack()
-        processes.on_rank_zero(self._hold)
+        self._processes.on_rank_zero(self._hold)
 
     def _hold(self) -> None:
         self._ending.enter_context(locked_folder(self.folder))
         self._checkpoints.clear_drafts()
 
-    def load(self) -> tuple[Progress, Mapping[str, Tensor]] | None:
-        """Go back to the newest checkpoint: its progress and the random states of this process.
+    def load(self) -> Mapping[str, Tensor] | None:
+        """Go back to the newest checkpoint; returns the random states of this process.
 
         None where there is no checkpoint; no states where it was made by another number of processes.
         """
         newest = self._processes.on_rank_zero(lambda: getattr(self._checkpoints.newest(), "name", None))
         if newest is None:
             return None
-        progress, states = load_checkpoint(self._checkpoints.folder / newest, self._subject)
-        return progress, states[self._processes.rank] if len(states) == self._processes.size else {}
+        states = load_checkpoint(self._checkpoints.folder / newest, self._state)
+        return states[self._processes.rank] if len(states) == self._processes.size else {}
 
-    def open_log(self, history: Sequence[dict[str, Any]]) -> None:
+    def open_log(self) -> None:
         """Begin the log again at what is known."""
-        self._processes.on_rank_zero(lambda: self._open_log(history))
+        self._processes.on_rank_zero(self._open_log)
 
-    def _open_log(self, history: Sequence[dict[str, Any]]) -> None:
+    def _open_log(self) -> None:
         try:
-            self._log = RunLog(self.folder, list(history))
+            self._log = RunLog(self.folder, self._state.progress.history)
         except OSError as error:
             raise SuperWeightError(f"the log in {self.folder} cannot be written: {error}") from None
 
@@ -429,67 +439,15 @@ class Records:
                 "resume"
             ) from None
 
-    def save(self, progress: Progress, states: Mapping[str, Tensor]) -> None:
+    def save(self, states: Mapping[str, Tensor]) -> None:
         """Write a checkpoint, with the random states of every process."""
-        device = next(self._subject.ensemble.parameters()).device
+        remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
+        device = self._state.fabric.device
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._subject, progress, every))
+        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._state, remembered, every))
 
     def close(self) -> None:
         if self._log is not None:
             self._log.close()
         self._ending.close()
-
-
-# FOLDED training.random_states: The states of every generator that a training step may draw from: torch's, CUDA's,
-# Python's and NumPy's.
-
-_PYTHON_VERSION = 3
-
-
-def seed_all(seed: int) -> None:
-    """Seed them all, of this process."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Their states, as tensors by name, always of the same shapes."""
-    states = {"torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    _, keys, place, has_gauss, gauss = np.random.get_state()
-    states["numpy.keys"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-    states["numpy.rest"] = torch.tensor([place, has_gauss, gauss], dtype=torch.float64)
-    _, words, next_gauss = random.getstate()
-    states["python.keys"] = torch.tensor(words, dtype=torch.int64)
-    states["python.gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
-    return states
-
-
-def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put all generators back into states that :func:`random_states` gave.
-
-    Raises:
-        KeyError, TypeError, ValueError, RuntimeError: They are none.
-    """
-    place, has_gauss, gauss = states["numpy.rest"].tolist()
-    np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
-    gauss_left = states["python.gauss"].item()
-    next_gauss = None if math.isnan(gauss_left) else gauss_left
-    random.setstate((_PYTHON_VERSION, tuple(states["python.keys"].tolist()), next_gauss))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the caller's generators go on as if nothing had been."""
-    before = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(before, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -18,7 +18,6 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
 }  # fmt: skip
-_TEMPERATURE = 4.0
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "micro_batches", "num_threads", "num_workers", "recompute",
@@ -36,10 +35,8 @@ class TrainConfig:
         micro_batches: Parts that each step's batch is run in, one after the other, for less memory; ``auto`` doubles
             them when memory runs out. The same gradients, but for batch norm, which sees the parts.
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
-        coefficient_rate: Learning rate of the coefficients, as a multiple of that of everything else. A step of a
-            coefficient moves a weight by a whole template, so it weighs more than a step of the weight itself would.
-        width_rate: Learning rate of what learned widths follow, likewise. A step of Adam by 0.1 changes a width by a
-            tenth, whatever the gradient is.
+        width_rate: Learning rate of what learned widths follow, as a multiple of that of everything else. A step of
+            Adam by 0.1 changes a width by a tenth, whatever the gradient is.
         optimizer: ``sgd`` (with ``momentum`` and ``nesterov``) or ``adamw``.
         momentum: Of SGD.
         nesterov: Of SGD, where momentum is not 0.
@@ -53,9 +50,6 @@ class TrainConfig:
             training images in an order and with an augmentation of its own, as members trained apart would.
         ensemble_loss: Weight of one more term, the negative log likelihood of the members' mean softmax, which asks the
             members to complement each other, and keeps the activations of all of them at once. Ours; 0 for none.
-        distillation: Weight w, 0 to 1, of what a teacher answers against the labels (``train(..., teacher=...)``): a
-            member's loss is (1 - w) cross-entropy + w T^2 KL(teacher at T || member at T). 0 for none.
-        distillation_temperature: T, which divides the logits of both before the softmax.
         flip: Mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for :class:`ImageData`; a
             DataLoader of your own brings its own.
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
@@ -88,7 +82,6 @@ class TrainConfig:
     batch_size: int = 128
     micro_batches: int | str = 1
     learning_rate: float = 0.1
-    coefficient_rate: float = 1.0
     width_rate: float = 1.0
     optimizer: str = "sgd"
     momentum: float = 0.9
@@ -100,8 +93,6 @@ class TrainConfig:
     gamma: float = 0.2
     member_batches: str = "same"
     ensemble_loss: float = 0.0
-    distillation: float = 0.0
-    distillation_temperature: float = _TEMPERATURE
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
@@ -147,7 +138,6 @@ class TrainConfig:
             "checkpoint_steps",
             "weight_decay",
             "ensemble_loss",
-            "coefficient_rate",
             "width_rate",
             "momentum",
             "label_smoothing",
@@ -161,10 +151,6 @@ class TrainConfig:
             raise SuperWeightError(f"learning_rate must be positive; got {self.learning_rate}")
         if self.momentum >= 1:
             raise SuperWeightError(f"momentum must be below 1; got {self.momentum}")
-        if not 0 <= self.distillation <= 1:
-            raise SuperWeightError(f"distillation is a weight from 0 to 1; got {self.distillation}")
-        if not 0 < self.distillation_temperature < math.inf:
-            raise SuperWeightError(f"distillation_temperature must be positive; got {self.distillation_temperature}")
         if not 0 < self.gamma < math.inf:
             raise SuperWeightError(f"gamma must be positive; got {self.gamma}")
         if not 0 <= self.seed < 2**32:
@@ -175,17 +161,12 @@ class TrainConfig:
             raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
         self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
         self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
-        self._refuse_idle("distillation", self.distillation > 0, ("distillation_temperature",))
         if self.ensemble_loss and self.member_batches != "same":
             raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
         if self.compile and self.recompute:
             raise SuperWeightError("compile and recompute do not go together: leave one of them out")
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
-
-    def without_distillation(self) -> TrainConfig:
-        """The same training from the labels alone."""
-        return replace(self, distillation=0.0, distillation_temperature=_TEMPERATURE)
 
     def _check_types(self) -> None:
         for field in fields(self):
@@ -205,9 +186,6 @@ class TrainConfig:
             if not acts and getattr(self, name) != defaults[name]:
                 raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
-
-# FOLDED training.fine_tuning: How a training differs where it goes on from trained members: a few settings in the
-# place of the recipe's.
 
 _GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
 _CONFIG = TypeAdapter(TrainConfig)

@@ -1,4 +1,4 @@
-"""The device and the precision that a config comes to on this machine."""
+"""How a training is run on this machine: device, precision, memory format, compilation, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import evaluating
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Launch, join, launch_of
+
+Calls = Mapping[str, Callable[[Tensor], Any]]
+_SHAPES = 8  # of images, as torch compiles one function for
+_COMPILER = ("torch._dynamo", "torch._inductor")
+_SIGNS = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
+_LOG = logging.getLogger(__name__)
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
@@ -101,11 +107,6 @@ def _device_here(config: TrainConfig) -> int | list[int]:
     return [torch.cuda.current_device()] if begun and _device(config) == "cuda" else 1
 
 
-# FOLDED training.memory_format: Whether a training runs in the channels-last memory format.
-
-_LOG = logging.getLogger(__name__)
-
-
 def set_memory_format(
     ensemble: SuperWeightEnsemble, data: object, config: TrainConfig, fabric: Fabric, members: Collection[str]
 ) -> bool:
@@ -154,19 +155,12 @@ def _refusing(
     return None
 
 
-# FOLDED training.compilation: Members compiled by ``torch.compile``, for training steps alone: each once, at its
-# first step.
-#
-# Generated weights stand in the members' ``_parameters`` as leaves of the same shapes every step, so that nothing is
-# compiled again. The members themselves are not touched: evaluation and saving see those that their authors wrote.
-
-Calls = Mapping[str, Callable[[Tensor], Any]]
-_SHAPES = 8  # of images, as torch compiles one function for
-_COMPILER = ("torch._dynamo", "torch._inductor")
-
-
 def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[[Tensor], Any]]:
-    """Of each member what runs in the place of its call; compilation waits for the first images."""
+    """What runs in the place of each member's call in training steps; compilation waits for the first images.
+
+    Generated weights stand in the members' ``_parameters`` as leaves of the same shapes every step, so that nothing is
+    compiled again. The members themselves stay plain: evaluation and saving see those that their authors wrote.
+    """
     limit = _SHAPES * len(members)
     return {name: _compiled_call(name, member, limit) for name, member in members.items()}
 
@@ -195,11 +189,6 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
     return call
 
 
-# FOLDED training.memory_errors: What to do when a step does not fit the memory.
-
-_SIGNS = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
-
-
 class OutOfMemoryError(SuperWeightError):
     """A training step did not fit the memory; says the batch, the member, and what to lower."""
 
@@ -212,7 +201,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(
+def explain_oom(
     member: str | None, batch_size: int, micro_batches: int, *, otherwise: str = "between the members"
 ) -> Iterator[None]:
     """Say, where memory runs out inside, what was running.

@@ -8,10 +8,10 @@ Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 201
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models import kept_modes
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import is_out_of_memory, is_refusal
+from superweight_ensembles.training.hooks import Hook, TrainState
 
 OWN_MEAN: Literal["ensemble"] = "ensemble"
 Teacher = nn.Module | Literal["ensemble"]
@@ -40,7 +41,7 @@ class FixedTeacher:
         self._contiguous = False
 
     @contextmanager
-    def placed(self, device: torch.device) -> Iterator[None]:
+    def on_device(self, device: torch.device) -> Iterator[None]:
         """On a device and in eval mode for a while; its modes come back, and it stays on the device.
 
         The networks of a SuperWeightEnsemble are materialised: its weights are generated once, not at every step.
@@ -92,6 +93,10 @@ class FixedTeacher:
             ) from error
         return answer
 
+    def shares_modules(self, ensemble: nn.Module) -> bool:
+        """Whether any of its modules is one of an ensemble's."""
+        return bool({id(module) for module in self._module.modules()} & {id(module) for module in ensemble.modules()})
+
     def fingerprint(self) -> str:
         """Of every parameter and buffer, and of an ensemble's plan."""
         found = hashlib.sha256()
@@ -104,24 +109,67 @@ class FixedTeacher:
         return f"sha256:{found.hexdigest()}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distillation:
-    """What members learn from besides the labels.
+class Distillation(Hook):
+    """Members learn from a teacher besides the labels.
 
-    Attributes:
+    A member's loss is (1 - w) cross-entropy + w T^2 KL(teacher at T || member at T).
+
+    Args:
+        teacher: A network that answers logits (B, K) for the same images; a SuperWeightEnsemble, or a network that
+            answers (M, B, K), for the mean of their softmax; or ``"ensemble"`` for the mean of the members themselves
+            on each batch. Its numbers stay as they are; it ends on the training device. It is not saved: to resume,
+            give the same again.
         weight: w, above 0, to 1.
-        temperature: T.
-        teacher: None for the mean of the members' own answers.
+        temperature: T, which divides the logits of both before the softmax.
+
+    Raises:
+        SuperWeightError: A teacher that is none, a weight or temperature out of range. When the training starts: a
+            teacher that is part of the ensemble, the mean of one member or of members that see different batches.
+
+    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, section 2.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> data = swe.load_data("synthetic", num_train=128)
+        >>> members = {"a": swe.wide_resnet(10, 1, data.num_classes), "b": swe.wide_resnet(16, 1, data.num_classes)}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.9)
+        >>> own_mean = swe.Distillation("ensemble", weight=0.5)
+        >>> result = swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=64), hooks=[own_mean])
     """
 
-    weight: float
-    temperature: float
-    teacher: FixedTeacher | None
+    def __init__(self, teacher: Teacher, *, weight: float, temperature: float = 4.0) -> None:
+        if isinstance(teacher, str) and teacher != OWN_MEAN:
+            raise unknown_name("teacher", teacher, [OWN_MEAN])
+        if not isinstance(teacher, (str, nn.Module)):
+            raise SuperWeightError(
+                f"teacher= takes a network (nn.Module) or {OWN_MEAN!r}; got {type(teacher).__name__}"
+            )
+        for what, value, most in (("weight", weight, 1.0), ("temperature", temperature, math.inf)):
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= most or math.isinf(value):
+                limits = "above 0, to 1" if most == 1 else "positive and finite"
+                raise SuperWeightError(f"the {what} of a distillation must be {limits}; got {value!r}")
+        self.weight = weight
+        self.temperature = temperature
+        self.teacher = None if isinstance(teacher, str) else FixedTeacher(teacher)
+        self._ending = ExitStack()
 
-    @property
-    def name(self) -> str:
-        """That a training is resumed by: other numbers, another teacher."""
-        return OWN_MEAN if self.teacher is None else self.teacher.fingerprint()
+    def settings(self) -> dict[str, Any]:
+        teacher = OWN_MEAN if self.teacher is None else self.teacher.fingerprint()
+        return {"teacher": teacher, "weight": self.weight, "temperature": self.temperature}
+
+    def start(self, state: TrainState) -> None:
+        if self.teacher is None:
+            check_own_mean(len(state.members), state.config)
+            return
+        if self.teacher.shares_modules(state.ensemble):
+            raise SuperWeightError(
+                f"the teacher is part of the ensemble that is trained: {OWN_MEAN!r} has members learn from their mean"
+            )
+        self._ending.enter_context(self.teacher.on_device(state.fabric.device))
+
+    def end(self, state: TrainState) -> None:
+        self._ending.close()
 
     def target(self, logits: Tensor) -> Tensor:
         """The mean softmax (B, K) at T of logits (M, B, K), without gradient."""
@@ -156,38 +204,6 @@ class Distillation:
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
 
 
-def distillation_of(
-    config: TrainConfig, teacher: Teacher | None, ensemble: SuperWeightEnsemble, members: Collection[str]
-) -> Distillation | None:
-    """What a training's config and teacher come to; None without either.
-
-    Raises:
-        SuperWeightError: One of the two without the other, a teacher that is none, or that is part of what is trained,
-            the mean of one member or of members that do not see one batch.
-    """
-    if teacher is None:
-        if config.distillation:
-            raise SuperWeightError(
-                f"distillation {config.distillation} needs teacher=: a network, a SuperWeightEnsemble, or {OWN_MEAN!r} "
-                "for the members' own mean"
-            )
-        return None
-    if not config.distillation:
-        raise SuperWeightError("teacher= does nothing with distillation 0: set its weight, or leave the teacher out")
-    if isinstance(teacher, nn.Module):
-        if {id(module) for module in teacher.modules()} & {id(module) for module in ensemble.modules()}:
-            raise SuperWeightError(
-                f"the teacher is part of the ensemble that is trained: {OWN_MEAN!r} has members learn from their mean"
-            )
-        return _distillation(config, FixedTeacher(teacher))
-    if isinstance(teacher, str) and teacher != OWN_MEAN:
-        raise unknown_name("teacher", teacher, [OWN_MEAN])
-    if not isinstance(teacher, str):
-        raise SuperWeightError(f"teacher= takes a network (nn.Module) or {OWN_MEAN!r}; got {type(teacher).__name__}")
-    check_own_mean(len(members), config)
-    return _distillation(config, None)
-
-
 def check_own_mean(num_members: int, config: TrainConfig) -> None:
     """Refuse a mean of members that says nothing, or that is of no one batch."""
     if num_members < 2:
@@ -196,10 +212,6 @@ def check_own_mean(num_members: int, config: TrainConfig) -> None:
         raise SuperWeightError(
             f"teacher {OWN_MEAN!r} is a mean on one batch that all members see: member_batches must be 'same'"
         )
-
-
-def _distillation(config: TrainConfig, teacher: FixedTeacher | None) -> Distillation:
-    return Distillation(weight=config.distillation, temperature=config.distillation_temperature, teacher=teacher)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
-from superweight_ensembles.training.device import Calls, memory_told
+from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
+from superweight_ensembles.training.hooks import Penalty
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -28,22 +29,61 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 TargetGradients = Mapping[tuple[str, str], Tensor]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointLoss:
+    """What members minimise in a step; one of the first two is given.
+
+    Attributes:
+        loss_function: Of a member's logits (B, K) and the labels (B,), to a scalar, a mean over the batch.
+        objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
+            than logits.
+        ensemble_weight: Weight of the negative log likelihood of the members' mean softmax, added to the sum of the
+            losses; where it is not 0, the activations of all members live at once.
+        distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
+            it is their own mean, the activations of all members live at once.
+        penalty: Of a member, its weights in place, to a scalar that is added to its loss.
+    """
+
+    loss_function: LossFunction | None = None
+    objective: Objective | None = None
+    ensemble_weight: float = 0.0
+    distillation: Distillation | None = None
+    penalty: Penalty | None = None
+
+    @property
+    def own_mean(self) -> Distillation | None:
+        """The distillation, where members learn from their own mean."""
+        return self.distillation if self.distillation is not None and self.distillation.teacher is None else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How the backward pass of a step is computed; what it computes stays the same.
+
+    Attributes:
+        backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
+        recomputed: Blocks that run again in backward, by member: :func:`recomputed_blocks`.
+        compiled: What runs in the place of a member's call, by member: :func:`compiled_calls`.
+        micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
+            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
+    """
+
+    backward: Callable[[Tensor], None] = torch.Tensor.backward
+    recomputed: Blocks = field(default_factory=dict)
+    compiled: Calls = field(default_factory=dict)
+    micro_batches: int = 1
+
+
 def joint_backward(
     ensemble: SuperWeightEnsemble,
     images: Tensor | Mapping[str, Tensor],
     labels: Tensor | Mapping[str, Tensor],
-    loss_function: LossFunction | None,
-    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    loss: JointLoss | LossFunction,
+    *,
     members: Collection[str] | None = None,
-    objective: Objective | None = None,
-    ensemble_weight: float = 0.0,
-    distillation: Distillation | None = None,
-    recomputed: Blocks | None = None,
-    compiled: Calls | None = None,
-    micro_batches: int = 1,
+    execution: Execution | None = None,
     weight: float = 1.0,
     look: Callable[[TargetGradients], None] | None = None,
-    penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
@@ -55,23 +95,11 @@ def joint_backward(
         ensemble: In training mode, as a rule.
         images: (B, ...), or such a batch for each member by name.
         labels: (B,) class indices, or those of each member.
-        loss_function: Of one member's logits (B, K) and the labels, to a scalar, a mean over the batch; None with
-            ``objective``.
-        backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
+        loss: What members minimise; a function of logits (B, K) and labels alone, such as ``cross_entropy``, will do.
         members: Those to run; all where None.
-        objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
-            than logits.
-        ensemble_weight: Of the negative log likelihood of the members' mean softmax, added to the sum; where it is not
-            0, the activations of all members live at once.
-        distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
-            it is their own mean, the activations of all members live at once.
-        recomputed: Of each member by name, the blocks that run again in backward: :func:`recomputed_blocks`.
-        compiled: Of each member by name, what runs in the place of its call: :func:`compiled_calls`.
-        micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
-            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
+        execution: How it is computed; the defaults where None.
         weight: Factor of all losses: the share of these rows in a batch that several processes have parts of.
         look: Sees the gradients of the generated weights before the bank does.
-        penalty: Of a member, its weights in place, to a scalar that is added to its loss.
 
     Raises:
         SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it; no memory
@@ -91,18 +119,14 @@ def joint_backward(
     """
     names = tuple(ensemble.member_names if members is None else members)
     leaves, clusters = _leaves(ensemble.bank.generate(names))
-    task = _Task(
-        ensemble, images, labels, loss_function, objective, distillation, recomputed or {}, compiled or {},
-        micro_batches, weight, penalty,
-    )  # fmt: skip
-    if ensemble_weight or task.own_mean is not None:
-        losses = _together(task, names, leaves, backward, ensemble_weight)
-    else:
-        losses = _one_by_one(task, names, leaves, backward)
+    loss = loss if isinstance(loss, JointLoss) else JointLoss(loss_function=loss)
+    task = _Task(ensemble, images, labels, loss, execution or Execution(), weight)
+    together = loss.ensemble_weight or loss.own_mean is not None
+    losses = _together(task, names, leaves) if together else _one_by_one(task, names, leaves)
     leaves.clear()
     if look is not None:
         look({label: gradient for cluster in clusters for label, gradient in cluster.labelled()})
-    with memory_told(None, task.batch_size, micro_batches):
+    with explain_oom(None, task.batch_size, task.execution.micro_batches):
         _backward_through_bank(clusters)
     return losses
 
@@ -114,14 +138,9 @@ class _Task:
     ensemble: SuperWeightEnsemble
     images: Tensor | Mapping[str, Tensor]
     labels: Tensor | Mapping[str, Tensor]
-    loss_function: LossFunction | None
-    objective: Objective | None
-    distillation: Distillation | None
-    recomputed: Blocks
-    compiled: Calls
-    micro_batches: int
+    joint: JointLoss
+    execution: Execution
     weight: float
-    penalty: Callable[[nn.Module], Tensor] | None
     answers: dict[str, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
 
@@ -129,37 +148,31 @@ class _Task:
     def batch_size(self) -> int:
         return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
 
-    @property
-    def own_mean(self) -> Distillation | None:
-        """Where members learn from their own mean."""
-        taught = self.distillation is not None and self.distillation.teacher is not None
-        return None if taught else self.distillation
-
     def parts(self) -> list[tuple[slice, float]]:
         """Rows of the batch, and the factor of their loss."""
         size = self.batch_size
-        count = min(self.micro_batches, size)
+        count = min(self.execution.micro_batches, size)
         bounds = [size * index // count for index in range(count + 1)]
         return [(slice(start, stop), self.weight * (stop - start) / size) for start, stop in pairwise(bounds)]
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         with (
-            memory_told(name, self.batch_size, self.micro_batches),
+            explain_oom(name, self.batch_size, self.execution.micro_batches),
             self.ensemble.with_weights(name, weights) as member,
-            recomputing(self.recomputed.get(name, ())),
+            recomputing(self.execution.recomputed.get(name, ())),
         ):
             yield member
 
     def target(self, name: str, rows: slice) -> Tensor | None:
         """What a teacher answers on some rows of a member's batch, (B, K); once where all members see the same."""
-        if self.distillation is None or self.distillation.teacher is None:
+        if self.joint.distillation is None or self.joint.distillation.teacher is None:
             return None
         same = isinstance(self.images, Tensor)
         if same and rows.start in self.targets:
             return self.targets[rows.start]
-        with memory_told(None, self.batch_size, self.micro_batches, otherwise="in the teacher"):
-            target = self.distillation.taught(self._images_of(name)[rows])
+        with explain_oom(None, self.batch_size, self.execution.micro_batches, otherwise="in the teacher"):
+            target = self.joint.distillation.taught(self._images_of(name)[rows])
         if same:
             self.targets[rows.start] = target
         return target
@@ -168,30 +181,28 @@ class _Task:
         """The loss of a placed member on some rows of its batch, and its logits."""
         images = self._images_of(name)[rows]
         labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
-        if self.objective is not None:
-            return self._with_penalty(self.objective(member, images, labels), member), None
-        assert self.loss_function is not None, "one of the two is given"
-        logits = self.compiled.get(name, member)(images)
+        if self.joint.objective is not None:
+            return self._with_penalty(self.joint.objective(member, images, labels), member), None
+        assert self.joint.loss_function is not None, "one of the two is given"
+        logits = self.execution.compiled.get(name, member)(images)
         check_logits({name: logits})
         if rows.start == 0:  # members are held against each other on the first part
             self.answers[name] = logits.detach()
             check_logits(self.answers)
-        loss = self.loss_function(logits, labels)
+        loss = self.joint.loss_function(logits, labels)
         if target is not None:
-            assert self.distillation is not None, "a target is a teacher's"
-            loss = self.distillation.loss(name, loss, logits, target)
+            assert self.joint.distillation is not None, "a target is a teacher's"
+            loss = self.joint.distillation.loss(name, loss, logits, target)
         return self._with_penalty(loss, member), logits
 
     def _with_penalty(self, loss: Tensor, member: nn.Module) -> Tensor:
-        return loss if self.penalty is None else loss + self.penalty(member)
+        return loss if self.joint.penalty is None else loss + self.joint.penalty(member)
 
     def _images_of(self, name: str) -> Tensor:
         return self.images if isinstance(self.images, Tensor) else self.images[name]
 
 
-def _one_by_one(
-    task: _Task, names: Collection[str], leaves: Weights, backward: Callable[[Tensor], None]
-) -> dict[str, Tensor]:
+def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
     """Each member forward and backward on its own; its weights are let go with it."""
     losses: dict[str, Tensor] = {}
     for name in names:
@@ -200,17 +211,16 @@ def _one_by_one(
             target = task.target(name, rows)
             with task.with_weights(name, weights) as member:
                 loss = _scaled(task.loss(name, member, rows, target)[0], share)
-                backward(loss)
+                task.execution.backward(loss)
             losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
         weights = {}
     return losses
 
 
-def _together(
-    task: _Task, names: Collection[str], leaves: Weights, backward: Callable[[Tensor], None], ensemble_weight: float
-) -> dict[str, Tensor]:
+def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
     """All members forward, then one backward pass of their losses and what their mean adds."""
-    assert task.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
+    own_mean, ensemble_weight = task.joint.own_mean, task.joint.ensemble_weight
+    assert task.joint.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
     losses: dict[str, Tensor] = {}
     for rows, share in task.parts():
         found: dict[str, Tensor] = {}
@@ -222,15 +232,15 @@ def _together(
             assert own is not None, "there is no objective"
             logits[name] = own
         every = torch.stack(list(logits.values()))
-        if task.own_mean is not None:
-            target = task.own_mean.target(every)
-            found = {name: task.own_mean.loss(name, loss, logits[name], target) for name, loss in found.items()}
+        if own_mean is not None:
+            target = own_mean.target(every)
+            found = {name: own_mean.loss(name, loss, logits[name], target) for name, loss in found.items()}
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:
             total = total + ensemble_weight * _scaled(ensemble_nll(every, task.labels[rows]), share)
-        with memory_told(None, task.batch_size, task.micro_batches):
-            backward(total)
+        with explain_oom(None, task.batch_size, task.execution.micro_batches):
+            task.execution.backward(total)
         losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
     return losses
 
@@ -245,7 +255,7 @@ def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.nll_loss(log_mean, labels)
 
 
-class _HandOn(torch.autograd.Function):
+class _GradientRelay(torch.autograd.Function):
     """The end of the graph of some weights, which keeps none of them: backward hands on gradients collected apart."""
 
     @staticmethod
@@ -294,7 +304,9 @@ def _leaves(weights: Weights) -> tuple[Weights, list[_Cluster]]:
         gradients: list[Tensor | None] = [None] * len(found)
         for place, weight in enumerate(found):
             made[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
-        clusters.append(_Cluster(_HandOn.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found]))
+        clusters.append(
+            _Cluster(_GradientRelay.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found])
+        )
     leaves = {
         member: {name: made[id(weight)] for name, weight in generated.items()} for member, generated in weights.items()
     }

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData, ImageLoader, checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, adopt_plan
+from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, unknown_name
-from superweight_ensembles.models.adaptive import WidthLoss
 from superweight_ensembles.training.batches import Batches, SizedBatches, training_batches
 from superweight_ensembles.training.checkpoint import (
-    Progress,
     Records,
-    Subject,
     best_epoch,
     own_randomness,
     random_states,
@@ -35,16 +31,15 @@ from superweight_ensembles.training.checkpoint import (
 )
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import build_fabric, compiled_calls, set_memory_format, uses_bfloat16
-from superweight_ensembles.training.distillation import Teacher, distillation_of
+from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.distributed import Processes, current_processes
-from superweight_ensembles.training.joint import Objective, joint_backward
+from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks
+from superweight_ensembles.training.joint import Execution, JointLoss, Objective
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.signals import StopRequests
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.widths import LearnedWidths
-
-# FOLDED training.validation: Accuracy and likelihood on validation images, in the course of a training.
 
 
 @torch.inference_mode()
@@ -85,8 +80,6 @@ def _quality(row: list[float]) -> dict[str, float]:
     return {"accuracy": row[0], "nll": row[1]}
 
 
-# FOLDED training.epochs: A training from epoch to epoch: where it goes on, what it saves, and how it is stopped.
-
 _RANKS_APART = 2**33 + 1
 _LOG = logging.getLogger(__name__)
 
@@ -103,34 +96,17 @@ class TrainProgress:
 
 
 @dataclass(slots=True, kw_only=True)
-class Training:
-    """A training with everything that it needs, and how far it is."""
+class _Loop:
+    """The epochs of a training: where it goes on, what it saves, and how it is stopped."""
 
-    ensemble: SuperWeightEnsemble
-    members: tuple[str, ...]
-    data: ImageData | SizedBatches
-    loaders: Sequence[SizedBatches]
-    validation: Batches | None
-    config: TrainConfig
-    fabric: Fabric
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    state: TrainState
     step: TrainStep
-    widths: LearnedWidths
-    untie: Any
     records: Records | None
     callback: Callable[[TrainProgress], None] | None
-    processes: Processes
     requests: StopRequests = field(init=False)
-    progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         self.requests = StopRequests(heard=self.records is not None)
-
-    @property
-    def epoch(self) -> int:
-        """That which is trained, from 1."""
-        return len(self.progress.history) + 1
 
     def run(self, *, resume: bool) -> None:
         """Train to the end, from the newest checkpoint where that is asked for.
@@ -139,131 +115,115 @@ class Training:
             SuperWeightError: As :func:`train` says.
             TrainingStopped: A signal, after the step that it came in.
         """
-        states = self._resume() if resume else None
-        if isinstance(self.config.micro_batches, int):
-            self.progress.micro_batches = self.config.micro_batches
+        state = self.state
+        random = self._resume() if resume else None
+        if isinstance(state.config.micro_batches, int):
+            state.progress.micro_batches = state.config.micro_batches
         if self.records is not None:
-            self.records.open_log(self.progress.history)
+            self.records.open_log()
         with self.requests:
-            while self.epoch <= self.config.epochs:
-                self._steps(states)
-                states = None
+            while state.epoch <= state.config.epochs:
+                self._steps(random)
+                random = None
                 self._close_epoch()
-                self._stop_if_asked(max(self.processes.gather_objects(self.requests.signal or 0)), saved=True)
+                self._stop_if_asked(max(state.processes.gather_objects(self.requests.signal or 0)), saved=True)
 
     def _resume(self) -> Mapping[str, Tensor] | None:
         """Go back to the newest checkpoint; the random states there, None where there is none."""
         assert self.records is not None, "there is a folder to resume from"
-        found = self.records.load()
-        if found is None:
+        state, random = self.state, self.records.load()
+        if random is None:
             return None
-        self.progress, states = found
-        if self.progress.step > len(self.loaders[0]):
+        if state.progress.step > state.steps_per_epoch:
             raise SuperWeightError(
-                f"the checkpoint is at step {self.progress.step} of an epoch of {len(self.loaders[0])}: "
+                f"the checkpoint is at step {state.progress.step} of an epoch of {state.steps_per_epoch}: "
                 "resume with the data that it began with"
             )
-        _LOG.info("resumed after epoch %d of %d, step %d", self.epoch - 1, self.config.epochs, self.progress.step)
-        return states
+        _LOG.info("resumed after epoch %d of %d, step %d", state.epoch - 1, state.config.epochs, state.progress.step)
+        return random
 
-    def _steps(self, states: Mapping[str, Tensor] | None) -> None:
+    def _steps(self, random: Mapping[str, Tensor] | None) -> None:
         """The steps of an epoch, or those of them that are left."""
-        progress, config, epoch = self.progress, self.config, self.epoch
+        state, progress, config = self.state, self.state.progress, self.state.config
         start = time.perf_counter() - progress.seconds
-        seed_all(config.seed * 100_003 + epoch + self.processes.rank * _RANKS_APART)
+        seed_all(config.seed * 100_003 + state.epoch + state.processes.rank * _RANKS_APART)
         if not progress.step:
-            progress.learning_rate = float(self.schedule.get_last_lr()[0])
-        self.ensemble.train()
-        steps = len(self.loaders[0])
-        for batches in islice(self._batches(epoch, progress.step, states), steps - progress.step):
-            asked = self.step(batches, progress, self.requests.signal or 0)
+            progress.learning_rate = float(state.schedule.get_last_lr()[0])
+        state.ensemble.train()
+        steps = state.steps_per_epoch
+        for batches in islice(self._batches(progress.step, random), steps - progress.step):
+            asked = self.step(batches, self.requests.signal or 0)
             progress.seconds = time.perf_counter() - start
-            self._tell(epoch)
+            self._tell(state.epoch)
             within = config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps
             if within and self.records is not None:
-                self._save()
+                self.records.save(random_states(state.fabric.device))
             # of several processes, what all have heard of in the step; one alone need not wait for the next
-            self._stop_if_asked(asked if self.processes.size > 1 else self.requests.signal or 0)
+            self._stop_if_asked(asked if state.processes.size > 1 else self.requests.signal or 0)
         if progress.step < steps:
             raise SuperWeightError(
                 f"the training data end after {progress.step} of the {steps} batches that their length says"
             )
 
-    def _batches(self, epoch: int, first: int, states: Mapping[str, Tensor] | None) -> Iterator[tuple[Any, ...]]:
+    def _batches(self, first: int, random: Mapping[str, Tensor] | None) -> Iterator[tuple[Any, ...]]:
         """Batches of an epoch from the ``first`` on, one for each loader, with the generators as they were then."""
-        for loader in self.loaders:
+        state, loaders = self.state, self.state.loaders
+        for loader in loaders:
             if isinstance(loader, ImageLoader):
-                loader.set_epoch(epoch, first_batch=first)
+                loader.set_epoch(state.epoch, first_batch=first)
             elif callable(set_epoch := getattr(loader, "set_epoch", None)):
-                set_epoch(epoch)
-        if first == len(self.loaders[0]):
+                set_epoch(state.epoch)
+        if first == state.steps_per_epoch:
             return iter(())
-        batches = iter(zip(*self.loaders))
-        if first and not all(isinstance(loader, ImageLoader) for loader in self.loaders):
+        batches = iter(zip(*loaders))
+        if first and not all(isinstance(loader, ImageLoader) for loader in loaders):
             for _ in islice(batches, first):  # those before the checkpoint, read again
                 pass
-        if first and states:
-            set_random_states(states, self.fabric.device)
+        if first and random:
+            set_random_states(random, state.fabric.device)
         return batches
 
     def _close_epoch(self) -> None:
-        """Un-tie and validate where it is time, and write down the epoch."""
-        progress, config, epoch = self.progress, self.config, self.epoch
+        """Call the hooks, validate where it is time, and write down the epoch."""
+        state, progress, config, epoch = self.state, self.state.progress, self.state.config, self.state.epoch
         start = time.perf_counter() - progress.seconds
         if not progress.num_summed:
             raise SuperWeightError(f"every step of epoch {epoch} was left out: lower learning_rate")
-        self.processes.broadcast_(list(self.ensemble.buffers()))  # apart where batch norm is not synchronised
-        if self.untie is not None and epoch == self.untie.epoch:
-            self._untie(self.untie)
-        self.widths.settle()
+        state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        of_hooks = [hook.after_epoch(state) for hook in state.hooks]
         due = epoch == config.epochs or epoch % config.validate_every == 0
         found = None
-        if due and self.validation is not None:
-            found = validate(self.ensemble, self.members, self.validation, self.fabric)
+        if due and state.validation is not None:
+            found = validate(state.ensemble, state.members, state.validation, state.fabric)
         record = {
             "epoch": epoch,
             "lr": progress.learning_rate,
             "train_loss": {name: loss / progress.num_summed for name, loss in progress.loss_sums.items()},
-            "skipped_steps": len(self.loaders[0]) - progress.num_summed,
+            "skipped_steps": state.steps_per_epoch - progress.num_summed,
             "validation": found,
             "seconds": time.perf_counter() - start,
         }
-        if sizes := self.widths.sizes():
-            record["widths"] = sizes
-        self.progress = Progress(
+        for entries in of_hooks:
+            record.update(entries or {})
+        state.progress = Progress(
             history=[*progress.history, record],
             num_skipped=progress.num_skipped,
             micro_batches=progress.micro_batches,
         )
         if self.records is not None:
             self.records.append(record)  # before the checkpoint: a log that is ahead of it is cut when a run resumes
-            self._save()
+            self.records.save(random_states(state.fabric.device))
         self._tell(epoch, record)
-
-    def _untie(self, untie: Any) -> None:
-        """Move the ensemble and its optimiser to a plan without the ties that conflict."""
-        from superweight_ensembles.search import untie_coefficients
-
-        loader: Batches = self.loaders[0]
-        if isinstance(self.data, ImageData):
-            shard = self.processes.shard
-            loader = self.data.loader("train", self.config.batch_size, device=self.fabric.device, shard=shard)
-        plan = untie_coefficients(self.ensemble, loader, threshold=untie.threshold, max_batches=untie.max_batches)
-        adopt_plan(self.ensemble, plan, self.optimizer)
-
-    def _save(self) -> None:
-        assert self.records is not None, "checkpoints are in a folder"
-        self.widths.settle()
-        self.records.save(self.progress, random_states(self.fabric.device))
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:
         """End here where a signal has come, to this process or to another."""
         if not number:
             return
-        if not saved:
-            self._save()
-        where = f"step {self.progress.step} of epoch {self.epoch}" if self.progress.step else f"epoch {self.epoch - 1}"
         assert self.records is not None, "signals are heard where there is a folder"
+        if not saved:
+            self.records.save(random_states(self.state.fabric.device))
+        step, epoch = self.state.progress.step, self.state.epoch
+        where = f"step {step} of epoch {epoch}" if step else f"epoch {epoch - 1}"
         raise TrainingStopped(
             f"stopped by {signal.Signals(number).name} after {where}, which is saved in {self.records.folder}",
             number,
@@ -273,10 +233,10 @@ class Training:
     def _tell(self, epoch: int, record: dict[str, Any] | None = None) -> None:
         if self.callback is None:
             return
-        steps = len(self.loaders[0])
-        step = steps if record is not None else self.progress.step
+        steps = self.state.steps_per_epoch
+        step = steps if record is not None else self.state.progress.step
         self.callback(
-            TrainProgress(epoch=epoch, step=step, steps_per_epoch=steps, epochs=self.config.epochs, record=record)
+            TrainProgress(epoch=epoch, step=step, steps_per_epoch=steps, epochs=self.state.config.epochs, record=record)
         )
 
 
@@ -311,10 +271,8 @@ def train(
     *,
     validation: Batches | None = None,
     members: Collection[str] | None = None,
-    untie: Any = None,
     objective: Objective | None = None,
-    teacher: Teacher | None = None,
-    width_loss: WidthLoss | None = None,
+    hooks: Sequence[Hook] = (),
     out: str | Path | None = None,
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
@@ -336,16 +294,10 @@ def train(
         config: How; the defaults where None.
         validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own.
         members: Train these alone, by name; what only the others use stays as it is.
-        untie: Un-tie coefficients after an epoch (:func:`untie_coefficients`), on training images without augmentation;
-            an iterable of your own is read as it is.
         objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
             (B,) to a scalar loss.
-        teacher: What members learn from besides the labels, with ``config.distillation``: a network that answers
-            logits (B, K) for the same images; a SuperWeightEnsemble, or a network that answers (M, B, K), for the mean
-            of their softmax; or ``"ensemble"`` for the mean of the members themselves on each batch. Its numbers stay
-            as they are; it ends on the training device. To resume, give the same again: it is not saved.
-        width_loss: Priors of the weights and rates of members with learned widths, which follow their rates after every
-            step with it or without.
+        hooks: What the training does besides: :class:`Distillation`, :class:`superweight_ensembles.search.Untying`,
+            :class:`superweight_ensembles.training.LearnedWidths` with priors, or your own subclasses of :class:`Hook`.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
             is written where None.
         resume: Go on from the newest checkpoint in ``out`` that is whole; from the start where there is none.
@@ -355,7 +307,7 @@ def train(
         SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is not
             there, ``recompute`` where no member repeats a block, a loss or gradient that is not finite (names the step,
             members and targets), no memory left (names the member and what to lower), ``resume`` without ``out``, a
-            teacher without ``distillation`` or of other classes, a checkpoint of another config or teacher, ``out``
+            teacher of other classes, a checkpoint of another config or of other hooks, ``out``
             with an older run and without ``resume``, or where another process is at work, or that cannot be written to:
             the checkpoints there stay.
         TrainingStopped: A signal; everything is saved.
@@ -375,25 +327,16 @@ def train(
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     trained = _trained_members(ensemble, members)
-    _check_untying(ensemble, untie, config)
-    distillation = distillation_of(config, teacher, ensemble, trained)
-    settings = {
-        "members": list(trained),
-        "untie": None if untie is None else asdict(untie),
-        "teacher": None if distillation is None else distillation.name,
-        "width_loss": None if width_loss is None else asdict(width_loss),
-    }
-    if objective is not None and config.label_smoothing:
-        raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
-    if objective is not None and config.ensemble_loss:
-        raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
-    if objective is not None and config.distillation:
-        raise SuperWeightError("distillation is of the members' logits: it cannot go with an objective")
-    if objective is not None and config.compile:
-        raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
+    hooks = check_hooks(hooks)
+    if not any(isinstance(hook, LearnedWidths) for hook in hooks):
+        hooks = (*hooks, LearnedWidths())
+    teaching = [hook for hook in hooks if isinstance(hook, Distillation)]
+    if len(teaching) > 1:
+        raise SuperWeightError("a member learns from one teacher: give one Distillation")
+    _check_objective(objective, config, teaching)
     modules = {name: ensemble.members[name] for name in trained}
-    recomputed = recomputed_blocks(modules) if config.recompute else None
-    compiled = compiled_calls(modules) if config.compile else None
+    recomputed = recomputed_blocks(modules) if config.recompute else {}
+    compiled = compiled_calls(modules) if config.compile else {}
     fabric = build_fabric(config)
     processes = current_processes()
     _check_job(processes, config)
@@ -403,68 +346,45 @@ def train(
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, data, config, fabric, trained)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)
-    _agree(processes, ensemble, config, settings, len(loaders[0]))
     optimizer = build_optimizer(ensemble, config)
-    backward = partial(
-        joint_backward,
-        ensemble,
-        loss_function=None if objective is not None else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
-        backward=fabric.backward,
+    state = TrainState(
+        ensemble=ensemble,
         members=trained,
+        config=config,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config, len(loaders[0])),
+        fabric=fabric,
+        hooks=hooks,
+        data=data,
+        loaders=loaders,
+        validation=validation,
+        channels_last=channels_last,
+        processes=processes,
+    )
+    _agree(state)
+    loss = JointLoss(
+        loss_function=None if objective is not None else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
         objective=objective,
         ensemble_weight=config.ensemble_loss,
-        distillation=distillation,
-        recomputed=recomputed,
-        compiled=compiled,
+        distillation=teaching[0] if teaching else None,
     )
-    widths = LearnedWidths(ensemble, trained, optimizer, config, len(loaders[0]), width_loss)
-    schedule = build_schedule(optimizer, config, len(loaders[0]))
+    execution = Execution(backward=fabric.backward, recomputed=recomputed, compiled=compiled)
     threads = torch.get_num_threads()
     with ExitStack() as ending:
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
         ending.enter_context(own_randomness(fabric.device))
-        if distillation is not None and distillation.teacher is not None:
-            ending.enter_context(distillation.teacher.placed(fabric.device))
+        for hook in hooks:
+            ending.callback(hook.end, state)
+            hook.start(state)
         records = None
         if folder is not None:
-            subject = Subject(
-                ensemble=ensemble, optimizer=optimizer, schedule=schedule, config=config, settings=settings
-            )
-            records = Records(folder, subject, processes)
+            records = Records(folder, state)
             ending.callback(records.close)
-        training = Training(
-            ensemble=ensemble,
-            members=trained,
-            data=data,
-            loaders=loaders,
-            validation=validation,
-            config=config,
-            fabric=fabric,
-            optimizer=optimizer,
-            schedule=schedule,
-            step=TrainStep(
-                ensemble,
-                trained,
-                backward,
-                optimizer,
-                schedule,
-                fabric,
-                config,
-                channels_last,
-                processes,
-                widths,
-                distillation,
-            ),
-            widths=widths,
-            untie=untie,
-            records=records,
-            callback=callback,
-            processes=processes,
-        )
-        training.run(resume=resume)
+        step = TrainStep(state, loss, execution)
+        _Loop(state=state, step=step, records=records, callback=callback).run(resume=resume)
     ensemble.eval()
-    history = training.progress.history
+    history = state.progress.history
     return TrainResult(
         history=history,
         seconds=sum(record["seconds"] for record in history),
@@ -472,7 +392,7 @@ def train(
         channels_last=channels_last,
         device=str(fabric.device),
         best_epoch=best_epoch(history),
-        micro_batches=training.progress.micro_batches,
+        micro_batches=state.progress.micro_batches,
     )
 
 
@@ -491,19 +411,32 @@ def _check_job(processes: Processes, config: TrainConfig) -> None:
         )
 
 
-def _agree(
-    processes: Processes, ensemble: SuperWeightEnsemble, config: TrainConfig, settings: dict[str, Any], steps: int
-) -> None:
+def _agree(state: TrainState) -> None:
     """See to it that all processes train the same, from the same start values.
 
     Raises:
         SuperWeightError: They were told to train different things (says which differ).
     """
-    decided = {key: value for key, value in asdict(config).items() if key not in ("num_threads", "num_workers")}
-    processes.assert_equal_across_ranks({**decided, **settings}, "the training's settings")
-    processes.assert_equal_across_ranks(ensemble.plan.fingerprint, "the sharing plan")
-    processes.assert_equal_across_ranks(steps, "the number of batches an epoch")
-    processes.broadcast_([*ensemble.parameters(), *ensemble.buffers()])
+    processes = state.processes
+    decided = {key: value for key, value in asdict(state.config).items() if key not in ("num_threads", "num_workers")}
+    processes.assert_equal_across_ranks({**decided, **state.settings()}, "the training's settings")
+    processes.assert_equal_across_ranks(state.ensemble.plan.fingerprint, "the sharing plan")
+    processes.assert_equal_across_ranks(state.steps_per_epoch, "the number of batches an epoch")
+    processes.broadcast_([*state.ensemble.parameters(), *state.ensemble.buffers()])
+
+
+def _check_objective(objective: Objective | None, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
+    """Refuse what an objective of the user's own takes the place of."""
+    if objective is None:
+        return
+    if config.label_smoothing:
+        raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
+    if config.ensemble_loss:
+        raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
+    if teaching:
+        raise SuperWeightError("distillation is of the members' logits: it cannot go with an objective")
+    if config.compile:
+        raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
 
 
 def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | None) -> tuple[str, ...]:
@@ -515,19 +448,3 @@ def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | N
         if name not in ensemble.member_names:
             raise unknown_name("member", name, ensemble.member_names)
     return tuple(members)
-
-
-def _check_untying(ensemble: SuperWeightEnsemble, untie: Any, config: TrainConfig) -> None:
-    from superweight_ensembles.search import Untying, has_ties
-
-    if untie is None:
-        return
-    if not isinstance(untie, Untying):
-        raise SuperWeightError(f"untie= takes Untying(epoch=...); got {untie!r}")
-    if untie.epoch >= config.epochs:
-        raise SuperWeightError(
-            f"coefficients must be un-tied before the last epoch, or none would train; got epoch {untie.epoch} "
-            f"of {config.epochs}"
-        )
-    if not has_ties(ensemble.plan):
-        raise SuperWeightError("untie= has nothing to un-tie: no coefficients of the plan are tied")

@@ -15,49 +15,38 @@ from superweight_ensembles.training.config import TrainConfig
 
 
 def parameter_groups(
-    ensemble: SuperWeightEnsemble,
-    weight_decay: float,
-    coefficient_rate: float | None = None,
-    width_rate: float | None = None,
+    ensemble: SuperWeightEnsemble, weight_decay: float, width_rate: float | None = None
 ) -> list[dict[str, Any]]:
     """Decayed: templates, banks, the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
 
-    Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
-    Coefficients are a group of their own where ``coefficient_rate`` gives them a learning rate, and so are the rates of
-    learned widths where ``width_rate`` does.
+    Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens). The rates
+    of learned widths are a group of their own where ``width_rate`` gives them a learning rate.
 
     Differs from paper: the published run decays norms too.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    combining = (ensemble.bank.coefficients, ensemble.bank.mixers)
-    coefficients = {id(parameter) for part in combining for parameter in part.parameters()}
+    rates: list[nn.Parameter] = []
+    free = {id(one) for part in (ensemble.bank.coefficients, ensemble.bank.mixers) for one in part.parameters()}
     widths = {id(module.rho) for module in ensemble.modules() if isinstance(module, AdaptiveWidth)}
-    rated: list[dict[str, Any]] = []
-    own: dict[int, list[nn.Parameter]] = {}  # the parameters of its group, by parameter
-    for held, rate in ((coefficients, coefficient_rate), (widths, width_rate)):
-        if rate is not None:
-            group: list[nn.Parameter] = []
-            rated.append({"params": group, "weight_decay": 0.0, "lr": rate})
-            own.update(dict.fromkeys(held, group))
     templates = {id(parameter) for parameter in ensemble.bank.templates.parameters()}
-    free_ones = set(coefficients)
     for member in ensemble.members.values():
         named = getattr(member, "no_weight_decay", None)
         names = set(named()) if callable(named) else set()
-        free_ones |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
+        free |= {id(parameter) for name, parameter in member.named_parameters() if name in names}
     for parameter in ensemble.parameters():
-        if parameter.requires_grad:
-            if id(parameter) in own:
-                own[id(parameter)].append(parameter)
-            elif id(parameter) in free_ones or (parameter.ndim < 2 and id(parameter) not in templates):
-                plain.append(parameter)
-            else:
-                decayed.append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if width_rate is not None and id(parameter) in widths:
+            rates.append(parameter)
+        elif id(parameter) in free or (parameter.ndim < 2 and id(parameter) not in templates):
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
-        *rated,
+        {"params": rates, "weight_decay": 0.0, "lr": width_rate},
     ]
     return [group for group in groups if group["params"]]
 
@@ -68,11 +57,8 @@ def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch
     Raises:
         SuperWeightError: Nothing is trainable.
     """
-    own_rates = (
-        None if multiple == 1 else config.learning_rate * multiple
-        for multiple in (config.coefficient_rate, config.width_rate)
-    )
-    groups = parameter_groups(ensemble, config.weight_decay, *own_rates)
+    width_rate = None if config.width_rate == 1 else config.learning_rate * config.width_rate
+    groups = parameter_groups(ensemble, config.weight_decay, width_rate)
     if not groups:
         raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
     if config.optimizer == "adamw":

@@ -6,28 +6,27 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from signal import SIGINT, SIGTERM
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.batches import by_member, prepared_batch
-from superweight_ensembles.training.checkpoint import Progress, random_states, set_random_states
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.checkpoint import random_states, set_random_states
 from superweight_ensembles.training.device import OutOfMemoryError, is_refusal
-from superweight_ensembles.training.distillation import Distillation
-from superweight_ensembles.training.distributed import Processes, synchronised
-from superweight_ensembles.training.joint import TargetGradients
-from superweight_ensembles.training.widths import LearnedWidths
-
-# FOLDED training.non_finite: Where the numbers of a step stopped being finite.
+from superweight_ensembles.training.distributed import synchronised
+from superweight_ensembles.training.hooks import TrainState
+from superweight_ensembles.training.joint import Execution, JointLoss, TargetGradients, joint_backward
 
 _SHOWN = 3
+_LOG = logging.getLogger(__name__)
+Images = Tensor | Mapping[str, Tensor]  # of all members, or of each by name; so are labels
 
 
 def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
@@ -46,7 +45,7 @@ def are_finite(parameters: Iterable[Tensor]) -> bool:
     return all(_is_finite(parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
-def what_is_not_finite(
+def locate_nonfinite(
     ensemble: SuperWeightEnsemble,
     members: Collection[str],
     images: Tensor | Mapping[str, Tensor],
@@ -106,59 +105,26 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-_LOG = logging.getLogger(__name__)
-
-
 class TrainStep:
     """Takes steps, one batch after the other.
 
     Args:
-        ensemble: Trained in place.
-        members: Those that are trained.
-        backward: :func:`joint_backward`, with all but the batch decided.
-        optimizer: Of the ensemble's parameters.
-        schedule: Stepped once a batch, also where the step is left out.
-        fabric: Of device and precision.
-        config: How.
-        channels_last: Memory format of the images.
-        processes: Of the job; gradients are those of the rows of all of them.
-        widths: That the members learn.
-        distillation: What ``backward`` has members learn from besides the labels.
+        state: Of the training.
+        loss: What members minimise, but for the hooks' penalty.
+        execution: How the backward pass is computed, but for the micro-batches, which the state's progress counts.
     """
 
-    def __init__(
-        self,
-        ensemble: SuperWeightEnsemble,
-        members: Sequence[str],
-        backward: Callable[..., dict[str, Tensor]],
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        fabric: Fabric,
-        config: TrainConfig,
-        channels_last: bool,
-        processes: Processes,
-        widths: LearnedWidths,
-        distillation: Distillation | None = None,
-    ) -> None:
-        self._ensemble = ensemble
-        self._members = members
-        self._backward = backward
-        self._optimizer = optimizer
-        self._schedule = schedule
-        self._fabric = fabric
-        self._config = config
-        self._channels_last = channels_last
-        self._processes = processes
-        self._widths = widths
-        self._distillation = distillation
+    def __init__(self, state: TrainState, loss: JointLoss, execution: Execution) -> None:
+        self._state = state
+        self._loss = loss
+        self._execution = execution
         self._agreed = False
 
-    def __call__(self, batches: Sequence[Any], progress: Progress, signal: int = 0) -> int:
+    def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
         """Take a step on one batch for all members, or on one for each, and note it in the progress.
 
         Args:
             batches: Of this process: of several, each has its part of the batch.
-            progress: Changed here.
             signal: The number of one that has come to this process; 0 for none.
 
         Returns:
@@ -166,29 +132,34 @@ class TrainStep:
 
         Raises:
             SuperWeightError: A batch that is none; a loss or a gradient that is not finite, more often than the config
-                leaves out (names members and targets); no memory left; a member that cannot read channels-last images.
+                skips (names members and targets); no memory left; a member that cannot read channels-last images.
         """
-        ready = [prepared_batch(batch, self._fabric.device, self._channels_last) for batch in batches]
-        images, labels = ready[0] if len(ready) == 1 else by_member(self._members, ready)
-        returns = self._config.skip_non_finite > 0 or self._config.micro_batches == "auto"
-        buffers = [(buffer, buffer.clone()) for buffer in self._ensemble.buffers()] if returns else []
+        state, progress = self._state, self._state.progress
+        ready = [prepared_batch(batch, state.fabric.device, state.channels_last) for batch in batches]
+        images, labels = ready[0] if len(ready) == 1 else by_member(state.members, ready)
+        returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto"
+        buffers = [(buffer, buffer.clone()) for buffer in state.ensemble.buffers()] if returns else []
         weight, signal = self._share(len(ready[0][1]), signal)
-        losses = torch.stack(list(self._gradients(images, labels, weight, progress, buffers).values())).double()
+        state.num_rows = len(ready[0][1]) * state.processes.size
+        losses = torch.stack(list(self._gradients(images, labels, weight, buffers).values())).double()
         self._add_up(losses)
-        sign = gradient_sign(self._ensemble.parameters())
-        numbers = torch.cat([losses, sign.to(losses)[None], self._widths.rates()]).tolist()  # the one read of a step
-        found, gradients, rates = numbers[: len(losses)], numbers[len(losses)], numbers[len(losses) + 1 :]
-        finite = math.isfinite(gradients) or are_finite(self._ensemble.parameters())
+        sign = gradient_sign(state.ensemble.parameters())
+        wanted = [hook.scalars(state) for hook in state.hooks]
+        read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
+        numbers = iter(torch.cat(read).tolist())  # the one read of a step
+        found, gradients = list(islice(numbers, len(losses))), next(numbers)
+        finite = math.isfinite(gradients) or are_finite(state.ensemble.parameters())
         if finite and all(map(math.isfinite, found)):
-            self._optimizer.step()
-            self._widths.follow(rates, len(progress.history), progress.step)
-            for name, loss in zip(self._members, found):
+            state.optimizer.step()
+            for hook, scalars in zip(state.hooks, wanted):
+                hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
+            for name, loss in zip(state.members, found):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
             progress.num_summed += 1
         else:
-            self._leave_out(images, labels, dict(zip(self._members, found)), progress)
+            self._skip_step(images, labels, dict(zip(state.members, found)))
             _put_back(buffers)
-        self._schedule.step()
+        state.schedule.step()
         progress.step += 1
         return signal
 
@@ -197,40 +168,35 @@ class TrainStep:
 
         Losses are weighed before backward: synchronised batch norm mixes the gradients of all processes.
         """
-        if self._processes.size == 1:
+        if self._state.processes.size == 1:
             return 1.0, signal
         told = torch.tensor(
-            [num_rows, signal == SIGINT, signal == SIGTERM], dtype=torch.float64, device=self._fabric.device
+            [num_rows, signal == SIGINT, signal == SIGTERM], dtype=torch.float64, device=self._state.fabric.device
         )
-        self._processes.all_reduce_([told])
+        self._state.processes.all_reduce_([told])
         every_row, interrupted, terminated = told.tolist()
         return num_rows / every_row, SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _add_up(self, losses: Tensor) -> None:
         """Sum losses (M,) and gradients over the processes."""
-        if self._processes.size == 1:
+        if self._state.processes.size == 1:
             return
-        held = {name: one.grad for name, one in self._ensemble.named_parameters() if one.grad is not None}
+        held = {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
         if not self._agreed:
-            self._processes.assert_equal_across_ranks(list(held), "the parameters that have gradients")
+            self._state.processes.assert_equal_across_ranks(list(held), "the parameters that have gradients")
             self._agreed = True
-        self._processes.all_reduce_([losses, *held.values()])
+        self._state.processes.all_reduce_([losses, *held.values()])
 
     def _gradients(
-        self,
-        images: Tensor | Mapping[str, Tensor],
-        labels: Tensor | Mapping[str, Tensor],
-        weight: float,
-        progress: Progress,
-        buffers: list[tuple[Tensor, Tensor]],
+        self, images: Images, labels: Images, weight: float, buffers: list[tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
         """Fill ``.grad``; where memory runs out and the config says ``auto``, in more parts."""
-        doubles = self._config.micro_batches == "auto"
-        states = random_states(self._fabric.device) if doubles else None
+        progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
+        states = random_states(self._state.fabric.device) if doubles else None
         while True:
-            self._optimizer.zero_grad(set_to_none=True)
+            self._state.optimizer.zero_grad(set_to_none=True)
             try:
-                return self._forward_and_backward(images, labels, progress, weight)
+                return self._forward_and_backward(images, labels, weight)
             except OutOfMemoryError:
                 size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
                 if not doubles or progress.micro_batches >= size:
@@ -240,55 +206,51 @@ class TrainStep:
             _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
             _put_back(buffers)
             assert states is not None
-            set_random_states(states, self._fabric.device)
-            if self._fabric.device.type == "cuda":
+            set_random_states(states, self._state.fabric.device)
+            if self._state.fabric.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _forward_and_backward(
         self,
-        images: Tensor | Mapping[str, Tensor],
-        labels: Tensor | Mapping[str, Tensor],
-        progress: Progress,
+        images: Images,
+        labels: Images,
         weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
     ) -> dict[str, Tensor]:
+        state = self._state
         # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
-        together = self._config.sync_batch_norm and look is None
-        num_rows = len(labels if isinstance(labels, Tensor) else next(iter(labels.values()))) * self._processes.size
-        penalty = self._widths.penalty(len(progress.history), progress.step, num_rows)
+        together = state.config.sync_batch_norm and look is None
+        loss = replace(self._loss, penalty=state.penalty())
+        execution = replace(self._execution, micro_batches=state.progress.micro_batches)
         try:
-            with synchronised(self._processes) if together else nullcontext(), self._fabric.autocast():
-                return self._backward(
-                    images, labels, micro_batches=progress.micro_batches, weight=weight, look=look, penalty=penalty
-                )
+            with synchronised(state.processes) if together else nullcontext(), state.fabric.autocast():
+                return joint_backward(
+                    state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
+                    look=look,
+                )  # fmt: skip
         except RuntimeError as error:
-            if self._channels_last and is_refusal(error):
+            if self._state.channels_last and is_refusal(error):
                 raise SuperWeightError(
                     "a member takes a view of feature maps that channels-last ones do not have: set channels_last to "
                     "false, or let the member flatten by torch.flatten"
                 ) from error
             raise
 
-    def _leave_out(
-        self,
-        images: Tensor | Mapping[str, Tensor],
-        labels: Tensor | Mapping[str, Tensor],
-        losses: Mapping[str, float],
-        progress: Progress,
-    ) -> None:
+    def _skip_step(self, images: Images, labels: Images, losses: Mapping[str, float]) -> None:
         """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
-        seen = what_is_not_finite(
-            self._ensemble,
-            self._members,
+        state, progress = self._state, self._state.progress
+        seen = locate_nonfinite(
+            state.ensemble,
+            state.members,
             images,
             losses,
-            lambda look: self._forward_and_backward(images, labels, progress, look=look),
+            lambda look: self._forward_and_backward(images, labels, look=look),
             partial(self._targets, parts=progress.micro_batches),
         )
-        why = max(self._processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
-        self._optimizer.zero_grad(set_to_none=True)
-        most = self._config.skip_non_finite
-        where = f"step {progress.step + 1} of epoch {len(progress.history) + 1}: {why}"
+        why = max(state.processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
+        state.optimizer.zero_grad(set_to_none=True)
+        most = state.config.skip_non_finite
+        where = f"step {progress.step + 1} of epoch {state.epoch}: {why}"
         if progress.num_skipped >= most:
             told = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
             raise SuperWeightError(f"{where}; lower learning_rate ({told})")
@@ -297,10 +259,10 @@ class TrainStep:
 
     def _targets(self, images: Tensor, parts: int) -> Iterator[Tensor]:
         """What a teacher has members learn on a batch, part by part; nothing without one."""
-        if self._distillation is None or self._distillation.teacher is None:
+        if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
-        with self._fabric.autocast():
-            yield from map(self._distillation.taught, images.tensor_split(min(parts, len(images))))
+        with self._state.fabric.autocast():
+            yield from map(self._loss.distillation.taught, images.tensor_split(min(parts, len(images))))
 
 
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:

@@ -1,12 +1,14 @@
-"""The learned widths of a training: their rates are read with the losses of a step, and followed when it is done."""
+"""A hook: members with learned widths follow their rates, which are read with the losses of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
@@ -18,51 +20,47 @@ from superweight_ensembles.models.adaptive import (
     learned_places,
     set_width,
 )
-from superweight_ensembles.plan import independent_plan
-from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.plan import SharingPlan, independent_plan
+from superweight_ensembles.training.hooks import Hook, Penalty, TrainState
 
 Widths = dict[str, dict[str, int]]
 
 
-class LearnedWidths:
-    """The widths of members that still change, or none.
+class LearnedWidths(Hook):
+    """Members with learned widths follow their rates after every step; :func:`train` has this hook in any case.
 
     Args:
-        ensemble: Trained in place.
-        members: Those that are trained.
-        optimizer: Of the ensemble's parameters.
-        config: How it is trained.
-        num_steps: Steps an epoch.
-        loss: Terms of the members' losses; None for none.
+        loss: Priors of their weights and rates, which the training then minimises too; None for none.
 
     Raises:
-        SuperWeightError: Widths that would change while something is shared, or under ``compile``; a loss or a learning
-            rate of widths without any.
+        SuperWeightError: When the training starts: widths that would change while something is shared, or under
+            ``compile``; a loss or a learning rate of widths without any.
+
+    Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
     """
 
-    def __init__(
-        self,
-        ensemble: SuperWeightEnsemble,
-        members: Sequence[str],
-        optimizer: torch.optim.Optimizer,
-        config: TrainConfig,
-        num_steps: int,
-        loss: WidthLoss | None = None,
-    ) -> None:
-        self._ensemble = ensemble
-        self._optimizer = optimizer
-        self._config = config
-        self._num_steps = num_steps
+    def __init__(self, loss: WidthLoss | None = None) -> None:
+        if loss is not None and not isinstance(loss, WidthLoss):
+            raise SuperWeightError(f"LearnedWidths takes a WidthLoss; got {type(loss).__name__}")
         self._loss = loss
-        learned = {
-            f"{member}.{name}": found for member in members for name, found in _learned(ensemble, member).items()
-        }
-        self._free = {label: found for label, found in learned.items() if not found[1].frozen}
+        self._free: dict[str, tuple[Place, AdaptiveWidth]] = {}
+        self._saved: Mapping[str, Any] = {}
+        self._ensemble: SuperWeightEnsemble | None = None
         self._changed = False
-        if loss is not None and not learned:
-            raise SuperWeightError("width_loss does nothing: no member has a learned width (make_adaptive gives it)")
-        if config.width_rate != 1 and not learned:
-            raise SuperWeightError("width_rate does nothing: no member has a learned width (make_adaptive gives it)")
+
+    def settings(self) -> dict[str, Any]:
+        return {"loss": None if self._loss is None else asdict(self._loss)}
+
+    def start(self, state: TrainState) -> None:
+        ensemble, config = state.ensemble, state.config
+        learned = {
+            f"{member}.{name}": found for member in state.members for name, found in _learned(ensemble, member).items()
+        }
+        for what, given in (("a width loss", self._loss is not None), ("width_rate", config.width_rate != 1)):
+            if given and not learned:
+                raise SuperWeightError(f"{what} does nothing: no member has a learned width (make_adaptive gives it)")
+        self._ensemble, self._changed = ensemble, False
+        self._free = {label: found for label, found in learned.items() if not found[1].frozen}
         if self._free and ensemble.plan.clusters:
             raise SuperWeightError(
                 f"the width of {next(iter(self._free))} would change while weights are shared: learn widths in an "
@@ -71,51 +69,48 @@ class LearnedWidths:
         if self._free and config.compile:
             raise SuperWeightError("compile is of members whose widths stay: leave it out, or freeze_widths(member)")
 
-    def rates(self) -> Tensor:
-        """(n,), float64: those of the widths that still change."""
-        if not self._free:
-            return torch.empty(0, dtype=torch.float64, device=next(self._ensemble.parameters(), torch.empty(0)).device)
-        return torch.stack([width.rate.detach() for _, width in self._free.values()]).double()
-
-    def follow(self, rates: Sequence[float], epoch: int, step: int) -> None:
-        """Give each width the neurons that its rate asks for; the numbers of new ones are functions of the step.
-
-        Args:
-            rates: As :meth:`rates` gave them.
-            epoch: Of the step.
-            step: In its epoch.
-        """
-        seed = (self._config.seed * 100_003 + epoch) * 1_000_003 + step
-
-        def generator_of(index: int) -> torch.Generator:
-            return torch.Generator().manual_seed((seed * 10_007 + index) % 2**63)
-
-        changed = follow_rates(self._free, rates, self._optimizer, generator_of)
-        self._changed = self._changed or bool(changed)
-
-    def settle(self) -> None:
-        """Have the ensemble's plan tell the members' sizes as they are by now."""
-        if self._changed:
-            _adopt_sizes(self._ensemble)
-            self._changed = False
-
-    def sizes(self) -> Widths:
-        """Neurons by member and path, also of frozen widths; empty where no member has any."""
-        return sizes_of(self._ensemble)
-
-    def penalty(self, epoch: int, step: int, num_rows: int) -> Callable[[nn.Module], Tensor] | None:
-        """What a step adds to each member's loss; None for nothing.
-
-        Args:
-            epoch: Of the step, from 0.
-            step: In its epoch, from 0.
-            num_rows: Of its batch, over all processes: times the steps of an epoch, the samples of the data.
-        """
+    def penalty(self, state: TrainState) -> Penalty | None:
         if self._loss is None:
             return None
-        done = epoch * self._num_steps + step
-        progress = done / (self._config.epochs * self._num_steps)
-        return partial(self._loss, num_samples=num_rows * self._num_steps, progress=progress)
+        num_samples = state.num_rows * state.steps_per_epoch
+        return partial(self._loss, num_samples=num_samples, progress=state.fraction_done)
+
+    def scalars(self, state: TrainState) -> Tensor | None:
+        """The rates of the widths that still change, (n,)."""
+        return torch.stack([width.rate.detach() for _, width in self._free.values()]) if self._free else None
+
+    def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
+        """Give each width the neurons that its rate asks for; the numbers of new ones are functions of the step."""
+        if not self._free:
+            return
+        step = (state.config.seed * 100_003 + state.epoch - 1) * 1_000_003 + state.progress.step
+
+        def generator_of(index: int) -> torch.Generator:
+            return torch.Generator().manual_seed((step * 10_007 + index) % 2**63)
+
+        changed = follow_rates(self._free, scalars, state.optimizer, generator_of)
+        self._changed = self._changed or bool(changed)
+
+    def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
+        """Have the plan tell the members' sizes as they are by now; the record tells the neurons of every width."""
+        self._settle()
+        sizes = sizes_of(state.ensemble)
+        return {"widths": sizes} if sizes else {}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        self._settle()
+        return {} if self._ensemble is None else sizes_of(self._ensemble)
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        self._saved = content
+
+    def reshape(self, state: TrainState, plan: SharingPlan) -> None:
+        restore_sizes(state.ensemble, state.optimizer, self._saved)
+
+    def _settle(self) -> None:
+        if self._changed and self._ensemble is not None:
+            _adopt_sizes(self._ensemble)
+            self._changed = False
 
 
 def sizes_of(ensemble: SuperWeightEnsemble) -> Widths:

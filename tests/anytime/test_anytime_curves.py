@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import figure_checks
@@ -12,7 +11,7 @@ from rich.console import Console
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import log_area, measure_curves, predict
+from superweight_ensembles.anytime import AnytimeResult, log_area, measure_curves, predict
 from superweight_ensembles.experiment import (
     anytime_table,
     build_arms,
@@ -24,7 +23,9 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.models import WideResNet
 from superweight_ensembles.report.figures import anytime_curves
+from superweight_ensembles.storage import as_content, content_as
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits.yaml"
 SMALL = (
     'members=[{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}, '
@@ -56,7 +57,7 @@ def test_an_area_needs_points_and_a_range(points: list, low: float, high: float)
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[swe.AnytimePredictor, dict, swe.SuperWeightEnsemble]:
+def measured() -> tuple[swe.AnytimePredictor, AnytimeResult, swe.SuperWeightEnsemble]:
     data = swe.load_data("digits", validation_fraction=0.3)
     torch.manual_seed(0)
     members = {f"wrn{depth}-1": swe.wide_resnet(depth, 1, 10, in_channels=1) for depth in (16, 10)}
@@ -71,16 +72,16 @@ def test_curves_say_what_evaluate_and_running_say(measured) -> None:
     predictor, found, ensemble = measured
     data = swe.load_data("digits", validation_fraction=0.3)
     evaluation = swe.evaluate(ensemble, data.loader("test", 128))
-    stream, cascade = found["curves"]
-    assert (stream["name"], cascade["name"]) == ("stream", "cascade")
-    assert found["order"] == ["wrn10-1", "wrn16-1"]
-    assert [point["accuracy"] for point in stream["points"]] == pytest.approx(
-        [evaluation.members["wrn10-1"].accuracy, evaluation.ensemble.accuracy]
+    stream, cascade = found.curves
+    assert (stream.name, cascade.name) == ("stream", "cascade")
+    assert found.order == ("wrn10-1", "wrn16-1")
+    assert [point.accuracy for point in stream.points] == pytest.approx(
+        [evaluation.by_name["wrn10-1"].metrics.accuracy, evaluation.ensemble.metrics.accuracy]
     )
-    assert stream["points"][-1]["nll"] == pytest.approx(evaluation.ensemble.nll, abs=1e-5)
-    assert [point["flops"] for point in stream["points"]] == [
-        evaluation.costs["wrn10-1"].flops,
-        evaluation.costs["wrn10-1"].flops + evaluation.costs["wrn16-1"].flops,
+    assert stream.points[-1].nll == pytest.approx(evaluation.ensemble.metrics.nll, abs=1e-5)
+    assert [point.flops for point in stream.points] == [
+        evaluation.by_name["wrn10-1"].flops,
+        evaluation.by_name["wrn10-1"].flops + evaluation.by_name["wrn16-1"].flops,
     ]
     # The kept policy, really run on the test images, costs and answers what the curve says.
     flops = right = count = 0
@@ -89,24 +90,26 @@ def test_curves_say_what_evaluate_and_running_say(measured) -> None:
         flops += int(answer.flops.sum())
         right += int((answer.probabilities.argmax(1) == labels).sum())
         count += len(labels)
-    assert found["calibrated"]["flops"] == pytest.approx(flops / count, rel=2e-3)
-    assert found["calibrated"]["accuracy"] == pytest.approx(right / count, abs=2 / count)
-    assert found["policy"] == predictor.policy.to_dict()
+    assert found.calibrated.flops == pytest.approx(flops / count, rel=2e-3)
+    assert found.calibrated.accuracy == pytest.approx(right / count, abs=2 / count)
+    assert found.policy == predictor.policy
 
 
 def test_the_cascade_goes_from_the_first_member_to_all(measured) -> None:
     _, found, _ = measured
-    stream, cascade = found["curves"]
-    costs = [point["flops"] for point in cascade["points"]]
+    stream, cascade = found.curves
+    costs = [point.flops for point in cascade.points]
     assert len(costs) == 4 and costs == sorted(costs)
     for end in (0, -1):
         for key in ("flops", "accuracy", "members_used"):
-            assert cascade["points"][end][key] == pytest.approx(stream["points"][end][key])
+            assert getattr(cascade.points[end], key) == pytest.approx(getattr(stream.points[end], key))
     for curve in (stream, cascade):
-        assert all(point["latency_ms"] > 0 for point in curve["points"])
-        low, high = (min(p["accuracy"] for p in curve["points"]), max(p["accuracy"] for p in curve["points"]))
-        assert low - 1e-9 <= curve["area"] <= high + 1e-9 and low - 1e-9 <= curve["latency_area"] <= high + 1e-9
-    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
+        assert all(point.latency_ms > 0 for point in curve.points)
+        low, high = (min(p.accuracy for p in curve.points), max(p.accuracy for p in curve.points))
+        assert low - 1e-9 <= curve.area <= high + 1e-9 and low - 1e-9 <= curve.latency_area <= high + 1e-9
+    content = as_content(found)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content_as(AnytimeResult, content, Path("results.json"), "measure again") == found
 
 
 def test_one_member_has_curves_of_one_point() -> None:
@@ -114,35 +117,37 @@ def test_one_member_has_curves_of_one_point() -> None:
     predictor = swe.AnytimePredictor({"only": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=data.image_shape)
     loaders = (data.loader("validation", 128), data.loader("test", 128))
     found = measure_curves(predictor, *loaders, target=("flops", 1.0), num_points=3, timed_images=8, batch_size=4)
-    for curve in found["curves"]:
-        assert curve["area"] == curve["latency_area"] == curve["points"][-1]["accuracy"]
+    for curve in found.curves:
+        assert curve.area == curve.latency_area == curve.points[-1].accuracy
 
 
 def test_a_run_with_an_anytime_section(tmp_path) -> None:
     recipe = load_recipe(DIGITS, SMALL)
     train_run(recipe, tmp_path / "run")
-    evaluate_run(tmp_path / "run")
+    evaluated = evaluate_run(tmp_path / "run")
     results, _ = read_results(tmp_path / "run")
-    assert [arm["name"] for arm in results["arms"] if "anytime" in arm] == ["shared", "independent"]
+    assert results == evaluated
+    assert as_content(results) == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [arm.name for arm in results.arms if arm.anytime is not None] == ["shared", "independent"]
     predictor = swe.AnytimePredictor.load(tmp_path / "run" / "shared" / "ensemble")
-    assert predictor.policy.to_dict() == results["arms"][0]["anytime"]["policy"]
+    assert predictor.policy == results.arms[0].anytime.policy
     assert predictor.input_shape == (1, 8, 8)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(anytime_table(results))
     shown = console.export_text()
     assert "cascade" in shown and "…" not in shown
-    for arm in results["arms"]:
-        assert f"{100 * arm['anytime']['calibrated']['accuracy']:.2f}" in shown
-    figure = anytime_curves(results)
+    for arm in results.arms:
+        assert f"{100 * arm.anytime.calibrated.accuracy:.2f}" in shown
+    figure = anytime_curves(as_content(results))
     assert figure_checks.legend_texts(figure) == ["shared bank", "independent", "cascade", "stream", "a member alone"]
     for axes in figure.axes:
         figure_checks.assert_apart(figure_checks.drawn_boxes([axes.xaxis.label, *axes.texts]))
     for axes, cost in zip(figure.axes, ("flops", "latency_ms")):
-        for arm in results["arms"]:
+        for arm in results.arms:
             lines = {line.get_gid(): line for line in axes.get_lines()}
-            curve = next(c for c in arm["anytime"]["curves"] if c["name"] == "cascade")
-            costs, percents = lines[f"{arm['name']} cascade"].get_data()
-            wanted = sorted((point[cost], 100 * point["accuracy"]) for point in curve["points"])
+            curve = arm.anytime.curve("cascade")
+            costs, percents = lines[f"{arm.name} cascade"].get_data()
+            wanted = sorted((getattr(point, cost), 100 * point.accuracy) for point in curve.points)
             assert costs.tolist() == pytest.approx([x for x, _ in wanted])
             assert percents.tolist() == pytest.approx([y for _, y in wanted])
 
@@ -164,15 +169,15 @@ def test_curves_of_tables_equal_those_of_loaders(measured, order: str | tuple[st
     for source, tested in ((held, None), (predict(ensemble, held), predict(ensemble, test))):
         greedy = {"loader": source} if order == "greedy" else {}
         predictor = swe.AnytimePredictor(ensemble, order, input_shape=data.image_shape, **greedy)
-        found.append(measure_curves(predictor, source, test, tested=tested, **options))
+        found.append(as_content(measure_curves(predictor, source, test, tested=tested, **options)))
     assert without_times(found[0]) == without_times(found[1])
     by_itself = predictor.calibrate(held, flops=options["target"][1], batch_size=64)
     assert predictor.policy.to_dict() == found[1]["policy"]
-    assert without_times(asdict(by_itself)) == without_times(found[1]["calibration"])
+    assert without_times(as_content(by_itself)) == without_times(found[1]["calibration"])
     evaluation = swe.evaluate(ensemble, test)
     for member in found[1]["members"]:
-        assert member["accuracy"] == evaluation.members[member["name"]].accuracy
-        assert member["nll"] == evaluation.members[member["name"]].nll
+        assert member["accuracy"] == evaluation.by_name[member["name"]].metrics.accuracy
+        assert member["nll"] == evaluation.by_name[member["name"]].metrics.nll
 
 
 def test_evaluation_of_a_run_has_each_member_see_each_split_once(tmp_path) -> None:
@@ -209,7 +214,8 @@ def test_figure_without_curves_says_so(tmp_path) -> None:
     results = {"format": 1, "name": "plain", "arms": [{"name": "shared", "num_parameters": 1}]}
     with pytest.raises(swe.SuperWeightError, match="no anytime curves: give its recipe an anytime section"):
         anytime_curves(results)
-    assert anytime_table(results) is None
+    committed, _ = read_results(COMMITTED / "digits-search")
+    assert anytime_table(committed) is None
 
 
 def test_too_few_validation_images_stop_before_training(tmp_path) -> None:

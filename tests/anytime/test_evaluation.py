@@ -45,10 +45,11 @@ def test_diversity_is_disagreement_over_error() -> None:
 def test_reliability_bins_hold_all_samples() -> None:
     probabilities = torch.tensor([[0.95, 0.05], [0.45, 0.55], [0.96, 0.04]])
     bins = reliability(probabilities, torch.tensor([0, 0, 1]))
-    assert len(bins) == 15 and sum(b["count"] for b in bins) == 3
-    assert bins[-1]["count"] == 2 and bins[-1]["accuracy"] == pytest.approx(0.5)
-    assert bins[-1]["confidence"] == pytest.approx((0.95 + 0.96) / 2)
-    assert bins[0] == {"lower": 0.0, "upper": pytest.approx(1 / 15), "confidence": None, "accuracy": None, "count": 0}
+    assert len(bins) == 15 and sum(b.count for b in bins) == 3
+    assert bins[-1].count == 2 and bins[-1].accuracy == pytest.approx(0.5)
+    assert bins[-1].confidence == pytest.approx((0.95 + 0.96) / 2)
+    assert (bins[0].lower, bins[0].upper) == (0.0, pytest.approx(1 / 15))
+    assert (bins[0].confidence, bins[0].accuracy, bins[0].count) == (None, None, 0)
 
 
 def three_members() -> swe.SuperWeightEnsemble:
@@ -73,10 +74,11 @@ def test_every_subset_with_its_mean_prediction_and_cost() -> None:
         expected = probability_metrics(softmax[chosen].mean(0), labels)
         assert subset.metrics.nll == pytest.approx(expected.nll, rel=1e-4)
         assert subset.metrics.accuracy == expected.accuracy
-        assert subset.flops == sum(found.costs[name].flops for name in subset.members)
-    whole = found.to_dict()["ensemble"]
-    assert whole["flops"] == sum(cost.flops for cost in found.costs.values())
-    assert whole["metrics"] == found.ensemble.to_dict()
+        assert subset.flops == sum(found.by_name[name].flops for name in subset.members)
+    assert found.ensemble.flops == sum(member.flops for member in found.members)
+    assert found.ensemble.metrics == found.subsets[-1].metrics
+    assert [member.name for member in found.members] == list(ensemble.member_names)
+    assert [member.metrics for member in found.members] == [subset.metrics for subset in found.subsets[:3]]
 
 
 def test_more_than_ten_members_give_running_ensembles() -> None:
@@ -144,7 +146,8 @@ def test_a_table_of_predictions_is_evaluated_as_the_loader_is() -> None:
     assert torch.equal(table.image, batches[0][0][:1])
     assert torch.equal(table.of(["wrn10-1", "wrn16-1"]), table.probabilities[[2, 0]])
     by_loader, by_table = swe.evaluate(ensemble, batches), evaluate_predictions(ensemble, table)
-    assert by_table.members == by_loader.members and by_table.ensemble == by_loader.ensemble
+    assert [m.metrics for m in by_table.members] == [m.metrics for m in by_loader.members]
+    assert by_table.ensemble.metrics == by_loader.ensemble.metrics
     assert [s.metrics for s in by_table.subsets] == [s.metrics for s in by_loader.subsets]
     assert (by_table.diversity, by_table.reliability) == (by_loader.diversity, by_loader.reliability)
     with pytest.raises(swe.SuperWeightError, match="unknown member 'wrn10-3': did you mean"):

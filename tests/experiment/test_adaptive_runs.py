@@ -17,6 +17,7 @@ from superweight_ensembles.experiment import evaluate_run, load_recipe, parse_re
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance
 from superweight_ensembles.report import write_report
 from superweight_ensembles.report.figures import anytime_curves, draw_run
+from superweight_ensembles.storage import as_content
 
 PAIRS = [["stages.*.conv1", "stages.*.conv2"]]
 CONTENT = {
@@ -61,9 +62,11 @@ def test_widths_are_learned_then_shared_inside_the_budget(tmp_path):
     assert shared.num_parameters <= 0.8 * shared.independent_parameters
     assert not (tmp_path / "run" / "widths" / "checkpoints").exists()
     results = evaluate_run(tmp_path / "run")
-    assert {arm["name"] for arm in results["arms"]} == {"shared", "independent"}
-    assert results["widths"] == [{"epoch": record["epoch"], "widths": record["widths"]} for record in log]
-    assert "width_history" in {path.stem for path in draw_run(results, shared.plan, tmp_path / "figures")}
+    assert {arm.name for arm in results.arms} == {"shared", "independent"}
+    assert [as_content(one) for one in results.widths] == [
+        {"epoch": record["epoch"], "widths": record["widths"]} for record in log
+    ]
+    assert "width_history" in {path.stem for path in draw_run(as_content(results), shared.plan, tmp_path / "figures")}
     assert "Widths while they were learned" in write_report(tmp_path / "run").read_text()
 
 
@@ -80,7 +83,7 @@ def test_without_importance_members_are_plain_networks_of_the_learned_widths(tmp
         assert {path: member.get_submodule(path).out_channels for path in found} == {
             path: one["width"] for path, one in found.items()
         }
-    assert evaluate_run(tmp_path / "run")["widths"][-1]["widths"]["a"] == {k: one["width"] for k, one in found.items()}
+    assert evaluate_run(tmp_path / "run").widths[-1].widths["a"] == {k: one["width"] for k, one in found.items()}
 
 
 @pytest.mark.parametrize("width", [3, 16, 40])
@@ -145,7 +148,7 @@ def test_widths_learned_in_the_training_itself(tmp_path):
     ensemble = swe.SuperWeightEnsemble.load(tmp_path / "run" / "shared" / "ensemble")
     now = {path: width.width for path, width in adaptive_widths(ensemble.members["a"]).items()}
     assert trained["history"][-1]["widths"]["a"] == now
-    assert evaluate_run(tmp_path / "run")["arms"][0]["num_parameters"] == ensemble.num_parameters
+    assert evaluate_run(tmp_path / "run").arms[0].num_parameters == ensemble.num_parameters
 
 
 def test_yaml_round_trip():
@@ -202,23 +205,22 @@ def test_truncations_are_exits_of_a_run(tmp_path):
     recipe = recipe_of(data=data, anytime=anytime, baseline="none")
     train_run(recipe, tmp_path / "run")
     results = evaluate_run(tmp_path / "run")
-    found = results["arms"][0]["anytime"]["truncated"]
-    assert {one["name"] for one in found["exits"]} == {"a@50%", "a", "b"}
-    whole = {member["name"]: member for member in results["arms"][0]["members"]}
-    for one in found["exits"]:
-        if one["name"] in whole:
-            assert one["flops"] == whole[one["name"]]["flops"]
-            assert one["accuracy"] == pytest.approx(whole[one["name"]]["metrics"]["accuracy"], abs=0.02)
-    assert set(found["order"]) <= {"a@50%", "a", "b"}
-    figure = anytime_curves(results)
+    found = results.arms[0].anytime.truncated
+    assert {one.name for one in found.exits} == {"a@50%", "a", "b"}
+    whole = results.arms[0].by_name
+    for one in found.exits:
+        if one.name in whole:
+            assert one.flops == whole[one.name].flops
+            assert one.accuracy == pytest.approx(whole[one.name].metrics.accuracy, abs=0.02)
+    assert set(found.order) <= {"a@50%", "a", "b"}
+    figure = anytime_curves(as_content(results))
     (line,) = with_gid(figure.axes[0], "shared truncated")
-    cascade = next(curve for curve in found["curves"] if curve["name"] == "cascade")
-    expected = sorted((point["flops"], 100 * point["accuracy"]) for point in cascade["points"])
+    expected = sorted((point.flops, 100 * point.accuracy) for point in found.curve("cascade").points)
     np.testing.assert_allclose(np.array(line.get_data()).T, expected)
     (exits,) = with_gid(figure.axes[0], "shared exits")
     assert len(exits.get_xdata()) == 1
     assert "with truncations" in with_gid(figure.axes[0], "areas")[0].get_text()
-    assert [one["name"] for one in results["arms"][0]["anytime"]["members"]] == ["a", "b"]  # the policy is of members
+    assert [one.name for one in results.arms[0].anytime.members] == ["a", "b"]  # the policy is of members
     swe.AnytimePredictor.load(tmp_path / "run" / "shared" / "ensemble")
 
 

@@ -205,10 +205,10 @@ def test_plan_prints_the_table_or_json(monkeypatch, capsys, recipe: Path) -> Non
 
 def test_plan_says_which_folders_of_the_recipe_are_not_there(monkeypatch, capsys, recipe: Path) -> None:
     start = ("--set", "sharing.init=svd", "--set", "sharing.init_from=missing/start")
-    teacher = ("--set", "training.distillation=0.5", "--set", "teacher=missing/teacher")
+    teacher = ("--set", "distillation.weight=0.5", "--set", "distillation.teacher=missing/teacher")
     assert superweights(monkeypatch, "plan", recipe, *start, *teacher) == 0
     printed = capsys.readouterr().out
-    assert "not to be trained yet: teacher: missing/teacher is no folder" in printed
+    assert "not to be trained yet: distillation.teacher: missing/teacher is no folder" in printed
     assert "not to be trained yet: sharing.init: no start from missing/start" in printed
 
 

@@ -128,11 +128,11 @@ def test_search_is_read_again(whole: Path) -> None:
     evidence, plans = read_search(whole)
     assert list(plans) == ["before the search", "found", "un-tied"]
     assert plans["un-tied"] == read_plan(whole / "shared" / "ensemble")
-    assert evidence["plan"] == plans["found"].fingerprint
-    assert (evidence["similarity"], evidence["threshold_given"]) == ("gradient", 0.2)
-    assert evidence["representatives"] == ["deep", "wide"] and evidence["anchor"] == "deep"
+    assert evidence.plan == plans["found"].fingerprint
+    assert (evidence.similarity, evidence.threshold_given) == ("gradient", 0.2)
+    assert evidence.representatives == ("deep", "wide") and evidence.anchor == "deep"
     labels = {target.label for cluster in plans["found"].clusters for target in cluster.targets}
-    assert {label for cluster in evidence["clusters"] for label in cluster["targets"]} == labels
+    assert {label for cluster in evidence.clusters for label in cluster.targets} == labels
 
 
 def test_stages_are_those_of_the_library(whole: Path) -> None:
@@ -151,7 +151,7 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     # The weights are thrown away: a new ensemble, from the recipe's seed.
     final = swe.SuperWeightEnsemble(members, plan=found.plan, rng=recipe.bank_generator())
     untie = swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
-    swe.train(final, data, recipe.training, untie=untie)
+    swe.train(final, data, recipe.training, hooks=[untie])
     read = swe.SuperWeightEnsemble.load(whole / "shared" / "ensemble")
     assert read.plan == final.plan
     assert all(torch.equal(tensor, read.state_dict()[name]) for name, tensor in final.state_dict().items())
@@ -271,7 +271,7 @@ def test_what_other_recipes_do(
         assert read is None and not (folder / "search").exists()
         return
     evidence, found = read
-    assert list(found) == plans and evidence["similarity"] == recipe.sharing.search
+    assert list(found) == plans and evidence.similarity == recipe.sharing.search
     most = max(slot.num_vectors for cluster in found["before the search"].clusters for slot in cluster.slots)
     assert (most == 1) == (first == "tied")
     # Targets that joined use the coefficients of the one that they joined, where the recipe ties at all.

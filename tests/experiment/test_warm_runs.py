@@ -131,18 +131,18 @@ def test_stopped_between_the_arms_it_ends_the_same(whole: Path, tmp_path: Path, 
 def test_results_say_how_it_started(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    shared, independent = evaluate_run(folder)["arms"]
-    assert (shared["name"], independent["name"]) == ("shared", "independent") and "warm_start" not in independent
-    start = shared["warm_start"]
+    shared, independent = evaluate_run(folder).arms
+    assert (shared.name, independent.name) == ("shared", "independent") and independent.warm_start is None
+    start = shared.warm_start
     loader = recipe_of().load_data().loader("test", 256)
     expected = swe.evaluate(swe.SuperWeightEnsemble.load(folder / "shared" / "warm_start"), loader)
-    assert start["ensemble"]["accuracy"] == expected.ensemble.accuracy
-    assert [entry["name"] for entry in start["members"]] == ["deep", "wide"]
-    assert start["members"][1]["metrics"]["accuracy"] == expected.members["wide"].accuracy
+    assert start.ensemble.accuracy == expected.ensemble.metrics.accuracy
+    assert [entry.name for entry in start.members] == ["deep", "wide"]
+    assert start.members[1].metrics.accuracy == expected.by_name["wide"].metrics.accuracy
     plan = swe.SharingPlan.from_json((folder / "plan.json").read_text())
-    assert len(start["errors"]) == sum(len(cluster.targets) for cluster in plan.clusters)
+    assert len(start.errors) == sum(len(cluster.targets) for cluster in plan.clusters)
     page = write_report(folder).read_text()
-    assert f"off by {start['mean_error']:.3f} of their norm on average" in page
+    assert f"off by {start.mean_error:.3f} of their norm on average" in page
     (folder / "shared" / "warm_start.json").write_text('{"init_from": "independent", "mean_error": "x", "errors": []}')
     with pytest.raises(swe.SuperWeightError, match=r"damaged \(mean_error.*train the shared arm again"):
         evaluate_run(folder)

@@ -17,7 +17,7 @@ from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.experiment import estimate_training
 from superweight_ensembles.export import export_cascade, export_member
 from superweight_ensembles.search import weight_gradients
-from superweight_ensembles.training import joint_backward, recomputed_blocks
+from superweight_ensembles.training import Execution, JointLoss, joint_backward, recomputed_blocks
 
 TOKENS = torch.randint(0, 20, (6, 9), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -227,9 +227,9 @@ def test_training_to_predicting(precision, tmp_path):
     ensemble = ensemble_of("gru")
     config = swe.TrainConfig(epochs=6, batch_size=32, learning_rate=0.02, optimizer="adamw", precision=precision,
                              device="cpu")  # fmt: skip
-    before = swe.evaluate(ensemble, batches).ensemble.nll
+    before = swe.evaluate(ensemble, batches).ensemble.metrics.nll
     swe.train(ensemble, batches, config)
-    assert swe.evaluate(ensemble, batches).ensemble.nll < before / 2
+    assert swe.evaluate(ensemble, batches).ensemble.metrics.nll < before / 2
     ensemble.eval().save(tmp_path / "saved")
     loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved", members=networks()).eval()
     assert torch.equal(loaded(tokens), ensemble(tokens))
@@ -243,8 +243,9 @@ def test_recomputed_blocks(weight):
     plain, lean = (swe.SuperWeightEnsemble([Blocks(), Blocks()], budget=0.8).double() for _ in range(2))
     lean.load_state_dict(plain.state_dict())
     blocks = recomputed_blocks(dict(lean.members.items()))
-    for each, options in ((plain, {}), (lean, {"recomputed": blocks})):
-        joint_backward(each, TOKENS, LABELS, F.cross_entropy, ensemble_weight=weight, **options)
+    loss = JointLoss(loss_function=F.cross_entropy, ensemble_weight=weight)
+    for each, options in ((plain, {}), (lean, {"execution": Execution(recomputed=blocks)})):
+        joint_backward(each, TOKENS, LABELS, loss, **options)
         assert held_twice(each) and all(None in layer._flat_weights for layer in recurrent_layers(each))
     for one, other in zip(plain.parameters(), lean.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)

@@ -282,6 +282,14 @@ def test_sentences_follow_from_the_numbers(right: int, said: str) -> None:
 
 
 ANYTIME = {
+    "order": ["wrn16-2"], "batch_size": 64, "timed_images": 512,
+    "policy": {
+        "order": ["wrn16-2"], "confidence": "margin", "temperatures": [1.0], "thresholds": [], "monotone": False
+    },
+    "calibration": {
+        "num_samples": 180, "target": ["flops", 0.5], "accuracy": 0.9, "full_accuracy": 0.9, "flops": 1e6,
+        "full_flops": 1000000, "exits": [1.0], "overthinking": {},
+    },
     "curves": [
         {
             "name": name, "area": 0.93, "latency_area": 0.91,
@@ -292,7 +300,7 @@ ANYTIME = {
         }
         for name in ("stream", "cascade")
     ],
-    "members": [{"name": "wrn16-2", "flops": 1e6, "latency_ms": 0.5, "accuracy": 0.91, "nll": 0.3}],
+    "members": [{"name": "wrn16-2", "flops": 1000000, "latency_ms": 0.5, "accuracy": 0.91, "nll": 0.3}],
     "calibrated": {"flops": 1.5e6, "latency_ms": 0.7, "members_used": 1.25, "accuracy": 0.915, "nll": 0.2},
 }  # fmt: skip
 

@@ -119,12 +119,12 @@ def test_a_recipe_learns_groups_and_says_what_it_saw(tmp_path):
     train_run(parse_recipe(recipe(ssn={"combine": "wavg", "upsample": "repeat"})), tmp_path / "run")
     results = evaluate_run(tmp_path / "run")
     content, plans = read_search(tmp_path / "run")
-    assert content["similarity"] == "k_means"
+    assert content.similarity == "k_means"
     assert [group.options.templates for group in plans["before the search"].clusters] == [4]
     found = plans["found"]
     assert 1 <= len(found.clusters) <= 2  # a group of one layer is an ordinary weight
     assert all(group.options.upsample == "repeat" and not group.options.templates for group in found.clusters)
-    assert results["arms"][0]["num_parameters"] == found.num_parameters <= found.budget
+    assert results.arms[0].num_parameters == found.num_parameters <= found.budget
 
 
 @pytest.mark.parametrize(

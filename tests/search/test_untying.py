@@ -601,7 +601,7 @@ def test_train_un_ties_once_after_the_epoch():
             expected.append(swe.search.untie_coefficients(copy.deepcopy(ensemble), in_order, threshold=0.8))
 
     tied = ensemble.plan
-    result = swe.train(ensemble, images(), config, untie=swe.search.Untying(epoch=2, threshold=0.8), callback=watch)
+    result = swe.train(ensemble, images(), config, hooks=[swe.search.Untying(epoch=2, threshold=0.8)], callback=watch)
     assert ensemble.plan == expected[0] != tied
     assert {count for epoch, count in seen if epoch < 2} == {num_vectors(tied)}
     assert {count for epoch, count in seen if epoch > 2} == {num_vectors(ensemble.plan)}
@@ -630,7 +630,7 @@ class Counted(list):
 @pytest.mark.parametrize("max_batches", [None, 1])
 def test_batches_of_ones_own_are_read_as_they_are(max_batches):
     own, config = Counted(batches()), dataclasses.replace(CONFIG, epochs=2)
-    swe.train(tied_ensemble(), own, config, untie=swe.search.Untying(epoch=1, max_batches=max_batches))
+    swe.train(tied_ensemble(), own, config, hooks=[swe.search.Untying(epoch=1, max_batches=max_batches)])
     assert own.read == 2 * len(own) + (max_batches or len(own))
 
 
@@ -654,9 +654,9 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, at, optimizer):
             raise Stop
 
     with pytest.raises(Stop, match=r"^$"):
-        swe.train(tied_ensemble(), images(), config, untie=untie, out=tmp_path, callback=stop)
+        swe.train(tied_ensemble(), images(), config, hooks=[untie], out=tmp_path, callback=stop)
     resumed = tied_ensemble(seed=5)  # other start values: everything must come from the checkpoint
-    result = swe.train(resumed, images(), config, untie=untie, out=tmp_path, resume=True)
+    result = swe.train(resumed, images(), config, hooks=[untie], out=tmp_path, resume=True)
     assert resumed.plan == whole.plan
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -667,7 +667,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, at, optimizer):
 @functools.lru_cache
 def uninterrupted(config, untie):
     ensemble = tied_ensemble()
-    history = swe.train(ensemble, images(), config, untie=untie).history
+    history = swe.train(ensemble, images(), config, hooks=[untie]).history
     assert num_vectors(ensemble.plan) > num_vectors(tied_ensemble().plan)
     return ensemble, history
 
@@ -688,29 +688,41 @@ FOUR = dataclasses.replace(CONFIG, epochs=4, learning_rate=0.01)
 
 def test_un_tied_run_is_resumed_by_an_un_tied_ensemble_too(tmp_path):
     untie = swe.search.Untying(epoch=2, threshold=0.8)
-    interrupted(tmp_path, untie=untie)
+    interrupted(tmp_path, hooks=[untie])
     again = swe.SuperWeightEnsemble.load(tmp_path / "checkpoints" / "epoch-0002-step-000000")
-    swe.train(again, images(), FOUR, untie=untie, out=tmp_path, resume=True)
+    swe.train(again, images(), FOUR, hooks=[untie], out=tmp_path, resume=True)
     whole, _ = uninterrupted(FOUR, untie)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_un_tied_run_is_not_resumed_as_another(tmp_path):
-    interrupted(tmp_path, untie=swe.search.Untying(epoch=2, threshold=0.8))
-    with pytest.raises(swe.SuperWeightError, match="was made with untie="):
+    interrupted(tmp_path, hooks=[swe.search.Untying(epoch=2, threshold=0.8)])
+    with pytest.raises(
+        swe.SuperWeightError, match=r"was made with hooks=\['Untying', 'LearnedWidths'\], now \['LearnedWidths'\]"
+    ):
         swe.train(tied_ensemble(), images(), FOUR, out=tmp_path, resume=True)
     nets = {name: members()[name] for name in ("deep", "thin")}
     other = swe.SuperWeightEnsemble(nets, budget=0.9, coefficients="tied")
     with pytest.raises(swe.SuperWeightError, match="differs from the ensemble's in more than coefficient vectors"):
-        swe.train(other, images(), FOUR, untie=swe.search.Untying(epoch=2, threshold=0.8), out=tmp_path, resume=True)
+        swe.train(other, images(), FOUR, hooks=[swe.search.Untying(epoch=2, threshold=0.8)], out=tmp_path, resume=True)
+
+
+def untying(epoch, threshold=0.8):
+    return swe.search.Untying(epoch=epoch, threshold=threshold)
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        ({"untie": swe.search.Untying(epoch=2, threshold=0.8)}, {"untie": swe.search.Untying(epoch=3, threshold=0.8)}),
-        ({"untie": swe.search.Untying(epoch=2, threshold=0.8)}, {"untie": swe.search.Untying(epoch=2, threshold=0.1)}),
-        ({"untie": swe.search.Untying(epoch=3)}, {}),
+        (
+            {"hooks": [swe.search.Untying(epoch=2, threshold=0.8)]},
+            {"hooks": [swe.search.Untying(epoch=3, threshold=0.8)]},
+        ),
+        (
+            {"hooks": [swe.search.Untying(epoch=2, threshold=0.8)]},
+            {"hooks": [swe.search.Untying(epoch=2, threshold=0.1)]},
+        ),
+        ({"hooks": [swe.search.Untying(epoch=3)]}, {}),
         ({"members": ["deep"]}, {}),
         ({}, {"members": ["thin"]}),
     ],
@@ -768,17 +780,17 @@ def test_what_cannot_be_un_tied():
     with pytest.raises(swe.SuperWeightError, match=r"the gradient of \S+\.weight has numbers that are not finite"):
         swe.search.untie_coefficients(touched("vector"), hot)
     with pytest.raises(swe.SuperWeightError, match="before the last epoch, or none would train; got epoch 3 of 2"):
-        swe.train(tied_ensemble(), images(), dataclasses.replace(CONFIG, epochs=2), untie=swe.search.Untying(epoch=3))
+        swe.train(tied_ensemble(), images(), dataclasses.replace(CONFIG, epochs=2), hooks=[swe.search.Untying(epoch=3)])
 
 
 def test_un_tying_without_ties_is_refused():
     with pytest.raises(swe.SuperWeightError, match="tied"):
-        swe.train(drawn(budget=0.9), images(), CONFIG, untie=swe.search.Untying(epoch=1))
+        swe.train(drawn(budget=0.9), images(), CONFIG, hooks=[swe.search.Untying(epoch=1)])
 
 
 def test_un_tying_after_the_last_epoch_is_refused():
     with pytest.raises(swe.SuperWeightError, match="un-tied"):
-        swe.train(tied_ensemble(), images(), CONFIG, untie=swe.search.Untying(epoch=1))
+        swe.train(tied_ensemble(), images(), CONFIG, hooks=[swe.search.Untying(epoch=1)])
 
 
 def mixed_ensemble():
@@ -828,4 +840,4 @@ def test_flat_banks_have_nothing_to_un_tie():
     ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 3)}, budget=0.2, generator="ssn")
     assert swe.search.untie_coefficients(ensemble, [rgb()]) is ensemble.plan
     with pytest.raises(swe.SuperWeightError, match="no coefficients of the plan are tied"):
-        swe.train(ensemble, [rgb()], swe.TrainConfig(epochs=2), untie=swe.search.Untying(epoch=1))
+        swe.train(ensemble, [rgb()], swe.TrainConfig(epochs=2), hooks=[swe.search.Untying(epoch=1)])

@@ -23,10 +23,10 @@ from torch import nn
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import ExitPolicy, write_policy
 from superweight_ensembles.ensemble import read_plan
-from superweight_ensembles.experiment import check_content, load_recipe
+from superweight_ensembles.experiment import RunResults, load_recipe
 from superweight_ensembles.export import export_member, load_member
 from superweight_ensembles.export.onnx_cascade import _check_within, _read
-from superweight_ensembles.storage import MANIFEST_FILE, MANIFEST_FORMAT, file_entry, read_json
+from superweight_ensembles.storage import MANIFEST_FILE, MANIFEST_FORMAT, file_entry, read_as
 
 MOST_SECONDS = 5
 EXPECTED: tuple[type[Exception], ...] = (swe.SuperWeightError,)
@@ -224,7 +224,7 @@ def results(content: bytes) -> None:
     path = folder() / "results.json"
     path.write_bytes(content)
     with refused(str(path)):
-        check_content(read_json(path), path, "results")
+        read_as(RunResults, path, "evaluate the run again")
 
 
 CASCADE = {

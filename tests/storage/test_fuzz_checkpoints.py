@@ -16,17 +16,24 @@ from hypothesis import strategies as st
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage import write_manifest
-from superweight_ensembles.training import Checkpoints, Subject, build_optimizer, build_schedule, load_checkpoint
+from superweight_ensembles.training import (
+    Checkpoints,
+    LearnedWidths,
+    TrainState,
+    build_fabric,
+    build_optimizer,
+    build_schedule,
+    load_checkpoint,
+)
 
 CONFIG = swe.TrainConfig(
     epochs=1, batch_size=32, precision="float32", device="cpu", optimizer="adamw", learning_rate=0.01
 )
-SETTINGS = {"members": ["thin", "wide"], "untie": None}
 DAMAGED = {
     "manifest.json": 100, "plan.json": 80, "config.json": 60, "state.json": 100, "model.safetensors": 100,
-    "optimizer.safetensors": 100, "random.safetensors": 60,
+    "optimizer.safetensors": 100, "random.safetensors": 60, "hooks.safetensors": 30,
 }  # fmt: skip
-SEALED = {"state.json": 300, "optimizer.safetensors": 120, "random.safetensors": 120}
+SEALED = {"state.json": 300, "optimizer.safetensors": 120, "random.safetensors": 120, "hooks.safetensors": 60}
 
 
 def ensemble() -> swe.SuperWeightEnsemble:
@@ -74,8 +81,11 @@ def load(folder: Path) -> None:
     fresh = ensemble()
     optimizer = build_optimizer(fresh, CONFIG)
     schedule = build_schedule(optimizer, CONFIG, 2)
-    subject = Subject(ensemble=fresh, optimizer=optimizer, schedule=schedule, config=CONFIG, settings=SETTINGS)
-    load_checkpoint(folder, subject)
+    state = TrainState(
+        ensemble=fresh, members=fresh.member_names, config=CONFIG, optimizer=optimizer, schedule=schedule,
+        fabric=build_fabric(CONFIG), hooks=(LearnedWidths(),),
+    )  # fmt: skip
+    load_checkpoint(folder, state)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member
 from superweight_ensembles.report import figures, write_report
-from superweight_ensembles.storage import check_no_links, contained_file, read_module, read_tensors
+from superweight_ensembles.storage import as_content, check_no_links, contained_file, read_module, read_tensors
 from superweight_ensembles.storage import limits as machine_memory
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -581,12 +581,13 @@ def test_names_are_shown_as_they_are(run: Path, name: str, capsys: pytest.Captur
     for cluster in content["clusters"]:
         cluster["name"] += name
     (run / "plan.json").write_text(json.dumps(content))
-    figures.draw_run(*read_results(run), run / "figures")
+    found, plan = read_results(run)
+    figures.draw_run(as_content(found), plan, run / "figures")
     page = write_report(run).read_text()
     assert "<b>&" not in page and "\x1b" not in page and "<script" not in page
     out = Console(file=sys.stdout, width=200, force_terminal=True, color_system=None)
-    out.print(result_table(results))
-    cli._say(str(read_results(run)[1]))
+    out.print(result_table(found))
+    cli._say(str(plan))
     shown = capsys.readouterr().out
     assert "\x1b[31m" not in shown and "\x07" not in shown and "\u202e" not in shown and "\x00" not in shown
     if name.isprintable():

@@ -20,7 +20,7 @@ from superweight_ensembles.models.adaptive import (
     resize_widths,
     truncate,
 )
-from superweight_ensembles.training import build_optimizer
+from superweight_ensembles.training import LearnedWidths, build_optimizer
 
 RESIDUAL = [("stages.*.conv1", "stages.*.conv2")]
 NARROWING = WidthLoss(prior_rate=1.0, prior_deviation=0.01)
@@ -51,7 +51,7 @@ def data():
 def test_widths_follow_their_rates_in_joint_training(data):
     ensemble = ensemble_of(members())
     before = {name: sizes(ensemble.members[name]) for name in "ab"}
-    result = swe.train(ensemble, data, CONFIG, width_loss=NARROWING)
+    result = swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
     now = {name: sizes(ensemble.members[name]) for name in "ab"}
     assert result.history[-1]["widths"] == now
     for name, widths in now.items():
@@ -72,7 +72,7 @@ def test_a_step_is_that_of_plain_torch(data):
     batches = [(images.double(), labels) for images, labels in data.loader("train", 32, drop_last=True)]
     loss = WidthLoss(prior_rate=1.0, prior_deviation=0.05, weight_deviation=3.0)
     config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0, schedule="constant", nesterov=False)
-    swe.train(ensemble, batches, config, width_loss=loss)
+    swe.train(ensemble, batches, config, hooks=[LearnedWidths(loss)])
     stepping = torch.optim.SGD(own.parameters(), lr=0.05, momentum=0.9)
     own.train()
     for images, labels in batches:
@@ -100,7 +100,7 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, data, prior_ra
     config = dataclasses.replace(CONFIG, checkpoint_steps=2)
     whole = ensemble_of(members())
     start = sizes(whole.members["a"])
-    swe.train(whole, data, config, width_loss=loss, out=tmp_path / "whole")
+    swe.train(whole, data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "whole")
     assert sizes(whole.members["a"]) != start
 
     class Stop(Exception):
@@ -111,45 +111,47 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, data, prior_ra
             raise Stop
 
     with pytest.raises(Stop):
-        swe.train(ensemble_of(members()), data, config, width_loss=loss, out=tmp_path / "parts", callback=stop)
+        swe.train(
+            ensemble_of(members()), data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "parts", callback=stop
+        )
     resumed = ensemble_of(members())
-    swe.train(resumed, data, config, width_loss=loss, out=tmp_path / "parts", resume=True)
+    swe.train(resumed, data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "parts", resume=True)
     assert sizes(resumed.members["a"]) == sizes(whole.members["a"])
     expected, found = whole.state_dict(), resumed.state_dict()
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     (newest,) = sorted((tmp_path / "parts" / "checkpoints").glob("*"))[-1:]
     state = json.loads((newest / "state.json").read_text())
-    assert state["widths"]["a"] == sizes(whole.members["a"])
+    assert state["hooks"]["LearnedWidths"]["a"] == sizes(whole.members["a"])
     loaded = swe.SuperWeightEnsemble.load(newest)
-    assert sizes(loaded.members["a"]) == state["widths"]["a"]
+    assert sizes(loaded.members["a"]) == state["hooks"]["LearnedWidths"]["a"]
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"a": {"stem": 5}}, "widths: no learned width a.stem"),
-        ({"z": {"stages.0.0.conv1": 5}}, "widths: no learned width z"),
+        ({"a": {"stem": 5}}, "hooks: no learned width a.stem"),
+        ({"z": {"stages.0.0.conv1": 5}}, "hooks: no learned width z"),
         ({"a": {"stages.0.0.conv1": 10**6}}, "a width of 1000000 is outside its bounds"),
-        ({"a": 5}, "state.json, widths: "),
+        ({"a": 5}, "hooks: AttributeError"),
     ],
 )
 def test_damaged_widths_of_a_checkpoint(tmp_path, data, edit, message):
     from superweight_ensembles.storage import write_manifest
 
     config = dataclasses.replace(CONFIG, epochs=1)
-    swe.train(ensemble_of(members()), data, config, width_loss=NARROWING, out=tmp_path)
+    swe.train(ensemble_of(members()), data, config, hooks=[LearnedWidths(NARROWING)], out=tmp_path)
     (folder,) = (tmp_path / "checkpoints").glob("*")
     content = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**content, "widths": edit}))
+    (folder / "state.json").write_text(json.dumps({**content, "hooks": {"LearnedWidths": edit}}))
     write_manifest(folder)
     with pytest.raises(SuperWeightError, match=message):
-        swe.train(ensemble_of(members()), data, config, width_loss=NARROWING, out=tmp_path, resume=True)
+        swe.train(ensemble_of(members()), data, config, hooks=[LearnedWidths(NARROWING)], out=tmp_path, resume=True)
 
 
 def test_a_width_at_its_bound_is_told(caplog, data):
     ensemble = ensemble_of(members(bounds=(6, 64)))
-    swe.train(ensemble, data, CONFIG, width_loss=WidthLoss(prior_rate=5.0, prior_deviation=0.05))
+    swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(WidthLoss(prior_rate=5.0, prior_deviation=0.05))])
     assert sizes(ensemble.members["b"])["stages.0.0.conv1"] == 6
     assert "the width of b.stages.0.0.conv1 is at its bound of 6 neurons (6 to 64), at a rate of" in caplog.text
     assert caplog.text.count("b.stages.0.0.conv1") <= 3
@@ -157,7 +159,7 @@ def test_a_width_at_its_bound_is_told(caplog, data):
 
 def test_saved_and_loaded_by_name_alone(tmp_path, data):
     ensemble = ensemble_of(members())
-    swe.train(ensemble, data, CONFIG, width_loss=NARROWING)
+    swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
     ensemble.save(tmp_path / "saved")
     loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved").eval()
     images = torch.randn(2, 3, 8, 8)
@@ -173,7 +175,7 @@ def test_saved_and_loaded_by_name_alone(tmp_path, data):
 def test_learned_widths_share_a_bank(data):
     """Learn widths apart, freeze them, plan at a budget, train, truncate."""
     apart = ensemble_of(members())
-    swe.train(apart, data, CONFIG, width_loss=NARROWING)
+    swe.train(apart, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
     nets = {name: apart.materialize(name) for name in apart.member_names}
     with pytest.raises(
         SuperWeightError, match=r"the width of a\.stages\.0\.0\.conv1 would change while weights are shared"
@@ -217,8 +219,8 @@ def test_rates_of_widths_take_a_learning_rate_of_their_own():
 def test_what_cannot_be():
     plain = {"a": swe.wide_resnet(10, 1, 4)}
     data = swe.load_data("synthetic")
-    with pytest.raises(SuperWeightError, match="width_loss does nothing: no member has a learned width"):
-        swe.train(ensemble_of(plain), data, CONFIG, width_loss=NARROWING)
+    with pytest.raises(SuperWeightError, match="a width loss does nothing: no member has a learned width"):
+        swe.train(ensemble_of(plain), data, CONFIG, hooks=[LearnedWidths(NARROWING)])
     with pytest.raises(SuperWeightError, match="width_rate does nothing: no member has a learned width"):
         swe.train(ensemble_of(plain), data, dataclasses.replace(CONFIG, width_rate=0.5))
     with pytest.raises(SuperWeightError, match="compile is of members whose widths stay"):

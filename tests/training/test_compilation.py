@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import compiled_calls, joint_backward
+from superweight_ensembles.training import Execution, compiled_calls, joint_backward
 
 FAST = swe.TrainConfig(
     epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu", schedule="constant", compile=True
@@ -41,7 +41,7 @@ def test_steps_equal_those_of_plain_members_and_compile_once() -> None:
     compiled = []
     found: dict[bool, dict[str, torch.Tensor]] = {}
     for batch in images:
-        for each, options in ((plain, {}), (fast, {"compiled": calls})):
+        for each, options in ((plain, {}), (fast, {"execution": Execution(compiled=calls)})):
             each.zero_grad()
             losses = joint_backward(each, batch, labels, F.cross_entropy, **options)
             found[each is fast] = losses
@@ -67,7 +67,9 @@ def test_many_members_of_one_class_are_all_compiled(monkeypatch: pytest.MonkeyPa
     torch._dynamo.reset()
     for _ in range(2):
         before = counters["stats"]["unique_graphs"]
-        joint_backward(many, torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2]), F.cross_entropy, compiled=calls)
+        joint_backward(
+            many, torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2]), F.cross_entropy, execution=Execution(compiled=calls)
+        )
         made.append(counters["stats"]["unique_graphs"] - before)
     assert made == [9, 0]  # torch's own limit is 8 graphs a forward, and these nine share one
 

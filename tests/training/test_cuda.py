@@ -43,7 +43,7 @@ def test_auto_trains_in_bfloat16_and_evaluates(tmp_path) -> None:
     result = swe.train(trained, data, config, out=tmp_path)
     assert (result.device, result.precision, result.channels_last) == ("cuda:0", "bfloat16", True)
     found = swe.evaluate(trained, data.loader("test", 64, device="cuda"))
-    assert found.ensemble.accuracy > 0.8
+    assert found.ensemble.metrics.accuracy > 0.8
     resumed = ensemble()
     swe.train(resumed, data, dataclasses.replace(config, epochs=6), out=tmp_path, resume=True)
     for name, tensor in trained.state_dict().items():

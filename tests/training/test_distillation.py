@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,20 @@ from torch.nn import functional as F
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.experiment import Recipe, build_arms, estimate_lines, evaluate_run, parse_recipe, train_run
-from superweight_ensembles.training import Distillation, FixedTeacher, TrainProgress, build_fabric, joint_backward
+from superweight_ensembles.training import (
+    Distillation,
+    Execution,
+    FixedTeacher,
+    JointLoss,
+    TrainProgress,
+    build_fabric,
+    joint_backward,
+)
 from superweight_ensembles.training.distributed import current_processes
 
 CPU = torch.device("cpu")
 FAST = swe.TrainConfig(
-    epochs=2, batch_size=16, learning_rate=0.02, precision="float32", device="cpu", distillation=0.7,
-    distillation_temperature=3.0,
+    epochs=2, batch_size=16, learning_rate=0.02, precision="float32", device="cpu"
 )  # fmt: skip
 IMAGES = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -55,17 +64,34 @@ def small_data() -> ImageData:
     return swe.load_data("synthetic", num_train=64, num_test=16)
 
 
+def taught_by(teacher: Any, weight: float = 0.7) -> list[Distillation]:
+    return [Distillation(teacher, weight=weight, temperature=3.0)]
+
+
 def gradients_of(ensemble: swe.SuperWeightEnsemble) -> dict[str, Tensor]:
     return {name: value.grad.clone() for name, value in ensemble.named_parameters() if value.grad is not None}
 
 
 def found_gradients(
-    teacher: FixedTeacher | None, images: Any = IMAGES, labels: Any = LABELS, **options: Any
+    distillation: Distillation,
+    images: Any = IMAGES,
+    labels: Any = LABELS,
+    ensemble_weight: float = 0.0,
+    **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     ensemble = plain_ensemble()
-    distillation = Distillation(weight=0.6, temperature=2.5, teacher=teacher)
-    losses = joint_backward(ensemble, images, labels, F.cross_entropy, distillation=distillation, **options)
+    loss = JointLoss(loss_function=F.cross_entropy, ensemble_weight=ensemble_weight, distillation=distillation)
+    losses = joint_backward(ensemble, images, labels, loss, execution=Execution(**options))
     return losses, gradients_of(ensemble)
+
+
+@contextmanager
+def teaching(teacher: Any) -> Iterator[Distillation]:
+    """As a training has it from its start to its end."""
+    distillation = Distillation(teacher, weight=0.6, temperature=2.5)
+    assert distillation.teacher is not None
+    with distillation.teacher.on_device(CPU):
+        yield distillation
 
 
 def literal_gradients(target: Any, ensemble_weight: float = 0.0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -91,7 +117,7 @@ def assert_equal(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
 def test_the_loss_is_what_arithmetic_says() -> None:
     logits = torch.tensor([[1.0, 3.0], [0.0, -2.0]], dtype=torch.float64)
     taught = torch.tensor([[[2.0, 0.0], [1.0, 1.0]]], dtype=torch.float64)
-    distillation = Distillation(weight=0.25, temperature=2.0, teacher=None)
+    distillation = Distillation("ensemble", weight=0.25, temperature=2.0)
     first = math.e / (math.e + 1)  # softmax of (2, 0) / 2
     target = distillation.target(taught)
     torch.testing.assert_close(
@@ -108,7 +134,7 @@ def test_the_loss_is_what_arithmetic_says() -> None:
 
 
 def test_a_sure_teacher_gives_no_loss_that_is_no_number() -> None:
-    distillation = Distillation(weight=1.0, temperature=1.0, teacher=None)
+    distillation = Distillation("ensemble", weight=1.0, temperature=1.0)
     target = distillation.target(torch.tensor([[[0.0, -math.inf]]]))
     loss = distillation.loss("a", torch.tensor(0.3), torch.tensor([[0.0, 0.0]]), target)
     assert float(loss) == pytest.approx(math.log(2))
@@ -118,9 +144,9 @@ def test_gradients_with_a_network_as_teacher() -> None:
     teacher = nn.Sequential(nn.Dropout(0.5), network(20)).train()
     teacher[0].eval()  # modes of its own come back
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    fixed, calls = FixedTeacher(teacher), []
+    calls: list[int] = []
     teacher.register_forward_hook(lambda *given: calls.append(len(given[1][0])))
-    with fixed.placed(CPU):
+    with teaching(teacher) as fixed:
         assert not any(module.training for module in teacher.modules())
         found = found_gradients(fixed)
         assert calls == [6]  # once for both members
@@ -149,8 +175,7 @@ class Stacked(nn.Module):
 def test_gradients_with_an_ensemble_as_teacher(stacked: bool) -> None:
     ensemble = plain_ensemble(seed=9).train()
     networks = [ensemble.materialize(name) for name in ensemble.member_names]
-    fixed = FixedTeacher(Stacked(networks) if stacked else ensemble)
-    with fixed.placed(CPU):
+    with teaching(Stacked(networks) if stacked else ensemble) as fixed:
         found = found_gradients(fixed)
     assert ensemble.training and all(value.grad is None for value in ensemble.parameters())
     target = sum((one(IMAGES).detach() / 2.5).softmax(1) for one in networks) / 2
@@ -159,25 +184,25 @@ def test_gradients_with_an_ensemble_as_teacher(stacked: bool) -> None:
 
 @pytest.mark.parametrize("ensemble_weight", [0.0, 0.7])
 def test_gradients_with_the_members_own_mean(ensemble_weight: float) -> None:
-    found = found_gradients(None, ensemble_weight=ensemble_weight)
+    own_mean = Distillation("ensemble", weight=0.6, temperature=2.5)
+    found = found_gradients(own_mean, ensemble_weight=ensemble_weight)
     assert_equal(found, literal_gradients(lambda logits: (logits / 2.5).softmax(2).mean(0), ensemble_weight))
 
 
 @pytest.mark.parametrize("own_mean", [False, True])
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(own_mean: bool, parts: int) -> None:
-    fixed, rows = FixedTeacher(teacher := network(20)), []
+    teacher, rows = network(20), []
     teacher.register_forward_hook(lambda *given: rows.append(len(given[1][0])))
-    with fixed.placed(CPU):
-        given = None if own_mean else fixed
+    with teaching(teacher) as fixed:
+        given = Distillation("ensemble", weight=0.6, temperature=2.5) if own_mean else fixed
         assert_equal(found_gradients(given, micro_batches=parts), found_gradients(given))
     assert rows == ([] if own_mean else [{2: [3, 3], 4: [1, 2, 1, 2]}[parts], [6]][0] + [6])
 
 
 def test_members_with_batches_of_their_own_are_taught_on_them() -> None:
-    fixed = FixedTeacher(network(20))
     images, labels = {"narrow": IMAGES, "wide": IMAGES.flip(0)}, {"narrow": LABELS, "wide": LABELS.flip(0)}
-    with fixed.placed(CPU):
+    with teaching(network(20)) as fixed:
         assert_equal(found_gradients(fixed, images, labels), found_gradients(fixed))
 
 
@@ -191,16 +216,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
     for kind, teacher in (("network", conv_teacher()), ("ensemble", conv_ensemble(7)), ("own mean", "ensemble")):
         whole, data, folder = conv_ensemble(), small_data(), tmp_path / kind
-        swe.train(whole, data, FAST, teacher=teacher)
+        swe.train(whole, data, FAST, hooks=taught_by(teacher))
         with pytest.raises(Interrupted, match=r"^$"):
-            swe.train(conv_ensemble(), data, FAST, teacher=teacher, out=folder, callback=interrupt)
-        with pytest.raises(swe.SuperWeightError, match=r"was made with teacher='.*', now 'sha256:.*': resume"):
-            swe.train(conv_ensemble(), data, FAST, teacher=conv_teacher(6), out=folder, resume=True)
-        changed = dataclasses.replace(FAST, distillation=0.6)
-        with pytest.raises(swe.SuperWeightError, match=r"was made with distillation=0\.7, now 0\.6"):
-            swe.train(conv_ensemble(), data, changed, teacher=teacher, out=folder, resume=True)
+            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(teacher), out=folder, callback=interrupt)
+        with pytest.raises(swe.SuperWeightError, match=r"made with Distillation.teacher='.*', now 'sha256:.*': resume"):
+            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(conv_teacher(6)), out=folder, resume=True)
+        with pytest.raises(swe.SuperWeightError, match=r"was made with Distillation.weight=0\.7, now 0\.6"):
+            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(teacher, 0.6), out=folder, resume=True)
+        with pytest.raises(swe.SuperWeightError, match=r"was made with hooks=\['Distillation', 'LearnedWidths'\], now"):
+            swe.train(conv_ensemble(), data, FAST, out=folder, resume=True)
         resumed = conv_ensemble(3)
-        swe.train(resumed, data, FAST, teacher=teacher, out=folder, resume=True)
+        swe.train(resumed, data, FAST, hooks=taught_by(teacher), out=folder, resume=True)
         assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items()), kind
 
 
@@ -213,8 +239,8 @@ def test_settings_of_how_steps_are_computed_change_nothing(
     monkeypatch.setattr(torch, "compile", lambda member: member)
     for teacher in (conv_teacher(), "ensemble"):
         plain, other = conv_ensemble(), conv_ensemble()
-        expected = swe.train(plain, small_data(), FAST, teacher=teacher).history
-        found = swe.train(other, small_data(), dataclasses.replace(FAST, **changes), teacher=teacher).history
+        expected = swe.train(plain, small_data(), FAST, hooks=taught_by(teacher)).history
+        found = swe.train(other, small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher)).history
         assert [record["train_loss"] for record in found] == [
             pytest.approx(record["train_loss"], rel=1e-4) for record in expected
         ]
@@ -238,7 +264,7 @@ def taught_losses(shard: tuple[int, int]) -> Tensor:
     torch.manual_seed(1)
     for teacher in (network(20), "ensemble"):
         config = dataclasses.replace(FAST, epochs=6, batch_size=6)
-        history = swe.train(plain_ensemble(), Rows(shard), config, teacher=teacher).history
+        history = swe.train(plain_ensemble(), Rows(shard), config, hooks=taught_by(teacher)).history
         found.append([list(record["train_loss"].values()) for record in history])
     return torch.tensor(found, dtype=torch.float64)
 
@@ -249,7 +275,7 @@ def job(rank: int, folder: Path) -> dict:
     torch.manual_seed(rank)
     teacher = network(20)
     try:
-        swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, teacher=teacher)
+        swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, hooks=taught_by(teacher))
     except swe.SuperWeightError as error:
         return {"losses": losses, "error": str(error)}
     return {"losses": losses, "error": ""}
@@ -277,7 +303,7 @@ def test_a_teacher_that_cannot_read_channels_last_gets_contiguous_images() -> No
     teacher = Viewing()
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         teacher(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
-    result = swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, epochs=1), teacher=teacher)
+    result = swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, epochs=1), hooks=taught_by(teacher))
     assert result.channels_last
 
 
@@ -295,8 +321,7 @@ class Answering(nn.Module):
 @pytest.mark.parametrize(
     ("teacher", "changes", "match"),
     [
-        (None, {}, "distillation 0.7 needs teacher=: a network, a SuperWeightEnsemble, or 'ensemble'"),
-        ("ensemble", {"distillation": 0.0, "distillation_temperature": 4.0}, "teacher= does nothing with distillation"),
+        (None, {}, r"teacher= takes a network \(nn.Module\) or 'ensemble'; got NoneType"),
         ("ensembel", {}, "unknown teacher 'ensembel': did you mean 'ensemble'"),
         (lambda images: images, {}, r"teacher= takes a network \(nn.Module\) or 'ensemble'; got function"),
         ("ensemble", {"member_batches": "own"}, "member_batches must be 'same'"),
@@ -310,19 +335,21 @@ class Answering(nn.Module):
 )  # fmt: skip
 def test_teachers_that_are_refused(teacher: Any, changes: dict[str, Any], match: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=match):
-        swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, **changes), teacher=teacher)
+        swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher))
 
 
 def test_teachers_that_do_not_go_with_what_is_trained() -> None:
     ensemble, data = conv_ensemble(), small_data()
     with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
-        swe.train(ensemble, data, FAST, teacher=ensemble)
+        swe.train(ensemble, data, FAST, hooks=taught_by(ensemble))
     with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
-        swe.train(ensemble, data, FAST, teacher=ensemble.members["deep"])
+        swe.train(ensemble, data, FAST, hooks=taught_by(ensemble.members["deep"]))
     with pytest.raises(swe.SuperWeightError, match="one alone would learn from itself"):
-        swe.train(ensemble, data, FAST, teacher="ensemble", members=["deep"])
+        swe.train(ensemble, data, FAST, hooks=taught_by("ensemble"), members=["deep"])
     with pytest.raises(swe.SuperWeightError, match="distillation is of the members' logits: it cannot go with"):
-        swe.train(ensemble, data, FAST, teacher="ensemble", objective=lambda member, images, labels: images.sum())
+        swe.train(
+            ensemble, data, FAST, hooks=taught_by("ensemble"), objective=lambda member, images, labels: images.sum()
+        )
 
 
 class Padded(nn.Module):
@@ -339,28 +366,29 @@ class Padded(nn.Module):
 def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
     whole = swe.SuperWeightEnsemble({"a": network(8), "b": Padded()}, budget=1.0)
     fixed = FixedTeacher(whole)
-    with fixed.placed(CPU), pytest.raises(swe.SuperWeightError, match=r"same classes; got \(6, 4\), \(6, 5\)"):
+    with fixed.on_device(CPU), pytest.raises(swe.SuperWeightError, match=r"same classes; got \(6, 4\), \(6, 5\)"):
         fixed.logits(IMAGES)
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"distillation": 1.1}, "distillation is a weight from 0 to 1; got 1.1"),
-        ({"distillation": -0.1}, "distillation is a weight from 0 to 1; got -0.1"),
-        ({"distillation": math.nan}, "distillation is a weight from 0 to 1; got nan"),
-        ({"distillation": True}, "distillation must be a number; got True"),
-        ({"distillation": 0.5, "distillation_temperature": 0.0}, "distillation_temperature must be positive; got 0.0"),
-        ({"distillation": 0.5, "distillation_temperature": math.inf}, "distillation_temperature must be positive"),
-        ({"distillation_temperature": 2.0}, "distillation_temperature does nothing with distillation 0.0"),
+        ({"weight": 1.1}, "the weight of a distillation must be above 0, to 1; got 1.1"),
+        ({"weight": 0.0}, "the weight of a distillation must be above 0, to 1; got 0.0"),
+        ({"weight": -0.1}, "the weight of a distillation must be above 0, to 1; got -0.1"),
+        ({"weight": math.nan}, "the weight of a distillation must be above 0, to 1; got nan"),
+        ({"weight": True}, "the weight of a distillation must be above 0, to 1; got True"),
+        ({"weight": 0.5, "temperature": 0.0}, "the temperature of a distillation must be positive and finite; got 0.0"),
+        ({"weight": 0.5, "temperature": math.inf}, "must be positive and finite; got inf"),
     ],
 )
 def test_settings_that_are_refused(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=match):
-        swe.TrainConfig(**changes)
+        Distillation("ensemble", **changes)
 
 
-def recipe_of(**changes: Any) -> Recipe:
+def recipe_of(teacher: str | None = None, **changes: Any) -> Recipe:
+    distillation = {} if teacher is None else {"distillation": {"teacher": teacher, "weight": 0.7}}
     content = {
         "name": "tiny",
         "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
@@ -371,14 +399,10 @@ def recipe_of(**changes: Any) -> Recipe:
         "sharing": {"budget": 0.9},
         "training": {
             "epochs": 2, "batch_size": 16, "precision": "float32", "device": "cpu", "learning_rate": 0.02,
-            "distillation": 0.7,
         },
         "baseline": "none",
     }  # fmt: skip
-    return parse_recipe({**content, **changes})
-
-
-LABELS_ALONE = {"epochs": 2, "batch_size": 16, "precision": "float32", "device": "cpu", "learning_rate": 0.02}
+    return parse_recipe({**content, **distillation, **changes})
 
 
 class Stop(Exception):
@@ -413,12 +437,12 @@ def taught_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_independent_arm_teaches_and_learns_from_the_labels_alone(taught_apart: Path, tmp_path: Path) -> None:
-    train_run(recipe_of(training=LABELS_ALONE, baseline="independent"), tmp_path / "labels")
+    train_run(recipe_of(baseline="independent"), tmp_path / "labels")
     assert tensors_of(taught_apart / "independent") == tensors_of(tmp_path / "labels" / "independent")
     assert tensors_of(taught_apart / "shared") != tensors_of(tmp_path / "labels" / "shared")
     found = evaluate_run(taught_apart)
-    assert [arm["name"] for arm in found["arms"]] == ["shared", "independent"]
-    assert found["recipe"]["teacher"] == "independent"
+    assert [arm.name for arm in found.arms] == ["shared", "independent"]
+    assert found.recipe["distillation"]["teacher"] == "independent"
 
 
 @pytest.mark.parametrize("arm", ["independent", "shared"])
@@ -467,16 +491,18 @@ def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({}, "recipe: training.distillation 0.7 needs teacher: ensemble, independent, or the folder"),
-        ({"training": LABELS_ALONE, "teacher": "ensemble"}, "teacher 'ensemble' does nothing with training.distill"),
         ({"teacher": "independent"}, "'independent' is the baseline of that name: set baseline: independent"),
-        ({"teacher": ""}, "teacher: String should have at least 1 character"),
+        ({"teacher": ""}, "distillation.teacher: String should have at least 1 character"),
         ({"teacher": "ensemble", "members": [{"name": "a", "model": "wide_resnet"}]}, "would learn from itself"),
+        ({"teacher": "ensemble", "training": {"member_batches": "own"}}, "member_batches must be 'same'"),
+        ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, "distillation.weight: .*less than or equal to 1"),
+        ({"distillation": {"teacher": "ensemble"}}, "distillation.weight"),
+        ({"distillation": {"weight": 0.5}}, "distillation.teacher"),
         (
-            {"teacher": "ensemble", "training": {"distillation": 0.5, "member_batches": "own"}},
-            "member_batches must be 'same'",
+            {"training": {"distillation": 0.5}},
+            r"training.distillation is no key any more: write distillation",
         ),
-        ({"teacher": "ensemble", "training": {"distillation": 2.0}}, "training: distillation is a weight from 0 to 1"),
+        ({"training": {"coefficient_rate": 0.1}}, "training.coefficient_rate is no key any more"),
     ],
 )
 def test_recipes_that_are_refused(changes: dict[str, Any], match: str) -> None:
@@ -484,18 +510,20 @@ def test_recipes_that_are_refused(changes: dict[str, Any], match: str) -> None:
         recipe_of(**changes)
 
 
+def test_retired_keys_that_did_nothing_are_still_read() -> None:
+    training = {"coefficient_rate": 1.0, "distillation": 0.0, "distillation_temperature": 4.0, "epochs": 2}
+    assert recipe_of(training=training) == recipe_of(training={"epochs": 2})
+
+
 def test_a_search_and_the_arms_of_a_comparison_learn_from_the_labels_alone() -> None:
     searching = recipe_of(teacher="ensemble", sharing={"budget": 0.95, "search": "gradient", "search_epochs": 1})
-    assert searching.search_training() == dataclasses.replace(searching.training.without_distillation(), epochs=1)
+    assert searching.search_training() == dataclasses.replace(searching.training, epochs=1)
     arms = build_arms(
         recipe_of(teacher="independent", baseline="independent"), ["independent", "single"], [], []
     )  # fmt: skip
-    found = {arm.name: (arm.recipe.teacher, arm.recipe.training.distillation, arm.recipe.baseline) for arm in arms}
-    assert found == {
-        "shared": ("independent", 0.7, "independent"),
-        "independent": (None, 0.0, "none"),
-        "single": (None, 0.0, "none"),
-    }
+    found = {arm.name: (arm.recipe.taught_by("independent"), arm.recipe.baseline) for arm in arms}
+    assert found == {"shared": (True, "independent"), "independent": (False, "none"), "single": (False, "none")}
+    assert all(arm.recipe.distillation is None for arm in arms[1:])
 
 
 def test_the_estimate_says_what_of_a_teacher_is_counted(taught_apart: Path) -> None:
@@ -511,7 +539,7 @@ def test_the_estimate_says_what_of_a_teacher_is_counted(taught_apart: Path) -> N
 
 
 def test_a_checkpoint_of_a_training_from_labels_names_no_teacher(tmp_path: Path) -> None:
-    config, folder = swe.TrainConfig(**LABELS_ALONE), tmp_path / "run"
-    swe.train(conv_ensemble(), small_data(), config, out=folder)
-    state = next((folder / "checkpoints").glob("*/state.json"))
-    assert json.loads(state.read_text())["settings"]["teacher"] is None
+    swe.train(conv_ensemble(), small_data(), FAST, out=tmp_path / "run")
+    state = next((tmp_path / "run" / "checkpoints").glob("*/state.json"))
+    settings = json.loads(state.read_text())["settings"]
+    assert settings["hooks"] == ["LearnedWidths"] and "Distillation.teacher" not in settings

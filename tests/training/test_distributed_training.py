@@ -236,11 +236,12 @@ from superweight_ensembles.training.step import TrainStep
 
 mark, call = Path(os.environ["MARK"]), TrainStep.__call__
 
-def step(self, batches, progress, signal_number=0):
+def step(self, batches, signal_number=0):
+    progress = self._state.progress
     if os.environ["RANK"] == "1" and len(progress.history) == 1 and progress.step == 3 and not mark.exists():
         mark.write_text("killed")
         os.kill(os.getpid(), signal.SIGKILL)
-    return call(self, batches, progress, signal_number)
+    return call(self, batches, signal_number)
 
 TrainStep.__call__ = step
 cli.main()

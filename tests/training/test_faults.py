@@ -26,7 +26,7 @@ from superweight_ensembles.experiment import evaluate_run, parse_recipe, train_r
 from superweight_ensembles.experiment import run as runs
 from superweight_ensembles.storage import draft_of, is_draft, whole_folder
 from superweight_ensembles.storage import folders as lock
-from superweight_ensembles.training import Checkpoints, TrainProgress, best_epoch, joint_backward
+from superweight_ensembles.training import Checkpoints, Execution, JointLoss, TrainProgress, best_epoch, joint_backward
 
 FAST = swe.TrainConfig(epochs=3, batch_size=16, precision="float32", device="cpu", learning_rate=0.05, flip=True)
 STEPS = 5
@@ -497,10 +497,8 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts: int, ensemble_we
     found = []
     for count in (1, parts):
         ensemble.zero_grad()
-        loss = nn.functional.cross_entropy
-        losses = joint_backward(
-            ensemble, images, labels, loss, ensemble_weight=ensemble_weight, micro_batches=count
-        )  # fmt: skip
+        loss = JointLoss(loss_function=nn.functional.cross_entropy, ensemble_weight=ensemble_weight)
+        losses = joint_backward(ensemble, images, labels, loss, execution=Execution(micro_batches=count))
         found.append((losses, [parameter.grad.clone() for parameter in ensemble.parameters()]))
     for name, value in found[0][0].items():
         torch.testing.assert_close(found[1][0][name], value)

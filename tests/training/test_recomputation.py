@@ -15,7 +15,14 @@ from torch.nn import functional as F
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage import write_manifest
-from superweight_ensembles.training import joint_backward, recomputed_blocks, recomputing, repeated_blocks
+from superweight_ensembles.training import (
+    Execution,
+    JointLoss,
+    joint_backward,
+    recomputed_blocks,
+    recomputing,
+    repeated_blocks,
+)
 
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -100,10 +107,11 @@ def test_losses_gradients_and_buffers_are_bit_equal(name: str, weight: float) ->
     found = []
     for recompute in (False, True):
         ensemble = ensemble_of(member)
-        blocks = recomputed_blocks(dict(ensemble.members.items())) if recompute else None
+        blocks = recomputed_blocks(dict(ensemble.members.items())) if recompute else {}
+        loss = JointLoss(loss_function=F.cross_entropy, ensemble_weight=weight)
         torch.manual_seed(5)
         losses = [
-            joint_backward(ensemble, IMAGES, LABELS, F.cross_entropy, ensemble_weight=weight, recomputed=blocks)["a"]
+            joint_backward(ensemble, IMAGES, LABELS, loss, execution=Execution(recomputed=blocks))["a"]
             for _ in range(2)
         ]
         gradients = {key: parameter.grad for key, parameter in ensemble.named_parameters()}
@@ -122,10 +130,10 @@ def test_bfloat16_channels_last_is_bit_equal() -> None:
     member, found = swe.wide_resnet(16, 1, 3), []
     for recompute in (False, True):
         ensemble = ensemble_of(member).to(memory_format=torch.channels_last)
-        blocks = recomputed_blocks(dict(ensemble.members.items())) if recompute else None
+        blocks = recomputed_blocks(dict(ensemble.members.items())) if recompute else {}
         with torch.autocast("cpu", torch.bfloat16):
             images = IMAGES.contiguous(memory_format=torch.channels_last)
-            joint_backward(ensemble, images, LABELS, F.cross_entropy, recomputed=blocks)
+            joint_backward(ensemble, images, LABELS, F.cross_entropy, execution=Execution(recomputed=blocks))
         found.append({key: parameter.grad for key, parameter in ensemble.named_parameters()})
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import build_optimizer, build_schedule, joint_backward, parameter_groups
+from superweight_ensembles.training import JointLoss, build_optimizer, build_schedule, joint_backward, parameter_groups
 
 FAST = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 
@@ -360,7 +360,7 @@ def test_each_member_can_have_a_batch_of_its_own() -> None:
 def test_the_ensemble_loss_is_one_more_term() -> None:
     ensemble = small_ensemble()
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    losses = joint_backward(ensemble, images, labels, F.cross_entropy, ensemble_weight=0.7)
+    losses = joint_backward(ensemble, images, labels, JointLoss(loss_function=F.cross_entropy, ensemble_weight=0.7))
     found = {name: parameter.grad.clone() for name, parameter in ensemble.named_parameters()}
     ensemble.zero_grad()
     logits = ensemble(images)

@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other."""
+"""What the processes of a job tell each other: tensors of any layout in a few large flat pieces, and JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError
 
-# FOLDED training.distributed.buckets: Tensors of any layout exchanged in a few large flat pieces.
-
 BUCKET_BYTES = 25 * 2**20
 _IN_FLIGHT = 4
 
+_LOST = (
+    "connection closed", "connection reset", "connection refused", "broken pipe", "socket", "timed out", "timeout",
+    "nccl", "peer",
+)  # fmt: skip
+_SHOWN = 80
+
+T = TypeVar("T")
 Collective = Callable[[Tensor], Any]
 
 
@@ -93,14 +98,6 @@ def _finish(work: Any, flat: Tensor, bucket: list[Tensor]) -> None:
 def _views(flat: Tensor, bucket: list[Tensor]) -> list[Tensor]:
     parts = flat.split([tensor.numel() for tensor in bucket])
     return [part.view(tensor.shape) for part, tensor in zip(parts, bucket)]
-
-
-T = TypeVar("T")
-_LOST = (
-    "connection closed", "connection reset", "connection refused", "broken pipe", "socket", "timed out", "timeout",
-    "nccl", "peer",
-)  # fmt: skip
-_SHOWN = 80
 
 
 class Processes:
@@ -215,7 +212,7 @@ class Processes:
         found = self.gather_objects(json.dumps(value, sort_keys=True, default=str))
         other = next((rank for rank, text in enumerate(found) if text != found[0]), None)
         if other is not None:
-            first, second = _apart(found[0], found[other])
+            first, second = _difference(found[0], found[other])
             raise SuperWeightError(
                 f"the processes of the job disagree on {what}: process 0 has {first}, process {other} has {second}; "
                 "start all of them with the same recipe, options, data and versions"
@@ -304,7 +301,7 @@ def lost_peers() -> Iterator[None]:
         ) from error
 
 
-def _apart(first: str, second: str) -> tuple[str, str]:
+def _difference(first: str, second: str) -> tuple[str, str]:
     """Two texts cut to the place where they part."""
     if max(len(first), len(second)) <= _SHOWN:
         return first, second

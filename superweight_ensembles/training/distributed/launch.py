@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts."""
+"""What torchrun tells the processes that it starts, and how they find each other, also when some are started again."""
 
 from __future__ import annotations
 
@@ -87,9 +87,6 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
         raise SuperWeightError(f"{name} must be a whole number, as torchrun sets it; the environment has {given!r}")
     return int(given)
 
-
-# FOLDED training.distributed.joining: How the processes of a job find each other, also when some of them are started
-# again.
 
 JOIN_TIMEOUT = timedelta(minutes=10)
 _ROUND = "superweights/round"

@@ -1,0 +1,221 @@
+"""The state of a training, and hooks: what a training does besides.
+
+Un-tying, learned widths and distillation are hooks, each in its own file; ``swe.train(..., hooks=[...])`` takes yours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import ConfigDict
+from torch import Tensor, nn
+
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.training.batches import Batches, SizedBatches
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.distributed import Processes, current_processes
+
+Penalty = Callable[[nn.Module], Tensor]
+
+
+class Hook:
+    """Something that a training does besides. Every method may be left as it is; this class does nothing.
+
+    A step calls :meth:`penalty`, then :meth:`scalars` after the backward pass, then, if the step is taken,
+    :meth:`after_step`. What a hook remembers from step to step goes through :meth:`state_dict`, so that a training that
+    is resumed ends as one that was never stopped.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> class CountSteps(swe.Hook):
+        ...     def __init__(self):
+        ...         self.steps = 0
+        ...     def after_step(self, state, scalars):
+        ...         self.steps += 1
+        ...     def after_epoch(self, state):
+        ...         return {"steps": self.steps}
+        ...     def state_dict(self):
+        ...         return {"steps": self.steps}
+        ...     def load_state_dict(self, content):
+        ...         self.steps = content["steps"]
+        >>> data = swe.load_data("synthetic", num_train=128)
+        >>> ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, data.num_classes)], budget=1.0)
+        >>> config = swe.TrainConfig(epochs=1, batch_size=64)
+        >>> swe.train(ensemble, data, config, hooks=[CountSteps()]).history[0]["steps"]
+        2
+    """
+
+    @property
+    def name(self) -> str:
+        """Key of the hook in checkpoints; two hooks of one training need two names."""
+        return type(self).__name__
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data that a training is resumed with unchanged; the fields, where the hook is a dataclass."""
+        return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
+
+    def start(self, state: TrainState) -> None:
+        """Called once, before the first step and before anything is written; refuses what cannot be trained."""
+
+    def end(self, state: TrainState) -> None:
+        """Called once after the training, also where it was stopped or has failed."""
+
+    def penalty(self, state: TrainState) -> Penalty | None:
+        """A differentiable scalar of a member, its weights in place, that the step adds to the member's loss."""
+        return None
+
+    def scalars(self, state: TrainState) -> Tensor | None:
+        """Numbers (n,) on the training device that :meth:`after_step` wants on the host: one copy serves the step."""
+        return None
+
+    def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
+        """Called after each step of the optimiser; a step that was skipped for bad numbers calls nothing.
+
+        Args:
+            state: Of the training.
+            scalars: What :meth:`scalars` gave, on the host.
+        """
+
+    def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
+        """Called after the last step of an epoch, before it is validated; returns entries of the epoch's record."""
+        return {}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What the hook remembers: tensors and plain data by name. Called before each checkpoint."""
+        return {}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave. Called before the tensors of the ensemble are read."""
+
+    def reshape(self, state: TrainState, plan: SharingPlan) -> None:
+        """Give the ensemble the shape of a checkpoint whose plan is ``plan``; for hooks that change shapes."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        history: One record a whole epoch.
+        step: Steps done of the epoch after those.
+        loss_sums: Sum of each member's losses over the steps of that epoch that were taken.
+        num_summed: How many those are.
+        learning_rate: Learning rate at the start of that epoch.
+        seconds: Time spent on that epoch so far.
+        num_skipped: Steps skipped for numbers that are not finite, over all epochs.
+        micro_batches: Parts that a step's batch is run in.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    num_summed: int = 0
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    num_skipped: int = 0
+    micro_batches: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """A training: what it works with, and how far it is. Hooks see all of it.
+
+    Attributes:
+        ensemble: Trained in place.
+        members: Names of the members that are trained.
+        config: How they are trained.
+        optimizer: Of the ensemble's parameters.
+        schedule: Stepped once a batch.
+        fabric: Device and precision.
+        hooks: In the order in which they are called.
+        data: As :func:`train` was given it; None outside of it.
+        loaders: One for all members, or one for each.
+        validation: Batches to validate on, if any.
+        channels_last: Whether images are in that memory format.
+        processes: Of the job.
+        num_rows: Rows of the batch of this step, over all processes.
+        progress: How far the training is.
+    """
+
+    ensemble: SuperWeightEnsemble
+    members: tuple[str, ...]
+    config: TrainConfig
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    fabric: Fabric
+    hooks: tuple[Hook, ...] = ()
+    data: ImageData | SizedBatches | None = None
+    loaders: Sequence[SizedBatches] = ()
+    validation: Batches | None = None
+    channels_last: bool = False
+    processes: Processes = field(default_factory=current_processes)
+    num_rows: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is trained, from 1."""
+        return len(self.progress.history) + 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.loaders[0]) if self.loaders else 1
+
+    @property
+    def fraction_done(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        done = len(self.progress.history) * self.steps_per_epoch + self.progress.step
+        return done / (self.config.epochs * self.steps_per_epoch)
+
+    def settings(self) -> dict[str, Any]:
+        """What a training is resumed with besides its config: the members and the hooks' settings, by name."""
+        of_hooks = {f"{hook.name}.{key}": value for hook in self.hooks for key, value in hook.settings().items()}
+        return {"members": list(self.members), "hooks": [hook.name for hook in self.hooks], **of_hooks}
+
+    def penalty(self) -> Penalty | None:
+        """What all hooks together add to a member's loss in this step; None for nothing."""
+        found = [one for hook in self.hooks if (one := hook.penalty(self)) is not None]
+        return found[0] if len(found) == 1 else (lambda member: _sum(one(member) for one in found)) if found else None
+
+
+def _sum(terms: Any) -> Tensor:
+    return torch.stack(list(terms)).sum()
+
+
+def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse settings, or what a hook remembers, that JSON cannot hold."""
+    for key, value in content.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise SuperWeightError(
+                f"hook {name!r}: {key!r} is no plain data ({error!s:.100}): give numbers, texts, lists, dictionaries "
+                "or, for what is remembered, tensors"
+            ) from None
+    return dict(content)
+
+
+def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
+    """Refuse what is no hook, and two of one name."""
+    if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
+        raise SuperWeightError(f"hooks= takes a list of hooks; got {type(hooks).__name__}")
+    for hook in hooks:
+        if not isinstance(hook, Hook):
+            given = hook.__name__ if isinstance(hook, type) else type(hook).__name__
+            raise SuperWeightError(f"hooks= takes objects of subclasses of swe.Hook; got {given}")
+        check_plain_data(hook.name, hook.settings())
+    names = [hook.name for hook in hooks]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise SuperWeightError(f"two hooks are named {repeated!r}: give each a name of its own")
+    return tuple(hooks)

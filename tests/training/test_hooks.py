@@ -1,0 +1,199 @@
+"""A user's own hooks: when they are called, what they add, how they are resumed, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import superweight_ensembles as swe
+from superweight_ensembles.training import LearnedWidths, TrainProgress, TrainState
+
+CONFIG = swe.TrainConfig(
+    epochs=2, batch_size=16, learning_rate=0.05, precision="float32", device="cpu", checkpoint_steps=1
+)
+
+
+def ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
+    torch.manual_seed(seed)
+    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
+    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(seed))
+
+
+def data() -> Any:
+    return swe.load_data("synthetic", num_train=64, num_test=16)
+
+
+class Recorder(swe.Hook):
+    """Notes every call."""
+
+    def __init__(self, name: str = "recorder") -> None:
+        self.calls: list[Any] = []
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def start(self, state: TrainState) -> None:
+        self.calls.append(("start", state.epoch))
+
+    def end(self, state: TrainState) -> None:
+        self.calls.append("end")
+
+    def scalars(self, state: TrainState) -> Tensor:
+        return torch.tensor([state.progress.step, 7], dtype=torch.float32)
+
+    def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
+        self.calls.append(("step", state.epoch, state.progress.step, list(scalars), state.num_rows))
+
+    def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
+        self.calls.append(("epoch", state.epoch, state.fraction_done))
+        return {f"{self._name} was here": state.epoch}
+
+
+class MovingAverage(swe.Hook):
+    """An average of the parameters that the next steps are drawn to: it changes the training, and remembers tensors."""
+
+    def __init__(self, strength: float = 0.1) -> None:
+        self.strength = strength
+        self.average: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"strength": self.strength}
+
+    def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
+        with torch.no_grad():
+            for name, value in state.ensemble.named_parameters():
+                mean = self.average.setdefault(name, value.detach().clone()).lerp_(value, 0.3)
+                value.lerp_(mean, self.strength)
+        self.steps += 1
+
+    def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
+        return {"averaged": self.steps}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"steps": self.steps, **self.average}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        self.steps = content["steps"]
+        self.average = {name: value for name, value in content.items() if name != "steps"}
+
+
+class SquaredHeads(swe.Hook):
+    """A penalty of members' own parameters."""
+
+    def penalty(self, state: TrainState) -> Any:
+        return lambda member: sum(value.square().sum() for value in member.fc.parameters())
+
+
+def test_calls_in_their_order() -> None:
+    hook, other = Recorder(), Recorder("other")
+    history = swe.train(ensemble(), data(), CONFIG, hooks=[hook, other]).history
+    steps = {epoch: [("step", epoch, step, [step, 7.0], 16) for step in range(3)] for epoch in (1, 2)}
+    assert hook.calls == [
+        ("start", 1), *steps[1], ("epoch", 1, 0.5), *steps[2], ("epoch", 2, 1.0), "end",
+    ]  # fmt: skip
+    assert other.calls == hook.calls
+    assert [(r["recorder was here"], r["other was here"]) for r in history] == [(1, 1), (2, 2)]
+
+
+def test_a_hook_that_does_nothing_changes_nothing() -> None:
+    found = [ensemble(), ensemble()]
+    for one, hooks in zip(found, ([], [swe.Hook(), Recorder()])):
+        swe.train(one, data(), CONFIG, hooks=hooks)
+    assert all(torch.equal(value, found[1].state_dict()[name]) for name, value in found[0].state_dict().items())
+
+
+@pytest.mark.parametrize("at", [(1, 2), (2, 1)])
+def test_a_training_with_a_hook_is_resumed_bit_by_bit(tmp_path: Path, at: tuple[int, int]) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(progress: TrainProgress) -> None:
+        if (progress.epoch, progress.step) == at:
+            raise Stop
+
+    whole, plain = ensemble(), ensemble()
+    history = swe.train(whole, data(), CONFIG, hooks=[MovingAverage()]).history
+    swe.train(plain, data(), CONFIG)
+    assert not torch.equal(whole.state_dict()["members.deep.fc.weight"], plain.state_dict()["members.deep.fc.weight"])
+    with pytest.raises(Stop, match=r"^$"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[MovingAverage()], out=tmp_path, callback=stop)
+    resumed, hook = ensemble(3), MovingAverage()
+    result = swe.train(resumed, data(), CONFIG, hooks=[hook], out=tmp_path, resume=True)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert [record["averaged"] for record in result.history] == [record["averaged"] for record in history] == [3, 6]
+    assert hook.steps == 6
+
+
+def test_a_training_is_resumed_with_its_hooks_or_refused(tmp_path: Path) -> None:
+    swe.train(ensemble(), data(), CONFIG, hooks=[MovingAverage()], out=tmp_path)
+    for hooks, match in (
+        ([], r"was made with hooks=\['MovingAverage', 'LearnedWidths'\], now \['LearnedWidths'\]"),
+        ([MovingAverage(0.2)], r"was made with MovingAverage.strength=0\.1, now 0\.2: resume with the config"),
+        ([MovingAverage(), Recorder()], "was made with hooks="),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=match):
+            swe.train(ensemble(), data(), CONFIG, hooks=hooks, out=tmp_path, resume=True)
+
+
+def test_penalties_are_added_to_each_members_loss() -> None:
+    config = swe.TrainConfig(epochs=1, batch_size=58, learning_rate=1e-9, precision="float32", device="cpu")
+    made = ensemble()
+    heads = {
+        name: sum(p.double().square().sum() for p in member.fc.parameters()) for name, member in made.members.items()
+    }
+    plain = swe.train(ensemble(), data(), config).history[0]["train_loss"]
+    twice = type("Twice", (SquaredHeads,), {})
+    found = swe.train(made, data(), config, hooks=[SquaredHeads(), twice()]).history[0]["train_loss"]
+    for name, loss in plain.items():
+        assert found[name] == pytest.approx(loss + 2 * heads[name].item(), rel=1e-5)
+
+
+def test_the_end_is_called_where_a_training_fails() -> None:
+    hook = Recorder()
+    with pytest.raises(swe.SuperWeightError, match="not finite"):
+        swe.train(ensemble(), [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))], CONFIG, hooks=[hook])
+    assert hook.calls[-1] == "end" and not [call for call in hook.calls if call[0] == "step"]
+
+
+@pytest.mark.parametrize(
+    ("hooks", "match"),
+    [
+        ([Recorder], "takes objects of subclasses of swe.Hook; got Recorder"),
+        ([lambda state: None], "takes objects of subclasses of swe.Hook; got function"),
+        (Recorder(), "hooks= takes a list of hooks; got Recorder"),
+        ([Recorder(), Recorder()], "two hooks are named 'recorder': give each a name of its own"),
+        ([LearnedWidths(), LearnedWidths()], "two hooks are named 'LearnedWidths'"),
+        ([swe.Distillation("ensemble", weight=0.5), swe.Distillation("ensemble", weight=0.1)], "two hooks are named"),
+    ],
+)
+def test_what_is_no_hook_is_refused(hooks: Any, match: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=match):
+        swe.train(ensemble(), data(), CONFIG, hooks=hooks)
+
+
+class Forgetful(swe.Hook):
+    """Wants something kept that no file holds."""
+
+    def __init__(self, settings: Any = 1, memory: Any = 1) -> None:
+        self.given, self.memory = settings, memory
+
+    def settings(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"memory": self.memory}
+
+
+def test_what_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'given' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(settings=torch.zeros(1))])
+    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'memory' is no plain data"):
+        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(memory={1, 2})], out=tmp_path)
