@@ -1,4 +1,4 @@
-"""What each choice of the method is worth: clusters, coefficients, cap, allocation, training and budget.
+"""What each choice of the method is worth: clusters, coefficients, cap, training and budget.
 
     python benchmarks/ablations.py recipes/cifar10-16px.yaml --seeds 3 --out runs/ablations
 
@@ -54,11 +54,8 @@ ROWS = (
     Variant(group="coefficients", name="search, tied", overrides=SEARCH),
     Variant(group="coefficients", name="search, tied then un-tied", overrides=(*SEARCH, "sharing.untie_epoch=2")),
     Variant(group="coefficients", name="embedding", overrides=("sharing.coefficients=embedding",)),
-    Variant(group="coefficients", name="per channel", overrides=("sharing.coefficients=channel",)),
     Variant(group="cap", name="cap 2", overrides=("sharing.cap=2",)),
     Variant(group="cap", name="cap 4", overrides=("sharing.cap=4",)),
-    Variant(group="allocation", name="balanced", overrides=("sharing.allocation=balanced", "sharing.cap=16")),
-    Variant(group="allocation", name="cheapest first", overrides=("sharing.allocation=cheapest", "sharing.cap=16")),
     Variant(group="training", name="own batches", overrides=("training.member_batches=own",)),
     Variant(group="training", name="ensemble loss", overrides=("training.ensemble_loss=1.0",)),
     Variant(group="training", name="learning rate 0.4", overrides=("training.learning_rate=0.4",)),

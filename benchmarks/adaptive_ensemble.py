@@ -14,7 +14,6 @@ OUT/adaptive_ensemble.json has all seeds.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -28,7 +27,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells, spread
+from cells import quiet, run_cells, spread
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime import log_area
@@ -71,10 +70,10 @@ def main() -> None:
         print(line)
 
 
+@quiet("lightning_fabric")
 def run_seed(content: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
     """Train and evaluate all arms of a seed."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     begin = time.perf_counter()
     recipe = with_seed(parse_recipe(content), seed)
     results = {"learned": evaluated(recipe, out, "learned")}

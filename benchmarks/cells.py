@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from statistics import fmean, stdev
 from typing import Any, TypeVar
 
@@ -30,6 +32,20 @@ def run_cells(run: Callable[[Cell], dict[str, Any]], cells: Sequence[Cell], jobs
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def quiet(*names: str, level: int = logging.WARNING) -> Iterator[None]:
+    """Let loggers tell nothing below a level meanwhile: a cell may run in the caller's process."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(level)
+        yield
+    finally:
+        for logger, one in zip(loggers, before):
+            logger.setLevel(one)
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:

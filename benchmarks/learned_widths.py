@@ -24,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells, spread
+from cells import quiet, run_cells, spread
 from torch import nn
 
 import superweight_ensembles as swe
@@ -112,11 +112,10 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@quiet("lightning_fabric", "superweight_ensembles", level=logging.ERROR)
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and test all networks of a cell."""
     torch.set_num_threads(1)
-    for name in ("lightning_fabric", "superweight_ensembles"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     begin = time.perf_counter()
     data = swe.load_data(cell.task, seed=cell.seed)
     learned: dict[str, nn.Module] = {}

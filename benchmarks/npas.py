@@ -14,7 +14,6 @@ data and test included.
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import tempfile
 import time
@@ -27,7 +26,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells
+from cells import quiet, run_cells
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime import predict, probability_metrics
@@ -164,6 +163,7 @@ def all_cells(seeds: Sequence[int], budgets: Sequence[float], arms: Sequence[str
                     yield Cell(arm=arm, budget=budget, seed=seed)
 
 
+@quiet("lightning_fabric")
 def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:
     """Train and test one cell.
 
@@ -171,7 +171,6 @@ def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:
         SuperWeightError: The data or the settings of the arm are at fault, which no other cell would do better with.
     """
     torch.set_num_threads(1)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = with_seed(parse_recipe({**content, "baseline": "none"}), cell.seed)
     data = tested_data(recipe)
     head = {"arm": cell.arm, "budget": cell.budget, "seed": cell.seed, "commit": provenance()["commit"]}

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.search import cropped_cosines, find_sharing, searched_members, weight_gradients
+from superweight_ensembles.search import cropped_cosines, searched_members, weight_gradients
 from superweight_ensembles.storage import provenance, write_json
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     ]
     jobs: dict[str, Callable[[], object]] = {
         "passes": lambda: weight_gradients(ensemble, batches, searched_members(ensemble)),
-        "search": lambda: find_sharing(ensemble, batches),
+        "search": lambda: swe.search_sharing(ensemble, batches),
         "similarity": lambda: [cropped_cosines(tensors) for tensors in by_cluster],
         "pairwise": lambda: [pairwise(tensors) for tensors in by_cluster],
     }

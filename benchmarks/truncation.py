@@ -13,7 +13,6 @@ again on training images.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import os
 import time
@@ -25,7 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from cells import run_cells, spread
+from cells import quiet, run_cells, spread
 from folder_recipe import folder_recipe, recipe_parser, told_recipe
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -70,10 +69,10 @@ def main() -> None:
         print(line)
 
 
+@quiet("lightning_fabric")
 def run_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train both networks and cut them."""
     torch.set_num_threads(1)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     begin = time.perf_counter()
     recipe = with_seed(parse_recipe(content), seed)
     data = recipe.load_data()

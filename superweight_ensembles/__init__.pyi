@@ -24,8 +24,7 @@ from .models import wide_resnet as wide_resnet
 from .plan import SharingPlan as SharingPlan
 from .plan import independent_plan as independent_plan
 from .plan import plan_sharing as plan_sharing
-from .search import learn_groups as learn_groups
-from .search import search_clusters as search_clusters
+from .search import search_sharing as search_sharing
 from .training import Distillation as Distillation
 from .training import Hook as Hook
 from .training import TrainConfig as TrainConfig

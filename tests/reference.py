@@ -74,36 +74,18 @@ def affine(embeddings, mixer):
     return torch.stack(alphas)
 
 
-def superweight(alpha, bank, blocks):
-    """alpha . T, (Q,); where every output channel has coefficients of its own, alpha (O, K), channel by channel."""
-    if alpha.ndim == 1:
-        total = torch.zeros_like(bank[0])
-        for k in range(bank.shape[0]):
-            total = total + alpha[k] * bank[k]
-        return total
-    channels = []
-    for start, stop in channels_of(blocks):
-        total = torch.zeros_like(bank[0, start:stop])
-        for k in range(bank.shape[0]):
-            total = total + alpha[len(channels), k] * bank[k, start:stop]
-        channels.append(total)
-    return torch.cat(channels)
-
-
-def channels_of(blocks):
-    """Where each output channel of a slot's column block, then of its row block, starts and stops in the slot."""
-    found, start = [], 0
-    for block in blocks:
-        for _ in range(block[0] if block is not None else 0):
-            found.append((start, start + math.prod(block[1:])))
-            start += math.prod(block[1:])
-    return found
+def superweight(alpha, bank):
+    """alpha . T, (Q,)."""
+    total = torch.zeros_like(bank[0])
+    for k in range(bank.shape[0]):
+        total = total + alpha[k] * bank[k]
+    return total
 
 
 def generate(plan, templates, coefficients):
     """Every weight of a plan, {(member, parameter name): tensor}, from {"c0s0": (K, Q)} and {"c0s0": (N, K)}.
 
-    Coefficients of every output channel are (N, O, K); embeddings are to be mixed before (``affine``)."""
+    Embeddings are to be mixed before (``affine``)."""
     weights = {}
     for c, cluster in enumerate(plan.clusters):
         shapes = [slot.shape for slot in cluster.slots]
@@ -111,7 +93,7 @@ def generate(plan, templates, coefficients):
             superweights = []
             for slot in range(target.slot + 1):
                 bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
-                superweights.append(superweight(alpha, bank, blocks_of(shapes, slot)))
+                superweights.append(superweight(alpha, bank))
             weight = compose(shapes[: target.slot + 1], superweights)
             for name in target.names:
                 weights[target.member, name] = weight
@@ -157,12 +139,10 @@ def count_scalars(module):
     return sum(tensors.values())
 
 
-def num_coefficients(form, shapes, slot, vectors, templates, embedding=24):
-    """Coefficient scalars of a slot: vectors, one a channel of each, or embeddings with their affine map."""
+def num_coefficients(form, vectors, templates, embedding=24):
+    """Coefficient scalars of a slot: vectors, or embeddings with their affine map."""
     if form == "embedding":
         return vectors * embedding + templates * (embedding + 1)
-    if form == "channel":
-        return vectors * templates * len(channels_of(blocks_of(shapes, slot)))
     return vectors * templates
 
 
@@ -175,7 +155,7 @@ def least_budget(clusters, private, form="vector", reserve_untied=False):
         for slot in range(len(shapes)):
             users = [leader for shape, leader in targets if shapes.index(tuple(shape)) >= slot]
             vectors = len(users) if reserve_untied else len(set(users))
-            total += slot_size(shapes, slot) + num_coefficients(form, shapes, slot, vectors, 1)
+            total += slot_size(shapes, slot) + num_coefficients(form, vectors, 1)
     return total
 
 
@@ -279,7 +259,7 @@ def superweight_gradients(plan, templates, coefficients, loss):
         for t, target in enumerate(cluster.targets):
             for slot in range(target.slot + 1):
                 bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
-                made = superweight(alpha, bank, blocks_of(shapes, slot))
+                made = superweight(alpha, bank)
                 leaves[c, t, slot] = made.detach().requires_grad_()
             used = [leaves[c, t, slot] for slot in range(target.slot + 1)]
             for name in target.names:
@@ -291,15 +271,11 @@ def superweight_gradients(plan, templates, coefficients, loss):
     }
 
 
-def use_gradient(gradient, bank, form="vector", blocks=None, mixer=None):
-    """A use's own gradient, g[n] = <dL/dSuperWeight, T_n>, as a flat list; of the coefficients of a channel on that
-    channel's numbers alone; of an embedding through alpha = A e + b."""
-    if form == "channel":
-        return [
-            float((gradient[start:stop] * row[start:stop]).sum()) for start, stop in channels_of(blocks) for row in bank
-        ]
+def use_gradient(gradient, bank, mixer=None):
+    """A use's own gradient, g[n] = <dL/dSuperWeight, T_n>, as a flat list; of an embedding, which has a mixer,
+    through alpha = A e + b."""
     found = [float((gradient * row).sum()) for row in bank]
-    if form == "embedding":
+    if mixer is not None:
         return [sum(found[k] * float(mixer[k, e]) for k in range(len(found))) for e in range(mixer.shape[1] - 1)]
     return found
 

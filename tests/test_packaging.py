@@ -93,7 +93,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_the_recipes(built: Path) -> None:
-    files = [*PACKAGE.rglob("*.py"), PACKAGE / "__init__.pyi", PACKAGE / "py.typed"]
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), PACKAGE / "py.typed"]
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:

@@ -23,6 +23,10 @@ def build() -> swe.SuperWeightEnsemble:
         "mine": nn.Linear(4, 10),
     }
     plan = assert_type(swe.plan_sharing(members, budget=0.83, clusters={"all": ["*"]}), swe.SharingPlan)
+    options = swe.plan.PlanOptions(bins=4, cap=8, coefficients="tied", budget_counts="templates")
+    assert_type(swe.plan_sharing(members, budget=0.83, **options), swe.SharingPlan)
+    swe.plan_sharing(members, budget=0.83, cap="eight")  # type: ignore[arg-type]
+    swe.SuperWeightEnsemble(members, budget=0.83, cap="eight")  # type: ignore[arg-type]
     assert_type(swe.SharingPlan.from_json(plan.to_json()), swe.SharingPlan)
     assert_type(plan.num_parameters, int)
     assert_type(plan.member_names, tuple[str, ...])
@@ -71,7 +75,8 @@ def train(ensemble: swe.SuperWeightEnsemble) -> Evaluation | None:
     assert_type(result, swe.TrainResult)
     assert_type(result.best_epoch, int | None)
     swe.train(ensemble, [(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))])
-    assert_type(swe.search_clusters(ensemble, data.loader("train", 128), threshold=0.1), swe.SharingPlan)
+    method = swe.search.GradientSearch(threshold=0.1)
+    assert_type(swe.search_sharing(ensemble, data.loader("train", 128), method=method).plan, swe.SharingPlan)
     found = swe.evaluate(ensemble, data.loader("test", 256))
     for subset in found.subsets:
         assert_type(subset.members, tuple[str, ...])

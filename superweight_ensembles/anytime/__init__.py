@@ -8,12 +8,14 @@ from superweight_ensembles.anytime.calibration import (
     Calibration,
     exit_shares,
     fit_policy,
+    order_greedily,
     overthinking,
+    samples_per_member,
     simulate,
     thresholds_for,
 )
-from superweight_ensembles.anytime.cascade import AnytimeAnswer, LatencyTable, now, samples_per_member, timed_call
-from superweight_ensembles.anytime.costs import MemberCost, count_flops, member_costs
+from superweight_ensembles.anytime.cascade import AnytimeAnswer
+from superweight_ensembles.anytime.costs import LatencyTable, MemberCost, count_flops, member_costs, now, timed_call
 from superweight_ensembles.anytime.curves import (
     AnytimeResult,
     Curve,
@@ -48,7 +50,8 @@ from superweight_ensembles.anytime.policy import (
     replaced_exits,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, order_greedily, write_policy
+from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep
+from superweight_ensembles.anytime.predictor_files import write_policy
 
 __all__ = [
     "CONFIDENCES",

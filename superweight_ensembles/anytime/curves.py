@@ -16,15 +16,15 @@ from torch import Tensor
 from superweight_ensembles.anytime.calibration import (
     OVERTHINKING_KEYS,
     Calibration,
-    exits_under,
     fit_policy,
+    order_greedily,
     overthinking,
     simulate,
 )
-from superweight_ensembles.anytime.cascade import now
+from superweight_ensembles.anytime.costs import now
 from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
-from superweight_ensembles.anytime.policy import ExitPolicy, means_of, replaced_exits
-from superweight_ensembles.anytime.predictor import AnytimePredictor, order_greedily
+from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means
+from superweight_ensembles.anytime.predictor import AnytimePredictor
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import Count, Name, Positive, Share
 
@@ -201,7 +201,7 @@ def measure_curves(
         )
         for outcome, latency in zip(outcomes, cascade_ms)
     ]
-    means = means_of(probabilities, predictor.replaces)
+    means = running_means(probabilities, predictor.replaces)
     stream = [
         CurvePoint(
             flops=float(sum(flops[: index + 1])), latency_ms=stream_ms[index], members_used=index + 1,
@@ -210,7 +210,7 @@ def measure_curves(
         for index, mean in enumerate(means)
     ]  # fmt: skip
     chance = 1 / probabilities.shape[2]
-    predictions, _ = exits_under(probabilities, chosen)
+    predictions, _ = exits_of(probabilities, chosen)
     singles = tuple(
         MemberPoint(name=name, flops=cost, latency_ms=latency, **_quality(own, labels))
         for name, cost, latency, own in zip(predictor.order, flops, alone_ms, probabilities)

@@ -1,25 +1,27 @@
-"""When a sample may leave: an order of members and one threshold an exit. Pure data."""
+"""When a sample leaves, and with which prediction. Shapes: M members, N or B samples, K classes.
+
+A policy is pure data: an order of members, a confidence, a temperature and a threshold an exit. The prediction at an
+exit is the mean of the members so far.
+
+Sources: maximum probability as in Huang et al., *Multi-Scale Dense Networks for Resource Efficient Image
+Classification*, ICLR 2018; entropy as in Teerapittayanon et al., *BranchyNet*, ICPR 2016; agreement as in Wang et al.,
+*Wisdom of Committees*, ICLR 2022, with the maximum probability between equal votes; temperature of the pooled
+prediction as in Rahaman and Thiery, *Uncertainty Quantification and Deep Ensembles*, NeurIPS 2021.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from scipy.optimize import minimize_scalar
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-
-# FOLDED anytime.confidence: How sure a running prediction is, between 0 and 1. Shapes: B batch, K classes.
-#
-# Sources: maximum probability as in Huang et al., *Multi-Scale Dense Networks for Resource Efficient Image
-# Classification*, ICLR 2018; entropy as in Teerapittayanon et al., *BranchyNet*, ICPR 2016; agreement as in Wang et
-# al.,
-# *Wisdom of Committees*, ICLR 2022, with the maximum probability between equal votes; temperature of the pooled
-# prediction as in Rahaman and Thiery, *Uncertainty Quantification and Deep Ensembles*, NeurIPS 2021.
 
 _TINY = 1e-30
 _LOG_TEMPERATURES = (math.log(0.05), math.log(20.0))
@@ -48,18 +50,21 @@ def agreement(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
 
 
 CONFIDENCES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "max_probability": max_probability,
-    "margin": margin,
-    "entropy": entropy,
-    "agreement": agreement,
+    measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
 
 
+def check_confidence(name: str) -> None:
+    """Refuse what is no name of :data:`CONFIDENCES`."""
+    if name not in CONFIDENCES:
+        raise unknown_name("confidence", name, CONFIDENCES)
+
+
 def confidence_of(name: str, mean: Tensor, votes: Tensor, num_members: int, temperature: float = 1.0) -> Tensor:
-    """The confidence (B,) of a running mean.
+    """The confidence (B,) of a running mean, between 0 and 1.
 
     Args:
-        name: Of :data:`CONFIDENCES`.
+        name: A name of :data:`CONFIDENCES`.
         mean: Mean softmax (B, K) of the members so far.
         votes: How many of them answer what their mean answers (B,).
         num_members: Members so far.
@@ -73,8 +78,7 @@ def confidence_of(name: str, mean: Tensor, votes: Tensor, num_members: int, temp
         >>> round(float(confidence_of("margin", mean, torch.tensor([1]), 1)), 4)
         0.5
     """
-    if name not in CONFIDENCES:
-        raise unknown_name("confidence", name, CONFIDENCES)
+    check_confidence(name)
     return CONFIDENCES[name](tempered(mean, temperature), votes, num_members)
 
 
@@ -93,7 +97,7 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     logarithms = probabilities.double().clamp_min(_TINY).log()
 
     def loss(log_temperature: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logarithms / math.exp(log_temperature), labels))
+        return float(cross_entropy(logarithms / math.exp(log_temperature), labels))
 
     found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
     return float(math.exp(found.x))
@@ -106,11 +110,11 @@ class ExitPolicy:
     Attributes:
         order: Members, in the order in which they run; exit e is after member e.
         confidence: How sure a prediction is: a name of :data:`CONFIDENCES`.
-        temperatures: Of each exit; the logarithm of the mean is divided by it before the confidence is taken.
-        thresholds: Of each exit but the last, where all that are left leave. A sample leaves where its confidence is at
+        temperatures: One an exit; the logarithm of the mean is divided by it before the confidence is taken.
+        thresholds: One an exit but the last, where all that are left leave. A sample leaves where its confidence is at
             least the threshold: 0 lets all leave, infinity none.
         monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
-        replaces: Of each exit, the earlier exit whose answer its own takes the place of in the mean, or None; empty
+        replaces: For each exit, the earlier exit whose answer its own takes the place of in the mean, or None; empty
             where none does (:func:`replaced_exits`).
 
     Raises:
@@ -129,14 +133,12 @@ class ExitPolicy:
     replaces: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        listed = ("order", "temperatures", "thresholds", "replaces")
-        for name in listed:  # lists are taken too; tuples compare and hash
+        for name in ("order", "temperatures", "thresholds", "replaces"):  # lists are taken too
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.order or len(set(self.order)) < len(self.order):
-            raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)}")
-        if self.confidence not in CONFIDENCES:
-            raise unknown_name("confidence", self.confidence, CONFIDENCES)
         exits = len(self.order)
+        if not exits or len(set(self.order)) < exits:
+            raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)}")
+        check_confidence(self.confidence)
         for what, values, count in (
             ("temperatures", self.temperatures, exits),
             ("thresholds", self.thresholds, exits - 1),
@@ -147,22 +149,21 @@ class ExitPolicy:
             raise SuperWeightError(f"temperatures must be positive and finite; got {list(self.temperatures)}")
         if any(not value >= 0 for value in self.thresholds):
             raise SuperWeightError(f"thresholds must be at least 0; got {list(self.thresholds)}")
-        taken = [value for value in self.replaces if value is not None]
+        replaced = [value for value in self.replaces if value is not None]
         earlier = all(value is None or value in range(index) for index, value in enumerate(self.replaces))
-        if len(self.replaces) not in (0, exits) or not earlier or len(set(taken)) < len(taken):
+        if len(self.replaces) not in (0, exits) or not earlier or len(set(replaced)) < len(replaced):
             raise SuperWeightError(
                 f"replaces must name for each of {exits} exits an earlier one, each once, or none; got "
                 f"{list(self.replaces)!r:.80}"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: a threshold that none passes is null."""
-        content = asdict(self)
-        content["order"], content["temperatures"] = list(self.order), list(self.temperatures)
+        """As JSON takes it: a threshold that none passes is null, and ``replaces`` is left out where it is empty."""
+        content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         content["thresholds"] = [value if value < math.inf else None for value in self.thresholds]
-        if not content.pop("replaces"):
-            return content
-        return {**content, "replaces": list(self.replaces)}
+        if not self.replaces:
+            del content["replaces"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "policy") -> ExitPolicy:
@@ -173,36 +174,29 @@ class ExitPolicy:
         """
         if not isinstance(content, dict):
             raise SuperWeightError(f"{where} must be an object; got {type(content).__name__}")
-        known = set(cls.__dataclass_fields__)
+        known = [field.name for field in fields(cls)]
         for key in content:
             if key not in known:
                 raise SuperWeightError(f"{where}: {unknown_name('key', str(key), known)}")
-
-        def listed(key: str, kinds: tuple[type, ...]) -> list[Any]:
-            values = content.get(key)
-            if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values):
-                raise SuperWeightError(f"{where}: {key} must be a list of {kinds[0].__name__}; got {values!r:.80}")
-            return values
-
+        content = {"replaces": [], **content}
         for key, kind in (("confidence", str), ("monotone", bool)):
             if not isinstance(content.get(key), kind):
                 raise SuperWeightError(f"{where}: {key} must be {kind.__name__}; got {content.get(key)!r:.80}")
+        none = type(None)
+        for key, kinds in {
+            "order": (str,), "temperatures": (float, int), "thresholds": (float, int, none), "replaces": (int, none),
+        }.items():  # fmt: skip
+            values = content.get(key)
+            if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values):
+                raise SuperWeightError(f"{where}: {key} must be a list of {kinds[0].__name__}; got {values!r:.80}")
         try:
-            return cls(
-                order=tuple(listed("order", (str,))),
-                confidence=content["confidence"],
-                temperatures=tuple(float(value) for value in listed("temperatures", (float, int))),
-                thresholds=tuple(
-                    math.inf if value is None else float(value)
-                    for value in listed("thresholds", (float, int, type(None)))
-                ),
-                monotone=content["monotone"],
-                replaces=tuple(listed("replaces", (int, type(None)))) if "replaces" in content else (),
-            )
+            temperatures = tuple(map(float, content["temperatures"]))
+            thresholds = tuple(math.inf if value is None else float(value) for value in content["thresholds"])
+            return cls(**{**content, "temperatures": temperatures, "thresholds": thresholds})
         except OverflowError:
             raise SuperWeightError(f"{where}: temperatures and thresholds must be numbers that a float holds") from None
         except SuperWeightError as error:
-            raise error if str(error).startswith(where) else SuperWeightError(f"{where}: {error}") from None
+            raise SuperWeightError(f"{where}: {error}") from None
 
 
 def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple[int | None, ...]:
@@ -213,7 +207,7 @@ def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple
         version_of: The network that an exit is a version of, by name; others are of their own.
 
     Returns:
-        Of each exit, an index or None; empty where no exit takes the place of another.
+        For each exit, an index or None; empty where no exit takes the place of another.
 
     Example:
         >>> replaced_exits(("a@25%", "b", "a@50%", "a"), {"a@25%": "a", "a@50%": "a"})
@@ -230,119 +224,89 @@ def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple
     return tuple(found) if len(latest) < len(found) else ()
 
 
-# FOLDED anytime.running: The mean prediction of the members so far, sample by sample. Shapes: M members, N or B
-# samples, K classes.
-
-
 @dataclass(slots=True)
-class Running:
-    """What is known of the samples that are still in the running, after some members.
+class RunningMean:
+    """The mean prediction of the members so far, for the samples that are left.
 
     Attributes:
+        replaces: For every exit, the earlier one that it takes the place of; empty where none does.
+        num_run: Members so far, replaced ones among them.
         total: Sum of the softmax (B, K) of the members in the mean.
-        answers: The class that each of them answers (members in the mean, B).
-        num_run: Members so far, those that others took the place of too.
-        replaces: Of every exit, the earlier one that it takes the place of; empty where none does.
-        parts: Softmax (B, K) of the members in the mean by their exits, as ``answers``; only where some are replaced.
-        kept: With ``monotone``: the prediction (B, K) that stands, and its confidence (B,).
+        answers: The class (B,) that each member in the mean answers, by exit.
+        parts: Softmax (B, K) of each member in the mean, by exit; only where some are replaced.
+        surest: With a monotone policy: the prediction (B, K) that stands, and its confidence (B,).
     """
 
-    total: Tensor
-    answers: Tensor
-    num_run: int = 1
     replaces: tuple[int | None, ...] = ()
+    num_run: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    answers: dict[int, Tensor] = field(default_factory=dict)
     parts: dict[int, Tensor] = field(default_factory=dict)
-    kept: tuple[Tensor, Tensor] | None = None
-
-    def add(self, probabilities: Tensor) -> None:
-        """Add one member's softmax (B, K)."""
-        answers = self.answers
-        replaced = self.replaces[self.num_run] if self.replaces else None
-        if replaced is not None:
-            rows = [row for row, index in enumerate(self.parts) if index != replaced]
-            self.total, answers = self.total - self.parts.pop(replaced), answers[rows]
-        self.total = self.total + probabilities
-        self.answers = torch.cat([answers, probabilities.argmax(1)[None]])
-        if self.replaces:
-            self.parts[self.num_run] = probabilities
-        self.num_run += 1
+    surest: tuple[Tensor, Tensor] | None = None
 
     @property
     def mean(self) -> Tensor:
         """Mean softmax (B, K)."""
         return self.total / len(self.answers)
 
-    def keep(self, rows: Tensor) -> Running:
-        """Of these samples alone."""
-        kept = None if self.kept is None else (self.kept[0][rows], self.kept[1][rows])
-        parts = {index: part[rows] for index, part in self.parts.items()}
-        return Running(self.total[rows], self.answers[:, rows], self.num_run, self.replaces, parts, kept)
+    def add(self, probabilities: Tensor) -> None:
+        """Add the softmax (B, K) of one more member."""
+        if self.replaces:
+            replaced = self.replaces[self.num_run]
+            if replaced is not None:
+                self.total = self.total - self.parts.pop(replaced)
+                del self.answers[replaced]
+            self.parts[self.num_run] = probabilities
+        self.total = self.total + probabilities
+        self.answers[self.num_run] = probabilities.argmax(1)
+        self.num_run += 1
 
-    def judge(self, confidence: str, temperature: float, monotone: bool) -> tuple[Tensor, Tensor]:
-        """The prediction (B, K) that stands now, and how sure it is (B,)."""
+    def at_exit(self, policy: ExitPolicy | None) -> tuple[Tensor, Tensor]:
+        """What samples that leave now leave with (B, K), and its confidence (B,): the margin without a policy."""
         mean = self.mean
-        votes = (self.answers == mean.argmax(1)).sum(0)
-        sure = confidence_of(confidence, mean, votes, len(self.answers), temperature)
-        if not monotone:
-            return mean, sure
-        if self.kept is not None:
-            earlier = self.kept[1] > sure
-            mean = torch.where(earlier[:, None], self.kept[0], mean)
-            sure = torch.where(earlier, self.kept[1], sure)
-        self.kept = (mean, sure)
-        return mean, sure
+        votes = (torch.stack([*self.answers.values()]) == mean.argmax(1)).sum(0)
+        if policy is None:
+            return mean, margin(mean, votes, len(self.answers))
+        temperature = policy.temperatures[self.num_run - 1]
+        confidence = confidence_of(policy.confidence, mean, votes, len(self.answers), temperature)
+        if not policy.monotone:
+            return mean, confidence
+        if self.surest is not None:
+            earlier = self.surest[1] > confidence
+            mean = torch.where(earlier[:, None], self.surest[0], mean)
+            confidence = torch.where(earlier, self.surest[1], confidence)
+        self.surest = (mean, confidence)
+        return self.surest
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep these samples alone."""
+        self.total = self.total[rows]
+        self.answers = {index: answer[rows] for index, answer in self.answers.items()}
+        self.parts = {index: part[rows] for index, part in self.parts.items()}
+        if self.surest is not None:
+            self.surest = (self.surest[0][rows], self.surest[1][rows])
 
 
-def advance(running: Running | None, probabilities: Tensor, replaces: tuple[int | None, ...] = ()) -> Running:
-    """After one more member's softmax (B, K); the first where nothing is running."""
-    if running is None:
-        parts = {0: probabilities} if replaces else {}
-        return Running(probabilities, probabilities.argmax(1)[None], replaces=replaces, parts=parts)
-    running.add(probabilities)
-    return running
-
-
-def run_member(
-    module: nn.Module, images: Tensor, running: Running | None, replaces: tuple[int | None, ...] = ()
-) -> Running:
-    """Run one more member on the images (B, ...) that are left."""
-    return advance(running, module(images).float().softmax(1), replaces)
-
-
-def means_of(probabilities: Tensor, replaces: tuple[int | None, ...] = ()) -> Tensor:
+def running_means(probabilities: Tensor, replaces: tuple[int | None, ...] = ()) -> Tensor:
     """The mean softmax (M, N, K) of the members so far, after each of them."""
-    means = []
-    running: Running | None = None
+    running, means = RunningMean(replaces), []
     for member in probabilities:
-        running = advance(running, member, replaces)
+        running.add(member)
         means.append(running.mean)
     return torch.stack(means)
 
 
-def exits_of(
-    probabilities: Tensor,
-    confidence: str,
-    temperatures: tuple[float, ...],
-    monotone: bool,
-    replaces: tuple[int | None, ...] = (),
-) -> tuple[Tensor, Tensor]:
-    """Every exit of every sample.
+def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
+    """The prediction (M, N, K) and its confidence (M, N) at every exit of a policy, whatever its thresholds are.
 
     Args:
-        probabilities: Softmax (M, N, K) of the members in their order.
-        confidence: A name of :data:`CONFIDENCES`.
-        temperatures: Of each exit.
-        monotone: Whether an earlier, surer prediction stands.
-        replaces: Of each exit, the earlier one that it takes the place of in the mean; empty where none does.
-
-    Returns:
-        The prediction (M, N, K) and its confidence (M, N) after each member.
+        probabilities: Softmax (M, N, K) of the members in the policy's order.
+        policy: All but its thresholds is read.
     """
-    predictions, sure = [], []
-    running: Running | None = None
-    for member, temperature in zip(probabilities, temperatures):
-        running = advance(running, member, replaces)
-        prediction, confident = running.judge(confidence, temperature, monotone)
+    running, predictions, confidences = RunningMean(policy.replaces), [], []
+    for member in probabilities:
+        running.add(member)
+        prediction, confidence = running.at_exit(policy)
         predictions.append(prediction)
-        sure.append(confident)
-    return torch.stack(predictions), torch.stack(sure)
+        confidences.append(confidence)
+    return torch.stack(predictions), torch.stack(confidences)

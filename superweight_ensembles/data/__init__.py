@@ -4,22 +4,23 @@ Every data set becomes an :class:`ImageData`; its loaders give the same batches 
 """
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
-from superweight_ensembles.data.datasets import DATA_SETS, image_shape_of, load_data, num_training_images
-from superweight_ensembles.data.images import (
-    ImageReader,
-    PathTable,
-    centre_square,
-    decode,
-    decode_random,
-    random_region,
+from superweight_ensembles.data.datasets import (
+    DATA_SETS,
+    DataSet,
+    classes_and_channels,
+    image_shape_of,
+    load_data,
+    num_training_images,
 )
+from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
 from superweight_ensembles.data.random_streams import image_generator, image_key
-from superweight_ensembles.data.splits import FileSplit, MemorySplit, stratified_split
+from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, stratified_split
 
 __all__ = [
     "DATA_SETS",
     "Augmentation",
+    "DataSet",
     "Draws",
     "FileSplit",
     "ImageData",
@@ -29,6 +30,7 @@ __all__ = [
     "PathTable",
     "centre_square",
     "checked_batch",
+    "classes_and_channels",
     "crop_and_flip",
     "cut_out_",
     "decode",

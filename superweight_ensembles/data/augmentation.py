@@ -46,12 +46,7 @@ class Augmentation:
         checked_integer("cutout", self.cutout, 0)
 
     def check_fits(self, image_shape: tuple[int, int, int]) -> None:
-        """Refuse borders and squares that would hide a whole image.
-
-        Raises:
-            SuperWeightError: ``crop_padding`` or ``cutout`` is not less than the image's shorter side; ``flip`` of
-                images of one column.
-        """
+        """Refuse borders and squares that would hide a whole image, and flips of images of one column."""
         if self.flip and image_shape[2] < 2:
             raise SuperWeightError("flip does nothing with images of one column: leave it out")
         side = min(image_shape[1:])
@@ -108,16 +103,7 @@ def draw(
 
 
 def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torch.Tensor:
-    """Pad with 0, crop and mirror; one gather does all of it where there is a crop.
-
-    Args:
-        images: (B, C, H, W), of any type.
-        draws: Those of the B images, on the images' device.
-        crop_padding: Pixels a side.
-
-    Returns:
-        (B, C, H, W), of the type given.
-    """
+    """Pad images (B, C, H, W) of any type with 0, crop and mirror; one gather does all of it where there is a crop."""
     if draws.crop is None:
         if draws.flip is None:
             return images
@@ -136,12 +122,9 @@ def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torc
 
 
 def cut_out_(images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
-    """Set a square of each image to 0, in place.
+    """Set a square of each normalised image (B, C, H, W) to 0, in place.
 
-    Args:
-        images: (B, C, H, W), normalised.
-        draws: Those of the B images, on the images' device.
-        size: Pixels a side; an even square reaches one pixel further up and left of its centre.
+    A square of an even size reaches one pixel further up and left of its centre.
     """
     if draws.cutout is None:
         return images

@@ -1,4 +1,7 @@
-"""Data sets by name."""
+"""Data sets by name, and what is known of each before anything is read.
+
+Points of the plane (``double_moon``, ``spiral``, ``spiral_hard``) are images of one pixel: float32 (N, 2, 1, 1).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import http.client
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,360 +26,18 @@ from superweight_ensembles.data.image_folder import image_folder
 from superweight_ensembles.data.images import average_pool
 from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.options import checked_folder, checked_fraction, checked_integer, checked_seed
-from superweight_ensembles.data.splits import MemorySplit, split_off_validation, stratified_split
+from superweight_ensembles.data.splits import MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import check_parameters_fit
 
-# FOLDED data.digits: The handwritten digits that scikit-learn carries: no download, trained on in seconds.
-
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
-_TEST_SEED = 0  # never the user's: every run answers the same test images
-
-
-def digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
-    """1,797 grey images of 8 x 8 pixels in 10 classes; a stratified half is the test split.
-
-    Args:
-        validation_fraction: Of the images that are not for test, stratified.
-        seed: Chooses the validation images.
-
-    Raises:
-        SuperWeightError: An option out of range.
-
-    Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), test part, as scikit-learn packs it.
-    """
-    fraction, seed = checked_fraction("validation_fraction", validation_fraction), checked_seed(seed)
-    raw = load_digits()
-    # 16 levels of ink and no ink, 0 to 16.
-    images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(raw.target.astype(np.int64))
-    keep, held = stratified_split(labels, _DIGITS_TEST_FRACTION, _TEST_SEED)
-    scaled = images[keep].double() / 255
-    train, validation = split_off_validation(images[keep], labels[keep], fraction, seed)
-    return ImageData(
-        name="digits",
-        classes=tuple(str(digit) for digit in range(10)),
-        image_shape=(1, 8, 8),
-        mean=(round(float(scaled.mean()), 4),),
-        std=(round(float(scaled.std()), 4),),
-        train=train,
-        validation=validation,
-        test=MemorySplit(images[held], labels[held]),
-    )
-
-
-# FOLDED data.synthetic: Generated images that a small model learns in a few steps, for tests and trials.
-
-_GREY = 127.5
-_PATTERN_STD = 40.0
-_NOISE_STD = 40.0
-
-
-def synthetic(
-    *,
-    num_train: int = 256,
-    num_test: int = 128,
-    num_classes: int = 4,
-    shape: Sequence[int] = (3, 8, 8),
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-) -> ImageData:
-    """A fixed random pattern a class, with as much noise as pattern in each image.
-
-    Args:
-        num_train: Images for training and validation together.
-        num_test: Images for test.
-        num_classes: Classes, in equal numbers.
-        shape: (C, H, W).
-        validation_fraction: Of ``num_train``, stratified.
-        seed: Of the patterns, the noise and the choice of validation images.
-
-    Raises:
-        SuperWeightError: An option out of range.
-    """
-    fraction, seed = checked_fraction("validation_fraction", validation_fraction), checked_seed(seed)
-    num_classes = checked_integer("num_classes", num_classes, 2)
-    num_train = checked_integer("num_train", num_train, num_classes)
-    num_test = checked_integer("num_test", num_test, num_classes)
-    if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise SuperWeightError(f"shape must be (channels, height, width); got {shape!r}")
-    channels, height, width = (checked_integer("shape", size, 1) for size in shape)
-    check_parameters_fit((num_classes + num_train + num_test) * channels * height * width, "synthetic", "numbers")
-    generator = torch.Generator().manual_seed(seed)
-    patterns = torch.randn(num_classes, channels, height, width, generator=generator) * _PATTERN_STD + _GREY
-
-    def draw_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = torch.arange(count) % num_classes
-        noise = torch.randn(count, channels, height, width, generator=generator) * _NOISE_STD
-        return (patterns[labels] + noise).round().clamp(0, 255).to(torch.uint8), labels
-
-    train, validation = split_off_validation(*draw_images(num_train), fraction, seed)
-    return ImageData(
-        name="synthetic",
-        classes=tuple(f"pattern{index}" for index in range(num_classes)),
-        image_shape=(channels, height, width),
-        mean=(0.5,) * channels,
-        std=(0.25,) * channels,
-        train=train,
-        validation=validation,
-        test=MemorySplit(*draw_images(num_test)),
-    )
-
-
-# FOLDED data.points: Points of the plane in two classes, more or less entangled: how many hidden neurons do they need?
-#
-# Points are images of one pixel: float32 (N, 2, 1, 1).
-#
-# Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889, section 5.
-
-_NOISE = 0.3
+_DIGITS_TEST_SEED = 0  # never the user's: every run answers the same test images
 _POINTS_TEST_FRACTION = 0.2
+_POINTS_NOISE = 0.3
+_GREY, _PATTERN_STD, _NOISE_STD = 127.5, 40.0, 40.0
 
-
-def double_moon(*, num_points: int = 5000, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
-    """Two half circles of radius 10, one above the other.
-
-    A fifth of the points is the test split, ``validation_fraction`` of the others the validation split, stratified.
-
-    Args:
-        num_points: Of both classes together.
-        validation_fraction: Of the points that are not for test.
-        seed: Of the points and the splits.
-
-    Raises:
-        SuperWeightError: An option out of range.
-
-    Source: Errica et al., arXiv 2501.15889.
-    """
-
-    def draw(count: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        halves = []
-        for _ in range(2):
-            angle = math.pi * random.uniform(size=count)
-            halves.append((10 * np.cos(angle), 10 * np.sin(angle), _NOISE * random.normal(size=(2, count))))
-        (x, y, noise), (other_x, other_y, other) = halves
-        above = np.stack([x - 5 + noise[0], y + noise[1]], 1)
-        below = np.stack([5 - other_x - other[0], 5 - other_y - other[1]], 1)
-        return above, below
-
-    return _points("double_moon", draw, num_points, validation_fraction, seed)
-
-
-def spiral(*, num_points: int = 5000, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
-    """Two arms that wind around each other twice.
-
-    Args:
-        num_points: Of both classes together.
-        validation_fraction: Of the points that are not for test.
-        seed: Of the points and the splits.
-
-    Raises:
-        SuperWeightError: An option out of range.
-
-    Source: Errica et al., arXiv 2501.15889.
-    """
-    return _points("spiral", _arms(1.0), num_points, validation_fraction, seed)
-
-
-def spiral_hard(*, num_points: int = 10_000, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
-    """Two arms that wind around each other four times.
-
-    Args:
-        num_points: Of both classes together.
-        validation_fraction: Of the points that are not for test.
-        seed: Of the points and the splits.
-
-    Raises:
-        SuperWeightError: An option out of range.
-
-    Source: Errica et al., arXiv 2501.15889.
-    """
-    return _points("spiral_hard", _arms(2.0), num_points, validation_fraction, seed)
-
-
-_Draw = Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
-
-
-def _arms(turns: float) -> _Draw:
-    def arm(count: int, random: np.random.RandomState) -> np.ndarray:
-        angle = 4 * math.pi * turns * np.sqrt(random.uniform(size=count))
-        noise = _NOISE * random.normal(size=(2, count))
-        return np.stack([-angle * np.cos(angle) + noise[0], angle * np.sin(angle) + noise[1]], 1) / turns
-
-    def draw(count: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-        return arm(count, random), -arm(count, random)
-
-    return draw
-
-
-def _points(name: str, draw: _Draw, num_points: int, validation_fraction: float, seed: int) -> ImageData:
-    fraction, seed = checked_fraction("validation_fraction", validation_fraction), checked_seed(seed)
-    num_points = checked_integer("num_points", num_points, 20)
-    check_parameters_fit(8 * num_points, name, "numbers")
-    # RandomState's stream is frozen by numpy for good; those of newer generators may change with a version.
-    first, second = draw(num_points - num_points // 2, np.random.RandomState(seed))
-    points = torch.from_numpy(np.concatenate([first, second[: num_points // 2]])).float()[:, :, None, None]
-    labels = (torch.arange(num_points) >= len(first)).long()
-    keep, held = stratified_split(labels, _POINTS_TEST_FRACTION, seed)
-    train, validation = split_off_validation(points[keep], labels[keep], fraction, seed)
-    return ImageData(
-        name=name,
-        classes=("first", "second"),
-        image_shape=(2, 1, 1),
-        mean=(0.0, 0.0),
-        std=(1.0, 1.0),
-        train=train,
-        validation=validation,
-        test=MemorySplit(points[held], labels[held]),
-    )
-
-
-# FOLDED data.cifar: CIFAR-10 and CIFAR-100 as torchvision reads them.
-
-
-def cifar10(
-    *,
-    folder: str | os.PathLike[str] = "data",
-    download: bool = True,
-    pool: int = 1,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-) -> ImageData:
-    """50,000 training and 10,000 test images of 3 x 32 x 32 pixels in 10 classes.
-
-    Args:
-        folder: Holds ``cifar-10-batches-py``, or will after a download.
-        download: Fetch the files if they are absent.
-        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
-        validation_fraction: Of the training images, stratified.
-        seed: Chooses the validation images.
-
-    Raises:
-        SuperWeightError: The files are absent or damaged and cannot be fetched; an option out of range.
-
-    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
-    Zagoruyko & Komodakis' Wide Residual Networks code.
-    """
-    return _load(
-        "cifar10",
-        CIFAR10,
-        folder=folder,
-        download=download,
-        pool=checked_integer("pool", pool, 1),
-        mean=(125.3 / 255, 123.0 / 255, 113.9 / 255),
-        std=(63.0 / 255, 62.1 / 255, 66.7 / 255),
-        fraction=checked_fraction("validation_fraction", validation_fraction),
-        seed=checked_seed(seed),
-    )
-
-
-def cifar100(
-    *,
-    folder: str | os.PathLike[str] = "data",
-    download: bool = True,
-    pool: int = 1,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
-) -> ImageData:
-    """50,000 training and 10,000 test images of 3 x 32 x 32 pixels in 100 classes.
-
-    Args:
-        folder: Holds ``cifar-100-python``, or will after a download.
-        download: Fetch the files if they are absent.
-        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
-        validation_fraction: Of the training images, stratified.
-        seed: Chooses the validation images.
-
-    Raises:
-        SuperWeightError: The files are absent or damaged and cannot be fetched; an option out of range.
-
-    Source: As :func:`cifar10`.
-    """
-    return _load(
-        "cifar100",
-        CIFAR100,
-        folder=folder,
-        download=download,
-        pool=checked_integer("pool", pool, 1),
-        mean=(129.3 / 255, 124.1 / 255, 112.4 / 255),
-        std=(68.2 / 255, 65.4 / 255, 70.4 / 255),
-        fraction=checked_fraction("validation_fraction", validation_fraction),
-        seed=checked_seed(seed),
-    )
-
-
-def _load(
-    name: str,
-    source: Any,
-    *,
-    folder: str | os.PathLike[str],
-    download: bool,
-    pool: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    fraction: float,
-    seed: int,
-) -> ImageData:
-    root = checked_folder(folder)
-    existed = root.exists()
-    try:
-        # Before it unpickles anything, torchvision compares the files with the checksums that it carries.
-        train_part = source(root, train=True, download=download)
-        test_part = source(root, train=False, download=False)
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
-        if not existed and root.is_dir() and not any(root.iterdir()):
-            root.rmdir()  # made for a download that did not begin
-        raise _absent(name, source, root, download, error) from error
-    (images, labels), (test_images, test_labels) = _tensors(train_part), _tensors(test_part)
-    if images.shape[2] % pool:
-        raise SuperWeightError(
-            f"pool={pool} does not divide the {images.shape[2]} x {images.shape[3]} pixels of {name}"
-        )
-    images, test_images = average_pool(images, pool), average_pool(test_images, pool)
-    train, validation = split_off_validation(images, labels, fraction, seed)
-    channels, height, width = images.shape[1:]
-    return ImageData(
-        name=name,
-        classes=tuple(train_part.classes),
-        image_shape=(channels, height, width),
-        mean=mean,
-        std=std,
-        train=train,
-        validation=validation,
-        test=MemorySplit(test_images, test_labels),
-    )
-
-
-def _tensors(part: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images uint8 (N, C, H, W) and labels int64 (N,) of a torchvision part, whose images are (N, H, W, C)."""
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(part.targets, dtype=torch.int64)
-
-
-def _absent(name: str, source: Any, root: Path, download: bool, error: Exception) -> SuperWeightError:
-    base = root / source.base_folder
-    expected = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
-    bad = [file for file, md5 in expected if not check_integrity(str(base / file), md5)]
-    tried = f" and the download failed ({error})" if download else " and download is off"
-    return SuperWeightError(
-        f"{name}: {', '.join(bad) or 'files'} absent or damaged in {base}{tried}.\n"
-        f"Unpack {source.url} in {root}, or give the folder= that holds {source.base_folder}"
-        + ("" if download else ", or download=True")
-    )
-
-
-DATA_SETS: Mapping[str, Callable[..., ImageData]] = MappingProxyType(
-    {
-        "cifar10": cifar10,
-        "cifar100": cifar100,
-        "digits": digits,
-        "double_moon": double_moon,
-        "image_folder": image_folder,
-        "spiral": spiral,
-        "spiral_hard": spiral_hard,
-        "synthetic": synthetic,
-    }
-)
+_Part = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), uint8 or float32, and labels int64 (N,)
+_DrawPoints = Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
 def load_data(name: str, *, num_train: int | None = None, **options: Any) -> ImageData:
@@ -385,7 +47,9 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
         name: A key of :data:`DATA_SETS`.
         num_train: Keep so many of the training images, stratified and chosen by the seed, for experiments with little
             data; all where None. A set that is made up on the spot (``synthetic``) makes so many.
-        **options: Those of its function; all take ``validation_fraction`` and ``seed``.
+        **options: ``validation_fraction`` (of the images that are not for test) and ``seed``; ``folder``, ``download``
+            and ``pool`` of the CIFAR sets; ``num_points`` of points of the plane; ``num_test``, ``num_classes`` and
+            ``shape`` of ``synthetic``; those of :func:`image_folder`.
 
     Raises:
         SuperWeightError: No such data set or option, or an option that the data set refuses.
@@ -397,29 +61,30 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     """
     if name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
-    known = inspect.signature(DATA_SETS[name]).parameters
+    load, defaults = DATA_SETS[name].load, _defaults(name)
     for option in options:
-        if option not in known:
-            raise unknown_name(f"option of {name}", option, (*known, "num_train"))
-    if "num_train" in known and num_train is not None:
-        return DATA_SETS[name](num_train=num_train, **options)
-    data = DATA_SETS[name](**options)
+        if option not in defaults:
+            raise unknown_name(f"option of {name}", option, (*defaults, "num_train"))
+    seed = options["seed"] = checked_seed(options.get("seed", defaults["seed"]))
+    fraction = options.get("validation_fraction", defaults["validation_fraction"])
+    if fraction is not defaults["validation_fraction"]:
+        options["validation_fraction"] = checked_fraction("validation_fraction", fraction)
     if num_train is None:
-        return data
-    count, seed = checked_integer("num_train", num_train, 1), int(options.get("seed", 0))
+        return load(**options)
+    if "num_train" in defaults:
+        return load(num_train=num_train, **options)
+    data = load(**options)
+    count = checked_integer("num_train", num_train, 1)
     if count > len(data.train):
         raise SuperWeightError(f"num_train is {count}; {data.name} has {len(data.train)} training images")
     kept, _ = stratified_split(data.train.labels, 1 - count / len(data.train), seed)
     return replace(data, train=data.train.subset(kept))
 
 
-# FOLDED data.known_shapes: What a data set's name and options tell of its images before anything is read.
-
-_SHAPES = {
-    "digits": (1, 8, 8), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "double_moon": (2, 1, 1),
-    "spiral": (2, 1, 1), "spiral_hard": (2, 1, 1),
-}  # fmt: skip
-_NOT_FOR_TEST = {"digits": 899, "cifar10": 50_000, "cifar100": 50_000}
+def classes_and_channels(name: str) -> tuple[int | None, int | None]:
+    """Classes and channels of a data set; None where only its options or files tell."""
+    known = DATA_SETS.get(name)
+    return (None, None) if known is None else (known.num_classes, known.image_shape[0])
 
 
 def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -435,39 +100,282 @@ def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int
         >>> image_shape_of("image_folder", {}) is None
         True
     """
-    options = _with_defaults(name, options)
-    if name == "image_folder":
-        size = options["image_size"]
-        if not isinstance(size, int):
-            return None
-        shape = (3, size, size)
-    elif name == "synthetic":
-        shape = tuple(options["shape"])
-    elif name in _SHAPES:
-        shape = _SHAPES[name]
-    else:
+    if name not in DATA_SETS:
         return None
-    channels, height, width = shape
-    pool = options.get("pool", 1)
+    options = {**_defaults(name), **options}
+    size, pool = options.get("image_size"), options.get("pool", 1)
+    known = options["shape"] if name == "synthetic" else DATA_SETS[name].image_shape
+    channels, height, width = (size if side is None else side for side in known)
+    if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
+        return None
     return channels, height // pool, width // pool
 
 
 def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
     """Training images of a data set, to within one a class; None where only its files tell."""
     limit = options.get("num_train")
-    options = _with_defaults(name, options)
+    options = {**_defaults(name), **options}
     if name == "synthetic":
         return round(options["num_train"] * (1 - options["validation_fraction"]))
     if "num_points" in options:
-        not_for_test = round(options["num_points"] * 0.8)
-    elif name in _NOT_FOR_TEST:
-        not_for_test = _NOT_FOR_TEST[name]
+        not_for_test: int | None = round(options["num_points"] * (1 - _POINTS_TEST_FRACTION))
     else:
+        not_for_test = DATA_SETS[name].num_not_for_test if name in DATA_SETS else None
+    if not_for_test is None:
         return None if limit is None else int(limit)
     found = round(not_for_test * (1 - options["validation_fraction"]))
     return found if limit is None else min(found, int(limit))
 
 
-def _with_defaults(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(DATA_SETS[name]).parameters if name in DATA_SETS else {}
-    return {**{key: parameter.default for key, parameter in known.items()}, **options}
+def _defaults(name: str) -> dict[str, Any]:
+    known = inspect.signature(DATA_SETS[name].load).parameters if name in DATA_SETS else {}
+    return {key: parameter.default for key, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _in_memory(
+    name: str,
+    classes: Iterable[object],
+    rest: _Part,
+    test: _Part,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    held_out: tuple[float, int],
+) -> ImageData:
+    """A data set in memory; a stratified fraction of what is not for test, and its seed, say what is for validation."""
+    images, labels = rest
+    keep, hold = stratified_split(labels, *held_out)
+    channels, height, width = images.shape[1:]
+    return ImageData(
+        name=name,
+        classes=tuple(map(str, classes)),
+        image_shape=(channels, height, width),
+        mean=mean,
+        std=std,
+        train=MemorySplit(images[keep], labels[keep]),
+        validation=MemorySplit(images[hold], labels[hold]),
+        test=MemorySplit(*test),
+    )
+
+
+def _digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
+    """1,797 grey images of 8 x 8 pixels in 10 classes, which scikit-learn carries; a stratified half is the test split.
+
+    Args:
+        validation_fraction: Of the images that are not for test, stratified.
+        seed: Chooses the validation images.
+
+    Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), test part, as scikit-learn packs it.
+    """
+    raw = load_digits()
+    # 16 levels of ink and no ink, 0 to 16.
+    images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(raw.target.astype(np.int64))
+    keep, held = stratified_split(labels, _DIGITS_TEST_FRACTION, _DIGITS_TEST_SEED)
+    scaled = images[keep].double() / 255
+    return _in_memory(
+        "digits",
+        range(10),
+        (images[keep], labels[keep]),
+        (images[held], labels[held]),
+        mean=(round(float(scaled.mean()), 4),),
+        std=(round(float(scaled.std()), 4),),
+        held_out=(validation_fraction, seed),
+    )
+
+
+def _synthetic(
+    *,
+    num_train: int = 256,
+    num_test: int = 128,
+    num_classes: int = 4,
+    shape: Sequence[int] = (3, 8, 8),
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """A fixed random pattern a class, with as much noise as pattern in each image: learned in a few steps.
+
+    Args:
+        num_train: Images for training and validation together.
+        num_test: Images for test.
+        num_classes: Classes, in equal numbers.
+        shape: (C, H, W).
+        validation_fraction: Of ``num_train``, stratified.
+        seed: Of the patterns, the noise and the choice of validation images.
+    """
+    num_classes = checked_integer("num_classes", num_classes, 2)
+    num_train = checked_integer("num_train", num_train, num_classes)
+    num_test = checked_integer("num_test", num_test, num_classes)
+    if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
+        raise SuperWeightError(f"shape must be (channels, height, width); got {shape!r}")
+    size = tuple(checked_integer("shape", length, 1) for length in shape)
+    check_parameters_fit((num_classes + num_train + num_test) * math.prod(size), "synthetic", "numbers")
+    generator = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(num_classes, *size, generator=generator) * _PATTERN_STD + _GREY
+
+    def draw_images(count: int) -> _Part:
+        labels = torch.arange(count) % num_classes
+        noise = torch.randn(count, *size, generator=generator) * _NOISE_STD
+        return (patterns[labels] + noise).round().clamp(0, 255).to(torch.uint8), labels
+
+    return _in_memory(
+        "synthetic",
+        (f"pattern{index}" for index in range(num_classes)),
+        draw_images(num_train),
+        draw_images(num_test),
+        mean=(0.5,) * size[0],
+        std=(0.25,) * size[0],
+        held_out=(validation_fraction, seed),
+    )
+
+
+def _points(
+    name: str, draw: _DrawPoints, *, num_points: int = 5000, validation_fraction: float = 0.1, seed: int = 0
+) -> ImageData:
+    """Points of the plane in two classes, more or less entangled; a stratified fifth is the test split.
+
+    Args:
+        name: Of the data set.
+        draw: Points of both classes.
+        num_points: Of both classes together.
+        validation_fraction: Of the points that are not for test, stratified.
+        seed: Of the points and the splits.
+
+    Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889, section 5.
+    """
+    num_points = checked_integer("num_points", num_points, 20)
+    check_parameters_fit(8 * num_points, name, "numbers")
+    # RandomState's stream is frozen by numpy for good; those of newer generators may change with a version.
+    first, second = draw(num_points - num_points // 2, np.random.RandomState(seed))
+    points = torch.from_numpy(np.concatenate([first, second[: num_points // 2]])).float()[:, :, None, None]
+    labels = (torch.arange(num_points) >= len(first)).long()
+    keep, held = stratified_split(labels, _POINTS_TEST_FRACTION, seed)
+    return _in_memory(
+        name,
+        ("first", "second"),
+        (points[keep], labels[keep]),
+        (points[held], labels[held]),
+        mean=(0.0, 0.0),
+        std=(1.0, 1.0),
+        held_out=(validation_fraction, seed),
+    )
+
+
+def _moons(count: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Two half circles of radius 10, one above the other."""
+    halves = []
+    for _ in range(2):
+        angle = math.pi * random.uniform(size=count)
+        halves.append((10 * np.cos(angle), 10 * np.sin(angle), _POINTS_NOISE * random.normal(size=(2, count))))
+    (x, y, noise), (other_x, other_y, other) = halves
+    above = np.stack([x - 5 + noise[0], y + noise[1]], 1)
+    below = np.stack([5 - other_x - other[0], 5 - other_y - other[1]], 1)
+    return above, below
+
+
+def _arms(turns: float) -> _DrawPoints:
+    """Two arms that wind around each other twice a turn."""
+
+    def arm(count: int, random: np.random.RandomState) -> np.ndarray:
+        angle = 4 * math.pi * turns * np.sqrt(random.uniform(size=count))
+        noise = _POINTS_NOISE * random.normal(size=(2, count))
+        return np.stack([-angle * np.cos(angle) + noise[0], angle * np.sin(angle) + noise[1]], 1) / turns
+
+    return lambda count, random: (arm(count, random), -arm(count, random))
+
+
+def _cifar(
+    source: type[CIFAR10],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    *,
+    folder: str | os.PathLike[str] = "data",
+    download: bool = True,
+    pool: int = 1,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> ImageData:
+    """50,000 training and 10,000 test images of 3 x 32 x 32 pixels in 10 or 100 classes, as torchvision reads them.
+
+    Args:
+        source: Torchvision's class.
+        mean: In levels of 0 to 255.
+        std: In levels of 0 to 255.
+        folder: Holds ``cifar-10-batches-py`` or ``cifar-100-python``, or will after a download.
+        download: Fetch the files if they are absent.
+        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
+        validation_fraction: Of the training images, stratified.
+        seed: Chooses the validation images.
+
+    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
+    Zagoruyko & Komodakis' Wide Residual Networks code.
+    """
+    name, pool, root = source.__name__.lower(), checked_integer("pool", pool, 1), checked_folder(folder)
+    existed = root.exists()
+    try:
+        # Before it unpickles anything, torchvision compares the files with the checksums that it carries.
+        parts = source(root, train=True, download=download), source(root, train=False, download=False)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if not existed and root.is_dir() and not any(root.iterdir()):
+            root.rmdir()  # made for a download that did not begin
+        raise _absent(name, source, root, download, error) from error
+    height, width = parts[0].data.shape[1:3]
+    if height % pool:
+        raise SuperWeightError(f"pool={pool} does not divide the {height} x {width} pixels of {name}")
+    images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)  # of (N, H, W, C)
+    labels = (torch.tensor(part.targets, dtype=torch.int64) for part in parts)
+    rest, test = ((average_pool(pixels, pool), answers) for pixels, answers in zip(images, labels))
+    return _in_memory(
+        name,
+        parts[0].classes,
+        rest,
+        test,
+        mean=tuple(level / 255 for level in mean),
+        std=tuple(level / 255 for level in std),
+        held_out=(validation_fraction, seed),
+    )
+
+
+def _absent(name: str, source: type[CIFAR10], root: Path, download: bool, error: Exception) -> SuperWeightError:
+    base = root / source.base_folder
+    expected = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    bad = [file for file, md5 in expected if not check_integrity(str(base / file), md5)]
+    tried = f" and the download failed ({error})" if download else " and download is off"
+    return SuperWeightError(
+        f"{name}: {', '.join(bad) or 'files'} absent or damaged in {base}{tried}.\n"
+        f"Unpack {source.url} in {root}, or give the folder= that holds {source.base_folder}"
+        + ("" if download else ", or download=True")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What is known of a data set before anything is read.
+
+    Attributes:
+        load: Makes the :class:`ImageData`; its keyword-only parameters are the options.
+        num_classes: None where options or files tell.
+        image_shape: (C, H, W), None where options or files tell.
+        num_not_for_test: Images for training and validation together; None where options or files tell.
+    """
+
+    load: Callable[..., ImageData]
+    num_classes: int | None
+    image_shape: tuple[int | None, int | None, int | None]
+    num_not_for_test: int | None = None
+
+
+_CIFAR10 = partial(_cifar, CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+_CIFAR100 = partial(_cifar, CIFAR100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
+DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000),
+        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000),
+        "digits": DataSet(_digits, 10, (1, 8, 8), 899),
+        "double_moon": DataSet(partial(_points, "double_moon", _moons), 2, (2, 1, 1)),
+        "image_folder": DataSet(image_folder, None, (3, None, None)),
+        "spiral": DataSet(partial(_points, "spiral", _arms(1.0)), 2, (2, 1, 1)),
+        "spiral_hard": DataSet(partial(_points, "spiral_hard", _arms(2.0), num_points=10_000), 2, (2, 1, 1)),
+        "synthetic": DataSet(_synthetic, None, (None, None, None)),
+    }
+)

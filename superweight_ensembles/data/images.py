@@ -1,9 +1,8 @@
-"""Decoding of image files to uint8 tensors of one size."""
+"""Image files become uint8 tensors of one size: which part of a picture is taken, and how it is decoded."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,25 +17,19 @@ from torch.utils.data import get_worker_info
 from superweight_ensembles.data.random_streams import image_generator
 from superweight_ensembles.errors import SuperWeightError
 
-# FOLDED data.regions: Which part of a picture becomes an image: its centre, or a random part.
-
-Region = tuple[float, float, float, float]
-
+Region = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture
 _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_FILES_A_TASK = 64
+# Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image.
+_KEPT_FOR_RESIZING = 2
 
 
 def centre_square(width: int, height: int, size: int) -> Region:
     """What is left of a picture whose shorter side is resized to ``size`` and whose centre square is then cut out.
-
-    Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        size: Of the square, in pixels of the resized picture.
-
-    Returns:
-        Left, top, right, bottom, in pixels of the picture.
 
     Example:
         >>> centre_square(400, 200, 100)
@@ -55,14 +48,6 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
 
     Where ten attempts do not fit into a long, narrow picture, the largest centred part of such a ratio.
 
-    Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        generator: Of this image and epoch.
-
-    Returns:
-        Left, top, right, bottom, in whole pixels of the picture.
-
     Source: Szegedy et al., arXiv:1409.4842, section 6; in the form of torchvision's RandomResizedCrop.
     """
     areas = width * height * generator.uniform(*_AREA, size=_ATTEMPTS)
@@ -80,13 +65,6 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
         high = min(height, max(1, round(width / _RATIO[0])))
         left, top = (width - wide) // 2, (height - high) // 2
     return float(left), float(top), float(left + wide), float(top + high)
-
-
-_FILES_A_TASK = 64
-# Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
-_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-# A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image.
-_KEPT_FOR_RESIZING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,19 +92,13 @@ class ImageReader:
     def read(
         self, paths: Sequence[str], images: Sequence[int] | None = None, crop_key: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Decode files, in this thread.
+        """Decode files, in this thread: uint8 (len(paths), 3, H, W).
 
         Args:
             paths: The files.
             images: Their indices in the split; needed with ``crop_key``.
             crop_key: Of the epoch whose random parts are cut out and resized to ``decoded_size``, in the place of the
                 centre; from :func:`image_key`.
-
-        Returns:
-            uint8 (len(paths), 3, H, W).
-
-        Raises:
-            SuperWeightError: Names the first file that is no image, or is of another size.
         """
         pixels = _empty_pixels((len(paths), 3, *self.decoded_size))
         planes = pixels.numpy()
@@ -146,14 +118,7 @@ class ImageReader:
         return average_pool(pixels, self.pool)
 
     def read_all(self, paths: Sequence[str]) -> torch.Tensor:
-        """Decode files in a pool of threads.
-
-        Returns:
-            uint8 (len(paths), 3, H, W).
-
-        Raises:
-            SuperWeightError: As :meth:`read`.
-        """
+        """Decode files in a pool of threads: uint8 (len(paths), 3, H, W)."""
         images = torch.empty(len(paths), *self.image_shape, dtype=torch.uint8)
         starts = range(0, len(paths), _FILES_A_TASK)
         with ThreadPoolExecutor() as pool:
@@ -178,11 +143,7 @@ def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def reader_for(first_path: str, image_size: int | None, pool: int) -> ImageReader:
-    """A reader for files that are like the first one.
-
-    Raises:
-        SuperWeightError: The file is no image, or ``pool`` does not divide its size.
-    """
+    """A reader for files that are like the first one."""
     height, width, _ = decode(first_path, image_size).shape
     if height % pool or width % pool:
         raise SuperWeightError(f"pool={pool} does not divide the {height} x {width} pixels of {first_path}")
@@ -190,33 +151,14 @@ def reader_for(first_path: str, image_size: int | None, pool: int) -> ImageReade
 
 
 def decode(path: str, image_size: int | None) -> np.ndarray:
-    """One file as colours.
-
-    Returns:
-        uint8 (H, W, 3); H = W = image_size unless that is None.
-
-    Raises:
-        SuperWeightError: Names a file that is no image, or has more than 8 bits a channel.
-    """
+    """One file as colours: uint8 (H, W, 3), with H = W = image_size unless that is None."""
     if image_size is None:
         return _decode(path, None, None)
     return _decode(path, (image_size, image_size), lambda width, height: centre_square(width, height, image_size))
 
 
 def decode_random(path: str, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """A random part of one file, resized.
-
-    Args:
-        path: The file.
-        size: (H, W) of what comes back.
-        generator: Chooses the part (:func:`random_region`).
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        SuperWeightError: As :func:`decode`.
-    """
+    """A random part of one file (:func:`random_region`), resized to (H, W): uint8 (H, W, 3)."""
     return _decode(path, size, lambda width, height: random_region(width, height, generator))
 
 
@@ -258,42 +200,3 @@ def average_pool(images: torch.Tensor, factor: int) -> torch.Tensor:
     if factor == 1:
         return images
     return functional.avg_pool2d(images.float(), factor).round().to(torch.uint8)
-
-
-# FOLDED data.paths: Many file paths in two arrays, which processes that are forked share without copying them.
-
-
-class PathTable:
-    """Paths as one string of bytes and where each ends.
-
-    A list of a million strings is copied into every worker bit by bit, as reading a Python object writes its reference
-    count; of these arrays nothing is written.
-
-    Args:
-        paths: N paths.
-
-    Example:
-        >>> table = PathTable(["images/a.jpg", "images/b.jpg"])
-        >>> len(table), table[1], list(table.subset(np.array([1])))
-        (2, 'images/b.jpg', ['images/b.jpg'])
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
-    def subset(self, indices: np.ndarray) -> PathTable:
-        """Those at indices (n,)."""
-        return PathTable([self[index] for index in indices.tolist()])

@@ -1,4 +1,4 @@
-"""Batches of a split, normalised and augmented on a device."""
+"""A data set of images in three splits, and its batches, normalised and augmented on a device."""
 
 from __future__ import annotations
 
@@ -15,129 +15,6 @@ from superweight_ensembles.data.options import checked_integer, checked_seed
 from superweight_ensembles.data.random_streams import epoch_order, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-
-
-class ImageLoader:
-    """An iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
-
-    Order and augmentation are functions of (seed, epoch) alone: whatever was drawn before, and on whatever device, the
-    same two give the same batches, so that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
-
-    Several processes share each batch by ``shard``: their parts, put together in order, are the batch that one process
-    would have, and each decodes its own part alone.
-
-    Args:
-        split: The images.
-        batch_size: Images a batch, over all processes.
-        mean: Per channel, of pixels scaled to [0, 1]; of float32 as it is.
-        std: Per channel, likewise.
-        augmentation: None for none, as evaluation wants.
-        shuffle: A new order each epoch; else that of the split.
-        drop_last: Leave out a last batch that is smaller.
-        seed: Of order and augmentation, 0 to 2**32 - 1.
-        device: Where pixels are worked on and batches appear.
-        num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
-            loader. The batches are the same for any number. Images in memory need none.
-        shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
-            last batch smaller than the count, where it is kept, leaves some processes a part without images.
-
-    Raises:
-        SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
-            images in memory, ``drop_last`` with fewer images than a batch, or more shards than images a batch.
-    """
-
-    def __init__(
-        self,
-        split: ImageSplit,
-        batch_size: int,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        augmentation: Augmentation | None = None,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        num_workers: int = 0,
-        shard: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.split = split
-        self.batch_size = checked_integer("batch_size", batch_size, 1)
-        self.shard = checked_shard(shard, self.batch_size)
-        self.augmentation = augmentation or Augmentation()
-        self.augmentation.check_fits(split.image_shape)
-        if self.augmentation.random_resized_crop and not isinstance(split, FileSplit):
-            raise SuperWeightError(
-                "random_resized_crop cuts parts out of files, and these images are in memory: use crop_padding, or, "
-                "for an image_folder, memory_limit_mb: 0"
-            )
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.seed = checked_seed(seed)
-        self.epoch = 0
-        self.first_batch = 0
-        self.device = torch.device(device)
-        self.num_workers = checked_integer("num_workers", num_workers, 0)
-        self._source = split.open(device=self.device, num_workers=self.num_workers)
-        if drop_last and len(split) < self.batch_size:
-            raise SuperWeightError(
-                f"drop_last leaves no batch: the split has {len(split)} images, a batch {batch_size}; "
-                "take a smaller batch_size"
-            )
-        # (x / unit - mean) / std as one multiplication and one addition a pixel.
-        means, stds = (torch.tensor(list(values), dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
-        self._scale = (1 / (split.unit * stds)).float().to(self.device)
-        self._shift = (-means / stds).float().to(self.device)
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the next iteration starts; the same for every shard."""
-        full, rest = divmod(len(self.split), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
-
-    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, from 0, whose order and augmentation the next iterations have, and where they start.
-
-        Args:
-            epoch: From 0.
-            first_batch: From 0; the batches before it are neither yielded nor decoded, as a run needs that goes on in
-                the middle of an epoch.
-
-        Raises:
-            SuperWeightError: No whole number of at least 0, or a first batch that the epoch does not have.
-        """
-        epoch = checked_integer("epoch", epoch, 0)
-        if checked_integer("first_batch", first_batch, 0) > len(self):
-            raise SuperWeightError(f"first_batch {first_batch} is past the end: an epoch has {len(self)} batches")
-        self.epoch, self.first_batch = epoch, first_batch
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # Drawn here, not in the generator below: a set_epoch during an epoch must not change that epoch.
-        num_images = len(self.split)
-        order = epoch_order(num_images, self.seed, self.epoch, self.shuffle)[: len(self) * self.batch_size]
-        draws = draw(self.augmentation, num_images, self.split.image_shape, seed=self.seed, epoch=self.epoch)
-        random_parts = self.augmentation.random_resized_crop
-        crop_key = image_key(self.seed, self.epoch, "resized_crop") if random_parts else None
-        rows = BatchRows(
-            num_images=len(order), batch_size=self.batch_size, shard=self.shard, first_batch=self.first_batch
-        )
-        return self._batches(order, rows, draws.to(self.device), crop_key)
-
-    def _batches(
-        self, order: torch.Tensor, every_rows: BatchRows, draws: Draws, crop_key: np.ndarray | None
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        labels = self.split.labels[order].to(self.device)
-        pixels = self._source.batches(order, every_rows, crop_key=crop_key)
-        for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
-            yield self._augmented(images, draws.rows(rows)), labels[rows]
-
-    def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """Crop, flip, normalise, Cutout: (B, C, H, W) to float32."""
-        images = crop_and_flip(images, draws, self.augmentation.crop_padding)
-        normalised = images.float().mul_(self._scale).add_(self._shift)
-        return cut_out_(normalised, draws, self.augmentation.cutout)
-
-
-# FOLDED data.image_data: A data set of images: its three splits and what a model and a loader must know of them.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,11 +88,7 @@ class ImageData:
         num_workers: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> ImageLoader:
-        """Normalised batches of ``train``, ``validation`` or ``test``; see :class:`ImageLoader` for the settings.
-
-        Raises:
-            SuperWeightError: No such split, or a setting that :class:`ImageLoader` refuses.
-        """
+        """Normalised batches of ``train``, ``validation`` or ``test``; see :class:`ImageLoader` for the settings."""
         splits = self._splits()
         if split not in splits:
             raise unknown_name("split", split, splits)
@@ -237,15 +110,128 @@ class ImageData:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-# FOLDED data.batches: What a loader must yield.
+class ImageLoader:
+    """An iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
+
+    Order and augmentation are functions of (seed, epoch) alone: whatever was drawn before, and on whatever device, the
+    same two give the same batches, so that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
+
+    Several processes share each batch by ``shard``: their parts, put together in order, are the batch that one process
+    would have, and each decodes its own part alone.
+
+    Args:
+        split: The images.
+        batch_size: Images a batch, over all processes.
+        mean: Per channel, of pixels scaled to [0, 1]; of float32 as it is.
+        std: Per channel, likewise.
+        augmentation: None for none, as evaluation wants.
+        shuffle: A new order each epoch; else that of the split.
+        drop_last: Leave out a last batch that is smaller.
+        seed: Of order and augmentation, 0 to 2**32 - 1.
+        device: Where pixels are worked on and batches appear.
+        num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
+            loader. The batches are the same for any number. Images in memory need none.
+        shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
+            last batch smaller than the count, where it is kept, leaves some processes a part without images.
+
+    Raises:
+        SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
+            images in memory, ``drop_last`` with fewer images than a batch, or more shards than images a batch.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.split = split
+        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.shard = checked_shard(shard, self.batch_size)
+        self.augmentation = augmentation or Augmentation()
+        self.augmentation.check_fits(split.image_shape)
+        if self.augmentation.random_resized_crop and not isinstance(split, FileSplit):
+            raise SuperWeightError(
+                "random_resized_crop cuts parts out of files, and these images are in memory: use crop_padding, or, "
+                "for an image_folder, memory_limit_mb: 0"
+            )
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = checked_seed(seed)
+        self.epoch = 0
+        self.first_batch = 0
+        self.device = torch.device(device)
+        self.num_workers = checked_integer("num_workers", num_workers, 0)
+        self._read = split.open(device=self.device, num_workers=self.num_workers)
+        if drop_last and len(split) < self.batch_size:
+            raise SuperWeightError(
+                f"drop_last leaves no batch: the split has {len(split)} images, a batch {batch_size}; "
+                "take a smaller batch_size"
+            )
+        # (x / unit - mean) / std as one multiplication and one addition a pixel.
+        means, stds = (torch.tensor(list(values), dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+        self._scale = (1 / (split.unit * stds)).float().to(self.device)
+        self._shift = (-means / stds).float().to(self.device)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the next iteration starts; the same for every shard."""
+        full, rest = divmod(len(self.split), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next iterations have, and where they start.
+
+        Args:
+            epoch: From 0.
+            first_batch: From 0; the batches before it are neither yielded nor decoded, as a run needs that goes on in
+                the middle of an epoch.
+
+        Raises:
+            SuperWeightError: No whole number of at least 0, or a first batch that the epoch does not have.
+        """
+        epoch = checked_integer("epoch", epoch, 0)
+        if checked_integer("first_batch", first_batch, 0) > len(self):
+            raise SuperWeightError(f"first_batch {first_batch} is past the end: an epoch has {len(self)} batches")
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # Drawn here, not in the generator below: a set_epoch during an epoch must not change that epoch.
+        num_images = len(self.split)
+        order = epoch_order(num_images, self.seed, self.epoch, self.shuffle)[: len(self) * self.batch_size]
+        draws = draw(self.augmentation, num_images, self.split.image_shape, seed=self.seed, epoch=self.epoch)
+        random_parts = self.augmentation.random_resized_crop
+        crop_key = image_key(self.seed, self.epoch, "resized_crop") if random_parts else None
+        rows = BatchRows(
+            num_images=len(order), batch_size=self.batch_size, shard=self.shard, first_batch=self.first_batch
+        )
+        return self._batches(order, rows, draws.to(self.device), crop_key)
+
+    def _batches(
+        self, order: torch.Tensor, every_rows: BatchRows, draws: Draws, crop_key: np.ndarray | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        labels = self.split.labels[order].to(self.device)
+        pixels = self._read(order, every_rows, crop_key)
+        for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
+            yield self._augmented(images, draws.rows(rows)), labels[rows]
+
+    def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """Crop, flip, normalise, Cutout: (B, C, H, W) to float32."""
+        images = crop_and_flip(images, draws, self.augmentation.crop_padding)
+        normalised = images.float().mul_(self._scale).add_(self._shift)
+        return cut_out_(normalised, draws, self.augmentation.cutout)
 
 
 def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """One batch of images (B, ...) and class indices (B,) of an integer type.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         kind = type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""

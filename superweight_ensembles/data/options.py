@@ -12,11 +12,7 @@ from superweight_ensembles.errors import SuperWeightError
 
 
 def checked_integer(name: str, value: object, minimum: int, below: int | None = None) -> int:
-    """A whole number of at least ``minimum`` (and less than ``below``).
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """A whole number of at least ``minimum`` (and less than ``below``)."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     number = int(value) if whole else minimum - 1  # type: ignore[call-overload]
     if number < minimum or (below is not None and number >= below):
@@ -26,49 +22,33 @@ def checked_integer(name: str, value: object, minimum: int, below: int | None = 
 
 
 def checked_seed(value: object) -> int:
-    """A seed: a whole number of 32 bits.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """A seed: a whole number of 32 bits."""
     return checked_integer("seed", value, 0, below=2**32)
 
 
 def checked_fraction(name: str, value: object) -> float:
-    """A fraction ``0 <= f < 1``.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """A fraction ``0 <= f < 1``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
         raise SuperWeightError(f"{name} must be a number from 0 to less than 1; got {value!r}")
     return float(value)
 
 
 def checked_channels(name: str, value: object, positive: bool) -> tuple[float, float, float]:
-    """Three finite numbers, one a colour channel; all above 0 if ``positive``.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
-    numbers_given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    good = len(numbers_given) == 3 and all(
+    """Three finite numbers, one a colour channel; all above 0 if ``positive``."""
+    given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    good = len(given) == 3 and all(
         isinstance(number, numbers.Real) and math.isfinite(number) and (float(number) > 0 or not positive)
-        for number in numbers_given
+        for number in given
     )
     if not good:
         kind = "positive numbers" if positive else "numbers"
         raise SuperWeightError(f"{name} must be three {kind}, one a colour channel of [0, 1]; got {value!r}")
-    red, green, blue = (float(number) for number in numbers_given)
+    red, green, blue = map(float, given)
     return red, green, blue
 
 
 def checked_folder(value: object) -> Path:
-    """A folder's path, its ``~`` resolved; it need not be there.
-
-    Raises:
-        SuperWeightError: No path, or one that no system has.
-    """
+    """A folder's path, its ``~`` resolved; it need not be there."""
     try:
         if not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"got {type(value).__name__}")

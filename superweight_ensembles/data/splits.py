@@ -5,203 +5,19 @@ Shapes: N images of the split, B of a batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from superweight_ensembles.data.images import ImageReader, PathTable
+from superweight_ensembles.data.images import ImageReader
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.errors import SuperWeightError
-
-# FOLDED data.batch_rows: Which of an epoch's images one process reads, batch by batch.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRows:
-    """Consecutive batches of an order of images, and of each the rows of one process.
-
-    Attributes:
-        num_images: In the order.
-        batch_size: Images a batch, over all processes; the last may be smaller.
-        shard: (index, count): this process and how many there are. It has the rows from index * B // count to
-            (index + 1) * B // count of each batch of B.
-        first_batch: Those before it are left out.
-
-    Example:
-        >>> list(BatchRows(num_images=10, batch_size=4, shard=(1, 2)))
-        [slice(2, 4, None), slice(6, 8, None), slice(9, 10, None)]
-        >>> list(BatchRows(num_images=10, batch_size=4, first_batch=2))
-        [slice(8, 10, None)]
-    """
-
-    num_images: int
-    batch_size: int
-    shard: tuple[int, int] = (0, 1)
-    first_batch: int = 0
-
-    def __len__(self) -> int:
-        return max(0, -(-self.num_images // self.batch_size) - self.first_batch)
-
-    def __iter__(self) -> Iterator[slice]:
-        index, count = self.shard
-        for start in range(self.first_batch * self.batch_size, self.num_images, self.batch_size):
-            size = min(self.batch_size, self.num_images - start)
-            yield slice(start + index * size // count, start + (index + 1) * size // count)
-
-
-def checked_shard(shard: object, batch_size: int) -> tuple[int, int]:
-    """A process's place among those that share each batch.
-
-    Raises:
-        SuperWeightError: No pair of whole numbers (index, count) with 0 <= index < count, or more than images a batch.
-    """
-    if not (isinstance(shard, tuple) and len(shard) == 2):
-        raise SuperWeightError(f"shard must be a pair (index, count); got {shard!r}")
-    count = checked_integer("the count of shard", shard[1], 1)
-    index = checked_integer("the index of shard", shard[0], 0, below=count)
-    if count > batch_size:
-        raise SuperWeightError(
-            f"{count} processes cannot share batches of {batch_size} images: take a batch_size of at least {count}, or "
-            "fewer processes"
-        )
-    return index, count
-
-
-# FOLDED data.file_batches: Batches decoded from files, by workers that live as long as the loader and go ahead of the
-# step.
-#
-# Shapes: B images of a batch, H W pixels.
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """One batch: indices (B,) into the split, and the epoch's key of random parts, if any."""
-
-    images: np.ndarray
-    crop_key: np.ndarray | None
-
-
-class FileBatches:
-    """Reads batches of one split, epoch after epoch.
-
-    Workers are processes of one thread each; they are started by the first epoch, decode two batches each ahead, and
-    wait for the next epoch when one is done. They end with this object, or when an epoch is left before its end. On
-    CUDA, batches come in pinned memory and are copied one ahead, beside the step.
-
-    Args:
-        paths: N files.
-        reader: Decodes them.
-        device: Where batches go.
-        num_workers: Processes; 0 decodes in the caller.
-    """
-
-    def __init__(self, paths: PathTable, reader: ImageReader, *, device: torch.device, num_workers: int) -> None:
-        self._dataset = _Files(paths, reader)
-        self._device = device
-        self._num_workers = num_workers
-        self._idle: list[_Pool] = []
-
-    def batches(
-        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
-    ) -> Iterator[torch.Tensor]:
-        """See :meth:`PixelSource.batches`.
-
-        Raises:
-            SuperWeightError: Names the first file that cannot be read.
-        """
-        # Two epochs that are read at once, by two iterators, need workers of their own.
-        pool = self._idle.pop() if self._idle else _Pool(self._dataset, self._device, self._num_workers)
-        pool.requests.set(order, rows, crop_key)
-        decoded = _raised(iter(pool.loader))
-        yield from _copied_ahead(decoded, self._device) if self._device.type == "cuda" else decoded
-        self._idle.append(pool)
-
-
-class _Pool:
-    """Workers, and what they are asked for next."""
-
-    def __init__(self, dataset: _Files, device: torch.device, num_workers: int) -> None:
-        self.requests = _Requests()
-        self.loader: DataLoader[torch.Tensor | SuperWeightError] = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=self.requests,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # without one, each epoch would advance the global generator
-        )
-
-
-class _Requests(Sampler[_Request]):
-    """The batches of one epoch, made one by one: a list of all of them would hold every index as a Python object."""
-
-    def __init__(self) -> None:
-        self.set(torch.empty(0, dtype=torch.int64), BatchRows(num_images=0, batch_size=1), None)
-
-    def set(self, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None) -> None:
-        self._order, self._rows, self._crop_key = order.numpy(), rows, crop_key
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[_Request]:
-        order, crop_key = self._order, self._crop_key
-        for place in self._rows:
-            yield _Request(order[place].copy(), crop_key)
-
-
-class _Files(Dataset[torch.Tensor]):
-    """Reads batches in a worker; an error is handed over as a value, as DataLoader would wrap it in a traceback."""
-
-    def __init__(self, paths: PathTable, reader: ImageReader) -> None:
-        self._paths = paths
-        self._reader = reader
-
-    def __getitem__(self, request: _Request) -> torch.Tensor | SuperWeightError:  # type: ignore[override]
-        images = request.images.tolist()
-        try:
-            return self._reader.read([self._paths[image] for image in images], images, request.crop_key)
-        except SuperWeightError as error:
-            return error
-
-
-def _raised(answers: Iterator[torch.Tensor | SuperWeightError]) -> Iterator[torch.Tensor]:
-    for answer in answers:
-        if isinstance(answer, SuperWeightError):
-            raise answer
-        yield answer
-
-
-def _copied_ahead(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
-    """Copy each batch on a stream of its own, while the step on the batch before it runs."""
-    stream = torch.cuda.Stream(device)
-    ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            copy = batch.to(device, non_blocking=True)
-            copied = stream.record_event()
-        if ahead is not None:
-            yield _ready(*ahead)
-        ahead = copy, copied
-    if ahead is not None:
-        yield _ready(*ahead)
-
-
-def _ready(batch: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
-    """A batch whose copy the caller's stream waits for; its memory is not given away before that stream is done."""
-    current = torch.cuda.current_stream(batch.device)
-    current.wait_event(copied)
-    batch.record_stream(current)
-    return batch
-
-
-# FOLDED data.stratified: Splits that keep the proportions of the classes.
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -243,19 +59,57 @@ def _shares(counts: np.ndarray, fraction: float) -> np.ndarray:
     return np.minimum(np.maximum(shares, 1), counts - 1)
 
 
-class PixelSource(Protocol):
-    """Reads the batches of one split."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRows:
+    """Consecutive batches of an order of images, and of each the rows of one process.
 
-    def batches(
-        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
-    ) -> Iterator[torch.Tensor]:
-        """Batches of pixels, (B, C, H, W) of the split's type on its device, in the order given.
+    Attributes:
+        num_images: In the order.
+        batch_size: Images a batch, over all processes; the last may be smaller.
+        shard: (index, count): this process and how many there are. It has the rows from index * B // count to
+            (index + 1) * B // count of each batch of B.
+        first_batch: Those before it are left out.
 
-        Args:
-            order: int64, on the CPU, indices into the split.
-            rows: Of the order, those of each batch.
-            crop_key: Of the epoch's random parts of files; None for whole images.
-        """
+    Example:
+        >>> list(BatchRows(num_images=10, batch_size=4, shard=(1, 2)))
+        [slice(2, 4, None), slice(6, 8, None), slice(9, 10, None)]
+        >>> list(BatchRows(num_images=10, batch_size=4, first_batch=2))
+        [slice(8, 10, None)]
+    """
+
+    num_images: int
+    batch_size: int
+    shard: tuple[int, int] = (0, 1)
+    first_batch: int = 0
+
+    def __len__(self) -> int:
+        return max(0, -(-self.num_images // self.batch_size) - self.first_batch)
+
+    def __iter__(self) -> Iterator[slice]:
+        index, count = self.shard
+        for start in range(self.first_batch * self.batch_size, self.num_images, self.batch_size):
+            size = min(self.batch_size, self.num_images - start)
+            yield slice(start + index * size // count, start + (index + 1) * size // count)
+
+
+def checked_shard(shard: object, batch_size: int) -> tuple[int, int]:
+    """A process's place (index, count) among those that share each batch; no more of them than images a batch."""
+    if not (isinstance(shard, tuple) and len(shard) == 2):
+        raise SuperWeightError(f"shard must be a pair (index, count); got {shard!r}")
+    count = checked_integer("the count of shard", shard[1], 1)
+    index = checked_integer("the index of shard", shard[0], 0, below=count)
+    if count > batch_size:
+        raise SuperWeightError(
+            f"{count} processes cannot share batches of {batch_size} images: take a batch_size of at least {count}, or "
+            "fewer processes"
+        )
+    return index, count
+
+
+# Reads batches of pixels, (B, C, H, W) of a split's type on its device. Takes the order of the split's images, int64 on
+# the CPU; the rows of it of each batch; and the key of an epoch's random parts of files, or None for whole images.
+ReadBatches = Callable[[torch.Tensor, BatchRows, np.ndarray | None], Iterator[torch.Tensor]]
+_Request = tuple[np.ndarray, np.ndarray | None]  # of one batch: indices (B,) into the split, and that key
 
 
 class ImageSplit(ABC):
@@ -275,7 +129,7 @@ class ImageSplit(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+    def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
         """What reads this split's batches for one loader.
 
         Args:
@@ -315,19 +169,23 @@ class MemorySplit(ImageSplit):
         self.image_shape = (channels, height, width)
         self._resident: dict[torch.device, torch.Tensor] = {images.device: self.images}
 
-    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+    def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
         """See :meth:`ImageSplit.open`."""
-        return _MemoryBatches(self, device)
+        return partial(self._read, device)
+
+    def _read(
+        self, device: torch.device, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None
+    ) -> Iterator[torch.Tensor]:
+        assert crop_key is None, "refused by the loader"
+        if device not in self._resident:
+            self._resident[device] = self.images.to(device)
+        indices = order.to(device)
+        for place in rows:
+            yield self._resident[device].index_select(0, indices[place])
 
     def subset(self, indices: torch.Tensor) -> MemorySplit:
         """See :meth:`ImageSplit.subset`."""
         return MemorySplit(self.images[indices], self.labels[indices])
-
-    def images_on(self, device: torch.device) -> torch.Tensor:
-        """All images, copied to a device once."""
-        if device not in self._resident:
-            self._resident[device] = self.images.to(device)
-        return self._resident[device]
 
 
 class FileSplit(ImageSplit):
@@ -345,35 +203,140 @@ class FileSplit(ImageSplit):
         self.reader = reader
         self.image_shape = reader.image_shape
 
-    def open(self, *, device: torch.device, num_workers: int) -> PixelSource:
+    def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
         """See :meth:`ImageSplit.open`."""
-        return FileBatches(self.paths, self.reader, device=device, num_workers=num_workers)
+        return _FileBatches(_Files(self.paths, self.reader), device, num_workers)
 
     def subset(self, indices: torch.Tensor) -> FileSplit:
         """See :meth:`ImageSplit.subset`."""
         return FileSplit(self.paths.subset(indices.numpy()), self.labels[indices], self.reader)
 
 
-class _MemoryBatches:
-    """Batches of a split in memory."""
+class PathTable:
+    """Paths as one string of bytes and where each ends, which processes that are forked share without copying them.
 
-    def __init__(self, split: MemorySplit, device: torch.device) -> None:
-        self._split = split
+    A list of a million strings is copied into every worker bit by bit, as reading a Python object writes its reference
+    count; of these arrays nothing is written.
+
+    Args:
+        paths: N paths.
+
+    Example:
+        >>> table = PathTable(["images/a.jpg", "images/b.jpg"])
+        >>> len(table), table[1], list(table.subset(np.array([1])))
+        (2, 'images/b.jpg', ['images/b.jpg'])
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+    def subset(self, indices: np.ndarray) -> PathTable:
+        """Those at indices (n,)."""
+        return PathTable([self[index] for index in indices.tolist()])
+
+
+class _FileBatches:
+    """Reads batches of one split of files, epoch after epoch.
+
+    Workers are processes of one thread each; they are started by the first epoch, decode two batches each ahead, and
+    wait for the next epoch when one is done. They end with this object, or when an epoch is left before its end. On
+    CUDA, batches come in pinned memory and are copied one ahead, beside the step. 0 workers decode in the caller.
+    """
+
+    def __init__(self, files: _Files, device: torch.device, num_workers: int) -> None:
+        self._files = files
         self._device = device
+        self._num_workers = num_workers
+        self._idle: list[tuple[_Requests, DataLoader[torch.Tensor | SuperWeightError]]] = []
 
-    def batches(
-        self, order: torch.Tensor, rows: BatchRows, *, crop_key: np.ndarray | None = None
-    ) -> Iterator[torch.Tensor]:
-        assert crop_key is None, "refused by the loader"
-        images = self._split.images_on(self._device)
-        indices = order.to(self._device)
-        for place in rows:
-            yield images.index_select(0, indices[place])
+    def __call__(self, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None) -> Iterator[torch.Tensor]:
+        # Two epochs that are read at once, by two iterators, need workers of their own.
+        requests, loader = self._idle.pop() if self._idle else self._start_workers()
+        requests.set(order, rows, crop_key)
+        decoded = _raised(iter(loader))
+        yield from _copied_ahead(decoded, self._device) if self._device.type == "cuda" else decoded
+        self._idle.append((requests, loader))
+
+    def _start_workers(self) -> tuple[_Requests, DataLoader[torch.Tensor | SuperWeightError]]:
+        requests = _Requests()
+        loader: DataLoader[torch.Tensor | SuperWeightError] = DataLoader(
+            self._files,
+            batch_size=None,
+            sampler=requests,
+            num_workers=self._num_workers,
+            persistent_workers=self._num_workers > 0,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # without one, each epoch would advance the global generator
+        )
+        return requests, loader
 
 
-def split_off_validation(
-    images: torch.Tensor, labels: torch.Tensor, fraction: float, seed: int
-) -> tuple[MemorySplit, MemorySplit]:
-    """Training and validation splits in memory, stratified; a fraction of 0 gives an empty validation split."""
-    keep, hold = stratified_split(labels, fraction, seed)
-    return MemorySplit(images[keep], labels[keep]), MemorySplit(images[hold], labels[hold])
+class _Requests(Sampler[_Request]):
+    """The batches of one epoch, made one by one: a list of all of them would hold every index as a Python object."""
+
+    def set(self, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None) -> None:
+        self._order, self._rows, self._crop_key = order.numpy(), rows, crop_key
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[_Request]:
+        order, crop_key = self._order, self._crop_key
+        for place in self._rows:
+            yield order[place].copy(), crop_key
+
+
+class _Files(Dataset[torch.Tensor]):
+    """Reads batches in a worker; an error is handed over as a value, as DataLoader would wrap it in a traceback."""
+
+    def __init__(self, paths: PathTable, reader: ImageReader) -> None:
+        self._paths = paths
+        self._reader = reader
+
+    def __getitem__(self, request: _Request) -> torch.Tensor | SuperWeightError:  # type: ignore[override]
+        indices, crop_key = request
+        images = indices.tolist()
+        try:
+            return self._reader.read([self._paths[image] for image in images], images, crop_key)
+        except SuperWeightError as error:
+            return error
+
+
+def _raised(answers: Iterator[torch.Tensor | SuperWeightError]) -> Iterator[torch.Tensor]:
+    for answer in answers:
+        if isinstance(answer, SuperWeightError):
+            raise answer
+        yield answer
+
+
+def _copied_ahead(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Copy each batch on a stream of its own, while the step on the batch before it runs."""
+    stream = torch.cuda.Stream(device)
+    ahead: tuple[torch.Tensor, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copy = batch.to(device, non_blocking=True)
+            copied = stream.record_event()
+        if ahead is not None:
+            yield _ready(*ahead)
+        ahead = copy, copied
+    if ahead is not None:
+        yield _ready(*ahead)
+
+
+def _ready(batch: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
+    """A batch whose copy the caller's stream waits for; its memory is not given away before that stream is done."""
+    current = torch.cuda.current_stream(batch.device)
+    current.wait_event(copied)
+    batch.record_stream(current)
+    return batch

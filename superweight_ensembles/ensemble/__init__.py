@@ -6,7 +6,7 @@ Also how an ensemble starts from trained members, moves to another plan, and is 
 from superweight_ensembles.ensemble.adoption import adopt_plan
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.ensemble.generation import Weights, by_channel, decompose, slot_key
+from superweight_ensembles.ensemble.generation import Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
     Deviations,
     initial_values,
@@ -41,7 +41,6 @@ __all__ = [
     "adopt_plan",
     "best_affine_factors",
     "best_factors",
-    "by_channel",
     "check_ensemble_files",
     "check_logits",
     "compile_group",

@@ -23,12 +23,12 @@ class SuperWeightBank(nn.Module):
     Args:
         plan: Decides every shape.
         deviations: Standard deviation with which each target starts, by (member, parameter name).
-        generator: Source of the start values; the global one where None.
+        rng: Source of the start values; the global one where None.
 
     Attributes:
         templates: (K, Q) a (cluster, slot), float32; the bank (P,) of a group of a Shapeshifter Network.
         coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
-            (N, E), or (N, O, K) with a vector for each output channel. Of a group: see ``ssn.composition``.
+            (N, E). Of a group: by the keys of ``ssn_weights``.
         memory_format: Of the generated weights of convolutions.
         mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
         gains: Buffers of groups whose coefficients cannot scale a weight.
@@ -36,10 +36,10 @@ class SuperWeightBank(nn.Module):
     Source: Teterwak et al., WACV 2024
     """
 
-    def __init__(self, plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> None:
+    def __init__(self, plan: SharingPlan, deviations: Deviations, rng: torch.Generator | None = None) -> None:
         super().__init__()
         check_parameters_fit(plan.num_templates + plan.num_coefficients, "the bank of this plan")
-        values = initial_values(plan, deviations, generator)
+        values = initial_values(plan, deviations, rng)
         self.plan = plan
         self.templates = nn.ParameterDict(values.templates)
         self.coefficients = nn.ParameterDict(values.coefficients)
@@ -65,10 +65,8 @@ class SuperWeightBank(nn.Module):
         self._programs.clear()
 
     def combination(self, key: str) -> Tensor:
-        """Coefficients as they combine templates: (N, K), or (N, O, K); what else a group holds, as it is."""
-        held = self.coefficients.get(key, None)
-        mixer = self.mixers.get(key, None)
-        return combination(held, mixer, self.gains._buffers.get(key))
+        """Coefficients as they combine templates: (N, K); what else a group holds, as it is."""
+        return combination(self.coefficients.get(key, None), self.mixers.get(key, None), self.gains._buffers.get(key))
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
         """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.

@@ -39,12 +39,8 @@ from superweight_ensembles.plan import (
     plan_sharing,
 )
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self, Unpack
-
-    from superweight_ensembles.ensemble.warm_starting import WarmStart
-
-INITS = ("random", "svd")
 
 
 class SuperWeightEnsemble(nn.Module, HubModel):
@@ -60,19 +56,16 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
         plan: A plan made, found or loaded before.
         rng: Source of the bank's start values; torch's global one where None.
-        init: ``random``, or ``svd`` for a bank that starts as near as it can to the weights of the members given, which
-            are trained already (:func:`warm_start`).
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
         plan: The sharing plan.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as ``nn.ModuleDict``.
-        warm_start: How near the bank came to the members that it was last started from; None for a random start.
 
     Raises:
-        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch); an
-            unknown ``init``; weights that are not finite.
+        SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch);
+            weights that are not finite.
 
     Source: Teterwak et al., WACV 2024.
 
@@ -93,20 +86,18 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: float | None = None,
         plan: SharingPlan | None = None,
         rng: torch.Generator | None = None,
-        init: str = "random",
         **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
-        if init not in INITS:
-            raise unknown_name("init", str(init), INITS)
+        if "init" in plan_options:
+            raise SuperWeightError(
+                "init= was retired: build the ensemble, then call swe.warm_start(ensemble, trained_members)"
+            )
         modules = named_members(members)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
         if plan is None:
             assert budget is not None
-            for option in plan_options:
-                if option not in PlanOptions.__annotations__:
-                    raise unknown_name("plan option", option, PlanOptions.__annotations__)
             plan = plan_sharing(modules, budget=budget, **plan_options)
         elif plan_options:
             raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
@@ -119,11 +110,6 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
         )
-        self.warm_start: WarmStart | None = None
-        if init == "svd":
-            from superweight_ensembles.ensemble.warm_starting import warm_start
-
-            warm_start(self, modules)
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 

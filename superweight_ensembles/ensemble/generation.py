@@ -1,14 +1,12 @@
 """All weights of all members from templates and coefficients, batched per (cluster, slot).
 
-The plan is compiled once into programs (``compile_plan``) that run every step (``run_program``): see
-``superweight_ensembles.composition``.
+The plan is compiled once into programs (``compile_plan``) that run every step (``run_program``).
 
-Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, O output channels, n targets of one shape.
+Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, P numbers in a flat bank.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Union
 
@@ -55,17 +53,10 @@ def run_program(
     coefficients: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Weights:
-    """Generate weights.
+    """Generate weights, in the autocast dtype where one is active; tied names hold one tensor.
 
-    Args:
-        programs: From :func:`compile_plan`.
-        templates: (K, Q) by :func:`slot_key`; (P,) by ``ssn.composition.bank_key``.
-        coefficients: (N, K), or (N, O, K) with a vector an output channel, by :func:`slot_key`; those of groups by the
-            keys of ``ssn.composition``.
-        memory_format: Of the weights that have as many dimensions as it is for; the others are contiguous.
-
-    Returns:
-        Tensors by member and parameter name, in the autocast dtype where one is active; tied names hold one tensor.
+    Templates are (K, Q) by :func:`slot_key`, or (P,) by ``bank_key``; coefficients (N, K) by :func:`slot_key`, or those
+    of groups by the keys of ``ssn_weights``. Weights of other dimensions than the memory format's are contiguous.
     """
     weights: Weights = {}
     for program in programs:
@@ -79,23 +70,11 @@ def run_program(
     return weights
 
 
-def by_channel(vectors: Tensor, block: SlotBlocks) -> list[Tensor]:
-    """Vectors (n, Q) of a slot as one (n, O, Q / O) a block: output channel by output channel."""
-    parts = vectors.split([math.prod(shape) for shape in block.shapes], dim=1)
-    return [part.unflatten(1, (shape[0], -1)) for part, shape in zip(parts, block.shapes)]
-
-
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
-    """The SuperWeights that compose to a weight.
+    """The SuperWeights, (Q_r,) for each slot, that compose to a weight (O, I, *kernel).
 
-    Numbers of a slot that the weight does not have (a later slot cropped them) are zero.
-
-    Args:
-        blocks: Of slots 0 to the one whose shape the weight has.
-        weight: (O, I, *kernel).
-
-    Returns:
-        (Q_r,) for each slot.
+    The blocks are those of slots 0 to the one whose shape the weight has. Numbers of a slot that the weight does not
+    have (a later slot cropped them) are zero.
     """
     vectors: list[Tensor] = []
     for index in range(len(blocks) - 1, 0, -1):
@@ -148,7 +127,6 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
             Block(
                 slot=slot,
                 start=start,
-                channel=0 if start == 0 else cluster.blocks[slot].shapes[0][0],
                 shape=found[0].place.shape,
                 uses=tuple(found),
             )

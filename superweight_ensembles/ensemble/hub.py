@@ -13,13 +13,11 @@ from huggingface_hub.errors import HFValidationError
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import recall_architecture
-from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.plan import Members, SharingPlan
 from superweight_ensembles.storage import write_text
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self
-
-    from superweight_ensembles.plan import Members
 
 
 class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensemble"]):
@@ -115,11 +113,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
 
 
 def local_folder(name: str | Path, **download: Any) -> Path:
-    """The folder itself, or where the files of a repository of that name are after their download.
-
-    Raises:
-        SuperWeightError: Neither exists, or it cannot be reached.
-    """
+    """The folder itself, or where the files of a repository of that name are after their download."""
     folder = Path(name)
     if folder.exists():
         return folder
@@ -138,15 +132,7 @@ def local_folder(name: str | Path, **download: Any) -> Path:
 def model_card(
     metadata: str, plan: SharingPlan, made: dict[str, str | None], num_parameters: int, repo_id: str | None
 ) -> ModelCard:
-    """What the ensemble is and how to load it.
-
-    Args:
-        metadata: YAML for the Hub.
-        plan: Of the ensemble.
-        made: Registry name of each member; None where no registry made it.
-        num_parameters: Trainable scalars.
-        repo_id: Where it goes; a placeholder where None.
-    """
+    """What the ensemble is and how to load it; ``made`` are the members' registry names, None where none made it."""
     name = repo_id or "path/to/this/folder"
     own = [member for member, model in made.items() if model is None]
     given = f", members={{{', '.join(f'{member!r}: ...' for member in own)}}}" if own else ""

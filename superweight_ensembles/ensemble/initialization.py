@@ -1,4 +1,4 @@
-"""Start values of templates and coefficients.
+"""Start values of templates, flat banks and coefficients.
 
 Every target starts with the standard deviation that its own layer's initialiser gave it, whether a norm follows or
 not: a target's coefficient vector in a slot has the norm ``deviation of the target / deviation of the templates``.
@@ -9,13 +9,17 @@ members: members apart 4.67; templates with the deviation of the slot's widest u
 coefficient vectors of norm one instead 4.59 and 4.83. Templates of half that variance reach 4.50, but they learn as if
 at twice the rate, and at twice the rate the members apart reach 4.37: a matter of the learning rate, not of the start.
 
-Differs from paper: the published code draws every template with a Kaiming deviation of fan-in 9, whatever the layer.
+In a group of a Shapeshifter Network coefficients start orthogonal, masks at 1 / (window x tiles). ``avg`` and
+``softmax`` cannot scale: a fixed gain a layer, which is not trained, does.
+
+Source: Plummer et al., ICLR 2022 (groups)
+Differs from paper: the published code draws every template with a Kaiming deviation of fan-in 9, whatever the layer;
+groups are scaled to their layers' deviations, and no number of a bank is left out, whatever its length.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -35,125 +39,6 @@ from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup
 
-# FOLDED ensemble.random_rows: Random rows that are orthogonal to each other, for the start of templates and
-# coefficients.
-
-
-def orthogonal_templates(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size.
-
-    Orthogonality makes the deviation of any combination exact instead of exact on average.
-    """
-    rows = torch.randn(count, size, generator=generator)
-    if 1 < count <= size:
-        factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
-        # contiguous: the solver's answer is column by column, which would slow every product with the templates
-        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False).contiguous()
-    return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
-
-
-def orthonormal_runs(count: int, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Unit vectors (count, size), each run of ``size`` of them orthogonal: as far as the dimension allows."""
-    runs = []
-    for start in range(0, count, size):
-        square = torch.empty(size, size)
-        nn.init.orthogonal_(square, generator=generator)
-        runs.append(square[: count - start])
-    return torch.cat(runs)
-
-
-# FOLDED ensemble.ssn_initial_values: Start values of the groups of a Shapeshifter Network: each target starts with
-# its own layer's deviation.
-#
-# Source: Plummer et al., ICLR 2022: coefficients start orthogonal, masks at 1 / (window x tiles).
-# Differs from paper: scaled to the deviation that the layer's own initialiser gave it, and no number of a bank is left
-# out, whatever its length. ``avg`` and ``softmax`` cannot scale: a fixed gain a layer, which is not trained, does.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupValues:
-    """Tensors of one group, by key.
-
-    Attributes:
-        bank: (P,).
-        coefficients: (N, K) or embeddings (N, E); of tiles (m, 2); masks (numbers,).
-        mixers: (K, E + 1) of embeddings.
-        gains: Factors that are not trained: (N, K) in the place of coefficients (``avg``), (N, 1) of a softmax.
-    """
-
-    bank: dict[str, Tensor]
-    coefficients: dict[str, Tensor] = field(default_factory=dict)
-    mixers: dict[str, Tensor] = field(default_factory=dict)
-    gains: dict[str, Tensor] = field(default_factory=dict)
-
-
-def group_values(
-    index: int,
-    group: SsnGroup,
-    deviations: Mapping[tuple[str, str], float],
-    generator: torch.Generator | None = None,
-) -> GroupValues:
-    """Draw the bank and the coefficients of a group.
-
-    Args:
-        index: Of the group in its plan.
-        group: What to draw for.
-        deviations: Of every target, by (member, parameter name).
-        generator: Source of the randomness; the global one where None.
-    """
-    wanted = [deviations[target.member, target.name] for target in group.targets]
-    reference = min((value for value in wanted if value > 0), default=1.0)
-    values = GroupValues(bank={bank_key(index): reference * torch.randn(group.bank_size, generator=generator)})
-    layers = group_layers(index, group)
-    for key, places in vectors_by_key(index, group.readings).items():
-        num_windows = layers[places[0]].reading.num_windows
-        options = group.options
-        if options.combine == "emb":
-            values.coefficients[key] = orthonormal_runs(len(places), options.embedding_size, generator)
-            mixer = torch.randn(num_windows, options.embedding_size, generator=generator)
-            values.mixers[key] = torch.cat([mixer, torch.zeros(num_windows, 1)], dim=1)
-        elif options.combine == "wavg" or (options.combine == "softmax" and num_windows > 1):
-            values.coefficients[key] = orthonormal_runs(len(places), num_windows, generator)
-        if options.combine == "avg" or (options.combine == "softmax" and num_windows == 1):
-            values.gains[key] = torch.full((len(places), num_windows), 1 / num_windows)
-        elif options.combine == "softmax":
-            values.gains[key] = torch.ones(len(places), 1)
-    mixed = [layer.reading.num_tiles for layer in layers if layer.reading.mixed]
-    if mixed:
-        runs = [orthonormal_runs(num_tiles, 2, generator) for num_tiles in mixed]
-        values.coefficients[tiles_key(index)] = torch.cat(runs)
-    masked = [layer for layer in layers if layer.reading.masked]
-    if masked:
-        starts = [
-            torch.full((layer.masks.stop - layer.masks.start,), 1 / (layer.mask_window * layer.reading.num_tiles))
-            for layer in masked
-        ]
-        values.coefficients[masks_key(index)] = torch.cat(starts)
-    _scale_(index, group, values, wanted)
-    return values
-
-
-def _scale_(index: int, group: SsnGroup, values: GroupValues, wanted: list[float]) -> None:
-    """Scale what is each layer's own so that its weight has the deviation wanted."""
-    members = {target.member for target in group.targets}
-    program = compile_group(index, group, members)
-    assert program is not None, "a group has targets"
-    combined = {
-        key: combination(values.coefficients.get(key), values.mixers.get(key), values.gains.get(key))
-        for key in program.keys
-    }
-    made = compose_group(program, values.bank[program.bank], combined)
-    for layer, weight, deviation in zip(program.layers, made, wanted):
-        found = float(weight.double().square().mean().sqrt())
-        factor = deviation / found if found else 0.0
-        if not layer.key:
-            values.coefficients[tiles_key(index)][layer.tiles] *= factor
-        elif layer.key in values.gains:
-            values.gains[layer.key][layer.row] *= factor
-        else:
-            values.coefficients[layer.key][layer.row] *= factor
-
-
 Deviations = dict[tuple[str, str], float]
 
 
@@ -162,10 +47,10 @@ class StartValues:
     """The tensors of a bank, by key.
 
     Attributes:
-        templates: (K, Q) by slot; (P,) by group of a Shapeshifter Network.
-        coefficients: (N, K), embeddings (N, E), (N, O, K); what groups hold besides (see ``ssn.composition``).
+        templates: (K, Q) by slot; (P,) by Shapeshifter group.
+        coefficients: (N, K) or embeddings (N, E); of tiles (m, 2); masks (numbers,).
         mixers: (K, E + 1) where there are embeddings.
-        gains: Factors of groups that are not trained.
+        gains: Not trained: (N, K) in the place of coefficients, (N, 1) of a softmax.
     """
 
     templates: dict[str, Tensor] = field(default_factory=dict)
@@ -194,54 +79,48 @@ def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviatio
     return found
 
 
-def initial_values(plan: SharingPlan, deviations: Deviations, generator: torch.Generator | None = None) -> StartValues:
+def initial_values(plan: SharingPlan, deviations: Deviations, rng: torch.Generator | None = None) -> StartValues:
     """Draw the bank of a plan, cluster by cluster.
 
     Templates of a slot are orthogonal to each other and have the smallest deviation that a user of the slot starts
     with (that of its widest layer); coefficient vectors are orthogonal in runs of K, scaled so that each target
     starts with its own deviation (targets with tied coefficients: with that of the smallest of them). Embeddings are
-    random, orthogonal in runs of E, and their map is drawn at random; coefficients an output channel start equal.
+    random, orthogonal in runs of E, and their map is drawn at random.
 
     Args:
         plan: What to draw for.
         deviations: Of every target, as :func:`own_deviations` reads them.
-        generator: Source of the randomness; the global one where None.
+        rng: Source of the randomness; the global one where None.
     """
     values = StartValues()
     for index, cluster in enumerate(plan.clusters):
         if isinstance(cluster, Cluster):
-            _draw_slots(index, cluster, deviations, generator, values)
-            continue
-        drawn = group_values(index, cluster, deviations, generator)
-        values.templates.update(drawn.bank)
-        values.coefficients.update(drawn.coefficients)
-        values.mixers.update(drawn.mixers)
-        values.gains.update(drawn.gains)
+            _draw_slots(index, cluster, deviations, rng, values)
+        else:
+            _draw_group(index, cluster, deviations, rng, values)
     return values
 
 
 def _draw_slots(
-    index: int, cluster: Cluster, deviations: Deviations, generator: torch.Generator | None, values: StartValues
+    index: int, cluster: Cluster, deviations: Deviations, rng: torch.Generator | None, values: StartValues
 ) -> None:
     for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
         users = user_deviations(cluster, slot, deviations)
         reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
         gains = torch.tensor(users, dtype=torch.float64) / reference
         key = slot_key(index, slot)
-        values.templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, generator)
+        values.templates[key] = reference * orthogonal_templates(planned.num_templates, block.size, rng)
         if cluster.coefficients == "embedding":
-            embeddings = orthonormal_runs(planned.num_vectors, cluster.embedding_size, generator)
-            mixer = torch.randn(planned.num_templates, cluster.embedding_size, generator=generator)
+            embeddings = orthonormal_runs(planned.num_vectors, cluster.embedding_size, rng)
+            mixer = torch.randn(planned.num_templates, cluster.embedding_size, generator=rng)
             rows = embeddings @ mixer.T
         else:
-            rows = orthonormal_runs(planned.num_vectors, planned.num_templates, generator)
+            rows = orthonormal_runs(planned.num_vectors, planned.num_templates, rng)
         made = (rows @ values.templates[key]).square().mean(1, keepdim=True).sqrt()
         scale = gains.to(rows)[:, None] * reference / made
         if cluster.coefficients == "embedding":
             values.coefficients[key] = embeddings * scale
             values.mixers[key] = torch.cat([mixer, torch.zeros(planned.num_templates, 1)], dim=1)
-        elif cluster.coefficients == "channel":
-            values.coefficients[key] = (rows * scale)[:, None].repeat(1, block.num_rows, 1)
         else:
             values.coefficients[key] = rows * scale
 
@@ -253,6 +132,82 @@ def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list
         if target.slot >= slot:
             found[target.vectors[slot]].append(deviations[target.member, target.name])
     return [min((value for value in values if value > 0), default=0.0) for values in found]
+
+
+def _draw_group(
+    index: int, group: SsnGroup, deviations: Deviations, rng: torch.Generator | None, values: StartValues
+) -> None:
+    """Draw the bank and the coefficients of a group."""
+    wanted = [deviations[target.member, target.name] for target in group.targets]
+    reference = min((value for value in wanted if value > 0), default=1.0)
+    values.templates[bank_key(index)] = reference * torch.randn(group.bank_size, generator=rng)
+    layers, options = group_layers(index, group), group.options
+    for key, places in vectors_by_key(index, group.window_specs).items():
+        num_windows = layers[places[0]].spec.num_windows
+        if options.combine == "emb":
+            values.coefficients[key] = orthonormal_runs(len(places), options.embedding_size, rng)
+            mixer = torch.randn(num_windows, options.embedding_size, generator=rng)
+            values.mixers[key] = torch.cat([mixer, torch.zeros(num_windows, 1)], dim=1)
+        elif options.combine == "wavg" or (options.combine == "softmax" and num_windows > 1):
+            values.coefficients[key] = orthonormal_runs(len(places), num_windows, rng)
+        if options.combine == "avg" or (options.combine == "softmax" and num_windows == 1):
+            values.gains[key] = torch.full((len(places), num_windows), 1 / num_windows)
+        elif options.combine == "softmax":
+            values.gains[key] = torch.ones(len(places), 1)
+    if mixed := [layer.spec.num_tiles for layer in layers if layer.spec.mixed]:
+        runs = [orthonormal_runs(num_tiles, 2, rng) for num_tiles in mixed]
+        values.coefficients[tiles_key(index)] = torch.cat(runs)
+    if masked := [layer for layer in layers if layer.spec.masked]:
+        starts = [
+            torch.full((layer.masks.stop - layer.masks.start,), 1 / (layer.mask_window * layer.spec.num_tiles))
+            for layer in masked
+        ]
+        values.coefficients[masks_key(index)] = torch.cat(starts)
+    _scale_(index, group, values, wanted)
+
+
+def _scale_(index: int, group: SsnGroup, values: StartValues, wanted: list[float]) -> None:
+    """Scale what is each layer's own so that its weight has the deviation wanted."""
+    members = {target.member for target in group.targets}
+    program = compile_group(index, group, members)
+    assert program is not None, "a group has targets"
+    combined = {
+        key: combination(values.coefficients.get(key), values.mixers.get(key), values.gains.get(key))
+        for key in program.keys
+    }
+    made = compose_group(program, values.templates[program.bank], combined)
+    for layer, weight, deviation in zip(program.layers, made, wanted):
+        found = float(weight.double().square().mean().sqrt())
+        factor = deviation / found if found else 0.0
+        if not layer.key:
+            values.coefficients[tiles_key(index)][layer.tiles] *= factor
+        elif layer.key in values.gains:
+            values.gains[layer.key][layer.row] *= factor
+        else:
+            values.coefficients[layer.key][layer.row] *= factor
+
+
+def orthogonal_templates(count: int, size: int, rng: torch.Generator | None = None) -> Tensor:
+    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size.
+
+    Orthogonality makes the deviation of any combination exact instead of exact on average.
+    """
+    rows = torch.randn(count, size, generator=rng)
+    if 1 < count <= size:
+        factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
+        # contiguous: the solver's answer is column by column, which would slow every product with the templates
+        rows = torch.linalg.solve_triangular(factor.to(rows), rows, upper=False).contiguous()
+    return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
+
+
+def orthonormal_runs(count: int, size: int, rng: torch.Generator | None = None) -> Tensor:
+    """Unit vectors (count, size), each run of ``size`` of them orthogonal: as far as the dimension allows."""
+    runs = []
+    for start in range(0, count, size):
+        square = torch.empty(size, size)
+        nn.init.orthogonal_(square, generator=rng)
+        runs.append(square[: count - start])
+    return torch.cat(runs)
 
 
 def _kaiming(shape: tuple[int, ...]) -> float:

@@ -48,10 +48,8 @@ def write_ensemble(
 ) -> None:
     """Write config.json, plan.json, model.safetensors and a manifest; an older saved ensemble is replaced as a whole.
 
-    Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder.
-
-    Raises:
-        SuperWeightError: Something else stands there, or it cannot be written: then it is as before.
+    Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder. Where it cannot be
+    written, what stands there is as before.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
@@ -86,11 +84,7 @@ def write_ensemble_files(
 
 
 def check_ensemble_files(folder: Path) -> None:
-    """Hold the files of a saved ensemble against its manifest.
-
-    Raises:
-        SuperWeightError: One is missing, damaged or was changed.
-    """
+    """Hold the files of a saved ensemble against its manifest."""
     if not (folder / "plan.json").is_file():
         raise SuperWeightError(f"{folder / 'plan.json'} is missing: {folder} is no saved ensemble")
     check_manifest(folder, _NEEDED)
@@ -105,11 +99,7 @@ def read_plan(folder: Path) -> SharingPlan:
 
 
 def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
-    """Refuse a plan that claims more numbers than the file has, before anything of that size is made.
-
-    Raises:
-        SuperWeightError: Says both; or the header of model.safetensors is damaged.
-    """
+    """Refuse a plan that claims more numbers than the file has, before anything of that size is made."""
     path = folder / "model.safetensors"
     held = count_numbers(path)
     claimed = plan.num_templates + plan.num_coefficients
@@ -118,11 +108,7 @@ def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
 
 
 def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
-    """Make the members of a saved ensemble again by registry name, with start values.
-
-    Raises:
-        SuperWeightError: A newer format; a member that no registry made (name it and pass ``members=``).
-    """
+    """Make the members of a saved ensemble again by registry name, with start values."""
     config = read_json(folder / "config.json")
     if config.get("format") != ENSEMBLE_FORMAT:
         raise SuperWeightError(
@@ -145,14 +131,7 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
 def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Module:
     """Make a network again from its architecture, as a file holds it under a key.
 
-    Args:
-        made: The architecture as JSON.
-        file: That it was read from.
-        key: Where it stands there.
-        num_numbers: Parameters that it is known to have: one that has many more is not built.
-
-    Raises:
-        SuperWeightError: That is no architecture, or no network within the bound; names the file and the key.
+    One that has many more than ``num_numbers`` parameters, as many as it is known to have, is not built.
     """
     try:
         architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
@@ -167,10 +146,6 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
 
 
 def read_ensemble_tensors(ensemble: nn.Module, folder: Path) -> None:
-    """Read model.safetensors into an ensemble, name by name.
-
-    Raises:
-        SuperWeightError: The file is missing or damaged, or its tensors do not fit.
-    """
+    """Read model.safetensors into an ensemble, name by name."""
     device = next(ensemble.parameters(), torch.empty(0)).device
     read_module(folder / "model.safetensors", ensemble, device=device)

@@ -3,11 +3,15 @@
 A layer's windows follow one another in the bank, so they are one strided view of it: one product with the layer's
 coefficients combines them, and the weight is written once, in the type and the memory format that layers read.
 Backward adds each layer's gradient into the same view of the bank's; nothing but the bank and the coefficients is kept
-for it. The bank is prolonged by what wraps to its start.
+for it. Layers read the wrapped bank, which is longer by as much of its start as windows read past its end. What a layer
+reads of a bank that is smaller than it is enlarged to as many numbers as it has.
 
-Shapes: P numbers in the bank, K windows of r numbers, N vectors of one K, m tiles, O I *k as in the weight.
+Shapes: P numbers in the bank, K windows of r numbers, N vectors of one K, m tiles, n numbers of a weight (O, I, *k) as
+one vector, in the order (O, *k, I).
 
-Source: Plummer et al., ICLR 2022
+Source: Plummer et al., ICLR 2022, section 3.2
+Differs from paper: a smaller matrix has columns in the order (*k, I), not (I, *k), so that interpolation goes along the
+input channels of one kernel position instead of across positions.
 """
 
 from __future__ import annotations
@@ -23,104 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble.superweights import Composition, autocast_type, empty_weights, fitting_threads
-from superweight_ensembles.plan import Reading, Shape, SsnGroup, SsnTarget
-
-# FOLDED ensemble.upsampling: From what a layer reads of a bank that is smaller than it, to as many numbers as it has,
-# and gradients back.
-#
-# Shapes: K windows of r numbers, m tiles, n numbers of the weight (O, *k, I) as one vector.
-#
-# Source: Plummer et al., ICLR 2022, section 3.2
-# Differs from paper: a smaller matrix has columns in the order (*k, I), not (I, *k), so that interpolation goes along
-# the
-# input channels of one kernel position instead of across positions.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """What one target computes.
-
-    Attributes:
-        shape: (O, I, *k).
-        reading: What it reads.
-        key: Of the coefficients that combine its windows; empty with tiles that are mixed each on their own.
-        row: Of its vector there.
-        tiles: Its rows among the tiles' coefficients of the group.
-        masks: Its numbers among the masks of the group.
-        mask_window: Numbers that one number of a mask is for.
-    """
-
-    shape: Shape
-    reading: Reading
-    key: str
-    row: int
-    tiles: slice
-    masks: slice
-    mask_window: int
-
-    @property
-    def num_weights(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def full_matrix(self) -> tuple[int, int]:
-        """Rows and columns, (O, k I), that a smaller matrix is interpolated to."""
-        return self.shape[0], self.num_weights // self.shape[0]
-
-
-def enlarge(layer: Layer, combined: Tensor, masks: Tensor | None) -> Tensor:
-    """A combined window (r,), or mixed tiles (m, r), to the weight's numbers (n,)."""
-    reading = layer.reading
-    if reading.matrix != (0, 0):
-        small = combined.view(1, 1, *reading.matrix)
-        return F.interpolate(small, layer.full_matrix, mode="bilinear", align_corners=False).view(-1)
-    if reading.mixed:
-        return combined.reshape(-1)[: layer.num_weights]
-    if reading.num_tiles == 1:
-        return combined
-    tiled = combined.repeat(reading.num_tiles)[: layer.num_weights]
-    if masks is not None:
-        tiled[reading.size :] *= spread(layer, masks)
-    return tiled
-
-
-def shrink(layer: Layer, gradient: Tensor, masks: Tensor | None) -> Tensor:
-    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
-    reading = layer.reading
-    if reading.matrix != (0, 0):
-        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), reading.matrix).view(-1)
-    if reading.num_tiles == 1:
-        return gradient
-    tiles = gradient.new_zeros(reading.num_tiles, reading.size)
-    flat = tiles.view(-1)[: layer.num_weights]
-    flat.copy_(gradient)
-    if reading.mixed:
-        return tiles
-    if masks is not None:
-        flat[reading.size :] *= spread(layer, masks)
-    return tiles.sum(0)
-
-
-def mask_gradient(layer: Layer, gradient: Tensor, combined: Tensor, num_masks: int) -> Tensor:
-    """The gradient of a layer's masks, from that of the weight's numbers (n,) and the window (r,) they multiply."""
-    beyond = gradient[layer.reading.size :]
-    repeated = combined.repeat(layer.reading.num_tiles - 1)[: len(beyond)]
-    return F.pad(beyond * repeated, (0, num_masks * layer.mask_window - len(beyond))).view(num_masks, -1).sum(1)
-
-
-def spread(layer: Layer, masks: Tensor) -> Tensor:
-    """Masks, each number repeated over its window: (numbers beyond the first tile,)."""
-    return masks.repeat_interleave(layer.mask_window)[: layer.reading.masked]
-
-
-def _bilinear_backward(gradient: Tensor, matrix: tuple[int, int]) -> Tensor:
-    if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():
-        with torch.enable_grad():  # interpolate knows a way without atomic sums
-            small = gradient.new_zeros(1, 1, *matrix).requires_grad_()
-            made = F.interpolate(small, gradient.shape[2:], mode="bilinear", align_corners=False)
-        return torch.autograd.grad(made, small, gradient)[0]
-    size = [1, 1, *matrix]
-    return torch.ops.aten.upsample_bilinear2d_backward(gradient, list(gradient.shape[2:]), size, False, None, None)
+from superweight_ensembles.plan import Shape, SsnGroup, Target, WindowSpec
 
 
 def bank_key(index: int) -> str:
@@ -138,23 +45,46 @@ def masks_key(index: int) -> str:
     return f"c{index}masks"
 
 
+def vectors_by_key(index: int, found: Sequence[WindowSpec]) -> dict[str, list[int]]:
+    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
+    keys: dict[str, list[int]] = {}
+    for place, spec in enumerate(found):
+        if not spec.mixed:
+            keys.setdefault(f"c{index}k{spec.num_windows}", []).append(place)
+    return keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProgram:
+    """What one target computes."""
+
+    shape: Shape  # (O, I, *k)
+    spec: WindowSpec  # what it reads
+    key: str  # of the coefficients that combine its windows; empty with tiles that are mixed each on their own
+    row: int  # of its vector there
+    tiles: slice  # its rows among the tiles' coefficients of the group
+    masks: slice  # its numbers among the masks of the group
+    mask_window: int  # numbers that one number of a mask is for
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def full_matrix(self) -> tuple[int, int]:
+        """Rows and columns, (O, k I), that a smaller matrix is interpolated to."""
+        return self.shape[0], self.num_weights // self.shape[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupProgram:
-    """What one group computes.
+    """What one group computes."""
 
-    Attributes:
-        index: Of the group in its plan.
-        keys: Of the coefficients it reads, in the order in which :func:`compose_group` takes them.
-        targets: What it makes.
-        layers: How, one by one.
-        length: Of the bank with what wraps.
-    """
-
-    index: int
-    keys: tuple[str, ...]
-    targets: tuple[SsnTarget, ...]
-    layers: tuple[Layer, ...]
-    length: int
+    index: int  # of the group in its plan
+    keys: tuple[str, ...]  # of the coefficients it reads, in the order in which :func:`compose_group` takes them
+    targets: tuple[Target, ...]  # what it makes
+    layers: tuple[LayerProgram, ...]  # how, one by one
+    length: int  # of the bank with what wraps
 
     @property
     def bank(self) -> str:
@@ -167,15 +97,6 @@ class GroupProgram:
         return sum(layer.num_weights for layer in self.layers)
 
 
-def vectors_by_key(index: int, found: Sequence[Reading]) -> dict[str, list[int]]:
-    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
-    keys: dict[str, list[int]] = {}
-    for place, reading in enumerate(found):
-        if not reading.mixed:
-            keys.setdefault(f"c{index}k{reading.num_windows}", []).append(place)
-    return keys
-
-
 def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> GroupProgram | None:
     """Turn a group into views of its bank, for the members asked for; None where none of them is in it."""
     layers = group_layers(index, group)
@@ -184,40 +105,40 @@ def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> Grou
         return None
     kept = tuple(layers[place] for place in chosen)
     keys = dict.fromkeys(layer.key for layer in kept if layer.key)
-    if any(layer.reading.mixed for layer in kept):
+    if any(layer.spec.mixed for layer in kept):
         keys[tiles_key(index)] = None
-    if any(layer.reading.masked for layer in kept):
+    if any(layer.spec.masked for layer in kept):
         keys[masks_key(index)] = None
     return GroupProgram(
         index=index,
         keys=tuple(keys),
         targets=tuple(group.targets[place] for place in chosen),
         layers=kept,
-        length=max(group.bank_size, *(layer.reading.end for layer in kept)),
+        length=max(group.bank_size, *(layer.spec.end for layer in kept)),
     )
 
 
-def group_layers(index: int, group: SsnGroup) -> tuple[Layer, ...]:
+def group_layers(index: int, group: SsnGroup) -> tuple[LayerProgram, ...]:
     """How each target of a group is made."""
-    found = group.readings
+    found = group.window_specs
     rows = {
         place: (key, row) for key, places in vectors_by_key(index, found).items() for row, place in enumerate(places)
     }
     layers = []
     tiles = masks = 0
-    for place, (target, reading) in enumerate(zip(group.targets, found)):
+    for place, (target, spec) in enumerate(zip(group.targets, found)):
         key, row = rows.get(place, ("", 0))
-        num_tiles = reading.num_tiles if reading.mixed else 0
-        num_masks = math.ceil(reading.masked / group.mask_window) if reading.masked else 0
+        num_tiles = spec.num_tiles if spec.mixed else 0
+        num_masks = math.ceil(spec.masked / group.mask_window) if spec.masked else 0
         layers.append(
-            Layer(
+            LayerProgram(
                 shape=target.shape,
-                reading=reading,
+                spec=spec,
                 key=key,
                 row=row,
                 tiles=slice(tiles, tiles + num_tiles),
                 masks=slice(masks, masks + num_masks),
-                mask_window=min(group.mask_window, max(reading.masked, 1)),
+                mask_window=min(group.mask_window, max(spec.masked, 1)),
             )
         )
         tiles, masks = tiles + num_tiles, masks + num_masks
@@ -230,16 +151,10 @@ def compose_group(
     coefficients: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> tuple[Tensor, ...]:
-    """Compose the weights of a group; differentiable once.
+    """Compose the weights (O, I, *k) of ``program.targets``, in the autocast type where one is active.
 
-    Args:
-        program: Of the group.
-        bank: (P,).
-        coefficients: By key: (N, K) for the layers with K windows; of tiles (m, 2); of masks (numbers,).
-        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
-
-    Returns:
-        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active.
+    Differentiable once. The bank is (P,), coefficients by key (N, K) for the layers with K windows, (m, 2) of tiles,
+    (numbers,) of masks. Weights of other dimensions than the memory format's are contiguous.
     """
     factors = [coefficients[key] for key in program.keys]
     made: tuple[Tensor, ...] = _ComposeGroup.apply(program, autocast_type(bank), memory_format, bank, *factors)
@@ -251,7 +166,7 @@ class _ComposeGroup(Composition):
     def forward(
         program: GroupProgram, dtype: torch.dtype, memory_format: torch.memory_format, bank: Tensor, *factors: Tensor
     ) -> tuple[Tensor, ...]:
-        numbers = prolonged(program, bank)
+        numbers = wrapped_bank(program, bank)
         coefficients = dict(zip(program.keys, factors))
         weights = []
         with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
@@ -268,7 +183,7 @@ class _ComposeGroup(Composition):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         program: GroupProgram = ctx.program
         bank, *factors = ctx.saved_tensors
-        numbers = prolonged(program, bank)
+        numbers = wrapped_bank(program, bank)
         coefficients = dict(zip(program.keys, factors))
         of_numbers = torch.zeros_like(numbers)
         found = {key: torch.zeros_like(factor) for key, factor in coefficients.items()}
@@ -277,38 +192,20 @@ class _ComposeGroup(Composition):
                 if gradient is not None:
                     flat = gradient.movedim(1, -1).reshape(-1).to(bank.dtype)
                     _add_gradients_(program, layer, flat, numbers, coefficients, of_numbers, found)
-        return None, None, None, folded(of_numbers, len(bank)), *found.values()
+        return None, None, None, unwrap_gradient(of_numbers, len(bank)), *found.values()
 
 
-def layer_numbers(program: GroupProgram, layer: Layer, numbers: Tensor, coefficients: Mapping[str, Tensor]) -> Tensor:
-    """The numbers of one weight, (n,) in the order (O, *k, I), from the prolonged bank."""
-    alpha, masks = _own(program, layer, coefficients)
-    return enlarge(layer, alpha @ layer_windows(numbers, layer), masks)
-
-
-def add_to_bank_(
-    program: GroupProgram, layer: Layer, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
+def layer_numbers(
+    program: GroupProgram, layer: LayerProgram, numbers: Tensor, coefficients: Mapping[str, Tensor]
 ) -> Tensor:
-    """Add what one layer's gradient, (n,), says about the prolonged bank; returns that of what was combined."""
-    alpha, masks = _own(program, layer, coefficients)
-    of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
-    if of_combined.ndim == 1:
-        here.addr_(alpha, of_combined)
-    else:
-        here.addmm_(alpha.T, of_combined)
-    return of_combined
-
-
-def folded(of_numbers: Tensor, size: int) -> Tensor:
-    """What was found of a prolonged bank, added up where it wraps: (size,)."""
-    of_bank, wrapped = of_numbers[:size], of_numbers[size:]
-    of_bank[: len(wrapped)] += wrapped
-    return of_bank
+    """The numbers of one weight, (n,) in the order (O, *k, I), from the wrapped bank."""
+    alpha, masks = _coefficients_of(program, layer, coefficients)
+    return enlarge(layer, alpha @ layer_windows(numbers, layer), masks)
 
 
 def _add_gradients_(
     program: GroupProgram,
-    layer: Layer,
+    layer: LayerProgram,
     gradient: Tensor,
     numbers: Tensor,
     coefficients: Mapping[str, Tensor],
@@ -318,28 +215,103 @@ def _add_gradients_(
     """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
     windows = layer_windows(numbers, layer)
     of_combined = add_to_bank_(program, layer, gradient, coefficients, of_numbers)
-    of_alpha, of_masks = _own(program, layer, found)
+    of_alpha, of_masks = _coefficients_of(program, layer, found)
     of_alpha += windows @ of_combined if of_combined.ndim == 1 else of_combined @ windows.T
     if of_masks is not None:
-        alpha, _ = _own(program, layer, coefficients)
+        alpha, _ = _coefficients_of(program, layer, coefficients)
         of_masks += mask_gradient(layer, gradient, alpha @ windows, len(of_masks))
 
 
-def _own(program: GroupProgram, layer: Layer, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def add_to_bank_(
+    program: GroupProgram, layer: LayerProgram, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
+) -> Tensor:
+    """Add what one layer's gradient, (n,), says about the wrapped bank; returns that of what was combined."""
+    alpha, masks = _coefficients_of(program, layer, coefficients)
+    of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
+    if of_combined.ndim == 1:
+        here.addr_(alpha, of_combined)
+    else:
+        here.addmm_(alpha.T, of_combined)
+    return of_combined
+
+
+def _coefficients_of(
+    program: GroupProgram, layer: LayerProgram, coefficients: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """A layer's combination, (K,) or of mixed tiles (m, 2), and its masks where it has some."""
     alpha = coefficients[layer.key][layer.row] if layer.key else coefficients[tiles_key(program.index)][layer.tiles]
-    return alpha, coefficients[masks_key(program.index)][layer.masks] if layer.reading.masked else None
+    return alpha, coefficients[masks_key(program.index)][layer.masks] if layer.spec.masked else None
 
 
-def layer_windows(numbers: Tensor, layer: Layer) -> Tensor:
-    """The windows of a layer as a view of the prolonged bank: (K, r)."""
-    reading = layer.reading
-    return numbers.as_strided(
-        (reading.num_windows, reading.size), (reading.stride, 1), numbers.storage_offset() + reading.start
-    )
+def layer_windows(numbers: Tensor, layer: LayerProgram) -> Tensor:
+    """The windows of a layer as a view of the wrapped bank: (K, r)."""
+    spec = layer.spec
+    return numbers.as_strided((spec.num_windows, spec.size), (spec.stride, 1), numbers.storage_offset() + spec.start)
 
 
-def prolonged(program: GroupProgram, bank: Tensor) -> Tensor:
+def wrapped_bank(program: GroupProgram, bank: Tensor) -> Tensor:
     """The bank, then as much of its start as a window that passes its end reads."""
     more = program.length - len(bank)
     return torch.cat([bank, bank[:more]]) if more else bank.contiguous()
+
+
+def unwrap_gradient(of_numbers: Tensor, size: int) -> Tensor:
+    """What was found of a wrapped bank, added up where it wraps: (size,)."""
+    of_bank, wrapped = of_numbers[:size], of_numbers[size:]
+    of_bank[: len(wrapped)] += wrapped
+    return of_bank
+
+
+def enlarge(layer: LayerProgram, combined: Tensor, masks: Tensor | None) -> Tensor:
+    """A combined window (r,), or mixed tiles (m, r), to the weight's numbers (n,)."""
+    spec = layer.spec
+    if spec.matrix != (0, 0):
+        small = combined.view(1, 1, *spec.matrix)
+        return F.interpolate(small, layer.full_matrix, mode="bilinear", align_corners=False).view(-1)
+    if spec.mixed:
+        return combined.reshape(-1)[: layer.num_weights]
+    if spec.num_tiles == 1:
+        return combined
+    tiled = combined.repeat(spec.num_tiles)[: layer.num_weights]
+    if masks is not None:
+        tiled[spec.size :] *= spread(layer, masks)
+    return tiled
+
+
+def shrink(layer: LayerProgram, gradient: Tensor, masks: Tensor | None) -> Tensor:
+    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
+    spec = layer.spec
+    if spec.matrix != (0, 0):
+        return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), spec.matrix).view(-1)
+    if spec.num_tiles == 1:
+        return gradient
+    tiles = gradient.new_zeros(spec.num_tiles, spec.size)
+    flat = tiles.view(-1)[: layer.num_weights]
+    flat.copy_(gradient)
+    if spec.mixed:
+        return tiles
+    if masks is not None:
+        flat[spec.size :] *= spread(layer, masks)
+    return tiles.sum(0)
+
+
+def _bilinear_backward(gradient: Tensor, matrix: tuple[int, int]) -> Tensor:
+    if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():
+        with torch.enable_grad():  # interpolate knows a way without atomic sums
+            small = gradient.new_zeros(1, 1, *matrix).requires_grad_()
+            made = F.interpolate(small, gradient.shape[2:], mode="bilinear", align_corners=False)
+        return torch.autograd.grad(made, small, gradient)[0]
+    size = [1, 1, *matrix]
+    return torch.ops.aten.upsample_bilinear2d_backward(gradient, list(gradient.shape[2:]), size, False, None, None)
+
+
+def mask_gradient(layer: LayerProgram, gradient: Tensor, combined: Tensor, num_masks: int) -> Tensor:
+    """The gradient of a layer's masks, from that of the weight's numbers (n,) and the window (r,) they multiply."""
+    beyond = gradient[layer.spec.size :]
+    repeated = combined.repeat(layer.spec.num_tiles - 1)[: len(beyond)]
+    return F.pad(beyond * repeated, (0, num_masks * layer.mask_window - len(beyond))).view(num_masks, -1).sum(1)
+
+
+def spread(layer: LayerProgram, masks: Tensor) -> Tensor:
+    """Masks, each number repeated over its window: (numbers beyond the first tile,)."""
+    return masks.repeat_interleave(layer.mask_window)[: layer.spec.masked]

@@ -6,8 +6,8 @@ gradient once and takes two products, one for the templates and one for the coef
 for it. On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and
 weights are written once.
 
-Shapes: N coefficient vectors of a slot, K templates, O I *k a block's output channels, input channels and kernel,
-H rows of a piece, n targets of one shape.
+Shapes: N coefficient vectors of a slot, K templates, E numbers in an embedding, O I *k a block's output channels, input
+channels and kernel, H rows of a piece, n targets of one shape.
 
 Source: Teterwak et al., WACV 2024
 """
@@ -22,7 +22,7 @@ from functools import lru_cache
 from typing import Any, Union
 
 import torch
-from torch import Tensor, autocast
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -45,55 +45,32 @@ class ShapeGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockUse:
-    """A part of a block in the weights of a group.
+    """A part of a block in the weights of a group."""
 
-    Attributes:
-        group: Index of the group.
-        place: Where the part stands there.
-        positions: Of the targets' SuperWeights in the slot's product, in the order of the targets.
-        vectors: The same, one by one.
-    """
-
-    group: int
-    place: Placement
-    positions: Positions
-    vectors: tuple[int, ...]
+    group: int  # index of the group
+    place: Placement  # where the part stands there
+    positions: Positions  # of the targets' SuperWeights in the slot's product, in the order of the targets
+    vectors: tuple[int, ...]  # the same, one by one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A block of a slot.
+    """A block of a slot."""
 
-    Attributes:
-        slot: Index of the slot.
-        start: Place in the slot's vectors at which the block's numbers begin.
-        channel: Place in the slot's output channels at which the block's begin.
-        shape: (O, I, *k).
-        uses: Of the groups that have a part of it.
-    """
-
-    slot: int
-    start: int
-    channel: int
-    shape: Shape
-    uses: tuple[BlockUse, ...]
+    slot: int  # index of the slot
+    start: int  # place in the slot's vectors at which the block's numbers begin
+    shape: Shape  # (O, I, *k)
+    uses: tuple[BlockUse, ...]  # of the groups that have a part of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterProgram:
-    """What one cluster computes.
+    """What one cluster computes."""
 
-    Attributes:
-        keys: Of its slots in a state dict.
-        rows: The coefficient vectors that it needs of each slot.
-        groups: What it makes.
-        blocks: What it makes them of.
-    """
-
-    keys: tuple[str, ...]
-    rows: tuple[Positions, ...]
-    groups: tuple[ShapeGroup, ...]
-    blocks: tuple[Block, ...]
+    keys: tuple[str, ...]  # of its slots in a state dict
+    rows: tuple[Positions, ...]  # the coefficient vectors that it needs of each slot
+    groups: tuple[ShapeGroup, ...]  # what it makes
+    blocks: tuple[Block, ...]  # what it makes them of
 
     @property
     def targets(self) -> tuple[PlannedTarget, ...]:
@@ -105,36 +82,23 @@ class ClusterProgram:
         return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
 
 
-def compose(
-    program: ClusterProgram,
-    coefficients: Sequence[Tensor],
-    templates: Sequence[Tensor],
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[Tensor, ...]:
-    """Compose the weights of a cluster; differentiable once.
+def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
+    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
 
-    Args:
-        program: Of the cluster.
-        coefficients: Of each slot: (N, K), or (N, O, K) with a vector an output channel.
-        templates: Of each slot: (K, numbers of the slot), its blocks one after the other, each in the order (O, *k, I).
-        memory_format: Of weights with as many dimensions as it is for; the others are contiguous.
+    Coefficients are (N, K), or embeddings (N, E) with a mixer (K, E + 1), the A and b of alpha = A e + b. Gains are not
+    trained: (N, K) in the place of coefficients, else (N, 1), factors of their softmax.
 
-    Returns:
-        (O, I, *k) for each of ``program.targets``; in the autocast type where one is active, rounded once: products are
-        taken in the templates' own type. Weights of one member and shape are parts of one tensor.
+    Example:
+        >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
+        tensor([[1.5000, 1.5000]])
     """
-    made: tuple[Tensor, ...] = _Compose.apply(
-        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
-    )
-    return made
-
-
-def autocast_type(templates: Tensor) -> torch.dtype:
-    """The type of weights made of templates: that of autocast where it is active, but for float64."""
-    device_type = templates.device.type
-    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
-        return torch.get_autocast_dtype(device_type)
-    return templates.dtype
+    if coefficients is None:
+        assert gains is not None, "one of the two combines"
+        return gains
+    if mixer is not None:
+        with torch.autocast(mixer.device.type, enabled=False):
+            return F.linear(coefficients, mixer[:, :-1], mixer[:, -1])
+    return coefficients if gains is None else coefficients.softmax(1) * gains
 
 
 class Composition(torch.autograd.Function):
@@ -145,6 +109,25 @@ class Composition(torch.autograd.Function):
         ctx.program = inputs[0]
         ctx.save_for_backward(*inputs[3:])
         ctx.set_materialize_grads(False)
+
+
+def compose(
+    program: ClusterProgram,
+    coefficients: Sequence[Tensor],
+    templates: Sequence[Tensor],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, ...]:
+    """Compose the weights (O, I, *k) of ``program.targets``; differentiable once.
+
+    Each slot has coefficients (N, K) and templates (K, numbers of the slot): its blocks one after the other, each in
+    the order (O, *k, I). Products are taken in the templates' own type, and rounded once to the autocast type where one
+    is active. Weights of one member and shape are parts of one tensor; those of other dimensions than the memory
+    format's are contiguous.
+    """
+    made: tuple[Tensor, ...] = _Compose.apply(
+        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
+    )
+    return made
 
 
 class _Compose(Composition):
@@ -175,52 +158,33 @@ class _Compose(Composition):
         needed = ctx.needs_input_grad[3:]
         found = [torch.zeros_like(factor) if wanted else None for factor, wanted in zip(ctx.saved_tensors, needed)]
         of_coefficients, of_templates = _halves(found)
-        apart = iter(gradients)
-        grouped = [[next(apart) for _ in group.targets] for group in program.groups]
+        one_by_one = iter(gradients)
+        grouped = [[next(one_by_one) for _ in group.targets] for group in program.groups]
         device = templates[0].device
         with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
                 for rows in _pieces(block, len(alpha), device):
-                    made = _gathered(block, rows, grouped, len(alpha), numbers)
-                    _add_products_(
-                        block, rows, made, alpha, numbers, of_coefficients[block.slot], of_templates[block.slot]
-                    )
+                    made = _gathered(block, rows, grouped, len(alpha), numbers).view(len(alpha), -1)
+                    columns = _columns(block, rows)
+                    if of_coefficients[block.slot] is not None:
+                        of_coefficients[block.slot].addmm_(made, numbers[:, columns].T)
+                    if of_templates[block.slot] is not None:
+                        torch.mm(alpha.T, made, out=of_templates[block.slot][:, columns])
         return None, None, None, *found
-
-
-@contextmanager
-def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
-    """On the CPU no more threads than making so many numbers is worth."""
-    before = torch.get_num_threads()
-    worth = 1 + num_weights // _NUMBERS_A_THREAD
-    if device.type != "cpu" or worth >= before:
-        yield
-        return
-    torch.set_num_threads(worth)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
     """Some rows of a block of every SuperWeight: (N, H, *k, I)."""
-    numbers = templates[:, _columns(block, rows)]
-    inner = (*block.shape[2:], block.shape[1])
-    if alpha.ndim == 2:
-        return (alpha @ numbers).view(len(alpha), -1, *inner)
-    by_row = numbers.unflatten(1, (rows.stop - rows.start, -1)).transpose(0, 1)
-    made = torch.bmm(alpha[:, _channels(block, rows)].transpose(0, 1), by_row)
-    return made.transpose(0, 1).unflatten(2, inner)
+    made = alpha @ templates[:, _columns(block, rows)]
+    return made.view(len(alpha), -1, *block.shape[2:], block.shape[1])
 
 
 def _gathered(
     block: Block, rows: slice, gradients: list[list[Tensor | None]], num_vectors: int, like: Tensor
 ) -> Tensor:
     """The gradients of some rows of a block of every SuperWeight, summed over its uses: (N, H, *k, I)."""
-    size = (num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
-    made = like.new_empty(size)
+    made = like.new_empty(num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
     fresh = [True] * num_vectors
     for use in block.uses:
         for vector, gradient in zip(use.vectors, gradients[use.group]):
@@ -239,35 +203,6 @@ def _gathered(
         if nothing:
             made[vector].zero_()
     return made
-
-
-def _add_products_(
-    block: Block,
-    rows: slice,
-    gradients: Tensor,
-    alpha: Tensor,
-    templates: Tensor,
-    of_alpha: Tensor | None,
-    of_templates: Tensor | None,
-) -> None:
-    """From the gradients of SuperWeights, (N, H, *k, I), those of coefficients (added) and of templates (set)."""
-    columns = _columns(block, rows)
-    if alpha.ndim == 2:
-        flat = gradients.view(len(alpha), -1)
-        if of_alpha is not None:
-            of_alpha.addmm_(flat, templates[:, columns].T)
-        if of_templates is not None:
-            torch.mm(alpha.T, flat, out=of_templates[:, columns])
-        return
-    by_row = gradients.flatten(2).transpose(0, 1)
-    channels = _channels(block, rows)
-    height = rows.stop - rows.start
-    if of_alpha is not None:
-        numbers = templates[:, columns].unflatten(1, (height, -1))
-        of_alpha[:, channels] = torch.bmm(by_row, numbers.permute(1, 2, 0)).transpose(0, 1)
-    if of_templates is not None:
-        made = torch.bmm(alpha[:, channels].permute(1, 2, 0), by_row)
-        of_templates[:, columns].unflatten(1, (height, -1)).copy_(made.transpose(0, 1))
 
 
 def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
@@ -291,21 +226,6 @@ def _columns(block: Block, rows: slice) -> slice:
     return slice(block.start + rows.start * size, block.start + rows.stop * size)
 
 
-def _channels(block: Block, rows: slice) -> slice:
-    """Where some rows of a block stand in the output channels of its slot."""
-    return slice(block.channel + rows.start, block.channel + rows.stop)
-
-
-def empty_weights(
-    count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
-    if _FORMATS.get(memory_format) == len(shape):
-        rows, columns, *kernel = shape
-        return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)
-    return torch.empty(count, *shape, dtype=dtype, device=device)
-
-
 def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
     middle = len(tensors) // 2
     return tensors[:middle], tensors[middle:]
@@ -324,28 +244,34 @@ def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(positions, device=device)
 
 
-# FOLDED ensemble.combination: From what is trained of coefficients to the numbers that combine templates.
-#
-# Shapes: N vectors, K templates, E numbers in an embedding.
+def autocast_type(templates: Tensor) -> torch.dtype:
+    """The type of weights made of templates: that of autocast where it is active, but for float64."""
+    device_type = templates.device.type
+    if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return templates.dtype
 
 
-def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
-    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
+@contextmanager
+def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
+    """On the CPU no more threads than making so many numbers is worth."""
+    before = torch.get_num_threads()
+    worth = 1 + num_weights // _NUMBERS_A_THREAD
+    if device.type != "cpu" or worth >= before:
+        yield
+        return
+    torch.set_num_threads(worth)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    Args:
-        coefficients: (N, K), or embeddings (N, E); None where the gains alone combine.
-        mixer: (K, E + 1): the A and b of alpha = A e + b.
-        gains: Factors that are not trained: (N, K) without coefficients, else (N, 1) of their softmax.
 
-    Example:
-        >>> import torch
-        >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
-        tensor([[1.5000, 1.5000]])
-    """
-    if coefficients is None:
-        assert gains is not None, "one of the two combines"
-        return gains
-    if mixer is not None:
-        with autocast(mixer.device.type, enabled=False):
-            return F.linear(coefficients, mixer[:, :-1], mixer[:, -1])
-    return coefficients if gains is None else coefficients.softmax(1) * gains
+def empty_weights(
+    count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
+    if _FORMATS.get(memory_format) == len(shape):
+        rows, columns, *kernel = shape
+        return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)
+    return torch.empty(count, *shape, dtype=dtype, device=device)

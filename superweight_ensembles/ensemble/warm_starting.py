@@ -1,7 +1,12 @@
 """A bank that starts from trained members: in every slot the templates and coefficients nearest to their weights.
 
-Shapes: N coefficient vectors of a slot, n targets that use it, Q numbers in it, K templates, O output channels,
-E numbers in an embedding.
+Slots of SuperWeights: the best common templates of the members' weights are a singular value decomposition, by way of
+the small Gram matrix. Flat banks: a weight is linear in the bank and linear in its layer's coefficients, but layers
+overlap in the bank, so that no decomposition gives both at once: each is solved for in turn, the bank by conjugate
+gradients, which need nothing but the two passes of generation. Every turn comes closer.
+
+Shapes: N coefficient vectors of a slot or of layers with one number of windows, n rows (targets) that share vectors,
+Q numbers in a slot, K templates or windows, E numbers in an embedding, P numbers in a flat bank.
 """
 
 from __future__ import annotations
@@ -9,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -18,329 +22,36 @@ from torch import Tensor, nn
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
-from superweight_ensembles.ensemble.generation import by_channel, decompose, slot_key
+from superweight_ensembles.ensemble.generation import decompose, slot_key
 from superweight_ensembles.ensemble.ssn_weights import (
     GroupProgram,
-    Layer,
+    LayerProgram,
     add_to_bank_,
     bank_key,
     compile_group,
     enlarge,
-    folded,
     layer_numbers,
     layer_windows,
     masks_key,
-    prolonged,
     tiles_key,
+    unwrap_gradient,
+    wrapped_bank,
 )
 from superweight_ensembles.ensemble.superweights import combination
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan import (
-    Cluster,
-    CoefficientForm,
-    Members,
-    SlotBlocks,
-    SsnGroup,
-    check_plan_fits,
-    named_members,
-)
+from superweight_ensembles.plan import Cluster, Members, SsnGroup, check_plan_fits, named_members
 from superweight_ensembles.storage import escape_controls
 
-# FOLDED ensemble.low_rank: The best common templates of given vectors: a singular value decomposition by way of the
-# small Gram matrix.
-#
-# Shapes: N vectors of Q numbers, K templates, n rows that share vectors; ``...`` are batch dimensions.
-
+GivenWeights = Mapping[str, Mapping[str, Tensor]]  # by member and parameter name
 Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
+_NOTHING = 1e-12  # beside a weight of zeros
 _NUMBERS_A_PIECE = 2**22  # of float64, 32 MiB: what is held beside the vectors themselves
-_MOST_ROUNDS = 200
+_MOST_ROUNDS = 200  # of filling gaps
 _SETTLED = 1e-10
-
-
-def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Coefficients and templates whose products come as close to vectors as a matrix of a rank can.
-
-    The columns of the coefficients are orthogonal and of one length (without counts); their rows have norm one on
-    average, so that the templates have the mean square of the products.
-
-    Args:
-        vectors: (..., N, Q).
-        rank: Templates at most.
-        counts: (N,), how much each vector's squared distance weighs; 1 where None.
-
-    Returns:
-        Coefficients (..., N, K) in float64 and templates (..., K, Q), K = min(rank, N).
-
-    Source: Eckart and Young, 1936. The eigenvectors U of the N x N Gram matrix in float64 are all that is needed:
-    the best fit is the projection U U^T W, which divides by no singular value.
-
-    Example:
-        >>> vectors = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
-        >>> coefficients, templates = best_factors(vectors, 1)
-        >>> torch.allclose((coefficients @ templates.double()).float(), vectors)
-        True
-    """
-    weights = torch.ones_like(vectors[..., 0], dtype=torch.float64) if counts is None else counts.to(vectors).double()
-    roots = weights.sqrt().expand(vectors.shape[:-1])[..., None]
-    gram = torch.zeros(*vectors.shape[:-1], vectors.shape[-2], dtype=torch.float64, device=vectors.device)
-    for columns in _pieces(vectors):
-        piece = vectors[..., columns].double() * roots
-        gram += piece @ piece.mT
-    kept = min(rank, vectors.shape[-2])
-    directions = torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :kept]  # that of the largest first
-    coefficients = directions / roots
-    length = (coefficients.square().sum((-2, -1), keepdim=True) / vectors.shape[-2]).sqrt()
-    templates = vectors.new_empty(*vectors.shape[:-2], kept, vectors.shape[-1])
-    for columns in _pieces(vectors):
-        templates[..., columns] = directions.mT @ (vectors[..., columns].double() * roots) * length
-    return coefficients / length, templates
-
-
-def best_affine_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As :func:`best_factors` of ``rank`` templates and one more, the mean, that all vectors take once.
-
-    Returns:
-        Coefficients (N, K + 1) whose last column is one, and templates (K + 1, Q), K = min(rank, N).
-    """
-    weights = torch.ones(len(vectors), dtype=torch.float64) if counts is None else counts.double()
-    shares = (weights / weights.sum()).to(vectors.device)
-    mean = (shares @ vectors.double()).to(vectors)
-    coefficients, templates = best_factors(vectors - mean, rank, counts)
-    return torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], dim=1), torch.cat([templates, mean[None]])
-
-
-def fit_rows(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best factors of vectors, each of which stands for one row or for several.
-
-    Args:
-        rows: (..., n, Q).
-        owners: (n,), the vector of each row.
-        fit: Of vectors (..., N, Q) that count (N,) times to coefficients (..., N, K) and templates (..., K, Q).
-        there: (..., n, Q), false where a number is not given, and must be zero; all are given where None.
-    """
-    if there is not None and not bool(there.all()):
-        rows = _completed(rows, owners, fit, there)
-    counts = torch.bincount(owners)
-    return fit(_sums(rows, owners) / counts[:, None], counts)
-
-
-def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
-    """The rows with numbers in the gaps, such that a fit comes closest to the numbers that were given.
-
-    Takes the fit and what it says of the gaps in turn: each round comes closer. The first takes the vector's mean.
-    """
-    counts = torch.bincount(owners)
-    mean = _sums(rows, owners) / _sums(there.to(rows), owners).clamp(min=1)
-    filled = torch.where(there, rows, mean.index_select(-2, owners))
-    total, before = float(rows.double().norm()), math.inf
-    for _ in range(_MOST_ROUNDS):
-        coefficients, templates = fit(_sums(filled, owners) / counts[:, None], counts)
-        guess = (coefficients @ templates.double()).to(rows).index_select(-2, owners)
-        filled = torch.where(there, rows, guess)
-        distance = float((filled - guess).double().norm())
-        if before - distance <= _SETTLED * total:
-            break
-        before = distance
-    return filled
-
-
-def _sums(rows: Tensor, owners: Tensor) -> Tensor:
-    """The sums (..., N, Q) of the rows (..., n, Q) of each vector."""
-    size = (*rows.shape[:-2], int(owners.max()) + 1, rows.shape[-1])
-    return rows.new_zeros(size).index_add_(-2, owners, rows)
-
-
-def _pieces(vectors: Tensor) -> list[slice]:
-    size = vectors.shape[-1]
-    step = max(1, _NUMBERS_A_PIECE * size // max(1, vectors.numel()))
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-# FOLDED ensemble.fitting: A flat bank and the coefficients of its layers, fitted to given weights.
-#
-# A weight is linear in the bank and linear in its layer's coefficients, but layers overlap in the bank, so that no
-# decomposition gives both at once: each is solved for in turn, the bank by conjugate gradients, which need nothing but
-# the two passes of generation. Every turn comes closer.
-#
-# Shapes: P numbers in the bank, N layers with one number of windows K, E numbers in an embedding, n numbers of a
-# weight.
-
-_ROUNDS = 4
+_ROUNDS = 4  # of a flat bank and its layers in turn
 _STEPS = 20  # of conjugate gradients a round
 _ENOUGH = 1e-12  # of the squared gradient at the start of a round
-
-
-@torch.no_grad()
-def fit_group(
-    index: int,
-    group: SsnGroup,
-    weights: Sequence[Tensor],
-    bank: Tensor,
-    coefficients: Mapping[str, Tensor],
-    mixers: Mapping[str, Tensor],
-    gains: Mapping[str, Tensor],
-) -> None:
-    """Set the tensors of a group, from where they are, so that they generate given weights as closely as they come.
-
-    Args:
-        index: Of the group in its plan.
-        group: Which one.
-        weights: (O, I, *k) of its targets, in their order.
-        bank: (P,), set.
-        coefficients: By key, set: (N, K), embeddings (N, E), tiles, masks. Those of a softmax stay as they are.
-        mixers: By key, set where there are embeddings.
-        gains: By key, set where there are some: the best factor a layer.
-    """
-    program = compile_group(index, group, {target.member for target in group.targets})
-    assert program is not None, "a group has targets"
-    wanted = [weight.detach().movedim(1, -1).flatten().to(bank.device, torch.float64) for weight in weights]
-    numbers = bank.double()
-    held = {key: tensor.double() for key, tensor in coefficients.items() if key in program.keys}
-    factors = {key: tensor.double() for key, tensor in gains.items() if key in program.keys}
-    maps = {key: mixers[key].double() for key in program.keys if key in mixers}
-
-    def combined() -> dict[str, Tensor]:
-        return {key: combination(held.get(key), maps.get(key), factors.get(key)) for key in program.keys}
-
-    for _ in range(_ROUNDS):
-        numbers = _best_bank(program, numbers, combined(), wanted)
-        _fit_layers(program, numbers, combined(), wanted, held, maps, factors)
-        numbers = _rescaled(index, group, numbers, held)
-    bank.copy_(_best_bank(program, numbers, combined(), wanted))
-    for tensors, found in ((coefficients, held), (mixers, maps), (gains, factors)):
-        for key, values in found.items():
-            tensors[key].copy_(values)
-
-
-def _best_bank(
-    program: GroupProgram, bank: Tensor, coefficients: Mapping[str, Tensor], wanted: Sequence[Tensor]
-) -> Tensor:
-    """Conjugate gradients on the squared distance, from the bank given."""
-
-    def forward(values: Tensor) -> Tensor:
-        numbers = prolonged(program, values)
-        return torch.cat([layer_numbers(program, layer, numbers, coefficients) for layer in program.layers])
-
-    def back(residual: Tensor) -> Tensor:
-        of_numbers = residual.new_zeros(program.length)
-        for layer, part in zip(program.layers, residual.split([layer.num_weights for layer in program.layers])):
-            add_to_bank_(program, layer, part, coefficients, of_numbers)
-        return folded(of_numbers, len(bank))
-
-    found = bank.clone()
-    residual = torch.cat(list(wanted)) - forward(found)
-    direction = gradient = back(residual)
-    length = start = gradient.dot(gradient)
-    for _ in range(_STEPS):
-        if length <= _ENOUGH * start:
-            break
-        moved = forward(direction)
-        step = length / moved.dot(moved)
-        found.add_(direction, alpha=float(step))
-        residual.sub_(moved, alpha=float(step))
-        gradient = back(residual)
-        before, length = length, gradient.dot(gradient)
-        direction = gradient + length / before * direction
-    return found
-
-
-def _fit_layers(
-    program: GroupProgram,
-    bank: Tensor,
-    coefficients: Mapping[str, Tensor],
-    wanted: Sequence[Tensor],
-    held: Mapping[str, Tensor],
-    maps: Mapping[str, Tensor],
-    factors: Mapping[str, Tensor],
-) -> None:
-    """What is each layer's own, solved for with the bank as it is."""
-    numbers = prolonged(program, bank)
-    alphas = {key: coefficients[key].clone() for key in program.keys}
-    for layer, given in zip(program.layers, wanted):
-        windows = layer_windows(numbers, layer)
-        masks = held[masks_key(program.index)][layer.masks] if layer.reading.masked else None
-        if layer.reading.mixed:
-            held[tiles_key(program.index)][layer.tiles] = _tile_coefficients(windows, given, layer)
-            continue
-        if layer.key in factors:
-            made = enlarge(layer, alphas[layer.key][layer.row] @ windows, masks)
-            factors[layer.key][layer.row] *= given.dot(made) / made.dot(made) if made.any() else 1.0
-            continue
-        basis = torch.stack([enlarge(layer, window, masks) for window in windows], dim=1)
-        alphas[layer.key][layer.row] = _least_squares(basis, given)
-        if masks is not None:
-            tiles = (alphas[layer.key][layer.row] @ windows).repeat(layer.reading.num_tiles)[: layer.num_weights]
-            held[masks_key(program.index)][layer.masks] = _masks(tiles, given, masks, layer)
-    for key in program.keys:
-        if key in maps:
-            _place_embeddings(alphas[key], held[key], maps[key])
-        elif key in held and key not in factors and key not in (tiles_key(program.index), masks_key(program.index)):
-            held[key].copy_(alphas[key])
-
-
-def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
-    """The shortest (K,) that comes nearest to ``given`` (n,), whatever the rank of ``basis`` (n, K).
-
-    Not ``torch.linalg.lstsq``, which on CUDA takes full rank for granted.
-    """
-    return torch.linalg.pinv(basis) @ given
-
-
-def _tile_coefficients(windows: Tensor, given: Tensor, layer: Layer) -> Tensor:
-    """(m, 2): of each tile the best mixture of the halves; the last one sees as much as the weight has."""
-    size = layer.reading.size
-    found = []
-    for start in range(0, len(given), size):
-        part = given[start : start + size]
-        found.append(_least_squares(windows[:, : len(part)].T, part))
-    return torch.stack(found)
-
-
-def _masks(tiles: Tensor, given: Tensor, masks: Tensor, layer: Layer) -> Tensor:
-    """Of each window of a mask the best factor."""
-    size, window = layer.reading.size, layer.mask_window
-    found = masks.clone()
-    for place in range(len(masks)):
-        part = slice(size + place * window, min(size + (place + 1) * window, len(given)))
-        if tiles[part].any():
-            found[place] = given[part].dot(tiles[part]) / tiles[part].dot(tiles[part])
-    return found
-
-
-def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None:
-    """Embeddings and their map that give coefficients (N, K): exactly up to K = E, beyond it the best affine ones."""
-    size, count = embeddings.shape[1], alphas.shape[1]
-    if count <= size:
-        left, _, right = torch.linalg.svd(mixer[:, :-1], full_matrices=False)
-        turn = left @ right
-        mixer[:, :-1] = turn * math.sqrt(size)
-        mixer[:, -1] = 0
-        embeddings.copy_(alphas @ turn / math.sqrt(size))
-        return
-    found, directions = best_affine_factors(alphas, size)
-    parts = found.shape[1] - 1
-    embeddings.zero_()
-    mixer.zero_()
-    embeddings[:, :parts] = found[:, :-1]
-    mixer[:, :parts], mixer[:, -1] = directions[:-1].T, directions[-1]
-
-
-def _rescaled(index: int, group: SsnGroup, bank: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-    """The bank with the deviation that makes coefficient vectors of norm one on average; they are divided by it."""
-    if group.options.combine != "wavg":
-        return bank
-    keys = [key for key in held if key != masks_key(index)]
-    norms = torch.cat([held[key].norm(dim=1) for key in keys])
-    scale = float(norms.mean())
-    if not scale:
-        return bank
-    for key in keys:
-        held[key] /= scale
-    return bank * scale
-
-
-_NOTHING = 1e-12  # beside a weight of zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,14 +107,14 @@ def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnse
     the fitted weights: the scale of the library's own start values, so that learning rates mean what they mean there.
     With as many templates as vectors, a step of SGD on the templates is one on the members' own weights. Templates left
     over keep the values that they have, with coefficients of zero. Where a later slot crops numbers away, the fit is to
-    those that are there; tied coefficients fit the mean of their users; coefficients of an output channel are fitted
-    channel by channel; embeddings of E numbers hold the fit of up to E templates, and beyond it the best affine one.
+    those that are there; tied coefficients fit the mean of their users; embeddings of E numbers hold the fit of up to E
+    templates, and beyond it the best affine one.
 
     Layers overlap in the bank of a Shapeshifter Network, which no decomposition solves at once: bank and coefficients
     are solved for in turn, by least squares, a few times.
 
     Args:
-        ensemble: Changed in place; the result is kept as its ``warm_start``.
+        ensemble: Changed in place.
         members: Trained networks of the ensemble's names and shapes, or an ensemble of them, whatever its plan.
 
     Raises:
@@ -424,15 +135,16 @@ def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnse
         modules = {name: modules[name] for name in ensemble.member_names}
     check_plan_fits(ensemble.plan, modules)
     _check_finite(modules)
-    own = {name: _own_tensors(ensemble.members[name], modules[name], name) for name in modules}
+    private = {name: _private_tensors(ensemble.members[name], modules[name], name) for name in modules}
     weights = {name: dict(module.named_parameters(remove_duplicate=False)) for name, module in modules.items()}
     for index, cluster in enumerate(ensemble.plan.clusters):
-        _FITS[type(cluster)](ensemble.bank, index, cluster, weights)
-    for held, given in chain.from_iterable(own.values()):
+        if isinstance(cluster, Cluster):
+            _fit_superweights(ensemble.bank, index, cluster, weights)
+        else:
+            _fit_flat_bank(ensemble.bank, index, cluster, weights)
+    for held, given in chain.from_iterable(private.values()):
         held.copy_(given)
-    result = WarmStart(errors=_errors(ensemble, weights))
-    ensemble.warm_start = result
-    return result
+    return WarmStart(errors=_errors(ensemble, weights))
 
 
 def _as_modules(members: Members | SuperWeightEnsemble) -> dict[str, nn.Module]:
@@ -448,7 +160,7 @@ def _check_finite(modules: Mapping[str, nn.Module]) -> None:
                 raise SuperWeightError(f"member {member!r}: {name} holds numbers that are not finite: train it again")
 
 
-def _own_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[Tensor, Tensor]]:
+def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[Tensor, Tensor]]:
     """What stays a member's own, beside the same of the trained one."""
     found = dict(chain(given.named_parameters(remove_duplicate=False), given.named_buffers(remove_duplicate=False)))
     pairs = []
@@ -462,7 +174,7 @@ def _own_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[T
     return pairs
 
 
-def _errors(ensemble: SuperWeightEnsemble, weights: Mapping[str, Mapping[str, Tensor]]) -> dict[tuple[str, str], float]:
+def _errors(ensemble: SuperWeightEnsemble, weights: GivenWeights) -> dict[tuple[str, str], float]:
     errors = {}
     like = next(ensemble.parameters(), torch.empty(0))
     with torch.autocast(like.device.type, enabled=False):
@@ -477,21 +189,17 @@ def _errors(ensemble: SuperWeightEnsemble, weights: Mapping[str, Mapping[str, Te
     return errors
 
 
-def _fit_superweights(
-    bank: SuperWeightBank, index: int, cluster: Cluster, weights: Mapping[str, Mapping[str, Tensor]]
-) -> None:
+def _fit_superweights(bank: SuperWeightBank, index: int, cluster: Cluster, weights: GivenWeights) -> None:
     """Fit the slots of a cluster of SuperWeights, one after the other: they hold different numbers of the weights."""
-    for slot, block in enumerate(cluster.blocks):
+    fit = _fit_embeddings if cluster.coefficients == "embedding" else _fit_vectors
+    for slot in range(len(cluster.slots)):
         key = slot_key(index, slot)
         rows, there, owners = _users(cluster, slot, weights, bank.templates[key].device)
-        fits: dict[CoefficientForm, Callable[..., None]] = {
-            "vector": _fit_vectors, "embedding": _fit_embeddings, "channel": partial(_fit_channels, block)
-        }  # fmt: skip
-        fits[cluster.coefficients](bank, key, rows, owners, there)
+        fit(bank, key, rows, owners, there)
 
 
 def _users(
-    cluster: Cluster, slot: int, weights: Mapping[str, Mapping[str, Tensor]], device: torch.device
+    cluster: Cluster, slot: int, weights: GivenWeights, device: torch.device
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Of the targets that use a slot: their numbers (n, Q), which of them they have (n, Q), and their vectors (n,)."""
     rows, gaps, owners = [], [], []
@@ -512,7 +220,7 @@ def _users(
 
 def _fit_vectors(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
     templates = bank.templates[key]
-    coefficients, found = fit_rows(rows, owners, partial(_ranked, len(templates)), there)
+    coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
     _place(coefficients, bank.coefficients[key])
     templates[: len(found)] = found.to(templates)
 
@@ -523,7 +231,7 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
     size = embeddings.shape[1]
     mixer[:, -1] = 0
     if len(templates) <= size:
-        coefficients, found = fit_rows(rows, owners, partial(_ranked, len(templates)), there)
+        coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
         left, _, right = torch.linalg.svd(mixer[:, :-1].double(), full_matrices=False)
         turn = left @ right  # orthonormal rows, those nearest to the map that was drawn
         mixer[:, :-1] = turn * math.sqrt(size)  # the scale of the map that was drawn: deviation one
@@ -540,44 +248,265 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
     templates[: len(found)] = found.to(templates)
 
 
-def _fit_channels(
-    block: SlotBlocks, bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None
-) -> None:
-    """A fit for each output channel of each block, all channels of a block at once."""
-    templates, coefficients = bank.templates[key], bank.coefficients[key]
-    masks = [None] * len(block.shapes) if there is None else by_channel(there, block)
-    sizes = [shape[0] for shape in block.shapes]
-    numbers = templates.split([math.prod(shape) for shape in block.shapes], dim=1)
-    for part, mask, count, held, own in zip(
-        by_channel(rows, block), masks, sizes, numbers, coefficients.split(sizes, dim=1)
-    ):
-        given = None if mask is None else mask.transpose(0, 1)
-        alphas, found = fit_rows(part.transpose(0, 1), owners, partial(_ranked, len(templates)), given)
-        _place(alphas.transpose(0, 1), own)
-        held.unflatten(1, (count, -1))[: found.shape[1]] = found.transpose(0, 1).to(held)
-
-
-def _ranked(rank: int, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    return best_factors(vectors, rank, counts)
+def _ranked(rank: int) -> Fit:
+    return lambda vectors, counts: best_factors(vectors, rank, counts)
 
 
 def _place(found: Tensor, held: Tensor) -> None:
     """Write into the first columns; the rest are zero."""
     held.zero_()
-    held[..., : found.shape[-1]] = found.to(held)
+    held[:, : found.shape[1]] = found.to(held)
 
 
-def _fit_flat_bank(
-    bank: SuperWeightBank, index: int, group: SsnGroup, weights: Mapping[str, Mapping[str, Tensor]]
+def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Coefficients and templates whose products come as close to vectors as a matrix of a rank can.
+
+    The columns of the coefficients are orthogonal and of one length (without counts); their rows have norm one on
+    average, so that the templates have the mean square of the products.
+
+    Args:
+        vectors: (N, Q).
+        rank: Templates at most.
+        counts: (N,), how much each vector's squared distance weighs; 1 where None.
+
+    Returns:
+        Coefficients (N, K) in float64 and templates (K, Q), K = min(rank, N).
+
+    Source: Eckart and Young, 1936. The eigenvectors U of the N x N Gram matrix in float64 are all that is needed:
+    the best fit is the projection U U^T W, which divides by no singular value.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
+        >>> coefficients, templates = best_factors(vectors, 1)
+        >>> torch.allclose((coefficients @ templates.double()).float(), vectors)
+        True
+    """
+    num_vectors, size = vectors.shape
+    weights = torch.ones_like(vectors[:, 0], dtype=torch.float64) if counts is None else counts.to(vectors).double()
+    roots = weights.sqrt()[:, None]
+    gram = torch.zeros(num_vectors, num_vectors, dtype=torch.float64, device=vectors.device)
+    for columns in _pieces(vectors):
+        piece = vectors[:, columns].double() * roots
+        gram += piece @ piece.T
+    kept = min(rank, num_vectors)
+    directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :kept]  # that of the largest first
+    coefficients = directions / roots
+    length = (coefficients.square().sum((0, 1), keepdim=True) / num_vectors).sqrt()
+    templates = vectors.new_empty(kept, size)
+    for columns in _pieces(vectors):
+        templates[:, columns] = directions.T @ (vectors[:, columns].double() * roots) * length
+    return coefficients / length, templates
+
+
+def best_affine_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As :func:`best_factors` of ``rank`` templates and one more, the mean, that all vectors take once.
+
+    Returns:
+        Coefficients (N, K + 1) whose last column is one, and templates (K + 1, Q), K = min(rank, N).
+    """
+    weights = torch.ones(len(vectors), dtype=torch.float64) if counts is None else counts.double()
+    shares = (weights / weights.sum()).to(vectors.device)
+    mean = (shares @ vectors.double()).to(vectors)
+    coefficients, templates = best_factors(vectors - mean, rank, counts)
+    return torch.cat([coefficients, torch.ones_like(coefficients[:, :1])], dim=1), torch.cat([templates, mean[None]])
+
+
+def fit_rows(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The best factors of vectors, each of which stands for one row or for several.
+
+    Args:
+        rows: (n, Q).
+        owners: (n,), the vector of each row.
+        fit: Of vectors (N, Q) that count (N,) times to coefficients (N, K) and templates (K, Q).
+        there: (n, Q), false where a number is not given, and must be zero; all are given where None.
+    """
+    if there is not None and not bool(there.all()):
+        rows = _completed(rows, owners, fit, there)
+    counts = torch.bincount(owners)
+    return fit(_sums(rows, owners) / counts[:, None], counts)
+
+
+def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
+    """The rows with numbers in the gaps, such that a fit comes closest to the numbers that were given.
+
+    Takes the fit and what it says of the gaps in turn: each round comes closer. The first takes the vector's mean.
+    """
+    counts = torch.bincount(owners)
+    mean = _sums(rows, owners) / _sums(there.to(rows), owners).clamp(min=1)
+    filled = torch.where(there, rows, mean.index_select(0, owners))
+    total, before = float(rows.double().norm()), math.inf
+    for _ in range(_MOST_ROUNDS):
+        coefficients, templates = fit(_sums(filled, owners) / counts[:, None], counts)
+        guess = (coefficients @ templates.double()).to(rows).index_select(0, owners)
+        filled = torch.where(there, rows, guess)
+        distance = float((filled - guess).double().norm())
+        if before - distance <= _SETTLED * total:
+            break
+        before = distance
+    return filled
+
+
+def _sums(rows: Tensor, owners: Tensor) -> Tensor:
+    """The sums (N, Q) of the rows (n, Q) of each vector."""
+    return rows.new_zeros(int(owners.max()) + 1, rows.shape[1]).index_add_(0, owners, rows)
+
+
+def _pieces(vectors: Tensor) -> list[slice]:
+    size = vectors.shape[-1]
+    step = max(1, _NUMBERS_A_PIECE * size // max(1, vectors.numel()))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: GivenWeights) -> None:
+    """Fit a flat bank and what its layers hold, from where they are; coefficients of a softmax stay as they are."""
+    program = compile_group(index, group, {target.member for target in group.targets})
+    assert program is not None, "a group has targets"
+    held_bank = bank.templates[bank_key(index)]
+    wanted = [
+        weights[target.member][target.name].detach().movedim(1, -1).flatten().to(held_bank.device, torch.float64)
+        for target in group.targets
+    ]
+    numbers = held_bank.double()
+    parts = (dict(bank.coefficients.items()), dict(bank.mixers.items()), dict(bank.gains.named_buffers()))
+    held, maps, factors = (
+        {key: tensor.double() for key, tensor in part.items() if key in program.keys} for part in parts
+    )
+
+    def combined() -> dict[str, Tensor]:
+        return {key: combination(held.get(key), maps.get(key), factors.get(key)) for key in program.keys}
+
+    for _ in range(_ROUNDS):
+        numbers = _best_bank(program, numbers, combined(), wanted)
+        _fit_layers(program, numbers, combined(), wanted, held, maps, factors)
+        numbers = _rescaled(index, group, numbers, held)
+    held_bank.copy_(_best_bank(program, numbers, combined(), wanted))
+    for part, found in zip(parts, (held, maps, factors)):
+        for key, values in found.items():
+            part[key].copy_(values)
+
+
+def _best_bank(
+    program: GroupProgram, bank: Tensor, coefficients: Mapping[str, Tensor], wanted: Sequence[Tensor]
+) -> Tensor:
+    """Conjugate gradients on the squared distance, from the bank given."""
+
+    def forward(values: Tensor) -> Tensor:
+        numbers = wrapped_bank(program, values)
+        return torch.cat([layer_numbers(program, layer, numbers, coefficients) for layer in program.layers])
+
+    def back(residual: Tensor) -> Tensor:
+        of_numbers = residual.new_zeros(program.length)
+        for layer, part in zip(program.layers, residual.split([layer.num_weights for layer in program.layers])):
+            add_to_bank_(program, layer, part, coefficients, of_numbers)
+        return unwrap_gradient(of_numbers, len(bank))
+
+    found = bank.clone()
+    residual = torch.cat(list(wanted)) - forward(found)
+    direction = gradient = back(residual)
+    length = start = gradient.dot(gradient)
+    for _ in range(_STEPS):
+        if length <= _ENOUGH * start:
+            break
+        moved = forward(direction)
+        step = length / moved.dot(moved)
+        found.add_(direction, alpha=float(step))
+        residual.sub_(moved, alpha=float(step))
+        gradient = back(residual)
+        before, length = length, gradient.dot(gradient)
+        direction = gradient + length / before * direction
+    return found
+
+
+def _fit_layers(
+    program: GroupProgram,
+    bank: Tensor,
+    coefficients: Mapping[str, Tensor],
+    wanted: Sequence[Tensor],
+    held: Mapping[str, Tensor],
+    maps: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
 ) -> None:
-    """Fit a flat bank and the coefficients of its layers in turn."""
-    given = [weights[target.member][target.name] for target in group.targets]
-    gains = dict(bank.gains.named_buffers())
-    coefficients, mixers = dict(bank.coefficients.items()), dict(bank.mixers.items())
-    fit_group(index, group, given, bank.templates[bank_key(index)], coefficients, mixers, gains)
+    """What is each layer's own, solved for with the bank as it is."""
+    numbers = wrapped_bank(program, bank)
+    alphas = {key: coefficients[key].clone() for key in program.keys}
+    for layer, given in zip(program.layers, wanted):
+        windows = layer_windows(numbers, layer)
+        masks = held[masks_key(program.index)][layer.masks] if layer.spec.masked else None
+        if layer.spec.mixed:
+            held[tiles_key(program.index)][layer.tiles] = _tile_coefficients(windows, given, layer)
+            continue
+        if layer.key in factors:
+            made = enlarge(layer, alphas[layer.key][layer.row] @ windows, masks)
+            factors[layer.key][layer.row] *= given.dot(made) / made.dot(made) if made.any() else 1.0
+            continue
+        basis = torch.stack([enlarge(layer, window, masks) for window in windows], dim=1)
+        alphas[layer.key][layer.row] = _least_squares(basis, given)
+        if masks is not None:
+            tiles = (alphas[layer.key][layer.row] @ windows).repeat(layer.spec.num_tiles)[: layer.num_weights]
+            held[masks_key(program.index)][layer.masks] = _masks(tiles, given, masks, layer)
+    for key in program.keys:
+        if key in maps:
+            _place_embeddings(alphas[key], held[key], maps[key])
+        elif key in held and key not in factors and key not in (tiles_key(program.index), masks_key(program.index)):
+            held[key].copy_(alphas[key])
 
 
-_FITS: dict[type, Callable[[SuperWeightBank, int, Any, Mapping[str, Mapping[str, Tensor]]], None]] = {
-    Cluster: _fit_superweights,
-    SsnGroup: _fit_flat_bank,
-}
+def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
+    """The shortest (K,) that comes nearest to ``given`` (n,), whatever the rank of ``basis`` (n, K).
+
+    Not ``torch.linalg.lstsq``, which on CUDA takes full rank for granted.
+    """
+    return torch.linalg.pinv(basis) @ given
+
+
+def _tile_coefficients(windows: Tensor, given: Tensor, layer: LayerProgram) -> Tensor:
+    """(m, 2): of each tile the best mixture of the halves; the last one sees as much as the weight has."""
+    size = layer.spec.size
+    found = []
+    for start in range(0, len(given), size):
+        part = given[start : start + size]
+        found.append(_least_squares(windows[:, : len(part)].T, part))
+    return torch.stack(found)
+
+
+def _masks(tiles: Tensor, given: Tensor, masks: Tensor, layer: LayerProgram) -> Tensor:
+    """Of each window of a mask the best factor."""
+    size, window = layer.spec.size, layer.mask_window
+    found = masks.clone()
+    for place in range(len(masks)):
+        part = slice(size + place * window, min(size + (place + 1) * window, len(given)))
+        if tiles[part].any():
+            found[place] = given[part].dot(tiles[part]) / tiles[part].dot(tiles[part])
+    return found
+
+
+def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None:
+    """Embeddings and their map that give coefficients (N, K): exactly up to K = E, beyond it the best affine ones."""
+    size, count = embeddings.shape[1], alphas.shape[1]
+    if count <= size:
+        left, _, right = torch.linalg.svd(mixer[:, :-1], full_matrices=False)
+        turn = left @ right
+        mixer[:, :-1] = turn * math.sqrt(size)
+        mixer[:, -1] = 0
+        embeddings.copy_(alphas @ turn / math.sqrt(size))
+        return
+    found, directions = best_affine_factors(alphas, size)
+    parts = found.shape[1] - 1
+    embeddings.zero_()
+    mixer.zero_()
+    embeddings[:, :parts] = found[:, :-1]
+    mixer[:, :parts], mixer[:, -1] = directions[:-1].T, directions[-1]
+
+
+def _rescaled(index: int, group: SsnGroup, bank: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+    """The bank with the deviation that makes coefficient vectors of norm one on average; they are divided by it."""
+    if group.options.combine != "wavg":
+        return bank
+    keys = [key for key in held if key != masks_key(index)]
+    norms = torch.cat([held[key].norm(dim=1) for key in keys])
+    scale = float(norms.mean())
+    if not scale:
+        return bank
+    for key in keys:
+        held[key] /= scale
+    return bank * scale

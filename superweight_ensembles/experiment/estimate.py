@@ -22,7 +22,7 @@ from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import kept_modes
-from superweight_ensembles.plan import Members, Reading, SharingPlan, SsnGroup, named_members
+from superweight_ensembles.plan import Members, SharingPlan, SsnGroup, WindowSpec, named_members
 from superweight_ensembles.training import TrainConfig, faster_channels_last, num_moments
 
 # FOLDED experiment.reference_speed: How many floating point operations a second this machine does in training, for
@@ -96,7 +96,7 @@ _INTERPOLATION = 8  # a number of the weight is the weighted sum of four of the 
 
 def num_trained_tensors(group: SsnGroup) -> int:
     """Trainable tensors: the bank, coefficients or embeddings and their maps, tiles, masks."""
-    found = group.readings
+    found = group.window_specs
     each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
     keys = vectors_by_key(0, found)
     if group.options.combine == "softmax":
@@ -107,7 +107,7 @@ def num_trained_tensors(group: SsnGroup) -> int:
 
 def num_gains(group: SsnGroup) -> int:
     """Numbers that are held and not trained, where coefficients cannot scale a weight."""
-    combined = [reading.num_windows for reading in group.readings if not reading.mixed]
+    combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
     return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
 
 
@@ -115,15 +115,15 @@ def copied_numbers(group: SsnGroup) -> int:
     """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
 
     Example:
-        >>> from superweight_ensembles.plan import SsnTarget
+        >>> from superweight_ensembles.plan import Target
         >>> from superweight_ensembles.plan import SsnOptions
-        >>> a = SsnTarget(member="m", names=("a",), kind="linear", shape=(4, 5))
-        >>> b = SsnTarget(member="m", names=("b",), kind="linear", shape=(4, 4))
+        >>> a = Target(member="m", names=("a",), kind="linear", shape=(4, 5))
+        >>> b = Target(member="m", names=("b",), kind="linear", shape=(4, 4))
         >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
         >>> copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
         42
     """
-    longest = max(reading.end for reading in group.readings)
+    longest = max(reading.end for reading in group.window_specs)
     return longest + longest - group.bank_size if longest > group.bank_size else 0
 
 
@@ -134,16 +134,16 @@ def group_flops(group: SsnGroup) -> int:
     """
     return sum(
         3 * _ssn_combination_flops(reading) + _enlarging_flops(reading, math.prod(shape))
-        for reading, shape in zip(group.readings, group.shapes)
+        for reading, shape in zip(group.window_specs, group.shapes)
     )
 
 
-def _ssn_combination_flops(reading: Reading) -> int:
+def _ssn_combination_flops(reading: WindowSpec) -> int:
     rows = reading.num_tiles if reading.mixed else 1
     return 2 * rows * reading.num_windows * reading.size
 
 
-def _enlarging_flops(reading: Reading, num_weights: int) -> int:
+def _enlarging_flops(reading: WindowSpec, num_weights: int) -> int:
     if reading.matrix != (0, 0):
         return 2 * _INTERPOLATION * num_weights
     if reading.mixed or reading.num_tiles == 1:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from superweight_ensembles.data import ImageData, image_shape_of, load_data, num_training_images
+from superweight_ensembles.data import ImageData, classes_and_channels, image_shape_of, load_data, num_training_images
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
@@ -72,6 +72,7 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
     ("training", "distillation"): (0.0, "write distillation: {teacher: ..., weight: ...}"),
     ("training", "distillation_temperature"): (4.0, "write distillation: {teacher: ..., temperature: ...}"),
     ("training", "coefficient_rate"): (1.0, "coefficients take the learning rate of everything else"),
+    ("sharing", "allocation"): ("sweeps", "slots get their templates in sweeps, as published"),
 }
 
 
@@ -139,12 +140,6 @@ def _saved(folder: Path) -> Path:
             f"distillation.teacher: the arm {folder} is not trained to its end: train it with --resume first"
         )
     return folder / "ensemble"
-
-
-_KNOWN_DATA = {
-    "digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3), "double_moon": (2, 2), "spiral": (2, 2),
-    "spiral_hard": (2, 2),
-}  # fmt: skip
 
 
 class Recipe(Strict):
@@ -367,11 +362,9 @@ class Recipe(Strict):
         return torch.Generator().manual_seed(self.seed)
 
     def _classes_and_channels(self) -> tuple[int | None, int | None]:
-        known_classes, known_channels = _KNOWN_DATA.get(self.data.name, (None, None))
-        classes = self.data.num_classes if self.data.num_classes is not None else known_classes
-        if self.data.name == "image_folder" and self.data.channels is None:
-            return classes, 3
-        return classes, self.data.channels if self.data.channels is not None else known_channels
+        """As the recipe says, else as is known of the data set."""
+        classes, channels = classes_and_channels(self.data.name)
+        return self.data.num_classes or classes, self.data.channels or channels
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

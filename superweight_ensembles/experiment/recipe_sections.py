@@ -84,8 +84,8 @@ class SharingRecipe(Strict):
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
         num_groups: Of clusters ``random``, and of search ``k_means``.
         group_seed: Of clusters ``random``; the recipe's seed unless given.
-        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
-            groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
+        search: ``gradient`` or ``weight`` splits clusters by similarity, ``k_means`` learns groups, of flat banks alone
+            (:func:`search_sharing`); ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.
@@ -104,7 +104,6 @@ class SharingRecipe(Strict):
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: int = 8
-    allocation: str = "sweeps"
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
@@ -135,7 +134,7 @@ class SharingRecipe(Strict):
         if splits and self.ssn is not None:
             raise ValueError(f"ssn does nothing with search {self.search!r}, which splits SuperWeights: leave it out")
         if self.search == "k_means":
-            for key in sorted(given & {"clusters", "bins", "coefficients", "cap", "allocation"}):
+            for key in sorted(given & {"clusters", "bins", "coefficients", "cap"}):
                 raise ValueError(
                     f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
                 )

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,14 @@ from superweight_ensembles.experiment.results import (
 )
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance, truncated_exits
 from superweight_ensembles.plan import SharingPlan, independent_plan
-from superweight_ensembles.search import LearnedGroups, SearchResult, find_groups, find_sharing, searched_members
+from superweight_ensembles.search import (
+    GradientSearch,
+    KMeansSearch,
+    SearchMethod,
+    WeightSearch,
+    search_sharing,
+    searched_members,
+)
 from superweight_ensembles.storage import as_content, read_as, write_json, write_text
 from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
@@ -136,13 +144,16 @@ def _read_widths(folder: Path) -> WidthRecord:
 def searched_plan(run: RunContext, plan: SharingPlan) -> SharingPlan:
     """Train a first plan for some epochs and split its clusters, or learn groups; the weights are thrown away."""
     recipe, folder, ensemble = run.recipe, run.folder / "search", run.ensemble(plan)
-    learns = recipe.sharing.search == "k_means"
-    searched = ensemble.member_names if learns else searched_members(ensemble)
+    method, loader = _search_method(recipe), None
+    searched = ensemble.member_names if isinstance(method, KMeansSearch) else searched_members(ensemble)
     train(
         ensemble, run.data, recipe.search_training(), members=searched, out=folder, resume=True,
         callback=run.progress("search"),
     )  # fmt: skip
-    found = _learned(recipe, ensemble) if learns else _split(run, ensemble)
+    if isinstance(method, GradientSearch):
+        device = next(ensemble.parameters()).device
+        loader = run.data.loader("train", recipe.training.batch_size, device=device, shard=run.processes.shard)
+    found = search_sharing(ensemble, loader, method=method)
 
     def write() -> None:
         write_text(folder / "plan.json", plan.to_json())
@@ -152,25 +163,19 @@ def searched_plan(run: RunContext, plan: SharingPlan) -> SharingPlan:
     return found.plan
 
 
-def _learned(recipe: Recipe, ensemble: SuperWeightEnsemble) -> LearnedGroups:
+def _search_method(recipe: Recipe) -> SearchMethod:
     sharing = recipe.sharing
-    assert sharing.num_groups is not None, "checked with the recipe"
-    return find_groups(
-        ensemble, sharing.num_groups, budget=sharing.budget, generator="ssn", ssn=sharing.ssn, seed=recipe.seed
-    )
-
-
-def _split(run: RunContext, ensemble: SuperWeightEnsemble) -> SearchResult:
-    recipe, device = run.recipe, next(ensemble.parameters()).device
-    return find_sharing(
-        ensemble,
-        run.data.loader("train", recipe.training.batch_size, device=device, shard=run.processes.shard),
-        threshold=recipe.sharing.threshold,
-        coefficients=recipe.sharing.coefficient_kind,
-        similarity=recipe.sharing.search,
-        max_batches=recipe.sharing.search_batches,
-        reserve_untied=recipe.sharing.untie_epoch is not None,
-    )
+    if sharing.search == "k_means":
+        assert sharing.num_groups is not None, "checked with the recipe"
+        return KMeansSearch(num_groups=sharing.num_groups, ssn=sharing.ssn, seed=recipe.seed)
+    options: dict[str, Any] = {
+        "threshold": sharing.threshold,
+        "coefficients": sharing.coefficient_kind,
+        "reserve_untied": sharing.untie_epoch is not None,
+    }
+    if sharing.search == "weight":
+        return WeightSearch(**options)
+    return GradientSearch(max_batches=sharing.search_batches, **options)
 
 
 def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder: Path, *, overwrite: bool) -> None:

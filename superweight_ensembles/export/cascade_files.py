@@ -78,29 +78,23 @@ def export_cascade(
     for name in policy.order:
         if name not in modules:
             raise unknown_name("member of the policy's order", name, modules)
-        if flops is not None and name not in flops:
-            raise unknown_name("member of flops", name, flops)
+        if flops is not None:
+            _check_flops(name, flops)
     check_onnx_packages()
     members = {name: plain_member(modules[name], shape) for name in policy.order}
-    num_classes = _one_number_of_classes(members)
-    for name, member in members.items():
-        if not member.images.is_floating_point():
-            raise SuperWeightError(
-                f"a cascade takes float32 images; member {name!r} takes tokens: export its members one by one"
-            )
+    _check_members(members)
     with whole_folder(folder) as draft:
         listed = []
         for index, (name, member) in enumerate(members.items()):
             file = f"{index:02}-{file_name(name)}.onnx"
             write_onnx(member, draft / file)
-            count = _flops(name, member, flops)
+            count = _counted_flops(member) if flops is None else flops[name]
             listed.append({"name": name, "file": file, "flops": count, **file_entry(draft / file)})
         write_json(
             draft / "cascade.json",
             {
                 "format": CASCADE_FORMAT,
-                "input_shape": list(shape),
-                "num_classes": num_classes,
+                **next(iter(members.values())).notes,
                 "members": listed,
                 "policy": policy.to_dict(),
                 "packages": {package: _version(package) for package in _PACKAGES},
@@ -120,18 +114,8 @@ def file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:80].strip("._") or "member"
 
 
-def _version(package: str) -> str | None:
-    """Of an imported package: distributions have other names, such as onnxruntime-gpu."""
-    version = getattr(importlib.import_module(package), "__version__", None)
-    if version is not None:
-        return str(version)
-    try:
-        return importlib.metadata.version(package.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is there, unless it is an exported cascade and may be replaced."""
     if not folder.exists():
         return
     if not overwrite:
@@ -141,22 +125,40 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
         raise SuperWeightError(f"{folder} exists and is no exported cascade: give another folder")
 
 
-def _one_number_of_classes(members: Mapping[str, PlainMember]) -> int:
+def _check_flops(name: str, flops: Mapping[str, int]) -> None:
+    if name not in flops:
+        raise unknown_name("member of flops", name, flops)
+    count = flops[name]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise SuperWeightError(f"flops of member {name!r} must be an int of at least 0; got {count!r}")
+
+
+def _check_members(members: Mapping[str, PlainMember]) -> None:
+    """Refuse members that do not answer the same two classes or more for float32 images."""
     counts = {name: member.num_classes for name, member in members.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
         raise SuperWeightError(f"members of a cascade must answer the same classes; got {listed}")
-    (num_classes,) = set(counts.values())
-    if num_classes < 2:
+    if min(counts.values()) < 2:
         raise SuperWeightError("a cascade needs at least two classes; its members answer one logit")
-    return num_classes
+    for name, member in members.items():
+        if member.tokens:
+            raise SuperWeightError(
+                f"a cascade takes float32 images; member {name!r} takes tokens: export its members one by one"
+            )
 
 
-def _flops(name: str, member: PlainMember, flops: Mapping[str, int] | None) -> int:
-    if flops is None:
-        with torch.no_grad():
-            return count_flops(member.module, member.images[:1])
-    count = flops[name]
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise SuperWeightError(f"flops of member {name!r} must be an int of at least 0; got {count!r}")
-    return count
+def _counted_flops(member: PlainMember) -> int:
+    with torch.no_grad():
+        return count_flops(member.module, member.example(1))
+
+
+def _version(package: str) -> str | None:
+    """Version of an imported package: distributions have other names, such as onnxruntime-gpu."""
+    version = getattr(importlib.import_module(package), "__version__", None)
+    if version is not None:
+        return str(version)
+    try:
+        return importlib.metadata.version(package.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return None

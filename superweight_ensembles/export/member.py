@@ -1,4 +1,9 @@
-"""One member as a file that a plain runtime reads."""
+"""One member as a file that a plain runtime reads: a torch.export program, an ONNX file, or a state dict.
+
+NAME.pt2                  a program, which torch.export.load(path).module() makes a network of
+NAME.onnx                 input "images", output "logits", compared with PyTorch before it is there
+NAME.safetensors, .json   the network's own tensors, and what :func:`load_member` makes it of again
+"""
 
 from __future__ import annotations
 
@@ -24,42 +29,50 @@ from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import check_file, count_numbers, file_entry, read_json, read_module, write_json
 
-# FOLDED export.plain: What every format starts from: a copy of the network on the CPU in eval mode, and a batch that
-# it answers.
-
-_MOST_NUMBERS = 2**26
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+STATE_FORMAT = 2
+_MOST_NUMBERS = 2**26  # of one image
 _EXAMPLE_BATCH = 2  # torch takes a size of 1 as a constant
+_TOLERANCE = 1e-4
+_LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB
+_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainMember:
-    """A network to export.
+    """A network to export: what every format starts from.
 
     Attributes:
         module: A copy on the CPU, in eval mode; the network that was given stays as it is.
-        images: An example batch (B, ...) in the network's floating-point type, or of int64 where it takes tokens.
-        fixed_batch: Whether B is the only batch size that the export must take.
+        input_shape: Shape of one image.
+        batch_size: The only batch size that the export must take; None for any.
+        tokens: Whether it takes int64 instead of its floating-point type.
         num_classes: Logits an image.
     """
 
     module: nn.Module
-    images: Tensor
-    fixed_batch: bool
+    input_shape: tuple[int, ...]
+    batch_size: int | None
+    tokens: bool
     num_classes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _float_type(self.module)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a JSON file beside the export says of its inputs and outputs."""
+        return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+
+    def example(self, batch_size: int | None = None, seed: int = 0) -> Tensor:
+        """Images (B, ...) that it takes."""
+        size = batch_size or self.batch_size or _EXAMPLE_BATCH
+        return _example_images(self.module, self.input_shape, size, self.tokens, seed)
 
 
 def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int | None = None) -> PlainMember:
-    """Copy a network and see that it answers logits (B, K).
-
-    Args:
-        module: A network that holds its weights.
-        input_shape: Of one image, (C, H, W).
-        batch_size: The one batch size; None for any.
-
-    Raises:
-        SuperWeightError: No module, an ensemble or one of its members without weights, sizes below one, or images that
-            the network does not take.
-    """
+    """Copy a network and see that it answers logits (B, K) for images, or else for tokens."""
     if isinstance(module, SuperWeightEnsemble):
         raise SuperWeightError(
             f"an ensemble is exported member by member: give ensemble.materialize({module.member_names[0]!r})"
@@ -70,33 +83,25 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
     plain = copy.deepcopy(module).cpu().eval()
-    images, logits = _answered(plain, shape, batch_size or _EXAMPLE_BATCH)
+    images, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
+    takes_tokens = False
+    with torch.no_grad():
+        try:
+            logits = plain(images)
+        except Exception as error:  # whatever the network's own code raises
+            try:
+                logits, takes_tokens = plain(tokens), True
+            except Exception:
+                raise SuperWeightError(
+                    f"the network does not take images {tuple(images.shape)}: {_reason(error)} "
+                    "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
+                ) from error
     check_logits({type(module).__name__: logits})
     if len(logits) != len(images):
         raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(images)} images")
     return PlainMember(
-        module=plain, images=images, fixed_batch=batch_size is not None, num_classes=int(logits.shape[1])
+        module=plain, input_shape=shape, batch_size=batch_size, tokens=takes_tokens, num_classes=int(logits.shape[1])
     )
-
-
-def _answered(module: nn.Module, shape: tuple[int, ...], batch_size: int) -> tuple[Tensor, Tensor]:
-    """An example batch, floating-point or else tokens, and what the network answers.
-
-    Raises:
-        SuperWeightError: It takes neither; says what it said of the first.
-    """
-    images, tokens = (example_images(module, shape, batch_size, tokens=tokens) for tokens in (False, True))
-    with torch.no_grad():
-        try:
-            return images, module(images)
-        except Exception as error:  # whatever the network's own code raises
-            try:
-                return tokens, module(tokens)
-            except Exception:
-                raise SuperWeightError(
-                    f"the network does not take images {tuple(images.shape)}: {said(error)} "
-                    "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
-                ) from error
 
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -105,33 +110,31 @@ def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         SuperWeightError: No sequence of positive ints.
     """
-    listed = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
-    if not listed or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in listed):
+    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
+    if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
         raise SuperWeightError(f"input_shape is that of one image, such as (3, 32, 32); got {input_shape!r}")
-    if math.prod(listed) > _MOST_NUMBERS:
+    if math.prod(shape) > _MOST_NUMBERS:
         raise SuperWeightError(f"an image has at most {_MOST_NUMBERS:,} numbers; input_shape is {input_shape!r:.80}")
-    return listed
+    return shape
 
 
-def example_images(
-    module: nn.Module, shape: tuple[int, ...], batch_size: int, seed: int = 0, *, tokens: bool = False
-) -> Tensor:
+def _example_images(module: nn.Module, shape: tuple[int, ...], batch_size: int, tokens: bool, seed: int = 0) -> Tensor:
     """Normal noise (B, ...) in the floating-point type of the module; or tokens, which all its embeddings have."""
     generator = torch.Generator().manual_seed(seed)
     if tokens:
         tables = (layer for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
         most = min((table.num_embeddings for table in tables), default=1) or 1
         return torch.randint(most, (batch_size, *shape), generator=generator)
-    return torch.randn(batch_size, *shape, generator=generator).to(float_type(module))
+    return torch.randn(batch_size, *shape, generator=generator).to(_float_type(module))
 
 
-def float_type(module: nn.Module) -> torch.dtype:
-    """Of the first floating-point parameter; float32 where there is none."""
+def _float_type(module: nn.Module) -> torch.dtype:
+    """Type of the first floating-point parameter; float32 where there is none."""
     types = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
     return next(types, torch.float32)
 
 
-def said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The first paragraph of what an exception's first cause says, on one line of at most 240 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -139,23 +142,21 @@ def said(error: BaseException) -> str:
     return text if len(text) <= 240 else text[:237] + "..."
 
 
-# FOLDED export.program: A network as a torch.export program.
+def write_program(member: PlainMember, path: Path) -> None:
+    """Write a torch.export program (.pt2)."""
+    torch.export.save(_traced(member), path)
 
 
-def torch_program(member: PlainMember) -> ExportedProgram:
-    """Trace a network; the first dimension of images and logits is free unless the batch is fixed.
-
-    Raises:
-        SuperWeightError: The network cannot be traced; says why.
-    """
-    shapes = None if member.fixed_batch else ({0: Dim("batch", min=1)},)
+def _traced(member: PlainMember) -> ExportedProgram:
+    """The network's program; the first dimension of images and logits is free unless the batch is fixed."""
+    shapes = None if member.batch_size else ({0: Dim("batch", min=1)},)
     try:
         with torch.no_grad():
-            program = torch.export.export(member.module, (member.images,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(member.module, (member.example(),), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        remedy = "" if member.fixed_batch else "batch_size= fixes the batch, and "
+        remedy = "" if member.batch_size else "batch_size= fixes the batch, and "
         raise SuperWeightError(
-            f"torch.export cannot trace {type(member.module).__name__}: {said(error)} "
+            f"torch.export cannot trace {type(member.module).__name__}: {_reason(error)} "
             f"({remedy}format='state-dict' takes any network)"
         ) from error
     for node in program.graph.nodes:
@@ -163,77 +164,48 @@ def torch_program(member: PlainMember) -> ExportedProgram:
     return program
 
 
-def write_program(member: PlainMember, path: Path) -> None:
-    """Write ``path`` (.pt2), which ``torch.export.load(path).module()`` reads."""
-    torch.export.save(torch_program(member), path)
-
-
-# FOLDED export.onnx_file: A network as an ONNX file, checked against PyTorch.
-
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INPUT, OUTPUT = "images", "logits"
-_TOLERANCE = 1e-4
-_LARGEST = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB
-
-
-def check_onnx_packages() -> None:
-    """See that the packages are there before any work is done.
-
-    Raises:
-        SuperWeightError: One is missing; says what to install.
-    """
-    for package in ONNX_PACKAGES:
-        _package(package)
-
-
 def write_onnx(member: PlainMember, path: Path) -> None:
-    """Write ``path`` with input ``images`` and output ``logits``, and run it in onnxruntime beside PyTorch.
-
-    Raises:
-        SuperWeightError: A package is missing; the network is not float32, too large, or uses an operation that ONNX
-            does not have; the file answers otherwise than the network.
-    """
-    check_onnx_packages()
-    dtype = float_type(member.module)
-    if dtype != torch.float32:
-        raise SuperWeightError(f"ONNX files are written in float32; the network is {dtype}: give module.float()")
+    """Write an ONNX file, and run it in onnxruntime beside PyTorch; :func:`check_onnx_packages` was called before."""
+    if member.dtype != torch.float32:
+        raise SuperWeightError(f"ONNX files are written in float32; the network is {member.dtype}: give module.float()")
     tensors = (*member.module.parameters(), *member.module.buffers())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > _LARGEST:
+    if size > _LARGEST_ONNX:
         raise SuperWeightError(f"one ONNX file holds 2 GiB; the network has {size / 2**30:.1f}: use torch-export")
-    program = torch_program(member)
+    program = _traced(member)
     try:
         made = torch.onnx.export(
             program,
             (),
             dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=None if member.fixed_batch else ({0: "batch"},),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=None if member.batch_size else ({0: "batch"},),
             verbose=False,
         )
     except Exception as error:  # the exporter raises whatever a translation raises
         raise SuperWeightError(
-            f"torch.onnx cannot translate {type(member.module).__name__}: {said(error)} (format='torch-export' can)"
+            f"torch.onnx cannot translate {type(member.module).__name__}: {_reason(error)} (format='torch-export' can)"
         ) from error
     assert made is not None
     made.save(str(path))
-    _verify(member, path)
+    _compare_onnx(member, path)
 
 
-def _verify(member: PlainMember, path: Path) -> None:
+def _compare_onnx(member: PlainMember, path: Path) -> None:
     """Compare logits on noise, for one, two and five images; the tolerance grows with logits above 1."""
-    runtime = _package("onnxruntime")
+    runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    shape, tokens = tuple(member.images.shape[1:]), not member.images.is_floating_point()
-    for batch_size in (len(member.images),) if member.fixed_batch else (1, 2, 5):
-        images = example_images(member.module, shape, batch_size, seed=batch_size, tokens=tokens)
+    for batch_size in (member.batch_size,) if member.batch_size else (1, 2, 5):
+        images = member.example(batch_size, seed=batch_size)
         with torch.no_grad():
             expected = member.module(images)
         try:
-            answered = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+            answered = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
         except Exception as error:
-            raise SuperWeightError(f"onnxruntime cannot run the export on {batch_size} images: {said(error)}") from None
+            raise SuperWeightError(
+                f"onnxruntime cannot run the export on {batch_size} images: {_reason(error)}"
+            ) from None
         difference = float((answered - expected).abs().max())
         if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
             raise SuperWeightError(
@@ -242,42 +214,36 @@ def _verify(member: PlainMember, path: Path) -> None:
             )
 
 
-def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise SuperWeightError(
-            f'export to ONNX needs the package {name}: pip install "superweight-ensembles[export]"'
-        ) from None
-
-
-# FOLDED export.state_dict: A network as its own tensors, and how to make it again.
-
-STATE_FORMAT = 2
-_FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
-
-
-def notes_path(path: Path) -> Path:
-    """The JSON beside a safetensors file."""
-    return path.with_name(f"{path.name}.json")
+def check_onnx_packages() -> None:
+    """See that the packages are there before any work is done."""
+    for package in ONNX_PACKAGES:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise SuperWeightError(
+                f'export to ONNX needs the package {package}: pip install "superweight-ensembles[export]"'
+            ) from None
 
 
 def write_state_dict(member: PlainMember, path: Path) -> None:
-    """Write ``path`` (safetensors; tied tensors once) and ``path``.json (architecture, shape, type, checksum)."""
-    made = recall_architecture(member.module)
+    """Write safetensors (tied tensors once), and beside them architecture, shape, type and checksum as JSON."""
     save_model(member.module, str(path))
+    architecture = recall_architecture(member.module)
     write_json(
-        notes_path(path),
+        _notes_path(path),
         {
             "format": STATE_FORMAT,
-            "architecture": made and asdict(made),
-            "input_shape": list(member.images.shape[1:]),
-            "num_classes": member.num_classes,
+            "architecture": architecture and asdict(architecture),
+            **member.notes,
             "num_parameters": count_parameters(member.module),
-            "dtype": str(float_type(member.module)),
+            "dtype": str(member.dtype),
             "tensors": file_entry(path),
         },
     )
+
+
+def _notes_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
 
 
 def load_member(path: str | Path) -> nn.Module:
@@ -302,7 +268,7 @@ def load_member(path: str | Path) -> nn.Module:
         5
     """
     path = Path(path)
-    notes = notes_path(path)
+    notes = _notes_path(path)
     content = read_json(notes)
     if content.get("format") != STATE_FORMAT:
         raise SuperWeightError(f"{notes} has format {content.get('format')!r}; this version reads {STATE_FORMAT}")
@@ -311,17 +277,14 @@ def load_member(path: str | Path) -> nn.Module:
         raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
     check_file(path, content.get("tensors"), f"{notes}, tensors")
     # A network of names takes no more numbers than its file holds: of what is not saved, buffers alone.
-    module = _build(content.get("architecture"), notes, count_numbers(path)).to(dtype)
-    read_module(path, module)
-    return module.eval()
-
-
-def _build(made: Any, notes: Path, num_numbers: int) -> nn.Module:
-    if made is None:
+    num_numbers, architecture = count_numbers(path), content.get("architecture")
+    if architecture is None:
         raise SuperWeightError(
             f"{notes}: no registry made this network: build it, then safetensors.torch.load_model fills it"
         )
-    return rebuild_member(made, notes, "architecture", num_numbers)
+    module = rebuild_member(architecture, notes, "architecture", num_numbers).to(dtype)
+    read_module(path, module)
+    return module.eval()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,8 +322,8 @@ def export_member(
         format: ``torch-export`` (.pt2, for ``torch.export.load``), ``onnx`` (.onnx, input ``images``, output
             ``logits``, float32, compared with PyTorch in onnxruntime) or ``state-dict`` (.safetensors, and .json with
             the architecture, for :func:`load_member` or your own code).
-        input_shape: Of one image, (C, H, W), or of one sequence; a network that refuses floating-point numbers is given
-            tokens of int64.
+        input_shape: Shape of one image, (C, H, W), or of one sequence; a network that refuses floating-point numbers
+            is given tokens of int64.
         batch_size: The one batch size that the program takes; None for any. Not for ``state-dict``.
         overwrite: Replace a file that is there.
 
@@ -389,26 +352,17 @@ def export_member(
     path, suffix = Path(path).resolve(), FORMATS[format].suffix
     if path.suffix != suffix:
         raise SuperWeightError(f"a file in format {format!r} ends in {suffix}; got {path.name}")
-    for taken in (path, notes_path(path)) if format == "state-dict" else (path,):
-        check_free(taken, overwrite=overwrite)
+    for taken in (path, _notes_path(path)) if format == "state-dict" else (path,):
+        if taken.is_dir():
+            raise SuperWeightError(f"{taken} is a folder: name a file")
+        if taken.exists() and not overwrite:
+            raise SuperWeightError(f"{taken} exists already: overwrite replaces it")
     if format == "onnx":
         check_onnx_packages()
     member = plain_member(module, input_shape, batch_size)
     with _whole_files(path.parent) as draft:
         FORMATS[format].write(member, draft / path.name)
     return path
-
-
-def check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that is there unless it may be replaced, and a folder in any case.
-
-    Raises:
-        SuperWeightError: Says which.
-    """
-    if path.is_dir():
-        raise SuperWeightError(f"{path} is a folder: name a file")
-    if path.exists() and not overwrite:
-        raise SuperWeightError(f"{path} exists already: overwrite replaces it")
 
 
 @contextmanager

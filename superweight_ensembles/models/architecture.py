@@ -1,7 +1,8 @@
-"""How a member was made, so that it can be made again by name."""
+"""How a member was made, in plain numbers, so that it can be made again by name."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -85,3 +86,8 @@ def recall_architecture(module: nn.Module) -> Architecture | None:
     described = [part.hidden_layer(path) for path, part in module.named_modules() if isinstance(part, Described)]
     now = {hidden.producer: hidden for hidden in (*made.hidden, *described) if hidden is not None}
     return replace(made, hidden=tuple(now.values()))
+
+
+def is_positive(value: object, limit: float = math.inf) -> bool:
+    """Whether it is a number, and no bool, above 0 and below a limit."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < limit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
@@ -17,93 +17,13 @@ from torch.nn.modules import module as registration
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models.adaptive import multilayer_perceptron, restore_widths
-from superweight_ensembles.models.architecture import Architecture, HiddenLayer, remember_architecture
+from superweight_ensembles.models.architecture import Architecture, remember_architecture
 from superweight_ensembles.models.wideresnet import wide_resnet
 from superweight_ensembles.storage import check_levels, check_parameters_fit
-
-# FOLDED models.bounded_building: Networks made by name and options, but none that the machine cannot hold or that
-# never ends.
 
 MOST_MODULES = 10_000  # four times those of the largest network of timm
 _MOST_SIZE = 2**16  # of a whole number among options: sizes of images, widths, depths
 _MOST_VALUES = 10_000
-Made = TypeVar("Made", bound=nn.Module)
-
-
-def build_bounded(build: Callable[[], Made], what: str, most_numbers: int | None = None) -> Made:
-    """Build a network twice: as shapes alone, which takes no memory, and then for real where these are within bounds.
-
-    Args:
-        build: Makes it, the same each time.
-        what: It is called in messages.
-        most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
-
-    Raises:
-        SuperWeightError: More numbers, or more than 10,000 modules.
-        Exception: Whatever building raises.
-    """
-    with _counted(what, most_numbers), torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                build()
-        except SuperWeightError:
-            raise
-        except Exception:  # not every network can be made of shapes alone; the one that is made for real is counted too
-            pass
-    with _counted(what, most_numbers):
-        return build()
-
-
-def check_options(options: dict[str, Any], what: str) -> None:
-    """Refuse options that no network has, which code would loop over before it makes a layer.
-
-    Raises:
-        SuperWeightError: Numbers beyond 2**16 or too many values; names the option.
-    """
-    check_levels(options, f"the options of {what}", most=8)
-    left = list(options.items())
-    for seen, (name, value) in enumerate(left):  # grows while it is walked through
-        if seen > _MOST_VALUES:
-            raise SuperWeightError(f"{what}: its options hold more than {_MOST_VALUES:,} values")
-        if isinstance(value, (int, float)) and abs(value) > _MOST_SIZE:
-            raise SuperWeightError(f"{what}: {name} is at most {_MOST_SIZE:,}; got {value!r:.40}")
-        if isinstance(value, dict):
-            left += [(f"{name}.{key}", one) for key, one in value.items()]
-        elif isinstance(value, (list, tuple)):
-            left += [(name, one) for one in value]
-
-
-@contextmanager
-def _counted(what: str, most_numbers: int | None) -> Iterator[None]:
-    """Count what modules of this thread register, before it is filled with numbers, and stop at a bound."""
-    here = threading.get_ident()
-    counts = {"numbers": 0, "modules": 0}
-
-    def add(_module: nn.Module, _name: str, value: Tensor | nn.Module | None) -> None:
-        if threading.get_ident() != here or value is None:
-            return
-        if isinstance(value, nn.Module):
-            counts["modules"] += 1
-            if counts["modules"] > MOST_MODULES:
-                raise SuperWeightError(f"{what} has more than {MOST_MODULES:,} modules: no such network is built")
-            return
-        counts["numbers"] += math.prod(value.shape)
-        check_parameters_fit(counts["numbers"], what)
-        if most_numbers is not None and counts["numbers"] > most_numbers:
-            raise SuperWeightError(f"{what} has more than the {most_numbers:,} parameters and buffers that it may have")
-
-    hooks = [
-        registration.register_module_parameter_registration_hook(add),
-        registration.register_module_buffer_registration_hook(add),
-        registration.register_module_module_registration_hook(add),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 _MOST_CLASSES = 2**20
 _LOADS_WEIGHTS = (
     "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone",
@@ -151,47 +71,100 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
         )
     what = f"model {model!r:.200} with {options or 'no options'!s:.200}"
     for name, size in (("num_classes", made.num_classes), ("in_channels", made.in_channels)):
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MOST_CLASSES:
+        if type(size) is not int or not 1 <= size <= _MOST_CLASSES:
             raise SuperWeightError(f"{what}: {name} must be 1 to {_MOST_CLASSES:,}; got {size!r:.40}")
-    check_options(options, what)
-    library, _, name = model.rpartition("/")
+    _check_options(options, what)
+
+    def build() -> nn.Module:
+        module = _build(model, made.num_classes, made.in_channels, copy.deepcopy(options))
+        restore_widths(module, made.hidden)
+        return module
+
     try:
-        module = build_bounded(
-            lambda: _with_hidden(
-                _build(library, name, made.num_classes, made.in_channels, copy.deepcopy(options)), made.hidden
-            ),
-            what,
-            most_numbers,
-        )
+        return remember_architecture(_build_bounded(build, what, most_numbers), made)
     except SuperWeightError:
         raise
     except Exception as error:  # whatever the network's own code raises of these options
         raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
-    return remember_architecture(module, made)
 
 
-def _with_hidden(module: nn.Module, hidden: Sequence[HiddenLayer]) -> nn.Module:
-    restore_widths(module, hidden)
-    return module
+def _build_bounded(build: Callable[[], nn.Module], what: str, most_numbers: int | None) -> nn.Module:
+    """Build a network twice: as shapes alone, which takes no memory, and for real where these are within bounds."""
+    with _counted(what, most_numbers), torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                build()
+        except SuperWeightError:
+            raise
+        except Exception:  # not every network can be made of shapes alone; the one that is made for real is counted too
+            pass
+    with _counted(what, most_numbers):
+        return build()
 
 
-def _build(library: str, name: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
-    if (library, name) == ("", "wide_resnet"):
+def _build(model: str, num_classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    library, _, name = model.rpartition("/")
+    if model == "wide_resnet":
         return wide_resnet(num_classes=num_classes, in_channels=in_channels, **options)
-    if (library, name) == ("", "mlp"):
+    if model == "mlp":
         return multilayer_perceptron(num_classes=num_classes, in_channels=in_channels, **options)
     if library == "timm":
         if name.split(".")[0] not in timm.list_models():
-            raise unknown_name("model", f"timm/{name}", (f"timm/{known}" for known in timm.list_models()))
+            raise unknown_name("model", model, (f"timm/{known}" for known in timm.list_models()))
         return timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **options)
     if library == "torchvision":
         known = torchvision.models.list_models(torchvision.models)
         if name not in known:
-            raise unknown_name("model", f"torchvision/{name}", (f"torchvision/{one}" for one in known))
+            raise unknown_name("model", model, (f"torchvision/{one}" for one in known))
         if in_channels != 3:
-            raise SuperWeightError(f"torchvision/{name} reads images of 3 channels; the data have {in_channels}")
+            raise SuperWeightError(f"{model} reads images of 3 channels; the data have {in_channels}")
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    full = f"{library}/{name}" if library else name
     names = ["mlp", "wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
     names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
-    raise unknown_name("model", full, names)
+    raise unknown_name("model", model, names)
+
+
+def _check_options(options: dict[str, Any], what: str) -> None:
+    """Refuse options that no network has, which code would loop over before it makes a layer."""
+    check_levels(options, f"the options of {what}", most=8)
+    left = list(options.items())
+    for seen, (name, value) in enumerate(left):  # grows while it is walked through
+        if seen > _MOST_VALUES:
+            raise SuperWeightError(f"{what}: its options hold more than {_MOST_VALUES:,} values")
+        if isinstance(value, (int, float)) and abs(value) > _MOST_SIZE:
+            raise SuperWeightError(f"{what}: {name} is at most {_MOST_SIZE:,}; got {value!r:.40}")
+        if isinstance(value, dict):
+            left += [(f"{name}.{key}", one) for key, one in value.items()]
+        elif isinstance(value, (list, tuple)):
+            left += [(name, one) for one in value]
+
+
+@contextmanager
+def _counted(what: str, most_numbers: int | None) -> Iterator[None]:
+    """Count what modules of this thread register, before it is filled with numbers, and stop at a bound."""
+    here = threading.get_ident()
+    counts = {"numbers": 0, "modules": 0}
+
+    def add(_module: nn.Module, _name: str, value: Tensor | nn.Module | None) -> None:
+        if threading.get_ident() != here or value is None:
+            return
+        if isinstance(value, nn.Module):
+            counts["modules"] += 1
+            if counts["modules"] > MOST_MODULES:
+                raise SuperWeightError(f"{what} has more than {MOST_MODULES:,} modules: no such network is built")
+            return
+        counts["numbers"] += math.prod(value.shape)
+        check_parameters_fit(counts["numbers"], what)
+        if most_numbers is not None and counts["numbers"] > most_numbers:
+            raise SuperWeightError(f"{what} has more than the {most_numbers:,} parameters and buffers that it may have")
+
+    hooks = [
+        registration.register_module_parameter_registration_hook(add),
+        registration.register_module_buffer_registration_hook(add),
+        registration.register_module_module_registration_hook(add),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

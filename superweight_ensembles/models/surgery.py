@@ -1,4 +1,4 @@
-"""A parameter of another shape in the place of an old one, for the optimiser as well."""
+"""Surgery on any module: its parameters, in the module and in its optimiser, its modes, and how it runs recurrence."""
 
 from __future__ import annotations
 
@@ -10,30 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
-def exchange_parameter(
-    optimizer: torch.optim.Optimizer, before: nn.Parameter, after: nn.Parameter, carried: Callable[[Tensor], Tensor]
-) -> None:
-    """Have an optimiser go on with a parameter in the group and at the place of another.
-
-    Args:
-        optimizer: Of the old one.
-        before: It holds no more.
-        after: It holds instead.
-        carried: Of a moment of the old one's shape, that of the new one.
-    """
-    for group in optimizer.param_groups:
-        group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
-    if before in optimizer.state:
-        state = optimizer.state.pop(before)
-        optimizer.state[after] = {
-            name: carried(value) if isinstance(value, Tensor) and value.shape == before.shape else value
-            for name, value in state.items()
-        }
-
-
-# FOLDED models.placing: Tensors into the places of a module's parameters, and out of them: the one way in which this
-# library does it.
+_BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 
 
 def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
@@ -49,7 +26,21 @@ def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
         owner._flat_weight_refs[index] = None if tensor is None else weakref.ref(tensor)  # type: ignore[arg-type]
 
 
-# FOLDED models.module_modes: The training and evaluation modes of a module's parts, as they were.
+def exchange_parameter(
+    optimizer: torch.optim.Optimizer, before: nn.Parameter, after: nn.Parameter, carried: Callable[[Tensor], Tensor]
+) -> None:
+    """Have an optimiser hold a parameter in the group and at the place of another.
+
+    ``carried`` makes, of a moment of the old one's shape, that of the new one.
+    """
+    for group in optimizer.param_groups:
+        group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
+    if before in optimizer.state:
+        state = optimizer.state.pop(before)
+        optimizer.state[after] = {
+            name: carried(value) if isinstance(value, Tensor) and value.shape == before.shape else value
+            for name, value in state.items()
+        }
 
 
 @contextmanager
@@ -69,11 +60,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     with kept_modes(module):
         module.eval()
         yield
-
-
-# FOLDED models.recurrence: Recurrent layers run as matrix products, where cuDNN's and oneDNN's calls do not do.
-
-_BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 
 
 @contextmanager

@@ -5,13 +5,13 @@ Source: Zagoruyko and Komodakis, Wide Residual Networks, BMVC 2016, arXiv 1605.0
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.architecture import Architecture, remember_architecture
+from superweight_ensembles.models.architecture import Architecture, is_positive, remember_architecture
 
 
 class PreActivationBlock(nn.Module):
@@ -37,25 +37,14 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, width: float, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        blocks = (depth - 4) // 6
         channels = (16, *(max(1, round(stage * width)) for stage in (16, 32, 64)))
         self.num_classes = num_classes
         self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-        self.stages = nn.Sequential(
-            *(
-                nn.Sequential(
-                    *(
-                        PreActivationBlock(
-                            channels[stage] if block == 0 else channels[stage + 1],
-                            channels[stage + 1],
-                            stride=2 if block == 0 and stage > 0 else 1,
-                        )
-                        for block in range(blocks)
-                    )
-                )
-                for stage in range(3)
-            )
-        )
+        self.stages = nn.Sequential()
+        for stage, (read, made) in enumerate(pairwise(channels)):
+            first = PreActivationBlock(read, made, stride=2 if stage else 1)
+            others = (PreActivationBlock(made, made, stride=1) for _ in range(1, (depth - 4) // 6))
+            self.stages.append(nn.Sequential(first, *others))
         self.norm = nn.BatchNorm2d(channels[3])
         self.fc = nn.Linear(channels[3], num_classes)
         for layer in self.modules():
@@ -76,7 +65,7 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
         depth: 6n + 4.
         width: w; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
         num_classes: K.
-        in_channels: Of the images.
+        in_channels: Channels of the images.
 
     Raises:
         SuperWeightError: A depth that is not 6n + 4, a width that is no positive number, or a size below one.
@@ -90,7 +79,7 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
     """
     if depth < 10 or (depth - 4) % 6:
         raise SuperWeightError(f"the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, ...); got {depth}")
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width < math.inf:
+    if not is_positive(width):
         raise SuperWeightError(f"the width of a WideResNet is a positive number, such as 2 or 0.25; got {width!r:.40}")
     if min(num_classes, in_channels) < 1:
         raise SuperWeightError(f"num_classes and in_channels must be at least 1; got {num_classes}, {in_channels}")

@@ -1,16 +1,15 @@
 """Who shares weights with whom, inside a budget: pure data, decided once.
 
-``find_targets -> group_targets -> allocate -> SharingPlan``. A plan is JSON, and everything that runs is derived from
-it.
+``find_targets -> group_targets -> allocate_generators -> SharingPlan``. A plan is JSON, and everything that runs is
+derived from it.
 """
 
-from superweight_ensembles.plan.allocation import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
+from superweight_ensembles.plan.allocation import SlotNeed, allocate, minimum_cost
 from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed, depth_runs, group_targets
-from superweight_ensembles.plan.generators import proportional_shares
+from superweight_ensembles.plan.generators import BudgetPolicy, proportional_shares
 from superweight_ensembles.plan.planner import (
     PlanOptions,
     check_plan_fits,
-    coefficient_form,
     count_parameters,
     groups_minimum,
     independent_plan,
@@ -38,19 +37,18 @@ from superweight_ensembles.plan.slots import (
     slot_blocks,
 )
 from superweight_ensembles.plan.ssn import (
-    Reading,
     SsnGroup,
     SsnOptions,
-    SsnTarget,
+    WindowSpec,
     bank_within,
     group_cost,
     least_cost,
-    readings,
+    window_specs,
 )
 from superweight_ensembles.plan.targets import GeneratedTensor, Members, Target, find_targets, named_members
 
 __all__ = [
-    "ALLOCATION_ORDERS",
+    "BudgetPolicy",
     "Cluster",
     "CoefficientForm",
     "GeneratedTensor",
@@ -60,23 +58,21 @@ __all__ = [
     "PlannedMember",
     "PlannedSlot",
     "PlannedTarget",
-    "Reading",
     "Shape",
     "SharingPlan",
     "SlotBlocks",
     "SlotNeed",
     "SsnGroup",
     "SsnOptions",
-    "SsnTarget",
     "Target",
     "TargetGroup",
+    "WindowSpec",
     "allocate",
     "bank_within",
     "bank_words",
     "check_num_groups",
     "check_plan_fits",
     "check_seed",
-    "coefficient_form",
     "count_parameters",
     "depth_runs",
     "find_targets",
@@ -92,9 +88,9 @@ __all__ = [
     "plan_groups",
     "plan_sharing",
     "proportional_shares",
-    "readings",
     "resolve_budget",
     "slot_blocks",
     "tie_all",
+    "window_specs",
     "window_words",
 ]

@@ -8,88 +8,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-ALLOCATION_ORDERS = ("sweeps", "balanced", "cheapest")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotNeed:
-    """What the allocator knows of a slot.
+    """What the allocator knows of a slot."""
 
-    Attributes:
-        size: Numbers in one template.
-        num_users: Targets that compose from this slot.
-        num_coefficients: Coefficient scalars that each template brings along.
-        num_fixed: Coefficient scalars that the slot has in any case.
-    """
+    size: int  # numbers in one template
+    num_users: int  # targets that compose from this slot
+    num_coefficients: int  # coefficient scalars that each template brings along
+    num_fixed: int = 0  # coefficient scalars that the slot has in any case
 
-    size: int
-    num_users: int
-    num_coefficients: int
-    num_fixed: int = 0
+    def template_cost(self, count_all: bool) -> int:
+        """Trainable scalars that one more template costs."""
+        return self.size + (self.num_coefficients if count_all else 0)
 
 
-def template_cost(need: SlotNeed, count_coefficients: bool) -> int:
-    """Trainable scalars that one more template costs."""
-    return need.size + (need.num_coefficients if count_coefficients else 0)
-
-
-def minimum_cost(needs: Sequence[SlotNeed], count_coefficients: bool = True) -> int:
+def minimum_cost(needs: Sequence[SlotNeed], count_all: bool = True) -> int:
     """Trainable scalars with one template a slot, below which nothing fits."""
-    fixed = sum(need.num_fixed for need in needs) if count_coefficients else 0
-    return fixed + sum(template_cost(need, count_coefficients) for need in needs)
+    fixed = sum(need.num_fixed for need in needs) if count_all else 0
+    return fixed + sum(need.template_cost(count_all) for need in needs)
 
 
-def allocate(
-    needs: Sequence[SlotNeed],
-    budget: int,
-    *,
-    cap: int = 8,
-    count_coefficients: bool = True,
-    order: str = "sweeps",
-) -> tuple[int, ...]:
+def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all: bool = True) -> tuple[int, ...]:
     """Spend a budget on templates: one a slot, then one more at a time wherever it still fits.
 
-    First every slot gets up to one template a user, in an order of choice; then, sweep by sweep, up to ``cap``.
+    First a second template to every slot with more than one user, then a third to every one with more than two, and so
+    on; then the same, sweep by sweep, up to ``cap`` whatever the number of users.
 
     Args:
         needs: The slots, in cluster order.
         budget: Trainable scalars to spend; at least ``minimum_cost(needs)`` (the plan checks this).
         cap: Templates a slot at most.
-        count_coefficients: Count a template's coefficients as well (the honest rule), or the template alone
-            (the published one).
-        order: ``sweeps``: a second template to every slot with more than one user, then a third to every one with more
-            than two, and so on, as published; ``balanced``: always the slot with the fewest templates for its users;
-            ``cheapest``: slot by slot, the smallest first, so that only large slots go short.
+        count_all: Count a template's coefficients as well (the honest rule), or the template alone (the published one).
 
     Returns:
         Templates of each slot.
 
-    Source: Teterwak et al., WACV 2024 (``sweeps``); the other orders are ours.
+    Source: Teterwak et al., WACV 2024
 
     Example:
         >>> slots = [
         ...     SlotNeed(size=10, num_users=3, num_coefficients=3),
         ...     SlotNeed(size=30, num_users=3, num_coefficients=3),
         ... ]
-        >>> allocate(slots, 92, cap=3), allocate(slots, 92, cap=3, order="cheapest")
-        ((2, 2), (3, 1))
+        >>> allocate(slots, 92, cap=3)
+        (2, 2)
     """
     counts = [1] * len(needs)
-    costs = [template_cost(need, count_coefficients) for need in needs]
-    left = budget - minimum_cost(needs, count_coefficients)
+    costs = [need.template_cost(count_all) for need in needs]
+    left = budget - minimum_cost(needs, count_all)
     assert left >= 0, "the caller compares the budget with minimum_cost"
-    shared = [min(cap, need.num_users) for need in needs]
-    if order == "cheapest":
-        for index in sorted(range(len(needs)), key=lambda index: costs[index]):
-            more = min(shared[index] - 1, left // costs[index])
-            counts[index] += more
-            left -= more * costs[index]
-    elif order == "balanced":
-        while fitting := [i for i, cost in enumerate(costs) if counts[i] < shared[i] and cost <= left]:
-            index = min(fitting, key=lambda i: (counts[i] / needs[i].num_users, costs[i], i))
-            counts[index] += 1
-            left -= costs[index]
-    for limits in (shared, [cap] * len(needs)):
+    for limits in ([min(cap, need.num_users) for need in needs], [cap] * len(needs)):
         for sweep in range(1, cap):
             for index, cost in enumerate(costs):
                 if counts[index] == sweep < limits[index] and cost <= left:

@@ -6,7 +6,7 @@ Source: Teterwak et al., WACV 2024 (depth bins).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -16,21 +16,20 @@ from superweight_ensembles.plan.targets import Target, matches
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
 _MOST_BINS = 10_000
+_NAMES: dict[str, Callable[[Target], str]] = {  # of the cluster that a target is in
+    "shape": lambda target: f"{target.kind} {_times(target.shape)}",
+    "type": lambda target: target.kind,
+    "one": lambda target: "all",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetGroup:
-    """Targets, of any member, that share templates.
+    """Targets, of any member, that share templates."""
 
-    Attributes:
-        name: For people.
-        targets: Member after member.
-        leaders: For each target, the place in ``targets`` of the one whose coefficients it uses; None: its own.
-    """
-
-    name: str
-    targets: tuple[Target, ...]
-    leaders: tuple[int, ...] | None = None
+    name: str  # for people
+    targets: tuple[Target, ...]  # member after member
+    leaders: tuple[int, ...] | None = None  # places of the targets whose coefficients they use; None: their own
 
 
 def group_targets(
@@ -58,6 +57,8 @@ def group_targets(
     check_seed(seed, "group_seed")
     if rule != "random" and seed != 0:
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
+    if rule != "depth_bins" and bins != 4:
+        raise SuperWeightError(f"bins does nothing with clusters {rule!r}: leave it out")
     if isinstance(rule, Mapping):
         return _by_hand(targets, rule)
     if rule == "depth_bins":
@@ -66,50 +67,17 @@ def group_targets(
         if bins > _MOST_BINS:
             raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
         return _depth_bins(targets, bins)
-    if rule == "shape":
-        return _by_key(targets, lambda target: f"{target.kind} {_times(target.shape)}")
-    if rule == "type":
-        return _by_key(targets, lambda target: target.kind)
-    if rule == "one":
-        return _by_key(targets, lambda target: "all")
+    if isinstance(rule, str) and rule in _NAMES:
+        found: dict[str, list[Target]] = {}
+        for target in targets:
+            found.setdefault(_NAMES[rule](target), []).append(target)
+        return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
     if rule == "random":
         assert num_groups is not None, "checked"
         return _at_random(targets, num_groups, seed)
     if rule == "none":
         return ()
     raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
-
-
-def check_seed(seed: int, what: str) -> None:
-    """Refuse what no generator of random numbers takes as a seed.
-
-    Raises:
-        SuperWeightError: Says what was given.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
-
-
-def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
-    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers.
-
-    Raises:
-        SuperWeightError: Says which.
-    """
-    if not reads:
-        if num_groups is not None:
-            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
-        return
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
-        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
-    if num_groups > num_layers:
-        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
-
-
-def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
-    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
-    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
-    return tuple(kernels) if len(kernels) > 1 else ()
 
 
 def depth_runs(length: int, bins: int) -> tuple[int, ...]:
@@ -151,13 +119,6 @@ def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]
     return tuple(groups)
 
 
-def _by_key(targets: Iterable[Target], key: Callable[[Target], str]) -> tuple[TargetGroup, ...]:
-    found: dict[str, list[Target]] = {}
-    for target in targets:
-        found.setdefault(key(target), []).append(target)
-    return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
-
-
 def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> tuple[TargetGroup, ...]:
     """As many layers in every group as in the next, but for one."""
     order = list(range(len(targets)))
@@ -193,6 +154,30 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tu
             owner[target] = name
         groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
     return tuple(groups)
+
+
+def check_seed(seed: int, what: str) -> None:
+    """Refuse what no generator of random numbers takes as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
+
+
+def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
+    """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers."""
+    if not reads:
+        if num_groups is not None:
+            raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
+        return
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
+        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
+    if num_groups > num_layers:
+        raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
+
+
+def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
+    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
+    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
+    return tuple(kernels) if len(kernels) > 1 else ()
 
 
 def _times(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Which generator each group of targets gets under one budget: SuperWeights, a flat bank, or ordinary weights.
+"""Which generator each group of targets gets under one budget: SuperWeights, a flat bank, or plain weights.
 
 SuperWeights need one template a slot. Where a budget is below that, every group is offered numbers in proportion to its
 layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, the others read flat banks of
@@ -16,25 +16,165 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan.allocation import SlotNeed, allocate, minimum_cost
 from superweight_ensembles.plan.clusters import TargetGroup, mixed_kernels
-from superweight_ensembles.plan.sharing_plan import Cluster, PlannedCluster, PlannedSlot, PlannedTarget
-from superweight_ensembles.plan.slots import (
-    EMBEDDING_SIZE,
-    CoefficientForm,
-    Shape,
-    fixed_numbers,
-    numbers_per_template,
-    ordered_shapes,
+from superweight_ensembles.plan.sharing_plan import (
+    BUDGET_COUNTS,
+    RETIRED_CHANNEL,
+    Cluster,
+    PlannedCluster,
+    PlannedSlot,
+    PlannedTarget,
 )
-from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, SsnTarget, bank_within, group_cost, least_cost
+from superweight_ensembles.plan.slots import EMBEDDING_SIZE, CoefficientForm, Shape, coefficient_count, ordered_shapes
+from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, bank_within, group_cost, least_cost
+from superweight_ensembles.plan.targets import MOST_TEMPLATES
 
-# FOLDED plan.drafts: Clusters of SuperWeights before the allocator has served them.
+GENERATORS = ("auto", "superweight", "ssn")
+COEFFICIENT_KINDS = ("own", "tied", "embedding")
+_SEPARATE_BANKS = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
+_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
 
 
-def draft_cluster(group: TargetGroup, form: CoefficientForm) -> Cluster:
+@dataclass(frozen=True, kw_only=True)
+class BudgetPolicy:
+    """How a budget may be spent on groups of targets; every option as :func:`plan_sharing` takes it.
+
+    Raises:
+        SuperWeightError: A value that is none, or an option that would do nothing.
+    """
+
+    generator: str = "superweight"
+    ssn: SsnOptions | None = None
+    cap: int = 8
+    coefficients: str = "own"
+    reserve_untied: bool = False
+    budget_counts: str = "all"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator, str):
+            raise SuperWeightError(
+                f"generator is one of {', '.join(GENERATORS)} (a torch.Generator goes as rng=); "
+                f"got {self.generator!r:.60}"
+            )
+        if self.generator not in GENERATORS:
+            raise unknown_name("generator", self.generator, GENERATORS)
+        if self.ssn is not None and not isinstance(self.ssn, SsnOptions):
+            raise SuperWeightError(f"ssn must be SsnOptions; got {self.ssn!r:.80}")
+        if isinstance(self.cap, bool) or not isinstance(self.cap, int) or self.cap < 1:
+            raise SuperWeightError(f"cap must be a positive integer; got {self.cap!r}")
+        if self.cap > MOST_TEMPLATES:
+            raise SuperWeightError(f"cap is at most {MOST_TEMPLATES:,} templates; got {self.cap!r:.40}")
+        if self.coefficients == "channel":
+            raise SuperWeightError(f"coefficients {RETIRED_CHANNEL}")
+        if self.coefficients not in COEFFICIENT_KINDS:
+            raise unknown_name("coefficients", self.coefficients, COEFFICIENT_KINDS)
+        if self.reserve_untied and self.coefficients != "tied":
+            raise SuperWeightError(f"reserve_untied does nothing with coefficients {self.coefficients!r}: leave it out")
+        if self.budget_counts not in BUDGET_COUNTS:
+            raise SuperWeightError(f"budget_counts must be 'all' or 'templates'; got {self.budget_counts!r}")
+
+    @property
+    def count_all(self) -> bool:
+        """Whether coefficients count as well, or templates alone."""
+        return self.budget_counts == "all"
+
+    @property
+    def coefficient_form(self) -> CoefficientForm:
+        """In which SuperWeights hold their coefficients: tied vectors are vectors."""
+        return "embedding" if self.coefficients == "embedding" else "vector"
+
+    def superweight_minimum(self, group: TargetGroup) -> int:
+        """What the group costs with one template a slot."""
+        return minimum_cost(_slot_needs(_draft_cluster(group, self), self), self.count_all)
+
+    def ssn_options(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
+        """How layers of these shapes read a bank: as asked for, else in the way that costs a small budget least."""
+        if self.ssn is not None:
+            return self.ssn
+        mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")
+        if self.generator == "ssn":
+            return mixed
+        if budget < least_cost(shapes, mixed, self.count_all):
+            return tiled
+        size, _ = bank_within(shapes, budget, mixed, self.count_all)
+        return mixed if size >= _MOSTLY_BANK * budget or budget >= sum(map(math.prod, shapes)) else tiled
+
+    def least(self, groups: Sequence[TargetGroup]) -> int:
+        """The least that the groups cost together."""
+        if self.generator == "superweight":
+            return sum(self.superweight_minimum(group) for group in groups)
+        if self.generator == "auto":
+            shapes = tuple(shape for group in groups for shape in _shapes(group))
+            flat = least_cost(shapes, self.ssn_options(shapes, 0), self.count_all) if shapes else 0
+            if any(mixed_kernels(group) for group in groups):
+                return flat
+            return min(flat, sum(self.superweight_minimum(group) for group in groups))
+        return sum(self.least_bank(group) for group in groups)
+
+    def least_bank(self, group: TargetGroup) -> int:
+        """The least that a group of a Shapeshifter Network costs; a single layer may be a plain weight."""
+        shapes = _shapes(group)
+        fewest = least_cost(shapes, self.ssn_options(shapes, 0), self.count_all)
+        return min(fewest, _size(group)) if len(group.targets) == 1 else fewest
+
+    def bank_cost(self, bank: SsnGroup) -> int:
+        """What a group of a Shapeshifter Network costs, as this policy counts."""
+        return group_cost(bank.shapes, bank.bank_size, bank.options, bank.mask_window, self.count_all)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What a budget bought: clusters, and groups of one layer that keep a plain weight, private to their member."""
+
+    clusters: tuple[PlannedCluster, ...]  # in the order of their groups
+    plain: tuple[TargetGroup, ...] = ()
+
+
+def allocate_generators(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> Generated:
+    """Turn groups into clusters of a plan; the budget is at least ``policy.least(groups)`` (the caller compares)."""
+    if policy.generator == "ssn":
+        banks, plain = _flat_banks(groups, budget, policy)
+        return Generated(clusters=banks, plain=plain)
+    minima = [math.inf if mixed_kernels(group) else policy.superweight_minimum(group) for group in groups]
+    if policy.generator == "superweight" or budget >= sum(minima):
+        return Generated(clusters=_superweights(groups, budget, policy))
+    return _mixed(groups, minima, budget, policy)
+
+
+def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, policy: BudgetPolicy) -> Generated:
+    """SuperWeights for the groups whose share reaches their minimum, flat banks for the others."""
+    # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
+    most = minima if math.inf not in minima else [math.inf] * len(groups)
+    shares = proportional_shares([_size(group) for group in groups], [0] * len(groups), most, budget)
+    chosen = [group for group, share, minimum in zip(groups, shares, minima) if share >= minimum]
+    rest = [group for group in groups if group not in chosen]
+    left = budget - sum(share for share, minimum in zip(shares, minima) if share >= minimum)
+    if left < policy.least(rest):
+        return Generated(clusters=(_bank(_joined(groups, groups), budget, policy),))
+    separate = max(sum(policy.least_bank(group) for group in rest), _SEPARATE_BANKS * sum(map(_size, rest)))
+    banks, plain = _flat_banks(rest if left >= separate else [_joined(rest, groups)], left, policy)
+    spent = sum(policy.bank_cost(bank) for bank in banks) + sum(_size(group) for group in plain)
+    place = {target.label: index for index, group in enumerate(groups) for target in group.targets}
+    made: list[PlannedCluster] = [*_superweights(chosen, budget - spent, policy), *banks]
+    made.sort(key=lambda cluster: place[cluster.targets[0].label])
+    return Generated(clusters=tuple(made), plain=plain)
+
+
+def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> tuple[Cluster, ...]:
+    drafts = [_draft_cluster(group, policy) for group in groups]
+    needs = [need for draft in drafts for need in _slot_needs(draft, policy)]
+    counts = iter(allocate(needs, budget, cap=policy.cap, count_all=policy.count_all))
+    return tuple(
+        replace(draft, slots=tuple(replace(slot, num_templates=next(counts)) for slot in draft.slots))
+        for draft in drafts
+    )
+
+
+def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
     """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
-    shapes = ordered_shapes(target.shape for target in group.targets)
+    shapes = ordered_shapes(_shapes(group))
     slot_of = {shape: index for index, shape in enumerate(shapes)}
     leaders = group.leaders if group.leaders is not None else range(len(group.targets))
     used: list[dict[int, int]] = [{} for _ in shapes]
@@ -50,155 +190,46 @@ def draft_cluster(group: TargetGroup, form: CoefficientForm) -> Cluster:
             PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
         ),
         targets=tuple(planned),
-        coefficients=form,
-        embedding_size=EMBEDDING_SIZE if form == "embedding" else 0,
+        coefficients=policy.coefficient_form,
+        embedding_size=EMBEDDING_SIZE if policy.coefficient_form == "embedding" else 0,
     )
 
 
-def slot_needs(draft: Cluster, reserve_untied: bool) -> list[SlotNeed]:
+def _slot_needs(draft: Cluster, policy: BudgetPolicy) -> list[SlotNeed]:
     """What each slot of a cluster asks of the budget; with ``reserve_untied``, as if no coefficients were tied."""
     needs = []
     for index, (slot, block) in enumerate(zip(draft.slots, draft.blocks)):
         users = sum(target.slot >= index for target in draft.targets)
-        vectors = users if reserve_untied else slot.num_vectors
-        needs.append(
-            SlotNeed(
-                size=block.size,
-                num_users=users,
-                num_coefficients=numbers_per_template(draft.coefficients, block, vectors, draft.embedding_size),
-                num_fixed=fixed_numbers(draft.coefficients, vectors, draft.embedding_size),
-            )
-        )
+        vectors = users if policy.reserve_untied else slot.num_vectors
+        fixed, first = (coefficient_count(number, vectors, draft.embedding_size) for number in (0, 1))
+        needs.append(SlotNeed(size=block.size, num_users=users, num_coefficients=first - fixed, num_fixed=fixed))
     return needs
 
 
-GENERATORS = ("auto", "superweight", "ssn")
-_APART = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
-_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
-    """How a budget may be spent on groups.
-
-    Attributes:
-        generator: Of :data:`GENERATORS`.
-        ssn: How layers read a flat bank; what suits the budget where None.
-        form: In which SuperWeights hold their coefficients.
-        cap: Templates a slot at most.
-        allocation: Which slots get theirs first.
-        everything: Whether coefficients count as well, or templates alone.
-        reserve_untied: Whether tied coefficients may be un-tied later.
-    """
-
-    generator: str = "superweight"
-    ssn: SsnOptions | None = None
-    form: CoefficientForm = "vector"
-    cap: int = 8
-    allocation: str = "sweeps"
-    everything: bool = True
-    reserve_untied: bool = False
-
-    def superweight_minimum(self, group: TargetGroup) -> int:
-        """What the group costs with one template a slot."""
-        return minimum_cost(slot_needs(draft_cluster(group, self.form), self.reserve_untied), self.everything)
-
-    def reading(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
-        """How layers of these shapes read a bank: as asked for, else in the way that costs a small budget least."""
-        if self.ssn is not None:
-            return self.ssn
-        mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")
-        if self.generator == "ssn":
-            return mixed
-        if budget < least_cost(shapes, mixed, self.everything):
-            return tiled
-        size, _ = bank_within(shapes, budget, mixed, self.everything)
-        return mixed if size >= _MOSTLY_BANK * budget or budget >= sum(map(math.prod, shapes)) else tiled
-
-    def least(self, groups: Sequence[TargetGroup]) -> int:
-        """The least that the groups cost together."""
-        if self.generator == "superweight":
-            return sum(self.superweight_minimum(group) for group in groups)
-        if self.generator == "auto":
-            shapes = tuple(shape for group in groups for shape in _shapes(group))
-            flat = least_cost(shapes, self.reading(shapes, 0), self.everything) if shapes else 0
-            if any(mixed_kernels(group) for group in groups):
-                return flat
-            return min(flat, sum(self.superweight_minimum(group) for group in groups))
-        return sum(self.least_bank(group) for group in groups)
-
-    def least_bank(self, group: TargetGroup) -> int:
-        """The least that a group of a Shapeshifter Network costs; a single layer may be an ordinary weight."""
-        shapes = _shapes(group)
-        fewest = least_cost(shapes, self.reading(shapes, 0), self.everything)
-        return min(fewest, _size(group)) if len(group.targets) == 1 else fewest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generated:
-    """What a budget bought.
-
-    Attributes:
-        clusters: In the order of their groups.
-        ordinary: Groups of one layer that keep an ordinary weight, their member's own.
-    """
-
-    clusters: tuple[PlannedCluster, ...]
-    ordinary: tuple[TargetGroup, ...] = ()
-
-
-def spend(groups: Sequence[TargetGroup], budget: int, how: Spending) -> Generated:
-    """Turn groups into clusters of a plan.
-
-    Args:
-        groups: Targets that share.
-        budget: Trainable scalars for them, at least ``how.least(groups)`` (the caller compares them).
-        how: What they may become.
-    """
-    if how.generator == "ssn":
-        banks, ordinary = _flat_banks(groups, budget, how)
-        return Generated(clusters=banks, ordinary=ordinary)
-    minima = [math.inf if mixed_kernels(group) else how.superweight_minimum(group) for group in groups]
-    if how.generator == "superweight" or budget >= sum(minima):
-        return Generated(clusters=_superweights(groups, budget, how))
-    return _mixed(groups, minima, budget, how)
-
-
-def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, how: Spending) -> Generated:
-    """SuperWeights for the groups whose share reaches their minimum, flat banks for the others."""
-    # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
-    most = minima if math.inf not in minima else [math.inf] * len(groups)
-    shares = proportional_shares([_size(group) for group in groups], [0] * len(groups), most, budget)
-    chosen = [group for group, share, minimum in zip(groups, shares, minima) if share >= minimum]
-    rest = [group for group in groups if group not in chosen]
-    left = budget - sum(share for share, minimum in zip(shares, minima) if share >= minimum)
-    if left < how.least(rest):
-        return Generated(clusters=(_bank(_joined(groups, groups), budget, how),))
-    apart = max(sum(how.least_bank(group) for group in rest), _APART * sum(_size(group) for group in rest))
-    banks, ordinary = _flat_banks(rest if left >= apart else [_joined(rest, groups)], left, how)
-    spent = sum(_cost(bank, how) for bank in banks) + sum(_size(group) for group in ordinary)
-    place = {target.label: index for index, group in enumerate(groups) for target in group.targets}
-    made: list[PlannedCluster] = [*_superweights(chosen, budget - spent, how), *banks]
-    made.sort(key=lambda cluster: place[cluster.targets[0].label])
-    return Generated(clusters=tuple(made), ordinary=ordinary)
-
-
 def _flat_banks(
-    groups: Sequence[TargetGroup], budget: int, how: Spending
+    groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy
 ) -> tuple[tuple[SsnGroup, ...], tuple[TargetGroup, ...]]:
-    """A bank a group; and the groups of one layer whose share is as large: ordinary weights, their member's own."""
+    """A bank a group; and the groups of one layer whose share is as large as it: plain weights."""
     most = [_size(group) if len(group.targets) == 1 else math.inf for group in groups]
-    least = [how.least_bank(group) for group in groups]
+    least = [policy.least_bank(group) for group in groups]
     shares = proportional_shares([_size(group) for group in groups], least, most, budget)
-    ordinary = [share >= size for share, size in zip(shares, most)]
-    left = budget - sum(share for share, there in zip(shares, ordinary) if there)
+    is_plain = [share >= size for share, size in zip(shares, most)]
+    left = budget - sum(share for share, plain in zip(shares, is_plain) if plain)
     banks: dict[int, SsnGroup] = {}
-    waiting = sorted((index for index, there in enumerate(ordinary) if not there), key=lambda index: shares[index])
+    waiting = sorted((index for index, plain in enumerate(is_plain) if not plain), key=lambda index: shares[index])
     for index in waiting:  # what rounding left is for the largest
-        banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], how)
-        left -= _cost(banks[index], how)
-    own = tuple(group for group, there in zip(groups, ordinary) if there)
-    return tuple(banks[index] for index in sorted(banks)), own
+        banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], policy)
+        left -= policy.bank_cost(banks[index])
+    return (
+        tuple(banks[index] for index in sorted(banks)),
+        tuple(group for group, plain in zip(groups, is_plain) if plain),
+    )
+
+
+def _bank(group: TargetGroup, budget: int, policy: BudgetPolicy) -> SsnGroup:
+    options = policy.ssn_options(_shapes(group), budget)
+    size, mask_window = bank_within(_shapes(group), budget, options, policy.count_all)
+    return SsnGroup(name=group.name, bank_size=size, mask_window=mask_window, options=options, targets=group.targets)
 
 
 def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> TargetGroup:
@@ -216,13 +247,7 @@ def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> Targe
 def proportional_shares(
     sizes: Sequence[float], least: Sequence[float], most: Sequence[float], budget: int
 ) -> tuple[int, ...]:
-    """Split a budget in proportion to sizes, each share within its bounds.
-
-    Args:
-        sizes: Of what shares.
-        least: That each needs; together no more than the budget.
-        most: That each takes.
-        budget: To split.
+    """Split a budget in proportion to sizes, each share within its bounds; the least ones fit the budget together.
 
     Example:
         >>> proportional_shares([100, 100, 200], [0, 30, 0], [math.inf, math.inf, 40], 100)
@@ -237,35 +262,6 @@ def proportional_shares(
         middle = (low + high) / 2
         low, high = (middle, high) if sum(shares(middle)) <= budget else (low, middle)
     return tuple(shares(low))
-
-
-def _superweights(groups: Sequence[TargetGroup], budget: int, how: Spending) -> tuple[Cluster, ...]:
-    drafts = [draft_cluster(group, how.form) for group in groups]
-    needs = [need for draft in drafts for need in slot_needs(draft, how.reserve_untied)]
-    counts = iter(allocate(needs, budget, cap=how.cap, count_coefficients=how.everything, order=how.allocation))
-    return tuple(
-        replace(draft, slots=tuple(replace(slot, num_templates=next(counts)) for slot in draft.slots))
-        for draft in drafts
-    )
-
-
-def _bank(group: TargetGroup, budget: int, how: Spending) -> SsnGroup:
-    options = how.reading(_shapes(group), budget)
-    size, mask_window = bank_within(_shapes(group), budget, options, how.everything)
-    return SsnGroup(
-        name=group.name,
-        bank_size=size,
-        mask_window=mask_window,
-        options=options,
-        targets=tuple(
-            SsnTarget(member=target.member, names=target.names, kind=target.kind, shape=target.shape)
-            for target in group.targets
-        ),
-    )
-
-
-def _cost(bank: SsnGroup, how: Spending) -> int:
-    return group_cost(bank.shapes, bank.bank_size, bank.options, bank.mask_window, how.everything)
 
 
 def _shapes(group: TargetGroup) -> tuple[Shape, ...]:

@@ -1,4 +1,4 @@
-"""The sharing plan: which targets share which templates, decided once, as pure data."""
+"""The sharing plan: which targets share which templates, decided once, as pure data; its JSON, checks and table."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import Annotated, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.allocation import ALLOCATION_ORDERS
-from superweight_ensembles.plan.slots import (
-    CoefficientForm,
-    Shape,
-    SlotBlocks,
-    fixed_numbers,
-    numbers_per_template,
-    slot_blocks,
-)
+from superweight_ensembles.plan.slots import CoefficientForm, Shape, SlotBlocks, coefficient_count, slot_blocks
 from superweight_ensembles.plan.ssn import SsnGroup
 from superweight_ensembles.plan.targets import (
     MOST_CLUSTERS,
@@ -32,213 +25,21 @@ from superweight_ensembles.plan.targets import (
     MOST_TEMPLATES,
     GeneratedTensor,
     Name,
+    Size,
 )
 from superweight_ensembles.storage import escape_controls, parse_json
 
-if TYPE_CHECKING:
-    from superweight_ensembles.plan.ssn import SsnGroup
-
-# FOLDED plan.plan_checks: What a sharing plan must hold so that it can be built: numbers within bounds that do not
-# contradict each other.
-
-
-def check_consistent(plan: SharingPlan, where: str) -> None:
-    """Refuse a plan whose numbers contradict each other, in time that grows with its text.
-
-    Args:
-        plan: As it was read.
-        where: It was read from, for messages.
-
-    Raises:
-        SuperWeightError: Names the field or the cluster.
-    """
-
-    def refuse(spot: str, why: str) -> SuperWeightError:
-        return SuperWeightError(f"{where}, {spot}: {why}")
-
-    if plan.budget_counts not in ("all", "templates"):
-        raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r:.80}")
-    if plan.allocation not in ALLOCATION_ORDERS:
-        raise refuse("allocation", f"must be one of {', '.join(ALLOCATION_ORDERS)}, not {plan.allocation!r:.80}")
-    if len(set(plan.member_names)) != len(plan.members) or not plan.members:
-        raise refuse("members", "needs at least one, each with a name of its own")
-    if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
-        raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
-    shared = dict.fromkeys(plan.member_names, 0)
-    seen: set[tuple[str, str]] = set()
-    named: set[str] = set()
-    for cluster in plan.clusters:
-        if cluster.name in named:
-            raise refuse("clusters", f"two are named {cluster.name!r:.80}")
-        named.add(cluster.name)
-        if cluster.generator == "ssn":
-            problem = _problem_of_group(cluster)
-        else:
-            problem = _problem_of_slots(cluster) or _problem_of_vectors(cluster)
-        problem = problem or _problem_of_targets(cluster, shared, seen)
-        if problem:
-            raise refuse(f"cluster {cluster.name!r:.80}", problem)
-        for target, shape in zip(cluster.targets, cluster.shapes):
-            shared[target.member] += math.prod(shape)
-    for member in plan.members:
-        if member.num_private + shared[member.name] != member.num_parameters:
-            raise refuse("members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters")
-    most = max(plan.num_parameters, plan.independent_parameters)
-    if most > MOST_PARAMETERS:
-        raise refuse("clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken")
-    if plan.spent > plan.budget:
-        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
-    if any(slot.num_templates > plan.cap for cluster in plan.superweight_clusters.values() for slot in cluster.slots):
-        raise refuse("cap", f"a slot holds more than {plan.cap} templates")
-
-
-def _problem_of_slots(cluster: Cluster) -> str:
-    if not cluster.slots or not cluster.targets:
-        return "needs slots and targets"
-    if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
-        return "slot shapes are (out, in, *kernel), all positive"
-    if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
-        return "embedding_size is positive with coefficients 'embedding', and 0 with the others"
-    if len({slot.shape[2:] for slot in cluster.slots}) > 1:
-        return "all slots must have one kernel"
-    used: list[set[int]] = [set() for _ in cluster.slots]
-    for target in cluster.targets:
-        for found, vector in zip(used, target.vectors):
-            found.add(vector)
-    for index, (slot, block, found) in enumerate(zip(cluster.slots, cluster.blocks, used)):
-        if block.size < 1 or slot.num_templates < 1:
-            return f"slot {index} must add numbers and hold templates"
-        if len(found) != slot.num_vectors or not found or min(found) != 0 or max(found) != slot.num_vectors - 1:
-            return f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users"
-    return ""
-
-
-def _problem_of_group(group: SsnGroup) -> str:
-    if not group.targets:
-        return "needs targets"
-    if any(len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
-        return f"shapes are (out, in, *kernel), all positive, of {MOST_PARAMETERS:,} numbers at most"
-    if group.bank_size < group.minimum_templates:
-        return f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
-    if (group.mask_window < 1) if group.options.upsample == "mask" else group.mask_window != 0:
-        return "mask_window is positive with upsample 'mask', and 0 with the others"
-    if group.options.mask_window not in (0, group.mask_window):
-        return f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
-    return ""
-
-
-def _problem_of_vectors(cluster: Cluster) -> str:
-    for target in cluster.targets:
-        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
-            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
-    return ""
-
-
-def _problem_of_targets(cluster: Cluster | SsnGroup, members: dict[str, int], seen: set[tuple[str, str]]) -> str:
-    for target in cluster.targets:
-        if target.member not in members or not target.names:
-            return f"a target of member {target.member!r:.80} without a member or a name"
-        names = {(target.member, name) for name in target.names}
-        if seen & names:
-            return f"{target.label:.200} stands there twice"
-        seen |= names
-    return ""
-
-
-# FOLDED plan.plan_table: A sharing plan as a table to read in a terminal.
-
-_FORMS = {"vector": "", "embedding": "as embeddings and their maps", "channel": "a vector an output channel"}
-_HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
-
-
-def plan_table(plan: SharingPlan) -> str:
-    """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
-    header = [*_HEADER]
-    if plan.ssn_groups:
-        both = bool(plan.superweight_clusters)
-        header[2] = "slots (templates x shape), or bank and what layers read" if both else "bank and what layers read"
-    rows = [tuple(header), *(_row(cluster) for cluster in plan.clusters)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths)) + "  " + row[-1].rjust(widths[-1])
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([f"Sharing plan {plan.fingerprint}", *lines, "", *_account(plan)])
-
-
-def bank_words(group: SsnGroup) -> str:
-    """How the layers of a group read their bank, such as ``1 to 8 windows (wavg), 3 layers larger (inter)``."""
-    larger = sum(reading.is_enlarged for reading in group.readings)
-    words = f"{window_words(group)} ({group.options.combine})"
-    if larger:
-        count = "all" if larger == len(group.targets) > 1 else str(larger)
-        words += f", {count} layer{'s' * (larger != 1)} larger ({group.options.upsample})"
-    return words
-
-
-def window_words(group: SsnGroup) -> str:
-    """How many windows of the bank its layers read: ``1 window``, ``2 to 8 windows``."""
-    windows = sorted({reading.num_windows for reading in group.readings})
-    if len(windows) == 1:
-        return f"{windows[0]} window{'s' * (windows[0] != 1)}"
-    return f"{windows[0]} to {windows[-1]} windows"
-
-
-def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
-    members = Counter(target.member for target in cluster.targets)
-    shares = ", ".join(f"{escape_controls(name, keep='')} x{count}" for name, count in members.items())
-    if cluster.generator == "ssn":
-        made, tied = f"bank of {cluster.bank_size:,}, {bank_words(cluster)}", 0
-    else:
-        made = _slots(cluster)
-        tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
-    return (
-        escape_controls(cluster.name, keep=""),
-        cluster.generator,
-        made,
-        str(len(cluster.targets)) + (f" ({tied} tied)" if tied else ""),
-        shares,
-        f"{cluster.num_templates + cluster.num_coefficients:,}",
-    )
-
-
-def _slots(cluster: Cluster) -> str:
-    parts = [f"{slot.num_templates} x {slot.shape[0]}x{slot.shape[1]}" for slot in cluster.slots]
-    if len(parts) > 6:
-        counts = [slot.num_templates for slot in cluster.slots]
-        first, last = (f"{shape[0]}x{shape[1]}" for shape in (cluster.slots[0].shape, cluster.slots[-1].shape))
-        return f"{len(parts)} slots, {first} to {last}, {min(counts)} to {max(counts)} templates"
-    return " + ".join(parts)
-
-
-def _account(plan: SharingPlan) -> list[str]:
-    apart = plan.independent_parameters
-    counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
-    forms = {cluster.coefficients for cluster in plan.superweight_clusters.values()}
-    held = "flat banks" if plan.ssn_groups and not plan.superweight_clusters else "templates"
-    entries = [
-        (held, plan.num_templates, f"{_ssn_share(plan)}minimum {plan.minimum_templates:,}"),
-        ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
-        ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
-        ("in all", plan.num_parameters, f"{plan.num_parameters / max(apart, 1):.3f} of {apart:,} apart"),
-        ("budget", plan.budget, f"counts {counted}; {plan.budget - plan.spent:,} unspent"),
-    ]
-    width = max(len(f"{number:,}") for _, number, _ in entries)
-    return [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]
-
-
-def _ssn_share(plan: SharingPlan) -> str:
-    """What of the templates is in flat banks, where a plan mixes both."""
-    flat = sum(group.num_templates for group in plan.ssn_groups.values())
-    return f"{flat:,} of them in flat banks; " if flat and plan.superweight_clusters else ""
-
-
 PLAN_FORMAT = 2
+BUDGET_COUNTS = ("all", "templates")
+RETIRED_ALLOCATION = (
+    "allocation was retired, as no other order trained better (docs/measured.md): slots get their templates in sweeps, "
+    "as published; leave it out"
+)
+RETIRED_CHANNEL = "'channel' was retired, as it trained no better than 'own' (docs/measured.md): plan with 'own'"
 _STRICT = ConfigDict(extra="forbid")
-# Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
+_ALLOCATION = {"allocation": "sweeps"}  # what plan files say of the order in which slots got templates: there is one
+_TAGS = ("superweight", "ssn")
 _Count = Annotated[int, Field(le=MOST_PARAMETERS)]
-_Size = Annotated[int, Field(le=2**31)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +59,7 @@ class PlannedSlot:
 
     __pydantic_config__ = _STRICT
 
-    shape: Annotated[tuple[_Size, ...], Field(max_length=8)]
+    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
     num_templates: Annotated[int, Field(le=MOST_TEMPLATES)]
     num_vectors: Annotated[int, Field(le=MOST_TARGETS)]
 
@@ -280,25 +81,16 @@ class PlannedTarget(GeneratedTensor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Targets of one kind and kernel that share templates.
-
-    Attributes:
-        name: Unique, for people.
-        kind: Of the layers.
-        slots: By size.
-        targets: Ordered by slot.
-        coefficients: Form in which every slot holds its coefficients (see ``superweight_ensembles.coefficients``).
-        embedding_size: Numbers in an embedding; 0 for the other forms.
-    """
+    """Targets of one kind and kernel that share templates."""
 
     __pydantic_config__ = _STRICT
 
-    name: Name
-    kind: Name
-    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]
-    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]
-    coefficients: CoefficientForm = "vector"
-    embedding_size: Annotated[int, Field(le=2**16)] = 0
+    name: Name  # unique, for people
+    kind: Name  # of the layers
+    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]  # by size
+    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]  # ordered by slot
+    coefficients: CoefficientForm = "vector"  # form in which every slot holds its coefficients
+    embedding_size: Annotated[int, Field(le=2**16)] = 0  # numbers in an embedding; 0 for the other forms
     generator: Literal["superweight"] = "superweight"
 
     @property
@@ -322,19 +114,12 @@ class Cluster:
     @property
     def num_coefficients(self) -> int:
         """Trainable scalars in coefficients."""
-        return sum(
-            self._slot_coefficients(slot, block, slot.num_templates) for slot, block in zip(self.slots, self.blocks)
-        )
-
-    @property
-    def minimum_coefficients(self) -> int:
-        """Trainable scalars in coefficients with one template a slot."""
-        return sum(self._slot_coefficients(slot, block, 1) for slot, block in zip(self.slots, self.blocks))
+        return self._coefficients([slot.num_templates for slot in self.slots])
 
     @property
     def minimum_parameters(self) -> int:
         """Trainable scalars with one template a slot."""
-        return self.minimum_templates + self.minimum_coefficients
+        return self.minimum_templates + self._coefficients([1] * len(self.slots))
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -349,12 +134,13 @@ class Cluster:
     def shape_of(self, target: PlannedTarget) -> Shape:
         return self.slots[target.slot].shape
 
-    def _slot_coefficients(self, slot: PlannedSlot, block: SlotBlocks, num_templates: int) -> int:
-        each = numbers_per_template(self.coefficients, block, slot.num_vectors, self.embedding_size)
-        return num_templates * each + fixed_numbers(self.coefficients, slot.num_vectors, self.embedding_size)
+    def _coefficients(self, num_templates: Sequence[int]) -> int:
+        return sum(
+            coefficient_count(count, slot.num_vectors, self.embedding_size)
+            for count, slot in zip(num_templates, self.slots)
+        )
 
 
-_TAGS = ("superweight", "ssn")
 PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
 
 
@@ -368,7 +154,6 @@ class SharingPlan:
         budget: Trainable scalars allowed.
         budget_counts: ``all`` trainable scalars, or ``templates`` alone, as published.
         cap: Templates a slot at most.
-        allocation: The order in which slots got their templates (see ``allocate``).
     """
 
     __pydantic_config__ = _STRICT
@@ -378,7 +163,6 @@ class SharingPlan:
     budget: _Count
     budget_counts: str = "all"
     cap: int = 8
-    allocation: str = "sweeps"
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -466,13 +250,17 @@ class SharingPlan:
         if type(found) is not int or found != PLAN_FORMAT:
             raise SuperWeightError(f'{where} must be a JSON object with "format": {PLAN_FORMAT}')
         noted = content.pop("fingerprint", None)
+        if content.pop("allocation", "sweeps") != "sweeps":
+            raise SuperWeightError(f"{where}, at allocation: {RETIRED_ALLOCATION}")
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
-            raise SuperWeightError(f"{where}, at {at or 'the top'}: {first['msg']}") from None
-        check_consistent(plan, where)
+            retired = at.endswith(".coefficients") and first["input"] == "channel"
+            message = RETIRED_CHANNEL if retired else first["msg"]
+            raise SuperWeightError(f"{where}, at {at or 'the top'}: {message}") from None
+        _check_consistent(plan, where)
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
         if noted is not None and noted != written and noted != plan.fingerprint:
             raise SuperWeightError(
@@ -482,11 +270,180 @@ class SharingPlan:
         return plan
 
     def _content(self) -> str:
-        return json.dumps({"format": PLAN_FORMAT, **asdict(self)}, indent=1)
+        return json.dumps({"format": PLAN_FORMAT, **asdict(self), **_ALLOCATION}, indent=1)
 
     def __str__(self) -> str:
-        return plan_table(self)
+        return _table(self)
 
 
 def _fingerprint(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _check_consistent(plan: SharingPlan, where: str) -> None:
+    """Refuse a plan whose numbers contradict each other, in time that grows with its text."""
+
+    def refuse(spot: str, why: str) -> SuperWeightError:
+        return SuperWeightError(f"{where}, {spot}: {why}")
+
+    if plan.budget_counts not in BUDGET_COUNTS:
+        raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r:.80}")
+    if len(set(plan.member_names)) != len(plan.members) or not plan.members:
+        raise refuse("members", "needs at least one, each with a name of its own")
+    if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
+        raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
+    shared = dict.fromkeys(plan.member_names, 0)
+    seen: set[tuple[str, str]] = set()
+    named: set[str] = set()
+    for cluster in plan.clusters:
+        if cluster.name in named:
+            raise refuse("clusters", f"two are named {cluster.name!r:.80}")
+        named.add(cluster.name)
+        problem = _problem_of_group(cluster) if cluster.generator == "ssn" else _problem_of_slots(cluster)
+        problem = problem or _problem_of_targets(cluster, shared, seen)
+        if problem:
+            raise refuse(f"cluster {cluster.name!r:.80}", problem)
+        for target, shape in zip(cluster.targets, cluster.shapes):
+            shared[target.member] += math.prod(shape)
+    for member in plan.members:
+        if member.num_private + shared[member.name] != member.num_parameters:
+            raise refuse("members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters")
+    most = max(plan.num_parameters, plan.independent_parameters)
+    if most > MOST_PARAMETERS:
+        raise refuse("clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken")
+    if plan.spent > plan.budget:
+        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
+    if any(slot.num_templates > plan.cap for cluster in plan.superweight_clusters.values() for slot in cluster.slots):
+        raise refuse("cap", f"a slot holds more than {plan.cap} templates")
+
+
+def _problem_of_slots(cluster: Cluster) -> str:
+    if not cluster.slots or not cluster.targets:
+        return "needs slots and targets"
+    if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
+        return "slot shapes are (out, in, *kernel), all positive"
+    if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
+        return "embedding_size is positive with coefficients 'embedding', and 0 with the others"
+    if len({slot.shape[2:] for slot in cluster.slots}) > 1:
+        return "all slots must have one kernel"
+    used: list[set[int]] = [set() for _ in cluster.slots]
+    for target in cluster.targets:
+        for found, vector in zip(used, target.vectors):
+            found.add(vector)
+    for index, (slot, block, found) in enumerate(zip(cluster.slots, cluster.blocks, used)):
+        if block.size < 1 or slot.num_templates < 1:
+            return f"slot {index} must add numbers and hold templates"
+        if len(found) != slot.num_vectors or not found or min(found) != 0 or max(found) != slot.num_vectors - 1:
+            return f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users"
+    for target in cluster.targets:
+        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
+            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
+    return ""
+
+
+def _problem_of_group(group: SsnGroup) -> str:
+    if not group.targets:
+        return "needs targets"
+    if any(len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
+        return f"shapes are (out, in, *kernel), all positive, of {MOST_PARAMETERS:,} numbers at most"
+    if group.bank_size < group.minimum_templates:
+        return f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
+    if (group.mask_window < 1) if group.options.upsample == "mask" else group.mask_window != 0:
+        return "mask_window is positive with upsample 'mask', and 0 with the others"
+    if group.options.mask_window not in (0, group.mask_window):
+        return f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
+    return ""
+
+
+def _problem_of_targets(cluster: Cluster | SsnGroup, members: dict[str, int], seen: set[tuple[str, str]]) -> str:
+    for target in cluster.targets:
+        if target.member not in members or not target.names:
+            return f"a target of member {target.member!r:.80} without a member or a name"
+        names = {(target.member, name) for name in target.names}
+        if seen & names:
+            return f"{target.label:.200} stands there twice"
+        seen |= names
+    return ""
+
+
+_FORMS = {"vector": "", "embedding": "as embeddings and their maps"}
+_HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
+
+
+def _table(plan: SharingPlan) -> str:
+    """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
+    header = [*_HEADER]
+    if plan.ssn_groups:
+        both = bool(plan.superweight_clusters)
+        header[2] = "slots (templates x shape), or bank and what layers read" if both else "bank and what layers read"
+    rows = [tuple(header), *(_row(cluster) for cluster in plan.clusters)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths)) + "  " + row[-1].rjust(widths[-1])
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join([f"Sharing plan {plan.fingerprint}", *lines, "", *_account(plan)])
+
+
+def bank_words(group: SsnGroup) -> str:
+    """How the layers of a group read their bank, such as ``1 to 8 windows (wavg), 3 layers larger (inter)``."""
+    larger = sum(spec.is_enlarged for spec in group.window_specs)
+    words = f"{window_words(group)} ({group.options.combine})"
+    if larger:
+        count = "all" if larger == len(group.targets) > 1 else str(larger)
+        words += f", {count} layer{'s' * (larger != 1)} larger ({group.options.upsample})"
+    return words
+
+
+def window_words(group: SsnGroup) -> str:
+    """How many windows of the bank its layers read: ``1 window``, ``2 to 8 windows``."""
+    windows = sorted({spec.num_windows for spec in group.window_specs})
+    if len(windows) == 1:
+        return f"{windows[0]} window{'s' * (windows[0] != 1)}"
+    return f"{windows[0]} to {windows[-1]} windows"
+
+
+def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
+    members = Counter(target.member for target in cluster.targets)
+    shares = ", ".join(f"{escape_controls(name, keep='')} x{count}" for name, count in members.items())
+    if cluster.generator == "ssn":
+        made, tied = f"bank of {cluster.bank_size:,}, {bank_words(cluster)}", 0
+    else:
+        made = _slots(cluster)
+        tied = sum(target.slot + 1 for target in cluster.targets) - sum(slot.num_vectors for slot in cluster.slots)
+    return (
+        escape_controls(cluster.name, keep=""),
+        cluster.generator,
+        made,
+        str(len(cluster.targets)) + (f" ({tied} tied)" if tied else ""),
+        shares,
+        f"{cluster.num_templates + cluster.num_coefficients:,}",
+    )
+
+
+def _slots(cluster: Cluster) -> str:
+    parts = [f"{slot.num_templates} x {slot.shape[0]}x{slot.shape[1]}" for slot in cluster.slots]
+    if len(parts) > 6:
+        counts = [slot.num_templates for slot in cluster.slots]
+        first, last = (f"{shape[0]}x{shape[1]}" for shape in (cluster.slots[0].shape, cluster.slots[-1].shape))
+        return f"{len(parts)} slots, {first} to {last}, {min(counts)} to {max(counts)} templates"
+    return " + ".join(parts)
+
+
+def _account(plan: SharingPlan) -> list[str]:
+    independent = plan.independent_parameters
+    counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
+    forms = {cluster.coefficients for cluster in plan.superweight_clusters.values()}
+    held = "flat banks" if plan.ssn_groups and not plan.superweight_clusters else "templates"
+    flat = sum(group.num_templates for group in plan.ssn_groups.values())
+    mixed = f"{flat:,} of them in flat banks; " if flat and plan.superweight_clusters else ""
+    entries = [
+        (held, plan.num_templates, f"{mixed}minimum {plan.minimum_templates:,}"),
+        ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
+        ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
+        ("in all", plan.num_parameters, f"{plan.num_parameters / max(independent, 1):.3f} of {independent:,} apart"),
+        ("budget", plan.budget, f"counts {counted}; {plan.budget - plan.spent:,} unspent"),
+    ]
+    width = max(len(f"{number:,}") for _, number, _ in entries)
+    return [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]

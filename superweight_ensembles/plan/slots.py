@@ -4,7 +4,10 @@ Shapes: O out, I in, k kernel positions. The distinct shapes of a cluster, sorte
 s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1): a vector with the blocks one after the other,
 each in the order (O, *k, I), input channel last, so that channels-last weights are assembled by straight copies.
 
-Source: Teterwak et al., WACV 2024
+A slot has K templates and N coefficient vectors, in one of two forms: ``vector``, a K-vector each, as published; or
+``embedding``, an E-vector e each, and one affine map a slot, alpha = A e + b.
+
+Source: Teterwak et al., WACV 2024 (vector); Plummer et al., ICLR 2022 (embedding, with E = 24).
 """
 
 from __future__ import annotations
@@ -16,21 +19,17 @@ from itertools import pairwise
 from typing import Literal
 
 Shape = tuple[int, ...]
+CoefficientForm = Literal["vector", "embedding"]
+EMBEDDING_SIZE = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBlocks:
-    """What slot r adds to the running weight, in the order in which it is added.
+    """What slot r adds to the running weight, in the order in which it is added."""
 
-    Attributes:
-        keep: (rows, columns) of the running weight that survive; (0, 0) for slot 0.
-        column: Shape of the block appended on dimension 1, or None.
-        row: Shape of the block appended on dimension 0, or None.
-    """
-
-    keep: tuple[int, int]
-    column: Shape | None
-    row: Shape | None
+    keep: tuple[int, int]  # (rows, columns) of the running weight that survive; (0, 0) for slot 0
+    column: Shape | None  # shape of the block appended on dimension 1, or None
+    row: Shape | None  # shape of the block appended on dimension 0, or None
 
     @property
     def size(self) -> int:
@@ -41,11 +40,6 @@ class SlotBlocks:
     def shapes(self) -> tuple[Shape, ...]:
         """Of the column block, then of the row block, where they are there."""
         return tuple(shape for shape in (self.column, self.row) if shape is not None)
-
-    @property
-    def num_rows(self) -> int:
-        """Output channels of the blocks."""
-        return sum(shape[0] for shape in self.shapes)
 
 
 def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
@@ -85,21 +79,13 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a block of a slot stands in a weight.
+    """Where a block of a slot stands in a weight."""
 
-    Attributes:
-        slot: Index of the slot.
-        start: Place in the slot's vector at which the block's numbers begin.
-        shape: Of the block, (O, I, *k).
-        corner: Row and column of the weight where the block begins.
-        size: Rows and columns of the block that are in the weight; later slots may have cropped it.
-    """
-
-    slot: int
-    start: int
-    shape: Shape
-    corner: tuple[int, int]
-    size: tuple[int, int]
+    slot: int  # index of the slot
+    start: int  # place in the slot's vector at which the block's numbers begin
+    shape: Shape  # of the block, (O, I, *k)
+    corner: tuple[int, int]  # row and column of the weight where the block begins
+    size: tuple[int, int]  # rows and columns of the block that are in the weight; later slots may have cropped it
 
     @property
     def row_size(self) -> int:
@@ -123,10 +109,7 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
         kept.append((min(kept[-1][0], block.keep[0]), min(kept[-1][1], block.keep[1])))
     for index, (block, (rows, columns)) in enumerate(zip(blocks, reversed(kept))):
         start = 0
-        for shape, corner in (
-            (block.column, (0, block.keep[1])),
-            (block.row, (block.keep[0], 0)),
-        ):
+        for shape, corner in ((block.column, (0, block.keep[1])), (block.row, (block.keep[0], 0))):
             if shape is None:
                 continue
             height, width = int(min(shape[0], rows - corner[0])), int(min(shape[1], columns - corner[1]))
@@ -136,28 +119,8 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
     return tuple(found)
 
 
-# FOLDED plan.coefficients: The forms in which a slot holds coefficients, and what each costs.
-#
-# Shapes: N coefficient vectors of a slot, K templates, O rows (output channels) of the slot's blocks, E numbers in an
-# embedding.
-#
-# - ``vector``: a K-vector each, as published: (N, K).
-# - ``embedding``: an E-vector each, (N, E), and one affine map a slot, alpha = A e + b: (K, E + 1).
-# - ``channel``: a K-vector for each output channel: (N, O, K).
-#
-# Source: Teterwak et al., WACV 2024 (vector); Plummer et al., ICLR 2022 (embedding, with E = 24). ``channel`` is ours.
-
-CoefficientForm = Literal["vector", "embedding", "channel"]
-EMBEDDING_SIZE = 24
-
-
-def numbers_per_template(form: CoefficientForm, block: SlotBlocks, num_vectors: int, embedding_size: int) -> int:
-    """Coefficient scalars that each template of a slot brings along."""
-    if form == "embedding":
-        return embedding_size + 1
-    return num_vectors * (block.num_rows if form == "channel" else 1)
-
-
-def fixed_numbers(form: CoefficientForm, num_vectors: int, embedding_size: int) -> int:
-    """Coefficient scalars of a slot that do not depend on its templates: the embeddings."""
-    return num_vectors * embedding_size if form == "embedding" else 0
+def coefficient_count(num_templates: int, num_vectors: int, embedding_size: int) -> int:
+    """Coefficient scalars of a slot: vectors (N, K), or embeddings (N, E) and their map (K, E + 1) where E is not 0."""
+    if embedding_size:
+        return num_vectors * embedding_size + num_templates * (embedding_size + 1)
+    return num_vectors * num_templates

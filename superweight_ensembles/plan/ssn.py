@@ -1,4 +1,9 @@
-"""A group of a Shapeshifter Network, as a sharing plan holds it."""
+"""Shapeshifter Networks: what a group is told, which numbers of its bank each layer reads, how large the bank is.
+
+Shapes: P numbers in the bank; a weight (O, I, *k) of n numbers, in the order (O, *k, I), as everywhere in the bank.
+
+Source: Plummer et al., ICLR 2022, section 3.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,7 @@ from pydantic import ConfigDict, Field
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, Shape
-from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, GeneratedTensor, Name
-
-# FOLDED plan.options: What a group of a Shapeshifter Network is told.
+from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, Name, Size, Target
 
 Combination = Literal["avg", "wavg", "emb", "softmax"]
 Upsampling = Literal["inter", "repeat", "mask", "wavg"]
@@ -22,6 +25,9 @@ COMBINATIONS: tuple[str, ...] = get_args(Combination)
 UPSAMPLINGS: tuple[str, ...] = get_args(Upsampling)
 MOST_WINDOWS = 2**12
 _MOST_SIZE = 2**16
+_MATRIX_SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))
+_MASK_UNIT = 9
+_MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,38 +95,18 @@ class SsnOptions:
             raise SuperWeightError("ssn: windows does nothing with templates, which every layer reads: leave it out")
 
 
-# FOLDED plan.windows: Which numbers of its bank each layer of a group reads.
-#
-# Shapes: P numbers in the bank; a weight (O, I, *k) of n numbers, in the order (O, *k, I), as everywhere in the bank.
-#
-# Source: Plummer et al., ICLR 2022, section 3.2.
-
-_STEPS = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight.
+class WindowSpec:
+    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight."""
 
-    Attributes:
-        num_windows: K.
-        size: Numbers in a window.
-        start: Of the first window.
-        stride: From the start of one window to that of the next.
-        matrix: ``inter``: rows and columns of the smaller matrix that a window is; (0, 0) otherwise.
-        num_tiles: Times that a window is laid out to fill the weight, the last time as far as needed.
-        mixed: Whether each tile has coefficients of its own (up-sampling ``wavg``).
-        masked: Numbers beyond the first tile, which masks are for (up-sampling ``mask``).
-    """
-
-    num_windows: int
-    size: int
-    start: int
-    stride: int
-    matrix: tuple[int, int] = (0, 0)
-    num_tiles: int = 1
-    mixed: bool = False
-    masked: int = 0
+    num_windows: int  # K
+    size: int  # numbers in a window
+    start: int  # of the first window
+    stride: int  # from the start of one window to that of the next
+    matrix: tuple[int, int] = (0, 0)  # rows and columns of the smaller matrix that a window is (``inter``); else (0, 0)
+    num_tiles: int = 1  # times that a window is laid out to fill the weight, the last time as far as needed
+    mixed: bool = False  # whether each tile has coefficients of its own (up-sampling ``wavg``)
+    masked: int = 0  # numbers beyond the first tile, which masks are for (up-sampling ``mask``)
 
     @property
     def end(self) -> int:
@@ -139,7 +125,7 @@ class Reading:
 
 
 @lru_cache(maxsize=1024)
-def readings(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> tuple[Reading, ...]:
+def window_specs(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> tuple[WindowSpec, ...]:
     """Where the layers of a group read a bank, in their order.
 
     A layer of n numbers reads K = clamp(floor(P / n), 1, windows) windows of n numbers, from where the layer before it
@@ -151,42 +137,42 @@ def readings(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> 
         options: How they read it.
 
     Example:
-        >>> for one in readings(((4, 4), (2, 4)), 24, SsnOptions()):
+        >>> for one in window_specs(((4, 4), (2, 4)), 24, SsnOptions()):
         ...     print(one.num_windows, one.size, one.start)
         1 16 0
         3 8 16
-        >>> readings(((10, 10),), 30, SsnOptions(upsample="inter"))[0].matrix
+        >>> window_specs(((10, 10),), 30, SsnOptions(upsample="inter"))[0].matrix
         (5, 5)
-        >>> readings(((10, 10),), 30, SsnOptions(upsample="repeat"))[0].num_tiles
+        >>> window_specs(((10, 10),), 30, SsnOptions(upsample="repeat"))[0].num_tiles
         4
     """
     found = []
     start = 0
     for shape in shapes:
-        reading = _reading(shape, bank_size, start, options)
-        found.append(reading)
-        start = 0 if options.templates else reading.end % bank_size
+        spec = _window_spec(shape, bank_size, start, options)
+        found.append(spec)
+        start = 0 if options.templates else spec.end % bank_size
     return tuple(found)
 
 
-def _reading(shape: Shape, bank_size: int, start: int, options: SsnOptions) -> Reading:
+def _window_spec(shape: Shape, bank_size: int, start: int, options: SsnOptions) -> WindowSpec:
     numbers, templates = math.prod(shape), options.templates
     room = bank_size // templates if templates else bank_size
     count = templates or min(max(bank_size // numbers, 1), options.windows)
     if numbers <= room:
-        return Reading(num_windows=count, size=numbers, start=start, stride=room if templates else numbers)
+        return WindowSpec(num_windows=count, size=numbers, start=start, stride=room if templates else numbers)
     if options.upsample == "inter":
         matrix = smaller_matrix(shape, room)
         size = math.prod(matrix)
-        return Reading(num_windows=count, size=size, start=start, stride=room if templates else size, matrix=matrix)
+        return WindowSpec(num_windows=count, size=size, start=start, stride=room if templates else size, matrix=matrix)
     if options.upsample == "wavg":
         half = bank_size // 2
-        return Reading(
+        return WindowSpec(
             num_windows=2, size=half, start=start, stride=half, num_tiles=math.ceil(numbers / half), mixed=True
         )
     masked = numbers - room if options.upsample == "mask" else 0
     tiles = math.ceil(numbers / room)
-    return Reading(num_windows=count, size=room, start=start, stride=room, num_tiles=tiles, masked=masked)
+    return WindowSpec(num_windows=count, size=room, start=start, stride=room, num_tiles=tiles, masked=masked)
 
 
 def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
@@ -200,7 +186,7 @@ def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
     """
     rows, columns, *kernel = shape
     positions = math.prod(kernel)
-    for share in _STEPS:
+    for share in _MATRIX_SHARES:
         matrix = max(1, round(share * rows)), max(1, round(share * columns)) * positions
         if math.prod(matrix) <= numbers:
             return matrix
@@ -215,16 +201,16 @@ def least_bank(shapes: Sequence[Shape], options: SsnOptions) -> int:
     return one * max(options.templates, 1)
 
 
-def numbers_read(found: Sequence[Reading]) -> int:
+def numbers_read(found: Sequence[WindowSpec]) -> int:
     """Numbers that all layers read, each reading counted."""
-    return sum(reading.num_windows * reading.size for reading in found)
+    return sum(spec.num_windows * spec.size for spec in found)
 
 
-def num_coefficients(found: Sequence[Reading], options: SsnOptions, mask_window: int) -> int:
+def num_coefficients(found: Sequence[WindowSpec], options: SsnOptions, mask_window: int) -> int:
     """Trainable scalars beside the bank: of each layer's combination and up-sampling."""
-    combined = [reading.num_windows for reading in found if not reading.mixed]
-    count = sum(2 * reading.num_tiles for reading in found if reading.mixed)
-    count += sum(math.ceil(reading.masked / mask_window) for reading in found if reading.masked)
+    combined = [spec.num_windows for spec in found if not spec.mixed]
+    count = sum(2 * spec.num_tiles for spec in found if spec.mixed)
+    count += sum(math.ceil(spec.masked / mask_window) for spec in found if spec.masked)
     if options.combine == "emb":
         return count + options.embedding_size * len(combined) + (options.embedding_size + 1) * sum(set(combined))
     if options.combine == "softmax":  # of one window it is one, whatever its coefficient
@@ -232,19 +218,13 @@ def num_coefficients(found: Sequence[Reading], options: SsnOptions, mask_window:
     return count + (sum(combined) if options.combine != "avg" else 0)
 
 
-# FOLDED plan.bank_size: How large the bank of a group is under a budget that its coefficients count in as well.
-
-_MASK_UNIT = 9
-_MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
-
-
 def group_cost(
-    shapes: Sequence[Shape], bank_size: int, options: SsnOptions, mask_window: int = 0, everything: bool = True
+    shapes: Sequence[Shape], bank_size: int, options: SsnOptions, mask_window: int = 0, count_all: bool = True
 ) -> int:
-    """Trainable scalars of a group with a bank of this size; of the bank alone where not everything counts."""
-    if not everything:
+    """Trainable scalars of a group with a bank of this size; of the bank alone where not count_all counts."""
+    if not count_all:
         return bank_size
-    return bank_size + num_coefficients(readings(tuple(shapes), bank_size, options), options, mask_window)
+    return bank_size + num_coefficients(window_specs(tuple(shapes), bank_size, options), options, mask_window)
 
 
 def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) -> int:
@@ -259,7 +239,7 @@ def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) ->
 
 
 @lru_cache(maxsize=1024)
-def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool = True) -> int:
+def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, count_all: bool = True) -> int:
     """The fewest trainable scalars with which a group of these layers works; with ``wavg`` up to a few more.
 
     Example:
@@ -267,18 +247,18 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, everything: bool 
         11
     """
     size = least_bank(shapes, options)
-    if not everything or (options.upsample != "wavg" and not options.mask_window):
+    if not count_all or (options.upsample != "wavg" and not options.mask_window):
         window = max(math.prod(shape) for shape in shapes) if options.upsample == "mask" else 0
-        return group_cost(shapes, size, options, window, everything)
+        return group_cost(shapes, size, options, window, count_all)
     costs = []
     largest = max(size, *(math.prod(shape) for shape in shapes))
     while size <= largest:  # coefficients become fewer as the bank grows: somewhere between the two is the least
-        costs.append(group_cost(shapes, size, options, options.mask_window, everything))
+        costs.append(group_cost(shapes, size, options, options.mask_window, count_all))
         size += max(1, size // 16)
     return min(costs)
 
 
-def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, everything: bool = True) -> tuple[int, int]:
+def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, count_all: bool = True) -> tuple[int, int]:
     """The largest bank that fits a budget together with its coefficients, and the window of its masks.
 
     Never larger than what the layers read.
@@ -287,25 +267,25 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, every
         shapes: Of the layers, in order.
         budget: Trainable scalars of the group, at least :func:`least_cost`.
         options: Of the group.
-        everything: Whether coefficients count as well.
+        count_all: Whether coefficients count as well.
     """
     shapes = tuple(shapes)
     window = mask_window_of(shapes, budget, options)
     largest = max(math.prod(shape) for shape in shapes)
     while True:
-        size = _largest_bank(shapes, budget, options, window, everything)
-        fits = group_cost(shapes, size, options, window, everything) <= budget
+        size = _largest_bank(shapes, budget, options, window, count_all)
+        fits = group_cost(shapes, size, options, window, count_all) <= budget
         chosen = options.upsample == "mask" and not options.mask_window
         if not chosen or window >= largest or (fits and size * _MASK_SHARE >= (_MASK_SHARE - 2) * min(budget, largest)):
             break
         window *= 2  # masks of many small layers are rounded up
     assert fits, "the caller compares the budget with least_cost"
     if options.templates:
-        return options.templates * max(reading.size for reading in readings(shapes, size, options)), window
-    return min(size, numbers_read(readings(shapes, size, options))), window
+        return options.templates * max(spec.size for spec in window_specs(shapes, size, options)), window
+    return min(size, numbers_read(window_specs(shapes, size, options))), window
 
 
-def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, everything: bool) -> int:
+def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, count_all: bool) -> int:
     """The largest bank whose group costs no more than the budget; the smallest one where none does.
 
     Between two sizes at which a layer comes to read one window more, the other coefficients only become fewer as the
@@ -318,31 +298,12 @@ def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, w
     for lower in sorted({least, *(step for step in steps if least < step <= upper)}, reverse=True):
         size = upper
         while size >= lower:
-            excess = group_cost(shapes, size, options, window, everything) - budget
+            excess = group_cost(shapes, size, options, window, count_all) - budget
             if excess <= 0:
                 return size
             size -= excess
         upper = lower - 1
     return least
-
-
-_STRICT = ConfigDict(extra="forbid")
-_Size = Annotated[int, Field(le=2**31)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SsnTarget(GeneratedTensor):
-    """One generated tensor of a group.
-
-    Attributes:
-        shape: (out, in, *kernel).
-        kind: Of its layer.
-    """
-
-    __pydantic_config__ = _STRICT
-
-    kind: Name
-    shape: Annotated[tuple[_Size, ...], Field(max_length=8)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,13 +320,13 @@ class SsnGroup:
     Source: Plummer et al., ICLR 2022.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: Name
     bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]
-    targets: Annotated[tuple[SsnTarget, ...], Field(max_length=MOST_TARGETS)]
+    targets: Annotated[tuple[Target, ...], Field(max_length=MOST_TARGETS)]
     options: SsnOptions
-    mask_window: Annotated[int, Field(le=2**31)] = 0
+    mask_window: Size = 0
     generator: Literal["ssn"] = "ssn"
 
     @property
@@ -379,9 +340,9 @@ class SsnGroup:
         return tuple(target.shape for target in self.targets)
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def window_specs(self) -> tuple[WindowSpec, ...]:
         """What each target reads."""
-        return readings(self.shapes, self.bank_size, self.options)
+        return window_specs(self.shapes, self.bank_size, self.options)
 
     @property
     def num_templates(self) -> int:
@@ -396,7 +357,7 @@ class SsnGroup:
     @property
     def num_coefficients(self) -> int:
         """Trainable scalars in coefficients, embeddings and their maps, masks."""
-        return num_coefficients(self.readings, self.options, self.mask_window)
+        return num_coefficients(self.window_specs, self.options, self.mask_window)
 
     @property
     def minimum_parameters(self) -> int:

@@ -14,8 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
 
-# FOLDED plan.generated_tensor: What every generator knows of a tensor that it generates.
-
+# Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
 MOST_MEMBERS = 10_000
 MOST_CLUSTERS = 2**17
@@ -25,31 +24,7 @@ MOST_NAMES = 1000  # that are tied to one tensor
 MOST_TEMPLATES = 2**12  # of a slot
 
 Name = Annotated[str, Field(max_length=4096)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedTensor:
-    """One generated tensor.
-
-    Attributes:
-        member: Member that reads it.
-        names: Parameter name in the member, then the names tied to it.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    member: Name
-    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-    @property
-    def label(self) -> str:
-        return f"{self.member}.{self.name}"
-
-
+Size = Annotated[int, Field(le=2**31)]
 Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -61,17 +36,35 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedTensor:
+    """One generated tensor."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    member: Name  # member that reads it
+    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]  # parameter name in the member, then those tied
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def label(self) -> str:
+        return f"{self.member}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target(GeneratedTensor):
     """One weight tensor of a member that the bank generates.
 
     Attributes:
-        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
         kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
             SuperWeights share templates among targets of one kind and kernel alone.
+        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
     """
 
-    shape: tuple[int, ...]
-    kind: str
+    kind: Name
+    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
 
     @property
     def kernel(self) -> tuple[int, ...]:

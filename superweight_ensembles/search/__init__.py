@@ -4,29 +4,32 @@ Every search is a function from a trained ensemble to a :class:`SharingPlan`.
 """
 
 from superweight_ensembles.search.gradient_clusters import (
-    SearchResult,
+    GradientSearch,
+    SplitClusters,
+    WeightSearch,
     check_searchable,
-    find_sharing,
-    search_clusters,
     searched_members,
 )
 from superweight_ensembles.search.gradients import cropped_cosines, merged_sets, weight_gradients
-from superweight_ensembles.search.learned_groups import LEARNING, LearnedGroups, find_groups, learn_groups
+from superweight_ensembles.search.learned_groups import LEARNING, KMeansSearch, LearnedGroups
+from superweight_ensembles.search.sharing_search import SearchMethod, SearchResult, search_sharing
 from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients, use_gradients
 
 __all__ = [
     "LEARNING",
+    "GradientSearch",
+    "KMeansSearch",
     "LearnedGroups",
+    "SearchMethod",
     "SearchResult",
+    "SplitClusters",
     "Untying",
+    "WeightSearch",
     "check_searchable",
     "cropped_cosines",
-    "find_groups",
-    "find_sharing",
     "has_ties",
-    "learn_groups",
     "merged_sets",
-    "search_clusters",
+    "search_sharing",
     "searched_members",
     "untie_coefficients",
     "use_gradients",

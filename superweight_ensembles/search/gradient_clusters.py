@@ -1,5 +1,8 @@
 """Cluster search: targets whose gradients conflict get templates of their own.
 
+In each cluster the targets of the deepest, widest member merge while their cosine exceeds the threshold; a target of
+another depth joins the one that it is most like; a member as deep as one placed before follows it, layer by layer.
+
 Source: Teterwak et al., WACV 2024
 """
 
@@ -8,35 +11,277 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import (
+    BudgetPolicy,
     Cluster,
     PlannedTarget,
     SharingPlan,
     Target,
     TargetGroup,
-    coefficient_form,
     groups_minimum,
     plan_groups,
     resolve_budget,
 )
 from superweight_ensembles.search.gradients import (
     Batches,
-    TargetTensors,
+    check_max_batches,
+    check_threshold,
     cropped_cosines,
     merged_sets,
     weight_gradients,
 )
 from superweight_ensembles.training.distributed import current_processes
 
-# FOLDED search.depths: Which members stand for a depth, and in what order: found from the plan, not from how the
-# members are listed.
+SEARCH_FORMAT = 1
+THRESHOLD_STEP = 0.05
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSearch:
+    """Options of a search that splits clusters of SuperWeights by similarity.
+
+    Attributes:
+        threshold: Cosine above which two targets share templates, -1 to 1.
+        coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; other kinds as in
+            :func:`plan_sharing`.
+        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later: True unless
+            given, where they are tied.
+
+    Raises:
+        SuperWeightError: A threshold outside [-1, 1], no such coefficients, a reserve for coefficients without ties.
+    """
+
+    similarity: ClassVar[str]
+    threshold: float = 0.1
+    coefficients: str = "tied"
+    reserve_untied: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        BudgetPolicy(coefficients=self.coefficients, reserve_untied=bool(self.reserve_untied))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSearch(ClusterSearch):
+    """Split clusters where the gradients of targets conflict, as published.
+
+    Attributes:
+        max_batches: Read no more than so many batches; all where None.
+    """
+
+    similarity = "gradient"
+    max_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_max_batches(self.max_batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSearch(ClusterSearch):
+    """Split clusters where the generated weights themselves are unlike, for comparison with their gradients."""
+
+    similarity = "weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterEvidence:
+    """What a search saw of one first cluster, and what it made of it.
+
+    Attributes:
+        cluster: The first cluster.
+        targets: The anchor's (the deepest member's) first, then those of the other depths, then the followers.
+        num_anchors: Targets of the anchor.
+        similarity: (n, n) cosines of the first n targets, those that were compared; the rest are followers.
+        sets: For each target, the final cluster, numbered within this first one.
+        leaders: For each target, the place of the anchor's target that it goes with.
+    """
+
+    cluster: Cluster
+    targets: tuple[PlannedTarget, ...]
+    num_anchors: int
+    similarity: Tensor
+    sets: tuple[int, ...]
+    leaders: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As search.json holds it: a row and a column for every target, of None for the followers."""
+        count = len(self.targets)
+        followers = count - len(self.similarity)
+        cosines = [[*(round(value, 4) for value in row), *[None] * followers] for row in self.similarity.tolist()]
+        return {
+            "name": self.cluster.name,
+            "targets": [target.label for target in self.targets],
+            "anchors": self.num_anchors,
+            "similarity": [*cosines, *([None] * count for _ in range(followers))],
+            "sets": list(self.sets),
+            "leaders": list(self.leaders),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitClusters:
+    """A plan whose clusters were split, and why it is as it is.
+
+    Attributes:
+        plan: A plan of the same members, with the cap and the counting of the ensemble's plan.
+        threshold: Cosine at which the plan fitted the budget; lower than the one given where it had to be.
+        threshold_given: Threshold that was asked for.
+        similarity: ``gradient`` or ``weight``.
+        representatives: The members that were compared, one a depth, the deepest first.
+        evidence: One record a first cluster.
+    """
+
+    plan: SharingPlan
+    threshold: float
+    threshold_given: float
+    similarity: str
+    representatives: tuple[str, ...]
+    evidence: tuple[ClusterEvidence, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As search.json holds it."""
+        return {
+            "format": SEARCH_FORMAT,
+            "similarity": self.similarity,
+            "threshold_given": self.threshold_given,
+            "threshold": self.threshold,
+            "anchor": self.representatives[0],
+            "representatives": list(self.representatives),
+            "plan": self.plan.fingerprint,
+            "clusters": [evidence.to_dict() for evidence in self.evidence],
+        }
+
+
+def split_clusters(
+    ensemble: SuperWeightEnsemble, loader: Batches | None, method: ClusterSearch, budget: float | None
+) -> SplitClusters:
+    """Split the clusters of a plan by similarity; the threshold falls until the plan fits the budget."""
+    _check_ensemble(ensemble, method)
+    plan, clusters = ensemble.plan, ensemble.plan.superweight_clusters
+    tied = method.coefficients == "tied"
+    limit = plan.budget if budget is None else resolve_budget(budget, plan.independent_parameters)
+    depths = find_depths(ensemble)
+    cosines = _cosines(ensemble, loader, method, depths)
+    policy = BudgetPolicy(
+        cap=plan.cap,
+        coefficients=method.coefficients,
+        reserve_untied=tied if method.reserve_untied is None else method.reserve_untied,
+        budget_counts=plan.budget_counts,
+    )
+    at, least = method.threshold, None
+    while True:
+        evidence = tuple(_decide(index, cluster, cosines[index], depths, at) for index, cluster in clusters.items())
+        groups = [group for one in evidence for group in _groups(one, plan.member_names, tied)]
+        minimum = groups_minimum(plan.members, groups, policy)
+        least = minimum if least is None else min(least, minimum)
+        if minimum <= limit:
+            break
+        if not any(any(one.sets) for one in evidence):
+            raise SuperWeightError(
+                f"a budget of {limit:,} parameters is below the minimum at every threshold, {least:,} "
+                f"({least / plan.independent_parameters:.3f} of the members apart): raise it or use fewer bins"
+            )
+        at = round(at - THRESHOLD_STEP, 10)
+    if at < method.threshold:
+        _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", method.threshold, at)
+    found = plan_groups(plan.members, groups, limit, policy)
+    current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
+    return SplitClusters(
+        plan=found,
+        threshold=at,
+        threshold_given=method.threshold,
+        similarity=method.similarity,
+        representatives=depths.representatives,
+        evidence=evidence,
+    )
+
+
+def _check_ensemble(ensemble: SuperWeightEnsemble, method: ClusterSearch) -> None:
+    if not ensemble.plan.clusters:
+        raise SuperWeightError("the ensemble shares nothing: a search splits the clusters that a plan has")
+    check_searchable(ensemble.plan)
+    if ensemble.bank.is_untouched:
+        raise SuperWeightError(
+            "the ensemble is untrained, and its gradients say little: train it for some epochs first"
+        )
+    slots = [slot for cluster in ensemble.plan.superweight_clusters.values() for slot in cluster.slots]
+    if isinstance(method, WeightSearch) and all(slot.num_vectors == 1 for slot in slots):
+        raise SuperWeightError(
+            "all coefficients are tied, so all weights of a cluster are alike: "
+            "compare weights of an ensemble with coefficients 'own'"
+        )
+
+
+def _cosines(
+    ensemble: SuperWeightEnsemble, loader: Batches | None, method: ClusterSearch, depths: Depths
+) -> dict[int, Tensor]:
+    """By cluster index: the cosines of the targets that are compared, the anchor's first."""
+    if isinstance(method, GradientSearch):
+        assert loader is not None, "checked by search_sharing"
+        tensors = weight_gradients(ensemble, loader, depths.searched, max_batches=method.max_batches)
+    else:
+        with torch.no_grad():
+            weights = ensemble.bank.generate(depths.searched)
+        tensors = {(member, name): weight for member, own in weights.items() for name, weight in own.items()}
+    found = {}
+    for index in ensemble.plan.superweight_clusters:
+        compared = [target for member in depths.compared(index) for target in depths.targets[member][index]]
+        found[index] = cropped_cosines([tensors[target.member, target.name] for target in compared])
+    return found
+
+
+def _decide(index: int, cluster: Cluster, cosines: Tensor, depths: Depths, threshold: float) -> ClusterEvidence:
+    """Sets and leaders of one first cluster at a threshold."""
+    compared = depths.compared(index)
+    anchors = len(depths.targets[compared[0]][index])
+    anchor_sets = merged_sets(cosines[:anchors, :anchors], threshold)
+    nearest = cosines[:, :anchors].argmax(1).tolist()
+    targets = [target for member in compared for target in depths.targets[member][index]]
+    leader_of = dict(zip(targets, [*range(anchors), *nearest[anchors:]]))
+    for member in depths.order:
+        if member not in compared:
+            followers = zip(depths.targets[member][index], depths.counterparts(member, index))
+            leader_of.update({target: leader_of[like] for target, like in followers})
+    leaders = tuple(leader_of.values())
+    return ClusterEvidence(
+        cluster=cluster,
+        targets=tuple(leader_of),
+        num_anchors=anchors,
+        similarity=cosines,
+        sets=tuple(anchor_sets[leader] for leader in leaders),
+        leaders=leaders,
+    )
+
+
+def _groups(evidence: ClusterEvidence, members: Sequence[str], tied: bool) -> list[TargetGroup]:
+    """The final clusters that a first one is split into; targets member after member, as everywhere."""
+    cluster, count = evidence.cluster, max(evidence.sets) + 1
+    order = sorted(range(len(evidence.targets)), key=lambda place: members.index(evidence.targets[place].member))
+    groups = []
+    for number in range(count):
+        places = [place for place in order if evidence.sets[place] == number]
+        local = {place: index for index, place in enumerate(places)}
+        targets = [evidence.targets[place] for place in places]
+        groups.append(
+            TargetGroup(
+                name=f"{cluster.name} set {number + 1}/{count}" if count > 1 else cluster.name,
+                targets=tuple(
+                    Target(member=one.member, names=one.names, shape=cluster.shape_of(one), kind=cluster.kind)
+                    for one in targets
+                ),
+                leaders=tuple(local[evidence.leaders[place]] for place in places) if tied else None,
+            )
+        )
+    return groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +293,10 @@ class Depths:
 
     Attributes:
         representatives: One member a depth, the deepest first; of a depth, the widest (the first listed of equals).
-        representative_of: Of every member that shares at all: the one that stands for its depth.
+        representative_of: For every member that shares at all, the one that stands for its depth.
         order: All members that share, the deepest and widest first.
-        targets: Of every member and cluster index: its targets in the order in which it was built.
-        places: Of every target: how far down its member it stands, 0 for the first target to 1 for the last.
+        targets: By member and cluster index, its targets in the order in which it was built.
+        places: By target, how far down its member it stands, 0 for the first target to 1 for the last.
     """
 
     representatives: tuple[str, ...]
@@ -59,6 +304,13 @@ class Depths:
     order: tuple[str, ...]
     targets: dict[str, tuple[tuple[PlannedTarget, ...], ...]]
     places: dict[PlannedTarget, float]
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The members that are compared in any cluster, the deepest first."""
+        num_clusters = len(next(iter(self.targets.values())))
+        compared = {member for index in range(num_clusters) for member in self.compared(index)}
+        return tuple(member for member in self.order if member in compared)
 
     def compared(self, index: int) -> tuple[str, ...]:
         """The members whose targets in a cluster are compared, the anchor first.
@@ -80,19 +332,6 @@ class Depths:
         if len(own) == len(others):
             return list(others)
         return [min(others, key=lambda other: abs(self.places[other] - self.places[target])) for target in own]
-
-
-def check_searchable(plan: SharingPlan) -> None:
-    """Refuse a plan with groups that read a flat bank.
-
-    Raises:
-        SuperWeightError: Names the first such group.
-    """
-    for group in plan.ssn_groups.values():
-        raise SuperWeightError(
-            f"a search splits clusters of SuperWeights, and {group.name!r} reads a flat bank: plan with "
-            "generator='superweight', and a budget that it can meet"
-        )
 
 
 def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
@@ -129,13 +368,6 @@ def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
     )
 
 
-def searched_members(ensemble: SuperWeightEnsemble) -> tuple[str, ...]:
-    """The members whose weights a search compares, the deepest first: to train before it. The others follow them."""
-    depths = find_depths(ensemble)
-    compared = {member for index in range(len(ensemble.plan.clusters)) for member in depths.compared(index)}
-    return tuple(member for member in depths.order if member in compared)
-
-
 def _construction_order(ensemble: SuperWeightEnsemble, member: str) -> list[PlannedTarget]:
     """The targets of a member as its parameters are listed (generated ones hold None, but keep their place)."""
     place = {
@@ -148,313 +380,15 @@ def _construction_order(ensemble: SuperWeightEnsemble, member: str) -> list[Plan
     return sorted(own, key=lambda target: place[target.name])
 
 
-SIMILARITIES = ("gradient", "weight")
-SEARCH_FORMAT = 1
-THRESHOLD_STEP = 0.05
-_LOG = logging.getLogger(__name__)
+def searched_members(ensemble: SuperWeightEnsemble) -> tuple[str, ...]:
+    """The members whose weights a search compares, the deepest first: to train before it. The others follow them."""
+    return find_depths(ensemble).searched
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterEvidence:
-    """What a search saw of one first cluster, and what it made of it.
-
-    Attributes:
-        cluster: The first cluster.
-        targets: The anchor's (the deepest member's) first, then those of the other depths, then the followers.
-        num_anchors: Targets of the anchor.
-        similarity: (n, n) cosines of the first n targets, those that were compared; the rest are followers.
-        sets: For each target, the final cluster, numbered within this first one.
-        leaders: For each target, the place of the anchor's target that it goes with.
-    """
-
-    cluster: Cluster
-    targets: tuple[PlannedTarget, ...]
-    num_anchors: int
-    similarity: Tensor
-    sets: tuple[int, ...]
-    leaders: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchResult:
-    """A plan that was searched for, and why it is as it is.
-
-    Attributes:
-        plan: What :func:`search_clusters` returns.
-        threshold: At which the plan fitted the budget; lower than the one given where it had to be.
-        threshold_given: As it was asked for.
-        similarity: ``gradient`` or ``weight``.
-        representatives: The members that were compared, one a depth, the deepest first.
-        evidence: One record a first cluster.
-    """
-
-    plan: SharingPlan
-    threshold: float
-    threshold_given: float
-    similarity: str
-    representatives: tuple[str, ...]
-    evidence: tuple[ClusterEvidence, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As search.json holds it."""
-        return {
-            "format": SEARCH_FORMAT,
-            "similarity": self.similarity,
-            "threshold_given": self.threshold_given,
-            "threshold": self.threshold,
-            "anchor": self.representatives[0],
-            "representatives": list(self.representatives),
-            "plan": self.plan.fingerprint,
-            "clusters": [_evidence_dict(evidence) for evidence in self.evidence],
-        }
-
-
-def search_clusters(
-    ensemble: SuperWeightEnsemble,
-    loader: Batches,
-    *,
-    budget: float | None = None,
-    threshold: float = 0.1,
-    coefficients: str = "tied",
-    similarity: str = "gradient",
-    max_batches: int | None = None,
-    reserve_untied: bool | None = None,
-) -> SharingPlan:
-    """Split the clusters of a plan where the gradients of its targets conflict.
-
-    Train an ensemble for some epochs first, best with ``coefficients="tied"``, so that all targets of a cluster hold
-    the same numbers and only their gradients differ. In each cluster the targets of the deepest, widest member merge
-    while their gradients' cosine exceeds the threshold; a target of another depth joins the one that it is most like,
-    and takes its coefficients; a member as deep as one placed before follows it, layer by layer. If the plan needs more
-    than the budget with one template a slot, the threshold falls by 0.05 until it fits. The weights are
-    of no further use: build a new ensemble on the plan and train it.
-
-    Args:
-        ensemble: Trained; its plan's clusters are split, its bank is not changed.
-        loader: Batches of training images and labels; the same batches give the same plan. In a process group, call
-            this on every rank, each with its own share of the batches: all find one plan.
-        budget: As :func:`plan_sharing` takes it; that of the ensemble's plan where None.
-        threshold: Cosine above which two targets share templates, -1 to 1.
-        coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; ``own``,
-            ``embedding``, ``channel``: as in :func:`plan_sharing`.
-        similarity: Of ``gradient``s, or of the generated ``weight``s themselves (for comparison).
-        max_batches: Read no more than so many; all where None. Similarity of weights reads none.
-        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later: True unless
-            given, where they are tied.
-
-    Returns:
-        A plan of the same members, with the cap and the counting of the ensemble's plan.
-
-    Raises:
-        SuperWeightError: An ensemble that was never trained, shares nothing or reads flat banks, a threshold outside
-            [-1, 1], a loader without samples, gradients that are not finite (names the target) or all zero (names the
-            member), a budget below the minimum at every threshold (states the least), ranks that find different plans.
-
-    Source: Teterwak et al., WACV 2024
-    Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
-    budget is held against the minimum of every slot, not the largest layer; a search that cannot fit ends.
-
-    Example:
-        >>> import superweight_ensembles as swe
-        >>> data = swe.load_data("synthetic")
-        >>> members = {"a": swe.wide_resnet(10, 1, data.num_classes), "b": swe.wide_resnet(16, 1, data.num_classes)}
-        >>> ensemble = swe.SuperWeightEnsemble(members, budget=0.9, coefficients="tied")
-        >>> _ = swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=64))
-        >>> plan = swe.search_clusters(ensemble, data.loader("train", 64), max_batches=2)
-        >>> final = swe.SuperWeightEnsemble(members, plan=plan)
-        >>> final.num_parameters <= 0.9 * final.independent_parameters
-        True
-    """
-    return find_sharing(
-        ensemble,
-        loader,
-        budget=budget,
-        threshold=threshold,
-        coefficients=coefficients,
-        similarity=similarity,
-        max_batches=max_batches,
-        reserve_untied=reserve_untied,
-    ).plan
-
-
-def find_sharing(
-    ensemble: SuperWeightEnsemble,
-    loader: Batches,
-    *,
-    budget: float | None = None,
-    threshold: float = 0.1,
-    coefficients: str = "tied",
-    similarity: str = "gradient",
-    max_batches: int | None = None,
-    reserve_untied: bool | None = None,
-) -> SearchResult:
-    """:func:`search_clusters` with its evidence: similarities, sets, leaders and the threshold that fitted."""
-    _check(ensemble, threshold, similarity)
-    plan = ensemble.plan
-    form = coefficient_form(coefficients)
-    tied = coefficients == "tied"
-    limit = plan.budget if budget is None else resolve_budget(budget, plan.independent_parameters)
-    depths = find_depths(ensemble)
-    tensors = _tensors(ensemble, loader, searched_members(ensemble), similarity, max_batches)
-    seen = [_similarities(index, cluster, depths, tensors) for index, cluster in plan.superweight_clusters.items()]
-    counting: dict[str, Any] = {
-        "budget_counts": plan.budget_counts,
-        "form": form,
-        "reserve_untied": tied if reserve_untied is None else reserve_untied,
-    }
-    if reserve_untied and not tied:
-        raise SuperWeightError(f"reserve_untied does nothing with coefficients {coefficients!r}: leave it out")
-    if similarity == "weight" and max_batches is not None:
+def check_searchable(plan: SharingPlan) -> None:
+    """Refuse a plan with groups that read a flat bank; names the first."""
+    for group in plan.ssn_groups.values():
         raise SuperWeightError(
-            "max_batches does nothing with similarity 'weight', which reads no batches: leave it out"
+            f"a search splits clusters of SuperWeights, and {group.name!r} reads a flat bank: plan with "
+            "generator='superweight', and a budget that it can meet"
         )
-    at, least = threshold, None
-    while True:
-        evidence = tuple(_decide(one, depths, at) for one in seen)
-        groups = [group for one in evidence for group in _groups(one, plan.member_names, tied)]
-        minimum = groups_minimum(plan.members, groups, **counting)
-        least = minimum if least is None else min(least, minimum)
-        if minimum <= limit:
-            break
-        if not any(any(one.sets) for one in evidence):
-            raise SuperWeightError(
-                f"a budget of {limit:,} parameters is below the minimum at every threshold, {least:,} "
-                f"({least / plan.independent_parameters:.3f} of the members apart): raise it or use fewer bins"
-            )
-        at = round(at - THRESHOLD_STEP, 10)
-    if at < threshold:
-        _LOG.info("the threshold fell from %g to %g: above, the plan does not fit the budget", threshold, at)
-    found = plan_groups(plan.members, groups, budget=limit, cap=plan.cap, allocation=plan.allocation, **counting)
-    current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
-    return SearchResult(
-        plan=found,
-        threshold=at,
-        threshold_given=threshold,
-        similarity=similarity,
-        representatives=depths.representatives,
-        evidence=evidence,
-    )
-
-
-def _check(ensemble: SuperWeightEnsemble, threshold: float, similarity: str) -> None:
-    if not isinstance(ensemble, SuperWeightEnsemble):
-        raise SuperWeightError(f"a search takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
-    check_threshold(threshold)
-    if similarity not in SIMILARITIES:
-        raise unknown_name("similarity", similarity, SIMILARITIES)
-    if not ensemble.plan.clusters:
-        raise SuperWeightError("the ensemble shares nothing: a search splits the clusters that a plan has")
-    check_searchable(ensemble.plan)
-    if ensemble.bank.is_untouched:
-        raise SuperWeightError(
-            "the ensemble is untrained, and its gradients say little: train it for some epochs first"
-        )
-    clusters = ensemble.plan.superweight_clusters.values()
-    every = [slot.num_vectors for cluster in clusters for slot in cluster.slots]
-    if similarity == "weight" and max(every) == 1:
-        raise SuperWeightError(
-            "all coefficients are tied, so all weights of a cluster are alike: "
-            "compare weights of an ensemble with coefficients 'own'"
-        )
-
-
-def check_threshold(threshold: float) -> None:
-    """Refuse what is no cosine."""
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-    if not number or not -1 <= threshold <= 1:
-        raise SuperWeightError(f"threshold is a cosine, -1 to 1; got {threshold!r}")
-
-
-def _tensors(
-    ensemble: SuperWeightEnsemble, loader: Batches, members: Sequence[str], similarity: str, max_batches: int | None
-) -> TargetTensors:
-    if similarity == "gradient":
-        return weight_gradients(ensemble, loader, members, max_batches=max_batches)
-    with torch.no_grad():
-        weights = ensemble.bank.generate(members)
-    return {(member, name): weight for member in members for name, weight in weights[member].items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """A first cluster and the cosines of its targets; ``order`` is of members, the anchor first."""
-
-    index: int
-    cluster: Cluster
-    order: tuple[str, ...]
-    similarity: Tensor
-
-
-def _similarities(index: int, cluster: Cluster, depths: Depths, tensors: TargetTensors) -> _Seen:
-    order = depths.compared(index)
-    compared = [target for member in order for target in depths.targets[member][index]]
-    cosines = cropped_cosines([tensors[target.member, target.name] for target in compared])
-    return _Seen(index=index, cluster=cluster, order=order, similarity=cosines)
-
-
-def _decide(seen: _Seen, depths: Depths, threshold: float) -> ClusterEvidence:
-    """Sets and leaders of one first cluster at a threshold."""
-    own = {member: depths.targets[member][seen.index] for member in seen.order}
-    anchors = len(own[seen.order[0]])
-    anchor_sets = merged_sets(seen.similarity[:anchors, :anchors], threshold)
-    nearest = seen.similarity[:, :anchors].argmax(1).tolist()
-    leaders = [*range(anchors), *nearest[anchors:]]
-    leader_of: dict[PlannedTarget, int] = {}
-    targets: list[PlannedTarget] = []
-    for member in seen.order:
-        for target in own[member]:
-            leader_of[target] = leaders[len(targets)]
-            targets.append(target)
-    for member in depths.order:
-        if member in seen.order:
-            continue
-        for target, like in zip(depths.targets[member][seen.index], depths.counterparts(member, seen.index)):
-            leader_of[target] = leader_of[like]
-            targets.append(target)
-    return ClusterEvidence(
-        cluster=seen.cluster,
-        targets=tuple(targets),
-        num_anchors=anchors,
-        similarity=seen.similarity,
-        sets=tuple(anchor_sets[leader_of[target]] for target in targets),
-        leaders=tuple(leader_of[target] for target in targets),
-    )
-
-
-def _groups(evidence: ClusterEvidence, members: Sequence[str], tied: bool) -> list[TargetGroup]:
-    """The final clusters that a first one is split into; targets member after member, as everywhere."""
-    count = max(evidence.sets) + 1
-    order = sorted(range(len(evidence.targets)), key=lambda place: members.index(evidence.targets[place].member))
-    groups = []
-    for number in range(count):
-        places = [place for place in order if evidence.sets[place] == number]
-        local = {place: index for index, place in enumerate(places)}
-        name = evidence.cluster.name
-        groups.append(
-            TargetGroup(
-                name=f"{name} set {number + 1}/{count}" if count > 1 else name,
-                targets=tuple(_as_target(evidence.cluster, evidence.targets[place]) for place in places),
-                leaders=tuple(local[evidence.leaders[place]] for place in places) if tied else None,
-            )
-        )
-    return groups
-
-
-def _as_target(cluster: Cluster, target: PlannedTarget) -> Target:
-    return Target(member=target.member, names=target.names, shape=cluster.shape_of(target), kind=cluster.kind)
-
-
-def _evidence_dict(evidence: ClusterEvidence) -> dict[str, Any]:
-    count = len(evidence.targets)
-    compared = len(evidence.similarity)
-    cosines: list[list[float | None]] = [
-        [*(round(value, 4) for value in row), *[None] * (count - compared)] for row in evidence.similarity.tolist()
-    ]
-    return {
-        "name": evidence.cluster.name,
-        "targets": [target.label for target in evidence.targets],
-        "anchors": evidence.num_anchors,
-        "similarity": [*cosines, *([None] * count for _ in range(count - compared))],
-        "sets": list(evidence.sets),
-        "leaders": list(evidence.leaders),
-    }

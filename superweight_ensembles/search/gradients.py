@@ -1,4 +1,4 @@
-"""Gradients of the members' own losses with respect to their generated weights."""
+"""What a search compares: gradients of generated weights, how alike they are, and the sets that similarities make."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +17,6 @@ from superweight_ensembles.models import evaluating, unfused_recurrence
 from superweight_ensembles.training.distributed import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
-TargetGradients = dict[str, Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -50,11 +50,13 @@ def weight_gradients(
     names = tuple(ensemble.member_names if members is None else members)
     check_max_batches(max_batches)
     device = next(ensemble.parameters()).device
-    sums: TargetTensors = {}
     num_samples = 0
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), evaluating(ensemble):
         with torch.no_grad():
             generated = ensemble.bank.generate(names)
+        gradients = {
+            (name, key): torch.zeros_like(tensor) for name in names for key, tensor in _untied(generated[name]).items()
+        }
         for batch in islice(loader, max_batches):
             images, labels = (tensor.to(device) for tensor in checked_batch(batch))
             if not len(labels):  # a rank's part of a small last batch
@@ -62,41 +64,21 @@ def weight_gradients(
             num_samples += len(labels)
             for name in names:
                 for key, gradient in _summed_gradients(ensemble, name, generated[name], images, labels).items():
-                    sums[name, key] = sums[name, key] + gradient if (name, key) in sums else gradient
-    gradients = {
-        (name, key): sums.get((name, key), torch.zeros_like(tensor))
-        for name in names
-        for key, tensor in _untied(generated[name]).items()
-    }
-    every_samples = _summed_over_ranks(gradients, num_samples)
+                    gradients[name, key] += gradient
+    processes, sums = current_processes(), list(gradients.values())
+    processes.all_reduce_(sums)
+    processes.broadcast_(sums)  # a plan hangs on every bit, and not every backend sums alike on every rank
+    every_samples = sum(processes.gather_objects(num_samples))
     if not every_samples:
         raise SuperWeightError("the loader that gradients are taken on has no samples")
     gradients = {target: gradient / every_samples for target, gradient in gradients.items()}
-    _check(gradients)
+    _check_gradients(gradients)
     return gradients
-
-
-def _summed_over_ranks(gradients: TargetTensors, num_samples: int) -> int:
-    """Sum gradients over the ranks in place, and give the samples of all of them."""
-    processes = current_processes()
-    tensors = list(gradients.values())
-    processes.all_reduce_(tensors)
-    processes.broadcast_(tensors)  # a plan hangs on every bit, and not every backend sums alike on every rank
-    return sum(processes.gather_objects(num_samples))
-
-
-def check_max_batches(max_batches: int | None) -> None:
-    """Refuse what is no number of batches."""
-    whole = isinstance(max_batches, int) and not isinstance(max_batches, bool)
-    if max_batches is not None and not (whole and max_batches >= 1):
-        raise SuperWeightError(
-            f"max_batches must be a whole number of at least 1, or None for all; got {max_batches!r}"
-        )
 
 
 def _summed_gradients(
     ensemble: SuperWeightEnsemble, name: str, weights: dict[str, Tensor], images: Tensor, labels: Tensor
-) -> TargetGradients:
+) -> dict[str, Tensor]:
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
@@ -108,7 +90,8 @@ def _summed_gradients(
     return {key: gradient for key, gradient in zip(leaves, found) if gradient is not None}
 
 
-def _check(gradients: TargetTensors) -> None:
+def _check_gradients(gradients: TargetTensors) -> None:
+    """Refuse gradients that are not finite, and members without any."""
     for (member, name), gradient in gradients.items():
         if not bool(gradient.isfinite().all()):
             raise SuperWeightError(
@@ -129,9 +112,6 @@ def _untied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _first_name(weights: dict[str, Tensor], key: str) -> str:
     return next(name for name, tensor in weights.items() if tensor is weights[key])
-
-
-# FOLDED search.similarity: How alike tensors of different widths are, and the sets that similarities make.
 
 
 def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
@@ -170,6 +150,13 @@ def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
     return cosines.clamp(-1, 1).fill_diagonal_(1.0)
 
 
+def _unit_rows(stack: Tensor) -> Tensor:
+    """Flattened tensors of norm one; zero where the tensor is."""
+    flat = stack.flatten(1)
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)  # no underflow in squares
+    return F.normalize(flat, dim=1)
+
+
 def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
     """Start with every item alone and merge the sets of two items while their similarity exceeds a threshold.
 
@@ -191,23 +178,21 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
         >>> merged_sets(chain, 0.3), merged_sets(chain, 0.45)
         ([0, 0, 0], [0, 0, 1])
     """
-    parent = list(range(len(similarity)))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    for first, second in (similarity > threshold).nonzero().tolist():
-        a, b = sorted((root(first), root(second)))
-        parent[b] = a
-    numbers: dict[int, int] = {}
-    return [numbers.setdefault(root(item), len(numbers)) for item in range(len(similarity))]
+    _, sets = connected_components((similarity > threshold).numpy(force=True), directed=False)
+    return [int(number) for number in sets]
 
 
-def _unit_rows(stack: Tensor) -> Tensor:
-    """Flattened tensors of norm one; zero where the tensor is."""
-    flat = stack.flatten(1)
-    flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)  # no underflow in squares
-    return torch.nn.functional.normalize(flat, dim=1)
+def check_threshold(threshold: float) -> None:
+    """Refuse what is no cosine."""
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not -1 <= threshold <= 1:
+        raise SuperWeightError(f"threshold is a cosine, -1 to 1; got {threshold!r}")
+
+
+def check_max_batches(max_batches: int | None) -> None:
+    """Refuse what is no number of batches."""
+    whole = isinstance(max_batches, int) and not isinstance(max_batches, bool)
+    if max_batches is not None and not (whole and max_batches >= 1):
+        raise SuperWeightError(
+            f"max_batches must be a whole number of at least 1, or None for all; got {max_batches!r}"
+        )

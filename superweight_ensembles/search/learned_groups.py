@@ -17,10 +17,10 @@ from torch import Tensor
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import (
+    BudgetPolicy,
     SharingPlan,
     SsnGroup,
     SsnOptions,
-    SsnTarget,
     Target,
     TargetGroup,
     check_num_groups,
@@ -34,12 +34,39 @@ LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KMeansSearch:
+    """Group the layers of a Shapeshifter Network by k-means of the coefficients with which they mix shared templates.
+
+    Attributes:
+        num_groups: Number of groups to find.
+        seed: Seed of k-means.
+        generator: ``ssn`` or ``auto``, as :func:`plan_sharing` takes it.
+        ssn: How layers read their group's bank in the new plan; the defaults where None.
+
+    Raises:
+        SuperWeightError: Another generator, a seed that is none.
+    """
+
+    num_groups: int
+    seed: int = 0
+    generator: str = "ssn"
+    ssn: SsnOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.generator not in ("ssn", "auto"):
+            raise SuperWeightError(
+                f"learned groups mix kinds of layers: generator must be 'ssn' or 'auto'; got {self.generator!r}"
+            )
+        check_seed(self.seed, "seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedGroups:
     """A plan whose groups were learned, and why it is as it is.
 
     Attributes:
-        plan: What :func:`learn_groups` returns.
-        group: Of the plan before it, which all layers shared.
+        plan: A plan of the same members, with the counting of the ensemble's plan.
+        group: The group that all layers shared in the plan before it.
         features: (layers, K) coefficients, or (layers, E) embeddings.
         labels: For each layer of the group, its new one.
     """
@@ -70,86 +97,26 @@ class LearnedGroups:
         }
 
 
-def learn_groups(
-    ensemble: SuperWeightEnsemble,
-    num_groups: int,
-    *,
-    budget: float | None = None,
-    generator: str = "ssn",
-    ssn: SsnOptions | None = None,
-    seed: int = 0,
-) -> SharingPlan:
-    """Group layers by k-means of the coefficients, or embeddings, with which they mix shared templates.
-
-    Train an ensemble for some epochs first, of which all layers mix the same templates: ``generator="ssn",
-    clusters="one", ssn=SsnOptions(combine="softmax", upsample="inter", templates=4)``. Its weights are
-    of no further use: build a new ensemble on the plan.
-
-    Args:
-        ensemble: Trained; of one group with shared templates.
-        num_groups: To find.
-        budget: As :func:`plan_sharing` takes it; that of the ensemble's plan where None.
-        generator: ``ssn`` or ``auto``, as :func:`plan_sharing` takes it.
-        ssn: How layers read their group's bank in the new plan; the defaults where None.
-        seed: Of k-means.
-
-    Raises:
-        SuperWeightError: An ensemble of another kind or that was never trained, more groups than layers, or than
-            different coefficients; a budget below the minimum.
-
-    Source: Plummer et al., ICLR 2022, section 3.3: 15 epochs with 4 templates.
-
-    Example:
-        >>> import superweight_ensembles as swe
-        >>> data = swe.load_data("synthetic")
-        >>> members = {"wrn": swe.wide_resnet(10, 1, data.num_classes)}
-        >>> reading = swe.plan.SsnOptions(combine="softmax", upsample="inter", templates=4)
-        >>> first = swe.SuperWeightEnsemble(members, budget=0.1, generator="ssn", clusters="one", ssn=reading)
-        >>> _ = swe.train(first, data, swe.TrainConfig(epochs=1, batch_size=64))
-        >>> [cluster.generator for cluster in swe.learn_groups(first, 2).clusters]
-        ['ssn', 'ssn']
-    """
-    return find_groups(ensemble, num_groups, budget=budget, generator=generator, ssn=ssn, seed=seed).plan
-
-
-def find_groups(
-    ensemble: SuperWeightEnsemble,
-    num_groups: int,
-    *,
-    budget: float | None = None,
-    generator: str = "ssn",
-    ssn: SsnOptions | None = None,
-    seed: int = 0,
-) -> LearnedGroups:
-    """:func:`learn_groups` with its evidence."""
+def group_layers(ensemble: SuperWeightEnsemble, method: KMeansSearch, budget: float | None) -> LearnedGroups:
+    """Group layers by k-means of the coefficients, or embeddings, with which they mix shared templates."""
     index, group = _shared_group(ensemble)
-    if generator not in ("ssn", "auto"):
-        raise SuperWeightError(
-            f"learned groups mix kinds of layers: generator must be 'ssn' or 'auto'; got {generator!r}"
-        )
-    check_seed(seed, "seed")
-    check_num_groups(num_groups, True, len(group.targets), "k-means")
+    check_num_groups(method.num_groups, True, len(group.targets), "k-means")
     features = _features(ensemble, index, group)
-    labels = _clustered(features, num_groups, seed)
+    labels = _clustered(features, method.num_groups, method.seed)
     plan = ensemble.plan
     found = plan_groups(
         plan.members,
         _groups(group, labels),
-        budget=plan.budget if budget is None else budget,
-        cap=plan.cap,
-        budget_counts=plan.budget_counts,
-        generator=generator,
-        ssn=ssn,
+        plan.budget if budget is None else budget,
+        BudgetPolicy(generator=method.generator, ssn=method.ssn, cap=plan.cap, budget_counts=plan.budget_counts),
     )
     current_processes().assert_equal_across_ranks(found.fingerprint, "the sharing plan that the search found")
     return LearnedGroups(plan=found, group=group, features=features, labels=labels)
 
 
 def _shared_group(ensemble: SuperWeightEnsemble) -> tuple[int, SsnGroup]:
-    if not isinstance(ensemble, SuperWeightEnsemble):
-        raise SuperWeightError(f"groups are learned from a SuperWeightEnsemble; got {type(ensemble).__name__}")
-    groups = ensemble.plan.ssn_groups
-    index, group = next(iter(groups.items()), (0, None))
+    """The one group of a plan, whose layers all mix the same templates, and its index."""
+    index, group = next(iter(ensemble.plan.ssn_groups.items()), (0, None))
     if (
         group is None
         or len(ensemble.plan.clusters) != 1
@@ -168,7 +135,7 @@ def _shared_group(ensemble: SuperWeightEnsemble) -> tuple[int, SsnGroup]:
 @torch.no_grad()
 def _features(ensemble: SuperWeightEnsemble, index: int, group: SsnGroup) -> Tensor:
     """What k-means sees of each layer: embeddings, positive shares, or coefficients of length one."""
-    ((key, places),) = vectors_by_key(index, group.readings).items()
+    ((key, places),) = vectors_by_key(index, group.window_specs).items()
     assert places == list(range(len(group.targets))), "every layer reads every template"
     held = ensemble.bank.coefficients[key].detach().double().cpu()
     if not held.isfinite().all():
@@ -194,15 +161,10 @@ def _clustered(features: Tensor, num_groups: int, seed: int) -> tuple[int, ...]:
 
 
 def _groups(group: SsnGroup, labels: tuple[int, ...]) -> list[TargetGroup]:
-    count = max(labels) + 1
+    targets: dict[int, list[Target]] = {number: [] for number in range(max(labels) + 1)}
+    for target, label in zip(group.targets, labels):
+        targets[label].append(target)
     return [
-        TargetGroup(
-            name=f"learned {number + 1}/{count}",
-            targets=tuple(_as_target(target) for target, label in zip(group.targets, labels) if label == number),
-        )
-        for number in range(count)
+        TargetGroup(name=f"learned {number + 1}/{len(targets)}", targets=tuple(found))
+        for number, found in targets.items()
     ]
-
-
-def _as_target(target: SsnTarget) -> Target:
-    return Target(member=target.member, names=target.names, shape=target.shape, kind=target.kind)

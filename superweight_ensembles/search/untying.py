@@ -6,6 +6,7 @@ Source: Teterwak et al., WACV 2024
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,17 +19,16 @@ from superweight_ensembles.ensemble import (
     SuperWeightBank,
     SuperWeightEnsemble,
     adopt_plan,
-    by_channel,
     decompose,
     slot_key,
 )
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
-from superweight_ensembles.search.gradient_clusters import check_threshold
 from superweight_ensembles.search.gradients import (
     Batches,
     TargetTensors,
     check_max_batches,
+    check_threshold,
     merged_sets,
     weight_gradients,
 )
@@ -124,15 +124,16 @@ def untie_coefficients(
         raise SuperWeightError(f"untie_coefficients() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
     check_threshold(threshold)
     plan = ensemble.plan
-    superweights = plan.superweight_clusters
-    members = [name for name in plan.member_names if any(_is_tied(cluster, name) for cluster in superweights.values())]
-    if not members:
+    tied = _tied_members(plan)
+    if not tied:
         return plan
     if ensemble.bank.is_untouched:
         raise SuperWeightError(
             "the ensemble is untrained, and its gradients say little: train it for some epochs first"
         )
-    gradients = weight_gradients(ensemble, loader, members, max_batches=max_batches)
+    gradients = weight_gradients(
+        ensemble, loader, [name for name in plan.member_names if name in tied], max_batches=max_batches
+    )
     clusters = tuple(
         _untie(ensemble.bank, index, cluster, gradients, threshold) if isinstance(cluster, Cluster) else cluster
         for index, cluster in enumerate(plan.clusters)
@@ -153,13 +154,8 @@ def untie_coefficients(
 def use_gradients(
     bank: SuperWeightBank, index: int, slot: int, targets: list[PlannedTarget], gradients: TargetTensors
 ) -> Tensor:
-    """The gradient of each use of a coefficient vector, in the form in which the slot holds it.
-
-    Returns:
-        (uses, numbers in a vector).
-    """
+    """(uses, numbers in a vector): the gradient of each use of a coefficient vector, in the form of its slot."""
     cluster = bank.plan.superweight_clusters[index]
-    block = cluster.blocks[slot]
     key = slot_key(index, slot)
     made = torch.stack(
         [
@@ -168,9 +164,6 @@ def use_gradients(
         ]
     )
     templates = bank.templates[key].detach().to(made)
-    if cluster.coefficients == "channel":
-        parts = zip(by_channel(made, block), by_channel(templates, block))
-        return torch.cat([torch.einsum("uoq,koq->uok", numbers, rows) for numbers, rows in parts], dim=1).flatten(1)
     found = made @ templates.T
     return found @ bank.mixers[key].detach().to(found)[:, :-1] if cluster.coefficients == "embedding" else found
 
@@ -207,21 +200,16 @@ def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
 
 def has_ties(plan: SharingPlan) -> bool:
     """Whether any coefficient vector of a plan has several users."""
-    clusters = plan.superweight_clusters.values()
-    return any(_is_tied(cluster, member) for cluster in clusters for member in plan.member_names)
+    return bool(_tied_members(plan))
 
 
-def _is_tied(cluster: Cluster, member: str) -> bool:
-    return any(
-        _num_users(cluster, slot, vector) > 1
-        for target in cluster.targets
-        if target.member == member
-        for slot, vector in enumerate(target.vectors)
-    )
-
-
-def _num_users(cluster: Cluster, slot: int, vector: int) -> int:
-    return sum(slot < len(target.vectors) and target.vectors[slot] == vector for target in cluster.targets)
+def _tied_members(plan: SharingPlan) -> set[str]:
+    """The members that use a coefficient vector which has several users."""
+    tied = set()
+    for cluster in plan.superweight_clusters.values():
+        users = Counter(vector for target in cluster.targets for vector in enumerate(target.vectors))
+        tied |= {one.member for one in cluster.targets if any(users[vector] > 1 for vector in enumerate(one.vectors))}
+    return tied
 
 
 def _num_vectors(plan: SharingPlan) -> int:

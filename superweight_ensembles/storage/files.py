@@ -1,4 +1,4 @@
-"""Text and JSON, written whole and read within bounds."""
+"""Files by plain names in their folder: text and JSON, written whole and read within bounds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from typing import Any
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.limits import check_levels
 
-# FOLDED storage.contained: Files that are in the folder that they are asked for in: plain names, no links out,
-# nothing but regular files.
-
+_MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
 _SEPARATORS = frozenset("/\\:\0")
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 def check_plain_name(name: str, where: str) -> None:
     """Refuse what is no plain name of a file, on any system.
-
-    Raises:
-        SuperWeightError: Says where it was read.
 
     Example:
         >>> check_plain_name("../up", "cascade.json")
@@ -39,9 +35,6 @@ def contained_file(folder: Path, name: str) -> Path:
 
     A link is taken where the Hugging Face Hub's download cache made it: from REPOSITORY/snapshots/REVISION into
     REPOSITORY/blobs, and nowhere else.
-
-    Raises:
-        SuperWeightError: It is missing, a link, or no regular file; the name leads out of the folder.
     """
     path = folder / name
     check_plain_name(name, str(folder))
@@ -60,13 +53,16 @@ def contained_file(folder: Path, name: str) -> Path:
     return path
 
 
+def _in_hub_cache(path: Path) -> bool:
+    revision = Path(os.path.realpath(path.parent))
+    blobs = revision.parents[1] / "blobs" if revision.parent.name == "snapshots" else None
+    return blobs is not None and Path(os.path.realpath(path)).parent == blobs
+
+
 def check_no_links(folder: Path) -> None:
     """Refuse a folder that is written into, such as a run's, if anything below it is a link or a special file.
 
     What is not there yet is fine; the folder itself may be a link.
-
-    Raises:
-        SuperWeightError: Names the first.
     """
     left = [os.fspath(folder)] if folder.is_dir() else []
     while left:
@@ -79,23 +75,58 @@ def check_no_links(folder: Path) -> None:
                     raise SuperWeightError(f"{entry.path} is {what}: remove it from {folder}")
 
 
-def _in_hub_cache(path: Path) -> bool:
-    revision = Path(os.path.realpath(path.parent))
-    blobs = revision.parents[1] / "blobs" if revision.parent.name == "snapshots" else None
-    return blobs is not None and Path(os.path.realpath(path)).parent == blobs
+def read_text(path: Path, most_bytes: int = _MOST_BYTES) -> str:
+    """Read a text file; one that is missing, a link, no text or too long is refused."""
+    contained_file(path.parent, path.name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
+        return content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuperWeightError(f"{path} cannot be read: {error}") from None
 
 
-_DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
-MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
+def read_json(path: Path, most_bytes: int = _MOST_BYTES) -> dict[str, Any]:
+    """Read a JSON object; anything else is refused."""
+    content = parse_json(read_text(path, most_bytes), str(path))
+    if not isinstance(content, dict):
+        raise SuperWeightError(f"{path} must hold a JSON object; got {type(content).__name__}")
+    return content
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Plain data from JSON: no key twice in an object, and no more levels than :func:`check_levels` takes."""
+    try:
+        content = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise SuperWeightError(f"{where} cannot be read as JSON: {error}") from None
+    check_levels(content, where)
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ValueError(f"the key {name!r:.80} is given twice")
+        content[name] = value
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As :func:`write_text`."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: to a new name, to the disk, then into place."""
+    """Write a file whole: to a new name, to the disk, then into place; a link of that name is replaced."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As :func:`write_text`; a link of that name is replaced, never written through."""
+    """As :func:`write_text`."""
     draft = draft_of(path)
     try:
         with draft.open("xb") as file:
@@ -116,62 +147,6 @@ def draft_of(path: Path) -> Path:
 def is_draft(name: str) -> bool:
     """Whether a name is one of :func:`draft_of`: what bears it was never finished."""
     return _DRAFT.fullmatch(name) is not None
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """Read a text file.
-
-    Raises:
-        SuperWeightError: The file is missing, a link, no text, or longer than it may be.
-    """
-    contained_file(path.parent, path.name)
-    try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if len(content) > most_bytes:
-            raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuperWeightError(f"{path} cannot be read: {error}") from None
-
-
-def read_json(path: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        SuperWeightError: The file is missing, unreadable, too long, or holds anything else.
-    """
-    content = parse_json(read_text(path, most_bytes), str(path))
-    if not isinstance(content, dict):
-        raise SuperWeightError(f"{path} must hold a JSON object; got {type(content).__name__}")
-    return content
-
-
-def parse_json(text: str | bytes, where: str) -> Any:
-    """Plain data from JSON: no key twice in an object, and no deeper than :data:`MOST_LEVELS`.
-
-    Raises:
-        SuperWeightError: Says where, and why.
-    """
-    try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise SuperWeightError(f"{where} cannot be read as JSON: {error}") from None
-    check_levels(content, where)
-    return content
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.80} is given twice")
-    return content
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""Folders that are whole or absent, whatever stops the writer."""
+"""Folders that are whole or absent, whatever stops the writer; that one process holds; whose files are checked.
+
+``manifest.json`` gives size and SHA-256 of each file, so that damage is seen before anything is read.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +27,31 @@ from superweight_ensembles.storage.files import (
     write_json,
 )
 
-# FOLDED storage.lock: One process at a time in a folder.
-
 LOCK_FILE = ".lock"
+MANIFEST_FILE = "manifest.json"
+MANIFEST_FORMAT = 1
 # Of a process that was killed: the workers that it had started hold the lock until they see that it is gone.
 _PATIENCE_SECONDS = 8.0
+_MOST_BYTES = 2**20  # of a manifest
+_MOST_FILES = 1000
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Make a folder, if it is not there, and hold it; the system lets it go when this process ends, however it ends.
 
-    Raises:
-        SuperWeightError: Another process holds it, or it cannot be made or written to.
+    A folder that another process holds, or that cannot be made or written to, is refused.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=_PATIENCE_SECONDS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        if not isinstance(error, Timeout):
-            raise SuperWeightError(f"{folder} cannot be written to: {error}; give another folder by --out") from None
+    except Timeout:
         raise SuperWeightError(
             f"another process is at work in {folder}: wait for it, or give another folder by --out"
         ) from None
+    except OSError as error:
+        raise SuperWeightError(f"{folder} cannot be written to: {error}; give another folder by --out") from None
     try:
         yield
     finally:
@@ -84,6 +88,23 @@ def recover_folder(folder: Path) -> None:
         _older(folder).rename(folder)
 
 
+def _older(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sync(folder: Path) -> None:
+    """Put a folder on the disk, its files with the permissions that the user gives (safetensors has its own)."""
+    mode = folder.stat().st_mode & 0o666
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        path.chmod(mode)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def clear_drafts(parent: Path) -> None:
     """Remove what :func:`whole_folder` and ``write_text`` left when they were killed; nobody may be writing there."""
     for draft in parent.iterdir():
@@ -104,56 +125,20 @@ def empty_folder(folder: Path) -> None:
             path.unlink()
 
 
-def _older(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _sync(folder: Path) -> None:
-    """Put a folder on the disk, its files with the permissions that the user gives (safetensors has its own)."""
-    mode = folder.stat().st_mode & 0o666
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-            continue
-        path.chmod(mode)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-# FOLDED storage.manifest: A folder's manifest: size and SHA-256 of each file, so that damage is seen before anything
-# is read.
-
-MANIFEST_FILE = "manifest.json"
-MANIFEST_FORMAT = 1
-_MOST_BYTES = 2**20
-_MOST_FILES = 1000
-
-
 def write_manifest(folder: Path) -> None:
     """Write manifest.json over every other file that a folder holds itself."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
-    entries = {path.name: file_entry(path) for path in files}
-    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": entries})
+    _write_entries(folder, {path.name: file_entry(path) for path in files})
 
 
 def list_file(folder: Path, name: str) -> None:
-    """List one file, new or changed, in a manifest that is there; the others keep what was noted of them.
-
-    Raises:
-        SuperWeightError: The manifest is missing or damaged.
-    """
-    entries = {**_read(folder), name: file_entry(folder / name)}
-    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": entries})
+    """List one file, new or changed, in a manifest that is there; the others keep what was noted of them."""
+    _write_entries(folder, {**_read_entries(folder), name: file_entry(folder / name)})
 
 
 def check_manifest(folder: Path, names: Collection[str]) -> None:
-    """Hold files of a folder against its manifest, all sizes before the first checksum.
-
-    Raises:
-        SuperWeightError: The manifest is missing or damaged; a file is missing, not listed, or not what was written.
-    """
-    listed = _read(folder)
+    """Hold files of a folder against its manifest, all sizes before the first checksum."""
+    listed = _read_entries(folder)
     for name in names:
         if name not in listed:
             raise SuperWeightError(f"{folder / MANIFEST_FILE} does not list {name}")
@@ -162,21 +147,17 @@ def check_manifest(folder: Path, names: Collection[str]) -> None:
         _check_sum(folder / name, listed[name])
 
 
-def check_file(path: Path, entry: Any, where: str) -> None:
-    """Hold one file against its ``{"bytes": ..., "sha256": ...}``, as another file notes it.
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest notes of a file: ``{"bytes": ..., "sha256": ...}``."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
-    Raises:
-        SuperWeightError: No such entry, or the file is missing or not what was written.
-    """
+
+def check_file(path: Path, entry: Any, where: str) -> None:
+    """Hold one file against its :func:`file_entry`, as the file ``where`` notes it."""
     if not _is_entry(entry):
         raise SuperWeightError(f"{where}: must give bytes and sha256 of {path.name}; got {entry!r:.80}")
     _check_size(path, entry)
     _check_sum(path, entry)
-
-
-def file_entry(path: Path) -> dict[str, Any]:
-    """What :func:`check_file` takes."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _check_size(path: Path, entry: dict[str, Any]) -> None:
@@ -188,24 +169,23 @@ def _check_size(path: Path, entry: dict[str, Any]) -> None:
 
 
 def _check_sum(path: Path, entry: dict[str, Any]) -> None:
-    if sha256_of(path) != entry["sha256"]:
+    if _sha256(path) != entry["sha256"]:
         raise SuperWeightError(f"{path} does not have its checksum: the file is damaged or was changed")
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    for part in iter(lambda: file.read(2**20), b""):
-        digest.update(part)
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
     return digest.hexdigest()
 
 
-def _read(folder: Path) -> dict[str, dict[str, Any]]:
+def _write_entries(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": entries})
+
+
+def _read_entries(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST_FILE
     content = read_json(path, _MOST_BYTES)
     if content.get("format") != MANIFEST_FORMAT or isinstance(content["format"], bool):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,16 +26,9 @@ _TYPES = {
 def read_tensors(
     path: Path, expected: Mapping[str, TensorSpec], *, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Read a safetensors file that holds exactly these tensors.
+    """Read a safetensors file that holds exactly these tensors; anything else is refused.
 
-    Args:
-        path: A regular file.
-        expected: Shape and type by name. Another floating-point type is taken for a floating-point type; the tensors
-            come back in the type of the file.
-        device: Where they go.
-
-    Raises:
-        SuperWeightError: The file is missing, damaged, or holds anything else; names the file and the tensor.
+    Another floating-point type is taken for a floating-point type; the tensors come back in the type of the file.
 
     Example:
         >>> import tempfile
@@ -46,9 +39,7 @@ def read_tensors(
         torch.Size([2, 3])
     """
     header = read_header(path)
-    for name in header:
-        if name not in expected:
-            raise SuperWeightError(f"{path} does not fit: nothing takes its tensor {name!r:.200}")
+    _check_taken(path, header, expected)
     _compare(path, header, expected)
     return _load(path, header, device)
 
@@ -56,13 +47,10 @@ def read_tensors(
 def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
     """Read a file of ``safetensors.torch.save_model`` into a module; of names that share a tensor it holds one.
 
-    Raises:
-        SuperWeightError: As :func:`read_tensors`; the module is then as it was.
+    Where it is refused, as :func:`read_tensors` does, the module is as it was.
     """
     header, state = read_header(path), module.state_dict()
-    for name in header:
-        if name not in state:
-            raise SuperWeightError(f"{path} does not fit: nothing takes its tensor {name!r:.200}")
+    _check_taken(path, header, state)
     names = _one_name_each(state, header)
     _compare(path, header, {name: (tuple(state[name].shape), state[name].dtype) for name in names})
     for name in header:
@@ -77,11 +65,7 @@ def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
-    """Shape and type of each tensor of a safetensors file, by name; no number is read.
-
-    Raises:
-        SuperWeightError: The file is missing, a link, or its header is damaged.
-    """
+    """Shape and type of each tensor of a safetensors file, by name; no number is read."""
     contained_file(path.parent, path.name)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -112,6 +96,12 @@ def _spec(path: Path, name: str, entry: object) -> TensorSpec:
             f"{path} is damaged: tensor {name!r:.200} needs a known dtype and a shape; got {entry!r:.120}"
         )
     return tuple(shape), dtype
+
+
+def _check_taken(path: Path, header: Iterable[str], takers: Container[str]) -> None:
+    for name in header:
+        if name not in takers:
+            raise SuperWeightError(f"{path} does not fit: nothing takes its tensor {name!r:.200}")
 
 
 def _compare(path: Path, header: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> None:

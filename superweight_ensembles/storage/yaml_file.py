@@ -1,4 +1,7 @@
-"""YAML that is data alone, read within bounds: its node graph is looked at before anything is made of it."""
+"""Recipe files: YAML that is data alone, read within bounds; by path, or by the name of one that the library carries.
+
+The node graph is looked at before anything is made of it.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,17 @@ import yaml
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.limits import MOST_LEVELS, MOST_VALUES, check_plain
 
-MOST_BYTES = 2**18
+_MOST_BYTES = 2**18
 _MOST_NODES = 20_000  # of the text itself; aliases may repeat them up to MOST_VALUES
+_PACKAGE = Path(__file__).parents[1]
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file as plain data.
-
-    Raises:
-        SuperWeightError: It is too long, no text, or whatever :func:`parse_yaml` refuses.
-        OSError: It cannot be opened or read.
-    """
+    """Read a YAML file as :func:`parse_yaml` does; raises an OSError where it cannot be opened or read."""
     with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise SuperWeightError(f"{path} is longer than {MOST_BYTES:,} bytes, which no recipe is")
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise SuperWeightError(f"{path} is longer than {_MOST_BYTES:,} bytes, which no recipe is")
     try:
         return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -33,13 +32,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML: no tags that make objects, no key twice, no alias that contains itself or multiplies.
-
-    Raises:
-        SuperWeightError: Says where, and the line or the key.
-    """
+    """Plain data from YAML: no tags that make objects, no key twice, no alias that contains itself or multiplies."""
     try:
-        content = _construct(text)
+        content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError) as error:
         # PyYAML lets what its converters raise through: dates that do not exist, integers of too many digits.
         said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
@@ -50,91 +45,53 @@ def parse_yaml(text: str, where: str) -> Any:
     return content
 
 
-def _construct(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_graph(node)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which stops while it composes a graph that is too deep or too large."""
+    """The safe loader; it stops while it composes a graph that is too deep or large, or has a cycle or a key twice."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._num_nodes = 0
+        self._num_values = 0  # with what aliases repeat: each may be walked through as often
+        self._values_in: dict[int, int] = {}  # of each node that is whole, by its id
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._num_nodes += 1
+        event, before = self.peek_event(), self._num_values
         self._depth += 1
-        mark = self.peek_event().start_mark
+        self._num_nodes += 1
+        self._num_values += 1
         if self._depth > MOST_LEVELS:
-            raise _refused(f"more than {MOST_LEVELS} levels of lists and keys in each other", mark)
+            raise _refused(f"more than {MOST_LEVELS} levels of lists and keys in each other", event.start_mark)
         if self._num_nodes > _MOST_NODES:
-            raise _refused(f"more than {_MOST_NODES:,} values", mark)
+            raise _refused(f"more than {_MOST_NODES:,} values", event.start_mark)
         node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._values_in:
+                raise _refused("an alias stands inside what it names", event.start_mark)
+            self._num_values = before + self._values_in[id(node)]
+        else:
+            self._values_in[id(node)] = self._num_values - before
+        if self._num_values > MOST_VALUES:
+            raise _refused(f"aliases make more than {MOST_VALUES:,} values of it", event.start_mark)
         self._depth -= 1
         return node
 
-
-def _check_graph(root: yaml.Node) -> None:
-    """Refuse keys given twice, cycles, and aliases that repeat too much: each may be walked through as often."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
-    left: list[tuple[yaml.Node, bool]] = [(root, False)]
-    while left:
-        node, done = left.pop()
-        if id(node) in sizes:
-            continue
-        inner = _inner(node)
-        if done:
-            open_nodes.discard(id(node))
-            sizes[id(node)] = 1 + sum(sizes[id(child)] for child in inner)
-            if sizes[id(node)] > MOST_VALUES:
-                raise _refused(f"aliases make more than {MOST_VALUES:,} values of it", node.start_mark)
-            continue
-        if id(node) in open_nodes:
-            raise _refused("an alias stands inside what it names", node.start_mark)
-        _check_keys(node)
-        open_nodes.add(id(node))
-        left.append((node, True))
-        for child in inner:
-            if id(child) in open_nodes:
-                raise _refused("an alias stands inside what it names", child.start_mark)
-            left.append((child, False))
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag == "tag:yaml.org,2002:str":
+                if key.value in seen:
+                    raise _refused(f"the key {key.value!r:.80} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
-def _check_keys(node: yaml.Node) -> None:
-    seen: set[str] = set()
-    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-        if isinstance(key, yaml.ScalarNode) and key.tag == "tag:yaml.org,2002:str":
-            if key.value in seen:
-                raise _refused(f"the key {key.value!r:.80} is given twice", key.start_mark)
-            seen.add(key.value)
-
-
-def _inner(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [one for pair in node.value for one in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _refused(problem: str, mark: yaml.Mark | None) -> yaml.YAMLError:
+def _refused(problem: str, mark: Any) -> yaml.YAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
-# Recipes by name: those that the library carries, beside its modules or, in a checkout, beside the package.
-
-_PACKAGE = Path(__file__).parents[1]
-
-
 def bundled_recipes() -> dict[str, Path]:
-    """The files of the carried recipes by their names.
+    """The files of the carried recipes by their names; they stand in the package or, in a checkout, beside it.
 
     Example:
         >>> bundled_recipes()["digits"].name

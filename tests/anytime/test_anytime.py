@@ -24,6 +24,7 @@ from superweight_ensembles.anytime import (
     LatencyTable,
     cascade,
     confidence_of,
+    costs,
     exit_shares,
     exits_of,
     fit_policy,
@@ -36,7 +37,6 @@ from superweight_ensembles.anytime import (
     tempered,
     thresholds_for,
 )
-from superweight_ensembles.anytime import cascade as latency
 
 NAMES = ("a", "b", "c", "d")
 COSTS = (1.0, 2.0, 4.0, 7.0)
@@ -69,7 +69,7 @@ tables = st.builds(
 
 
 @given(table=tables, confidence=st.sampled_from(sorted(CONFIDENCES)), monotone=st.booleans(), data=st.data())
-def test_play_equals_the_literal_cascade(table, confidence, monotone, data) -> None:
+def test_simulation_equals_the_literal_cascade(table, confidence, monotone, data) -> None:
     members = len(table)
     temperatures = tuple(data.draw(st.sampled_from([0.4, 1.0, 3.0])) for _ in range(members))
     thresholds = tuple(data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, math.inf])) for _ in range(members - 1))
@@ -105,7 +105,7 @@ def test_a_confidence_on_the_threshold_leaves() -> None:
 
 def test_of_two_equally_sure_predictions_the_later_stands() -> None:
     table = torch.tensor([[[0.5625, 0.4375]], [[0.3125, 0.6875]], [[0.625, 0.375]]])
-    predictions, sure = exits_of(table, "max_probability", (1.0,) * 3, True)
+    predictions, sure = exits_of(table, policy_of(3, confidence="max_probability", monotone=True))
     # The running means are 0.5625 for the first class, as much for the second, and 1/2 for both.
     assert sure[:, 0].tolist() == [0.5625, 0.5625, 0.5625]
     assert predictions[:, 0].tolist() == [[0.5625, 0.4375], [0.4375, 0.5625], [0.4375, 0.5625]]
@@ -133,22 +133,22 @@ def test_confidences_stay_between_0_and_1(name: str, classes: int) -> None:
 
 @given(table=tables, confidence=st.sampled_from(sorted(CONFIDENCES)))
 def test_kept_confidences_never_fall(table, confidence) -> None:
-    predictions, sure = exits_of(table, confidence, (1.0,) * len(table), True)
+    predictions, sure = exits_of(table, policy_of(len(table), confidence=confidence, monotone=True))
     assert bool((sure[1:] >= sure[:-1]).all())
-    plain, unsure = exits_of(table, confidence, (1.0,) * len(table), False)
+    plain, unsure = exits_of(table, policy_of(len(table), confidence=confidence))
     torch.testing.assert_close(sure, unsure.cummax(0).values, rtol=0, atol=0)
     kept = (sure[1:] == sure[:-1])[..., None]
     torch.testing.assert_close(predictions[1:], torch.where(kept, predictions[:-1], plain[1:]), rtol=0, atol=0)
 
 
 @given(table=tables, seed=st.integers(0, 99))
-def test_worsening_equals_the_literal_count(table, seed) -> None:
+def test_overthinking_equals_the_literal_count(table, seed) -> None:
     labels = torch.randint(0, table.shape[2], table.shape[1:2], generator=torch.Generator().manual_seed(seed))
     expected = anytime_reference.overthinking(table.tolist(), labels.tolist())
     assert overthinking(table, labels) == pytest.approx(expected)
 
 
-def test_worsening_by_hand() -> None:
+def test_overthinking_by_hand() -> None:
     predictions = torch.tensor(
         [
             [[0.75, 0.25], [0.75, 0.25], [0.25, 0.75]],  # answers 0 0 1
@@ -423,7 +423,7 @@ def test_the_cascade_that_runs_answers_as_on_the_table(shared, data, order, conf
 
 def test_a_sample_that_runs_leaves_on_the_threshold() -> None:
     predictor, images = linear_predictor(), torch.zeros(3, 4)
-    _, sure = exits_of(table_of(predictor, images), "margin", (1.0, 1.0), False)
+    _, sure = exits_of(table_of(predictor, images), policy_of(2, confidence="margin"))
     for threshold, used in ((float(sure[0, 0]), 1), (float(sure[0, 0]) + 1e-4, 2)):
         policy = {"order": predictor.order, "confidence": "margin", "temperatures": (1.0, 1.0)}
         predictor.set_policy(swe.anytime.ExitPolicy(**policy, thresholds=(threshold,)))
@@ -496,10 +496,8 @@ def test_batch_budget_goes_to_the_least_sure(shared, data, calibrated) -> None:
         assert budget - max(costs) <= int(answer.flops.sum()) <= budget
         numbers = samples_per_member(len(images), costs, budget)
         assert calls == [(name, number) for name, number in zip(predictor.order, numbers) if number]
-        confidence, temperatures = ("margin", (1.0,) * 3)
-        if predictor.policy is not None:
-            confidence, temperatures = predictor.policy.confidence, predictor.policy.temperatures
-        _, sure = exits_of(table_of(predictor, images), confidence, temperatures, False)
+        assert calibrated == (predictor.policy is not None)
+        _, sure = exits_of(table_of(predictor, images), predictor.policy or policy_of(3, confidence="margin"))
         stay = torch.ones(len(images), dtype=torch.bool)
         for index, number in enumerate(numbers[1:]):
             goes_on = answer.members_used > index + 1
@@ -640,7 +638,7 @@ class Timed(nn.Module):
 def timed(monkeypatch) -> SimpleNamespace:
     """Members of 10, 20 and 40 ms a call and 1, 2 and 4 ms an image."""
     clock = Clock()
-    for module in (latency, cascade):
+    for module in (costs, cascade):
         monkeypatch.setattr(module, "now", clock.now)
     members = {
         name: Timed(clock, 0.01 * factor, 0.001 * factor, 4 * factor)
@@ -727,21 +725,21 @@ def test_latencies_between_the_measured_sizes(timed) -> None:
 def test_careful_estimates_are_the_95th_percentile_of_the_last_64_calls(timed) -> None:
     table = LatencyTable(timed.members, torch.zeros(1, 4))
     median = table.median("one", 1)
-    assert table.careful("one", 1) == median
+    assert table.percentile_95("one", 1) == median
     table.observe("one", 1, 0.5 * median)
-    assert table.careful("one", 1) == median  # never below the table
+    assert table.percentile_95("one", 1) == median  # never below the table
     assert table.observe("two", 4, 3 * table.median("two", 4)) == pytest.approx(3)
-    assert table.careful("one", 1) == median  # one outlier, beside the 45 calls that were timed
-    assert table.careful("one", 1, latest=3.0) == pytest.approx(3 * median)
+    assert table.percentile_95("one", 1) == median  # one outlier, beside the 45 calls that were timed
+    assert table.percentile_95("one", 1, latest=3.0) == pytest.approx(3 * median)
     for _ in range(64):
         table.observe("one", 1, 1.2 * median)
-    assert table.careful("one", 1) == pytest.approx(1.2 * median)
+    assert table.percentile_95("one", 1) == pytest.approx(1.2 * median)
     for _ in range(4):
         table.observe("one", 1, 3 * median)
-    assert table.careful("one", 1) == pytest.approx(3 * median)  # 4 of the last 64 are more than 5 %
+    assert table.percentile_95("one", 1) == pytest.approx(3 * median)  # 4 of the last 64 are more than 5 %
     for _ in range(64):
         table.observe("one", 1, median)
-    assert table.careful("four", 2) == pytest.approx(table.median("four", 2))
+    assert table.percentile_95("four", 2) == pytest.approx(table.median("four", 2))
 
 
 def test_latency_targets_are_mean_costs_of_the_table(timed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def test_widths_of_three_tasks_and_a_run_that_goes_on(
         learned_widths.main()
         return json.loads((tmp_path / "learned_widths.json").read_text())
 
+    loggers = [logging.getLogger(name) for name in ("superweight_ensembles", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
     run("--seeds", "1")
+    assert [logger.level for logger in loggers] == levels, "a cell in this process leaves its messages as they were"
     capsys.readouterr()
     content = run("--seeds", "2")
     told = capsys.readouterr().out

@@ -16,7 +16,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import estimate as reference_speed
 from superweight_ensembles.experiment import estimate_lines, estimate_training, load_recipe
 from superweight_ensembles.experiment import tables as plan_preview
-from superweight_ensembles.plan import PlannedMember, SsnGroup, SsnTarget, independent_plan
+from superweight_ensembles.plan import PlannedMember, SsnGroup, Target, independent_plan
 from superweight_ensembles.training import build_optimizer, joint_backward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -193,8 +193,8 @@ def test_bytes_of_flat_banks_are_those_of_a_real_step(case: str) -> None:
 def flat_plan(bank_size: int, options: swe.plan.SsnOptions) -> swe.SharingPlan:
     """Of a :class:`Small` whose convolution, 4 x 3 x 3 x 3 = 108 numbers, and head, 5 x 4, read one bank."""
     targets = (
-        SsnTarget(member="small", names=("conv.weight",), kind="conv2d", shape=(4, 3, 3, 3)),
-        SsnTarget(member="small", names=("head.weight",), kind="linear", shape=(5, 4)),
+        Target(member="small", names=("conv.weight",), kind="conv2d", shape=(4, 3, 3, 3)),
+        Target(member="small", names=("head.weight",), kind="linear", shape=(5, 4)),
     )
     group = SsnGroup(name="all", bank_size=bank_size, targets=targets, options=options)
     member = PlannedMember(name="small", num_parameters=108 + 20 + 5, num_private=5)

@@ -12,6 +12,7 @@ from superweight_ensembles.experiment import load_recipe, parse_recipe
 from superweight_ensembles.storage import bundled_recipes
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 
 def minimal() -> dict:
@@ -106,6 +107,11 @@ def test_members_come_from_the_recipes_seed() -> None:
         (["training"], {"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         (["sharing"], {"budgte": 0.8, "budget": 0.8}, "sharing: unknown key 'budgte': did you mean 'budget'"),
         (["sharing"], {}, r"sharing\.budget is missing"),
+        (
+            ["sharing"],
+            {"budget": 0.8, "allocation": "balanced"},
+            r"sharing.allocation is no key any more: slots get their templates in sweeps, as published",
+        ),
         (["members"], [], r"members: .*at least 1"),
         (["name"], "a/b", "name: "),
         (["baseline"], "independant", r"baseline: .*'independent' or 'none'.*'independant'"),
@@ -117,6 +123,13 @@ def test_recipe_mistakes(spot: list, value: object, message: str) -> None:
     content[spot[0]] = value
     with pytest.raises(swe.SuperWeightError, match=message):
         parse_recipe(content)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("recipe.yaml")), ids=lambda path: path.parent.name)
+def test_recipes_of_earlier_runs_load_with_the_order_that_they_name(path: Path) -> None:
+    assert "allocation: sweeps" in path.read_text()
+    recipe = load_recipe(path)
+    assert "allocation" not in recipe.to_yaml() and parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
 
 
 def test_file_mistakes(tmp_path) -> None:

@@ -18,7 +18,7 @@ from superweight_ensembles.ensemble import read_plan
 from superweight_ensembles.experiment import Recipe, load_recipe, parse_recipe, read_search, train_run
 from superweight_ensembles.experiment import run as runs
 from superweight_ensembles.experiment import stages as search_runs
-from superweight_ensembles.search import find_sharing, searched_members
+from superweight_ensembles.search import GradientSearch, searched_members
 from superweight_ensembles.training import TrainProgress
 
 SEARCH = {"budget": 0.95, "search": "gradient", "search_epochs": 2, "threshold": 0.2}
@@ -145,7 +145,8 @@ def test_stages_are_those_of_the_library(whole: Path) -> None:
     swe.train(ensemble, data, recipe.search_training(), members=("deep", "wide"))
     for name, tensor in ensemble.state_dict().items():
         assert torch.equal(tensor, start[name]) or not name.startswith("members.twin")
-    found = find_sharing(ensemble, data.loader("train", 24), threshold=0.2, max_batches=2)
+    method = GradientSearch(threshold=0.2, max_batches=2)
+    found = swe.search_sharing(ensemble, data.loader("train", 24), method=method)
     assert found.plan.to_json() == (whole / "plan.json").read_text()
     assert found.to_dict() == json.loads((whole / "search" / "search.json").read_text())
     # The weights are thrown away: a new ensemble, from the recipe's seed.
@@ -216,11 +217,11 @@ def test_run_stopped_between_its_stages_ends_like_one_never_stopped(
 def test_room_is_kept_where_a_run_un_ties(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: dict, expected: bool
 ) -> None:
-    def look(*arguments: object, reserve_untied: bool, **options: object) -> None:
-        assert reserve_untied is expected
+    def look(*arguments: object, method: GradientSearch) -> None:
+        assert method.reserve_untied is expected
         raise Stop
 
-    monkeypatch.setattr(search_runs, "find_sharing", look)
+    monkeypatch.setattr(search_runs, "search_sharing", look)
     with pytest.raises(Stop, match=r"^$"):
         train_run(recipe_of({**sharing, "search_epochs": 1}), tmp_path / "run")
     first = recipe_of(sharing).plan(recipe_of(sharing).build_members())
@@ -245,7 +246,7 @@ def test_search_is_read_as_far_as_the_run_has_come(whole: Path, tmp_path: Path) 
     ("sharing", "stages", "first", "final", "plans"),
     [
         ({"budget": 0.95}, ["shared"], None, "vector", None),
-        ({"budget": 0.95, "coefficients": "channel"}, ["shared"], None, "channel", None),
+        ({"budget": 0.95, "coefficients": "embedding"}, ["shared"], None, "embedding", None),
         (SEARCH, ["search", "shared"], "tied", "vector", ["before the search", "found"]),
         (
             {**SEARCH, "coefficients": "embedding"},
@@ -307,7 +308,7 @@ def test_baseline_knows_nothing_of_the_search(tmp_path: Path) -> None:
 def test_kinds_and_plans_of_a_recipe() -> None:
     assert recipe_of({"budget": 1.0}).sharing.coefficient_kind == "own"
     assert recipe_of(SEARCH).sharing.coefficient_kind == "tied"
-    assert recipe_of({**SEARCH, "coefficients": "channel"}).sharing.coefficient_kind == "channel"
+    assert recipe_of({**SEARCH, "coefficients": "embedding"}).sharing.coefficient_kind == "embedding"
     assert recipe_of(SEARCH).untying() is None
     assert recipe_of(UNTYING).untying() == swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
     options = recipe_of(UNTYING).sharing.plan_options()
@@ -399,8 +400,9 @@ def mistake(tmp_path: Path, sharing: dict, message: str, **changes: object) -> t
     ("sharing", "message"),
     [
         ({**SEARCH, "budget": 0.05}, "is below the minimum of this sharing"),
-        ({**SEARCH, "coefficients": "chanel"}, "unknown coefficients 'chanel': did you mean 'channel'"),
-        ({**SEARCH, "coefficients": "channel", "budget": 0.24}, "is below the minimum of this sharing"),
+        ({**SEARCH, "coefficients": "embeding"}, "unknown coefficients 'embeding': did you mean 'embedding'"),
+        ({**SEARCH, "coefficients": "channel"}, "^coefficients 'channel' was retired, .*: plan with 'own'"),
+        ({**SEARCH, "coefficients": "embedding", "budget": 0.24}, "is below the minimum of this sharing"),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superweight_ensembles import plan_sharing, wide_resnet
-from superweight_ensembles.plan import ALLOCATION_ORDERS, SlotNeed, allocate, minimum_cost
+from superweight_ensembles.plan import SlotNeed, allocate, minimum_cost
 
 needs_of = st.lists(
     st.tuples(st.integers(1, 50), st.integers(1, 12)).flatmap(
@@ -31,27 +31,27 @@ def test_equals_the_reference(case):
     needs, excess, cap, honest = case
     costs, users = costs_of(needs, honest), [need.num_users for need in needs]
     budget = sum(costs) + excess
-    counts = allocate(needs, budget, cap=cap, count_coefficients=honest)
+    counts = allocate(needs, budget, cap=cap, count_all=honest)
     assert list(counts) == reference.allocate(costs, users, budget, cap)
 
 
-@given(cases, st.sampled_from(ALLOCATION_ORDERS))
-def test_properties(case, order):
+@given(cases)
+def test_properties(case):
     needs, excess, cap, honest = case
     costs = costs_of(needs, honest)
     budget = minimum_cost(needs, honest) + excess
-    counts = allocate(needs, budget, cap=cap, count_coefficients=honest, order=order)
+    counts = allocate(needs, budget, cap=cap, count_all=honest)
     left = budget - sum(count * cost for count, cost in zip(counts, costs, strict=True))
     assert left >= 0
     assert all(1 <= count <= cap for count in counts)
     assert all(cost > left for count, cost in zip(counts, costs) if count < cap)
-    assert counts == allocate(needs, budget, cap=cap, count_coefficients=honest, order=order)
+    assert counts == allocate(needs, budget, cap=cap, count_all=honest)
 
 
-@given(cases, st.sampled_from(ALLOCATION_ORDERS))
-def test_shared_slots_are_served_first(case, order):
+@given(cases)
+def test_shared_slots_are_served_first(case):
     needs, excess, cap, honest = case
-    counts = allocate(needs, minimum_cost(needs, honest) + excess, cap=cap, count_coefficients=honest, order=order)
+    counts = allocate(needs, minimum_cost(needs, honest) + excess, cap=cap, count_all=honest)
     # A slot with more templates than users means that phase 1 is over: no shared slot that could still be paid waits.
     beyond = [cost for need, count, cost in zip(needs, counts, costs_of(needs, honest)) if count > need.num_users]
     short = [
@@ -60,17 +60,15 @@ def test_shared_slots_are_served_first(case, order):
     assert not beyond or not short or min(short) > max(beyond)
 
 
-def test_orders_by_hand():
+def test_sweeps_by_hand():
     small, large = (SlotNeed(size=size, num_users=4, num_coefficients=1) for size in (10, 40))
     few = SlotNeed(size=10, num_users=2, num_coefficients=1)
 
-    def spent(excess, order):
-        return allocate([large, small, few], 40 + 10 + 10 + excess, count_coefficients=False, order=order)
+    def spent(excess):
+        return allocate([large, small, few], 40 + 10 + 10 + excess, count_all=False)
 
-    # 20: a second template to each slot in turn that it pays; or both to the slot with 1/4 and then 2/4.
-    assert [spent(20, order) for order in ALLOCATION_ORDERS] == [(1, 2, 2), (1, 3, 1), (1, 3, 1)]
-    # 50: 40 + 10 in turn; small and large, each from 1/4 to 2/4; or small to 4, few to 2, then one beyond its users.
-    assert [spent(50, order) for order in ALLOCATION_ORDERS] == [(2, 2, 1), (2, 2, 1), (1, 4, 3)]
+    assert spent(20) == (1, 2, 2)  # a second template to each slot in turn that it pays
+    assert spent(50) == (2, 2, 1)  # 40 + 10 in turn
 
 
 def test_phases_by_hand():
@@ -79,14 +77,14 @@ def test_phases_by_hand():
         SlotNeed(size=10, num_users=1, num_coefficients=1),
     )
     # Phase 1 gives the shared slot its 2nd and 3rd; phase 2 gives the lone one its 2nd and 3rd, then both a 4th.
-    spent = [allocate([alone, shared], 20 + 10 * extra, count_coefficients=False) for extra in range(7)]
+    spent = [allocate([alone, shared], 20 + 10 * extra, count_all=False) for extra in range(7)]
     assert spent == [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (4, 3), (4, 4)]
 
 
 def test_minimum_counts_coefficients_or_not():
     needs = [SlotNeed(size=10, num_users=4, num_coefficients=3), SlotNeed(size=5, num_users=1, num_coefficients=1)]
     assert minimum_cost(needs) == 10 + 3 + 5 + 1
-    assert minimum_cost(needs, count_coefficients=False) == 10 + 5
+    assert minimum_cost(needs, count_all=False) == 10 + 5
 
 
 @pytest.fixture(scope="module")

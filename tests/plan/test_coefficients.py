@@ -15,7 +15,7 @@ from superweight_ensembles import SharingPlan, SuperWeightEnsemble, SuperWeightE
 from superweight_ensembles.ensemble import SuperWeightBank, own_deviations
 from superweight_ensembles.training import parameter_groups
 
-KINDS = ("own", "tied", "embedding", "channel")
+KINDS = ("own", "tied", "embedding")
 
 
 def linear_chain(*sizes):
@@ -111,33 +111,6 @@ def test_gradients_equal_the_reference(kind, case):
         assert_close(fast, slow, atol=1e-10, rtol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_channel_coefficients_mix_each_output_channel_by_itself():
-    # Slot 1 completes (3, 3) from (2, 2): a column of two channels, then a row of one; channel by channel.
-    nets = {name: nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1)) for name, width in (("a", 2), ("b", 3))}
-    plan = plan_sharing(nets, budget=10**4, cap=2, coefficients="channel")
-    bank = SuperWeightBank(plan, own_deviations(plan, nets))
-    bank.templates["c0s1"].data = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [10.0, 20.0, 30.0, 40.0, 50.0]])
-    bank.coefficients["c0s1"].data = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 0.5]]])
-    weight = bank.generate()["b"]["0.weight"]
-    assert_close(weight[:2, 2], torch.tensor([1.0, 20.0]))
-    assert_close(weight[2], torch.tensor([2 * 3.0 + 0.5 * 30.0, 2 * 4.0 + 0.5 * 40.0, 2 * 5.0 + 0.5 * 50.0]))
-
-
-@pytest.mark.parametrize("case", ["cropping", "wrn"])
-def test_channel_coefficients_that_are_equal_are_a_vector(case):
-    vectors, channels = scatter_(bank_of(case, "own")), bank_of(case, "channel")
-    for index, cluster in enumerate(channels.plan.clusters):
-        for slot, block in enumerate(cluster.blocks):
-            key = f"c{index}s{slot}"
-            assert channels.templates[key].shape == vectors.templates[key].shape
-            channels.templates[key].data = vectors.templates[key].data
-            rows = vectors.coefficients[key].data
-            channels.coefficients[key].data = rows[:, None].expand(-1, block.num_rows, -1).clone()
-    expected = generated(vectors)
-    for name, weight in generated(channels).items():
-        assert_close(weight, expected[name], atol=1e-12, rtol=0)
-
-
 def test_embedding_is_an_affine_map_of_24_numbers():
     bank = scatter_(bank_of("wrn", "embedding"))
     assert bank.mixers.keys() == bank.coefficients.keys() == bank.templates.keys()
@@ -149,7 +122,7 @@ def test_embedding_is_an_affine_map_of_24_numbers():
         assert_close(bank.combination(key), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["own", "tied", "channel"])
+@pytest.mark.parametrize("kind", ["own", "tied"])
 def test_other_forms_hold_the_coefficients_themselves(kind):
     bank = bank_of("wrn", kind)
     assert not bank.mixers
@@ -166,14 +139,13 @@ def test_every_scalar_is_counted_and_the_budget_bounds_them(excess, kind, case):
     assert reference.count_scalars(ensemble) == plan.num_parameters == ensemble.num_parameters <= least + excess
     assert reference.count_scalars(bank.templates) == plan.num_templates
     assert reference.count_scalars(bank.coefficients) + reference.count_scalars(bank.mixers) == plan.num_coefficients
-    form = {"own": "vector", "tied": "vector"}.get(kind, kind)
+    form = "embedding" if kind == "embedding" else "vector"
     counted = 0
     for cluster in plan.clusters:
-        shapes = [slot.shape for slot in cluster.slots]
         for index, slot in enumerate(cluster.slots):
             users = sum(target.slot >= index for target in cluster.targets)
             assert slot.num_vectors == (1 if kind == "tied" else users)
-            counted += reference.num_coefficients(form, shapes, index, slot.num_vectors, slot.num_templates)
+            counted += reference.num_coefficients(form, slot.num_vectors, slot.num_templates)
     assert counted == plan.num_coefficients
     if excess == 0:
         assert plan.num_parameters == least
@@ -188,14 +160,14 @@ def test_templates_are_the_reference_allocation(excess, kind, case):
     # Each template brings its coefficients along; embeddings are there with the first one.
     budget = plan_of(case, kind).minimum_parameters + excess
     plan = plan_of(case, kind, budget=budget, cap=5)
-    form = {"own": "vector", "tied": "vector"}.get(kind, kind)
+    form = "embedding" if kind == "embedding" else "vector"
     costs, users, fixed = [], [], 0
     for cluster in plan.clusters:
         shapes = reference.distinct_shapes(cluster.shape_of(target) for target in cluster.targets)
         for slot in range(len(shapes)):
             users.append(sum(target.slot >= slot for target in cluster.targets))
             vectors = 1 if kind == "tied" else users[-1]
-            two, one = (reference.num_coefficients(form, shapes, slot, vectors, k) for k in (2, 1))
+            two, one = (reference.num_coefficients(form, vectors, k) for k in (2, 1))
             costs.append(reference.slot_size(shapes, slot) + two - one)
             fixed += one - (two - one)
     expected = reference.allocate(costs, users, budget - plan.num_private - fixed, 5)
@@ -221,7 +193,7 @@ def rms(tensor):
 
 @pytest.mark.parametrize("budget", ["least", "twice that"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", ["own", "embedding", "channel"])
+@pytest.mark.parametrize("kind", ["own", "embedding"])
 def test_targets_start_with_the_deviation_of_their_own_layer(kind, case, budget):
     plan = plan_of(case, kind, cap=8, bins=4)
     plan = plan_of(case, kind, cap=8, bins=4, budget=plan.minimum_parameters * (1 if budget == "least" else 2))
@@ -329,13 +301,19 @@ def test_published_count_leaves_coefficients_out(kind):
     [
         ({"coefficients": "tide"}, "unknown coefficients 'tide': did you mean 'tied'"),
         ({"coefficients": "embeddings"}, "unknown coefficients 'embeddings': did you mean 'embedding'"),
-        ({"coefficients": "Channel"}, "unknown coefficients 'Channel': did you mean 'channel'"),
-        ({"coefficients": ""}, "unknown coefficients '': Known: channel, embedding, own, tied"),
-        ({"coefficients": "vector"}, "unknown coefficients 'vector': .*Known: channel, embedding, own, tied"),
+        (
+            {"coefficients": "channel"},
+            r"^coefficients 'channel' was retired, as it trained no better .*: plan with 'own'$",
+        ),
+        ({"allocation": "balanced"}, r"^allocation was retired, as no other order .* in sweeps, .*; leave it out$"),
+        ({"allocation": "sweeps"}, "^allocation was retired"),
+        ({"alocation": "sweeps"}, "unknown plan option 'alocation'"),
+        ({"coefficients": ""}, "unknown coefficients '': Known: embedding, own, tied"),
+        ({"coefficients": "vector"}, "unknown coefficients 'vector': .*Known: embedding, own, tied"),
         ({"reserve_untied": True}, "reserve_untied does nothing with coefficients 'own': leave it out"),
         (
-            {"coefficients": "channel", "reserve_untied": True},
-            "reserve_untied does nothing with coefficients 'channel': leave it out",
+            {"coefficients": "embedding", "reserve_untied": True},
+            "reserve_untied does nothing with coefficients 'embedding': leave it out",
         ),
     ],
     ids=str,
@@ -353,7 +331,11 @@ def test_coefficients_that_are_no_name_are_refused(kind):
 
 
 BROKEN = {
-    "form of tomorrow": ({"coefficients": "matrix"}, r"at clusters\.0\.coefficients: "),
+    "form of tomorrow": ({"coefficients": "matrix"}, r"at clusters\.0\.coefficients: Input should be 'vector' or"),
+    "retired form": (
+        {"coefficients": "channel"},
+        r"at clusters\.0\.coefficients: 'channel' was retired, .*'own'$",
+    ),
     "embedding without a size": ({"coefficients": "embedding"}, "embedding_size is positive with"),
     "vector with a size": ({"embedding_size": 24}, "embedding_size is positive with"),
     "negative size": ({"coefficients": "embedding", "embedding_size": -1}, "embedding_size is positive with"),
@@ -382,6 +364,6 @@ def test_budget_of_a_plan_counts_its_form():
     plan = plan_of("one member", "own")
     plan = dataclasses.replace(plan, budget=plan.num_parameters)
     content = json.loads(plan.to_json())
-    content["clusters"][0]["coefficients"] = "channel"
+    content["clusters"][0].update(coefficients="embedding", embedding_size=24)
     with pytest.raises(SuperWeightError, match="is less than the plan costs"):
         SharingPlan.from_json(json.dumps(content))

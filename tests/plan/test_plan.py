@@ -1,7 +1,6 @@
 """The sharing plan: what it covers, what it costs, and its way through JSON."""
 
 import dataclasses
-import inspect
 import json
 import math
 import pickle
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import reference
@@ -26,6 +26,7 @@ from superweight_ensembles import (
     wide_resnet,
 )
 from superweight_ensembles.plan import PlanOptions, SsnOptions, find_targets
+from superweight_ensembles.plan.planner import _SharingOptions
 
 CLASSES = 3
 
@@ -245,6 +246,10 @@ BROKEN = {
     "null": (lambda c: c.update(clusters=None), r"at clusters: "),
     "number for a name": (lambda c: target(c).update(names=[3]), r"at clusters\.0\.targets\.0\.names\.0: "),
     "other count": (lambda c: c.update(budget_counts="some"), r"budget_counts: must be 'all' or 'templates'"),
+    "retired order": (
+        lambda c: c.update(allocation="balanced"),
+        r"at allocation: allocation was retired, .*leave it",
+    ),
     "no members": (lambda c: c.update(members=[]), r"members: needs at least one"),
     "member twice": (lambda c: c["members"].append(c["members"][0]), r"members: needs at least one, each with a name"),
     "more private than there are": (
@@ -362,7 +367,7 @@ def test_broken_group_is_refused(case, flat):
 
 def test_undamaged_group_is_read(flat):
     (found,) = SharingPlan.from_json(json.dumps(flat)).ssn_groups.values()
-    assert any(reading.is_enlarged for reading in found.readings)
+    assert any(reading.is_enlarged for reading in found.window_specs)
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -391,6 +396,24 @@ def test_undamaged_plan_is_read(content):
     assert SharingPlan.from_json(json.dumps(content)).member_names == ("a", "b")
 
 
+SAVED = sorted((Path(__file__).parents[2] / "benchmarks/results").rglob("plan.json"))
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_plans_of_committed_results_are_read_and_written_as_they_are(path):
+    text = path.read_text()
+    plan = SharingPlan.from_json(text, path)
+    assert plan.to_json().strip() == text.strip()
+    assert json.loads(text).get("fingerprint", plan.fingerprint) == plan.fingerprint
+
+
+def test_a_plan_by_hand_may_leave_the_allocation_out(content):
+    assert content["allocation"] == "sweeps"
+    whole = SharingPlan.from_json(json.dumps(content))
+    del content["allocation"]
+    assert SharingPlan.from_json(json.dumps(content)) == whole
+
+
 def test_plan_is_immutable():
     plan = independent_plan({"a": mlp(6)})
     with pytest.raises(dataclasses.FrozenInstanceError, match="budget"):
@@ -398,4 +421,5 @@ def test_plan_is_immutable():
 
 
 def test_the_ensemble_names_all_options_of_a_plan() -> None:
-    assert [*PlanOptions.__annotations__] == [*inspect.signature(plan_sharing).parameters][2:]
+    assert {*PlanOptions.__annotations__} == {field.name for field in dataclasses.fields(_SharingOptions)}
+    assert all(f"\n        {option}: " in plan_sharing.__doc__ for option in PlanOptions.__annotations__)

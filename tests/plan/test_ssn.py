@@ -53,7 +53,7 @@ def by_reference(made):
     """Weights by label, one number at a time, from the tensors of the bank."""
     bank, found = made.bank, {}
     for index, group in made.plan.ssn_groups.items():
-        readings = group.readings
+        readings = group.window_specs
         alphas = [None] * len(readings)
         for key, places in vectors_by_key(index, readings).items():
             held = dict(bank.coefficients.items()).get(key)
@@ -93,7 +93,7 @@ def by_reference(made):
 def test_weights_and_gradients_are_those_of_the_literal_method(combine, upsample, budget):
     size = {"embedding_size": 3} if combine == "emb" else {}
     made = ensemble(budget, clusters="one", ssn=SsnOptions(combine=combine, upsample=upsample, **size))
-    larger = [reading.num_tiles > 1 or reading.matrix != (0, 0) for reading in made.plan.clusters[0].readings]
+    larger = [reading.num_tiles > 1 or reading.matrix != (0, 0) for reading in made.plan.clusters[0].window_specs]
     assert any(larger) or budget > 0.5
     assert not any(larger) or budget < 1
     weights = made.generate()["m0"]
@@ -119,7 +119,7 @@ def test_shared_templates_are_those_of_the_literal_method(combine, upsample):
     made = ensemble(0.5, clusters="one", ssn=SsnOptions(combine=combine, upsample=upsample, templates=3, **size))
     (group,) = made.plan.clusters
     assert group.bank_size % 3 == 0
-    assert {reading.start for reading in group.readings} == {0}
+    assert {reading.start for reading in group.window_specs} == {0}
     expected = by_reference(made)
     for name, weight in made.generate()["m0"].items():
         assert_close(weight, expected[f"m0.{name}"], rtol=1e-11, atol=1e-12)
@@ -186,7 +186,7 @@ def test_any_budget_is_kept_spent_and_read(options, clusters, budget, generator,
         values = made.bank.templates[f"c{index}"]
         assert values.isfinite().all() and (values != 0).all(), "no number of a bank is left out"
         read = torch.zeros(group.bank_size, dtype=torch.bool)
-        for reading in group.readings:
+        for reading in group.window_specs:
             for window in range(reading.num_windows):
                 start = reading.start + window * reading.stride
                 read[torch.arange(start, start + reading.size) % group.bank_size] = True
@@ -217,9 +217,9 @@ def test_the_bank_is_the_largest_that_fits(options, count, excess):
 
 
 def _readings(shapes, size, options):
-    from superweight_ensembles.plan import readings
+    from superweight_ensembles.plan import window_specs
 
-    return readings(shapes, size, options)
+    return window_specs(shapes, size, options)
 
 
 def test_windows_go_round_the_bank_evenly():
@@ -302,10 +302,10 @@ def net_of(*sizes):
     ("options", "budget", "said"),
     [
         ({"coefficients": "embedding", "cap": 3}, 0.3, "coefficients, cap: not used, .* makes flat banks alone"),
-        ({"allocation": "balanced"}, 0.3, "allocation: not used"),
+        ({"coefficients": "tied"}, 0.3, "coefficients: not used"),
         ({"ssn": SsnOptions(combine="avg")}, 2.0, "ssn: not used, .* makes SuperWeights alone"),
         ({"ssn": SsnOptions(combine="avg")}, 0.3, ""),
-        ({"allocation": "balanced"}, 2.0, ""),
+        ({"coefficients": "tied"}, 2.0, ""),
     ],
 )
 def test_what_the_budget_makes_no_use_of_is_said(caplog, options, budget, said):
@@ -362,7 +362,7 @@ def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
         ({"generator": "superweight", "ssn": SsnOptions()}, "ssn does nothing with generator 'superweight'"),
         ({"generator": "ssn", "coefficients": "tied"}, "coefficients does nothing with generator 'ssn'"),
         ({"generator": "ssn", "cap": 4}, "cap does nothing with generator 'ssn'"),
-        ({"generator": "ssn", "allocation": "balanced"}, "allocation does nothing with generator 'ssn': leave"),
+        ({"generator": "ssn", "coefficients": "embedding"}, r"'ssn' \(ssn: combine is like it\): leave it out"),
         ({"clusters": "none", "generator": "ssn"}, "generator does nothing with clusters 'none'"),
         ({"clusters": "none", "ssn": SsnOptions()}, "ssn does nothing with clusters 'none'"),
         ({"clusters": "none", "cap": 2}, "cap does nothing with clusters 'none'"),
@@ -439,14 +439,14 @@ def test_every_number_of_shared_templates_is_read():
     for budget in (0.05, 0.1, 0.3):
         options = SsnOptions(combine="softmax", upsample="inter", templates=4)
         (group,) = plan_sharing(nets, budget=budget, generator="ssn", clusters="one", ssn=options).clusters
-        assert group.bank_size == 4 * max(reading.size for reading in group.readings)
-        assert {reading.stride for reading in group.readings} == {group.bank_size // 4}
+        assert group.bank_size == 4 * max(reading.size for reading in group.window_specs)
+        assert {reading.stride for reading in group.window_specs} == {group.bank_size // 4}
 
 
 def test_a_softmax_of_one_window_has_no_coefficient():
     made = ensemble(0.7, clusters="one", ssn=SsnOptions(combine="softmax"))
     (group,) = made.plan.clusters
-    windows = [reading.num_windows for reading in group.readings if not reading.mixed]
+    windows = [reading.num_windows for reading in group.window_specs if not reading.mixed]
     assert 1 in windows
     assert made.plan.num_coefficients == sum(count for count in windows if count > 1)
     made(torch.randn(2, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
@@ -461,5 +461,5 @@ def test_auto_takes_superweights_where_flat_banks_cost_more():
 
 def test_a_mask_window_beyond_its_layer_is_that_of_the_layer():
     wide = ensemble(0.4, clusters="one", ssn=SsnOptions(upsample="mask", mask_window=2**16))
-    for reading, weight in zip(wide.plan.clusters[0].readings, wide.generate()["m0"].values(), strict=True):
+    for reading, weight in zip(wide.plan.clusters[0].window_specs, wide.generate()["m0"].values(), strict=True):
         assert reading.masked < 2**16 and weight.isfinite().all()

@@ -18,11 +18,23 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import superweight_ensembles as swe
-from superweight_ensembles.search import cropped_cosines, find_sharing, merged_sets, searched_members, weight_gradients
+from superweight_ensembles.search import (
+    GradientSearch,
+    KMeansSearch,
+    WeightSearch,
+    cropped_cosines,
+    merged_sets,
+    searched_members,
+    weight_gradients,
+)
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 PIXELS = 3 * 8 * 8
 THRESHOLDS = (-1.0, -0.15, 0.0, 0.1, 0.2, 0.45, 0.8, 1.0)
+
+
+def search(ensemble, loader, *, budget=None, **options):
+    return swe.search_sharing(ensemble, loader, method=GradientSearch(**options), budget=budget)
 
 
 def mlp(*widths):
@@ -323,11 +335,13 @@ def test_gradients_are_float32_under_autocast_too():
 @pytest.mark.parametrize("case", CASES)
 def test_sharing_is_the_references(case, threshold):
     ensemble = trained(case)
-    result = find_sharing(ensemble, batches(), threshold=threshold, budget=10**9)
+    result = search(ensemble, batches(), threshold=threshold, budget=10**9)
     at, found = literal_search(case, threshold, 10**9)
     assert result.threshold == result.threshold_given == at == threshold
     assert clusters_of(result.plan) == literal_clusters(found, ensemble.plan)
-    assert swe.search_clusters(ensemble, batches(), threshold=threshold, budget=10**9) == result.plan
+    if threshold == GradientSearch().threshold:  # a name stands for the defaults
+        assert swe.search_sharing(ensemble, batches(), budget=10**9).plan == result.plan
+        assert swe.search_sharing(ensemble, batches(), method="gradient", budget=10**9).plan == result.plan
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -347,7 +361,7 @@ def test_thresholds_of_these_tests_split_and_merge(case):
 @pytest.mark.parametrize("case", CASES)
 def test_evidence_is_the_references(case):
     ensemble = trained(case)
-    result = find_sharing(ensemble, batches(), threshold=0.2, budget=10**9)
+    result = search(ensemble, batches(), threshold=0.2, budget=10**9)
     _, found = literal_search(case, 0.2, 10**9)
     order = CASES[case].order
     assert result.similarity == "gradient" and result.representatives[0] == order[0]
@@ -377,7 +391,7 @@ def test_one_member_a_depth_is_compared(case, expected):
 
 
 def test_tied_coefficients_are_those_of_the_target_that_was_joined():
-    plan = find_sharing(trained("wrn"), batches(), threshold=0.1).plan
+    plan = search(trained("wrn"), batches(), threshold=0.1).plan
     assert any(slot.num_vectors > 1 for cluster in plan.clusters for slot in cluster.slots)
     ensemble = swe.SuperWeightEnsemble(members("wrn"), plan=plan)
     for cluster in plan.clusters:
@@ -387,7 +401,7 @@ def test_tied_coefficients_are_those_of_the_target_that_was_joined():
                 assert torch.equal(made[one.member][one.name], made[other.member][other.name])
 
 
-FORMS = {"own": "vector", "tied": "vector", "embedding": "embedding", "channel": "channel"}
+FORMS = {"own": "vector", "tied": "vector", "embedding": "embedding"}
 
 
 def fits(case, threshold, budget, kind, reserve_untied):
@@ -397,22 +411,22 @@ def fits(case, threshold, budget, kind, reserve_untied):
 
 @pytest.mark.parametrize(
     ("kind", "reserve_untied"),
-    [("own", None), ("tied", True), ("tied", None), ("tied", False), ("embedding", None), ("channel", False)],
+    [("own", None), ("tied", True), ("tied", None), ("tied", False), ("embedding", None)],
 )
 @pytest.mark.parametrize("case", ["wrn", "mlp pair"])
 def test_least_budget_works_and_one_less_does_not(case, kind, reserve_untied):
     with pytest.raises(ValueError, match=r"^\d+$") as caught:
         fits(case, 0.45, 0, kind, reserve_untied)
     least = int(str(caught.value))
-    search = functools.partial(
-        find_sharing, trained(case), batches(), threshold=0.45, coefficients=kind, reserve_untied=reserve_untied
+    fit = functools.partial(
+        search, trained(case), batches(), threshold=0.45, coefficients=kind, reserve_untied=reserve_untied
     )
-    result = search(budget=least)
+    result = fit(budget=least)
     assert result.plan.num_parameters <= least and result.plan.budget == least
     with pytest.raises(swe.SuperWeightError, match=rf"{least - 1:,} parameters is below the minimum .*, {least:,} \("):
-        search(budget=least - 1)
+        fit(budget=least - 1)
     with pytest.raises(swe.SuperWeightError, match=rf"below the minimum .*, {least:,} \("):
-        search(budget=1)
+        fit(budget=1)
 
 
 @pytest.mark.parametrize("excess", [0.0, 0.1, 0.7])
@@ -423,7 +437,7 @@ def test_threshold_falls_until_the_plan_fits(kind, excess):
     least = int(str(caught.value))
     most = trained("wrn").independent_parameters
     budget = round(least + excess * (most - least))
-    result = find_sharing(trained("wrn"), batches(), threshold=0.8, budget=budget, coefficients=kind)
+    result = search(trained("wrn"), batches(), threshold=0.8, budget=budget, coefficients=kind)
     at, found = fits("wrn", 0.8, budget, kind, None)
     assert result.threshold == at and result.threshold_given == 0.8
     assert at < 0.8 if excess <= 0.1 else at > -0.5
@@ -435,7 +449,7 @@ def test_threshold_falls_until_the_plan_fits(kind, excess):
 
 @pytest.mark.parametrize("reserve_untied", [True, False])
 def test_templates_are_the_reference_allocation(reserve_untied):
-    plan = find_sharing(trained("wrn"), batches(), budget=0.9, reserve_untied=reserve_untied).plan
+    plan = search(trained("wrn"), batches(), budget=0.9, reserve_untied=reserve_untied).plan
     costs, users = [], []
     for cluster in plan.clusters:
         shapes = [slot.shape for slot in cluster.slots]
@@ -449,14 +463,13 @@ def test_templates_are_the_reference_allocation(reserve_untied):
 def test_budget_cap_and_counting_are_the_ensembles_unless_given():
     ensemble = swe.SuperWeightEnsemble(
         members("mlp pair"), budget=6000, budget_counts="templates", cap=3, coefficients="tied", bins=2,
-        allocation="balanced",
     )  # fmt: skip
     swe.train(ensemble, images(), CONFIG)
-    plan = swe.search_clusters(ensemble, batches())
-    assert (plan.budget, plan.budget_counts, plan.cap, plan.allocation) == (6000, "templates", 3, "balanced")
+    plan = search(ensemble, batches()).plan
+    assert (plan.budget, plan.budget_counts, plan.cap) == (6000, "templates", 3)
     assert plan.num_templates <= 6000 and plan.member_names == ensemble.member_names
-    assert swe.search_clusters(ensemble, batches(), budget=7000).budget == 7000
-    fraction = swe.search_clusters(ensemble, batches(), budget=1.5)
+    assert search(ensemble, batches(), budget=7000).plan.budget == 7000
+    fraction = search(ensemble, batches(), budget=1.5).plan
     assert fraction.budget == int(1.5 * ensemble.independent_parameters)
 
 
@@ -470,9 +483,7 @@ def test_order_of_the_members_makes_no_difference(order):
     )
     other.load_state_dict(first.state_dict())
     for budget in (2.0, 0.7):
-        expected, found = (
-            find_sharing(ensemble, batches(), threshold=0.2, budget=budget) for ensemble in (first, other)
-        )
+        expected, found = (search(ensemble, batches(), threshold=0.2, budget=budget) for ensemble in (first, other))
         assert clusters_of(found.plan) == clusters_of(expected.plan)
         assert found.threshold == expected.threshold and found.representatives == expected.representatives
         counts = [
@@ -491,7 +502,7 @@ def test_members_that_share_nothing_are_left_out():
     nets = {"apart": mlp(5, 6), "a": mlp(12, 12), "b": mlp(12, 14)}
     ensemble = swe.SuperWeightEnsemble(nets, budget=1.5, coefficients="tied", exclude=["apart.*"], bins=1)
     swe.train(ensemble, images(), CONFIG)
-    plan = swe.search_clusters(ensemble, batches())
+    plan = search(ensemble, batches()).plan
     assert plan.member_names == ("apart", "a", "b")
     assert {target.member for cluster in plan.clusters for target in cluster.targets} == {"a", "b"}
     swe.SuperWeightEnsemble(nets, plan=plan)
@@ -499,19 +510,20 @@ def test_members_that_share_nothing_are_left_out():
 
 def test_weights_can_be_compared_instead():
     ensemble = trained("wrn", "own")
-    result = find_sharing(ensemble, None, similarity="weight", threshold=0.1, budget=10**9)
+    result = swe.search_sharing(ensemble, method="weight", budget=10**9)
+    assert result.plan == swe.search_sharing(ensemble, method=WeightSearch(threshold=0.1), budget=10**9).plan
     weights = {(m, key): w.detach() for m, found in ensemble.generate().items() for key, w in found.items()}
     cosine = functools.cache(lambda one, other: reference.cropped_cosine(weights[one], weights[other]))
     _, found = literal_search("wrn", 0.1, 10**9, similarity=cosine, plan=ensemble.plan)
     assert result.similarity == "weight"
     assert clusters_of(result.plan) == literal_clusters(found, ensemble.plan)
-    again = find_sharing(ensemble, batches(), similarity="gradient", threshold=0.1, budget=10**9)
+    again = search(ensemble, batches(), threshold=0.1, budget=10**9)
     assert clusters_of(again.plan) != clusters_of(result.plan)
 
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_same_batches_give_the_same_plan_and_json_brings_it_back(kind):
-    results = [find_sharing(trained("wrn"), batches(), coefficients=kind, max_batches=2) for _ in range(2)]
+    results = [search(trained("wrn"), batches(), coefficients=kind, max_batches=2) for _ in range(2)]
     assert results[0].plan == results[1].plan
     assert swe.SharingPlan.from_json(results[0].plan.to_json()) == results[0].plan
     assert {cluster.coefficients for cluster in results[0].plan.clusters} == {FORMS[kind]}
@@ -520,7 +532,7 @@ def test_same_batches_give_the_same_plan_and_json_brings_it_back(kind):
 
 
 def test_search_is_told_in_json():
-    result = find_sharing(trained("wrn"), batches(), threshold=0.2)
+    result = search(trained("wrn"), batches(), threshold=0.2)
     said = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert said["plan"] == result.plan.fingerprint and said["anchor"] == said["representatives"][0] == "wide16"
     assert (said["threshold_given"], said["threshold"], said["similarity"]) == (0.2, result.threshold, "gradient")
@@ -541,7 +553,7 @@ def test_ensemble_is_left_as_it_is():
     state = copy.deepcopy(ensemble.state_dict())
     modes = {name: module.training for name, module in ensemble.named_modules()}
     plan, drawn = ensemble.plan, torch.get_rng_state()
-    find_sharing(ensemble, list(batches()))
+    search(ensemble, list(batches()))
     assert all(torch.equal(tensor, ensemble.state_dict()[name]) for name, tensor in state.items())
     assert {name: module.training for name, module in ensemble.named_modules()} == modes
     for place, parameter in enumerate(ensemble.parameters()):
@@ -553,12 +565,12 @@ def test_ensemble_is_left_as_it_is():
 def test_modes_come_back_after_an_error():
     ensemble = copy.deepcopy(trained("mlp pair")).train()
     with pytest.raises(swe.SuperWeightError, match=r"a batch must be a pair \(images, labels\)"):
-        find_sharing(ensemble, [next(iter(batches())), 3])
+        search(ensemble, [next(iter(batches())), 3])
     assert all(module.training for module in ensemble.modules())
 
 
 def test_plan_that_was_found_is_trained():
-    plan = find_sharing(trained("mlp pair"), batches(), threshold=0.2).plan
+    plan = search(trained("mlp pair"), batches(), threshold=0.2).plan
     ensemble = swe.SuperWeightEnsemble(members("mlp pair"), plan=plan)
     assert swe.train(ensemble, images(), CONFIG).history[0]["epoch"] == 1
 
@@ -620,9 +632,6 @@ def test_members_that_are_no_list_of_names_are_refused(names):
         ({"threshold": "0.1"}, r"threshold is a cosine, -1 to 1; got '0\.1'"),
         ({"threshold": None}, "threshold is a cosine, -1 to 1; got None"),
         ({"coefficients": "tide"}, "unknown coefficients 'tide': did you mean 'tied'"),
-        ({"similarity": "gradeint"}, "unknown similarity 'gradeint': did you mean 'gradient'"),
-        ({"similarity": "weights"}, "unknown similarity 'weights': did you mean 'weight'"),
-        ({"similarity": "weight"}, "all coefficients are tied, so all weights of a cluster are alike"),
         ({"budget": 83.0}, r"is a fraction of what the members own apart; got 83\.0: write 0\.83 for 83 %"),
         ({"budget": -1}, "budget must be a positive number; got -1"),
         ({"budget": "0.8"}, r"budget must be an int .* or a float .*; got '0\.8'"),
@@ -632,17 +641,37 @@ def test_members_that_are_no_list_of_names_are_refused(names):
 )
 def test_bad_options(options, message):
     with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search_clusters(trained("mlp pair"), batches(), **options)
+        search(trained("mlp pair"), batches(), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "reads", "message"),
+    [
+        ("gradeint", True, "unknown method 'gradeint': did you mean 'gradient'"),
+        ("weights", False, "unknown method 'weights': did you mean 'weight'"),
+        (None, True, "unknown method None"),
+        ("gradient", False, "method 'gradient' needs loader=, batches of training images and labels"),
+        (GradientSearch(), False, "method 'gradient' needs loader="),
+        ("weight", True, "loader does nothing with WeightSearch, which reads no batches: leave it out"),
+        (KMeansSearch(num_groups=2), True, "loader does nothing with KMeansSearch"),
+        ("k_means", False, r"method 'k_means' needs num_groups: method=swe\.search\.KMeansSearch\(num_groups=4\)"),
+        ("weight", False, "all coefficients are tied, so all weights of a cluster are alike"),
+    ],
+    ids=str,
+)
+def test_bad_methods(method, reads, message):
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.search_sharing(trained("mlp pair"), batches() if reads else None, method=method)
 
 
 def test_what_cannot_be_searched():
     with pytest.raises(swe.SuperWeightError, match="a search takes a SuperWeightEnsemble; got Sequential"):
-        swe.search_clusters(mlp(12), batches())
+        search(mlp(12), batches())
     with pytest.raises(swe.SuperWeightError, match="the ensemble is untrained"):
-        swe.search_clusters(untrained("mlp pair"), batches())
+        search(untrained("mlp pair"), batches())
     apart = swe.SuperWeightEnsemble(members("mlp pair"), plan=swe.independent_plan(members("mlp pair")))
     with pytest.raises(swe.SuperWeightError, match="the ensemble shares nothing"):
-        swe.search_clusters(apart, batches())
+        search(apart, batches())
 
 
 @pytest.mark.parametrize("options", [{"budget": 0.29}, {"budget": 0.5, "generator": "ssn"}], ids=["mixed", "flat"])
@@ -650,7 +679,7 @@ def test_flat_banks_cannot_be_searched(options):
     ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(16, 1, 3)}, **options)
     message = "splits clusters of SuperWeights, and 'conv2d 1x1 bin 1/1' reads a flat bank: plan with generator="
     with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search_clusters(ensemble, batches())
+        search(ensemble, batches())
     with pytest.raises(swe.SuperWeightError, match=message):
         searched_members(ensemble)
 
@@ -667,7 +696,7 @@ def test_flat_banks_cannot_be_searched(options):
 )
 def test_bad_loaders(loader, message):
     with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search_clusters(trained("mlp pair"), loader)
+        search(trained("mlp pair"), loader)
 
 
 class Odd(nn.Module):
@@ -697,29 +726,28 @@ def test_gradients_that_are_no_numbers_are_named():
     with pytest.raises(
         swe.SuperWeightError, match=r"the gradient of odd\.first\.weight has numbers that are not finite"
     ):
-        find_sharing(odd_ensemble(False), batches())
+        search(odd_ensemble(False), batches())
     hot = [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
     with pytest.raises(swe.SuperWeightError, match=r"the gradient of \S+\.weight has numbers that are not finite"):
-        find_sharing(trained("wrn"), hot)
+        search(trained("wrn"), hot)
 
 
 def test_member_without_gradients_is_named():
     with pytest.raises(swe.SuperWeightError, match="all gradients of member 'odd' are zero"):
-        find_sharing(odd_ensemble(True), batches())
+        search(odd_ensemble(True), batches())
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
 def test_bad_number_of_batches(number):
     with pytest.raises(swe.SuperWeightError, match="max_batches must be"):
-        swe.search_clusters(trained("mlp pair"), batches(), max_batches=number)
+        search(trained("mlp pair"), batches(), max_batches=number)
 
 
-@pytest.mark.parametrize("option", ["coefficients", "similarity"])
-def test_kinds_that_are_no_names_are_refused(option):
-    with pytest.raises(swe.SuperWeightError, match=f"unknown {option} None"):
-        swe.search_clusters(trained("mlp pair"), batches(), **{option: None})
+def test_coefficients_that_are_no_name_are_refused():
+    with pytest.raises(swe.SuperWeightError, match="unknown coefficients None"):
+        GradientSearch(coefficients=None)
 
 
-def test_max_batches_does_nothing_for_weights():
-    with pytest.raises(swe.SuperWeightError, match="max_batches does nothing"):
-        find_sharing(trained("wrn", "own"), batches(), similarity="weight", max_batches=1)
+def test_weights_are_compared_without_batches():
+    with pytest.raises(TypeError, match="max_batches"):
+        WeightSearch(max_batches=1)

@@ -10,7 +10,7 @@ import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.experiment import evaluate_run, parse_recipe, read_search, train_run
 from superweight_ensembles.plan import SsnOptions
-from superweight_ensembles.search import find_groups
+from superweight_ensembles.search import KMeansSearch
 
 READING = {"softmax": {}, "wavg": {}, "emb": {"embedding_size": 3}}
 
@@ -22,6 +22,10 @@ def first(combine="softmax", templates=4, **options):
     return swe.SuperWeightEnsemble(
         nets, budget=0.5, **{"generator": "ssn", "clusters": "one", "ssn": reading, **options}
     )
+
+
+def learn(ensemble, num_groups, **options):
+    return swe.search_sharing(ensemble, method=KMeansSearch(num_groups=num_groups, **options))
 
 
 def with_coefficients(made, rows):
@@ -47,7 +51,7 @@ def test_layers_that_mix_alike_are_grouped(combine):
         rows = [FAR[combine][label] for label in LABELS]
         rows = [[value + 0.1 * place for value in row] for place, row in enumerate(rows)]
     made = with_coefficients(first(combine), rows)
-    found = find_groups(made, 3)
+    found = learn(made, 3)
     assert found.labels == tuple(LABELS)
     groups = [[target.label for target in group.targets] for group in found.plan.clusters]
     labels = [target.label for target in made.plan.clusters[0].targets]
@@ -56,14 +60,14 @@ def test_layers_that_mix_alike_are_grouped(combine):
     ]
     assert found.plan.budget == made.plan.budget
     assert found.plan.num_parameters <= found.plan.budget
-    assert swe.learn_groups(made, 3) == found.plan
+    assert learn(made, 3).plan == found.plan
     again = swe.SuperWeightEnsemble({"a": Small(4), "b": Small(3)}, plan=found.plan)
     assert again.num_parameters == found.plan.num_parameters
 
 
 def test_the_evidence_is_json_with_cosines_less_the_mean():
     made = with_coefficients(first(), [FAR["softmax"][label] for label in LABELS])
-    found = find_groups(made, 3)
+    found = learn(made, 3)
     content = json.loads(json.dumps(found.to_dict()))
     (seen,) = content["clusters"]
     centred = found.features - found.features.mean(0)
@@ -80,7 +84,7 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
         (lambda: first(templates=0, combine="wavg"), 3, {}, "groups are learned from layers that all mix the same"),
         (lambda: first(clusters="shape", generator="auto", ssn=None), 3, {}, "groups are learned from layers"),
         (lambda: first("avg"), 3, {}, "groups are learned from layers that all mix the same templates"),
-        (lambda: "ensemble", 3, {}, "groups are learned from a SuperWeightEnsemble; got str"),
+        (lambda: "ensemble", 3, {}, "a search takes a SuperWeightEnsemble; got str"),
         (lambda: with_coefficients(first(), [[0] * 4] * 8), 9, {}, "num_groups is 9, but there are 8 layers"),
         (lambda: with_coefficients(first(), [[0] * 4] * 8), 0, {}, "k-means needs num_groups, a positive"),
         (
@@ -95,12 +99,13 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
             {"generator": "superweight"},
             "generator must be 'ssn' or 'auto'",
         ),
+        (first, 3, {"seed": -1}, r"seed must be 0 to 2\*\*32 - 1; got -1"),
         (lambda: with_coefficients(first(), [[float("nan")] * 4] * 8), 3, {}, "coefficients are not finite"),
     ],
 )  # fmt: skip
 def test_bad_input(make, num_groups, options, message):
     with pytest.raises(SuperWeightError, match=message):
-        swe.learn_groups(make(), num_groups, **options)
+        learn(make(), num_groups, **options)
 
 
 def recipe(**sharing):

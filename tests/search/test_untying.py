@@ -19,7 +19,7 @@ from superweight_ensembles.search import use_gradients, weight_gradients
 from superweight_ensembles.training import build_optimizer, build_schedule, joint_backward
 
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
-FORMS = ("vector", "embedding", "channel")
+FORMS = ("vector", "embedding")
 PIXELS = 3 * 8 * 8
 
 
@@ -129,10 +129,9 @@ def literal_gradients(form, cap=3):
     found = reference.superweight_gradients(ensemble.plan, templates, combining(ensemble.bank), loss)
     gradients = {}
     for (c, t, slot), gradient in found.items():
-        key, shapes = f"c{c}s{slot}", [planned.shape for planned in ensemble.plan.clusters[c].slots]
+        key = f"c{c}s{slot}"
         mixer = ensemble.bank.mixers[key].detach() if form == "embedding" else None
-        blocks = reference.blocks_of(shapes, slot)
-        gradients[c, t, slot] = reference.use_gradient(gradient, templates[key], form, blocks, mixer)
+        gradients[c, t, slot] = reference.use_gradient(gradient, templates[key], mixer)
     return gradients
 
 
@@ -334,7 +333,10 @@ def test_a_reserve_makes_un_tying_fit_always(excess):
 def test_a_reserve_of_a_search_makes_un_tying_fit_always(budget):
     ensemble = copy.deepcopy(touched("vector"))
     kept, spent = (
-        swe.search_clusters(ensemble, batches(), budget=budget, reserve_untied=reserve) for reserve in (True, False)
+        swe.search_sharing(
+            ensemble, batches(), method=swe.search.GradientSearch(reserve_untied=reserve), budget=budget
+        ).plan
+        for reserve in (True, False)
     )
     assert split_all(kept).num_parameters <= kept.budget
     assert spent.num_parameters <= spent.budget and spent.num_templates >= kept.num_templates
@@ -559,7 +561,7 @@ def test_plans_that_are_no_un_tying_are_refused():
     for other in (
         dataclasses.replace(plan, budget=plan.budget + 1),
         dataclasses.replace(plan, clusters=plan.clusters[1:]),
-        in_form(plan, "channel"),
+        in_form(plan, "embedding"),
         swe.plan_sharing(members(), budget=0.9),
     ):
         unchanged(ensemble, functools.partial(swe.ensemble.adopt_plan, ensemble, other), more)

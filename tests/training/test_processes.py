@@ -278,12 +278,13 @@ def search(rank, processes):
     gradients = weight_gradients(ensemble, loader)
     found = {
         "gradients": {".".join(target): gradient for target, gradient in gradients.items()},
-        "plan": swe.search_clusters(ensemble, loader).fingerprint,
+        "plan": swe.search_sharing(ensemble, loader).plan.fingerprint,
         "untied": swe.search.untie_coefficients(ensemble, loader, threshold=0.5).fingerprint,
         "no samples": refusal(weight_gradients, ensemble, []),
     }
     if processes.size > 1:
-        found["apart"] = refusal(lambda: swe.search_clusters(ensemble, loader, threshold=-1.0 if rank else 1.0))
+        method = swe.search.GradientSearch(threshold=-1.0 if rank else 1.0)
+        found["apart"] = refusal(lambda: swe.search_sharing(ensemble, loader, method=method))
     return found
 
 

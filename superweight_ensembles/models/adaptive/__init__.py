@@ -4,9 +4,9 @@ Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 """
 
 from superweight_ensembles.models.adaptive.network import adaptive_mlp, make_adaptive, multilayer_perceptron
+from superweight_ensembles.models.adaptive.priors import WidthLoss
 from superweight_ensembles.models.adaptive.resizing import (
     Place,
-    WidthLoss,
     adaptive_widths,
     adopt_widths,
     drop_importance,

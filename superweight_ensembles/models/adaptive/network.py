@@ -50,11 +50,11 @@ def make_adaptive(
         module: Changed in place. Each width becomes a submodule ``input_width`` of its consumer, with one parameter.
         pairs: (producer, consumer) paths; globs stand for all that match, those of a pair for the same text:
             ``("blocks.*.mlp.fc1", "blocks.*.mlp.fc2")`` are a vision transformer's feed-forward widths.
-        rate: That widths start with, and with it the number of neurons. Where neither this nor ``width`` is given, each
+        rate: First rate, and with it the number of neurons. Where neither this nor ``width`` is given, each
             starts with the neurons that it has.
-        width: Neurons that they start with.
+        width: First number of neurons.
         distribution: ``exponential`` or ``power_law``.
-        quantile: Of the distribution that the neurons hold, in (0, 1).
+        quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``rms``: neurons count one in the root mean square, so that the module's own start values and learning
             rates suit. ``sum``: they sum to one, as published, and the consumer's weights are scaled up once, by
@@ -100,144 +100,6 @@ def make_adaptive(
     return module
 
 
-class MultilayerPerceptron(nn.Sequential):
-    """Linear layers ``hidden0``, ``hidden1``, ... with an activation after each, and ``head``.
-
-    Inputs (B, ...) are flattened to (B, in_features); answers logits (B, K).
-    """
-
-    def __init__(
-        self, in_features: int, num_classes: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU6
-    ) -> None:
-        layers: dict[str, nn.Module] = {}
-        for index, (made, read) in enumerate(zip(widths, (in_features, *widths))):
-            layers[f"hidden{index}"] = nn.Linear(read, made)
-            layers[f"activation{index}"] = activation()
-        layers["head"] = nn.Linear((in_features, *widths)[-1], num_classes)
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.num_classes = num_classes
-        for linear in (layer for layer in layers.values() if isinstance(layer, nn.Linear)):
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Inputs (B, ...) to logits (B, K)."""
-        return super().forward(images.flatten(1))
-
-
-def multilayer_perceptron(
-    widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
-) -> MultilayerPerceptron:
-    """A multilayer perceptron of images.
-
-    Args:
-        widths: Neurons of each hidden layer.
-        num_classes: K.
-        in_channels: Of the images.
-        pixels: Of an image: height times width.
-
-    Raises:
-        SuperWeightError: Sizes that are none.
-    """
-    if isinstance(widths, (str, int)) or not widths:
-        raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
-    _check_counts(num_classes=num_classes, in_channels=in_channels, pixels=pixels)
-    for width in widths:
-        _check_counts(widths=width)
-    network = MultilayerPerceptron(in_channels * pixels, num_classes, widths)
-    return remember_architecture(network, _mlp_architecture(widths, num_classes, in_channels, pixels))
-
-
-def adaptive_mlp(
-    in_features: int,
-    num_classes: int,
-    *,
-    hidden_layers: int = 1,
-    rate: float | None = None,
-    width: int | None = None,
-    distribution: str = "exponential",
-    quantile: float = QUANTILE,
-    bounds: tuple[int, int] = BOUNDS,
-    scale: str = "sum",
-    activation: Callable[[], nn.Module] = nn.ReLU6,
-) -> MultilayerPerceptron:
-    """A multilayer perceptron whose hidden widths are learned, as published.
-
-    First weights are Kaiming normal, those that read a learned width N(0, 2 / sum of p^2), biases zero.
-
-    Args:
-        in_features: Numbers of an input, flattened.
-        num_classes: K.
-        hidden_layers: Of learned width.
-        rate: That all widths start with; 0.01 where neither this nor ``width`` is given.
-        width: Neurons that all start with.
-        distribution: As :func:`make_adaptive` takes it, like ``quantile``, ``bounds`` and ``scale``.
-        quantile: Of the distribution that the neurons hold.
-        bounds: Least and most neurons.
-        scale: ``sum``, as published, or ``rms``.
-        activation: Makes what stands after each hidden layer.
-
-    Raises:
-        SuperWeightError: No hidden layer; whatever :class:`AdaptiveWidth` raises.
-
-    Source: Errica et al., arXiv 2501.15889, sections 3 and 4.
-
-    Example:
-        >>> import torch
-        >>> from superweight_ensembles.models.adaptive import adaptive_mlp
-        >>> network = adaptive_mlp(2, 3, hidden_layers=2)
-        >>> network(torch.zeros(5, 2)).shape, network.hidden1.weight.shape
-        (torch.Size([5, 3]), torch.Size([232, 232]))
-    """
-    _check_counts(in_features=in_features, num_classes=num_classes, hidden_layers=hidden_layers)
-    options: dict[str, Any] = {"distribution": distribution, "quantile": quantile, "bounds": bounds, "scale": scale}
-    rate = RATE if rate is None and width is None else rate
-    start = AdaptiveWidth(rate=rate, width=width, **options).width
-    network = MultilayerPerceptron(in_features, num_classes, (start,) * hidden_layers, activation)
-    if activation is nn.ReLU6:
-        remember_architecture(network, _mlp_architecture([start] * hidden_layers, num_classes, in_features, 1))
-    names = [f"hidden{index}" for index in range(hidden_layers)] + ["head"]
-    example = torch.zeros(2, in_features)
-    return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
-
-
-def _check_counts(**counts: object) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")
-
-
-def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int, pixels: int) -> Architecture:
-    options = {"widths": list(widths), "pixels": pixels}
-    return Architecture(model="mlp", num_classes=num_classes, in_channels=in_channels, options=options)
-
-
-def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> None:
-    """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
-    producer: Any = module.get_submodule(hidden.producer)
-    consumer: Any = module.get_submodule(hidden.consumer)
-    learned.producer, learned.consumer, learned.between = hidden.producer, hidden.consumer, hidden.between
-    learned.deviation = float(producer.weight.detach().float().std(correction=0))
-    attach_width(consumer, learned.to(producer.weight.device))
-    if learned.width != hidden.width:
-        fan_in = _reads(consumer)
-        deviation = float(consumer.weight.detach().float().std(correction=0))
-        set_width(place_of(module, hidden), learned.width)
-        with torch.no_grad():  # as the layer would have started at this width
-            consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
-    if learned.scale == "sum":
-        with torch.no_grad():
-            consumer.weight *= (learned.width / learned.importance().square().sum()).sqrt()
-
-
-def _reads(layer: Any) -> int:
-    """Numbers that make one output."""
-    weight: Tensor = layer.weight
-    return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
-
-
 def _matched(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Pairs of paths, with globs resolved."""
     if isinstance(pairs, str) or not pairs:
@@ -273,8 +135,32 @@ def _check_untied(module: nn.Module, *paths: str) -> None:
                 raise SuperWeightError(f"{path}.{name} is tied to {others[0]}: its width cannot change by itself")
 
 
+def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> None:
+    """Have a consumer weigh what it reads, and start with the neurons that the learned width asks for."""
+    producer: Any = module.get_submodule(hidden.producer)
+    consumer: Any = module.get_submodule(hidden.consumer)
+    learned.producer, learned.consumer, learned.between = hidden.producer, hidden.consumer, hidden.between
+    learned.deviation = float(producer.weight.detach().float().std(correction=0))
+    attach_width(consumer, learned.to(producer.weight.device))
+    if learned.width != hidden.width:
+        fan_in = _reads(consumer)
+        deviation = float(consumer.weight.detach().float().std(correction=0))
+        set_width(place_of(module, hidden), learned.width)
+        with torch.no_grad():  # as the layer would have started at this width
+            consumer.weight.normal_(std=deviation * math.sqrt(fan_in / _reads(consumer)))
+    if learned.scale == "sum":
+        with torch.no_grad():
+            consumer.weight *= (learned.width / learned.importance().square().sum()).sqrt()
+
+
+def _reads(layer: Any) -> int:
+    """Numbers that make one output."""
+    weight: Tensor = layer.weight
+    return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
+
+
 def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None:
-    """See to it that a copy of the module runs with one neuron less everywhere."""
+    """Refuse a module, by a copy of it, that does not run with one neuron less everywhere."""
     for name, (place, width) in learned_places(trial).items():
         if name in names and width.width > 1:
             set_width(place, width.width - 1)
@@ -285,3 +171,102 @@ def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None
         raise SuperWeightError(
             f"{type(trial).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
         ) from error
+
+
+class MultilayerPerceptron(nn.Sequential):
+    """Linear layers ``hidden0``, ``hidden1``, ... with an activation after each, and ``head``.
+
+    Inputs (B, ...) are flattened to (B, in_features); answers logits (B, K).
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU6
+    ) -> None:
+        super().__init__()
+        for index, (made, read) in enumerate(zip(widths, (in_features, *widths))):
+            self.add_module(f"hidden{index}", nn.Linear(read, made))
+            self.add_module(f"activation{index}", activation())
+        self.add_module("head", nn.Linear((in_features, *widths)[-1], num_classes))
+        self.num_classes = num_classes
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Inputs (B, ...) to logits (B, K)."""
+        return super().forward(images.flatten(1))
+
+
+def multilayer_perceptron(
+    widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
+) -> MultilayerPerceptron:
+    """A multilayer perceptron of images of so many pixels (height times width), with ``widths`` hidden neurons."""
+    if isinstance(widths, (str, int)) or not widths:
+        raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
+    _check_counts(num_classes=num_classes, in_channels=in_channels, pixels=pixels)
+    for width in widths:
+        _check_counts(widths=width)
+    network = MultilayerPerceptron(in_channels * pixels, num_classes, widths)
+    return remember_architecture(network, _mlp_architecture(widths, num_classes, in_channels, pixels))
+
+
+def adaptive_mlp(
+    in_features: int,
+    num_classes: int,
+    *,
+    hidden_layers: int = 1,
+    rate: float | None = None,
+    width: int | None = None,
+    distribution: str = "exponential",
+    quantile: float = QUANTILE,
+    bounds: tuple[int, int] = BOUNDS,
+    scale: str = "sum",
+    activation: Callable[[], nn.Module] = nn.ReLU6,
+) -> MultilayerPerceptron:
+    """A multilayer perceptron whose hidden widths are learned, as published.
+
+    First weights are Kaiming normal, those that read a learned width N(0, 2 / sum of p^2), biases zero.
+
+    Args:
+        in_features: Numbers of an input, flattened.
+        num_classes: K.
+        hidden_layers: Number of layers of learned width.
+        rate: First rate of all widths; 0.01 where neither this nor ``width`` is given.
+        width: First number of neurons of all.
+        distribution, quantile, bounds, scale: As in :func:`make_adaptive`.
+        activation: Makes what stands after each hidden layer.
+
+    Raises:
+        SuperWeightError: No hidden layer; whatever :class:`AdaptiveWidth` raises.
+
+    Source: Errica et al., arXiv 2501.15889, sections 3 and 4.
+
+    Example:
+        >>> import torch
+        >>> from superweight_ensembles.models.adaptive import adaptive_mlp
+        >>> network = adaptive_mlp(2, 3, hidden_layers=2)
+        >>> network(torch.zeros(5, 2)).shape, network.hidden1.weight.shape
+        (torch.Size([5, 3]), torch.Size([232, 232]))
+    """
+    _check_counts(in_features=in_features, num_classes=num_classes, hidden_layers=hidden_layers)
+    options: dict[str, Any] = {"distribution": distribution, "quantile": quantile, "bounds": bounds, "scale": scale}
+    rate = RATE if rate is None and width is None else rate
+    start = AdaptiveWidth(rate=rate, width=width, **options).width
+    network = MultilayerPerceptron(in_features, num_classes, (start,) * hidden_layers, activation)
+    if activation is nn.ReLU6:
+        remember_architecture(network, _mlp_architecture([start] * hidden_layers, num_classes, in_features, 1))
+    names = [f"hidden{index}" for index in range(hidden_layers)] + ["head"]
+    example = torch.zeros(2, in_features)
+    return make_adaptive(network, list(pairwise(names)), rate=rate, width=width, example=example, **options)
+
+
+def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int, pixels: int) -> Architecture:
+    options = {"widths": list(widths), "pixels": pixels}
+    return Architecture(model="mlp", num_classes=num_classes, in_channels=in_channels, options=options)
+
+
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")

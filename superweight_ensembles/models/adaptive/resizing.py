@@ -1,4 +1,4 @@
-"""Hidden widths changed in place: layers, what stands between them, and the optimiser's moments of what stays.
+"""Hidden widths in place: where they are, and layers, what stands between them, and moments of optimisers changed.
 
 Parameters become new tensors under their old names, as autograd keeps the shape of a parameter that a graph still
 holds. In the optimiser they take the places of the old ones.
@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -27,7 +26,7 @@ from superweight_ensembles.models.adaptive.tracing import (
     num_inputs,
     num_outputs,
 )
-from superweight_ensembles.models.adaptive.width import ATTRIBUTE, MOST_WIDTH, AdaptiveWidth, checked_positive
+from superweight_ensembles.models.adaptive.width import ATTRIBUTE, MOST_WIDTH, AdaptiveWidth
 from superweight_ensembles.models.architecture import HiddenLayer, recall_architecture, remember_architecture
 from superweight_ensembles.models.surgery import exchange_parameter
 
@@ -44,8 +43,8 @@ class Place:
         between: The layers in between that hold numbers for each neuron.
     """
 
-    producer: nn.Module
-    consumer: nn.Module
+    producer: Any
+    consumer: Any
     between: tuple[nn.Module, ...]
 
     @property
@@ -66,7 +65,7 @@ class Place:
 
     @property
     def read_axis(self) -> int:
-        """Of the neurons, in the weight of the consumer."""
+        """Axis of the neurons in the weight of the consumer."""
         return 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
 
     def sizes(self) -> Iterator[tuple[nn.Module, str]]:
@@ -126,14 +125,6 @@ def attach_width(consumer: nn.Module, width: AdaptiveWidth) -> None:
     consumer.register_forward_pre_hook(weigh_inputs)
 
 
-def detach_width(consumer: nn.Module) -> None:
-    """Have a layer weigh no more."""
-    for key, hook in list(consumer._forward_pre_hooks.items()):
-        if hook is weigh_inputs:
-            del consumer._forward_pre_hooks[key]
-    delattr(consumer, ATTRIBUTE)
-
-
 def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
     """The learned widths of a module, at any depth, by the path of the layer that makes the neurons.
 
@@ -172,8 +163,8 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
     are kept, those of new numbers are zero.
 
     Args:
-        module: That holds learned widths, at any depth.
-        optimizer: Of its parameters; None where there is none.
+        module: A network that holds learned widths, at any depth.
+        optimizer: Optimiser of its parameters; None where there is none.
 
     Raises:
         SuperWeightError: A rate that is zero or not finite.
@@ -203,19 +194,10 @@ def follow_rates(
     optimizer: torch.optim.Optimizer | None = None,
     generator_of: Callable[[int], torch.Generator] | None = None,
 ) -> dict[str, tuple[int, int]]:
-    """Give each width the neurons that a rate asks for; a warning says where it is stopped by a bound.
+    """Give each width the neurons that its rate asks for, and tell how many there were and are of those that changed.
 
-    Args:
-        places: The widths, by whatever they are called.
-        rates: One each.
-        optimizer: Of their parameters; None where there is none.
-        generator_of: By the index of a width, the source of its new numbers; torch's global one where None.
-
-    Raises:
-        SuperWeightError: A rate that is zero or not finite.
-
-    Returns:
-        Of each width that changed, how many neurons there were and are.
+    A warning says where a width is stopped by a bound. ``generator_of`` gives, by the index of a width, the source of
+    its new numbers; torch's global one where None.
     """
     changed = {}
     for index, ((label, (place, width)), rate) in enumerate(zip(places.items(), rates)):
@@ -238,17 +220,7 @@ def set_width(
     optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Give a width so many neurons, whatever its rate asks for.
-
-    Args:
-        place: Of the width.
-        size: Neurons.
-        optimizer: Of the module's parameters; None where there is none.
-        generator: Source of new numbers; torch's global one where None.
-
-    Raises:
-        SuperWeightError: A bank generates the weights.
-    """
+    """Give a width so many neurons, whatever its rate asks for; new numbers are drawn from the generator."""
     if place.producer.weight is None or place.consumer.weight is None:
         raise SuperWeightError("a bank generates the weights of this width: freeze_widths(member) before it is planned")
     for layer, name, axis in place.held():
@@ -256,21 +228,17 @@ def set_width(
         shape = list(tensor.shape)
         shape[axis] = max(size - shape[axis], 0)
         new = place.new_numbers(layer, name, tuple(shape), generator)
-        _replace(layer, name, torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis))
-        if optimizer is not None and isinstance(tensor, nn.Parameter):
-            exchange_parameter(optimizer, tensor, now := getattr(layer, name), partial(_carried, axis=axis, like=now))
+        values = torch.cat([tensor.narrow(axis, 0, min(size, tensor.shape[axis])), new], axis)
+        if not isinstance(tensor, nn.Parameter):
+            layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
+            continue
+        setattr(layer, name, now := nn.Parameter(values, requires_grad=tensor.requires_grad))
+        if optimizer is not None:
+            exchange_parameter(optimizer, tensor, now, partial(_carried, axis=axis, like=now))
     for layer, name in place.sizes():
         setattr(layer, name, size)
     if place.width is not None:
         place.width.width = size
-
-
-def _replace(layer: nn.Module, name: str, values: Tensor) -> None:
-    held = getattr(layer, name)
-    if isinstance(held, nn.Parameter):
-        setattr(layer, name, nn.Parameter(values, requires_grad=held.requires_grad))
-    else:
-        layer.register_buffer(name, values, persistent=name not in layer._non_persistent_buffers_set)
 
 
 def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
@@ -281,18 +249,11 @@ def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
     return made
 
 
-# FOLDED models.adaptive.restoring: Hidden widths put back into a network that was made again by name.
-
-
 def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
-    """Give a network the hidden widths that were noted, learned ones with what weighs them, as yet of any rate.
+    """Give a network, as its options make it, the hidden widths that were noted, maybe in a file.
 
-    Args:
-        module: As its options make it; changed in place.
-        hidden: As its architecture has them, which may come from a file.
-
-    Raises:
-        SuperWeightError: Layers that the network does not have, or that share no width; numbers that are none.
+    Learned ones come with what weighs them, as yet of any rate. Refuses layers that the network does not have or that
+    share no width, and numbers that are none.
     """
     for noted in hidden:
         producer, consumer = (hidden_layer_of(module, path) for path in (noted.producer, noted.consumer))
@@ -306,21 +267,15 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
             if path not in modules or not is_resizable(modules[path], size):
                 raise SuperWeightError(f"{path!r} is no layer whose width can change with {noted.producer!r}")
         set_width(place_of(module, noted), noted.width)
-        if noted.learned is not None and ATTRIBUTE not in consumer._modules:
-            attach_width(consumer, _learned(noted, consumer))
-
-
-def _learned(noted: HiddenLayer, consumer: nn.Module) -> AdaptiveWidth:
-    assert noted.learned is not None, "the caller has looked"
-    how = noted.learned
-    width = AdaptiveWidth(
-        width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,
-        quantile=how.quantile, bounds=how.bounds, scale=how.scale, axis=neuron_axis(consumer),
-    )  # fmt: skip
-    width.producer, width.consumer, width.between = noted.producer, noted.consumer, noted.between
-    width.deviation, width.width, width.frozen = how.deviation, noted.width, how.frozen
-    width.rho.requires_grad_(not how.frozen)
-    return width
+        if (how := noted.learned) is not None and ATTRIBUTE not in consumer._modules:
+            width = AdaptiveWidth(
+                width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,
+                quantile=how.quantile, bounds=how.bounds, scale=how.scale, axis=neuron_axis(consumer),
+            )  # fmt: skip
+            width.producer, width.consumer, width.between = noted.producer, noted.consumer, noted.between
+            width.deviation, width.width, width.frozen = how.deviation, noted.width, how.frozen
+            width.rho.requires_grad_(not how.frozen)
+            attach_width(consumer, width)
 
 
 @torch.no_grad()
@@ -329,16 +284,9 @@ def adopt_widths(
 ) -> None:
     """Give a network whose widths are learned those that another of its kind has learned, and freeze them.
 
-    Start values are as if the network had been made with these widths: weights that read a width are scaled by the
-    square root of how much less, or more, they read, and those of new neurons drawn with the same deviation.
-
-    Args:
-        module: As built; changed in place.
-        learned: Width and rate by path of the producer.
-        generator: Source of new numbers; torch's global one where None.
-
-    Raises:
-        SuperWeightError: Widths that the network does not have, or beyond their bounds; one that is missing.
+    ``learned`` has width and rate by path of the producer. Start values are as if the network had been made with these
+    widths: weights that read a width are scaled by the square root of how much less, or more, they read, and those of
+    new neurons drawn with the same deviation.
     """
     places = learned_places(module)
     if set(learned) != set(places):
@@ -349,117 +297,24 @@ def adopt_widths(
         place, width = places[name]
         if not width.bounds[0] <= size <= width.bounds[1] or not 0 < rate < math.inf:
             raise SuperWeightError(f"{name!r}: no width of {size} and rate {rate} within {width.bounds}")
-        consumer: Any = place.consumer
         before = width.width
-        deviation = float(consumer.weight.float().std(correction=0)) * math.sqrt(before / size)
-        consumer.weight.mul_(math.sqrt(before / size))
+        deviation = float(place.consumer.weight.float().std(correction=0)) * math.sqrt(before / size)
+        place.consumer.weight.mul_(math.sqrt(before / size))
         set_width(place, size, generator=generator)
         if size > before:
-            new = consumer.weight.narrow(place.read_axis, before, size - before)
+            new = place.consumer.weight.narrow(place.read_axis, before, size - before)
             new.copy_(torch.randn(new.shape, generator=generator) * deviation)
         width.set_rate(rate)
     freeze_widths(module)
 
 
 def drop_importance(module: nn.Module) -> None:
-    """Make learned widths plain ones: neurons count as they do in any network, and none is more important.
-
-    Args:
-        module: Changed in place; what it answers changes with it.
-    """
+    """Make learned widths plain ones, in place: all neurons count alike, which changes what the network answers."""
     made = recall_architecture(module)
     for place, _ in learned_places(module).values():
-        detach_width(place.consumer)
+        for key, hook in list(place.consumer._forward_pre_hooks.items()):
+            if hook is weigh_inputs:
+                del place.consumer._forward_pre_hooks[key]
+        delattr(place.consumer, ATTRIBUTE)
     if made is not None:
         remember_architecture(module, replace(made, hidden=tuple(replace(one, learned=None) for one in made.hidden)))
-
-
-# FOLDED models.adaptive.loss: What the loss of a network of learned widths has besides the cross-entropy: priors of
-# its weights and rates.
-#
-# Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WidthLoss:
-    """Terms of a loss that is a mean over N samples: those of weights and of rates.
-
-    sum of theta^2 / (2 ``weight_deviation``^2 N) over all parameters but the rates, and
-    (rate - ``prior_rate``)^2 / (2 deviation^2 N) over all rates. A prior rate above the rates that widths start with
-    makes networks narrower: the smaller its deviation, the more so. Where ``final_deviation`` is given, the deviation
-    goes there from ``prior_deviation``, geometrically, between two points of the training: compression while training.
-
-    Attributes:
-        weight_deviation: Of the prior of the weights; None for none (weight decay does the same with SGD).
-        prior_rate: Mean of the prior of the rates; None for none, as published by default.
-        prior_deviation: Its deviation.
-        final_deviation: Its deviation in the end; None where it stays.
-        tighten_from: Where it begins to change, a fraction of the training.
-        tighten_until: Where it is as it stays.
-
-    Raises:
-        SuperWeightError: A number that is not positive, an option that would do nothing.
-
-    Source: Errica et al., arXiv 2501.15889, section 4.
-
-    Example:
-        >>> from superweight_ensembles.models.adaptive import WidthLoss, adaptive_mlp
-        >>> loss = WidthLoss(prior_rate=0.2, prior_deviation=1.0, final_deviation=0.01)
-        >>> [round(loss.deviation(progress), 3) for progress in (0.0, 0.5, 1.0)]
-        [1.0, 0.1, 0.01]
-        >>> round(loss(adaptive_mlp(2, 3, rate=0.1), num_samples=100, progress=0.5).item(), 6)
-        0.005
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    weight_deviation: float | None = None
-    prior_rate: float | None = None
-    prior_deviation: float = 1.0
-    final_deviation: float | None = None
-    tighten_from: float = 0.0
-    tighten_until: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("weight_deviation", "prior_rate", "prior_deviation", "final_deviation"):
-            if getattr(self, name) is not None:
-                checked_positive(name, getattr(self, name))
-        bounds = (self.tighten_from, self.tighten_until)
-        if not all(isinstance(bound, (int, float)) for bound in bounds) or not 0 <= bounds[0] < bounds[1] <= 1:
-            raise SuperWeightError(
-                f"tighten_from and tighten_until are fractions of the training, one before the other; got {bounds}"
-            )
-        if self.prior_rate is None and (self.prior_deviation != 1.0 or self.final_deviation is not None):
-            raise SuperWeightError("the deviation of a prior does nothing without prior_rate: leave it out")
-        if self.final_deviation is None and bounds != (0.0, 1.0):
-            raise SuperWeightError("tighten_from and tighten_until do nothing without final_deviation: leave them out")
-
-    def deviation(self, progress: float) -> float:
-        """Of the prior of the rates, so far into the training, 0 to 1."""
-        if self.final_deviation is None:
-            return self.prior_deviation
-        share = (progress - self.tighten_from) / (self.tighten_until - self.tighten_from)
-        return self.prior_deviation * (self.final_deviation / self.prior_deviation) ** min(max(share, 0.0), 1.0)
-
-    def __call__(self, module: nn.Module, *, num_samples: int, progress: float = 0.0) -> Tensor:
-        """The terms of a module, a differentiable scalar; zero where there are none.
-
-        Args:
-            module: That holds learned widths.
-            num_samples: N, of the training data.
-            progress: Of the training, 0 to 1.
-        """
-        widths = list(adaptive_widths(module).values())
-        terms: list[Tensor] = []
-        if self.prior_rate is not None and widths:
-            rates = torch.stack([width.rate for width in widths])
-            terms.append((rates - self.prior_rate).square().sum() / (2 * self.deviation(progress) ** 2 * num_samples))
-        if self.weight_deviation is not None:
-            free = {id(width.rho) for width in module.modules() if isinstance(width, AdaptiveWidth)}
-            weights = [one for one in module.parameters() if one.requires_grad and id(one) not in free]
-            squares = [weight.square().sum() for weight in weights]
-            if squares:
-                terms.append(torch.stack(squares).sum() / (2 * self.weight_deviation**2 * num_samples))
-        if not terms:
-            return torch.zeros((), device=next((one.device for one in module.parameters()), None))
-        return torch.stack(terms).sum()

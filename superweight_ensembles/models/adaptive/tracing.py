@@ -25,17 +25,10 @@ _IMAGE_SIZE = 32
 
 
 def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor) -> HiddenLayer:
-    """Follow the neurons of a layer to the one that reads them.
+    """Follow the neurons of a layer to the one that reads them, in one pass of a batch in evaluation mode.
 
-    Args:
-        module: Run once in eval mode, and left as it was.
-        producer: Path of a linear layer or a convolution.
-        consumer: Path of another.
-        example: Of its inputs, a batch.
-
-    Raises:
-        SuperWeightError: No such layers, or of other kinds; hidden dimensions that differ (names both shapes); neurons
-            that do not reach the consumer, mix on their way, or are used elsewhere (names where).
+    Refuses layers of other kinds, hidden dimensions that differ, and neurons that do not reach the consumer, mix on
+    their way, or are used elsewhere.
     """
     first, last = hidden_layer_of(module, producer), hidden_layer_of(module, consumer)
     made, read = num_outputs(first), num_inputs(last)
@@ -45,7 +38,16 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
             f"makes {made} numbers, {consumer}.weight {tuple(last.weight.shape)} reads {read}"
         )
     trace = _Trace(module, producer, consumer)
-    answer = _run(trace, example)
+    try:
+        with evaluating(module), torch.no_grad(), trace.hooked():
+            answer = module(example)
+    except SuperWeightError:
+        raise
+    except Exception as error:
+        raise SuperWeightError(
+            f"{type(module).__name__} does not run on an example of shape {tuple(example.shape)}: "
+            f"{str(error) or type(error).__name__:.200}; give example=, a batch of its inputs"
+        ) from error
     if trace.num_calls != [1, 1]:
         raise SuperWeightError(
             f"{producer!r} runs {trace.num_calls[0]} times and {consumer!r} {trace.num_calls[1]} times in a call of "
@@ -62,88 +64,15 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
         seen_by = trace.elsewhere or trace.mixing
         where = f"in {seen_by!r}" if seen_by else "in the module's answer"
         raise SuperWeightError(f"the outputs of {producer!r} are used elsewhere than in {consumer!r}, too: {where}")
-    between = tuple(path for path in trace.passed if _holds_numbers(module.get_submodule(path)))
-    for path in between:
-        if not is_resizable(module.get_submodule(path), made):
-            kind = type(module.get_submodule(path)).__name__
+    layers = {path: module.get_submodule(path) for path in trace.passed}
+    between = {path: layer for path, layer in layers.items() if [*layer.parameters(), *layer.buffers()]}
+    for path, layer in between.items():
+        if not is_resizable(layer, made):
+            kind = type(layer).__name__
             raise SuperWeightError(
                 f"between {producer!r} and {consumer!r}, {path!r} is a {kind}, whose width cannot change"
             )
-    return HiddenLayer(producer=producer, consumer=consumer, between=between, width=made)
-
-
-def hidden_layer_of(module: nn.Module, path: str) -> Any:
-    """The linear layer or convolution at a path.
-
-    Raises:
-        SuperWeightError: There is none, or one of another kind.
-    """
-    try:
-        layer = module.get_submodule(path)
-    except AttributeError:
-        raise SuperWeightError(f"no layer {path!r} in {type(module).__name__}") from None
-    if not isinstance(layer, (nn.Linear, _ConvNd)):
-        raise SuperWeightError(f"{path!r} is a {type(layer).__name__}: a width is between linear layers, convolutions")
-    if isinstance(layer, _ConvNd) and layer.groups != 1:
-        raise SuperWeightError(f"{path!r} is a convolution of {layer.groups} groups: a width is between those of one")
-    return layer
-
-
-def num_outputs(layer: nn.Module) -> int:
-    """Of a linear layer or a convolution."""
-    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
-
-
-def num_inputs(layer: nn.Module) -> int:
-    """Of a linear layer or a convolution."""
-    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
-
-
-def neuron_axis(layer: nn.Module) -> int:
-    """Of the neurons in what a linear layer or a convolution reads and makes."""
-    return -1 if isinstance(layer, nn.Linear) else 1
-
-
-def is_resizable(layer: nn.Module, width: int) -> bool:
-    """Whether a layer between the two holds numbers for each of so many neurons, and nothing else."""
-    if isinstance(layer, _NormBase):
-        return layer.num_features == width
-    if isinstance(layer, _ConvNd):  # depthwise
-        return layer.groups == layer.in_channels == layer.out_channels == width
-    held = list(layer.parameters(recurse=False))
-    return bool(held) and all(tensor.shape == (width,) for tensor in held) and not list(layer.buffers(recurse=False))
-
-
-def example_of(module: nn.Module) -> Tensor:
-    """A batch of zeros that a module takes, as far as it tells: by its registry name, or by its first layer.
-
-    Raises:
-        SuperWeightError: It does not tell.
-    """
-    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
-    made = recall_architecture(module)
-    if made is not None and made.model == "mlp":
-        return like.new_zeros(2, made.in_channels * made.options["pixels"])
-    if made is not None:
-        size = made.options.get("img_size") or getattr(module, "default_cfg", {}).get("input_size", (_IMAGE_SIZE,))[-1]
-        sides = size if isinstance(size, (tuple, list)) else (size, size)
-        return like.new_zeros(2, made.in_channels, *sides)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            return like.new_zeros(2, layer.in_features)
-        if isinstance(layer, _ConvNd):
-            return like.new_zeros(2, layer.in_channels, *(_IMAGE_SIZE,) * len(layer.kernel_size))
-    raise SuperWeightError("nothing tells what the module reads: give example=, a batch of its inputs")
-
-
-def _is_whole(layer: nn.Module) -> bool:
-    """Whether a module computes by itself: it has no parts, or numbers of its own (a norm with its activation)."""
-    own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-    return bool(own) or next(layer.children(), None) is None
-
-
-def _holds_numbers(layer: nn.Module) -> bool:
-    return any(True for _ in (*layer.parameters(), *layer.buffers()))
+    return HiddenLayer(producer=producer, consumer=consumer, between=tuple(between), width=made)
 
 
 @dataclass(slots=True)
@@ -206,20 +135,6 @@ class _Trace:
         return note
 
 
-def _run(trace: _Trace, example: Tensor) -> Any:
-    module = trace.module
-    try:
-        with evaluating(module), torch.no_grad(), trace.hooked():
-            return module(example)
-    except SuperWeightError:
-        raise
-    except Exception as error:
-        raise SuperWeightError(
-            f"{type(module).__name__} does not run on an example of shape {tuple(example.shape)}: "
-            f"{str(error) or type(error).__name__:.200}; give example=, a batch of its inputs"
-        ) from error
-
-
 def _has_nan(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.is_floating_point() and bool(value.isnan().any())
@@ -230,3 +145,65 @@ def _has_nan(value: Any) -> bool:
 
 def _share_missing(value: Any) -> float:
     return float(value.isnan().double().mean()) if isinstance(value, Tensor) and value.is_floating_point() else 0.0
+
+
+def _is_whole(layer: nn.Module) -> bool:
+    """Whether a module computes by itself: it has no parts, or numbers of its own (a norm with its activation)."""
+    own = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    return bool(own) or next(layer.children(), None) is None
+
+
+def hidden_layer_of(module: nn.Module, path: str) -> Any:
+    """The linear layer or convolution at a path; refuses any other."""
+    try:
+        layer = module.get_submodule(path)
+    except AttributeError:
+        raise SuperWeightError(f"no layer {path!r} in {type(module).__name__}") from None
+    if not isinstance(layer, (nn.Linear, _ConvNd)):
+        raise SuperWeightError(f"{path!r} is a {type(layer).__name__}: a width is between linear layers, convolutions")
+    if isinstance(layer, _ConvNd) and layer.groups != 1:
+        raise SuperWeightError(f"{path!r} is a convolution of {layer.groups} groups: a width is between those of one")
+    return layer
+
+
+def num_outputs(layer: nn.Module) -> int:
+    """Outputs of a linear layer, output channels of a convolution."""
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
+
+
+def num_inputs(layer: nn.Module) -> int:
+    """Inputs of a linear layer, input channels of a convolution."""
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+
+
+def neuron_axis(layer: nn.Module) -> int:
+    """Axis of the neurons in the activations that a linear layer or a convolution reads and makes."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def is_resizable(layer: nn.Module, width: int) -> bool:
+    """Whether a layer between the two holds numbers for each of so many neurons, and nothing else."""
+    if isinstance(layer, _NormBase):
+        return layer.num_features == width
+    if isinstance(layer, _ConvNd):  # depthwise
+        return layer.groups == layer.in_channels == layer.out_channels == width
+    held = list(layer.parameters(recurse=False))
+    return bool(held) and all(tensor.shape == (width,) for tensor in held) and not list(layer.buffers(recurse=False))
+
+
+def example_of(module: nn.Module) -> Tensor:
+    """A batch of zeros that a module takes, as far as it tells: by its registry name, or by its first layer."""
+    like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
+    made = recall_architecture(module)
+    if made is not None and made.model == "mlp":
+        return like.new_zeros(2, made.in_channels * made.options["pixels"])
+    if made is not None:
+        size = made.options.get("img_size") or getattr(module, "default_cfg", {}).get("input_size", (_IMAGE_SIZE,))[-1]
+        sides = size if isinstance(size, (tuple, list)) else (size, size)
+        return like.new_zeros(2, made.in_channels, *sides)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            return like.new_zeros(2, layer.in_features)
+        if isinstance(layer, _ConvNd):
+            return like.new_zeros(2, layer.in_channels, *(_IMAGE_SIZE,) * len(layer.kernel_size))
+    raise SuperWeightError("nothing tells what the module reads: give example=, a batch of its inputs")

@@ -1,4 +1,4 @@
-"""Plain narrower networks out of one whose widths were learned: its most important neurons, no retraining.
+"""Plain narrower networks out of one whose widths were learned, by its most important neurons; and such as exits.
 
 Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 """
@@ -11,22 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models.adaptive.resizing import (
-    Place,
     adaptive_widths,
     drop_importance,
     learned_places,
     set_width,
 )
 from superweight_ensembles.models.adaptive.width import AdaptiveWidth
-from superweight_ensembles.models.architecture import VERSION_OF
+from superweight_ensembles.models.architecture import VERSION_OF, is_positive
 from superweight_ensembles.models.surgery import kept_modes
 
 Module = TypeVar("Module", bound=nn.Module)
+FRACTIONS = (0.25, 0.5, 0.75)
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def truncate(
 
     Args:
         module: That holds learned widths; copied, not changed.
-        fraction: Of every width, in (0, 1]; neurons are rounded up. Give this or ``widths``.
+        fraction: Share of every width to keep, in (0, 1]; neurons are rounded up. Give this or ``widths``.
         widths: Neurons to keep: of all widths, or by the path of the layer that makes them; those left out keep all.
         norm_data: Batches of inputs, or (inputs, labels), on which batch norm statistics are estimated again, since
             what follows a truncated width sees other numbers than in training. Augmented as in training: statistics of
@@ -69,7 +69,10 @@ def truncate(
     kept = _kept({name: width for name, (_, width) in places.items()}, fraction, widths)
     for name, size in kept.items():
         place, width = places[name]
-        _fold(place, width)
+        weight: Any = place.consumer.weight
+        shape = [1] * weight.ndim
+        shape[place.read_axis] = -1
+        weight.mul_(width.importance().to(weight).view(shape))  # what neurons count, into the weights that read them
         set_width(place, size)
     drop_importance(plain)
     if norm_data is not None:
@@ -85,7 +88,7 @@ def _kept(
     if (fraction is None) == (widths is None):
         raise SuperWeightError("give either fraction= or widths=, not both and not neither")
     if fraction is not None:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        if not is_positive(fraction) or fraction > 1:
             raise SuperWeightError(f"fraction must be above 0 and at most 1; got {fraction!r:.40}")
         return {name: max(1, math.ceil(fraction * width.width - 1e-9)) for name, width in places.items()}
     wanted: Mapping[str, Any] = widths if isinstance(widths, Mapping) else dict.fromkeys(places, widths)
@@ -93,25 +96,11 @@ def _kept(
         if name not in places:
             raise unknown_name("learned width", str(name), places)
         learned = places[name].width
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= learned:
+        if type(size) is not int or not 1 <= size <= learned:
             raise SuperWeightError(
                 f"of {name!r}, 1 to {learned} neurons can be kept, as many as it has; got {size!r:.40}"
             )
     return {name: wanted.get(name, width.width) for name, width in places.items()}
-
-
-def _fold(place: Place, width: AdaptiveWidth) -> None:
-    """Multiply what neurons count into the weights that read them."""
-    consumer: Any = place.consumer
-    weight: Tensor = consumer.weight
-    shape = [1] * weight.ndim
-    shape[place.read_axis] = -1
-    weight.mul_(width.importance().to(weight).view(shape))
-
-
-# FOLDED models.adaptive.exits: Members and their truncations, as plain networks: more exits for an anytime prediction.
-
-FRACTIONS = (0.25, 0.5, 0.75)
 
 
 def truncated_exits(
@@ -121,7 +110,7 @@ def truncated_exits(
 
     Args:
         members: Plain networks by name, such as :meth:`SuperWeightEnsemble.materialize` makes.
-        fractions: Of every learned width, in (0, 1).
+        fractions: Shares of every learned width to keep, in (0, 1).
         norm_data: Batches of inputs on which the truncations' batch norm statistics are estimated again.
 
     Returns:
@@ -142,7 +131,7 @@ def truncated_exits(
         ('linear', 'mlp@50%', 'mlp')
     """
     for fraction in fractions:
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        if not is_positive(fraction, 1.0):
             raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
     if not fractions or len(set(map(_percent, fractions))) < len(fractions):
         raise SuperWeightError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth
+from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth, is_positive
 
 Distribution = Literal["exponential", "power_law"]
 Scale = Literal["sum", "rms"]
@@ -39,16 +39,16 @@ class AdaptiveWidth(nn.Module):
     Calling it weighs the hidden activations that a layer is about to read.
 
     Args:
-        rate: That it starts with; 0.01 where neither this nor ``width`` is given.
-        width: That it starts with, in the place of ``rate``: the rate becomes the one that asks for it.
+        rate: First rate; 0.01 where neither this nor ``width`` is given.
+        width: First width, in the place of ``rate``: the rate becomes the one that asks for it.
         distribution: ``exponential`` or ``power_law``.
-        quantile: Of the distribution that the neurons hold, in (0, 1).
+        quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``sum``: p as it is, which sums to one. ``rms``: p over its root mean square, so that weighing keeps the
             scale of activations, and a layer's own start values and learning rates suit what they suited before. Then
             no decay or prior of the weights makes a width narrower, since what is read of many neurons needs smaller
             weights than of few; a prior of the rates does (:class:`WidthLoss`).
-        axis: Of the neurons, in what is weighed.
+        axis: Axis of the neurons in what is weighed.
 
     Attributes:
         rho: Scalar parameter, float32.
@@ -103,7 +103,7 @@ class AdaptiveWidth(nn.Module):
             width = width_of(rate, distribution, self.quantile)
             given = f"rate {rate:g} asks for {width:,} neurons at quantile {self.quantile:g}"
         else:
-            if isinstance(width, bool) or not isinstance(width, int):
+            if type(width) is not int:
                 raise SuperWeightError(f"width must be a whole number; got {width!r:.40}")
             given = f"width is {width:,}"
         if not self.bounds[0] <= width <= self.bounds[1]:
@@ -135,12 +135,8 @@ class AdaptiveWidth(nn.Module):
         return shares if self.scale == "sum" else shares / shares.square().mean().sqrt()
 
     def wanted(self, rate: float) -> int:
-        """The width that a rate asks for, or the bound that it would go beyond.
-
-        Raises:
-            SuperWeightError: A rate that is not finite, or zero, which it would not come back from.
-        """
-        if not 0 < rate < math.inf:
+        """The width that a rate asks for, or the bound that it would go beyond; refuses zero and what is not finite."""
+        if not 0 < rate < math.inf:  # it would not come back from zero
             raise SuperWeightError(
                 f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate or width_rate, or give "
                 "the prior of the rates more deviation"
@@ -163,12 +159,9 @@ class AdaptiveWidth(nn.Module):
             deviation=self.deviation, frozen=self.frozen,
         )  # fmt: skip
         return HiddenLayer(
-            producer=root + self.producer,
-            consumer=root + self.consumer,
-            between=tuple(root + one for one in self.between),
-            width=self.width,
-            learned=learned,
-        )
+            producer=root + self.producer, consumer=root + self.consumer,
+            between=tuple(root + one for one in self.between), width=self.width, learned=learned,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"width={self.width}, rate={float(self.rate.detach()):.4g}, {self.distribution}, scale={self.scale}"
@@ -205,12 +198,8 @@ def _inverse_softplus(rate: float) -> float:
 
 
 def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
-    """A number above 0 and below a limit.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < limit:
+    """A number above 0 and below a limit; refuses anything else."""
+    if not is_positive(value, limit):
         within = "positive and finite" if limit == math.inf else f"between 0 and {limit:g}"
         raise SuperWeightError(f"{name} must be {within}; got {value!r:.40}")
     return float(value)

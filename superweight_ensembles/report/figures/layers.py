@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.patches import Patch
 
-from superweight_ensembles.plan import Cluster, GeneratedTensor, Reading, Shape, SharingPlan
+from superweight_ensembles.plan import Cluster, GeneratedTensor, Shape, SharingPlan, WindowSpec
 from superweight_ensembles.report.figures.style import MUTED
 
 _FIRST = (
@@ -40,7 +40,7 @@ class Layer:
     target: GeneratedTensor
     shapes: tuple[Shape, ...]
     vectors: tuple[int, ...] = ()
-    reading: Reading | None = None
+    reading: WindowSpec | None = None
 
 
 def depth_key(name: str) -> tuple[object, ...]:
@@ -67,7 +67,7 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
                 layer = Layer(cluster_index=index, target=target, shapes=composed, vectors=target.vectors)
                 layers[target.member].append(layer)
             continue
-        for tensor, reading in zip(cluster.targets, cluster.readings):
+        for tensor, reading in zip(cluster.targets, cluster.window_specs):
             layer = Layer(cluster_index=index, target=tensor, shapes=(tensor.shape,), reading=reading)
             layers[tensor.member].append(layer)
     for own in layers.values():

@@ -93,7 +93,7 @@ def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
     """Cells by member: rows from the top down, each stretched to the same length, heights the log of the weights."""
     layers = layers_by_depth(plan)
     low, high = weight_range(plan)
-    low = min(low, *(reading.resolution for group in plan.ssn_groups.values() for reading in group.readings), high)
+    low = min(low, *(reading.resolution for group in plan.ssn_groups.values() for reading in group.window_specs), high)
     start = math.log10(low) - 0.22 * max(math.log10(high / low), 0.5)
     scale = 1 / (math.log10(high) - start)
 
@@ -245,7 +245,7 @@ def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Pat
         alone = all(len(cluster.targets) == 1 for cluster in clusters)
         note = ", not shared" if alone else ""
         entries.append(look.patch(f"{look.label}: {layers}, {_held(clusters)}{note}"))
-    if any(reading.is_enlarged for group in plan.ssn_groups.values() for reading in group.readings):
+    if any(reading.is_enlarged for group in plan.ssn_groups.values() for reading in group.window_specs):
         label = "beyond its bank: enlarged"
         entries.append(Patch(facecolor=_PALE_SWATCH, edgecolor=MUTED, linewidth=0.4, label=label))
     return entries
