@@ -50,8 +50,7 @@ from superweight_ensembles.anytime.policy import (
     replaced_exits,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep
-from superweight_ensembles.anytime.predictor_files import write_policy
+from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, write_policy
 
 __all__ = [
     "CONFIDENCES",

@@ -4,9 +4,8 @@
 derived from it.
 """
 
-from superweight_ensembles.plan.allocation import SlotNeed, allocate, minimum_cost
 from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed, depth_runs, group_targets
-from superweight_ensembles.plan.generators import BudgetPolicy, proportional_shares
+from superweight_ensembles.plan.generators import BudgetPolicy, SlotNeed, allocate, minimum_cost, proportional_shares
 from superweight_ensembles.plan.planner import (
     PlanOptions,
     check_plan_fits,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData, ImageLoader, checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, TrainingStopped, unknown_name
+from superweight_ensembles.errors import SuperWeightError, TrainingStopped, stop_now, unknown_name
 from superweight_ensembles.training.batches import Batches, SizedBatches, training_batches
 from superweight_ensembles.training.checkpoint import (
     Records,
@@ -37,9 +39,46 @@ from superweight_ensembles.training.hooks import Hook, Progress, TrainState, che
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
-from superweight_ensembles.training.signals import StopRequests
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.widths import LearnedWidths
+
+
+class StopRequests:
+    """Whether a signal has asked to stop, for as long as the context lasts; a second one stops at once.
+
+    Handlers that a program has set itself stay; outside of the main thread none can be set.
+
+    Args:
+        heard: Whether to listen at all: where nothing can be saved, a signal does what it always does.
+
+    Attributes:
+        signal: The first signal's number; None while none has come.
+    """
+
+    def __init__(self, heard: bool = True) -> None:
+        self.signal: int | None = None
+        self._heard = heard
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequests:
+        if self._heard and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                held = signal.getsignal(number)
+                if held in (signal.SIG_DFL, signal.default_int_handler, stop_now):
+                    self._before[number] = held
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, held in self._before.items():
+            signal.signal(number, held)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            stop_now(number, frame)
+        self.signal = number
 
 
 @torch.inference_mode()
