@@ -16,13 +16,13 @@ import os
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from rich.console import Console
 
 from superweight_ensembles.experiment import (
+    Comparison,
     Recipe,
     Variant,
     compare_arms,
@@ -31,7 +31,7 @@ from superweight_ensembles.experiment import (
     read_comparison,
 )
 from superweight_ensembles.report.figures import draw_arms
-from superweight_ensembles.storage import write_json
+from superweight_ensembles.storage import as_content, write_json
 
 SEARCH = ("sharing.search=gradient", "sharing.search_epochs=2", "sharing.search_batches=20")
 SEEDS = {
@@ -90,21 +90,23 @@ def main() -> None:
     )
     if options.keep is not None:
         comparison = keep_arms(comparison, read_comparison(options.keep))
-        write_json(options.out / "comparison.json", comparison)
+        write_json(options.out / "comparison.json", as_content(comparison))
     draw_arms(comparison, options.out / "figures")
     for table in comparison_tables(comparison):
         Console().print(table)
 
 
-def keep_arms(new: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+def keep_arms(new: Comparison, earlier: Comparison) -> Comparison:
     """The arms of an earlier comparison, in its order, and behind them those that only the new one has."""
-    first, second = ({**found["recipe"], "data": {**found["recipe"]["data"], "folder": ""}} for found in (earlier, new))
+    first, second = ({**found.recipe, "data": {**found.recipe["data"], "folder": ""}} for found in (earlier, new))
     if first != second:  # but for where the images lie
         raise SystemExit("the earlier comparison is of another recipe")
-    kept = [{"provenance": earlier["provenance"], **arm} for arm in earlier["arms"]]
-    known = {arm["name"] for arm in kept}
-    added = [{"provenance": new["provenance"], **arm} for arm in new["arms"] if arm["name"] not in known]
-    return {**new, "seeds": sorted({*earlier["seeds"], *new["seeds"]}), "arms": kept + added}
+    kept, arms = (
+        [replace(arm, provenance=arm.provenance or found.provenance) for arm in found.arms] for found in (earlier, new)
+    )
+    known = {arm.name for arm in kept}
+    added = [arm for arm in arms if arm.name not in known]
+    return replace(new, seeds=tuple(sorted({*earlier.seeds, *new.seeds})), arms=(*kept, *added))
 
 
 def random_row(recipe: Recipe) -> Variant:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from superweight_ensembles.errors import SuperWeightError, stop_now
 from superweight_ensembles.storage import bundled_recipes, escape_controls
 
 if TYPE_CHECKING:
+    from superweight_ensembles.experiment import Baseline
     from superweight_ensembles.training import TrainProgress
 
 app = typer.Typer(
@@ -205,13 +206,13 @@ def export(
 
 @app.command()
 def compare(
+    context: typer.Context,
     recipe: RecipePath,
     against: Annotated[
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, narrower, batchensemble, packed, mimo, masksembles; "
-            "NAME:N for N seeds alone.",
+            help="By comma: independent, single, narrower; NAME:N for N seeds alone.",
         ),
     ] = "independent",
     variants: Annotated[
@@ -259,6 +260,7 @@ def compare(
                     *(parse_budgets(budgets) if budgets is not None else ()),
                 ],
                 overrides=overrides_of_arms or (),
+                baselines=context.obj,
                 num_seeds=seeds,
                 resume=resume,
                 overwrite=overwrite,
@@ -312,12 +314,17 @@ def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> No
     console.print(escape_controls(text), style=style, markup=False, soft_wrap=True, highlight=False)
 
 
-def main() -> None:
-    """Entry point: a user's mistake is one line and exit code 2, never a traceback."""
+def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baseline] | None = None) -> None:
+    """Entry point: a user's mistake is one line and exit code 2, never a traceback.
+
+    Args:
+        arguments: Of the command; those of the process where None.
+        baselines: What ``compare`` takes ``--against`` besides the library's own, by name.
+    """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, stop_now)
     try:
-        app()
+        app(arguments, obj=baselines)
     except (SuperWeightError, OSError) as error:
         who = f"process {_RANK}: " if _RANK else ""
         _say(f"error: {who}{error}", _ERRORS, style="red")

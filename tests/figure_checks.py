@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from superweight_ensembles.experiment import RunResults, SearchRecord
+from superweight_ensembles.experiment import Comparison, RunResults, SearchRecord
 from superweight_ensembles.storage import content_as
 
 METRICS = {"accuracy": 0.9, "top5_accuracy": 1.0, "nll": 0.1, "ece": 0.01, "brier": 0.02}
@@ -54,6 +54,18 @@ def run_results(content: dict[str, Any]) -> RunResults:
 
 def search_record(content: dict[str, Any]) -> SearchRecord:
     return content_as(SearchRecord, {"plan": "", **content}, Path("search.json"), "search again")
+
+
+def comparison_of(content: dict[str, Any]) -> Comparison:
+    """What a test says of a comparison, as its type; the rest is made up."""
+    filled = {"format": 1, "name": "digits", "provenance": {}, "recipe": {}, "overrides": [], "seeds": [0], **content}
+    filled["dataset"] = {**{key: DATASET[key] for key in DATASET if key != "classes"}, **content.get("dataset", {})}
+    told = {"members": {}, "mean_member_accuracy": 0.9, "diversity": None, "training_seconds": 1.0, "subsets": []}
+    arms = [{**arm, "runs": [{**told, **run} for run in arm["runs"]]} for arm in content["arms"]]
+    for one in (one for arm in arms for run in arm["runs"] for one in (run, *run["subsets"])):
+        one["metrics"] = {**METRICS, **one["metrics"]}
+        one.setdefault("latency_ms", 1.0)
+    return content_as(Comparison, {**filled, "arms": arms}, Path("comparison.json"), "compare again")
 
 
 def with_gid(figure: Figure, gid: str) -> list[Any]:

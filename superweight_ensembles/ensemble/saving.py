@@ -23,6 +23,7 @@ from superweight_ensembles.storage import (
     check_manifest,
     contained_file,
     count_numbers,
+    first_problem,
     read_json,
     read_module,
     read_text,
@@ -136,9 +137,9 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
     try:
         architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in (key, *first["loc"]))
-        raise SuperWeightError(f"{file}, {where}: {first['msg']}") from None
+        found = first_problem(error)
+        where = f"{key}.{found.where}" if found.path else key
+        raise SuperWeightError(f"{file}, {where}: {found.said}") from None
     try:
         return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)
     except SuperWeightError as error:

@@ -4,6 +4,9 @@ A recipe is a YAML file; everything that a run writes can be read again as the t
 """
 
 from superweight_ensembles.experiment.arms import (
+    Arm,
+    Baseline,
+    Progress,
     Variant,
     build_arms,
     narrowed,
@@ -11,9 +14,21 @@ from superweight_ensembles.experiment.arms import (
     parse_budgets,
     parse_variant,
 )
-from superweight_ensembles.experiment.compare import compare_arms, read_comparison, spread, summarise, with_seed
+from superweight_ensembles.experiment.compare import (
+    ComparedArm,
+    Comparison,
+    ComparisonPlan,
+    SeedResult,
+    SeedResults,
+    SeedSummary,
+    Spread,
+    compare_arms,
+    read_comparison,
+    spread,
+    summarise,
+    with_seed,
+)
 from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.experiment.estimators import EstimatorMember, run_estimator_arm
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
 from superweight_ensembles.experiment.results import (
     RUN_FORMAT,
@@ -29,7 +44,6 @@ from superweight_ensembles.experiment.results import (
     Training,
     WarmStartResult,
     WidthEpoch,
-    check_content,
     naming_files,
 )
 from superweight_ensembles.experiment.run import (
@@ -49,31 +63,35 @@ from superweight_ensembles.experiment.tables import (
     preview_lines,
     result_table,
 )
-from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
 
 __all__ = [
     "RUN_FORMAT",
     "SEARCH_FORMAT",
-    "UNCERTAINTY_ARMS",
+    "Arm",
     "ArmResults",
+    "Baseline",
+    "ComparedArm",
+    "Comparison",
+    "ComparisonPlan",
     "DatasetFacts",
     "Epoch",
-    "EstimatorMember",
-    "EstimatorNetwork",
+    "Progress",
     "Provenance",
     "Recipe",
     "RunRecord",
     "RunResults",
     "SearchRecord",
     "SearchedCluster",
+    "SeedResult",
+    "SeedResults",
+    "SeedSummary",
+    "Spread",
     "Training",
     "Variant",
     "WarmStartResult",
     "WidthEpoch",
     "anytime_table",
     "build_arms",
-    "build_estimator_network",
-    "check_content",
     "compare_arms",
     "comparison_tables",
     "estimate_lines",
@@ -94,7 +112,6 @@ __all__ = [
     "read_run",
     "read_search",
     "result_table",
-    "run_estimator_arm",
     "spread",
     "summarise",
     "train_run",

@@ -1,4 +1,4 @@
-"""The arms of a comparison, each as something that can be trained for one seed."""
+"""The arms of a comparison: a shared ensemble, its baselines, and its variants: itself under other settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,102 +15,18 @@ from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, parse_recipe, set_value
-from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS
+from superweight_ensembles.experiment.run import evaluate_run, train_run
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.training import TrainProgress
 
-# FOLDED experiment.narrower: The plain network of the same kind that has a given number of parameters: what a budget
-# must be better than.
-
-_WIDEST_STAGE = 64  # channels of a WideResNet's last stage, at width 1
+Progress = Callable[[TrainProgress], None]
 
 
-def narrowed(made: Architecture, num_parameters: int) -> Architecture:
-    """The widest network of the same kind with at most so many parameters: narrower than the one given, or wider.
-
-    Depth and all else stay. Of a ``wide_resnet`` the width changes, by one channel of the last stage at a time (the
-    stem keeps its 16 channels, as in the paper); of a timm vision transformer ``embed_dim``, by as much as keeps the
-    heads of one size, so that their number stays.
-
-    Args:
-        made: How the network was made.
-        num_parameters: Trainable scalars at most.
-
-    Raises:
-        SuperWeightError: A network of another kind; fewer parameters than the narrowest one has (states them).
-
-    Example:
-        >>> wrn = Architecture(model="wide_resnet", num_classes=10, options={"depth": 16, "width": 2})
-        >>> narrowed(wrn, 69_000).options
-        {'depth': 16, 'width': 0.609375}
-    """
-    at = _by_width(made)
-
-    def count(step: int) -> int:
-        return count_parameters(_shapes(at(step)))
-
-    if count(1) > num_parameters:
-        raise SuperWeightError(
-            f"the narrowest {made.model} with {made.options} has {count(1):,} parameters, more than the "
-            f"{num_parameters:,} asked for: raise the budget, or leave 'narrower' out"
-        )
-    high = 2
-    while count(high) <= num_parameters:
-        high *= 2
-    return at(bisect_right(range(high), num_parameters, lo=1, key=count) - 1)
-
-
-def _by_width(made: Architecture) -> Callable[[int], Architecture]:
-    """The networks of one kind, by a whole number that widens them."""
-    if made.model == "wide_resnet":
-        return lambda step: _with(made, "width", step / _WIDEST_STAGE)
-    network = _shapes(made)
-    if isinstance(network, VisionTransformer):
-        heads = network.blocks[0].attn.num_heads
-        return lambda step: _with(made, "embed_dim", step * heads)
-    raise SuperWeightError(
-        f"'narrower' narrows a wide_resnet or a vision transformer of timm, not {made.model!r}: leave it out"
-    )
-
-
-def _with(made: Architecture, option: str, value: float) -> Architecture:
-    return replace(made, options={**made.options, option: value})
-
-
-def _shapes(made: Architecture) -> nn.Module:
-    """The network without numbers."""
-    with torch.device("meta"):
-        return build_architecture(made)
-
-
-ARMS = ("independent", "single", "narrower", *UNCERTAINTY_ARMS)
-_LABELS = {
-    "shared": "shared bank",
-    "independent": "independent",
-    "single": "largest member",
-    "narrower": "plain, equal size",
-    "batchensemble": "BatchEnsemble",
-    "packed": "Packed",
-    "mimo": "MIMO",
-    "masksembles": "Masksembles",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """The shared ensemble under other settings.
-
-    Attributes:
-        name: Of the arm, and of its folder.
-        overrides: ``key.path=value``, as ``--set`` takes them.
-        group: A heading in figures, empty for none.
-        num_seeds: So many of the comparison's seeds, from the first; all where None.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
-    group: str = ""
-    num_seeds: int | None = None
+def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> None:
+    """Train and evaluate a recipe into a run folder, or go on there."""
+    train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
+    evaluate_run(folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +34,16 @@ class Arm:
     """One row of a comparison.
 
     Attributes:
-        name: Of the arm, and of its folder.
-        kind: ``shared``, one of :data:`ARMS`, or ``variant``.
+        name: Name of the arm, and of its folder.
+        kind: ``shared``, a baseline's name, or ``variant``.
         label: For tables and figures.
-        recipe: What this library trains for it; of the arms of another library: the data and the training.
-        num_parameters: Trainable scalars that it should have; the arms of another library come as near as they can.
+        recipe: What is trained, with the first seed.
+        num_parameters: Trainable scalars that it should have.
         group: A heading in figures.
         series: Arms of one series differ in one quantity (``budget``).
         num_seeds: So many of the comparison's seeds; all where None.
+        train: Trains and evaluates the arm for one seed: takes the arm, its recipe with that seed, a folder and
+            what :func:`train` calls after every step, and leaves a results.json that :class:`SeedResults` reads there.
     """
 
     name: str
@@ -134,6 +53,28 @@ class Arm:
     num_parameters: int
     group: str = ""
     series: str = ""
+    num_seeds: int | None = None
+    train: Callable[[Arm, Recipe, Path, Progress | None], None] = train_seed
+
+
+Baseline = Callable[[Arm, Mapping[str, nn.Module]], Arm]
+"""Makes an arm of the shared one and the members that its recipe builds; name, kind and seeds are given later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """The shared ensemble under other settings.
+
+    Attributes:
+        name: Name of the arm, and of its folder.
+        overrides: ``key.path=value``, as ``--set`` takes them.
+        group: A heading in figures, empty for none.
+        num_seeds: So many of the comparison's seeds, from the first; all where None.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    group: str = ""
     num_seeds: int | None = None
 
 
@@ -181,40 +122,27 @@ def parse_budgets(text: str) -> tuple[Variant, ...]:
     return tuple(Variant(name=f"budget {budget}", overrides=(f"sharing.budget={budget}",)) for budget in budgets)
 
 
-def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parameters: int) -> Recipe:
-    """The largest member of a recipe alone, with weights of its own and a width of at most so many parameters.
-
-    Args:
-        recipe: Of the members.
-        members: As it builds them.
-        num_parameters: Trainable scalars at most; beyond what the member has, it is widened.
-
-    Raises:
-        SuperWeightError: A member of a kind that has no width to change; too few parameters for the narrowest.
-    """
-    name = _largest(members)
-    made = recall_architecture(members[name])
-    assert made is not None, "a recipe's members are built by name"
-    narrow = {"name": name, "model": made.model, **narrowed(made, num_parameters).options}
-    return _changed(_apart(recipe), {"members": [narrow], "baseline": "none", "anytime": None})
-
-
 def build_arms(
-    recipe: Recipe, against: Sequence[str], variants: Sequence[Variant], overrides: Sequence[str] = ()
+    recipe: Recipe,
+    against: Sequence[str],
+    variants: Sequence[Variant],
+    overrides: Sequence[str] = (),
+    baselines: Mapping[str, Baseline] | None = None,
 ) -> tuple[Arm, ...]:
     """The recipe's shared ensemble first, then what it is held against, then its variants.
 
     Args:
-        recipe: Of the shared ensemble.
-        against: Of :data:`ARMS`; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
+        recipe: Recipe of the shared ensemble.
+        against: Names of baselines; ``NAME:SEEDS`` for fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``, for one arm alone.
+        baselines: Those by name that are not the library's ``independent``, ``single`` and ``narrower``.
 
     Raises:
         SuperWeightError: An unknown or repeated arm; a variant that is no recipe; an override for no arm.
     """
-    num_seeds = dict(_named_seeds(entry) for entry in against)
-    names = ["shared", *(_named_seeds(entry)[0] for entry in against), *(variant.name for variant in variants)]
+    named = [_named_seeds(entry, baselines or {}) for entry in against]
+    names = ["shared", *(name for name, _ in named), *(variant.name for variant in variants)]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
@@ -223,36 +151,30 @@ def build_arms(
     alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
     members = recipe.build_members()
     size = alone.plan(members).num_parameters
-    sizes = {name: count_parameters(module) for name, module in members.items()}
-    arms = [Arm(name="shared", kind="shared", label=_LABELS["shared"], recipe=alone, num_parameters=size)]
-    for name, seeds in num_seeds.items():
-        chosen = alone
-        if name == "independent":
-            chosen, size = _apart(alone), sum(sizes.values())
-        elif name == "single":
-            largest = _largest(members)
-            kept = [member for member in alone.model_dump(mode="json")["members"] if member["name"] == largest]
-            chosen, size = _changed(_apart(alone), {"members": kept}), sizes[largest]
-        elif name == "narrower":
-            chosen = narrower_recipe(alone, members, arms[0].num_parameters)
-            size = sum(count_parameters(module) for module in chosen.build_members().values())
-        else:
-            size = arms[0].num_parameters
-        arms.append(Arm(name=name, kind=name, label=_LABELS[name], recipe=chosen, num_parameters=size, num_seeds=seeds))
-    arms += [_variant_arm(alone, variant) for variant in variants]
+    shared = Arm(name="shared", kind="shared", label="shared bank", recipe=alone, num_parameters=size)
+    known = {**_BASELINES, **(baselines or {})}
+    arms = [
+        shared,
+        *(replace(known[name](shared, members), name=name, kind=name, num_seeds=seeds) for name, seeds in named),
+        *(_variant_arm(alone, variant) for variant in variants),
+    ]
     return tuple(_overridden(arms, overrides))
 
 
-def _named_seeds(entry: str) -> tuple[str, int | None]:
-    """An arm's name, and its number of seeds where one is given.
+def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, int | None]:
+    """A baseline's name, and its number of seeds where one is given.
 
     Example:
-        >>> _named_seeds("packed:1"), _named_seeds("single")
-        (('packed', 1), ('single', None))
+        >>> _named_seeds("narrower:1", {}), _named_seeds("single", {})
+        (('narrower', 1), ('single', None))
     """
     name, colon, count = entry.partition(":")
-    if name not in ARMS:
-        raise unknown_name("arm", name, ARMS)
+    if name not in _BASELINES and name not in baselines:
+        error = unknown_name("arm", name, [*_BASELINES, *baselines])
+        further = (
+            "" if baselines else "; benchmarks/compare_uncertainty.py has those of torch-uncertainty (packed, ...)"
+        )
+        raise SuperWeightError(f"{error}{further}")
     if colon and not (count.isdecimal() and int(count) >= 1):
         raise SuperWeightError(f"arm {entry!r}: write {name}:SEEDS with at least one seed")
     return name, int(count) if colon else None
@@ -267,14 +189,14 @@ def _overridden(arms: list[Arm], overrides: Sequence[str]) -> list[Arm]:
             raise SuperWeightError(
                 f"--set-for {override!r}: write ARM:key.path=value for one of {', '.join(arm.name for arm in arms)}"
             )
-        content: dict[str, Any] = arms[place].recipe.to_content()
+        content = arms[place].recipe.to_content()
         set_value(content, setting, "--set-for")
         arms[place] = replace(arms[place], recipe=parse_recipe(content, f"--set-for {override!r}"))
     return arms
 
 
 def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
-    content: dict[str, Any] = recipe.to_content()
+    content = recipe.to_content()
     for override in variant.overrides:
         set_value(content, override, f"variant {variant.name!r}:")
     chosen = parse_recipe(content, f"variant {variant.name!r}")
@@ -295,14 +217,112 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
     )
 
 
+def _independent(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
+    """The same members with weights of their own."""
+    size = sum(map(count_parameters, members.values()))
+    return replace(shared, label="independent", recipe=_apart(shared.recipe), num_parameters=size)
+
+
+def _single(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
+    """The largest member alone."""
+    largest = _largest(members)
+    kept = [member for member in shared.recipe.to_content()["members"] if member["name"] == largest]
+    recipe = _changed(_apart(shared.recipe), {"members": kept})
+    return replace(shared, label="largest member", recipe=recipe, num_parameters=count_parameters(members[largest]))
+
+
+def _narrower(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
+    """The largest member alone, as wide as the shared ensemble's parameters allow."""
+    recipe = narrower_recipe(shared.recipe, members, shared.num_parameters)
+    size = sum(map(count_parameters, recipe.build_members().values()))
+    return replace(shared, label="plain, equal size", recipe=recipe, num_parameters=size)
+
+
+_BASELINES: dict[str, Baseline] = {"independent": _independent, "single": _single, "narrower": _narrower}
+
+
+def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parameters: int) -> Recipe:
+    """The largest member of a recipe alone, with weights of its own and a width of at most so many parameters.
+
+    Args:
+        recipe: Recipe of the members.
+        members: As it builds them.
+        num_parameters: Trainable scalars at most; beyond what the member has, it is widened.
+
+    Raises:
+        SuperWeightError: A member of a kind that has no width to change; too few parameters for the narrowest.
+    """
+    name = _largest(members)
+    made = recall_architecture(members[name])
+    assert made is not None, "a recipe's members are built by name"
+    narrow = {"name": name, "model": made.model, **narrowed(made, num_parameters).options}
+    return _changed(_apart(recipe), {"members": [narrow], "baseline": "none", "anytime": None})
+
+
+def narrowed(made: Architecture, num_parameters: int) -> Architecture:
+    """The widest network of the same kind with at most so many parameters: narrower than the one given, or wider.
+
+    Depth and all else stay. Of a ``wide_resnet`` the width changes, by one channel of the last stage at a time (the
+    stem keeps its 16 channels, as in the paper); of a timm vision transformer ``embed_dim``, by as much as keeps the
+    heads of one size, so that their number stays.
+
+    Args:
+        made: How the network was made.
+        num_parameters: Trainable scalars at most.
+
+    Raises:
+        SuperWeightError: A network of another kind; fewer parameters than the narrowest one has (states them).
+
+    Example:
+        >>> wrn = Architecture(model="wide_resnet", num_classes=10, options={"depth": 16, "width": 2})
+        >>> narrowed(wrn, 69_000).options
+        {'depth': 16, 'width': 0.609375}
+    """
+    option, value = _width_of(made)
+
+    def at(step: int) -> Architecture:
+        return replace(made, options={**made.options, option: step * value})
+
+    def count(step: int) -> int:
+        return count_parameters(_on_meta(at(step)))
+
+    if count(1) > num_parameters:
+        raise SuperWeightError(
+            f"the narrowest {made.model} with {made.options} has {count(1):,} parameters, more than the "
+            f"{num_parameters:,} asked for: raise the budget, or leave 'narrower' out"
+        )
+    high = 2
+    while count(high) <= num_parameters:
+        high *= 2
+    return at(bisect_right(range(high), num_parameters, lo=1, key=count) - 1)
+
+
+def _width_of(made: Architecture) -> tuple[str, float]:
+    """The option that widens a network, and the smallest step of it."""
+    if made.model == "wide_resnet":
+        return "width", 1 / 64  # of the 64 channels that the last stage has at width 1
+    network = _on_meta(made)
+    if isinstance(network, VisionTransformer):
+        return "embed_dim", network.blocks[0].attn.num_heads
+    raise SuperWeightError(
+        f"'narrower' narrows a wide_resnet or a vision transformer of timm, not {made.model!r}: leave it out"
+    )
+
+
+def _on_meta(made: Architecture) -> nn.Module:
+    """The network without numbers."""
+    with torch.device("meta"):
+        return build_architecture(made)
+
+
 def _largest(members: Mapping[str, nn.Module]) -> str:
     return max(members, key=lambda name: count_parameters(members[name]))
 
 
 def _apart(recipe: Recipe) -> Recipe:
     """The same members with their own weights, which learn from the labels alone."""
-    sharing = {"budget": 1.0, "clusters": "none"}
-    return _changed(recipe, {"sharing": sharing, "distillation": None, "baseline": "none", "fine_tuning": None})
+    plain = {"budget": 1.0, "clusters": "none"}
+    return _changed(recipe, {"sharing": plain, "distillation": None, "baseline": "none", "fine_tuning": None})
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -1,122 +1,202 @@
 """Arms times seeds: trained seed by seed, arm by arm, so that a machine that slows down does so for all.
 
 OUT/recipe.yaml              what is compared
-OUT/compare.json             against what, with which seeds
+OUT/compare.json             against what, with which seeds: :class:`ComparisonPlan`
 OUT/ARM/seed-N/              a run folder (arms of this library), or log and results of the arm
-OUT/comparison.json          means, spreads, paired differences, and every single result
+OUT/comparison.json          means, spreads, paired differences, and every single result: :class:`Comparison`
 OUT/figures/*.png
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field
+
+from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.arms import Arm, Variant, build_arms
-from superweight_ensembles.experiment.estimators import run_estimator_arm
+from superweight_ensembles.experiment.arms import Arm, Baseline, Progress, Variant, build_arms
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.results import check_content
-from superweight_ensembles.experiment.run import check_output_folder, evaluate_run, read_run, train_run
-from superweight_ensembles.experiment.uncertainty import UNCERTAINTY_ARMS, check_installed
+from superweight_ensembles.experiment.results import Provenance, Training
+from superweight_ensembles.experiment.run import check_output_folder, read_run
+from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
+    Amount,
+    Count,
+    Name,
+    Share,
+    as_content,
     check_no_links,
     empty_folder,
     locked_folder,
     provenance,
-    read_json,
+    read_as,
     write_json,
     write_text,
 )
-from superweight_ensembles.training import CHECKPOINT_FOLDER, TrainProgress
 
-# FOLDED experiment.summary: Means, spreads and paired differences over seeds.
-
+COMPARISON_FORMAT = 1  # of compare.json and comparison.json
 METRICS = ("accuracy", "nll", "ece", "brier")
+_Size = Annotated[int, Field(gt=0, lt=2**53)]
 
 
-def summarise(arms: Sequence[Arm], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One entry an arm: every seed's numbers, their mean and spread, and the first arm's minus its own, seed by seed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Mean, standard deviation over seeds (0 for one), and their number."""
 
-    Args:
-        arms: The one that differences are taken from first.
-        results: By arm, an entry a seed: ``seed`` and what results.json holds of an arm.
+    mean: float
+    std: Amount
+    n: Count
+
+
+def _with_accuracy(summary: dict[str, Spread]) -> dict[str, Spread]:
+    if "accuracy" not in summary or not 0 <= summary["accuracy"].mean <= 1:
+        raise ValueError("needs the mean of accuracy, from 0 to 1")
+    return summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResult(Evaluation):
+    """What an arm came to with one seed.
+
+    Attributes:
+        architecture: In words, of a network that is no recipe's.
+        num_parameters: Trainable scalars.
+        training: How it was trained.
     """
-    runs = {arm.name: [_run_summary(result) for result in results[arm.name]] for arm in arms}
-    first = runs[arms[0].name]
-    entries = []
-    for arm in arms:
-        own = runs[arm.name]
-        numbers = [_quantities(run) for run in own]
-        theirs = [_quantities(run) for run in first[: len(own)]]
-        known = [name for name in numbers[0] if all(run[name] is not None for run in numbers)]
-        both = [name for name in known if all(run.get(name) is not None for run in theirs)]
-        entries.append(
-            {
-                "name": arm.name,
-                "kind": arm.kind,
-                "label": arm.label,
-                **({"group": arm.group} if arm.group else {}),
-                **({"series": arm.series} if arm.series else {}),
-                "architecture": results[arm.name][0].get("architecture"),
-                "num_parameters": results[arm.name][0]["num_parameters"],
-                "flops": results[arm.name][0]["ensemble"]["flops"],
-                "runs": own,
-                "summary": {name: spread([run[name] for run in numbers]) for name in known},
-                "difference": {
-                    name: spread([ours[name] - run[name] for ours, run in zip(theirs, numbers)]) for name in both
-                },
-            }
+
+    architecture: Annotated[Name | None, Field(default=None)]
+    num_parameters: _Size
+    training: Training
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResults:
+    """What a comparison reads of OUT/ARM/seed-N/results.json: the first arm."""
+
+    arms: Annotated[tuple[SeedResult, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedSummary:
+    """What is told of one arm and seed.
+
+    Attributes:
+        seed: Seed of the run.
+        metrics: Metrics of the ensemble.
+        members: Accuracy of each, by name.
+        mean_member_accuracy: Their mean.
+        diversity: Mean pairwise disagreement over the ensemble's error.
+        training_seconds: Time of the whole training.
+        subsets: Every subset of members, where there are several.
+    """
+
+    seed: Count
+    metrics: Metrics
+    members: dict[Name, Share]
+    mean_member_accuracy: Share
+    diversity: float | None
+    training_seconds: Amount
+    subsets: Annotated[tuple[SubsetResult, ...], Field(max_length=2**14)]
+
+    @classmethod
+    def of(cls, seed: int, result: SeedResult) -> SeedSummary:
+        members = {member.name: member.metrics.accuracy for member in result.members}
+        return cls(
+            seed=seed,
+            metrics=result.ensemble.metrics,
+            members=members,
+            mean_member_accuracy=statistics.fmean(members.values()),
+            diversity=result.diversity,
+            training_seconds=result.training.seconds,
+            subsets=result.subsets if len(members) > 1 else (),
         )
-    return entries
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """Every number that is summarised."""
+        return {
+            **{name: getattr(self.metrics, name) for name in METRICS},
+            "diversity": self.diversity,
+            "mean_member_accuracy": self.mean_member_accuracy,
+            "training_seconds": self.training_seconds,
+            **{f"member {name}": accuracy for name, accuracy in self.members.items()},
+        }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation over seeds (0 for one), and their number.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedArm:
+    """One arm over its seeds.
 
-    Example:
-        >>> spread([1.0, 3.0])
-        {'mean': 2.0, 'std': 1.4142135623730951, 'n': 2}
+    Attributes:
+        name: Name of the arm.
+        kind: ``shared``, a baseline's name, or ``variant``.
+        label: For tables and figures.
+        provenance: Provenance of its runs, where that is not the comparison's.
+        group: A heading in figures.
+        series: Arms of one series differ in one quantity.
+        architecture: In words, of a network that is no recipe's.
+        num_parameters: Trainable scalars.
+        flops: FLOPs of an image.
+        runs: One a seed.
+        summary: Spread of every number that all seeds have.
+        difference: The first arm's minus its own, paired by seed.
     """
-    return {
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "n": len(values),
-    }
+
+    provenance: Provenance | None = None
+    name: Name
+    kind: Name
+    label: Name
+    group: Name | None = None
+    series: Name | None = None
+    architecture: Annotated[Name | None, Field(default=None)]
+    num_parameters: _Size
+    flops: _Size
+    runs: Annotated[tuple[SeedSummary, ...], Field(max_length=1000)]
+    summary: Annotated[dict[Name, Spread], AfterValidator(_with_accuracy)]
+    difference: dict[Name, Spread]
 
 
-def _run_summary(result: dict[str, Any]) -> dict[str, Any]:
-    members = {member["name"]: member["metrics"]["accuracy"] for member in result["members"]}
-    return {
-        "seed": result["seed"],
-        "metrics": result["ensemble"]["metrics"],
-        "members": members,
-        "mean_member_accuracy": statistics.fmean(members.values()),
-        "diversity": result["diversity"],
-        "training_seconds": result["training"]["seconds"],
-        "subsets": result["subsets"] if len(members) > 1 else [],
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedData:
+    """The data that all arms are trained and tested on."""
+
+    name: Name
+    num_train: Count
+    num_validation: Count
+    num_test: Count
+    image_shape: Annotated[tuple[Count, ...], Field(max_length=8)]
 
 
-def _quantities(run: dict[str, Any]) -> dict[str, Any]:
-    """Every number of a run that is summarised."""
-    return {
-        **{name: run["metrics"][name] for name in METRICS},
-        "diversity": run["diversity"],
-        "mean_member_accuracy": run["mean_member_accuracy"],
-        "training_seconds": run["training_seconds"],
-        **{f"member {name}": accuracy for name, accuracy in run["members"].items()},
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What a comparison came to; the shared ensemble is its first arm."""
+
+    format: int = COMPARISON_FORMAT
+    name: Name
+    provenance: Provenance
+    recipe: dict[str, Any]
+    dataset: ComparedData
+    seeds: tuple[Count, ...]
+    overrides: tuple[str, ...]
+    arms: Annotated[tuple[ComparedArm, ...], Field(max_length=500)]
 
 
-COMPARISON_FORMAT = 1
-ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonPlan:
+    """What a comparison was asked for: see :func:`compare_arms`."""
+
+    format: int = COMPARISON_FORMAT
+    against: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    overrides: tuple[str, ...]
+    seeds: tuple[Count, ...]
 
 
 def compare_arms(
@@ -126,24 +206,25 @@ def compare_arms(
     against: Sequence[str] = ("independent",),
     variants: Sequence[Variant] = (),
     overrides: Sequence[str] = (),
+    baselines: Mapping[str, Baseline] | None = None,
     num_seeds: int = 3,
     resume: bool = False,
     overwrite: bool = False,
     progress_of: ProgressOf | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Train and evaluate a recipe's shared ensemble beside other arms, and summarise.
 
     All arms of a seed see the same images in the same order with the same augmentation.
 
     Args:
-        recipe: Of the shared ensemble; its first seed is the recipe's.
+        recipe: Recipe of the shared ensemble; its seed is the first.
         folder: Made here.
-        against: Of ``independent``, ``single`` (the largest member alone), ``narrower`` (the same, narrowed or widened
-            to as many parameters as the shared ensemble has, at most), and torch-uncertainty's ``batchensemble``,
-            ``packed``, ``mimo``, ``masksembles``, each with as many parameters as the shared ensemble or as near as it
-            can come; ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
+        against: Baselines by name: ``independent``, ``single`` (the largest member alone), ``narrower`` (the same,
+            narrowed or widened to as many parameters as the shared ensemble has, at most), and those of ``baselines``;
+            ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
+        baselines: Baselines of your own, by name: each makes an :class:`Arm` of the shared one and its members.
         num_seeds: Seeds, from the recipe's upwards.
         resume: Go on in a folder that the same comparison began; what is there is kept, and arms, variants and seeds
             may be added.
@@ -154,14 +235,11 @@ def compare_arms(
         The content of comparison.json.
 
     Raises:
-        SuperWeightError: An unknown arm, torch-uncertainty missing (says the pip command), a folder that is there.
+        SuperWeightError: An unknown arm, a folder that is there.
     """
     if num_seeds < 1:
         raise SuperWeightError(f"a comparison needs at least one seed; got {num_seeds}")
-    arms = build_arms(recipe, against, variants, overrides)
-    for arm in arms:
-        if arm.kind in UNCERTAINTY_ARMS:
-            check_installed(arm.kind)
+    arms = build_arms(recipe, against, variants, overrides, baselines)
     check_no_links(folder)
     data = recipe.load_data()
     if not len(data.test):
@@ -170,10 +248,14 @@ def compare_arms(
         folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
+    seeds = tuple(range(recipe.seed, recipe.seed + num_seeds))
+    plan = ComparisonPlan(against=tuple(against), variants=tuple(variants), overrides=tuple(overrides), seeds=seeds)
     with locked_folder(folder):
         if overwrite:
             empty_folder(folder)
-        return _compare(recipe, folder, arms, data, against, variants, overrides, num_seeds, progress_of)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        write_json(folder / "compare.json", asdict(plan))
+        return _compare(recipe, folder, arms, data, plan, progress_of)
 
 
 def _compare(
@@ -181,64 +263,43 @@ def _compare(
     folder: Path,
     arms: Sequence[Arm],
     data: ImageData,
-    against: Sequence[str],
-    variants: Sequence[Variant],
-    overrides: Sequence[str],
-    num_seeds: int,
+    plan: ComparisonPlan,
     progress_of: ProgressOf | None,
-) -> dict[str, Any]:
-    write_text(folder / "recipe.yaml", recipe.to_yaml())
-    seeds = list(range(recipe.seed, recipe.seed + num_seeds))
-    plan = {
-        "format": COMPARISON_FORMAT,
-        "against": list(against),
-        "variants": [asdict(variant) for variant in variants],
-        "overrides": list(overrides),
-        "seeds": seeds,
-    }
-    write_json(folder / "compare.json", plan)
-    results: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    for seed in seeds:
+) -> Comparison:
+    results: dict[str, dict[int, SeedResult]] = {arm.name: {} for arm in arms}
+    for seed in plan.seeds:
         for arm in arms:
-            if arm.num_seeds is not None and seed - recipe.seed >= arm.num_seeds:
-                continue
-            progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
-            results[arm.name].append(_run(arm, seed, folder / _folder_name(arm.name) / f"seed-{seed}", progress))
-    comparison = {
-        "format": COMPARISON_FORMAT,
-        "name": recipe.name,
-        "provenance": provenance(),
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-        "dataset": {
-            "name": data.name,
-            "num_train": len(data.train),
-            "num_validation": len(data.validation),
-            "num_test": len(data.test),
-            "image_shape": list(data.image_shape),
-        },
-        "seeds": seeds,
-        "overrides": list(overrides),
-        "arms": summarise(arms, results),
-    }
-    write_json(folder / "comparison.json", comparison)
+            if arm.num_seeds is None or seed - recipe.seed < arm.num_seeds:
+                progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
+                own = folder / _folder_name(arm.name) / f"seed-{seed}"
+                results[arm.name][seed] = _run(arm, with_seed(arm.recipe, seed), own, progress)
+    comparison = Comparison(
+        name=recipe.name,
+        provenance=Provenance(**provenance()),
+        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        dataset=ComparedData(
+            name=data.name,
+            num_train=len(data.train),
+            num_validation=len(data.validation),
+            num_test=len(data.test),
+            image_shape=tuple(data.image_shape),
+        ),
+        seeds=plan.seeds,
+        overrides=plan.overrides,
+        arms=summarise(arms, results),
+    )
+    write_json(folder / "comparison.json", as_content(comparison))
     return comparison
 
 
-def read_comparison(folder: Path) -> dict[str, Any]:
-    """The content of a comparison's comparison.json.
-
-    Raises:
-        SuperWeightError: The comparison is not there, not finished, or of another version.
-    """
-    if not (folder / "comparison.json").is_file():
-        raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
-    check_no_links(folder)
-    content = read_json(folder / "comparison.json")
-    if content.get("format") != COMPARISON_FORMAT:
-        raise SuperWeightError(
-            f"{folder / 'comparison.json'} has format {content.get('format')!r}; this version reads {COMPARISON_FORMAT}"
-        )
-    return check_content(content, folder / "comparison.json", "comparison")
+def _run(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> SeedResult:
+    """One arm and seed, or what is there of it already."""
+    done = folder / "results.json"
+    if not done.is_file():
+        arm.train(arm, recipe, folder, progress)
+    elif (folder / "recipe.yaml").is_file() and read_run(folder) != recipe:
+        raise SuperWeightError(f"{folder} was trained with another recipe: give the arm another name")
+    return read_as(SeedResults, done, "remove its folder and compare again with --resume").arms[0]
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
@@ -248,22 +309,72 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     return parse_recipe({**content, "seed": seed})
 
 
-def _run(arm: Arm, seed: int, folder: Path, progress: Callable[[TrainProgress], None] | None) -> dict[str, Any]:
-    """One arm and seed, or what is there of it already."""
-    recipe = with_seed(arm.recipe, seed)
-    done = folder / "results.json"
-    if arm.kind in UNCERTAINTY_ARMS:
-        if not done.is_file():
-            found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
-            write_json(done, {"arms": [found]})
-            shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
-    elif done.is_file():
-        if read_run(folder) != recipe:
-            raise SuperWeightError(f"{folder} was trained with another recipe: give the arm another name")
-    else:
-        train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
-        evaluate_run(folder)
-    return {"seed": seed, **check_content(read_json(done), done, "seed")["arms"][0]}
+def summarise(arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult]]) -> tuple[ComparedArm, ...]:
+    """Every seed's numbers, their mean and spread, and the first arm's minus an arm's own, seed by seed.
+
+    Args:
+        arms: The one that differences are taken from first.
+        results: By arm and seed.
+    """
+    runs = {arm.name: [SeedSummary.of(*item) for item in results[arm.name].items()] for arm in arms}
+    entries = []
+    for arm in arms:
+        own, one = runs[arm.name], next(iter(results[arm.name].values()))
+        numbers, paired = _known_numbers(own), _known_numbers(runs[arms[0].name][: len(own)])
+        entries.append(
+            ComparedArm(
+                name=arm.name,
+                kind=arm.kind,
+                label=arm.label,
+                group=arm.group or None,
+                series=arm.series or None,
+                architecture=one.architecture,
+                num_parameters=one.num_parameters,
+                flops=one.ensemble.flops,
+                runs=tuple(own),
+                summary={name: spread(values) for name, values in numbers.items()},
+                difference={
+                    name: spread([ours - theirs for ours, theirs in zip(paired[name], values)])
+                    for name, values in numbers.items()
+                    if name in paired
+                },
+            )
+        )
+    return tuple(entries)
+
+
+def _known_numbers(runs: Sequence[SeedSummary]) -> dict[str, list[float]]:
+    """Every number that all runs have, run by run."""
+    numbers = [run.numbers for run in runs]
+    found = {}
+    for name in numbers[0]:
+        values = [value for run in numbers if (value := run.get(name)) is not None]
+        if len(values) == len(runs):
+            found[name] = values
+    return found
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean, standard deviation over seeds (0 for one), and their number.
+
+    Example:
+        >>> spread([1.0, 3.0])
+        Spread(mean=2.0, std=1.4142135623730951, n=2)
+    """
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Spread(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """What a comparison came to.
+
+    Raises:
+        SuperWeightError: The comparison is not there, not finished, or of another version.
+    """
+    if not (folder / "comparison.json").is_file():
+        raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
+    check_no_links(folder)
+    return read_as(Comparison, folder / "comparison.json", "compare again")
 
 
 def _folder_name(arm: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -22,133 +23,12 @@ from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import kept_modes
-from superweight_ensembles.plan import Members, SharingPlan, SsnGroup, WindowSpec, named_members
+from superweight_ensembles.plan import Members, SharingPlan, SsnGroup, named_members
 from superweight_ensembles.training import TrainConfig, faster_channels_last, num_moments
 
-# FOLDED experiment.reference_speed: How many floating point operations a second this machine does in training, for
-# estimates of time.
-
-_CHANNELS = 64
-_PIXELS = 32
+_INTERPOLATION = 8  # operations a number: the weighted sum of four of the smaller matrix
+_CHANNELS, _PIXELS = 64, 32  # of the block that a machine's speed is measured on
 _LEAST_CALLS = 3
-
-
-def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
-    """Forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs), over and over, in the memory
-    format that a training takes there.
-
-    Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
-    ResNet: wide convolutions run faster, stems, thin layers and data slower.
-
-    Args:
-        device: Where.
-        bfloat16: Whether under autocast.
-        seconds: To measure for, after one call that is not counted; three calls at least.
-
-    Returns:
-        The median of all calls.
-    """
-    batch = 256 if device.type == "cuda" else 16
-    layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        block = _Block().to(device).to(memory_format=layout)
-        images = torch.randn(batch, _CHANNELS, _PIXELS, _PIXELS).to(device).contiguous(memory_format=layout)
-    images.requires_grad_()
-    operations = 3 * count_flops(block, images)
-    times: list[float] = []
-    _timed_step(block, images, bfloat16)
-    while len(times) < _LEAST_CALLS or sum(times) < seconds:
-        times.append(_timed_step(block, images, bfloat16))
-    return operations / statistics.median(times)
-
-
-class _Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        layers = [
-            layer
-            for _ in range(2)
-            for layer in (nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(_CHANNELS))
-        ]
-        self.branch = nn.Sequential(*layers[:2], nn.ReLU(), *layers[2:])
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.relu(images + self.branch(images))
-
-
-def _timed_step(block: nn.Module, images: torch.Tensor, bfloat16: bool) -> float:
-    casting = torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    start = time.perf_counter()
-    with casting:
-        loss = block(images).sum()
-    loss.backward()
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-# FOLDED experiment.costs: What a group of a Shapeshifter Network holds and computes in a training step, counted from
-# its readings.
-
-_INTERPOLATION = 8  # a number of the weight is the weighted sum of four of the smaller matrix
-
-
-def num_trained_tensors(group: SsnGroup) -> int:
-    """Trainable tensors: the bank, coefficients or embeddings and their maps, tiles, masks."""
-    found = group.window_specs
-    each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
-    keys = vectors_by_key(0, found)
-    if group.options.combine == "softmax":
-        keys = {key: places for key, places in keys.items() if found[places[0]].num_windows > 1}
-    further = any(reading.mixed for reading in found) + any(reading.masked for reading in found)
-    return 1 + each * len(keys) + further
-
-
-def num_gains(group: SsnGroup) -> int:
-    """Numbers that are held and not trained, where coefficients cannot scale a weight."""
-    combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
-    return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
-
-
-def copied_numbers(group: SsnGroup) -> int:
-    """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
-
-    Example:
-        >>> from superweight_ensembles.plan import Target
-        >>> from superweight_ensembles.plan import SsnOptions
-        >>> a = Target(member="m", names=("a",), kind="linear", shape=(4, 5))
-        >>> b = Target(member="m", names=("b",), kind="linear", shape=(4, 4))
-        >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
-        >>> copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
-        42
-    """
-    longest = max(reading.end for reading in group.window_specs)
-    return longest + longest - group.bank_size if longest > group.bank_size else 0
-
-
-def group_flops(group: SsnGroup) -> int:
-    """Of a step, forward and backward: windows are combined, and enlarged where the bank is smaller than a layer.
-
-    Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
-    """
-    return sum(
-        3 * _ssn_combination_flops(reading) + _enlarging_flops(reading, math.prod(shape))
-        for reading, shape in zip(group.window_specs, group.shapes)
-    )
-
-
-def _ssn_combination_flops(reading: WindowSpec) -> int:
-    rows = reading.num_tiles if reading.mixed else 1
-    return 2 * rows * reading.num_windows * reading.size
-
-
-def _enlarging_flops(reading: WindowSpec, num_weights: int) -> int:
-    if reading.matrix != (0, 0):
-        return 2 * _INTERPOLATION * num_weights
-    if reading.mixed or reading.num_tiles == 1:
-        return 0
-    return num_weights + 4 * reading.masked  # repetitions are summed in backward; masks multiply and get gradients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +36,9 @@ class MemberEstimate:
     """What one member adds to a step.
 
     Attributes:
-        name: Of the member.
-        forward_flops: Of one image, forward.
-        activation_bytes: Kept from forward for backward, of a whole batch.
+        name: Name of the member.
+        forward_flops: FLOPs of one image's forward pass.
+        activation_bytes: What a whole batch keeps from forward for backward.
     """
 
     name: str
@@ -180,17 +60,17 @@ class TrainingEstimate:
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their
-            own mean as a teacher).
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their own mean as
+            a teacher).
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
         generated_bytes: Generated weights of all members, once.
         generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
-        bank_copy_bytes: Of the largest flat bank that layers read past its end: it is copied, prolonged by its start.
-        generation_flops: Of a step: combining templates, and windows of flat banks, forward and backward.
-        num_images: Of an epoch; None where only the data tell.
-        epochs: Of the training.
+        bank_copy_bytes: Copy of the largest flat bank that layers read past its end, prolonged by its start.
+        generation_flops: FLOPs a step of combining templates, and windows of flat banks, forward and backward.
+        num_images: Images of an epoch; None where only the data tell.
+        epochs: Epochs of the training.
     """
 
     members: tuple[MemberEstimate, ...]
@@ -217,7 +97,7 @@ class TrainingEstimate:
 
     @property
     def activation_bytes(self) -> int:
-        """Of the members whose activations live at once: the largest one alone, as a rule."""
+        """Activations that live at once: those of the largest member alone, as a rule."""
         if self.keeps_all:
             return sum(member.activation_bytes for member in self.members)
         return self.largest.activation_bytes
@@ -241,22 +121,22 @@ class TrainingEstimate:
 
     @property
     def forward_flops(self) -> int:
-        """Of one image through all members."""
+        """FLOPs of one image through all members."""
         return sum(member.forward_flops for member in self.members)
 
     @property
     def step_flops(self) -> int:
-        """Of a step: backward is counted as two forward passes; the optimiser is not counted."""
+        """FLOPs of a step: backward counts as two forward passes; the optimiser is not counted."""
         return 3 * self.batch_size * self.forward_flops + self.generation_flops
 
     @property
     def num_steps(self) -> int | None:
-        """Of the whole training; None where the number of images is not known."""
+        """Steps of the whole training; None where the number of images is not known."""
         return None if self.num_images is None else self.epochs * (self.num_images // self.batch_size)
 
     @property
     def total_flops(self) -> int | None:
-        """Of the whole training; None where the number of images is not known."""
+        """FLOPs of the whole training; None where the number of images is not known."""
         return None if self.num_steps is None else self.num_steps * self.step_flops
 
     def seconds(self, flops_per_second: float, num_steps: int = 1) -> float:
@@ -288,7 +168,7 @@ def estimate_training(
     Args:
         members: The networks, or an ensemble of them.
         plan: Their sharing.
-        input_shape: Of one image, (C, H, W).
+        input_shape: (C, H, W) of an image.
         config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
@@ -309,7 +189,10 @@ def estimate_training(
         members = {name: members.materialize(name) for name in members.member_names}
     modules = named_members(members)
     shape = tuple(int(size) for size in input_shape)
-    generated = {name: _generated_names(plan, name) for name in modules}
+    generated: defaultdict[str, set[str]] = defaultdict(set)
+    for cluster in plan.clusters:
+        for target in cluster.targets:
+            generated[target.member].update(target.names)
     parts = config.micro_batches if isinstance(config.micro_batches, int) else 1
     batch = max(2, -(-config.batch_size // parts))  # norms over a batch of one image are refused
     found = [
@@ -319,8 +202,8 @@ def estimate_training(
     shared_bytes = 2 if bfloat16 else type_bytes
     num_generated = sum(cluster.num_weights for cluster in plan.clusters)
     groups = plan.ssn_groups.values()
-    other_bytes = sum(map(_other_bytes, modules.values())) + type_bytes * sum(map(num_gains, groups))
-    moments = num_moments(config)
+    held = [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
+    not_trained = sum(tensor.numel() * tensor.element_size() for tensor in held if not _is_trained(tensor))
     counters = 4 * _num_tensors(plan, modules, generated) if config.optimizer == "adamw" else 0
     return TrainingEstimate(
         members=tuple(found),
@@ -330,37 +213,36 @@ def estimate_training(
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",
         keeps_all=config.ensemble_loss != 0 or own_mean,
-        parameter_bytes=plan.num_parameters * type_bytes + other_bytes,
-        optimizer_bytes=moments * plan.num_parameters * type_bytes + counters,
+        parameter_bytes=(plan.num_parameters + sum(map(_num_gains, groups))) * type_bytes + not_trained,
+        optimizer_bytes=num_moments(config) * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,
         generated_bytes=num_generated * shared_bytes,
         generated_gradient_bytes=num_generated * shared_bytes,
-        bank_copy_bytes=max(map(copied_numbers, groups), default=0) * type_bytes,
-        generation_flops=3 * _combination_flops(plan) + sum(map(group_flops, groups)),
+        bank_copy_bytes=max(map(_copied_numbers, groups), default=0) * type_bytes,
+        generation_flops=3 * _combination_flops(plan) + sum(map(_group_flops, groups)),
         num_images=num_images,
         epochs=config.epochs,
     )
 
 
 def _estimate_member(
-    name: str, module: nn.Module, generated: frozenset[str], shape: tuple[int, ...], bfloat16: bool
+    name: str, module: nn.Module, generated: Collection[str], shape: tuple[int, ...], bfloat16: bool
 ) -> MemberEstimate:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    parameters = dict(module.named_parameters())
     tensors = {
-        key: mode.from_tensor(tensor.detach()) if isinstance(tensor, nn.Parameter) else mode.from_tensor(tensor)
-        for key, tensor in (*module.named_parameters(), *module.named_buffers())
+        key: mode.from_tensor(tensor.detach()) if key in parameters else mode.from_tensor(tensor)
+        for key, tensor in (*parameters.items(), *module.named_buffers())
     }
     try:
         with kept_modes(module), mode:
             images = _images(module.eval(), tensors, shape)
             flops = count_flops(_WithTensors(module, tensors), images[:1])
-            module.train()
-            trained = {
-                key: _as_trained(tensor, bfloat16 and key in generated, module.get_parameter(key).requires_grad)
-                for key, tensor in tensors.items()
-                if key in dict(module.named_parameters())
-            }
-            activations = _saved_bytes(_WithTensors(module, {**tensors, **trained}), images, bfloat16)
+            trained = {}  # as a step reads them: what is generated under autocast is in its type already
+            for key, parameter in parameters.items():
+                cast = tensors[key].to(torch.bfloat16) if bfloat16 and key in generated else tensors[key]
+                trained[key] = cast.detach().requires_grad_(parameter.requires_grad)
+            activations = _saved_bytes(_WithTensors(module.train(), {**tensors, **trained}), images, bfloat16)
     except Exception as error:  # whatever a member's own code raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SuperWeightError(
@@ -370,17 +252,15 @@ def _estimate_member(
 
 
 def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    """A batch that the module takes: floating-point, or tokens where it refuses that."""
+    """A batch that the module takes: floating-point, or tokens where it takes these alone."""
     images, tokens = torch.empty(shape), torch.zeros(shape, dtype=torch.int64)
-    try:
-        _WithTensors(module, tensors)(images[:1])
-    except Exception:
+    for batch in (images, tokens):
         try:
-            _WithTensors(module, tensors)(tokens[:1])
+            _WithTensors(module, tensors)(batch[:1])
         except Exception:
-            return images  # whose error is told
-        return tokens
-    return images
+            continue
+        return batch
+    return images  # whose error is told
 
 
 class _WithTensors(nn.Module):
@@ -396,20 +276,19 @@ class _WithTensors(nn.Module):
         return answer
 
 
-def _as_trained(tensor: Tensor, cast: bool, trainable: bool) -> Tensor:
-    """A parameter as a step reads it: what is generated under autocast is in its type already."""
-    return (tensor.to(torch.bfloat16) if cast else tensor).detach().requires_grad_(trainable)
-
-
 def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
     """Bytes that forward and loss keep for backward."""
+
+    def storage(tensor: Tensor) -> int:
+        return int(tensor.untyped_storage()._cdata)
+
     labels = torch.zeros(len(images), dtype=torch.int64)
-    given = {_storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
+    given = {storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in given:
-            kept[_storage(tensor)] = tensor  # held, so that no other storage gets its address
+        if storage(tensor) not in given:
+            kept[storage(tensor)] = tensor  # held, so that no other storage gets its address
         return tensor
 
     casting = torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext()
@@ -418,33 +297,22 @@ def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _is_trained(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
 
-def _generated_names(plan: SharingPlan, member: str) -> frozenset[str]:
-    targets = (target for cluster in plan.clusters for target in cluster.targets if target.member == member)
-    return frozenset(name for target in targets for name in target.names)
-
-
-def _other_bytes(module: nn.Module) -> int:
-    """Frozen parameters and buffers."""
-    frozen = (parameter for parameter in module.parameters() if not parameter.requires_grad)
-    return sum(tensor.numel() * tensor.element_size() for tensor in (*frozen, *module.buffers()))
-
-
-def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated: Mapping[str, frozenset[str]]) -> int:
+def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated: Mapping[str, Collection[str]]) -> int:
     """Trainable tensors: those of the bank and those that stay the members' own."""
+    own = sum(
+        _is_trained(parameter) and key not in generated[name]
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters()
+    )
     slots = sum(
         len(cluster.slots) * (3 if cluster.coefficients == "embedding" else 2)
         for cluster in plan.superweight_clusters.values()
     )
-    bank = slots + sum(map(num_trained_tensors, plan.ssn_groups.values()))
-    return bank + sum(1 for name, module in modules.items() for _ in _own_parameters(module, generated[name]))
-
-
-def _own_parameters(module: nn.Module, generated: frozenset[str]) -> Iterator[nn.Parameter]:
-    return (p for key, p in module.named_parameters() if p.requires_grad and key not in generated)
+    return own + slots + sum(map(_num_trained_tensors, plan.ssn_groups.values()))
 
 
 def _combination_flops(plan: SharingPlan) -> int:
@@ -454,3 +322,106 @@ def _combination_flops(plan: SharingPlan) -> int:
         for cluster in plan.superweight_clusters.values()
         for slot, block in zip(cluster.slots, cluster.blocks)
     )
+
+
+def _num_trained_tensors(group: SsnGroup) -> int:
+    """The bank, coefficients or embeddings and their maps, tiles, masks."""
+    found = group.window_specs
+    each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
+    keys = vectors_by_key(0, found)
+    if group.options.combine == "softmax":
+        keys = {key: places for key, places in keys.items() if found[places[0]].num_windows > 1}
+    further = any(reading.mixed for reading in found) + any(reading.masked for reading in found)
+    return 1 + each * len(keys) + further
+
+
+def _num_gains(group: SsnGroup) -> int:
+    """Numbers that are held and not trained, where coefficients cannot scale a weight."""
+    combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
+    return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
+
+
+def _copied_numbers(group: SsnGroup) -> int:
+    """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
+
+    Example:
+        >>> from superweight_ensembles.plan import SsnOptions, Target
+        >>> a = Target(member="m", names=("a",), kind="linear", shape=(4, 5))
+        >>> b = Target(member="m", names=("b",), kind="linear", shape=(4, 4))
+        >>> group = SsnGroup(name="g", bank_size=30, targets=(a, b), options=SsnOptions())
+        >>> _copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
+        42
+    """
+    longest = max(reading.end for reading in group.window_specs)
+    return longest + longest - group.bank_size if longest > group.bank_size else 0
+
+
+def _group_flops(group: SsnGroup) -> int:
+    """FLOPs of a step, forward and backward: windows are combined, and enlarged where a layer exceeds the bank.
+
+    Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
+    """
+    total = 0
+    for reading, shape in zip(group.window_specs, group.shapes):
+        num_weights, rows = math.prod(shape), reading.num_tiles if reading.mixed else 1
+        total += 3 * 2 * rows * reading.num_windows * reading.size
+        if reading.matrix != (0, 0):
+            total += 2 * _INTERPOLATION * num_weights
+        elif not reading.mixed and reading.num_tiles > 1:
+            # Repetitions are summed in backward; masks multiply and get gradients.
+            total += num_weights + 4 * reading.masked
+    return total
+
+
+def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
+    """How fast this machine trains: forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs).
+
+    Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
+    ResNet: wide convolutions run faster, stems, thin layers and data slower.
+
+    Args:
+        device: Where; in the memory format that a training takes there.
+        bfloat16: Whether under autocast.
+        seconds: To measure for, after one call that is not counted; three calls at least.
+
+    Returns:
+        The median of all calls.
+    """
+    batch = 256 if device.type == "cuda" else 16
+    layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = _Block().to(device).to(memory_format=layout)
+        images = torch.randn(batch, _CHANNELS, _PIXELS, _PIXELS).to(device).contiguous(memory_format=layout)
+    images.requires_grad_()
+    operations = 3 * count_flops(block, images)
+    times: list[float] = []
+    _timed_step(block, images, bfloat16)
+    while len(times) < _LEAST_CALLS or sum(times) < seconds:
+        times.append(_timed_step(block, images, bfloat16))
+    return operations / statistics.median(times)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+
+        def layer() -> nn.Sequential:
+            convolution = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(_CHANNELS))
+
+        self.branch = nn.Sequential(layer(), nn.ReLU(), layer())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.relu(images + self.branch(images))
+
+
+def _timed_step(block: nn.Module, images: torch.Tensor, bfloat16: bool) -> float:
+    casting = torch.autocast(images.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    start = time.perf_counter()
+    with casting:
+        loss = block(images).sum()
+    loss.backward()
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

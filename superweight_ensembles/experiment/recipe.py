@@ -30,7 +30,15 @@ from superweight_ensembles.models import build_member
 from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
-from superweight_ensembles.storage import check_plain, no_recipe, parse_yaml, read_yaml, recipe_path
+from superweight_ensembles.storage import (
+    Problem,
+    check_plain,
+    first_problem,
+    no_recipe,
+    parse_yaml,
+    read_yaml,
+    recipe_path,
+)
 from superweight_ensembles.training import (
     OWN_MEAN,
     Distillation,
@@ -40,30 +48,6 @@ from superweight_ensembles.training import (
     tuned_config,
     uses_bfloat16,
 )
-
-
-def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
-    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SuperWeightError(f"{option} {override!r}: write key.path=value, such as training.epochs=5")
-    *path, last = key.split(".")
-    spot: Any = content
-    for part in path:
-        if isinstance(spot, dict):
-            spot = spot.setdefault(part, {})
-        elif isinstance(spot, list) and part in map(str, range(len(spot))):
-            spot = spot[int(part)]
-        else:
-            raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {part!r}")
-    value = parse_yaml(text, f"{option} {override!r:.200}")
-    if isinstance(spot, dict):
-        spot[last] = value
-    elif isinstance(spot, list) and last in map(str, range(len(spot))):
-        spot[int(last)] = value
-    else:
-        raise SuperWeightError(f"{option} {override!r}: the recipe has nothing at {last!r}")
-
 
 INDEPENDENT = "independent"
 # Keys of older recipes: the value with which each did nothing, and what takes its place.
@@ -76,78 +60,12 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
 }
 
 
-def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's content without retired keys that did nothing.
-
-    Raises:
-        ValueError: One that did something; says what takes its place.
-    """
-    for path, (idle, remedy) in _RETIRED.items():
-        *outer, key = path
-        section = content.get(outer[0]) if outer else content
-        if isinstance(section, dict) and key in section:
-            if section[key] != idle:
-                raise ValueError(f"{'.'.join(path)} is no key any more: {remedy}")
-            kept = {name: value for name, value in section.items() if name != key}
-            content = {**content, outer[0]: kept} if outer else kept
-    return content
-
-
-def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
-    """The hook by which the shared arm of a recipe is taught; None for none.
-
-    Args:
-        recipe: Of the run.
-        independent: Where the trained independent arm is saved, if that is the teacher.
-
-    Raises:
-        SuperWeightError: The recipe names a folder where no trained ensemble is saved.
-    """
-    given = recipe.distillation
-    if given is None:
-        return None
-    teacher: Teacher = OWN_MEAN
-    if given.teacher != OWN_MEAN:
-        teacher = SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent)
-    return Distillation(teacher, weight=given.weight, temperature=given.temperature)
-
-
-def check_saved_teacher(recipe: Recipe) -> None:
-    """Read a teacher that a recipe names by its folder, ahead of a training.
-
-    Raises:
-        SuperWeightError: No saved ensemble is there.
-    """
-    if recipe.distillation is not None and recipe.distillation.teacher not in (OWN_MEAN, INDEPENDENT):
-        distillation_of(recipe)
-
-
-def _saved(folder: Path) -> Path:
-    """The folder of a saved ensemble, given that or the arm of a run that it is of."""
-    if not folder.is_dir():
-        raise SuperWeightError(
-            f"distillation.teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved "
-            "ensemble"
-        )
-    if (folder / "recipe.yaml").is_file():
-        raise SuperWeightError(
-            f"distillation.teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}"
-        )
-    if not (folder.parent / "recipe.yaml").is_file():
-        return folder
-    if not (folder / "training.json").is_file():
-        raise SuperWeightError(
-            f"distillation.teacher: the arm {folder} is not trained to its end: train it with --resume first"
-        )
-    return folder / "ensemble"
-
-
 class Recipe(Strict):
     """A whole run.
 
     Attributes:
         name: Names the run folder under runs/.
-        seed: Of the members' and the bank's start values, the validation split, the data order and augmentation.
+        seed: Seed of all start values, the validation split, the data order and augmentation.
         data: The data set and its options.
         members: The networks.
         sharing: Budget and clusters.
@@ -179,65 +97,44 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, content: Any) -> Any:
-        return _without_retired(content) if isinstance(content, dict) else content
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_seed(cls, content: Any) -> Any:
-        """``training.seed`` is the recipe's, unless it is given."""
-        if isinstance(content, dict) and isinstance(content.get("training", {}), dict) and "seed" in content:
-            return {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
+        """Without retired keys; ``training.seed`` is the recipe's, unless it is given."""
+        if not isinstance(content, dict):
+            return content
+        content = _without_retired(content)
+        if isinstance(content.get("training", {}), dict) and "seed" in content:
+            content = {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
         return content
 
     @model_validator(mode="after")
-    def _untied_in_time(self) -> Recipe:
-        epoch, epochs = self.sharing.untie_epoch, self.shared_training().epochs
-        if epoch is not None and epoch >= epochs:
-            raise ValueError(f"sharing.untie_epoch {epoch} must come before the last of {epochs} epochs")
-        return self
-
-    @model_validator(mode="after")
-    def _something_to_start_from(self) -> Recipe:
-        svd = self.sharing.init == "svd"
-        if svd and self.sharing.init_from is None and self.baseline != "independent":
+    def _consistent(self) -> Recipe:
+        sharing, epochs = self.sharing, self.shared_training().epochs
+        svd, untie_epoch = sharing.init == "svd", sharing.untie_epoch
+        learns = any(member.adaptive is not None for member in self.members)
+        plain = self.learn_widths is not None and not self.learn_widths.keep_importance
+        teacher = None if self.distillation is None else self.distillation.teacher
+        self.refuse_idle(svd, "without sharing.init: svd", "fine_tuning")
+        self.refuse_idle(learns, "without a member that is adaptive: {pairs: ...}", "learn_widths", "width_loss")
+        if untie_epoch is not None and untie_epoch >= epochs:
+            raise ValueError(f"sharing.untie_epoch {untie_epoch} must come before the last of {epochs} epochs")
+        if svd and sharing.init_from is None and self.baseline != INDEPENDENT:
             raise ValueError(
                 "sharing.init svd needs trained members: baseline: independent, or sharing.init_from, a saved ensemble"
             )
-        if self.fine_tuning is not None and not svd:
-            raise ValueError("fine_tuning does nothing without sharing.init: svd: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _widths_learned_before_they_are_shared(self) -> Recipe:
-        learns = any(member.adaptive is not None for member in self.members)
-        for key in ("learn_widths", "width_loss"):
-            if getattr(self, key) is not None and not learns:
-                raise ValueError(f"{key} does nothing: give a member adaptive: {{pairs: ...}}, or leave it out")
-        if self.anytime is not None and self.anytime.truncations and not learns:
-            raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
-        dropped = self.learn_widths is not None and not self.learn_widths.keep_importance
-        if dropped and self.anytime is not None and self.anytime.truncations:
-            raise ValueError("anytime.truncations need learn_widths.keep_importance: true: leave one of them out")
-        if learns and self.learn_widths is None and self.sharing.clusters != "none":
+        if learns and self.learn_widths is None and sharing.clusters != "none":
             raise ValueError(
                 "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "
                 "sharing.clusters: none"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _taught(self) -> Recipe:
-        teacher = None if self.distillation is None else self.distillation.teacher
         if teacher == OWN_MEAN:
             check_own_mean(len(self.members), self.training)
         if teacher == INDEPENDENT and self.baseline != INDEPENDENT:
             raise ValueError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
-        return self
-
-    @model_validator(mode="after")
-    def _members_to_stop_between(self) -> Recipe:
         if self.anytime is not None and len(self.members) < 2:
             raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
+        if self.anytime is not None and self.anytime.truncations and not learns:
+            raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
+        if self.anytime is not None and self.anytime.truncations and plain:
+            raise ValueError("anytime.truncations need learn_widths.keep_importance: true: leave one of them out")
         return self
 
     def to_content(self) -> dict[str, Any]:
@@ -333,29 +230,27 @@ class Recipe(Strict):
 
     def untying(self) -> Untying | None:
         """When and how coefficients are un-tied; None for never."""
-        if self.sharing.untie_epoch is None:
+        sharing = self.sharing
+        if sharing.untie_epoch is None:
             return None
-        return Untying(
-            epoch=self.sharing.untie_epoch,
-            threshold=self.sharing.untie_threshold,
-            max_batches=self.sharing.search_batches,
-        )
+        batches = sharing.search_batches
+        return Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches)
 
     def search_training(self) -> TrainConfig:
         """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
         assert self.sharing.search_epochs is not None, "checked with the recipe"
         return self._in_epochs(self.sharing.search_epochs)
 
+    def width_training(self) -> TrainConfig:
+        """How members are trained while they learn their widths: as at last, but in other epochs, without teachers."""
+        assert self.learn_widths is not None, "there is such a stage"
+        return self._in_epochs(self.learn_widths.epochs)
+
     def _in_epochs(self, epochs: int) -> TrainConfig:
         config = self.training
         if config.schedule == "step":
             config = replace(config, schedule="constant", milestones=(), gamma=TrainConfig().gamma)
         return replace(config, epochs=epochs)
-
-    def width_training(self) -> TrainConfig:
-        """How members are trained while they learn their widths: as at last, but in other epochs, without teachers."""
-        assert self.learn_widths is not None, "there is such a stage"
-        return self._in_epochs(self.learn_widths.epochs)
 
     def bank_generator(self) -> torch.Generator:
         """The source of the bank's start values."""
@@ -371,7 +266,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
 
     Args:
-        path: Of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
+        path: Path of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
         overrides: ``key.path=value``.
 
     Raises:
@@ -391,6 +286,29 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(content, where=str(path))
 
 
+def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:
+    """Set one value in place: ``training.epochs=5``, ``members.0.width=4``."""
+    where = f"{option} {override!r}"
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SuperWeightError(f"{where}: write key.path=value, such as training.epochs=5")
+
+    def place(spot: Any, part: str) -> Any:
+        if isinstance(spot, list) and part in map(str, range(len(spot))):
+            return int(part)
+        if isinstance(spot, dict):
+            return part
+        raise SuperWeightError(f"{where}: the recipe has nothing at {part!r}")
+
+    *path, last = key.split(".")
+    spot: Any = content
+    for part in path:
+        at = place(spot, part)
+        spot = spot.setdefault(at, {}) if isinstance(spot, dict) else spot[at]
+    value = parse_yaml(text, f"{option} {override!r:.200}")
+    spot[place(spot, last)] = value
+
+
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from plain data, checked.
 
@@ -401,28 +319,21 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _explained(
-            where, [part for part in first["loc"] if part not in ("int", "float", "str", "dict[str,list[str]]")], first
-        ) from None
+        raise _explained(where, first_problem(error, tags=("int", "float", "str", "dict[str,list[str]]"))) from None
 
 
-def _explained(where: str, location: list[Any], first: Any) -> SuperWeightError:
-    spot = ".".join(str(part) for part in location)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        *parents, key = location
-        known = _known_keys(parents)
-        problem = unknown_name("key", str(key), known)
-        return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {problem}")
-    if first["type"] == "missing":
+def _explained(where: str, problem: Problem) -> SuperWeightError:
+    spot, said = problem.where, problem.said
+    if problem.kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        *parents, key = problem.path
+        unknown = unknown_name("key", str(key), _known_keys(parents))
+        return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")
+    if problem.kind == "missing":
         return SuperWeightError(f"{where}: {spot} is missing")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if location == ["sharing", "budget"]:
-        message = "must be an int (parameters) or a float (fraction of what the members own apart)"
-    given = "" if first["type"] == "value_error" else f" (got {first['input']!r:.200})"
-    if not spot:
-        return SuperWeightError(f"{where}: {message}{given}")
-    return SuperWeightError(f"{where}: {spot}: {message}{given}")
+    if spot == "sharing.budget":
+        said = "must be an int (parameters) or a float (fraction of what the members own apart)"
+    given = "" if problem.kind == "value_error" else f" (got {problem.given!r:.200})"
+    return SuperWeightError(": ".join(part for part in (where, spot, f"{said}{given}") if part))
 
 
 def _known_keys(parents: list[Any]) -> list[str]:
@@ -434,3 +345,69 @@ def _known_keys(parents: list[Any]) -> list[str]:
     if is_dataclass(model):
         return [field.name for field in fields(model)]
     return list(model.model_fields)
+
+
+def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content without retired keys that did nothing.
+
+    Raises:
+        ValueError: One that did something; says what takes its place.
+    """
+    for path, (idle, remedy) in _RETIRED.items():
+        *outer, key = path
+        section = content.get(outer[0]) if outer else content
+        if isinstance(section, dict) and key in section:
+            if section[key] != idle:
+                raise ValueError(f"{'.'.join(path)} is no key any more: {remedy}")
+            kept = {name: value for name, value in section.items() if name != key}
+            content = {**content, outer[0]: kept} if outer else kept
+    return content
+
+
+def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
+    """The hook by which the shared arm of a recipe is taught; None for none.
+
+    Args:
+        recipe: Recipe of the run.
+        independent: Where the trained independent arm is saved, if that is the teacher.
+
+    Raises:
+        SuperWeightError: The recipe names a folder where no trained ensemble is saved.
+    """
+    given = recipe.distillation
+    if given is None:
+        return None
+    teacher: Teacher = OWN_MEAN
+    if given.teacher != OWN_MEAN:
+        teacher = SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent)
+    return Distillation(teacher, weight=given.weight, temperature=given.temperature)
+
+
+def check_saved_teacher(recipe: Recipe) -> None:
+    """Read a teacher that a recipe names by its folder, ahead of a training.
+
+    Raises:
+        SuperWeightError: No saved ensemble is there.
+    """
+    if recipe.distillation is not None and recipe.distillation.teacher not in (OWN_MEAN, INDEPENDENT):
+        distillation_of(recipe)
+
+
+def _saved(folder: Path) -> Path:
+    """The folder of a saved ensemble, given that or the arm of a run that it is of."""
+    if not folder.is_dir():
+        raise SuperWeightError(
+            f"distillation.teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved "
+            "ensemble"
+        )
+    if (folder / "recipe.yaml").is_file():
+        raise SuperWeightError(
+            f"distillation.teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}"
+        )
+    if not (folder.parent / "recipe.yaml").is_file():
+        return folder
+    if not (folder / "training.json").is_file():
+        raise SuperWeightError(
+            f"distillation.teacher: the arm {folder} is not trained to its end: train it with --resume first"
+        )
+    return folder / "ensemble"

@@ -16,6 +16,16 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def refuse_idle(self, acts: bool, why: str, *keys: str) -> None:
+        """Refuse keys that were given where they do not act.
+
+        Raises:
+            ValueError: Says why not: "KEY does nothing WHY".
+        """
+        for key in keys:
+            if not acts and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} does nothing {why}: leave it out")
+
 
 class DataRecipe(BaseModel):
     """``data:`` a name, the number of classes and channels where no registry knows them, and the set's options."""
@@ -55,7 +65,7 @@ class WidthStageRecipe(Strict):
     """``learn_widths:`` has members learn their widths first, apart from each other.
 
     Attributes:
-        epochs: Of that training; all else is as ``training`` says.
+        epochs: Epochs of that training; all else is as ``training`` says.
         keep_importance: Whether neurons still count less and less in the networks that are trained then, so that these
             can be truncated. Without, they are plain networks of the widths learned, which are more accurate whole.
     """
@@ -64,17 +74,11 @@ class WidthStageRecipe(Strict):
     keep_importance: StrictBool = True
 
 
-_SEARCH_KEYS = (
-    "coefficients",
-    "search",
-    "search_epochs",
-    "search_batches",
-    "threshold",
-    "untie_epoch",
-    "untie_threshold",
-    "init",
-    "init_from",
-)
+# What plan_sharing does not take as the recipe has it.
+_OF_A_RUN = {
+    "coefficients", "group_seed", "init", "init_from", "search", "search_batches", "search_epochs", "ssn", "threshold",
+    "untie_epoch", "untie_threshold",
+}  # fmt: skip
 
 
 class SharingRecipe(Strict):
@@ -82,10 +86,10 @@ class SharingRecipe(Strict):
 
     Attributes:
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
-        num_groups: Of clusters ``random``, and of search ``k_means``.
-        group_seed: Of clusters ``random``; the recipe's seed unless given.
-        search: ``gradient`` or ``weight`` splits clusters by similarity, ``k_means`` learns groups, of flat banks alone
-            (:func:`search_sharing`); ``none`` does neither.
+        num_groups: Number of groups, for clusters ``random`` and search ``k_means``.
+        group_seed: Seed of clusters ``random``; the recipe's unless given.
+        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
+            groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.
@@ -118,52 +122,45 @@ class SharingRecipe(Strict):
     init_from: str | None = None
 
     @model_validator(mode="after")
-    def _nothing_idle(self) -> SharingRecipe:
-        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        searches, unties = self.search != "none", self.untie_epoch is not None
+    def _consistent(self) -> SharingRecipe:
+        search, unties = self.search, self.untie_epoch is not None
+        searches, splits, groups = search != "none", search in ("gradient", "weight"), search == "k_means"
+        of_groups = "with search 'k_means', which makes groups of flat banks"
         if searches and self.search_epochs is None:
             raise ValueError("a search needs search_epochs: the epochs that the first plan is trained for")
-        splits = self.search in ("gradient", "weight")
         if splits and self.clusters == "none":
             raise ValueError("a search splits clusters, and clusters 'none' makes none")
         if splits and self.generator == "ssn":
             raise ValueError(
-                f"search {self.search!r} splits clusters of SuperWeights: generator must be 'superweight' or 'auto'; "
-                "search 'k_means' learns groups of flat banks"
+                f"search {search!r} splits clusters of SuperWeights: generator must be 'superweight' or 'auto'; search "
+                "'k_means' learns groups of flat banks"
             )
-        if splits and self.ssn is not None:
-            raise ValueError(f"ssn does nothing with search {self.search!r}, which splits SuperWeights: leave it out")
-        if self.search == "k_means":
-            for key in sorted(given & {"clusters", "bins", "coefficients", "cap"}):
-                raise ValueError(
-                    f"{key} does nothing with search 'k_means', which makes groups of flat banks: leave it out"
-                )
-            if self.num_groups is None:
-                raise ValueError("search 'k_means' needs num_groups")
-            if self.generator == "superweight":
-                raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
-        for acts, without, keys in (
-            (searches, "a search (search: gradient)", ("search_epochs",)),
-            (splits, "search: gradient", ("threshold",)),
-            (unties, "untie_epoch", ("untie_threshold",)),
-            (self.search == "gradient" or unties, "search: gradient or untie_epoch", ("search_batches",)),
-            (self.coefficient_kind == "tied", "tied coefficients", ("untie_epoch",)),
-            (self.clusters == "random", "clusters: random", ("group_seed",)),
-            (self.init == "svd", "init: svd", ("init_from",)),
+        if groups and self.num_groups is None:
+            raise ValueError("search 'k_means' needs num_groups")
+        if groups and self.generator == "superweight":
+            raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
+        for acts, why, *keys in (
+            (not splits, f"with search {search!r}, which splits SuperWeights", "ssn"),
+            (not groups, of_groups, "bins", "cap", "clusters", "coefficients"),
+            (searches, "without a search (search: gradient)", "search_epochs"),
+            (splits, "without search: gradient", "threshold"),
+            (unties, "without untie_epoch", "untie_threshold"),
+            (search == "gradient" or unties, "without search: gradient or untie_epoch", "search_batches"),
+            (self.coefficient_kind == "tied", "without tied coefficients", "untie_epoch"),
+            (self.clusters == "random", "without clusters: random", "group_seed"),
+            (self.init == "svd", "without init: svd", "init_from"),
         ):
-            for key in keys:
-                if key in given and not acts:
-                    raise ValueError(f"{key} does nothing without {without}: leave it out")
+            self.refuse_idle(acts, why, *keys)
         return self
 
     @property
     def coefficient_kind(self) -> str:
-        """Of the plan that is trained to the end."""
+        """Coefficients of the plan that is trained to the end."""
         return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
         """What :func:`plan_sharing` takes for the plan that a run begins with."""
-        options = self.model_dump(exclude={*_SEARCH_KEYS, "ssn", "group_seed"})
+        options = self.model_dump(exclude=_OF_A_RUN)
         if self.search == "k_means":
             learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
             return {**options, **learning}
@@ -195,6 +192,9 @@ class DistillationRecipe(Strict):
     temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
 
 
+_TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
+
+
 class AnytimeRecipe(Strict):
     """``anytime:`` has ``superweights evaluate`` measure stream and cascade, and keep a calibrated cascade.
 
@@ -209,7 +209,7 @@ class AnytimeRecipe(Strict):
         flops: Mean of an image; up to 1.0, the fraction of all members'.
         latency_ms: Mean of an image, in batches of ``batch_size``.
         max_accuracy_drop: At most so much below all members, as a fraction.
-        num_points: Of the cascade's curve.
+        num_points: Points of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Test images for the clock.
         truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
@@ -230,15 +230,15 @@ class AnytimeRecipe(Strict):
 
     @model_validator(mode="after")
     def _one_target(self) -> AnytimeRecipe:
-        if len(self._targets()) > 1:
-            raise ValueError(f"give one of {', '.join(self._targets())}")
+        if len(self._targets) > 1:
+            raise ValueError(f"give one of {', '.join(self._targets)}")
         return self
 
     def curve_options(self) -> dict[str, Any]:
         """What :func:`measure_curves` takes."""
-        options = self.model_dump(exclude={"order", "truncations", "flops", "latency_ms", "max_accuracy_drop"})
-        return {**options, "target": next(iter(self._targets().items()), ("flops", 0.5))}
+        options = self.model_dump(exclude={"order", "truncations", *_TARGETS})
+        return {**options, "target": next(iter(self._targets.items()), ("flops", 0.5))}
 
+    @property
     def _targets(self) -> dict[str, float]:
-        found = {name: getattr(self, name) for name in ("flops", "latency_ms", "max_accuracy_drop")}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: getattr(self, name) for name in _TARGETS if getattr(self, name) is not None}

@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
-from superweight_ensembles.storage import Amount, Count, Name, Positive, Share
+from superweight_ensembles.storage import Amount, Count, Name, Share
 
 RUN_FORMAT = 1  # of run.json and results.json
 SEARCH_FORMAT = 1
@@ -314,116 +314,3 @@ def naming_files(*files: Path) -> Iterator[None]:
             "evaluate the run again; if that does not help it is a defect of this program, and superweights --verbose "
             "says where"
         ) from error
-
-
-# Of comparisons, until their own rooms have these.
-
-
-class _Part(BaseModel):
-    """Keys that nobody reads may be there; those that are read are of their type, without conversions."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Accuracy(_Part):
-    accuracy: Share
-
-
-class _Metrics(_Accuracy):
-    nll: float
-    ece: float
-    brier: float
-
-
-class _Entry(_Part):
-    flops: Amount
-    metrics: _Metrics
-
-
-class _Timed(_Entry):
-    latency_ms: Amount
-
-
-class _Member(_Timed):
-    name: Name
-    num_parameters: Count
-
-
-class _Subset(_Entry):
-    members: list[Name]
-
-
-class _Spread(_Part):
-    mean: Share
-    std: Amount | None
-
-
-class _Summary(_Part):
-    accuracy: _Spread
-
-
-class _Seed(_Part):
-    metrics: _Accuracy
-    subsets: list[_Subset] | None = Field(default=None, max_length=2**14)
-
-
-class _Compared(_Part):
-    name: Name
-    label: Name | None = None
-    kind: Name = ""
-    num_parameters: Positive
-    flops: Positive
-    runs: list[_Seed] = Field(max_length=1000)
-    summary: _Summary
-    series: Name | None = None
-    group: Name | None = None
-
-
-class _Comparison(_Part):
-    name: Name
-    arms: list[_Compared] = Field(max_length=500)
-
-
-class _SeedArm(_Part):
-    """What a comparison reads of one arm and seed."""
-
-    num_parameters: Count
-    ensemble: _Entry
-    members: list[_Member] = Field(min_length=1)
-    diversity: float | None
-    training: dict[str, Any]
-    subsets: list[_Subset]
-
-
-class _SeedResults(_Part):
-    arms: list[_SeedArm] = Field(min_length=1)
-
-
-_KINDS: dict[str, tuple[type[_Part], str]] = {
-    "comparison": (_Comparison, "compare again"),
-    "seed": (_SeedResults, "remove its folder and compare again with --resume"),
-}
-
-
-def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, Any]:
-    """The content as it was read from a file, where it holds what is read of such a file.
-
-    Args:
-        content: Parsed JSON.
-        file: It was read from.
-        kind: ``comparison`` or ``seed``.
-
-    Raises:
-        SuperWeightError: Names the file and the key.
-    """
-    model, remedy = _KINDS[kind]
-    if "format" in content and (type(content["format"]) is not int or content["format"] != 1):
-        return content  # of another version: whatever reads it says so
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
-    return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -12,6 +11,7 @@ from torch import nn
 
 from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment.compare import Comparison, Spread
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
 from superweight_ensembles.experiment.recipe import Recipe, check_saved_teacher
 from superweight_ensembles.experiment.results import RunResults
@@ -83,14 +83,13 @@ def anytime_table(results: RunResults) -> Table | None:
     return table
 
 
-def comparison_tables(comparison: dict[str, Any]) -> tuple[Table, Table]:
+def comparison_tables(comparison: Comparison) -> tuple[Table, Table]:
     """One row an arm, at most 80 columns for usual names: quality, then cost. Mean and deviation over seeds."""
-    arms, dataset, seeds = comparison["arms"], comparison["dataset"], len(comparison["seeds"])
-    fewer = any(arm["summary"]["accuracy"]["n"] < seeds for arm in arms)
+    arms, dataset, seeds = comparison.arms, comparison.dataset, len(comparison.seeds)
+    fewer = any(arm.summary["accuracy"].n < seeds for arm in arms)
     quality = _table(
         ("", "accuracy %", "ours minus it", "NLL", "ECE %", "Brier"),
-        title=f"{comparison['name']}: {dataset['num_test']:,} test images of {dataset['name']}, "
-        f"{seeds} seed{'s' * (seeds > 1)}",
+        title=f"{comparison.name}: {dataset.num_test:,} test images of {dataset.name}, {seeds} seed{'s' * (seeds > 1)}",
         caption="mean +- standard deviation over seeds; 'ours minus it': points of accuracy, paired by seed"
         + "; without +-: one seed" * fewer,
         close=True,
@@ -102,22 +101,22 @@ def comparison_tables(comparison: dict[str, Any]) -> tuple[Table, Table]:
         close=True,
     )
     for arm in arms:
-        first, summary = arm is arms[0], arm["summary"]
-        mean = {name: value["mean"] for name, value in summary.items()}
+        first, summary = arm is arms[0], arm.summary
+        mean = {name: value.mean for name, value in summary.items()}
         style = "bold" if first else None
         quality.add_row(
-            cell(arm["label"]),
+            cell(arm.label),
             _spread(summary["accuracy"]),
-            "" if first else _spread(arm["difference"]["accuracy"], sign="+"),
+            "" if first else _spread(arm.difference["accuracy"], sign="+"),
             f"{mean['nll']:.4f}",
             f"{100 * mean['ece']:.2f}",
             f"{mean['brier']:.4f}",
             style=style,
         )
         cost.add_row(
-            cell(arm["label"]),
-            f"{arm['num_parameters']:,}",
-            f"{arm['flops'] / 1e6:,.1f}",
+            cell(arm.label),
+            f"{arm.num_parameters:,}",
+            f"{arm.flops / 1e6:,.1f}",
             f"{100 * mean['mean_member_accuracy']:.2f}",
             f"{mean['diversity']:.2f}" if "diversity" in mean else "",
             f"{mean['training_seconds'] / 60:.1f}",
@@ -135,10 +134,10 @@ def _table(columns: Sequence[str], *, caption: str, title: str | None = None, cl
     return table
 
 
-def _spread(value: dict[str, float], sign: str = "") -> str:
+def _spread(value: Spread, sign: str = "") -> str:
     """A mean in per cent, with its deviation where there are several seeds."""
-    mean = f"{100 * value['mean']:{sign}.2f}"
-    return mean if value["n"] == 1 else f"{mean} +- {100 * value['std']:.2f}"
+    mean = f"{100 * value.mean:{sign}.2f}"
+    return mean if value.n == 1 else f"{mean} +- {100 * value.std:.2f}"
 
 
 def preview_lines(

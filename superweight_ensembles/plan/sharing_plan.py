@@ -27,7 +27,7 @@ from superweight_ensembles.plan.targets import (
     Name,
     Size,
 )
-from superweight_ensembles.storage import escape_controls, parse_json
+from superweight_ensembles.storage import escape_controls, first_problem, parse_json
 
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")
@@ -255,11 +255,10 @@ class SharingPlan:
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
-            first = error.errors()[0]
-            at = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
-            retired = at.endswith(".coefficients") and first["input"] == "channel"
-            message = RETIRED_CHANNEL if retired else first["msg"]
-            raise SuperWeightError(f"{where}, at {at or 'the top'}: {message}") from None
+            first = first_problem(error, tags=_TAGS)
+            retired = first.where.endswith(".coefficients") and first.given == "channel"
+            message = RETIRED_CHANNEL if retired else first.said
+            raise SuperWeightError(f"{where}, at {first.where or 'the top'}: {message}") from None
         _check_consistent(plan, where)
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
         if noted is not None and noted != written and noted != plan.fingerprint:

@@ -31,9 +31,11 @@ from .records import Amount as Amount
 from .records import Count as Count
 from .records import Name as Name
 from .records import Positive as Positive
+from .records import Problem as Problem
 from .records import Share as Share
 from .records import as_content as as_content
 from .records import content_as as content_as
+from .records import first_problem as first_problem
 from .records import read_as as read_as
 from .tensors import count_numbers as count_numbers
 from .tensors import read_header as read_header

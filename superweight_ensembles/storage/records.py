@@ -7,11 +7,11 @@ default in the annotation alone: ``Annotated[int, Field(default=0)]``. Keys that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -44,17 +44,35 @@ def read_as(kind: type[T], file: Path, remedy: str) -> T:
 def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) -> T:
     """As :func:`read_as`, from content that was read already."""
     version = next((field.default for field in fields(kind) if field.name == "format"), None)  # type: ignore[arg-type]
-    found = content.get("format")
-    if version is not None and (type(found) is not int or found != version):
-        raise SuperWeightError(f'{file} must hold "format": {version}; got {found!r:.40}: {remedy}')
+    held = content.get("format")
+    if version is not None and (type(held) is not int or held != version):
+        raise SuperWeightError(f'{file} must hold "format": {version}; got {held!r:.40}: {remedy}')
     try:
         record: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top"
-        said = str(first["msg"]).removeprefix("Value error, ")
-        raise SuperWeightError(f"{file} is damaged ({where:.200}: {said}): {remedy}") from None
+        found = first_problem(error)
+        raise SuperWeightError(f"{file} is damaged ({found.where or 'the top':.200}: {found.said}): {remedy}") from None
     return record
+
+
+class Problem(NamedTuple):
+    """The first thing that a type refuses: where, in a sentence, of which of pydantic's kinds, and what was given."""
+
+    path: tuple[int | str, ...]
+    said: str
+    kind: str
+    given: Any
+
+    @property
+    def where(self) -> str:
+        return ".".join(map(str, self.path))
+
+
+def first_problem(error: ValidationError, tags: Collection[str] = ()) -> Problem:
+    """What is wrong, for a message; ``tags`` are names of a union's alternatives, which are no keys."""
+    first = error.errors()[0]
+    path = tuple(part for part in first["loc"] if part not in tags)
+    return Problem(path, str(first["msg"]).removeprefix("Value error, "), first["type"], first["input"])
 
 
 def as_content(record: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.storage import first_problem
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
@@ -214,6 +215,6 @@ def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     try:
         return _CONFIG.validate_python({**kept, **changes})
     except ValidationError as error:
-        first = error.errors()[0]
-        spot = ".".join(str(part) for part in ("fine_tuning", *first["loc"]))
-        raise SuperWeightError(f"{spot}: {str(first['msg']).removeprefix('Value error, ')}") from None
+        found = first_problem(error)
+        spot = f"fine_tuning.{found.where}" if found.path else "fine_tuning"
+        raise SuperWeightError(f"{spot}: {found.said}") from None

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
+import compare_uncertainty
 import pytest
 import torch
+from compare_uncertainty import BASELINES, EstimatorMember, run_estimator_arm
 from torch import nn
+from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import count_flops
-from superweight_ensembles.experiment import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
+from superweight_ensembles.experiment import build_arms, parse_recipe
 from superweight_ensembles.plan import count_parameters
 
 NUM_ESTIMATORS = {"batchensemble": 4, "packed": 4, "mimo": 3, "masksembles": 4}
 NUM_CLASSES = 7
+SCRIPT = Path(compare_uncertainty.__file__)
+CONTENT = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
+    "members": [
+        {"name": "small", "model": "wide_resnet", "depth": 10, "width": 1},
+        {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
+    ],
+    "sharing": {"budget": 0.83},
+    "training": {"epochs": 1, "batch_size": 32, "num_threads": 1, "precision": "float32", "learning_rate": 0.05},
+}
 
 
 def build(arm: str, num_parameters: int = 120_000) -> EstimatorNetwork:
@@ -79,7 +96,7 @@ def test_parameters_near_the_target(arm: str, target: int, tolerance: float) -> 
 
 
 def test_far_off_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "superweight_ensembles"):
+    with caplog.at_level(logging.WARNING):
         network = build("masksembles", 1_000)
     assert "masksembles: nearest to 1000 parameters is resnet" in caplog.text
     assert str(count_parameters(network)) in caplog.text
@@ -207,3 +224,98 @@ def test_flops_are_counted_and_proportional_to_the_batch(arm: str) -> None:
     with torch.inference_mode():
         one, three = count_flops(network, images[:1]), count_flops(network, images)
     assert one > 0 and three == 3 * one
+
+
+class Twins(nn.Module):
+    """Two estimators over one flat layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3 * 8 * 8, 4) for _ in range(2))
+        self.r_group = nn.Parameter(torch.ones(2, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        return torch.cat([layer(flat) * row for layer, row in zip(self.layers, self.r_group)])
+
+
+def twins() -> EstimatorNetwork:
+    return EstimatorNetwork(
+        Twins(), lambda batch: (batch[0], batch[1].repeat(2)), num_estimators=2, architecture="twins"
+    )
+
+
+def test_an_estimator_member_answers_the_log_of_the_mean_softmax() -> None:
+    member = EstimatorMember(twins()).eval()
+    images = torch.randn(5, 3, 8, 8)
+    mean = member.estimators(images).softmax(2).mean(0)
+    torch.testing.assert_close(member(images).softmax(1), mean)
+    assert {name.rpartition(".")[2] for name in member.no_weight_decay()} == {"bias", "r_group"}
+
+
+def test_an_estimator_arm_is_trained_and_evaluated_as_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def build(arm: str, **options: Any) -> EstimatorNetwork:
+        asked.update(options, arm=arm)
+        return twins()
+
+    monkeypatch.setattr(compare_uncertainty, "build_estimator_network", build)
+    recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "epochs": 2, "label_smoothing": 0.1}})
+    found = run_estimator_arm("packed", recipe, 1234, tmp_path)
+    assert asked == {"arm": "packed", "num_parameters": 1234, "num_classes": 4, "in_channels": 3}
+    assert found["num_parameters"] == 2 * (3 * 8 * 8 * 4 + 4) + 8
+    assert found["ensemble"]["flops"] == 2 * 2 * 3 * 8 * 8 * 4
+    assert len(found["history"]) == 2 and found["architecture"] == "twins"
+    losses = [record["train_loss"]["packed"] for record in found["history"]]
+    assert losses[1] < losses[0]
+    assert found["ensemble"]["metrics"]["accuracy"] > 0.5
+    assert found["diversity"] is None or found["diversity"] >= 0
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> int:
+    """Run the benchmark's command into tmp_path/out; its exit code."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(parse_recipe(CONTENT).to_yaml())
+    command = [str(SCRIPT), str(recipe), "--seeds", "1", "--out", str(tmp_path / "out"), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(stopped.value.code or 0)
+
+
+def test_arms_are_as_large_as_the_shared_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_uncertainty, "check_installed", lambda kind: None)
+    shared, packed = build_arms(parse_recipe(CONTENT), ["packed:1"], [], baselines=BASELINES)
+    assert packed.num_parameters == shared.num_parameters and packed.recipe == shared.recipe
+    assert (packed.name, packed.kind, packed.label, packed.num_seeds) == ("packed", "packed", "Packed", 1)
+
+
+def test_a_missing_package_is_told_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_uncertainty", None)
+    assert compare(monkeypatch, tmp_path, "--against", "packed") == 2
+    assert 'pip install "superweight-ensembles[bench]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_arms_know_the_four(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare(monkeypatch, tmp_path, "--against", "pakced") == 2
+    assert "unknown arm 'pakced': did you mean 'packed'? Known: batchensemble, independent" in capsys.readouterr().err
+
+
+def test_the_command_trains_and_tells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch_uncertainty")
+    assert compare(monkeypatch, tmp_path, "--against", "single,packed") == 0
+    assert "Packed" in capsys.readouterr().out
+    arms = json.loads((tmp_path / "out" / "comparison.json").read_text())["arms"]
+    assert [arm["kind"] for arm in arms] == ["shared", "single", "packed"]
+    assert arms[2]["architecture"].endswith("4 estimators") and "diversity" in arms[2]["summary"]
+    assert not (tmp_path / "out" / "packed" / "seed-0" / "checkpoints").exists()

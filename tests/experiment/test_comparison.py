@@ -2,31 +2,32 @@
 
 import json
 import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 from typer.testing import CliRunner
 
 from superweight_ensembles.__main__ import app
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import (
-    EstimatorMember,
-    EstimatorNetwork,
+    ComparisonPlan,
+    SeedResult,
+    SeedSummary,
     Variant,
     build_arms,
     compare_arms,
-    estimators,
     parse_recipe,
     parse_variant,
     read_comparison,
-    run_estimator_arm,
     spread,
     summarise,
     with_seed,
 )
 from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.storage import as_content, content_as, read_as
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 CONTENT = {
     "name": "tiny",
     "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
@@ -48,17 +49,16 @@ def finished(tmp_path_factory):
 
 
 def by_name(comparison):
-    return {arm["name"]: arm for arm in comparison["arms"]}
+    return {arm.name: arm for arm in comparison.arms}
 
 
 def test_arms_have_the_parameters_that_they_stand_for():
     recipe = parse_recipe(CONTENT)
     members = recipe.build_members()
     sizes = {name: count_parameters(module) for name, module in members.items()}
-    arms = {arm.name: arm for arm in build_arms(recipe, ["independent", "single", "packed"], [])}
-    assert list(arms) == ["shared", "independent", "single", "packed"]
+    arms = {arm.name: arm for arm in build_arms(recipe, ["independent", "single"], [])}
+    assert list(arms) == ["shared", "independent", "single"]
     assert arms["shared"].num_parameters == recipe.plan(members).num_parameters <= 0.83 * sum(sizes.values())
-    assert arms["packed"].num_parameters == arms["shared"].num_parameters
     assert arms["independent"].num_parameters == sum(sizes.values())
     assert arms["single"].num_parameters == sizes["large"]
     assert [member.name for member in arms["single"].recipe.members] == ["large"]
@@ -111,6 +111,12 @@ def test_bad_variants(text, match):
     ("against", "variants", "overrides", "match"),
     [
         (["independant"], [], [], "unknown arm 'independant': did you mean 'independent'"),
+        (
+            ["packed"],
+            [],
+            [],
+            r"unknown arm 'packed': .*benchmarks/compare_uncertainty\.py has those of torch-uncertainty",
+        ),
         (["single", "single"], [], [], "two arms are named 'single'"),
         (["single:0"], [], [], "arm 'single:0': write single:SEEDS with at least one seed"),
         ([], [Variant(name="x", overrides=("sharing.bugdet=1",))], [], "variant 'x': sharing: unknown key 'bugdet'"),
@@ -130,21 +136,34 @@ def test_a_comparison_is_the_arithmetic_of_its_runs(finished):
     arms = by_name(comparison)
     assert list(arms) == ["shared", "independent", "single", "less"]
     for name, arm in arms.items():
-        accuracies = [run["metrics"]["accuracy"] for run in arm["runs"]]
-        assert [run["seed"] for run in arm["runs"]] == [0, 1]
-        assert arm["summary"]["accuracy"] == spread(accuracies)
-        for seed, run in enumerate(arm["runs"]):
+        accuracies = [run.metrics.accuracy for run in arm.runs]
+        assert [run.seed for run in arm.runs] == [0, 1]
+        assert arm.summary["accuracy"] == spread(accuracies)
+        for seed, run in enumerate(arm.runs):
             written = json.loads((folder / name / f"seed-{seed}" / "results.json").read_text())["arms"][0]
-            assert run["metrics"] == written["ensemble"]["metrics"]
-            assert arm["num_parameters"] == written["num_parameters"]
-    ours, theirs = ([run["metrics"]["nll"] for run in arms[name]["runs"]] for name in ("shared", "independent"))
+            assert as_content(run.metrics) == written["ensemble"]["metrics"]
+            assert arm.num_parameters == written["num_parameters"]
+    ours, theirs = ([run.metrics.nll for run in arms[name].runs] for name in ("shared", "independent"))
     differences = [mine - other for mine, other in zip(ours, theirs)]
-    assert arms["independent"]["difference"]["nll"]["mean"] == statistics.fmean(differences)
-    assert arms["independent"]["difference"]["nll"]["std"] == statistics.stdev(differences)
-    assert arms["shared"]["difference"]["accuracy"] == {"mean": 0, "std": 0, "n": 2}
-    assert "member small" in arms["independent"]["difference"] and "member small" not in arms["single"]["difference"]
-    assert "diversity" not in arms["single"]["summary"]
-    assert arms["single"]["runs"][0]["subsets"] == [] and len(arms["shared"]["runs"][0]["subsets"]) == 3
+    assert arms["independent"].difference["nll"].mean == statistics.fmean(differences)
+    assert arms["independent"].difference["nll"].std == statistics.stdev(differences)
+    assert as_content(arms["shared"].difference["accuracy"]) == {"mean": 0, "std": 0, "n": 2}
+    assert "member small" in arms["independent"].difference and "member small" not in arms["single"].difference
+    assert "diversity" not in arms["single"].summary
+    assert arms["single"].runs[0].subsets == () and len(arms["shared"].runs[0].subsets) == 3
+
+
+def test_what_was_asked_for_is_written(finished):
+    plan = read_as(ComparisonPlan, finished[0] / "compare.json", "compare again")
+    assert (plan.against, plan.overrides, plan.seeds) == (("independent", "single"), (), (0, 1))
+    assert plan.variants == (Variant(name="less", overrides=("sharing.budget=0.7",), group="budget"),)
+
+
+@pytest.mark.parametrize("file", sorted(COMMITTED.rglob("comparison.json")), ids=lambda file: file.parent.name)
+def test_committed_comparisons_are_read_and_written_alike(file):
+    assert as_content(read_comparison(file.parent)) == json.loads(file.read_text())
+    plan = asdict(read_as(ComparisonPlan, file.parent / "compare.json", "compare again"))
+    assert json.loads(json.dumps(plan)) == json.loads((file.parent / "compare.json").read_text())
 
 
 def test_arms_of_a_seed_start_from_the_same_members_and_see_the_same_seed(finished):
@@ -161,11 +180,11 @@ def test_resume_keeps_what_is_there_and_adds(finished):
     kept = (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns
     arms = ["independent", "single:2"]
     comparison = compare_arms(parse_recipe(CONTENT), folder, against=arms, num_seeds=3, resume=True)
-    assert [run["seed"] for run in by_name(comparison)["single"]["runs"]] == [0, 1]
-    assert by_name(comparison)["single"]["difference"]["accuracy"]["n"] == 2
+    assert [run.seed for run in by_name(comparison)["single"].runs] == [0, 1]
+    assert by_name(comparison)["single"].difference["accuracy"].n == 2
     assert (folder / "shared" / "seed-0" / "results.json").stat().st_mtime_ns == kept
-    assert [run["seed"] for run in by_name(comparison)["shared"]["runs"]] == [0, 1, 2]
-    assert by_name(comparison)["shared"]["runs"][:2] == by_name(before)["shared"]["runs"]
+    assert [run.seed for run in by_name(comparison)["shared"].runs] == [0, 1, 2]
+    assert by_name(comparison)["shared"].runs[:2] == by_name(before)["shared"].runs
 
 
 def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
@@ -196,13 +215,6 @@ def test_folders_are_not_overwritten_by_accident(finished, tmp_path):
         read_comparison(tmp_path)
 
 
-def test_a_missing_package_is_told_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch_uncertainty", None)
-    with pytest.raises(SuperWeightError, match=r'pip install "superweight-ensembles\[bench\]"'):
-        compare_arms(parse_recipe(CONTENT), tmp_path / "out", against=["packed"])
-    assert not (tmp_path / "out").exists()
-
-
 def test_command_line_and_plot(finished, tmp_path):
     folder, _ = finished
     recipe = tmp_path / "tiny.yaml"
@@ -226,67 +238,54 @@ def test_command_line_and_plot(finished, tmp_path):
     assert "2 figures" in answer.output
 
 
-class Twins(nn.Module):
-    """Two estimators over one flat layer each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(3 * 8 * 8, 4) for _ in range(2))
-        self.r_group = nn.Parameter(torch.ones(2, 4))
-
-    def forward(self, images):
-        flat = images.flatten(1)
-        return torch.cat([layer(flat) * row for layer, row in zip(self.layers, self.r_group)])
+def own_seed(arm, recipe, folder, progress):
+    """A baseline of the user's own, which knows its answers."""
+    folder.mkdir(parents=True)
+    entry = {"name": arm.name, **as_content(own_result(arm.num_parameters + recipe.seed))}
+    (folder / "results.json").write_text(json.dumps({"arms": [entry]}))
 
 
-def twins():
-    return EstimatorNetwork(
-        Twins(), lambda batch: (batch[0], batch[1].repeat(2)), num_estimators=2, architecture="twins"
-    )
+def test_a_baseline_of_ones_own(tmp_path):
+    def mine(shared, members):
+        return replace(shared, label=f"mine beside {len(members)}", train=own_seed)
+
+    def compare(**options):
+        return compare_arms(
+            parse_recipe(CONTENT), tmp_path / "out", against=["mine"], baselines={"mine": mine}, **options
+        )
+
+    shared, own = compare(num_seeds=2).arms
+    assert (own.name, own.kind, own.label) == ("mine", "mine", "mine beside 2")
+    assert [run.metrics.accuracy for run in own.runs] == [0.5, 0.5] and own.num_parameters == shared.num_parameters
+    assert own.difference["accuracy"].mean == pytest.approx(shared.summary["accuracy"].mean - 0.5)
+    (tmp_path / "out" / "mine" / "seed-0" / "results.json").write_text('{"arms": []}')
+    with pytest.raises(SuperWeightError, match=r"results\.json is damaged \(arms.*remove its folder and compare again"):
+        compare(num_seeds=2, resume=True)
+    with pytest.raises(SuperWeightError, match=r"unknown arm 'min': did you mean 'mine'.*Known: [^;]*$"):
+        build_arms(parse_recipe(CONTENT), ["min"], [], baselines={"mine": mine})
 
 
-def test_an_estimator_member_answers_the_log_of_the_mean_softmax():
-    member = EstimatorMember(twins()).eval()
-    images = torch.randn(5, 3, 8, 8)
-    mean = member.estimators(images).softmax(2).mean(0)
-    torch.testing.assert_close(member(images).softmax(1), mean)
-    assert {name.rpartition(".")[2] for name in member.no_weight_decay()} == {"bias", "r_group"}
-
-
-def test_an_estimator_arm_is_trained_and_evaluated_as_the_others(tmp_path, monkeypatch):
-    asked = {}
-
-    def build(arm, **options):
-        asked.update(options, arm=arm)
-        return twins()
-
-    monkeypatch.setattr(estimators, "build_estimator_network", build)
-    recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "epochs": 2, "label_smoothing": 0.1}})
-    found = run_estimator_arm("packed", recipe, 1234, tmp_path)
-    assert asked == {"arm": "packed", "num_parameters": 1234, "num_classes": 4, "in_channels": 3}
-    assert found["num_parameters"] == 2 * (3 * 8 * 8 * 4 + 4) + 8
-    assert found["ensemble"]["flops"] == 2 * 2 * 3 * 8 * 8 * 4
-    assert len(found["history"]) == 2 and found["architecture"] == "twins"
-    losses = [record["train_loss"]["packed"] for record in found["history"]]
-    assert losses[1] < losses[0]
-    assert found["ensemble"]["metrics"]["accuracy"] > 0.5
-    assert found["diversity"] is None or found["diversity"] >= 0
+def own_result(num_parameters):
+    metrics = {"accuracy": 0.5, "top5_accuracy": 1.0, "nll": 1.0, "ece": 0.1, "brier": 0.4}
+    found = {"flops": 3, "latency_ms": 0.1, "metrics": metrics}
+    content = {
+        "num_samples": 8,
+        "num_parameters": num_parameters,
+        "members": [{"name": "small", "batch_size": 1, "num_parameters": 7, **found}],
+        "ensemble": found,
+        "subsets": [{"members": ["small"], **found}],
+        "diversity": None,
+        "reliability": [{"lower": 0.0, "upper": 1.0, "confidence": 0.5, "accuracy": 0.5, "count": 8}],
+        "training": {"seconds": 60.0, "precision": "float32", "channels_last": False, "device": "cpu"},
+    }
+    return content_as(SeedResult, content, Path("results.json"), "no remedy")
 
 
 def test_summaries_need_no_second_seed():
-    assert spread([2.0]) == {"mean": 2.0, "std": 0.0, "n": 1}
+    assert as_content(spread([2.0])) == {"mean": 2.0, "std": 0.0, "n": 1}
     recipe = parse_recipe(CONTENT)
     arm = build_arms(recipe, [], [])[0]
-    metrics = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.4}
-    result = {
-        "seed": 0,
-        "num_parameters": 7,
-        "members": [{"name": "small", "metrics": metrics}],
-        "ensemble": {"flops": 3, "metrics": metrics},
-        "diversity": None,
-        "training": {"seconds": 60.0},
-        "subsets": [],
-    }
-    entry = summarise([arm], {"shared": [result]})[0]
-    assert entry["summary"]["training_seconds"]["mean"] == 60
-    assert (entry["num_parameters"], entry["flops"]) == (7, 3)
+    (entry,) = summarise([arm], {"shared": {0: own_result(7)}})
+    assert entry.summary["training_seconds"].mean == 60
+    assert (entry.num_parameters, entry.flops) == (7, 3)
+    assert entry.runs == (SeedSummary.of(0, own_result(7)),) and "diversity" not in entry.summary

@@ -26,6 +26,7 @@ from torch import nn
 import superweight_ensembles as swe
 from superweight_ensembles import __main__ as cli
 from superweight_ensembles.experiment import (
+    Comparison,
     comparison_tables,
     load_recipe,
     read_results,
@@ -35,7 +36,13 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member
 from superweight_ensembles.report import figures, write_report
-from superweight_ensembles.storage import check_no_links, contained_file, read_module, read_tensors
+from superweight_ensembles.storage import (
+    check_no_links,
+    contained_file,
+    content_as,
+    read_module,
+    read_tensors,
+)
 from superweight_ensembles.storage import limits as machine_memory
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -599,9 +606,10 @@ def test_comparisons_show_names_as_they_are(name: str, tmp_path: Path, capsys: p
     comparison["name"] = comparison["dataset"]["name"] = name
     for index, arm in enumerate(comparison["arms"]):
         arm.update(label=f"{name}{index}", group=name, series=name)
-    figures.draw_arms(comparison, tmp_path)
+    read = content_as(Comparison, comparison, tmp_path, "no remedy")
+    figures.draw_arms(read, tmp_path)
     out = Console(file=sys.stdout, width=200, force_terminal=True, color_system=None)
-    for table in comparison_tables(comparison):
+    for table in comparison_tables(read):
         out.print(table)
     shown = capsys.readouterr().out
     assert "\x1b[31m" not in shown and "\x07" not in shown and "\x00" not in shown
@@ -609,11 +617,11 @@ def test_comparisons_show_names_as_they_are(name: str, tmp_path: Path, capsys: p
         assert f"{name}0" in shown
 
 
-def test_a_dollar_is_a_dollar() -> None:
+def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
     comparison = json.loads((COMMITTED / "digits-seeds" / "comparison.json").read_text())
     for arm in comparison["arms"]:
         arm["label"] = "$\\alpha$"
-    drawn = figures.arms_flops(comparison)
+    drawn = figures.arms_flops(content_as(Comparison, comparison, tmp_path, "no remedy"))
     texts = [text for text in drawn.findobj() if getattr(text, "get_text", lambda: "")() == "$\\alpha$"]
     assert texts and not any(text.get_parse_math() for text in texts)
 
@@ -698,7 +706,9 @@ def test_other_files_that_were_edited(
         with pytest.raises(SystemExit, match="2"):
             cli.main()
         shown = capsys.readouterr().err
-        assert f"{name} is damaged ({put.where}" in shown or f"{run}: the {kind}" in shown, shown
+        where = put.where.removesuffix(".accuracy.mean") if isinstance(value, (int, float)) else put.where
+        assert f"{name} is damaged ({where}" in shown or f"{run}: the {kind}" in shown, shown
+        assert where == put.where or "needs the mean of accuracy, from 0 to 1" in shown
 
 
 @pytest.mark.parametrize("edit", [lambda c: c["arms"][1]["members"].pop(), lambda c: c["arms"][0]["members"].reverse()])

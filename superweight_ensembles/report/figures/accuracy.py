@@ -61,18 +61,18 @@ class DrawnArm:
 
     @property
     def ensemble(self) -> Point:
-        return _point(self.results.ensemble)
+        return point_of(self.results.ensemble)
 
     @property
     def members(self) -> dict[str, Point]:
-        return {member.name: _point(member) for member in self.results.members}
+        return {member.name: point_of(member) for member in self.results.members}
 
     @property
     def subsets(self) -> list[Point]:
-        return [_point(subset) for subset in self.results.subsets]
+        return [point_of(subset) for subset in self.results.subsets]
 
 
-def _point(result: EnsembleResult) -> Point:
+def point_of(result: EnsembleResult) -> Point:
     return float(result.flops), 100 * result.metrics.accuracy
 
 

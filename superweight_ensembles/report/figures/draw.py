@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from superweight_ensembles.experiment import RunResults, SearchRecord
+from superweight_ensembles.experiment import Comparison, RunResults, SearchRecord
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures.accuracy import (
     accuracy_flops,
@@ -16,7 +16,7 @@ from superweight_ensembles.report.figures.accuracy import (
     compare_flops,
     compare_parameters,
 )
-from superweight_ensembles.report.figures.measured import Comparison, ablation_bars, arms_flops, arms_parameters
+from superweight_ensembles.report.figures.measured import ablation_bars, arms_flops, arms_parameters
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     reliability_diagram,
@@ -89,15 +89,11 @@ def draw_search(search: SearchRecord, plans: Mapping[str, SharingPlan], folder: 
 def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw the arms of a comparison as PNG: ``arms_parameters``, ``arms_flops``; ``ablation_bars`` if in groups.
 
-    Args:
-        comparison: Parsed ``comparison.json``.
-        folder: Where the files go; it is made if it does not exist.
-
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     figures = {"arms_parameters": arms_parameters(comparison), "arms_flops": arms_flops(comparison)}
-    if any(arm.get("group") for arm in comparison["arms"]):
+    if any(arm.group for arm in comparison.arms):
         figures["ablation_bars"] = ablation_bars(comparison)
     return save_figures(figures, folder)
 

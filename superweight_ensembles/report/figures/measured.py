@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.report.figures.accuracy import Point, pareto_front
+from superweight_ensembles.experiment import Comparison, SeedSummary
+from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 from superweight_ensembles.report.figures.style import (
     COLUMN_INCHES,
@@ -41,7 +42,6 @@ from superweight_ensembles.report.figures.style import (
     style_axes,
 )
 
-COMPARISON_FORMAT = 1
 _APART = arm_color("independent")
 _FEW, _SHORT = 6, 20
 _LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
@@ -61,8 +61,6 @@ _LOOKS = {
     "masksembles": ("#E69F00", "P"),
 }
 _OTHER = ("#882255", "X")
-
-Comparison = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,53 +109,40 @@ def read_measured(comparison: Comparison) -> list[MeasuredArm]:
     """The arms of a comparison, in its order.
 
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
-    if comparison.get("format") != COMPARISON_FORMAT:
+    if not comparison.arms:
+        raise SuperWeightError(f"the comparison {comparison.name!r} holds no arm to draw: run one first")
+    if missing := next((arm for arm in comparison.arms if not arm.runs), None):
         raise SuperWeightError(
-            f'the comparison must hold "format": {COMPARISON_FORMAT}; got {comparison.get("format")!r}: compare again'
+            f"arm {missing.name!r} of comparison {comparison.name!r} holds no run: train it with one seed at least"
         )
-    contents = comparison.get("arms")
-    if not contents:
-        raise SuperWeightError(f"the comparison {comparison.get('name')!r} holds no arm to draw: run one first")
-    return [_measured(content, str(comparison.get("name"))) for content in contents]
-
-
-def _measured(content: Mapping[str, Any], comparison: str) -> MeasuredArm:
-    runs = content.get("runs")
-    if not runs:
-        raise SuperWeightError(
-            f"arm {content.get('name')!r} of comparison {comparison!r} holds no run: train it with one seed at least"
+    return [
+        MeasuredArm(
+            name=arm.name,
+            label=arm.label or arm.name,
+            kind=arm.kind,
+            num_parameters=float(arm.num_parameters),
+            flops=float(arm.flops),
+            mean=100 * arm.summary["accuracy"].mean,
+            std=100 * arm.summary["accuracy"].std if len(arm.runs) > 1 else 0.0,
+            seeds=tuple(100 * run.metrics.accuracy for run in arm.runs),
+            subsets=_mean_subsets(arm.runs),
+            series=arm.series,
+            group=arm.group,
         )
-    accuracy = content["summary"]["accuracy"]
-    return MeasuredArm(
-        name=str(content["name"]),
-        label=str(content.get("label") or content["name"]),
-        kind=str(content.get("kind", "")),
-        num_parameters=float(content["num_parameters"]),
-        flops=float(content["flops"]),
-        mean=100 * float(accuracy["mean"]),
-        std=100 * float(accuracy["std"] or 0) if len(runs) > 1 else 0.0,
-        seeds=tuple(100 * float(run["metrics"]["accuracy"]) for run in runs),
-        subsets=_mean_subsets(runs),
-        series=content.get("series"),
-        group=content.get("group"),
-    )
+        for arm in comparison.arms
+    ]
 
 
-def _mean_subsets(runs: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
+def _mean_subsets(runs: Sequence[SeedSummary]) -> tuple[Point, ...]:
     """A subset's FLOPs and accuracy, means over the seeds, for the subsets that every seed has."""
     found: dict[tuple[str, ...], list[Point]] = {}
     for run in runs:
-        for subset in run.get("subsets") or ():
-            point = (float(subset["flops"]), 100 * float(subset["metrics"]["accuracy"]))
-            found.setdefault(tuple(subset["members"]), []).append(point)
-    means = []
-    for points in found.values():
-        if len(points) == len(runs):
-            flops, percents = zip(*points)
-            means.append((sum(flops) / len(runs), sum(percents) / len(runs)))
-    return tuple(means)
+        for subset in run.subsets:
+            found.setdefault(subset.members, []).append(point_of(subset))
+    every = [tuple(zip(*points)) for points in found.values() if len(points) == len(runs)]
+    return tuple((sum(flops) / len(runs), sum(percents) / len(runs)) for flops, percents in every)
 
 
 def series_lines(arms: Sequence[MeasuredArm]) -> dict[str, list[Point]]:
@@ -193,11 +178,8 @@ def arms_parameters(comparison: Comparison) -> Figure:
     and the arms of any other series. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``SERIES series``, ``label``.
 
-    Args:
-        comparison: Parsed ``comparison.json``.
-
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     lines = {f"{name} series": points for name, points in series_lines(arms).items()}
@@ -212,11 +194,8 @@ def arms_flops(comparison: Comparison) -> Figure:
     Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets. Artists
     carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``, ``label``.
 
-    Args:
-        comparison: Parsed ``comparison.json``.
-
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     lines = {f"{arm.name} front": arm.front for arm in arms if arm.subsets}
@@ -350,11 +329,8 @@ def ablation_bars(comparison: Comparison) -> Figure:
     deviation of the independent members. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``NAME value``, ``heading``, ``reference``, ``reference band``.
 
-    Args:
-        comparison: Parsed ``comparison.json``.
-
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)

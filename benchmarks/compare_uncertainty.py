@@ -1,8 +1,18 @@
-"""An efficient ensemble of another library, trained and evaluated exactly as this library's arms are."""
+"""``superweights compare`` with four more baselines: BatchEnsemble, Packed, MIMO, Masksembles of torch-uncertainty.
+
+    pip install "superweight-ensembles[bench]"
+    python benchmarks/compare_uncertainty.py recipes/digits.yaml --against independent,packed,mimo --seeds 3
+
+Takes the options of ``superweights compare`` and writes its files; ``--against`` knows batchensemble, packed, mimo and
+masksembles as well, each as a ResNet with as many parameters as the shared ensemble or as near as it can come. Every
+arm is trained and evaluated exactly as the library's own are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +20,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network, check_installed
 
+from superweight_ensembles import __main__ as command_line
 from superweight_ensembles.anytime import diversity, evaluate
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.uncertainty import EstimatorNetwork, build_estimator_network
+from superweight_ensembles.experiment import Arm, Baseline, Progress, Recipe
 from superweight_ensembles.plan import independent_plan
-from superweight_ensembles.storage import as_content
-from superweight_ensembles.training import TrainProgress, train
+from superweight_ensembles.storage import as_content, write_json
+from superweight_ensembles.training import CHECKPOINT_FOLDER, train
 
+_LABELS = {"batchensemble": "BatchEnsemble", "packed": "Packed", "mimo": "MIMO", "masksembles": "Masksembles"}
 _NOT_DECAYED = ("bias", "r_group", "s_group")
+
+
+def main() -> None:
+    command_line.main(["compare", *sys.argv[1:]], baselines=BASELINES)
+
+
+def baseline(kind: str) -> Baseline:
+    """One of :data:`UNCERTAINTY_ARMS` as what :func:`compare_arms` takes."""
+
+    def build(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
+        check_installed(kind)
+        return replace(shared, label=_LABELS[kind], train=train_seed)
+
+    return build
+
+
+BASELINES = {kind: baseline(kind) for kind in UNCERTAINTY_ARMS}
+
+
+def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> None:
+    """Train and evaluate an arm for one seed, as a comparison asks for."""
+    found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
+    write_json(folder / "results.json", {"arms": [found]})
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
 
 class EstimatorMember(nn.Module):
@@ -41,11 +77,7 @@ class EstimatorMember(nn.Module):
 
 
 def run_estimator_arm(
-    arm: str,
-    recipe: Recipe,
-    num_parameters: int,
-    folder: Path,
-    progress: Callable[[TrainProgress], None] | None = None,
+    kind: str, recipe: Recipe, num_parameters: int, folder: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Train one arm for the recipe's seed, data and epochs, and evaluate it on the test data.
 
@@ -53,22 +85,22 @@ def run_estimator_arm(
     of a shared bank sum theirs. One learning rate does not mean the same to both: tune it arm by arm.
 
     Args:
-        arm: Of ``UNCERTAINTY_ARMS``.
+        kind: One of :data:`UNCERTAINTY_ARMS`.
         recipe: Its data, training and seed; its members and sharing are not read.
         num_parameters: Trainable scalars to come near to.
         folder: For the log and the checkpoint of the last epoch.
         progress: As :func:`train` calls it.
 
     Returns:
-        An entry of ``arms`` as results.json holds it.
+        An entry of ``arms`` as :class:`SeedResults` reads it, and the history.
     """
     data = recipe.load_data()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         estimators = build_estimator_network(
-            arm, num_parameters=num_parameters, num_classes=data.num_classes, in_channels=data.image_shape[0]
+            kind, num_parameters=num_parameters, num_classes=data.num_classes, in_channels=data.image_shape[0]
         )
-    members = {arm: EstimatorMember(estimators)}
+    members = {kind: EstimatorMember(estimators)}
     ensemble = SuperWeightEnsemble(members, plan=independent_plan(members))
     smoothing = recipe.training.label_smoothing
 
@@ -89,16 +121,17 @@ def run_estimator_arm(
     device = next(ensemble.parameters()).device
     loader = data.loader("test", recipe.evaluation.batch_size, device=device)
     found = as_content(evaluate(ensemble, loader))
-    probabilities, labels = _estimator_probabilities(ensemble.materialize(arm), loader)
+    probabilities, labels = _estimator_probabilities(ensemble.materialize(kind), loader)
     training = asdict(result)
+    history = training.pop("history")
     return {
-        "name": arm,
+        "name": kind,
         "architecture": estimators.architecture,
         "num_parameters": ensemble.num_parameters,
         **found,
         "diversity": diversity(probabilities, labels),
-        "training": {key: value for key, value in training.items() if key != "history"},
-        "history": training["history"],
+        "training": training,
+        "history": history,
     }
 
 
@@ -112,3 +145,7 @@ def _estimator_probabilities(member: nn.Module, loader: Any) -> tuple[Tensor, Te
         parts.append(member.eval().estimators(images.to(device)).float().softmax(2).cpu())
         truth.append(labels.cpu())
     return torch.cat(parts, dim=1), torch.cat(truth)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,7 +57,7 @@ class _Method:
     Attributes:
         function: In ``torch_uncertainty.models.classification``.
         num_estimators: M.
-        options: Of that function.
+        options: Options of that function.
         training: ``split`` the batch over the estimators, ``repeat`` the labels, or ``shuffle`` M copies of the batch.
         smallest_width: Channels of the first stage.
         width_step: Between widths that the method can take.
@@ -171,7 +171,7 @@ def build_estimator_network(arm: str, *, num_parameters: int, num_classes: int, 
     than 5 % off is logged as a warning. Start values and masks follow ``torch.manual_seed``.
 
     Args:
-        arm: Of :data:`UNCERTAINTY_ARMS`.
+        arm: One of :data:`UNCERTAINTY_ARMS`.
         num_parameters: Trainable scalars.
         num_classes: K.
         in_channels: C.
