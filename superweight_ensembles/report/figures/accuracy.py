@@ -77,11 +77,7 @@ def point_of(result: EnsembleResult) -> Point:
 
 
 def read_arms(results: RunResults) -> list[DrawnArm]:
-    """The arms of a run, drawn in this order; the shared arm last, so that it lies on top.
-
-    Raises:
-        SuperWeightError: Results without an arm.
-    """
+    """The arms of a run, drawn in this order; the shared arm last, so that it lies on top."""
     if not results.arms:
         raise SuperWeightError(f"the results of run {results.name!r} hold no arm to draw: evaluate the run first")
     others = [arm.name for arm in results.arms if arm.name not in ("shared", "independent")]
@@ -114,9 +110,6 @@ def accuracy_flops(results: RunResults) -> Figure:
     Small dots are all subsets of members, large markers the members alone, the star all members; the line
     joins the subsets that no cheaper or equally costly one beats. Artists carry a ``gid`` to restyle them by:
     ``shared subsets``, ``shared front``, ``shared members``, ``shared ensemble``, ``label``.
-
-    Raises:
-        SuperWeightError: Results without an arm.
     """
     arms = read_arms(results)
     points = [point for arm in arms for point in (*arm.subsets, arm.ensemble, *arm.members.values())]
@@ -178,9 +171,6 @@ def accuracy_parameters(results: RunResults) -> Figure:
     An arrow states what the shared bank saves beside the members apart. Without an independent arm the
     members apart are a vertical line. Artists carry a ``gid``: ``shared ensemble``, ``independent members``,
     ``saving``, ``label``.
-
-    Raises:
-        SuperWeightError: Results without an arm.
     """
     arms = read_arms(results)
     stars = {arm.name: (float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms}
@@ -277,11 +267,7 @@ class Series:
 
 @plain_text
 def compare_flops(results: Sequence[RunResults]) -> Figure:
-    """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run.
-
-    Raises:
-        SuperWeightError: No run, or results without an arm.
-    """
+    """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     series = _series(results)
     fronts = [pareto_front(entry.arm.subsets) for entry in series]
     points = [point for front in fronts for point in front] + [entry.arm.ensemble for entry in series]
@@ -308,9 +294,6 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) of the full ensembles against their trainable parameters.
 
     The shared ensemble carries the name of its run; a thin line joins the arms of one run.
-
-    Raises:
-        SuperWeightError: No run, or results without an arm.
     """
     series = _series(results)
     points = [(float(entry.arm.results.num_parameters), entry.arm.ensemble[1]) for entry in series]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from superweight_ensembles.report.figures.style import INK, MUTED, SMALL_POINTS
+from superweight_ensembles.report.figures.style import INK, MUTED, write_beside
 
 _RADII_POINTS = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 47.0, 57.0, 68.0, 80.0, 95.0, 112.0, 130.0)
 _DIRECTIONS = 24
@@ -62,38 +63,22 @@ def place_labels(
 ) -> list[Annotation]:
     """Write each label near its point, on no other label or marker, and off dots and lines where it can.
 
-    Call it last: it lays the figure out to measure the texts. A label that has to stand off gets a leader.
-
-    Args:
-        axes: Axes with final limits.
-        labels: What to write.
-        markers: Points in data coordinates that no label may cover.
-        dots: Points that labels had better not cover.
-        lines: Polylines that labels had better not cross.
-        boxes: Areas in pixels that no label may cover.
-
-    Returns:
-        The annotations, in the order of ``labels``; each one's ``gid`` is ``label``.
+    Call it last, on axes with final limits: it lays the figure out to measure the texts. No label may cover a marker
+    or a box, which is in pixels; none should cover dots or cross lines. One that has to stand off gets a leader. Each
+    annotation's ``gid`` is ``label``.
     """
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
-    annotations = [
-        axes.annotate(
-            label.text,
-            (label.x, label.y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL_POINTS,
-            color=label.color,
-            annotation_clip=False,
-            zorder=6,
-            gid="label",
-            path_effects=[withStroke(linewidth=1.6, foreground="white", alpha=0.85)],
-        )
-        for label in labels
-    ]
+    rim = {"path_effects": [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]}
+    look: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "annotation_clip": False,
+        "zorder": 6,
+        "gid": "label",
+        **rim,
+    }
+    annotations = [write_beside(axes, one.text, (one.x, one.y), (0, 0), color=one.color, **look) for one in labels]
     for annotation in annotations:
         annotation.set_in_layout(False)
     figure.draw_without_rendering()

@@ -29,8 +29,6 @@ class Layer:
     """A generated tensor and the cluster (its index in the plan) that generates it.
 
     Attributes:
-        cluster_index: In the plan.
-        target: The tensor.
         shapes: Of the width slots that it composes, its own the last; of a layer that reads a flat bank, its own alone.
         vectors: Its coefficient vectors in those slots; none with a flat bank.
         reading: What it reads of a flat bank; None of SuperWeights.
@@ -79,11 +77,8 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
 class ClusterLook:
     """Fill of the clusters that stand together in a legend: one that shares, or many that do not.
 
-    Attributes:
-        label: Name of the cluster, or what the clusters have in common; their generator where the plan has two.
-        color: Fill.
-        hatch: Matplotlib hatch over the fill.
-        clusters: Indices into ``plan.clusters``.
+    The label is the cluster's name, or what the clusters have in common, with their generator where the plan has two;
+    ``clusters`` are indices into ``plan.clusters``.
     """
 
     label: str

@@ -22,10 +22,8 @@ from superweight_ensembles.report.figures.accuracy import Point, pareto_front, p
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 from superweight_ensembles.report.figures.style import (
     COLUMN_INCHES,
-    INK,
     MUTED,
     PAGE_INCHES,
-    SMALL_POINTS,
     Scale,
     accuracy_axes,
     arm_color,
@@ -40,6 +38,7 @@ from superweight_ensembles.report.figures.style import (
     plain_text,
     readable,
     style_axes,
+    write_beside,
 )
 
 _APART = arm_color("independent")
@@ -106,11 +105,7 @@ class MeasuredArm:
 
 
 def read_measured(comparison: Comparison) -> list[MeasuredArm]:
-    """The arms of a comparison, in its order.
-
-    Raises:
-        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
-    """
+    """The arms of a comparison, in its order."""
     if not comparison.arms:
         raise SuperWeightError(f"the comparison {comparison.name!r} holds no arm to draw: run one first")
     if missing := next((arm for arm in comparison.arms if not arm.runs), None):
@@ -177,9 +172,6 @@ def arms_parameters(comparison: Comparison) -> Figure:
     Bars are standard deviations over seeds, faint dots the seeds. A line joins the shared bank at several budgets,
     and the arms of any other series. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``SERIES series``, ``label``.
-
-    Raises:
-        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     lines = {f"{name} series": points for name, points in series_lines(arms).items()}
@@ -193,9 +185,6 @@ def arms_flops(comparison: Comparison) -> Figure:
 
     Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets. Artists
     carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``, ``label``.
-
-    Raises:
-        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     lines = {f"{arm.name} front": arm.front for arm in arms if arm.subsets}
@@ -328,9 +317,6 @@ def ablation_bars(comparison: Comparison) -> Figure:
     Bars are standard deviations over seeds, faint dots the seeds; the vertical line and the band are the mean and the
     deviation of the independent members. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``NAME value``, ``heading``, ``reference``, ``reference band``.
-
-    Raises:
-        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
@@ -356,11 +342,9 @@ def ablation_bars(comparison: Comparison) -> Figure:
         _draw_spread(axes, arm, row, upright=False)
         gid = f"{arm.name} mean"
         draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
-        axes.annotate(
-            f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}", (1, row),
-            xycoords=axes.get_yaxis_transform(), xytext=(6, 0), textcoords="offset points", ha="left",
-            va="center_baseline", fontsize=SMALL_POINTS, color=INK, annotation_clip=False, gid=f"{arm.name} value",
-        )  # fmt: skip
+        text = f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}"
+        look = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline", "annotation_clip": False}
+        write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
     outside_legend(figure, handles, loc="outside lower center", columns=3)
     _name_rows(figure, axes, {rows[name]: label for name, label in labels.items()}, headings)
     return figure

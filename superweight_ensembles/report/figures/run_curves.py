@@ -47,9 +47,6 @@ def training_curves(results: RunResults) -> Figure:
     In the lower panel the bold line is the ensemble, thin lines are the members; the panel is left out where no
     epoch was validated, and its range passes over the first fifth of the epochs, so that the end can be read.
     Artists carry a ``gid``: ``shared loss``, ``shared ensemble``, ``shared member``.
-
-    Raises:
-        SuperWeightError: Results without an arm.
     """
     arms = read_arms(results)
     history = [epoch for arm in arms for epoch in arm.results.history]
@@ -151,9 +148,6 @@ def width_history(results: RunResults) -> Figure:
 
     The legend says how many neurons each member's widths had together after the first epoch and after the last.
     Artists carry a ``gid``: ``MEMBER width``.
-
-    Raises:
-        SuperWeightError: Results without widths that were learned.
     """
     history = [(epoch.epoch, epoch.widths or {}) for epoch in widths_learned(results)]
     if not history:
@@ -189,9 +183,6 @@ def anytime_curves(results: RunResults) -> Figure:
     the cascades through these exits too, and crosses the exits alone. Under each panel: the area under each curve over
     the logarithm of the cost. Artists carry a ``gid``: ``shared cascade``, ``shared stream``, ``shared members``,
     ``shared truncated``, ``shared exits``, ``areas``.
-
-    Raises:
-        SuperWeightError: Results without an arm, or without curves.
     """
     arms = [(arm, arm.results.anytime) for arm in read_arms(results) if arm.results.anytime]
     if not arms:
@@ -273,9 +264,6 @@ def reliability_diagram(results: RunResults) -> Figure:
 
     On the diagonal confidence is right; below it the ensemble is overconfident. Thin bars are one standard
     error (Wilson). ECE stands in the legend. Artists carry a ``gid``: ``shared bins``, ``shared histogram``.
-
-    Raises:
-        SuperWeightError: Results without an arm.
     """
     arms = read_arms(results)
     figure = new_figure(COLUMN_INCHES, 4.4)

@@ -105,11 +105,7 @@ class Panel:
 
 
 def read_panels(search: SearchRecord) -> list[Panel]:
-    """The first clusters of a search, in its order.
-
-    Raises:
-        SuperWeightError: A search without a cluster, or with lists that contradict each other.
-    """
+    """The first clusters of a search, in its order."""
     if not search.clusters:
         raise SuperWeightError("the search holds no cluster to draw: search in an ensemble that shares something")
     known = [search.anchor or "", *(search.representatives or ())]
@@ -156,9 +152,6 @@ def similarity_matrix(search: SearchRecord) -> Figure:
     Rows and columns are the targets, the found sets together and boxed; the anchor's own targets are bold. Hatched
     targets were not compared: they follow. A dot stands in the column of the anchor's target that a row follows.
     Artists carry a ``gid``: ``similarity``, ``set``, ``silent``, ``leader``, ``member``, ``threshold``.
-
-    Raises:
-        SuperWeightError: A search without a cluster, or with lists that contradict each other.
     """
     panels = read_panels(search)
     members = list(dict.fromkeys(member for panel in panels for member in panel.members))
@@ -259,13 +252,8 @@ def _draw_ticks(axes: Axes, panel: Panel, pitch: float) -> None:
 
 def _draw_colorbar(figure: Figure, grid: Sequence[Axes], search: SearchRecord) -> None:
     shown = ScalarMappable(norm=Normalize(-1, 1), cmap=_COLORS)
-    place: dict[str, Any] = {
-        "location": "bottom",
-        "shrink": 0.8,
-        "aspect": 40,
-        "pad": 0.14 / float(figure.get_figheight()),
-    }
-    bar = figure.colorbar(shown, ax=list(grid), ticks=(-1, -0.5, 0, 0.5, 1), **place)
+    look: dict[str, Any] = {"location": "bottom", "shrink": 0.8, "aspect": 40, "ticks": (-1, -0.5, 0, 0.5, 1)}
+    bar = figure.colorbar(shown, ax=list(grid), pad=0.14 / float(figure.get_figheight()), **look)
     text = _COMPARED.get(search.similarity, f"cosine similarity of {search.similarity}s")
     if search.threshold is not None:
         bar.ax.axvline(search.threshold, color=INK, linewidth=1.2, gid="threshold")
@@ -417,10 +405,7 @@ def tie_letters(cluster: Cluster, before: Mapping[Place, str] = MappingProxyType
 
     Targets are tied where their vectors are equal in all slots that both compose: one's vectors begin the other's.
     A narrow layer can thus be tied to several wide ones that are not tied to each other, and has all their letters.
-
-    Args:
-        cluster: Of a plan.
-        before: Letters to keep for the targets that have them, where they are still tied.
+    Targets that are still tied keep the letters that they had before.
     """
     targets = sorted(cluster.targets, key=lambda target: depth_key(target.name))
     vectors = [target.vectors for target in targets]
@@ -454,12 +439,6 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     Colours are clusters; the parts into which a cluster of the first plan was split are shades of its colour. A layer
     alone in its cluster is grey, one that its member keeps is empty. Layers of one cluster with a letter in common
     have tied coefficients. Artists carry a ``gid``: ``layer``, ``alone``, ``own``, ``tied``.
-
-    Args:
-        plans: By what the panel is called, in order.
-
-    Raises:
-        SuperWeightError: No plan, plans of different members, or nothing shared in any of them.
     """
     contents = list(plans.values())
     if not contents:
@@ -492,10 +471,8 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
         _draw_plan(axes, plan, own, ties, rows, pitch)
         axes.set_xticks(range(len(members)), list(members.values()), rotation=0 if upright else 90)
         axes.set_title(title, loc="left", fontsize=SMALL_POINTS, color=INK)
-    step = 1 if rows.named else 5
-    ticks = range(0, num, 1) if rows.named else [0, *range(step - 1, num, step)]
-    size = min(SMALL_POINTS, 0.9 * 72 * pitch)
-    grid[0].set_yticks(ticks, [rows.labels[row] for row in ticks], fontsize=size)
+    ticks = range(num) if rows.named else [0, *range(4, num, 5)]
+    grid[0].set_yticks(ticks, [rows.labels[row] for row in ticks], fontsize=min(SMALL_POINTS, 0.9 * 72 * pitch))
     if not rows.named:
         grid[0].set_ylabel("layer", fontsize=SMALL_POINTS, color=INK)
     legend, _ = outside_legend(figure, handles, loc="outside lower center", columns=3)

@@ -33,6 +33,7 @@ from superweight_ensembles.report.figures.style import (
     plain_text,
     quantity,
     style_axes,
+    write_beside,
 )
 
 ROW = 1.0
@@ -169,18 +170,10 @@ def ribbon_path(upper: Run, lower: Run) -> Path:
     """A band from the base of the upper run to the top of the lower one."""
     high, low = upper.base, lower.base + ROW
     middle = (high + low) / 2
-    corners = [
-        (Path.MOVETO, (upper.left, high)),
-        (Path.CURVE4, (upper.left, middle)),
-        (Path.CURVE4, (lower.left, middle)),
-        (Path.CURVE4, (lower.left, low)),
-        (Path.LINETO, (lower.right, low)),
-        (Path.CURVE4, (lower.right, middle)),
-        (Path.CURVE4, (upper.right, middle)),
-        (Path.CURVE4, (upper.right, high)),
-        (Path.CLOSEPOLY, (upper.left, high)),
-    ]
-    return Path([point for _, point in corners], [code for code, _ in corners])
+    down = [(upper.left, high), (upper.left, middle), (lower.left, middle), (lower.left, low)]
+    up = [(lower.right, low), (lower.right, middle), (upper.right, middle), (upper.right, high)]
+    curve = [Path.CURVE4] * 3
+    return Path([*down, *up, down[0]], [Path.MOVETO, *curve, Path.LINETO, *curve, Path.CLOSEPOLY])
 
 
 def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
@@ -206,11 +199,8 @@ def sharing_map(plan: SharingPlan) -> Figure:
     Bands join a cluster across members. A layer's height is the logarithm of its number of weights; the lines
     in it are its width slots, the narrow layer's weight at the bottom. Dots joined by a thin line read the same
     coefficient vector. A layer that reads a flat bank smaller than itself is pale above as many weights as it reads.
-    Artists carry a ``gid``: ``layer``, ``slot``, ``enlarged``, ``ribbon``, ``tied``.
-
-    Args:
-        plan: Sharing plan of an ensemble. It holds names and no order of calls, so layers stand in natural
-            order of their names, stems first.
+    Layers stand in natural order of their names, stems first. Artists carry a ``gid``: ``layer``, ``slot``,
+    ``enlarged``, ``ribbon``, ``tied``.
     """
     if not plan.clusters:
         figure = new_figure(PAGE_INCHES, 0.6)
@@ -345,12 +335,9 @@ def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None
     axes.set_xlim(-0.002, 1.002)
     axes.set_ylim(-(rows - 1) * (ROW + GAP) - 0.02, ROW + 0.02)
     axes.set_xticks([])
-    axes.set_yticks(
-        [-row * (ROW + GAP) + ROW / 2 for row in range(rows)],
-        [f"{name}\n{counted(len(own), 'layer')}" for name, own in cells.items()],
-        fontsize=SMALL_POINTS,
-        color=INK,
-    )
+    names = [f"{name}\n{counted(len(own), 'layer')}" for name, own in cells.items()]
+    middles = [-row * (ROW + GAP) + ROW / 2 for row in range(rows)]
+    axes.set_yticks(middles, names, fontsize=SMALL_POINTS, color=INK)
     hide_spines(axes, ticks=False)
     low, high = weight_range(plan)
     notes = [f"height: number of weights, log, {quantity(low)} to {quantity(high)}"]
@@ -401,9 +388,6 @@ def budget_split(plan: SharingPlan) -> Figure:
 
     The dashed line is the budget. Rectangles carry a ``gid``: ``shared``, ``independent``, and ``member`` for the
     steps under the independent bar that name its parts.
-
-    Args:
-        plan: Sharing plan of an ensemble.
     """
     shared = shared_segments(plan)
     apart = [
@@ -457,55 +441,33 @@ def _draw_steps(axes: Axes, apart: Sequence[Segment], steps: Sequence[float]) ->
 
 def _beside(axes: Axes, count: float, row: float, right: float | None = None) -> None:
     """A count at the right end of its bar."""
-    axes.annotate(
-        quantity(count),
-        (count if right is None else right, row),
-        xytext=(3, 0),
-        textcoords="offset points",
-        ha="left",
-        va="center",
-        fontsize=SMALL_POINTS,
-        color=INK,
-        zorder=4,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9},
-    ).set_in_layout(False)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+    place = (count if right is None else right, row)
+    write_beside(axes, quantity(count), place, (3, 0), va="center", zorder=4, bbox=box).set_in_layout(False)
 
 
 def _draw_budget(axes: Axes, plan: SharingPlan) -> None:
     """The line runs behind the independent bar, where it ends, but over the shared bar that it bounds."""
     look: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
-    place, top = [plan.budget] * 2, axes.get_ylim()[1]
-    axes.plot(place, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)
-    axes.plot(place, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)
+    xs, top = [plan.budget] * 2, axes.get_ylim()[1]
+    axes.plot(xs, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)
+    axes.plot(xs, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)
     kind = "template budget" if plan.budget_counts == "templates" else "budget"
     left = plan.budget > 0.7 * axes.get_xlim()[1]
     share = 100 * plan.budget / plan.independent_parameters
-    axes.annotate(
-        f"{kind} {quantity(plan.budget)} ({share:.0f} % of the members apart)",
-        (plan.budget, axes.get_ylim()[1]),
-        xytext=(-4 if left else 4, -1),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="top",
-        fontsize=SMALL_POINTS,
-        color=INK,
-    )
+    text = f"{kind} {quantity(plan.budget)} ({share:.0f} % of the members apart)"
+    place = (plan.budget, axes.get_ylim()[1])
+    write_beside(axes, text, place, (-4 if left else 4, -1), ha="right" if left else "left", va="top")
 
 
 def _write_inside(axes: Axes, segment: Segment, box: Rectangle) -> None:
     """The count into its segment, if it fits and can be read there."""
     if segment.hatch:
         return
-    written = axes.text(
-        box.get_x() + box.get_width() / 2,
-        box.get_y() + box.get_height() / 2,
-        quantity(segment.count),
-        ha="center",
-        va="center",
-        fontsize=SMALL_POINTS,
-        color="white" if is_dark(segment.color, below=0.6) else INK,
-        zorder=4,
-    )
+    middle = (box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2)
+    color = "white" if is_dark(segment.color, below=0.6) else INK
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL_POINTS, "color": color, "zorder": 4}
+    written = axes.text(*middle, quantity(segment.count), **look)
     written.set_in_layout(False)
     if written.get_window_extent().width > 0.9 * box.get_window_extent().width:
         written.remove()

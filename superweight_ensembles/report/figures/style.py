@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
@@ -110,6 +111,14 @@ def add_box(axes: Axes, left: float, bottom: float, width: float, height: float,
     box = Rectangle((left, bottom), width, height, **look)
     axes.add_patch(box)
     return box
+
+
+def write_beside(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> Annotation:
+    """A small text that stands off from its point, by an offset in points."""
+    look = {"ha": "left", "fontsize": SMALL_POINTS, "color": INK, **look}
+    return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
 
 
 def hide_spines(axes: Axes, *, ticks: bool = True) -> None:
