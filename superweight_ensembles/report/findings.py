@@ -37,31 +37,18 @@ def tiles(results: RunResults) -> list[Tile]:
     """Parameters, quality and cost of the first arm, beside the independent one where there is one."""
     arm, other = results.arms[0], results.arm("independent")
     found = arm.ensemble.metrics
-    tiles = [Tile(name="Parameters", value=f"{arm.num_parameters:,}", beside=f"{_parameters(arm)} apart")]
-    if other is None or other is arm:
-        return [
-            *tiles,
-            Tile(
-                name="Accuracy",
-                value=f"{100 * found.accuracy:.2f} %",
-                beside=f"{results.dataset.num_test:,} test images",
-            ),
-            Tile(name="NLL", value=f"{found.nll:.4f}", beside="nats an image; less is better"),
-            Tile(name="MFLOPs an image", value=_mflops(arm), beside="all members"),
-        ]
-    base = other.ensemble.metrics
-    points = signed(100 * (found.accuracy - base.accuracy), 2)
-    nats = signed(found.nll - base.nll, 4)
-    alike = arm.ensemble.flops == other.ensemble.flops
+    right, nats, cost = f"{results.dataset.num_test:,} test images", "nats an image; less is better", "all members"
+    if other is not None and other is not arm:
+        base = other.ensemble.metrics
+        right = f"{signed(100 * (found.accuracy - base.accuracy), 2)} points on independent"
+        nats = f"{signed(found.nll - base.nll, 4)} on independent; less is better"
+        alike = arm.ensemble.flops == other.ensemble.flops
+        cost = f"all members; independent: {'the same' if alike else _mflops(other)}"
     return [
-        *tiles,
-        Tile(name="Accuracy", value=f"{100 * found.accuracy:.2f} %", beside=f"{points} points on independent"),
-        Tile(name="NLL", value=f"{found.nll:.4f}", beside=f"{nats} on independent; less is better"),
-        Tile(
-            name="MFLOPs an image",
-            value=_mflops(arm),
-            beside=f"all members; independent: {'the same' if alike else _mflops(other)}",
-        ),
+        Tile(name="Parameters", value=f"{arm.num_parameters:,}", beside=f"{_parameters(arm)} apart"),
+        Tile(name="Accuracy", value=f"{100 * found.accuracy:.2f} %", beside=right),
+        Tile(name="NLL", value=f"{found.nll:.4f}", beside=nats),
+        Tile(name="MFLOPs an image", value=_mflops(arm), beside=cost),
     ]
 
 

@@ -13,13 +13,8 @@ from superweight_ensembles.anytime import CurvePoint, EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import ArmResults, Epoch, Recipe, RunRecord, RunResults
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, bank_words
+from superweight_ensembles.report.figures import widths_learned
 from superweight_ensembles.report.template import NOTHING, Html, head_row, join, row, scrolled, sheet, signed, tag
-
-RESULT_FIGURES = ("accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram")
-SHARING_FIGURES = ("sharing_map", "budget_split")
-ANYTIME_FIGURES = ("anytime_curves",)
-WIDTH_FIGURES = ("width_history",)
-SEARCH_FIGURES = ("similarity_matrix", "sharing_change")
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE = 1000  # pixels; figures are one column (800) or a page (1400)
@@ -96,6 +91,21 @@ _CAPTIONS = {
         "layers with a letter in common use the same coefficients.",
     ),
 }
+
+
+def figure_names(results: RunResults, searched: bool) -> dict[str, tuple[str, ...]]:
+    """The figures that a run has, by their section; no others are drawn for it."""
+    names: dict[str, tuple[str, ...]] = {
+        "results": ("accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram"),
+        "sharing": ("sharing_map", "budget_split"),
+    }
+    if any(arm.anytime for arm in results.arms):
+        names["anytime"] = ("anytime_curves",)
+    if widths_learned(results):
+        names["widths"] = ("width_history",)
+    if searched:
+        names["search"] = ("similarity_matrix", "sharing_change")
+    return names
 
 
 def facts(results: RunResults, recipe: Recipe, plan: SharingPlan) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from superweight_ensembles.errors import SuperWeightError
@@ -15,18 +16,13 @@ from superweight_ensembles.experiment import (
     read_search,
 )
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures import draw_run, draw_search, read_arms, widths_learned
+from superweight_ensembles.report.figures import draw_run, draw_search, read_arms
 from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.sections import (
-    ANYTIME_FIGURES,
-    RESULT_FIGURES,
-    SEARCH_FIGURES,
-    SHARING_FIGURES,
-    WIDTH_FIGURES,
-    Picture,
     anytime_section,
     configuration_section,
     facts,
+    figure_names,
     figures,
     origin_section,
     plan_section,
@@ -63,54 +59,47 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     results, plan = read_results(run)
     read_arms(results)
     with naming_files(run / "results.json"):
-        _draw_figures(run, results, plan)
-        text = _page(run, recipe, results, plan, read_pictures(run / "figures"))
+        names = figure_names(results, searched=(run / "search" / "search.json").is_file())
+        _draw_figures(run, results, plan, names)
+        text = _page(run, recipe, results, plan, names)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
 
 
-def _draw_figures(run: Path, results: RunResults, plan: SharingPlan) -> None:
+def _draw_figures(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> None:
     folder, written = run / "figures", (run / "results.json").stat().st_mtime
-    if _old(folder, (*RESULT_FIGURES, *SHARING_FIGURES, *_timed(results), *_learned(results)), written):
+    if _old(folder, [name for key, own in names.items() if key != "search" for name in own], written):
         draw_run(results, plan, folder)
     searched = read_search(run)
-    if searched is not None and _old(folder, SEARCH_FIGURES, written):
+    if searched is not None and _old(folder, names["search"], written):
         draw_search(*searched, folder)
 
 
-def _timed(results: RunResults) -> tuple[str, ...]:
-    return ANYTIME_FIGURES if any(arm.anytime for arm in results.arms) else ()
-
-
-def _learned(results: RunResults) -> tuple[str, ...]:
-    return WIDTH_FIGURES if widths_learned(results) else ()
-
-
-def _old(folder: Path, names: tuple[str, ...], written: float) -> bool:
+def _old(folder: Path, names: Sequence[str], written: float) -> bool:
     paths = [folder / f"{name}.png" for name in names]
     return any(not path.is_file() or path.stat().st_mtime < written for path in paths)
 
 
-def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, pictures: dict[str, Picture]) -> str:
-    def drawn(names: tuple[str, ...]) -> Html:
-        return figures([pictures[name] for name in names if name in pictures], results, plan)
-
-    timed, learned = _timed(results), _learned(results)
-    searched = SEARCH_FIGURES if (run / "search" / "search.json").is_file() else ()
-    known = {*RESULT_FIGURES, *SHARING_FIGURES, *searched, *timed, *learned}
-    others = tuple(name for name in pictures if name not in known)
-    sharing = [drawn(SHARING_FIGURES), tag("h3", "The plan"), plan_section(plan)]
+def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> str:
+    pictures = read_pictures(run / "figures")
+    known = {name for own in names.values() for name in own}
+    others = [name for name in pictures if name not in known]
+    drawn = {
+        key: figures([pictures[name] for name in own if name in pictures], results, plan)
+        for key, own in {**names, **({"others": others} if others else {})}.items()
+    }
+    sharing = [drawn["sharing"], tag("h3", "The plan"), plan_section(plan)]
     record = read_as(RunRecord, run / "run.json", "train the run again")
     sections = [
         Section("meaning", "What it means", join(tag("p", said) for said in sentences(results)[1:]), half=True),
         Section("run", "What was run", facts(results, recipe, plan), half=True),
-        Section("results", "Results", join([result_section(results), drawn(RESULT_FIGURES)])),
+        Section("results", "Results", join([result_section(results), drawn["results"]])),
         Section("sharing", "Sharing", join(sharing)),
-        Section("anytime", "Anytime", anytime_section(results, drawn(timed)) if timed else None),
-        Section("widths", "Widths", drawn(learned) if learned else None),
-        Section("search", "Search", drawn(searched) if searched else None),
-        Section("others", "Other figures", drawn(others) if others else None),
+        Section("anytime", "Anytime", anytime_section(results, drawn["anytime"]) if "anytime" in drawn else None),
+        Section("widths", "Widths", drawn.get("widths")),
+        Section("search", "Search", drawn.get("search")),
+        Section("others", "Other figures", drawn.get("others")),
         Section("configuration", "Configuration", configuration_section(recipe)),
         Section("provenance", "Provenance", origin_section(record, results)),
     ]

@@ -17,27 +17,10 @@ from matplotlib.transforms import Bbox, blended_transform_factory
 from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import ArmResults, RunResults
+from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
-from superweight_ensembles.report.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MUTED,
-    SMALL_POINTS,
-    accuracy_axes,
-    arm_color,
-    arm_label,
-    arm_marker,
-    draw_markers,
-    flops_axis,
-    outside_legend,
-    parameters_axis,
-    plain_text,
-    quantity,
-    run_color,
-    run_marker,
-)
 
-_APART = arm_color("independent")
+_APART = style.arm_color("independent")
 _DOTS = (0, (1, 1.5))
 _DASHES = (0, (3, 1.5))
 _BAND = 0.30
@@ -84,8 +67,8 @@ def read_arms(results: RunResults) -> list[DrawnArm]:
     arms = []
     for arm in results.arms:
         place = others.index(arm.name) if arm.name in others else 0
-        look = {"color": arm_color(arm.name, place), "marker": arm_marker(arm.name, place)}
-        arms.append(DrawnArm(results=arm, label=arm_label(arm.name), **look))
+        look = {"color": style.arm_color(arm.name, place), "marker": style.arm_marker(arm.name, place)}
+        arms.append(DrawnArm(results=arm, label=style.arm_label(arm.name), **look))
     return sorted(arms, key=lambda arm: arm.name == "shared")
 
 
@@ -103,7 +86,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-@plain_text
+@style.plain_text
 def accuracy_flops(results: RunResults) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
 
@@ -113,17 +96,17 @@ def accuracy_flops(results: RunResults) -> Figure:
     """
     arms = read_arms(results)
     points = [point for arm in arms for point in (*arm.subsets, arm.ensemble, *arm.members.values())]
-    figure, axes = accuracy_axes((COLUMN_INCHES, 3.2), flops_axis, *zip(*points))
+    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.2), style.flops_axis, *zip(*points))
     names = dict.fromkeys(name for arm in arms for name in arm.members)
     twins = [sorted(arm.members[name] for arm in arms if name in arm.members) for name in names]
     for pair in twins:  # a thin line from a member to itself in another arm: one name does for both
-        axes.plot(*zip(*pair), color=MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same member")
+        axes.plot(*zip(*pair), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same member")
     for below, arm in enumerate(arms):
         _draw_arm(axes, arm, larger=len(arms) - 1 - below)  # what lies below is larger: equal results stay visible
     handles = [_handle(arm.label, arm.color, arm.marker, 5, linewidth=1.3) for arm in reversed(arms)]
-    color = arms[-1].color if len(arms) == 1 else MUTED
+    color = arms[-1].color if len(arms) == 1 else style.MUTED
     handles += [_handle("all members", color, "*", 9), _handle("a subset", color, ".", 4)]
-    outside_legend(figure, handles, loc="outside upper center", columns=4)
+    style.outside_legend(figure, handles, loc="outside upper center", columns=4)
     place_labels(
         axes,
         _member_labels(arms),
@@ -143,9 +126,9 @@ def _draw_arm(axes: Axes, arm: DrawnArm, larger: int) -> None:
     front: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3}
     axes.plot(*zip(*pareto_front(arm.subsets)), color=arm.color, gid=f"{arm.name} front", **front)
     size, order, gid = 26 + 20 * larger, 4 - 0.1 * larger, f"{arm.name} members"
-    draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, **look)
+    style.draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, **look)
     size, order, gid = 120 + 60 * larger, 5 - 0.1 * larger, f"{arm.name} ensemble"
-    draw_markers(axes, [arm.ensemble], color=arm.color, marker="*", size=size, zorder=order, gid=gid)
+    style.draw_markers(axes, [arm.ensemble], color=arm.color, marker="*", size=size, zorder=order, gid=gid)
 
 
 def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
@@ -164,7 +147,7 @@ def _handle(label: str, color: str, marker: str, size: float, linewidth: float =
     return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label)
 
 
-@plain_text
+@style.plain_text
 def accuracy_parameters(results: RunResults) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
 
@@ -184,19 +167,19 @@ def accuracy_parameters(results: RunResults) -> Figure:
     counts, percents = zip(*drawn)
     below = _BAND if apart else 0.0
     counts += (apart,) if apart else ()
-    figure, axes = accuracy_axes((COLUMN_INCHES, 3.0), parameters_axis, counts, percents, below=below)
+    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.0), style.parameters_axis, counts, percents, below=below)
     if singles:
-        draw_markers(axes, singles.values(), color=_APART, marker="s", gid="independent members")
+        style.draw_markers(axes, singles.values(), color=_APART, marker="s", gid="independent members")
     for arm in arms:
         look = {"color": arm.color, "marker": "*", "gid": f"{arm.name} ensemble"}
-        draw_markers(axes, [stars[arm.name]], size=140, zorder=5, **look)
+        style.draw_markers(axes, [stars[arm.name]], size=140, zorder=5, **look)
     names = {"shared": "shared ensemble", "independent": "independent ensemble"}
     handles = [_handle(names.get(arm.name, arm.label), arm.color, "*", 9) for arm in reversed(arms)]
     if singles:
         handles.append(_handle("one member", _APART, "s", 5))
     else:
         handles.append(Line2D([], [], color=_APART, linestyle=_DOTS, linewidth=0.9, label="members apart"))
-    outside_legend(figure, handles, loc="outside upper center", columns=3)
+    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     taken = []
     if shared:
         taken = _draw_saving(axes, stars["shared"], (apart, stars["independent"][1] if independent else None))
@@ -211,7 +194,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
     count, percent = apart
     bottom, top = axes.get_ylim()
     for x, y, color in (
-        (shared[0], shared[1], arm_color("shared")),
+        (shared[0], shared[1], style.arm_color("shared")),
         (count, top if percent is None else percent, _APART),
     ):
         heights = [_ARROW_HEIGHT - 0.03, (y - bottom) / (top - bottom)]
@@ -221,12 +204,14 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
     size = f"{abs(change):.0f}" if abs(change) >= 9.5 else f"{abs(change):.1f}"
     text = f"{sign}{size} % parameters" if abs(change) >= 0.05 else "as many parameters"
     if abs(change) >= 0.05:
-        arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 0.9, "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0}
+        arrow = {"arrowstyle": "-|>", "color": style.INK, "linewidth": 0.9, "mutation_scale": 8}
+        arrow |= {"shrinkA": 0, "shrinkB": 0}
         ends: dict[str, Any] = {"xy": (shared[0], _ARROW_HEIGHT), "xytext": (count, _ARROW_HEIGHT)}
         axes.annotate("", **ends, xycoords=across, textcoords=across, arrowprops=arrow, gid="saving arrow")
     note = axes.text(
-        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", fontsize=SMALL_POINTS,
-        color=INK, zorder=6, gid="saving", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", color=style.INK, zorder=6,
+        fontsize=style.SMALL_POINTS, gid="saving",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
     )  # fmt: skip
     note.set_in_layout(False)
     _center_inside(axes, note, (shared[0], count))
@@ -265,13 +250,13 @@ class Series:
         return self.color != self.arm.color or self.arm.name == "shared"
 
 
-@plain_text
+@style.plain_text
 def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     series = _series(results)
     fronts = [pareto_front(entry.arm.subsets) for entry in series]
     points = [point for front in fronts for point in front] + [entry.arm.ensemble for entry in series]
-    figure, axes = accuracy_axes((COLUMN_INCHES, 3.1 + 0.1 * len(results)), flops_axis, *zip(*points))
+    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.1 + 0.1 * len(results)), style.flops_axis, *zip(*points))
     for order, (entry, front) in enumerate(zip(series, fronts)):
         above = entry.leads - 0.01 * order
         axes.plot(
@@ -280,16 +265,16 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
             gid=f"{entry.gid} front",
         )  # fmt: skip
         look = {"color": entry.color, "marker": "*", "gid": f"{entry.gid} ensemble"}
-        draw_markers(axes, [entry.arm.ensemble], size=110, zorder=6 + above, **look)
+        style.draw_markers(axes, [entry.arm.ensemble], size=110, zorder=6 + above, **look)
     handles = [_handle(entry.run, entry.color, entry.marker, 5, linewidth=1.3) for entry in series if entry.leads]
     for label, color in _other_arms(series):
         handles.append(Line2D([], [], color=color, linewidth=1.3, linestyle=_DASHES, label=label))
-    handles.append(_handle("all members", MUTED, "*", 9))
-    outside_legend(figure, handles, loc="outside lower center", columns=3)
+    handles.append(_handle("all members", style.MUTED, "*", 9))
+    style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     return figure
 
 
-@plain_text
+@style.plain_text
 def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) of the full ensembles against their trainable parameters.
 
@@ -297,7 +282,7 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """
     series = _series(results)
     points = [(float(entry.arm.results.num_parameters), entry.arm.ensemble[1]) for entry in series]
-    figure, axes = accuracy_axes((COLUMN_INCHES, 3.0), parameters_axis, *zip(*points))
+    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.0), style.parameters_axis, *zip(*points))
     runs: dict[str, list[Point]] = {}
     for order, (entry, point) in enumerate(zip(series, points)):
         runs.setdefault(entry.run, []).append(point)
@@ -306,10 +291,10 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
             markeredgewidth=0.5, linewidth=0, zorder=4 + entry.leads - 0.01 * order, gid=f"{entry.gid} ensemble",
         )  # fmt: skip
     for own in runs.values():
-        axes.plot(*zip(*own), color=MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same run")
+        axes.plot(*zip(*own), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same run")
     handles = [Patch(facecolor=color, label=label) for label, color in _other_arms(series)]
     if handles:
-        outside_legend(figure, handles, loc="outside upper center", columns=3)
+        style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     labels = [
         PointLabel(text=entry.run, x=point[0], y=point[1], color=entry.color)
         for entry, point in zip(series, points)
@@ -326,8 +311,8 @@ def _series(results: Sequence[RunResults]) -> list[Series]:
     series = []
     for index, (run, content) in enumerate(zip(_run_names(results), results)):
         for place, arm in enumerate(reversed(read_arms(content))):
-            color = run_color(index) if place == 0 else arm.color
-            series.append(Series(run=run, arm=arm, color=color, marker=run_marker(index)))
+            color = style.run_color(index) if place == 0 else arm.color
+            series.append(Series(run=run, arm=arm, color=color, marker=style.run_marker(index)))
     return series
 
 
@@ -340,7 +325,7 @@ def _run_names(results: Sequence[RunResults]) -> list[str]:
     """Names of the runs; where they are equal with their data set, else their size, else a number."""
     names = [run.name for run in results]
     datasets = [run.dataset.name for run in results]
-    sizes = [quantity(read_arms(run)[-1].results.num_parameters) for run in results]
+    sizes = [style.quantity(read_arms(run)[-1].results.num_parameters) for run in results]
     numbers = [f"#{index + 1}" for index in range(len(results))]
     for notes in (datasets, sizes, numbers):
         total = Counter(names)

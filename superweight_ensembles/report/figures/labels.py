@@ -69,15 +69,8 @@ def place_labels(
     """
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
-    rim = {"path_effects": [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]}
-    look: dict[str, Any] = {
-        "ha": "center",
-        "va": "center",
-        "annotation_clip": False,
-        "zorder": 6,
-        "gid": "label",
-        **rim,
-    }
+    look: dict[str, Any] = {"ha": "center", "va": "center", "annotation_clip": False, "zorder": 6, "gid": "label"}
+    look["path_effects"] = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
     annotations = [write_beside(axes, one.text, (one.x, one.y), (0, 0), color=one.color, **look) for one in labels]
     for annotation in annotations:
         annotation.set_in_layout(False)

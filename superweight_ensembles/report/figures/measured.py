@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any
@@ -18,38 +18,19 @@ from matplotlib.transforms import Bbox
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
+from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
-from superweight_ensembles.report.figures.style import (
-    COLUMN_INCHES,
-    MUTED,
-    PAGE_INCHES,
-    Scale,
-    accuracy_axes,
-    arm_color,
-    balanced,
-    counted,
-    draw_markers,
-    flops_axis,
-    mix,
-    new_figure,
-    outside_legend,
-    parameters_axis,
-    plain_text,
-    readable,
-    style_axes,
-    write_beside,
-)
 
-_APART = arm_color("independent")
+_APART = style.arm_color("independent")
 _FEW, _SHORT = 6, 20
 _LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
 _LEADERS_AT_MOST = 4
-_SERIES = ("#56B4E9", (0, (3, 1.5)))
+_SERIES: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (3, 1.5))}
 _ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 
 _LOOKS = {
-    "shared": (arm_color("shared"), "o"),
+    "shared": (style.arm_color("shared"), "o"),
     "variant": ("#56B4E9", "o"),
     "independent": (_APART, "s"),
     "single": ("#9A9A9A", "s"),
@@ -162,10 +143,10 @@ def num_seeds(arms: Sequence[MeasuredArm]) -> str:
     counts = sorted({len(arm.seeds) for arm in arms})
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} seeds"
-    return counted(counts[0], "seed")
+    return style.counted(counts[0], "seed")
 
 
-@plain_text
+@style.plain_text
 def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
@@ -174,12 +155,11 @@ def arms_parameters(comparison: Comparison) -> Figure:
     ``SERIES series``, ``label``.
     """
     arms = read_measured(comparison)
-    lines = {f"{name} series": points for name, points in series_lines(arms).items()}
-    looks = dict.fromkeys(lines, _SERIES)
-    return _draw_arms(arms, [arm.num_parameters for arm in arms], parameters_axis, lines, looks)
+    lines = {f"{name} series": (points, _SERIES) for name, points in series_lines(arms).items()}
+    return _draw_arms(arms, [arm.num_parameters for arm in arms], style.parameters_axis, lines)
 
 
-@plain_text
+@style.plain_text
 def arms_flops(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 
@@ -187,22 +167,21 @@ def arms_flops(comparison: Comparison) -> Figure:
     carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``, ``label``.
     """
     arms = read_measured(comparison)
-    lines = {f"{arm.name} front": arm.front for arm in arms if arm.subsets}
-    looks = {f"{arm.name} front": (arm.color, "-") for arm in arms}
-    return _draw_arms(arms, [arm.flops for arm in arms], flops_axis, lines, looks)
+    look = {"linestyle": "-", "marker": "."}
+    lines = {f"{arm.name} front": (arm.front, {"color": arm.color, **look}) for arm in arms if arm.subsets}
+    return _draw_arms(arms, [arm.flops for arm in arms], style.flops_axis, lines)
 
 
 def _draw_arms(
     arms: Sequence[MeasuredArm],
     xs: Sequence[float],
-    scale: Scale,
-    lines: Mapping[str, Sequence[Point]],
-    looks: Mapping[str, tuple[str, Any]],
+    scale: style.Scale,
+    lines: Mapping[str, tuple[Sequence[Point], Mapping[str, Any]]],
 ) -> Figure:
     """With every arm's label at its point; where they have no room, without the variants'; else with numbers."""
     few = len(arms) <= _FEW and max(len(arm.label) for arm in arms) <= _SHORT
-    drawn = [point for line in lines.values() for point in line]
-    labels = [balanced(arm.label, _LABEL_CHARACTERS) for arm in arms]
+    drawn = [point for line, _ in lines.values() for point in line]
+    labels = [style.balanced(arm.label, _LABEL_CHARACTERS) for arm in arms]
     numbers = [str(place) for place in range(1, len(arms) + 1)]
     choices = [(labels, False), (numbers, True)]
     if 1 < sum(arm.kind == "variant" for arm in arms) < len(arms):
@@ -210,34 +189,27 @@ def _draw_arms(
     for texts, numbered in choices:
         handles = _handles(arms, lines, texts, numbered)
         height = 3.2 if few else 4.0 + 0.17 * max(len(handles) - 4, 0) / 2
-        figure, axes = accuracy_axes(
-            (COLUMN_INCHES if few else PAGE_INCHES, height),
+        figure, axes = style.accuracy_axes(
+            (style.COLUMN_INCHES if few else style.PAGE_INCHES, height),
             scale,
             [*xs, *(x for x, _ in drawn)],
             [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn],
         )
         if few and axes.get_xscale() == "linear":  # room for a label to the right of the largest arm
             axes.set_xlim(right=1.22 * axes.get_xlim()[1])
-        for gid, points in lines.items():
-            color, dashes = looks[gid]
-            look: dict[str, Any] = {
-                "linewidth": 1.1,
-                "marker": "." if gid.endswith("front") else "",
-                "markersize": 4,
-                "zorder": 2,
-            }
-            axes.plot(*zip(*points), color=color, linestyle=dashes, gid=gid, **look)
+        for gid, (points, look) in lines.items():
+            axes.plot(*zip(*points), linewidth=1.1, markersize=4, zorder=2, gid=gid, **look)
         for arm, x in zip(arms, xs):
             _draw_spread(axes, arm, x, upright=True)
             order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
+            mark = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
             size = 40 if arm.kind == "shared" else 26
-            gid = f"{arm.name} mean"
-            draw_markers(axes, [(x, arm.mean)], color=arm.color, marker=arm.marker, size=size, zorder=order, gid=gid)
-        outside_legend(figure, handles, loc="outside upper center", columns=4)
+            style.draw_markers(axes, [(x, arm.mean)], size=size, zorder=order, **mark)
+        style.outside_legend(figure, handles, loc="outside upper center", columns=4)
         figure.draw_without_rendering()
         bars = [[(x, arm.mean - arm.std), (x, arm.mean + arm.std)] for arm, x in zip(arms, xs)]
         named = [
-            PointLabel(text=text, x=x, y=arm.mean, color=readable(arm.color))
+            PointLabel(text=text, x=x, y=arm.mean, color=style.readable(arm.color))
             for text, arm, x in zip(texts, arms, xs)
             if text
         ]
@@ -246,7 +218,7 @@ def _draw_arms(
             named,
             markers=[(x, arm.mean) for arm, x in zip(arms, xs)],
             dots=[(x, percent) for arm, x in zip(arms, xs) for percent in arm.seeds] + drawn,
-            lines=list(lines.values()),
+            lines=[points for points, _ in lines.values()],
             boxes=[Bbox(axes.transData.transform(bar)).padded(1.0) for bar in bars],
         )
         if _legible(axes, written):
@@ -261,18 +233,16 @@ def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -
     ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
     xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
     size, width = (9, 1.3) if upright else (10, 1.4)
-    pale = mix(arm.color, "white", 0.55)
+    pale = style.mix(arm.color, "white", 0.55)
     axes.scatter(xs, ys, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
     axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
-def _handles(
-    arms: Sequence[MeasuredArm], lines: Mapping[str, Any], texts: Sequence[str], numbered: bool
-) -> list[Line2D]:
+def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
     """What marks and lines mean; the arms too where they have numbers, or no label."""
     handles = []
     for arm, text in zip(arms, texts if numbered else []):
-        label = balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
+        label = style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
         handles.append(Line2D([], [], color=arm.color, marker=arm.marker, markersize=5, linewidth=0, label=label))
     variant = next((arm for arm, text in zip(arms, texts) if not text), None)
     if variant:
@@ -280,19 +250,18 @@ def _handles(
         handles.append(Line2D([], [], label="the bank, other settings", **look))
     handles += _seed_handles(arms, 1.3)
     if any(gid.endswith("front") for gid in lines):
-        handles.append(Line2D([], [], color=MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
+        handles.append(Line2D([], [], color=style.MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
     if "budget series" in lines:
-        color, dashes = _SERIES
-        handles.append(Line2D([], [], color=color, linestyle=dashes, linewidth=1.1, label="the bank at other budgets"))
+        handles.append(Line2D([], [], linewidth=1.1, label="the bank at other budgets", **_SERIES))
     return handles
 
 
 def _seed_handles(arms: Sequence[MeasuredArm], linewidth: float) -> list[Line2D]:
     if all(len(arm.seeds) == 1 for arm in arms):
-        return [Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
+        return [Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
     mean = f"mean of {num_seeds(arms)}, bar: standard deviation"
     return [
-        Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=linewidth, label=mean),
+        Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=linewidth, label=mean),
         Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"),
     ]
 
@@ -310,7 +279,7 @@ def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
 
 
-@plain_text
+@style.plain_text
 def ablation_bars(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, under the headings of the arms' groups.
 
@@ -320,13 +289,13 @@ def ablation_bars(comparison: Comparison) -> Figure:
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
-    labels = {arm.name: balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
+    labels = {arm.name: style.balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
     rows, headings, bottom = _place_rows(grouped(arms), labels)
-    figure = new_figure(PAGE_INCHES, 0.9 + _ROW_INCHES * bottom)
+    figure = style.new_figure(style.PAGE_INCHES, 0.9 + _ROW_INCHES * bottom)
     axes = figure.add_subplot()
     _limit_accuracies(axes, [percent for arm in arms for percent in arm.spread])
     axes.set_ylim(bottom - 0.4, -0.7)
-    style_axes(axes, xlabel="test accuracy (%)", grid="x")
+    style.style_axes(axes, xlabel="test accuracy (%)", grid="x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     handles: list[Line2D | Patch] = [*_seed_handles(arms, 1.4)]
@@ -341,11 +310,11 @@ def ablation_bars(comparison: Comparison) -> Figure:
         row = rows[arm.name]
         _draw_spread(axes, arm, row, upright=False)
         gid = f"{arm.name} mean"
-        draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
+        style.draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
         text = f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}"
         look = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline", "annotation_clip": False}
-        write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
-    outside_legend(figure, handles, loc="outside lower center", columns=3)
+        style.write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
+    style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     _name_rows(figure, axes, {rows[name]: label for name, label in labels.items()}, headings)
     return figure
 

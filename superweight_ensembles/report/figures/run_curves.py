@@ -14,33 +14,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLo
 from superweight_ensembles.anytime import AnytimeResult, CurvePoint, ExitPoint, MemberPoint
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Epoch, RunResults, WidthEpoch
+from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import DrawnArm, Point, read_arms
-from superweight_ensembles.report.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MUTED,
-    PAGE_INCHES,
-    SMALL_POINTS,
-    TEXT_POINTS,
-    accuracy_axis,
-    counts_axis,
-    draw_markers,
-    flops_axis,
-    latency_axis,
-    new_figure,
-    outside_legend,
-    plain_text,
-    quantity,
-    run_color,
-    run_marker,
-    style_axes,
-)
 
 _DASHES = (0, (3, 2))
 _DOTS = (0, (1, 1.2))
 
 
-@plain_text
+@style.plain_text
 def training_curves(results: RunResults) -> Figure:
     """Training loss (nats, mean over members) and validation accuracy (per cent) by epoch, for each arm.
 
@@ -51,7 +32,7 @@ def training_curves(results: RunResults) -> Figure:
     arms = read_arms(results)
     history = [epoch for arm in arms for epoch in arm.results.history]
     validated = any(epoch.validation for epoch in history)
-    figure = new_figure(COLUMN_INCHES, 4.2 if validated else 2.5)
+    figure = style.new_figure(style.COLUMN_INCHES, 4.2 if validated else 2.5)
     panels = figure.subplots(2 if validated else 1, 1, sharex=True, squeeze=False)[:, 0]
     _draw_loss(panels[0], arms)
     if validated:
@@ -59,12 +40,12 @@ def training_curves(results: RunResults) -> Figure:
     epochs = [epoch.epoch for epoch in history] or [1]
     room = 0.02 * (max(epochs) - min(epochs)) or 0.5
     panels[-1].set_xlim(min(epochs) - room, max(epochs) + room)
-    panels[-1].set_xlabel("epoch", fontsize=TEXT_POINTS, color=INK)
+    panels[-1].set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
     if validated:
-        handles.append(Line2D([], [], color=MUTED, linewidth=0.8, label="one member"))
-    outside_legend(figure, handles, loc="outside upper center", columns=3)
+        handles.append(Line2D([], [], color=style.MUTED, linewidth=0.8, label="one member"))
+    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     return figure
 
 
@@ -73,8 +54,8 @@ def _draw_loss(axes: Axes, arms: Sequence[DrawnArm]) -> None:
     for arm in arms:
         points = [(epoch.epoch, _mean(epoch.train_loss.values())) for epoch in arm.results.history]
         drawn += [loss for _, loss in points if loss > 0]
-        _line(axes, arm, points, width=1.5, gid=f"{arm.name} loss")
-    style_axes(axes, ylabel="training loss (nats)")
+        _line(axes, arm, points, linewidth=1.5, gid=f"{arm.name} loss")
+    style.style_axes(axes, ylabel="training loss (nats)")
     if drawn and max(drawn) > 10 * min(drawn):
         axes.set_yscale("log")
         few_decades = max(drawn) < 300 * min(drawn)
@@ -99,28 +80,18 @@ def _draw_accuracy(axes: Axes, arms: Sequence[DrawnArm]) -> None:
         history = [(epoch.epoch, epoch.validation) for epoch in arm.results.history if epoch.validation]
         for name in dict.fromkeys(name for _, found in history for name in found.members):
             points = [(epoch, 100 * found.members[name].accuracy) for epoch, found in history if name in found.members]
-            draw(arm, points, "member", width=0.6, alpha=0.5)
+            draw(arm, points, "member", linewidth=0.6, alpha=0.5)
         points = [(epoch, 100 * found.ensemble.accuracy) for epoch, found in history]
-        draw(arm, points, "ensemble", width=1.8, zorder=4)
-    style_axes(axes, ylabel="validation accuracy (%)")
-    accuracy_axis(axes, settled or drawn)
+        draw(arm, points, "ensemble", linewidth=1.8, zorder=4)
+    style.style_axes(axes, ylabel="validation accuracy (%)")
+    style.accuracy_axis(axes, settled or drawn)
 
 
-def _line(
-    axes: Axes,
-    arm: DrawnArm,
-    points: Sequence[tuple[float, float]],
-    *,
-    width: float,
-    gid: str,
-    alpha: float = 1.0,
-    zorder: float = 3,
-) -> None:
+def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **look: Any) -> None:
     """A curve; its points are marked where they are too few to make one."""
-    axes.plot(
-        [x for x, _ in points], [y for _, y in points], color=arm.color, linewidth=width, alpha=alpha, zorder=zorder,
-        gid=gid, marker=arm.marker if len(points) <= 2 else None, markersize=3.5,
-    )  # fmt: skip
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    marker = arm.marker if len(points) <= 2 else None
+    axes.plot(xs, ys, color=arm.color, marker=marker, markersize=3.5, **{"zorder": 3, **look})
 
 
 def _mean(losses: Iterable[float | None]) -> float:
@@ -142,7 +113,7 @@ def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
     return ()
 
 
-@plain_text
+@style.plain_text
 def width_history(results: RunResults) -> Figure:
     """Hidden neurons (log) by epoch, a line a learned width, in its member's colour.
 
@@ -152,12 +123,12 @@ def width_history(results: RunResults) -> Figure:
     history = [(epoch.epoch, epoch.widths or {}) for epoch in widths_learned(results)]
     if not history:
         raise SuperWeightError("the results hold no widths that were learned")
-    figure = new_figure(COLUMN_INCHES, 2.9)
+    figure = style.new_figure(style.COLUMN_INCHES, 2.9)
     axes = figure.add_subplot()
-    style_axes(axes, xlabel="epoch", ylabel="hidden neurons")
+    style.style_axes(axes, xlabel="epoch", ylabel="hidden neurons")
     handles = []
     for index, member in enumerate(dict.fromkeys(name for _, widths in history for name in widths)):
-        look: dict[str, Any] = {"color": run_color(index), "marker": run_marker(index), "markersize": 3.5}
+        look: dict[str, Any] = {"color": style.run_color(index), "marker": style.run_marker(index), "markersize": 3.5}
         paths = list(dict.fromkeys(path for _, widths in history for path in widths.get(member, {})))
         for path in paths:
             points = [(epoch, widths[member][path]) for epoch, widths in history if member in widths]
@@ -165,16 +136,16 @@ def width_history(results: RunResults) -> Figure:
             few = list(range(index % step, len(points), step))  # so that members can be told apart without colour
             axes.plot(*zip(*points), linewidth=1.2, zorder=3, gid=f"{member} width", markevery=few, **look)
         first, last = (sum(history[place][1].get(member, {}).values()) for place in (0, -1))
-        label = f"{member}: {quantity(first)} to {quantity(last)} neurons"
+        label = f"{member}: {style.quantity(first)} to {style.quantity(last)} neurons"
         handles.append(Line2D([], [], label=label if len(paths) == 1 else f"{label} in {len(paths)} widths", **look))
     sizes = [size for _, widths in history for own in widths.values() for size in own.values()]
-    counts_axis(axes, "y", sizes)
+    style.counts_axis(axes, "y", sizes)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-    outside_legend(figure, handles, loc="outside upper center", columns=1)
+    style.outside_legend(figure, handles, loc="outside upper center", columns=1)
     return figure
 
 
-@plain_text
+@style.plain_text
 def anytime_curves(results: RunResults) -> Figure:
     """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
 
@@ -189,13 +160,13 @@ def anytime_curves(results: RunResults) -> Figure:
         raise SuperWeightError(
             f"the results of run {results.name!r} hold no anytime curves: give its recipe an anytime section"
         )
-    figure = new_figure(PAGE_INCHES, 3.3)
+    figure = style.new_figure(style.PAGE_INCHES, 3.3)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, cost, make_axis in zip(panels, ("flops", "latency_ms"), (flops_axis, latency_axis)):
+    for axes, cost, make_axis in zip(panels, ("flops", "latency_ms"), (style.flops_axis, style.latency_axis)):
         points = [point for _, found in arms for own in _points(found, cost).values() for point in own]
         xlabel = make_axis(axes, [x for x, _ in points])
-        accuracy_axis(axes, [y for _, y in points], below=0.09 * len(arms))
-        style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" else "")
+        style.accuracy_axis(axes, [y for _, y in points], below=0.09 * len(arms))
+        style.style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" else "")
         for arm, found in arms:
             _draw_anytime(axes, arm, found, cost)
         _write_areas(axes, arms, "area" if cost == "flops" else "latency_area")
@@ -208,8 +179,8 @@ def anytime_curves(results: RunResults) -> Figure:
     if any(found.truncated for _, found in arms):
         kinds["cascade with truncations"] = {"linestyle": _DOTS, "linewidth": 1.4, "marker": ".", "markersize": 5}
         kinds["a truncated member alone"] = {"marker": "x", "markersize": 4, "linewidth": 0}
-    handles += [Line2D([], [], color=MUTED, label=label, **look) for label, look in kinds.items()]
-    outside_legend(figure, handles, loc="outside upper center", columns=5)
+    handles += [Line2D([], [], color=style.MUTED, label=label, **look) for label, look in kinds.items()]
+    style.outside_legend(figure, handles, loc="outside upper center", columns=5)
     return figure
 
 
@@ -237,7 +208,7 @@ def _draw_anytime(axes: Axes, arm: DrawnArm, found: AnytimeResult, cost: str) ->
     look = {"color": arm.color, "linewidth": 1.4, "marker": ".", "markersize": 5, "zorder": top + 2}
     axes.plot(*zip(*sorted(points["cascade"])), gid=f"{arm.name} cascade", **look)
     gid = f"{arm.name} members"
-    draw_markers(axes, points["members"], color=arm.color, marker="D", size=16, zorder=top + 1, gid=gid)
+    style.draw_markers(axes, points["members"], color=arm.color, marker="D", size=16, zorder=top + 1, gid=gid)
     if found.truncated:
         axes.plot(*zip(*sorted(points["truncated cascade"])), linestyle=_DOTS, gid=f"{arm.name} truncated", **look)
         look = {"color": arm.color, "marker": "x", "markersize": 4, "linewidth": 0, "zorder": top + 1}
@@ -253,12 +224,12 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
         if found.truncated:
             lines[-1] += f", with truncations {100 * getattr(found.truncated.curve('cascade'), area):.2f}"
     axes.text(
-        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", fontsize=SMALL_POINTS - 1,
-        color=INK, linespacing=1.3, gid="areas",
+        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", color=style.INK,
+        fontsize=style.SMALL_POINTS - 1, linespacing=1.3, gid="areas",
     )  # fmt: skip
 
 
-@plain_text
+@style.plain_text
 def reliability_diagram(results: RunResults) -> Figure:
     """Accuracy against mean confidence of the full ensembles in bins (per cent), over the share of images a bin.
 
@@ -266,21 +237,21 @@ def reliability_diagram(results: RunResults) -> Figure:
     error (Wilson). ECE stands in the legend. Artists carry a ``gid``: ``shared bins``, ``shared histogram``.
     """
     arms = read_arms(results)
-    figure = new_figure(COLUMN_INCHES, 4.4)
+    figure = style.new_figure(style.COLUMN_INCHES, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5, gid="diagonal")
+    upper.plot([0, 100], [0, 100], color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5, gid="diagonal")
     for arm in arms:
         _draw_bins(upper, arm)
     for place, arm in enumerate(reversed(arms)):
         _draw_histogram(lower, arm, place, len(arms))
-    style_axes(upper, ylabel="accuracy (%)")
-    style_axes(lower, xlabel="confidence (%)", ylabel="images (%)", grid="y")
+    style.style_axes(upper, ylabel="accuracy (%)")
+    style.style_axes(lower, xlabel="confidence (%)", ylabel="images (%)", grid="y")
     upper.set_xlim(-1, 101)
     upper.set_ylim(-2, 102)
     for axis in (upper.xaxis, upper.yaxis):
         axis.set_major_locator(MultipleLocator(20))
     handles, _ = upper.get_legend_handles_labels()
-    outside_legend(figure, handles[::-1], loc="outside upper center", columns=2)
+    style.outside_legend(figure, handles[::-1], loc="outside upper center", columns=2)
     return figure
 
 

@@ -30,26 +30,8 @@ from numpy.typing import NDArray
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import SearchedCluster, SearchRecord
 from superweight_ensembles.plan import Cluster, GeneratedTensor, SharingPlan
+from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.layers import HATCHES, cluster_looks, depth_key, layers_by_depth
-from superweight_ensembles.report.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MUTED,
-    PAGE_INCHES,
-    SMALL_POINTS,
-    add_box,
-    counted,
-    hide_spines,
-    is_dark,
-    new_figure,
-    outside_legend,
-    plain_text,
-    series_color,
-    shade,
-    short_layers,
-    short_members,
-    split_label,
-)
 
 _COLORS = "RdBu_r"
 _SILENT: dict[str, Any] = {"facecolor": "#F4F4F4", "edgecolor": "#D6D6D6", "hatch": "//////", "linewidth": 0}
@@ -109,9 +91,9 @@ def read_panels(search: SearchRecord) -> list[Panel]:
     if not search.clusters:
         raise SuperWeightError("the search holds no cluster to draw: search in an ensemble that shares something")
     known = [search.anchor or "", *(search.representatives or ())]
-    names = {label: split_label(label, known) for cluster in search.clusters for label in cluster.targets}
-    members = short_members(member for member, _ in names.values())
-    layers = short_layers(layer for _, layer in names.values())
+    names = {label: style.split_label(label, known) for cluster in search.clusters for label in cluster.targets}
+    members = style.short_members(member for member, _ in names.values())
+    layers = style.short_layers(layer for _, layer in names.values())
     labels = {label: f"{members[member]} {layers[layer]}" for label, (member, layer) in names.items()}
     return [_panel(cluster, names, labels) for cluster in search.clusters]
 
@@ -145,7 +127,7 @@ def _panel(cluster: SearchedCluster, names: Mapping[str, tuple[str, str]], label
     )
 
 
-@plain_text
+@style.plain_text
 def similarity_matrix(search: SearchRecord) -> Figure:
     """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into.
 
@@ -155,11 +137,11 @@ def similarity_matrix(search: SearchRecord) -> Figure:
     """
     panels = read_panels(search)
     members = list(dict.fromkeys(member for panel in panels for member in panel.members))
-    colors = {member: series_color(index) for index, member in enumerate(members)}
+    colors = {member: style.series_color(index) for index, member in enumerate(members)}
     columns, width, side = _grid(panels)
     rows = -(-len(panels) // columns)
     tall = max(min(panel.num_targets / _FEWEST_CELLS, 1.0) for panel in panels)
-    figure = new_figure(width, rows * (side + 0.45) + 1.0)
+    figure = style.new_figure(width, rows * (side + 0.45) + 1.0)
     layout = figure.get_layout_engine()
     assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(w_pad=0.06, h_pad=0.06)
@@ -182,10 +164,10 @@ def _grid(panels: Sequence[Panel]) -> tuple[int, float, float]:
     beside = 0.25 + _CHARACTER_INCHES * characters
     most = 2 if len(panels) == 4 else min(3, len(panels))
     for columns in range(most, 1, -1):
-        side = PAGE_INCHES / columns - beside
+        side = style.PAGE_INCHES / columns - beside
         if side >= 1.2 and 72 * side >= _LEAST_PITCH * rows:
-            return columns, PAGE_INCHES, side
-    side = max(COLUMN_INCHES - beside, min(PAGE_INCHES - beside, 0.13 * max(rows, 22)))
+            return columns, style.PAGE_INCHES, side
+    side = max(style.COLUMN_INCHES - beside, min(style.PAGE_INCHES - beside, 0.13 * max(rows, 22)))
     return 1, beside + side, side
 
 
@@ -210,20 +192,27 @@ def _draw_panel(axes: Axes, panel: Panel, colors: Mapping[str, str], side: float
     axes.set_ylim(extent * tall - 0.5, -0.5)
     for start, length in panel.silent:
         for left, top, width, height in ((start, 0, length, num), (0, start, num, length)):
-            add_box(axes, left - 0.5, top - 0.5, width, height, **_SILENT, zorder=1.5, gid="silent")
-    frame = {"fill": False, "edgecolor": INK, "linewidth": 1.1, "joinstyle": "miter", "clip_on": False, "zorder": 3}
+            style.add_box(axes, left - 0.5, top - 0.5, width, height, **_SILENT, zorder=1.5, gid="silent")
+    frame = {
+        "fill": False,
+        "edgecolor": style.INK,
+        "linewidth": 1.1,
+        "joinstyle": "miter",
+        "clip_on": False,
+        "zorder": 3,
+    }
     for start, length in panel.sets:
-        add_box(axes, start - 0.5, start - 0.5, length, length, **frame, gid="set")
+        style.add_box(axes, start - 0.5, start - 0.5, length, length, **frame, gid="set")
     if panel.leaders:
         ys, xs = zip(*panel.leaders)
         size = min(max(0.32 * pitch, 1.2), 3.2) ** 2
-        axes.scatter(xs, ys, s=size, color=INK, edgecolors="white", linewidths=0.4, zorder=4, gid="leader")
+        axes.scatter(xs, ys, s=size, color=style.INK, edgecolors="white", linewidths=0.4, zorder=4, gid="leader")
     _draw_members(axes, panel, colors)
     _draw_ticks(axes, panel, pitch)
     name = "\n".join(wrap(panel.name, max(16, int(side / 0.06))))
-    title = f"{name}\n{counted(num, 'layer')}, {counted(len(panel.sets), 'set')}"
-    axes.set_title(title, loc="left", fontsize=SMALL_POINTS, color=INK)
-    hide_spines(axes)
+    title = f"{name}\n{style.counted(num, 'layer')}, {style.counted(len(panel.sets), 'set')}"
+    axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+    style.hide_spines(axes)
 
 
 def _draw_members(axes: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
@@ -235,17 +224,17 @@ def _draw_members(axes: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
     strip = {"transform": beside, "linewidth": 0, "clip_on": False, "zorder": 2, "gid": "member"}
     for row, (member, anchor) in enumerate(zip(panel.members, panel.anchors)):
         width = _STRIP_INCHES * (1 if anchor else 0.5)
-        add_box(axes, -0.03 - width, row - 0.5, width, 1, facecolor=colors[member], **strip)
+        style.add_box(axes, -0.03 - width, row - 0.5, width, 1, facecolor=colors[member], **strip)
 
 
 def _draw_ticks(axes: Axes, panel: Panel, pitch: float) -> None:
     axes.set_xticks([])
-    axes.tick_params(length=0, pad=8, labelcolor=INK)
+    axes.tick_params(length=0, pad=8, labelcolor=style.INK)
     if panel.num_targets > _LABELLED_AT_MOST:
         rows = [0, *range(9, panel.num_targets, 10)]
-        axes.set_yticks(rows, [str(row + 1) for row in rows], fontsize=SMALL_POINTS, color=MUTED)
+        axes.set_yticks(rows, [str(row + 1) for row in rows], fontsize=style.SMALL_POINTS, color=style.MUTED)
         return
-    axes.set_yticks(range(panel.num_targets), panel.labels, fontsize=min(SMALL_POINTS, 0.93 * pitch))
+    axes.set_yticks(range(panel.num_targets), panel.labels, fontsize=min(style.SMALL_POINTS, 0.93 * pitch))
     for label, anchor in zip(axes.get_yticklabels(), panel.anchors):
         label.set_fontweight("bold" if anchor else "normal")
 
@@ -256,28 +245,28 @@ def _draw_colorbar(figure: Figure, grid: Sequence[Axes], search: SearchRecord) -
     bar = figure.colorbar(shown, ax=list(grid), pad=0.14 / float(figure.get_figheight()), **look)
     text = _COMPARED.get(search.similarity, f"cosine similarity of {search.similarity}s")
     if search.threshold is not None:
-        bar.ax.axvline(search.threshold, color=INK, linewidth=1.2, gid="threshold")
+        bar.ax.axvline(search.threshold, color=style.INK, linewidth=1.2, gid="threshold")
         text += f"\nsets are merged above {_number(search.threshold)} (black line)"
         if search.threshold_given is not None and search.threshold_given != search.threshold:
             text += f", lowered from {_number(search.threshold_given)}"
-    bar.set_label(text, fontsize=SMALL_POINTS, color=INK)
-    bar.ax.tick_params(labelsize=SMALL_POINTS, color=MUTED, labelcolor=INK, length=2, width=0.6)
+    bar.set_label(text, fontsize=style.SMALL_POINTS, color=style.INK)
+    bar.ax.tick_params(labelsize=style.SMALL_POINTS, color=style.MUTED, labelcolor=style.INK, length=2, width=0.6)
     bar.outline.set_visible(False)
 
 
 def _draw_legend(figure: Figure, panels: Sequence[Panel], colors: Mapping[str, str], anchor: str) -> None:
-    short = short_members(colors, limit=24)
+    short = style.short_members(colors, limit=24)
     handles: list[Patch | Line2D] = [
         Patch(facecolor=color, label=f"{short[member]} (anchor)" if member == anchor else short[member])
         for member, color in colors.items()
     ]
-    handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=1.1, label="found set"))
+    handles.append(Patch(facecolor="none", edgecolor=style.INK, linewidth=1.1, label="found set"))
     if any(panel.leaders for panel in panels):
         label = "follows this layer of the anchor"
-        handles.append(Line2D([], [], color=INK, marker="o", markersize=3, linewidth=0, label=label))
+        handles.append(Line2D([], [], color=style.INK, marker="o", markersize=3, linewidth=0, label=label))
     if any(panel.silent for panel in panels):
         handles.append(Patch(label="not compared", **_SILENT))
-    outside_legend(figure, handles, loc="outside lower center", columns=5)
+    style.outside_legend(figure, handles, loc="outside lower center", columns=5)
 
 
 def _number(value: float) -> str:
@@ -318,7 +307,7 @@ def place_rows(plans: Sequence[SharingPlan]) -> Rows:
     every = sorted({name for found in own.values() for name in found}, key=depth_key)
     longest = max((len(found) for found in own.values()), default=0)
     if len(every) <= _SPARSE * longest:
-        short = short_layers(every, limit=20)
+        short = style.short_layers(every, limit=20)
         place = {name: row for row, name in enumerate(every)}
         row_of = {(member, name): place[name] for member, found in own.items() for name in found}
         return Rows(labels=tuple(short[name] for name in every), row_of=row_of, named=True)
@@ -350,7 +339,7 @@ def family_looks(plans: Sequence[SharingPlan]) -> list[dict[int, Look]]:
             own = _places(plan, index)
             common = [len(own & root[3]) for root in roots]
             if not any(common):
-                roots.append((plan.clusters[index].name, series_color(len(roots)), "", own))
+                roots.append((plan.clusters[index].name, style.series_color(len(roots)), "", own))
                 common.append(1)
             family = common.index(max(common))
             families[-1][index] = family
@@ -373,7 +362,7 @@ def _look(root: tuple[str, str, str, frozenset[Place]], parts: list[frozenset[Pl
     rounds, column = divmod(place, _MANY_SHADES)
     shades = min(len(parts), _MANY_SHADES)
     further = HATCHES[(HATCHES.index(hatch) + rounds) % len(HATCHES)]
-    return Look(color=shade(color, column, shades), hatch=further, family=name)
+    return Look(color=style.shade(color, column, shades), hatch=further, family=name)
 
 
 def _places(plan: SharingPlan, index: int) -> frozenset[Place]:
@@ -432,7 +421,7 @@ def _begins(short: Sequence[int], long: Sequence[int]) -> bool:
     return len(short) < len(long) and tuple(long[: len(short)]) == tuple(short)
 
 
-@plain_text
+@style.plain_text
 def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     """The clusters of several plans of the same members, one panel a plan: a column a member, a row a layer.
 
@@ -456,8 +445,8 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     looks = family_looks(contents)
     num = len(rows.labels)
     pitch = min(max(_MOST_INCHES / num, _LEAST_ROW_INCHES), _ROW_INCHES)
-    members = short_members(contents[0].member_names, limit=16)
-    wide = PAGE_INCHES - 0.25 - 0.06 * max(len(label) for label in rows.labels)
+    members = style.short_members(contents[0].member_names, limit=16)
+    wide = style.PAGE_INCHES - 0.25 - 0.06 * max(len(label) for label in rows.labels)
     upright = wide / (len(contents) * (len(members) + 0.3)) > 0.062 * max(len(name) for name in members.values())
     header = 0.15 if upright else 0.07 * max(len(name) for name in members.values())
     letters = plan_letters(contents)
@@ -465,19 +454,19 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     titles = [_title(name, plan, wide / len(contents)) for name, plan in plans.items()]
     lines = max(title.count("\n") for title in titles) + 1
     below = 0.14 * note.count("\n") + 0.17 * -(-len(handles) // 3)
-    figure = new_figure(PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.44 + below)
+    figure = style.new_figure(style.PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.44 + below)
     grid = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
     for axes, plan, own, ties, title in zip(grid, contents, looks, letters, titles):
         _draw_plan(axes, plan, own, ties, rows, pitch)
         axes.set_xticks(range(len(members)), list(members.values()), rotation=0 if upright else 90)
-        axes.set_title(title, loc="left", fontsize=SMALL_POINTS, color=INK)
+        axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
     ticks = range(num) if rows.named else [0, *range(4, num, 5)]
-    grid[0].set_yticks(ticks, [rows.labels[row] for row in ticks], fontsize=min(SMALL_POINTS, 0.9 * 72 * pitch))
+    grid[0].set_yticks(ticks, [rows.labels[row] for row in ticks], fontsize=min(style.SMALL_POINTS, 0.9 * 72 * pitch))
     if not rows.named:
-        grid[0].set_ylabel("layer", fontsize=SMALL_POINTS, color=INK)
-    legend, _ = outside_legend(figure, handles, loc="outside lower center", columns=3)
-    legend.set_title(note, prop=FontProperties(size=SMALL_POINTS))
-    legend.get_title().set(color=INK, multialignment="center")
+        grid[0].set_ylabel("layer", fontsize=style.SMALL_POINTS, color=style.INK)
+    legend, _ = style.outside_legend(figure, handles, loc="outside lower center", columns=3)
+    legend.set_title(note, prop=FontProperties(size=style.SMALL_POINTS))
+    legend.get_title().set(color=style.INK, multialignment="center")
     return figure
 
 
@@ -486,9 +475,9 @@ def _title(name: str, plan: SharingPlan, inches: float) -> str:
     vectors = sum(slot.num_vectors for cluster in superweights for slot in cluster.slots)
     lines = wrap(name, max(12, int(inches / 0.061)))
     if superweights or not plan.ssn_groups:
-        lines += [counted(len(superweights), "cluster"), counted(vectors, "coefficient vector")]
+        lines += [style.counted(len(superweights), "cluster"), style.counted(vectors, "coefficient vector")]
     if plan.ssn_groups:
-        lines.append(counted(len(plan.ssn_groups), "flat bank"))
+        lines.append(style.counted(len(plan.ssn_groups), "flat bank"))
     return "\n".join(lines)
 
 
@@ -498,7 +487,7 @@ def _draw_plan(
     columns = {member: column for column, member in enumerate(plan.member_names)}
     alone = Look(color=_ALONE, hatch="", family="")
     filled = {"edgecolor": "white", "linewidth": 0, "zorder": 2}
-    empty = {"fill": False, "edgecolor": MUTED, "linewidth": 0.5, "zorder": 1, "gid": "own"}
+    empty = {"fill": False, "edgecolor": style.MUTED, "linewidth": 0.5, "zorder": 1, "gid": "own"}
     generated = set()
     for index, cluster in enumerate(plan.clusters):
         look = looks.get(index, alone)
@@ -507,24 +496,24 @@ def _draw_plan(
             place = place_of(target)
             generated.add(place)
             x, y = columns[target.member], rows.row_of[place]
-            add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **fill)
+            style.add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **fill)
             if place in letters:
                 _write_letters(axes, (x, y), letters[place], look, pitch)
     for place in rows.row_of.keys() - generated:
         x, y = columns[place[0]], rows.row_of[place]
-        add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **empty)
+        style.add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **empty)
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows.labels) - 0.45, -0.55)
-    axes.tick_params(length=0, labelcolor=INK, labelsize=SMALL_POINTS, pad=2)
+    axes.tick_params(length=0, labelcolor=style.INK, labelsize=style.SMALL_POINTS, pad=2)
     axes.tick_params(axis="x", labeltop=True, labelbottom=False)
-    hide_spines(axes)
+    style.hide_spines(axes)
 
 
 def _write_letters(axes: Axes, spot: tuple[int, int], letters: str, look: Look, pitch: float) -> None:
     axes.text(
         *spot, letters if len(letters) <= _LETTERS_AT_MOST else letters[: _LETTERS_AT_MOST - 1] + "+", ha="center",
-        va="center_baseline", fontsize=min(SMALL_POINTS, 0.86 * 72 * pitch),
-        color="white" if is_dark(look.color) else INK, zorder=3, gid="tied",
+        va="center_baseline", fontsize=min(style.SMALL_POINTS, 0.86 * 72 * pitch),
+        color="white" if style.is_dark(look.color) else style.INK, zorder=3, gid="tied",
         bbox={"facecolor": look.color, "edgecolor": "none", "pad": 0.0} if look.hatch else None,
     )  # fmt: skip
 
@@ -541,7 +530,7 @@ def _handles(plans: Sequence[SharingPlan], looks: Sequence[Mapping[int, Look]], 
     if any(len(cluster.targets) == 1 for plan in plans for cluster in plan.clusters):
         handles.append(Patch(facecolor=_ALONE, label="alone in its cluster"))
     if any(sum(len(cluster.targets) for cluster in plan.clusters) < len(rows.row_of) for plan in plans):
-        handles.append(Patch(facecolor="none", edgecolor=MUTED, linewidth=0.5, label="its member's own"))
+        handles.append(Patch(facecolor="none", edgecolor=style.MUTED, linewidth=0.5, label="its member's own"))
     return handles
 
 

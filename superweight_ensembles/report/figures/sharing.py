@@ -15,26 +15,8 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, window_words
+from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.layers import ClusterLook, Layer, cluster_looks, layers_by_depth
-from superweight_ensembles.report.figures.style import (
-    INK,
-    MUTED,
-    PAGE_INCHES,
-    SMALL_POINTS,
-    TEXT_POINTS,
-    add_box,
-    counted,
-    hide_spines,
-    is_dark,
-    mix,
-    new_figure,
-    outside_legend,
-    parameters_axis,
-    plain_text,
-    quantity,
-    style_axes,
-    write_beside,
-)
 
 ROW = 1.0
 GAP = 0.62
@@ -42,7 +24,7 @@ _TINT = 0.22
 _WIDE = 0.82  # of its place, a layer
 _LINE = 0.2  # of a row, as high as a line of text
 _PALE = 0.62
-_PALE_SWATCH = mix(INK, "white", 0.8)
+_PALE_SWATCH = style.mix(style.INK, "white", 0.8)
 _OWN = "#7F7F7F"
 _GREYS = ("#6B6B6B", "#9A9A9A")
 _BAR, _STEP = 0.62, 0.42
@@ -192,7 +174,7 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
     return list(groups.values())
 
 
-@plain_text
+@style.plain_text
 def sharing_map(plan: SharingPlan) -> Figure:
     """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
 
@@ -203,24 +185,26 @@ def sharing_map(plan: SharingPlan) -> Figure:
     ``enlarged``, ``ribbon``, ``tied``.
     """
     if not plan.clusters:
-        figure = new_figure(PAGE_INCHES, 0.6)
+        figure = style.new_figure(style.PAGE_INCHES, 0.6)
         text = "nothing is shared: every weight is its member's own"
-        figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=TEXT_POINTS, color=MUTED)
+        figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=style.TEXT_POINTS, color=style.MUTED)
         return figure
     looks = cluster_looks(plan)
     look_of = {index: look for look in looks for index in look.clusters}
     entries = _legend_entries(plan, looks)
     rows = len(plan.members)
-    figure = new_figure(PAGE_INCHES, 1.0)  # as high as its rows and its legend, once that is laid out
+    figure = style.new_figure(style.PAGE_INCHES, 1.0)  # as high as its rows and its legend, once that is laid out
     axes = figure.add_subplot()
     cells = place_cells(plan)
     _draw_ribbons(axes, look_of, cells)
     for own in cells.values():
         _draw_row(axes, look_of, own)
     if _draw_ties(axes, cells):
-        entries.append(Line2D([], [], color=INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients"))
+        entries.append(
+            Line2D([], [], color=style.INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients")
+        )
     _finish(axes, plan, cells)
-    _, legend_rows = outside_legend(figure, entries, loc="outside lower center", columns=2)
+    _, legend_rows = style.outside_legend(figure, entries, loc="outside lower center", columns=2)
     figure.set_figheight(0.75 + 0.72 * rows + 0.17 * legend_rows)
     if _write_shares(figure, axes, look_of, cells):
         axes.set_xlabel(f"{axes.get_xlabel()}; %: of its weights that a layer reads")
@@ -231,13 +215,13 @@ def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Pat
     entries: list[Patch | Line2D] = []
     for look in looks:
         clusters = [plan.clusters[index] for index in look.clusters]
-        layers = counted(sum(len(cluster.targets) for cluster in clusters), "layer")
+        layers = style.counted(sum(len(cluster.targets) for cluster in clusters), "layer")
         alone = all(len(cluster.targets) == 1 for cluster in clusters)
         note = ", not shared" if alone else ""
         entries.append(look.patch(f"{look.label}: {layers}, {_held(clusters)}{note}"))
     if any(reading.is_enlarged for group in plan.ssn_groups.values() for reading in group.window_specs):
         label = "beyond its bank: enlarged"
-        entries.append(Patch(facecolor=_PALE_SWATCH, edgecolor=MUTED, linewidth=0.4, label=label))
+        entries.append(Patch(facecolor=_PALE_SWATCH, edgecolor=style.MUTED, linewidth=0.4, label=label))
     return entries
 
 
@@ -245,11 +229,11 @@ def _held(clusters: Sequence[Cluster | SsnGroup]) -> str:
     """Templates, and banks with how many windows of them are read."""
     templates = sum(slot.num_templates for one in clusters if isinstance(one, Cluster) for slot in one.slots)
     groups = [one for one in clusters if isinstance(one, SsnGroup)]
-    parts = [counted(templates, "template")] if len(groups) < len(clusters) else []
+    parts = [style.counted(templates, "template")] if len(groups) < len(clusters) else []
     if len(groups) == 1:
-        parts.append(f"bank of {quantity(groups[0].bank_size)}, {window_words(groups[0])}")
+        parts.append(f"bank of {style.quantity(groups[0].bank_size)}, {window_words(groups[0])}")
     elif groups:
-        parts.append(f"{len(groups)} banks, {quantity(sum(group.bank_size for group in groups))} in all")
+        parts.append(f"{len(groups)} banks, {style.quantity(sum(group.bank_size for group in groups))} in all")
     return ", ".join(parts)
 
 
@@ -265,20 +249,20 @@ def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Ce
     if not cells:
         return
     base = cells[0].base
-    add_box(axes, 0, base, 1, ROW, facecolor="white", linewidth=0, zorder=1.2)
+    style.add_box(axes, 0, base, 1, ROW, facecolor="white", linewidth=0, zorder=1.2)
     for run in find_runs(cells):
         look = {"facecolor": look_of[run.cluster_index].color, "alpha": _TINT, "linewidth": 0, "zorder": 1.4}
-        add_box(axes, run.left, base, run.right - run.left, ROW, **look)
+        style.add_box(axes, run.left, base, run.right - run.left, ROW, **look)
     for cell in cells:
         cluster = look_of[cell.layer.cluster_index]
         width = cell.right - cell.left
         left, wide = cell.left + (1 - _WIDE) / 2 * width, _WIDE * width
         if cell.read is not None:
-            pale = {"facecolor": mix(cluster.color, "white", _PALE), "edgecolor": cluster.color, "linewidth": 0.6}
+            pale = {"facecolor": style.mix(cluster.color, "white", _PALE), "edgecolor": cluster.color, "linewidth": 0.6}
             height = cell.tops[-1] - cell.read
-            add_box(axes, left, base + cell.read, wide, height, **pale, zorder=1.9, gid="enlarged")
+            style.add_box(axes, left, base + cell.read, wide, height, **pale, zorder=1.9, gid="enlarged")
         look = {"facecolor": cluster.color, "hatch": cluster.hatch, "edgecolor": "white", "linewidth": 0, "zorder": 2}
-        add_box(axes, left, base, wide, cell.tops[-1] if cell.read is None else cell.read, gid="layer", **look)
+        style.add_box(axes, left, base, wide, cell.tops[-1] if cell.read is None else cell.read, gid="layer", **look)
         for height in _apart(cell.tops[:-1], cell.tops[-1]):
             axes.plot([left, left + wide], [base + height] * 2, color="white", linewidth=0.6, zorder=2.2, gid="slot")
 
@@ -295,11 +279,11 @@ def _write_shares(
     written = []
     for cell in enlarged:
         inside = cell.read is not None and cell.read > _LINE
-        dark = inside and is_dark(look_of[cell.layer.cluster_index].color)
+        dark = inside and style.is_dark(look_of[cell.layer.cluster_index].color)
         height = cell.base + 0.03 * ROW + (0.0 if inside else cell.read or 0.0)
         text = axes.text(
-            cell.middle, height, f"{100 * cell.share_read:.2g} %", ha="center", va="bottom", fontsize=SMALL_POINTS - 1,
-            color="white" if dark else INK, zorder=2.5, gid="share",
+            cell.middle, height, f"{100 * cell.share_read:.2g} %", ha="center", va="bottom", zorder=2.5, gid="share",
+            fontsize=style.SMALL_POINTS - 1, color="white" if dark else style.INK,
         )  # fmt: skip
         text.set_in_layout(False)
         written.append(text)
@@ -324,9 +308,9 @@ def _draw_ties(axes: Axes, cells: dict[str, list[Cell]]) -> bool:
     for slot, group in groups:
         spots = [(cell.middle, cell.slot_middle(slot)) for cell in group]
         for start, end in pairwise(spots):
-            axes.plot(*zip(start, end), color=INK, linewidth=0.5, alpha=0.75, zorder=3, gid="tied")
+            axes.plot(*zip(start, end), color=style.INK, linewidth=0.5, alpha=0.75, zorder=3, gid="tied")
         xs, ys = zip(*spots)
-        axes.scatter(xs, ys, s=4, color=INK, linewidths=0, zorder=3.2)
+        axes.scatter(xs, ys, s=4, color=style.INK, linewidths=0, zorder=3.2)
     return bool(groups)
 
 
@@ -335,16 +319,16 @@ def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None
     axes.set_xlim(-0.002, 1.002)
     axes.set_ylim(-(rows - 1) * (ROW + GAP) - 0.02, ROW + 0.02)
     axes.set_xticks([])
-    names = [f"{name}\n{counted(len(own), 'layer')}" for name, own in cells.items()]
+    names = [f"{name}\n{style.counted(len(own), 'layer')}" for name, own in cells.items()]
     middles = [-row * (ROW + GAP) + ROW / 2 for row in range(rows)]
-    axes.set_yticks(middles, names, fontsize=SMALL_POINTS, color=INK)
-    hide_spines(axes, ticks=False)
+    axes.set_yticks(middles, names, fontsize=style.SMALL_POINTS, color=style.INK)
+    style.hide_spines(axes, ticks=False)
     low, high = weight_range(plan)
-    notes = [f"height: number of weights, log, {quantity(low)} to {quantity(high)}"]
+    notes = [f"height: number of weights, log, {style.quantity(low)} to {style.quantity(high)}"]
     if plan.superweight_clusters:
         notes.append("white lines: width slots")
     xlabel = f"generated layers, first to last\n{'; '.join(notes)}"
-    axes.set_xlabel(xlabel, fontsize=SMALL_POINTS, color=INK)
+    axes.set_xlabel(xlabel, fontsize=style.SMALL_POINTS, color=style.INK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -358,7 +342,7 @@ class Segment:
 
     @property
     def look(self) -> dict[str, Any]:
-        edge = MUTED if self.color == "white" else "white"
+        edge = style.MUTED if self.color == "white" else "white"
         return {"facecolor": self.color, "hatch": self.hatch, "edgecolor": edge, "linewidth": 0.4}
 
 
@@ -372,7 +356,7 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
         count = sum(plan.clusters[index].num_templates for index in look.clusters)
         templates.append(Segment(label=look.label, count=count, color=look.color, hatch=look.hatch))
     rest = [
-        Segment(label="coefficients", count=plan.num_coefficients, color=INK),
+        Segment(label="coefficients", count=plan.num_coefficients, color=style.INK),
         Segment(label="members' own", count=plan.num_private, color=_OWN),
     ]
     templates_alone = plan.budget_counts == "templates"
@@ -382,7 +366,7 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
     return [*spent, unspent, *(rest if templates_alone else [])]
 
 
-@plain_text
+@style.plain_text
 def budget_split(plan: SharingPlan) -> Figure:
     """Stacked bars of trainable parameters: the shared ensemble by use, the independent members one by one.
 
@@ -397,18 +381,18 @@ def budget_split(plan: SharingPlan) -> Figure:
     steps = [_FIRST_STEP - _STEP * index for index in range(len(apart))]
     bottom, top = steps[-1] - 0.4, 0.72
     legend_rows = -(-len(shared) // 3)
-    figure = new_figure(PAGE_INCHES, 0.5 + _INCHES_A_ROW * (top - bottom) + 0.17 * legend_rows)
+    figure = style.new_figure(style.PAGE_INCHES, 0.5 + _INCHES_A_ROW * (top - bottom) + 0.17 * legend_rows)
     axes = figure.add_subplot()
     totals = [sum(segment.count for segment in segments) for segments in (shared, apart)]
-    xlabel = parameters_axis(axes, [*totals, plan.budget], logarithmic=False)
+    xlabel = style.parameters_axis(axes, [*totals, plan.budget], logarithmic=False)
     axes.set_ylim(bottom, top)
     names = ["shared bank", "independent members", *(segment.label for segment in apart)]
     axes.set_yticks([_SHARED_ROW, _APART_ROW, *steps], names)
-    style_axes(axes, xlabel=xlabel, grid="x")
+    style.style_axes(axes, xlabel=xlabel, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    swatches = [Patch(label=f"{one.label}: {quantity(one.count)}", **one.look) for one in shared]
-    outside_legend(figure, swatches, loc="outside lower center", columns=3)
+    swatches = [Patch(label=f"{one.label}: {style.quantity(one.count)}", **one.look) for one in shared]
+    style.outside_legend(figure, swatches, loc="outside lower center", columns=3)
     boxes = _draw_bar(axes, shared, _SHARED_ROW, "shared")
     _draw_bar(axes, apart, _APART_ROW, "independent")
     _draw_budget(axes, plan)
@@ -424,7 +408,7 @@ def _draw_bar(axes: Axes, segments: Sequence[Segment], row: float, gid: str) -> 
     boxes = []
     left = 0.0
     for segment in segments:
-        boxes.append(add_box(axes, left, row - _BAR / 2, segment.count, _BAR, **segment.look, zorder=2, gid=gid))
+        boxes.append(style.add_box(axes, left, row - _BAR / 2, segment.count, _BAR, **segment.look, zorder=2, gid=gid))
         left += segment.count
     return boxes
 
@@ -434,7 +418,7 @@ def _draw_steps(axes: Axes, apart: Sequence[Segment], steps: Sequence[float]) ->
     left, height = 0.0, _STEP * 0.62
     for segment, row in zip(apart, steps):
         look = {"facecolor": segment.color, "linewidth": 0, "zorder": 2, "gid": "member"}
-        add_box(axes, left, row - height / 2, segment.count, height, **look)
+        style.add_box(axes, left, row - height / 2, segment.count, height, **look)
         left += segment.count
         _beside(axes, segment.count, row, left)
 
@@ -443,21 +427,21 @@ def _beside(axes: Axes, count: float, row: float, right: float | None = None) ->
     """A count at the right end of its bar."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
     place = (count if right is None else right, row)
-    write_beside(axes, quantity(count), place, (3, 0), va="center", zorder=4, bbox=box).set_in_layout(False)
+    style.write_beside(axes, style.quantity(count), place, (3, 0), va="center", zorder=4, bbox=box).set_in_layout(False)
 
 
 def _draw_budget(axes: Axes, plan: SharingPlan) -> None:
     """The line runs behind the independent bar, where it ends, but over the shared bar that it bounds."""
-    look: dict[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
     xs, top = [plan.budget] * 2, axes.get_ylim()[1]
     axes.plot(xs, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)
     axes.plot(xs, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)
     kind = "template budget" if plan.budget_counts == "templates" else "budget"
     left = plan.budget > 0.7 * axes.get_xlim()[1]
     share = 100 * plan.budget / plan.independent_parameters
-    text = f"{kind} {quantity(plan.budget)} ({share:.0f} % of the members apart)"
+    text = f"{kind} {style.quantity(plan.budget)} ({share:.0f} % of the members apart)"
     place = (plan.budget, axes.get_ylim()[1])
-    write_beside(axes, text, place, (-4 if left else 4, -1), ha="right" if left else "left", va="top")
+    style.write_beside(axes, text, place, (-4 if left else 4, -1), ha="right" if left else "left", va="top")
 
 
 def _write_inside(axes: Axes, segment: Segment, box: Rectangle) -> None:
@@ -465,9 +449,9 @@ def _write_inside(axes: Axes, segment: Segment, box: Rectangle) -> None:
     if segment.hatch:
         return
     middle = (box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2)
-    color = "white" if is_dark(segment.color, below=0.6) else INK
-    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL_POINTS, "color": color, "zorder": 4}
-    written = axes.text(*middle, quantity(segment.count), **look)
+    color = "white" if style.is_dark(segment.color, below=0.6) else style.INK
+    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": style.SMALL_POINTS, "color": color, "zorder": 4}
+    written = axes.text(*middle, style.quantity(segment.count), **look)
     written.set_in_layout(False)
     if written.get_window_extent().width > 0.9 * box.get_window_extent().width:
         written.remove()
