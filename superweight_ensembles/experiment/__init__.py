@@ -32,7 +32,6 @@ from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
 from superweight_ensembles.experiment.results import (
     RUN_FORMAT,
-    SEARCH_FORMAT,
     ArmResults,
     DatasetFacts,
     Epoch,
@@ -66,7 +65,6 @@ from superweight_ensembles.experiment.tables import (
 
 __all__ = [
     "RUN_FORMAT",
-    "SEARCH_FORMAT",
     "Arm",
     "ArmResults",
     "Baseline",

@@ -22,10 +22,10 @@ from pydantic import Field
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
+from superweight_ensembles.search import SEARCH_FORMAT
 from superweight_ensembles.storage import Amount, Count, Name, Share
 
 RUN_FORMAT = 1  # of run.json and results.json
-SEARCH_FORMAT = 1
 WIDTHS_FORMAT = 1
 _LOG = logging.getLogger(__name__)
 _Noted = Annotated[str | None, Field(default=None)]

@@ -4,6 +4,7 @@ Every search is a function from a trained ensemble to a :class:`SharingPlan`.
 """
 
 from superweight_ensembles.search.gradient_clusters import (
+    SEARCH_FORMAT,
     GradientSearch,
     SplitClusters,
     WeightSearch,
@@ -17,6 +18,7 @@ from superweight_ensembles.search.untying import Untying, has_ties, untie_coeffi
 
 __all__ = [
     "LEARNING",
+    "SEARCH_FORMAT",
     "GradientSearch",
     "KMeansSearch",
     "LearnedGroups",

@@ -272,7 +272,7 @@ class _GradientRelay(torch.autograd.Function):
 
 
 @dataclass(frozen=True, slots=True)
-class _Cluster:
+class _LeafGroup:
     """Weights of one cluster that are gone but for their place in the graph, and the gradients that came to them."""
 
     end: Tensor
@@ -286,29 +286,30 @@ class _Cluster:
                 yield label, gradient
 
 
-def _leaves(weights: Weights) -> tuple[Weights, list[_Cluster]]:
+def _leaves(weights: Weights) -> tuple[Weights, list[_LeafGroup]]:
     """Each generated tensor as a leaf that hands on its gradient; tied names share one leaf."""
-    apart: dict[int, Tensor] = {}
+    distinct: dict[int, Tensor] = {}
     labels: dict[int, tuple[str, str]] = {}
     for member, generated in weights.items():
         for name, weight in generated.items():
-            apart[id(weight)] = weight
+            distinct[id(weight)] = weight
             labels.setdefault(id(weight), (member, name))
-    made = {key: weight.detach().requires_grad_() for key, weight in apart.items()}
-    together: dict[Any, list[Tensor]] = {}
-    for weight in apart.values():
+    leaf_of = {key: weight.detach().requires_grad_() for key, weight in distinct.items()}
+    by_cluster: dict[Any, list[Tensor]] = {}
+    for weight in distinct.values():
         if weight.requires_grad:
-            together.setdefault(weight.grad_fn, []).append(weight)
-    clusters: list[_Cluster] = []
-    for found in together.values():
+            by_cluster.setdefault(weight.grad_fn, []).append(weight)
+    clusters: list[_LeafGroup] = []
+    for found in by_cluster.values():
         gradients: list[Tensor | None] = [None] * len(found)
         for place, weight in enumerate(found):
-            made[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
+            leaf_of[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
         clusters.append(
-            _Cluster(_GradientRelay.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found])
+            _LeafGroup(_GradientRelay.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found])
         )
     leaves = {
-        member: {name: made[id(weight)] for name, weight in generated.items()} for member, generated in weights.items()
+        member: {name: leaf_of[id(weight)] for name, weight in generated.items()}
+        for member, generated in weights.items()
     }
     return leaves, clusters
 
@@ -320,7 +321,7 @@ def _collect(gradients: list[Tensor | None], place: int, leaf: Tensor) -> None:
     gradients[place] = new if before is None or new is None else before + new
 
 
-def _backward_through_bank(clusters: list[_Cluster]) -> None:
+def _backward_through_bank(clusters: list[_LeafGroup]) -> None:
     """Hand the gradients on, one cluster's after the other; each is freed with its cluster."""
     for cluster in clusters:
         if any(gradient is not None for gradient in cluster.gradients):
