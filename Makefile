@@ -21,10 +21,10 @@ figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px --out figures/cifar10-16px
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px-ablations --out figures/cifar10-16px-ablations
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px-overfit --out figures/cifar10-16px-overfit
-	$(BIN)/superweights plot benchmarks/results/growth --out figures/growth
-	$(BIN)/superweights plot benchmarks/results/npas --out figures/npas
-	$(BIN)/superweights plot benchmarks/results/npas-vit --out figures/npas-vit
-	$(BIN)/superweights plot benchmarks/results/learned-widths --out figures/learned-widths
+	$(BIN)/python benchmarks/draw.py benchmarks/results/growth --out figures/growth
+	$(BIN)/python benchmarks/draw.py benchmarks/results/npas --out figures/npas
+	$(BIN)/python benchmarks/draw.py benchmarks/results/npas-vit --out figures/npas-vit
+	$(BIN)/python benchmarks/draw.py benchmarks/results/learned-widths --out figures/learned-widths
 	$(BIN)/superweights plot benchmarks/results/adaptive-ensemble/learned --out figures/adaptive-ensemble
 
 test: $(VENV)/.installed-dev

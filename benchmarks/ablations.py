@@ -91,7 +91,7 @@ def main() -> None:
     if options.keep is not None:
         comparison = keep_arms(comparison, read_comparison(options.keep))
         write_json(options.out / "comparison.json", as_content(comparison))
-    draw_arms(as_content(comparison), options.out / "figures")
+    draw_arms(comparison, options.out / "figures")
     for table in comparison_tables(comparison):
         Console().print(table)
 

@@ -1,7 +1,7 @@
 """How time and memory of a step grow with members, targets, templates and batch, beside what they should on paper.
 
     python benchmarks/growth.py --out benchmarks/results/growth
-    superweights plot benchmarks/results/growth --out figures/growth
+    python benchmarks/draw.py benchmarks/results/growth --out figures/growth
 
 Four sweeps, each changing one thing: members (WRN 16-1, all alike), targets (in one residual MLP, deep and narrow),
 templates a slot (the same MLP), images a step. Steps of the bank and of the same members with their own weights

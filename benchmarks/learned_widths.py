@@ -1,7 +1,7 @@
 """The width that a perceptron learns on three tasks, harder and harder, beside fixed widths, from three starts.
 
     python benchmarks/learned_widths.py --seeds 5 --jobs 2 --out benchmarks/results/learned-widths
-    superweights plot benchmarks/results/learned-widths --out figures/learned-widths
+    python benchmarks/draw.py benchmarks/results/learned-widths --out figures/learned-widths
 
 A cell is a task and a seed: networks of learned width, from three rates, and of fixed ones, each with its own weights.
 Those of a kind are trained side by side, on the same batches, each kind at a learning rate that suits it: the weights

@@ -1,7 +1,7 @@
 """One network at many parameter budgets: each way to fit it, beside a narrower network and the whole one.
 
     python benchmarks/npas.py recipes/npas-cifar10.yaml --seeds 3 --jobs 2 --out benchmarks/results/npas
-    superweights plot benchmarks/results/npas --out figures/npas
+    python benchmarks/draw.py benchmarks/results/npas --out figures/npas
 
 Data, members and training are the recipe's; what each arm shares stands in ARMS. Seeds are the outermost loop, then
 budgets, then arms, so that a machine that slows down does so for all arms. A cell is one training on one thread; with

@@ -119,36 +119,41 @@ def plot(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Evaluated run folders; or the folder of a comparison, or of a benchmark's file.",
+            help="Evaluated run folders; or the folder of a comparison.",
         ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
     ] = None,
 ) -> None:
-    """Draw the figures of one run, those that compare several, those of a comparison, or that of a benchmark."""
-    from superweight_ensembles.experiment import check_content, naming_files, read_comparison, read_results, read_search
-    from superweight_ensembles.report.figures import DRAWN_BENCHMARKS, draw_arms, draw_comparison, draw_run, draw_search
-    from superweight_ensembles.storage import as_content, read_json
+    """Draw the figures of one run, those that compare several, or those of a comparison."""
+    from superweight_ensembles.experiment import naming_files, read_comparison, read_results, read_search
+    from superweight_ensembles.report.figures import draw_arms, draw_comparison, draw_run, draw_search
 
-    folder = out or runs[0] / "figures"
-    benchmark = next((kind for kind in DRAWN_BENCHMARKS if (runs[0] / f"{kind}.json").is_file()), None)
+    folder = out or (runs[0] / "figures" if len(runs) == 1 else Path("runs") / "comparison")
     with naming_files(*runs):
-        if len(runs) == 1 and (runs[0] / "compare.json").is_file():
-            drawn = draw_arms(as_content(read_comparison(runs[0])), folder)
-        elif len(runs) == 1 and benchmark is not None:
-            file = runs[0] / f"{benchmark}.json"
-            drawn = DRAWN_BENCHMARKS[benchmark](check_content(read_json(file), file, benchmark), folder)
-        elif len(runs) == 1:
-            evaluated, searched = read_results(runs[0]), read_search(runs[0])
-            drawn = draw_run(as_content(evaluated[0]), evaluated[1], folder)
-            if searched is not None:
-                drawn += draw_search(as_content(searched[0]), searched[1], folder)
+        if len(runs) > 1:
+            drawn = draw_comparison([read_results(run)[0] for run in runs], folder)
+        elif (runs[0] / "compare.json").is_file():
+            drawn = draw_arms(read_comparison(runs[0]), folder)
         else:
-            loaded = [read_results(run) for run in runs]
-            folder = out or Path("runs") / "comparison"
-            drawn = draw_comparison([as_content(results) for results, _ in loaded], folder)
+            _refuse_benchmark(runs[0])
+            evaluated, searched = read_results(runs[0]), read_search(runs[0])
+            drawn = draw_run(*evaluated, folder)
+            if searched is not None:
+                drawn += draw_search(*searched, folder)
     _say(f"{len(drawn)} figures: {folder}")
+
+
+def _refuse_benchmark(folder: Path) -> None:
+    """A folder without a run may hold what a benchmark of this project measured."""
+    from superweight_ensembles.storage import read_json
+
+    files = [] if (folder / "recipe.yaml").is_file() else sorted(folder.glob("*.json"))
+    if file := next((file for file in files if "benchmark" in read_json(file)), None):
+        raise SuperWeightError(
+            f"{file} is of a benchmark, not of a run: python benchmarks/draw.py {folder} draws it, if it has a figure"
+        )
 
 
 @app.command()
@@ -241,7 +246,6 @@ def compare(
         parse_variant,
     )
     from superweight_ensembles.report.figures import draw_arms
-    from superweight_ensembles.storage import as_content
 
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.name}-comparison"
@@ -268,7 +272,7 @@ def compare(
             raise typer.Exit(_exit_code(stop)) from None
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
-    drawn = draw_arms(as_content(comparison), folder / "figures")
+    drawn = draw_arms(comparison, folder / "figures")
     _say(f"comparison: {folder / 'comparison.json'}")
     _say(f"{len(drawn)} figures: {folder / 'figures'}")
 

@@ -1,14 +1,71 @@
-"""What tests of figures share: finding artists, reading legends, holding texts apart."""
+"""What tests of figures share: results of runs, finding artists, reading legends, holding texts apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+
+from superweight_ensembles.experiment import Comparison, RunResults, SearchRecord
+from superweight_ensembles.storage import content_as
+
+METRICS = {"accuracy": 0.9, "top5_accuracy": 1.0, "nll": 0.1, "ece": 0.01, "brier": 0.02}
+EVALUATED = {"flops": 1_000_000, "latency_ms": 1.0, "metrics": METRICS}
+DATASET = {
+    "name": "digits",
+    "num_train": 1293,
+    "num_validation": 144,
+    "num_test": 360,
+    "classes": [],
+    "image_shape": [],
+}
+ARM = {
+    "num_samples": 360,
+    "num_parameters": 83,
+    "independent_parameters": 100,
+    "budget": 83,
+    "members": [{"name": "a"}],
+    "ensemble": EVALUATED,
+    "subsets": [{"members": ["a"], **EVALUATED}],
+    "diversity": None,
+    "reliability": [{"lower": 0.0, "upper": 1.0, "confidence": None, "accuracy": None, "count": 0}],
+    "history": [],
+    "training": {"seconds": 1.0, "precision": "float32", "channels_last": False, "device": "cpu"},
+}
+
+
+def run_results(content: dict[str, Any]) -> RunResults:
+    """What a test says of a run's results, as their type; the rest is made up."""
+    filled = {"format": 1, "name": "digits", "seed": 0, "provenance": {}, "recipe": {}, **content}
+    filled["dataset"] = {**DATASET, **content.get("dataset", {})}
+    filled["arms"] = [{**ARM, **arm} for arm in content["arms"]]
+    for arm in filled["arms"]:
+        arm["members"] = [{**EVALUATED, "batch_size": 1, "num_parameters": 10, **one} for one in arm["members"]]
+        arm["history"] = [
+            {"lr": 0.1, "train_loss": {}, "validation": None, "seconds": 1.0, **one} for one in arm["history"]
+        ]
+    return content_as(RunResults, filled, Path("results.json"), "evaluate the run again")
+
+
+def search_record(content: dict[str, Any]) -> SearchRecord:
+    return content_as(SearchRecord, {"plan": "", **content}, Path("search.json"), "search again")
+
+
+def comparison_of(content: dict[str, Any]) -> Comparison:
+    """What a test says of a comparison, as its type; the rest is made up."""
+    filled = {"format": 1, "name": "digits", "provenance": {}, "recipe": {}, "overrides": [], "seeds": [0], **content}
+    filled["dataset"] = {**{key: DATASET[key] for key in DATASET if key != "classes"}, **content.get("dataset", {})}
+    told = {"members": {}, "mean_member_accuracy": 0.9, "diversity": None, "training_seconds": 1.0, "subsets": []}
+    arms = [{**arm, "runs": [{**told, **run} for run in arm["runs"]]} for arm in content["arms"]]
+    for one in (one for arm in arms for run in arm["runs"] for one in (run, *run["subsets"])):
+        one["metrics"] = {**METRICS, **one["metrics"]}
+        one.setdefault("latency_ms", 1.0)
+    return content_as(Comparison, {**filled, "arms": arms}, Path("comparison.json"), "compare again")
 
 
 def with_gid(figure: Figure, gid: str) -> list[Any]:

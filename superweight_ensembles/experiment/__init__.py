@@ -43,7 +43,6 @@ from superweight_ensembles.experiment.results import (
     Training,
     WarmStartResult,
     WidthEpoch,
-    check_content,
     naming_files,
 )
 from superweight_ensembles.experiment.run import (
@@ -91,7 +90,6 @@ __all__ = [
     "WidthEpoch",
     "anytime_table",
     "build_arms",
-    "check_content",
     "compare_arms",
     "comparison_tables",
     "estimate_lines",

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
 from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
 from superweight_ensembles.search import SEARCH_FORMAT
-from superweight_ensembles.storage import Amount, Count, Name, Positive, Share, first_problem
+from superweight_ensembles.storage import Amount, Count, Name, Share
 
 RUN_FORMAT = 1  # of run.json and results.json
 WIDTHS_FORMAT = 1
@@ -314,112 +314,3 @@ def naming_files(*files: Path) -> Iterator[None]:
             "evaluate the run again; if that does not help it is a defect of this program, and superweights --verbose "
             "says where"
         ) from error
-
-
-# Of benchmarks, until their own room has these.
-
-
-class _Part(BaseModel):
-    """Keys that nobody reads may be there; those that are read are of their type, without conversions."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Accuracy(_Part):
-    accuracy: Share
-
-
-class _Series(_Part):
-    measured: list[Positive] = Field(min_length=1, max_length=1000)
-    own: list[Positive] = Field(default=[], max_length=1000)
-    on_paper: list[Positive] = Field(max_length=1000)
-    slope: _Number | None
-
-
-class _Sweep(_Part):
-    name: Name
-    label: Name
-    values: list[Positive] = Field(min_length=1, max_length=1000)
-    series: dict[Name, _Series]
-
-
-class _Growth(_Part):
-    sweeps: list[_Sweep] = Field(max_length=16)
-
-
-class _NpasArm(_Part):
-    name: Name
-    label: Name
-
-
-class _NpasCell(_Part):
-    arm: Name
-    budget: Positive | None
-    seed: Count
-    status: Literal["done", "skipped", "failed"]
-    accuracy: Share | None = None
-
-    @model_validator(mode="after")
-    def _measured(self) -> _NpasCell:
-        if self.status == "done" and self.accuracy is None:
-            raise ValueError("a cell that is done needs its accuracy")
-        return self
-
-
-class _Npas(_Part):
-    arms: list[_NpasArm] = Field(max_length=32)
-    cells: list[_NpasCell] = Field(max_length=10_000)
-
-
-class _WidthQuality(_Part):
-    width: Positive
-    test: _Accuracy
-
-
-class _LearnedWidth(_WidthQuality):
-    rate: Positive
-    start: Positive
-    history: list[Annotated[list[Positive], Field(min_length=2, max_length=2)]] = Field(
-        min_length=1, max_length=10_000
-    )  # (epoch, neurons)
-
-
-class _LearnedWidthsCell(_Part):
-    task: Name
-    seed: Count
-    learned: list[_LearnedWidth] = Field(min_length=1, max_length=32)
-    fixed: list[_WidthQuality] = Field(min_length=1, max_length=100)
-
-
-class _LearnedWidths(_Part):
-    published_widths: dict[Name, Positive] = {}
-    cells: list[_LearnedWidthsCell] = Field(max_length=1000)
-
-
-_KINDS: dict[str, tuple[type[_Part], str]] = {
-    "growth": (_Growth, "measure again"),
-    "npas": (_Npas, "measure again"),
-    "learned_widths": (_LearnedWidths, "measure again"),
-}
-
-
-def check_content(content: dict[str, Any], file: Path, kind: str) -> dict[str, Any]:
-    """The content as it was read from a file, where it holds what is read of such a file.
-
-    Args:
-        content: Parsed JSON.
-        file: It was read from.
-        kind: ``growth``, ``npas`` or ``learned_widths``.
-
-    Raises:
-        SuperWeightError: Names the file and the key.
-    """
-    model, remedy = _KINDS[kind]
-    if "format" in content and (type(content["format"]) is not int or content["format"] != 1):
-        return content  # of another version: whatever reads it says so
-    try:
-        model.model_validate(content)
-    except ValidationError as error:
-        found = first_problem(error)
-        raise SuperWeightError(f"{file} is damaged ({found.where or 'the top':.200}: {found.said}): {remedy}") from None
-    return content

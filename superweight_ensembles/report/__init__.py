@@ -4,17 +4,7 @@ Figures are in :mod:`superweight_ensembles.report.figures`.
 """
 
 from superweight_ensembles.report.findings import changed, sentences
-from superweight_ensembles.report.sections import anytime_section, describe, plan_section, read_curves
-from superweight_ensembles.report.template import tag
+from superweight_ensembles.report.sections import describe, plan_section
 from superweight_ensembles.report.write import write_report
 
-__all__ = [
-    "anytime_section",
-    "changed",
-    "describe",
-    "plan_section",
-    "read_curves",
-    "sentences",
-    "tag",
-    "write_report",
-]
+__all__ = ["changed", "describe", "plan_section", "sentences", "write_report"]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from superweight_ensembles.experiment import ArmResults, RunResults
 from superweight_ensembles.report.template import signed
-
-Results = Mapping[str, Any]
-Content = Mapping[str, Any]
 
 FEWEST_TOLD_APART = 6  # 2 * 0.5 ** 5 > 0.05: five images, all in favour of one arm, are still no sign (sign test)
 
@@ -21,10 +17,6 @@ class Tile:
     name: str
     value: str
     beside: str
-
-
-def arm_of(results: Results, name: str) -> Content | None:
-    return next((arm for arm in results["arms"] if arm["name"] == name), None)
 
 
 def changed(count: int, before: int) -> str:
@@ -41,37 +33,28 @@ def changed(count: int, before: int) -> str:
     return f"{share:.0f} % {side}" if share >= 1 else f"{share:.2g} % {side}"
 
 
-def tiles(results: Results) -> list[Tile]:
+def tiles(results: RunResults) -> list[Tile]:
     """Parameters, quality and cost of the first arm, beside the independent one where there is one."""
-    arm, other = results["arms"][0], arm_of(results, "independent")
-    found = arm["ensemble"]["metrics"]
-    tiles = [Tile(name="Parameters", value=f"{arm['num_parameters']:,}", beside=_parameters(arm))]
-    if other is None or other is arm:
-        return [
-            *tiles,
-            Tile(name="Accuracy", value=f"{100 * found['accuracy']:.2f} %", beside=_test_images(results)),
-            Tile(name="NLL", value=f"{found['nll']:.4f}", beside="nats an image; less is better"),
-            Tile(name="MFLOPs an image", value=_mflops(arm), beside="all members"),
-        ]
-    base = other["ensemble"]["metrics"]
-    points = signed(100 * (found["accuracy"] - base["accuracy"]), 2)
-    nats = signed(found["nll"] - base["nll"], 4)
-    alike = arm["ensemble"]["flops"] == other["ensemble"]["flops"]
+    arm, other = results.arms[0], results.arm("independent")
+    found = arm.ensemble.metrics
+    right, nats, cost = f"{results.dataset.num_test:,} test images", "nats an image; less is better", "all members"
+    if other is not None and other is not arm:
+        base = other.ensemble.metrics
+        right = f"{signed(100 * (found.accuracy - base.accuracy), 2)} points on independent"
+        nats = f"{signed(found.nll - base.nll, 4)} on independent; less is better"
+        alike = arm.ensemble.flops == other.ensemble.flops
+        cost = f"all members; independent: {'the same' if alike else _mflops(other)}"
     return [
-        *tiles,
-        Tile(name="Accuracy", value=f"{100 * found['accuracy']:.2f} %", beside=f"{points} points on independent"),
-        Tile(name="NLL", value=f"{found['nll']:.4f}", beside=f"{nats} on independent; less is better"),
-        Tile(
-            name="MFLOPs an image",
-            value=_mflops(arm),
-            beside=f"all members; independent: {'the same' if alike else _mflops(other)}",
-        ),
+        Tile(name="Parameters", value=f"{arm.num_parameters:,}", beside=f"{_parameters(arm)} apart"),
+        Tile(name="Accuracy", value=f"{100 * found.accuracy:.2f} %", beside=right),
+        Tile(name="NLL", value=f"{found.nll:.4f}", beside=nats),
+        Tile(name="MFLOPs an image", value=_mflops(arm), beside=cost),
     ]
 
 
-def sentences(results: Results) -> list[str]:
+def sentences(results: RunResults) -> list[str]:
     """What was saved, what it costs in quality, and how much the difference says."""
-    arm, other = results["arms"][0], arm_of(results, "independent")
+    arm, other = results.arms[0], results.arm("independent")
     said = [_saving(arm)]
     if other is not None and other is not arm:
         said += [_difference(results, arm, other), _certainty(results, arm, other)]
@@ -80,77 +63,66 @@ def sentences(results: Results) -> list[str]:
     return [*said, *_start(arm), _members(arm)]
 
 
-def _saving(arm: Content) -> str:
-    count, apart = arm["num_parameters"], arm["independent_parameters"]
-    if arm["name"] == "independent":
-        return f"{len(arm['members'])} members with {count:,} trainable parameters of their own."
+def _saving(arm: ArmResults) -> str:
+    if arm.name == "independent":
+        return f"{len(arm.members)} members with {arm.num_parameters:,} trainable parameters of their own."
     return (
-        f"One bank gives {len(arm['members'])} members their weights. In all, {count:,} trainable parameters: "
-        f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,} that they own apart."
+        f"One bank gives {len(arm.members)} members their weights. In all, {arm.num_parameters:,} trainable "
+        f"parameters: {_parameters(arm)} that they own apart."
     )
 
 
-def _start(arm: Content) -> list[str]:
+def _start(arm: ArmResults) -> list[str]:
     """What the bank was before it was trained, where it did not start at random."""
-    start = arm.get("warm_start")
+    start = arm.warm_start
     if start is None:
         return []
-    source = "the members trained apart" if start["init_from"] == "independent" else start["init_from"]
+    source = "the members trained apart" if start.init_from == "independent" else start.init_from
     return [
-        f"The bank started from {source}, by SVD: the weights that it generated were off by {start['mean_error']:.3f} "
-        f"of their norm on average, and the ensemble was right on {100 * start['ensemble']['accuracy']:.2f} % of the "
+        f"The bank started from {source}, by SVD: the weights that it generated were off by {start.mean_error:.3f} "
+        f"of their norm on average, and the ensemble was right on {100 * start.ensemble.accuracy:.2f} % of the "
         "test images before any training of its own."
     ]
 
 
-def _difference(results: Results, arm: Content, other: Content) -> str:
-    found, base = arm["ensemble"]["metrics"], other["ensemble"]["metrics"]
-    points = 100 * (found["accuracy"] - base["accuracy"])
+def _difference(results: RunResults, arm: ArmResults, other: ArmResults) -> str:
+    found, base = arm.ensemble.metrics, other.ensemble.metrics
+    points = 100 * (found.accuracy - base.accuracy)
     return (
-        f"Beside the independent ensemble, on the same {_count(results):,} test images: accuracy {signed(points, 2)} "
-        f"points ({100 * found['accuracy']:.2f} against {100 * base['accuracy']:.2f} %), "
-        f"NLL {signed(found['nll'] - base['nll'], 4)}, ECE {signed(100 * (found['ece'] - base['ece']), 2)} points, "
-        f"Brier score {signed(found['brier'] - base['brier'], 4)}; of the last three, less is better."
+        f"Beside the independent ensemble, on the same {results.dataset.num_test:,} test images: accuracy "
+        f"{signed(points, 2)} points ({100 * found.accuracy:.2f} against {100 * base.accuracy:.2f} %), "
+        f"NLL {signed(found.nll - base.nll, 4)}, ECE {signed(100 * (found.ece - base.ece), 2)} points, "
+        f"Brier score {signed(found.brier - base.brier, 4)}; of the last three, less is better."
     )
 
 
-def _certainty(results: Results, arm: Content, other: Content) -> str:
-    images = round(
-        abs(arm["ensemble"]["metrics"]["accuracy"] - other["ensemble"]["metrics"]["accuracy"]) * _count(results)
-    )
+def _certainty(results: RunResults, arm: ArmResults, other: ArmResults) -> str:
+    images = round(abs(arm.ensemble.metrics.accuracy - other.ensemble.metrics.accuracy) * results.dataset.num_test)
     again = "This is one seed; the command superweights compare runs several and gives the spread."
     if images == 0:
         return f"Both are right equally often. {again}"
-    counted = f"{images:,} image{'s' * (images > 1)} of {_count(results):,}"
+    counted = f"{images:,} image{'s' * (images > 1)} of {results.dataset.num_test:,}"
     if images < FEWEST_TOLD_APART:
         return f"That is {counted}: too few to tell the two apart. {again}"
     return f"That is {counted}. {again}"
 
 
-def _members(arm: Content) -> str:
-    best = max(arm["members"], key=lambda member: member["metrics"]["accuracy"])
-    accuracy = arm["ensemble"]["metrics"]["accuracy"]
-    points = 100 * (accuracy - best["metrics"]["accuracy"])
+def _members(arm: ArmResults) -> str:
+    best = max(arm.members, key=lambda member: member.metrics.accuracy)
+    accuracy = arm.ensemble.metrics.accuracy
+    points = 100 * (accuracy - best.metrics.accuracy)
     place = "level with" if abs(points) < 0.005 else f"{abs(points):.2f} points {'above' if points > 0 else 'below'}"
     return (
-        f"The ensemble is {place} its best member, {best['name']} "
-        f"({100 * best['metrics']['accuracy']:.2f} % at {best['flops'] / 1e6:,.2f} MFLOPs; "
+        f"The ensemble is {place} its best member, {best.name} "
+        f"({100 * best.metrics.accuracy:.2f} % at {best.flops / 1e6:,.2f} MFLOPs; "
         f"all members take {_mflops(arm)})."
     )
 
 
-def _parameters(arm: Content) -> str:
-    count, apart = arm["num_parameters"], arm["independent_parameters"]
-    return f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,} apart"
+def _parameters(arm: ArmResults) -> str:
+    count, apart = arm.num_parameters, arm.independent_parameters
+    return f"{changed(count, apart)}{' as' if count == apart else ' than'} the {apart:,}"
 
 
-def _mflops(arm: Content) -> str:
-    return f"{arm['ensemble']['flops'] / 1e6:,.2f}"
-
-
-def _count(results: Results) -> int:
-    return int(results["dataset"]["num_test"])
-
-
-def _test_images(results: Results) -> str:
-    return f"{_count(results):,} test images"
+def _mflops(arm: ArmResults) -> str:
+    return f"{arm.ensemble.flops / 1e6:,.2f}"

@@ -1,4 +1,7 @@
-"""The page around the sections: a head that forbids scripts and the network, and one place for every part."""
+"""HTML by construction, and the page around the sections, whose head forbids scripts and the network.
+
+Text is escaped wherever it stands; markup is made by :func:`tag` alone.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ from html import escape
 
 from superweight_ensembles.storage import escape_controls
 
-# FOLDED report.looks: How the page looks: one column on a phone, two of figures on a desktop, light and dark, on paper.
+_VOID = {"meta", "img", "link"}
+MINUS = "\N{MINUS SIGN}"
+NOTHING = "\N{EN DASH}"  # in a table, where there is no value
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
+# One column on a phone, two of figures on a desktop, light and dark, on paper.
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -141,13 +148,6 @@ pre { margin: 0; padding: .9rem 1.1rem; line-height: 1.5; }
 """.strip()
 
 
-# FOLDED report.elements: HTML by construction: text is escaped wherever it stands, markup is made by :func:`tag` alone.
-
-_VOID = {"meta", "img", "link"}
-MINUS = "\N{MINUS SIGN}"
-NOTHING = "\N{EN DASH}"  # in a table, where there is no value
-
-
 class Html(str):
     """Markup that :func:`tag` made; any other string is text."""
 
@@ -187,6 +187,24 @@ def scrolled(*children: str, label: str, class_: str = "") -> Html:
     return tag("div", *children, class_=f"scroll {class_}".strip(), role="region", aria_label=label, tabindex=0)
 
 
+def head_row(*names: str, left: int) -> Html:
+    """Headings of the columns; the first ``left`` of them stand to the left."""
+    cells = [tag("th", name, scope="col", class_="left" if at < left else None) for at, name in enumerate(names)]
+    return tag("tr", cells)
+
+
+def row(name: str | None, cells: Iterable[str]) -> Html:
+    """A row by its name, or by a heading that is there already; none where the heading spans it. Texts become cells."""
+    heading = "" if name is None else name if isinstance(name, Html) else tag("th", name, scope="row")
+    return tag("tr", heading, [cell if isinstance(cell, Html) else tag("td", cell) for cell in cells])
+
+
+def sheet(label: str, *body: str | Iterable[str], head: Html, caption: str = "", class_: str | None = None) -> Html:
+    """A table in a box that scrolls."""
+    titled = tag("caption", caption) if caption else ""
+    return scrolled(tag("table", titled, tag("thead", head), *body, class_=class_), label=label, class_="sheet")
+
+
 def signed(value: float, decimals: int) -> str:
     """A difference with its sign, U+2212 for minus; none where it rounds to nothing.
 
@@ -203,23 +221,20 @@ def _text(value: object) -> str:
     return escape(escape_controls(str(value).encode("utf-8", "replace").decode("utf-8")), quote=True)
 
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """A part of the page with a heading of its own.
 
     Attributes:
         key: What links to it name; letters alone.
         title: Its heading, and its name in the list of contents.
-        content: Below the heading.
+        content: Below the heading; a section without any is left out.
         half: Whether it takes half of a wide page.
     """
 
     key: str
     title: str
-    content: Html
+    content: Html | None
     half: bool = False
 
 
@@ -236,20 +251,13 @@ def page(title: str, header: Html, sections: Sequence[Section]) -> str:
         tag("title", title),
         tag("style", Html(STYLE)),
     )
-    contents = tag(
-        "nav",
-        tag("ul", [tag("li", tag("a", section.title, href=f"#{section.key}")) for section in sections]),
-        aria_label="Contents",
-    )
-    parts = [
-        tag(
-            "section",
-            tag("h2", section.title, id=section.key),
-            section.content,
-            aria_labelledby=section.key,
-            class_="half" if section.half else None,
-        )
-        for section in sections
-    ]
+    shown = [section for section in sections if section.content is not None]
+    links = [tag("li", tag("a", section.title, href=f"#{section.key}")) for section in shown]
+    contents = tag("nav", tag("ul", links), aria_label="Contents")
+    parts = []
+    for section in shown:
+        heading = tag("h2", section.title, id=section.key)
+        half = "half" if section.half else None
+        parts.append(tag("section", heading, section.content or "", aria_labelledby=section.key, class_=half))
     body = tag("body", tag("header", header, contents), tag("main", parts))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import Recipe, RunRecord, naming_files, read_results, read_run, read_search
+from superweight_ensembles.experiment import (
+    Recipe,
+    RunRecord,
+    RunResults,
+    naming_files,
+    read_results,
+    read_run,
+    read_search,
+)
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures import draw_run, draw_search, read_arms, widths_learned
-from superweight_ensembles.report.findings import Results, sentences, tiles
+from superweight_ensembles.report.figures import draw_run, draw_search, read_arms
+from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.sections import (
-    ANYTIME_FIGURES,
-    RESULT_FIGURES,
-    SEARCH_FIGURES,
-    SHARING_FIGURES,
-    WIDTH_FIGURES,
-    Picture,
     anytime_section,
     configuration_section,
     facts,
+    figure_names,
     figures,
     origin_section,
     plan_section,
-    read_curves,
     read_pictures,
     result_section,
 )
 from superweight_ensembles.report.template import Html, Section, join, page, tag
-from superweight_ensembles.storage import as_content, read_as, write_text
+from superweight_ensembles.storage import read_as, write_text
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -54,85 +56,62 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     if (run / "compare.json").is_file():
         raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
-    evaluated, plan = read_results(run)
-    results: dict[str, Any] = as_content(evaluated)
+    results, plan = read_results(run)
     read_arms(results)
     with naming_files(run / "results.json"):
-        _draw_figures(run, results, plan)
-        text = _page(run, recipe, results, plan, read_pictures(run / "figures"))
+        names = figure_names(results, searched=(run / "search" / "search.json").is_file())
+        _draw_figures(run, results, plan, names)
+        text = _page(run, recipe, results, plan, names)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
 
 
-def _draw_figures(run: Path, results: Results, plan: SharingPlan) -> None:
+def _draw_figures(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> None:
     folder, written = run / "figures", (run / "results.json").stat().st_mtime
-    timed = ANYTIME_FIGURES if read_curves(results) else ()
-    learned = WIDTH_FIGURES if widths_learned(results) else ()
-    if _old(folder, (*RESULT_FIGURES, *SHARING_FIGURES, *timed, *learned), written):
+    if _old(folder, [name for key, own in names.items() if key != "search" for name in own], written):
         draw_run(results, plan, folder)
     searched = read_search(run)
-    if searched is not None and _old(folder, SEARCH_FIGURES, written):
-        draw_search(as_content(searched[0]), searched[1], folder)
+    if searched is not None and _old(folder, names["search"], written):
+        draw_search(*searched, folder)
 
 
-def _old(folder: Path, names: tuple[str, ...], written: float) -> bool:
+def _old(folder: Path, names: Sequence[str], written: float) -> bool:
     paths = [folder / f"{name}.png" for name in names]
     return any(not path.is_file() or path.stat().st_mtime < written for path in paths)
 
 
-def _page(run: Path, recipe: Recipe, results: dict[str, Any], plan: SharingPlan, pictures: dict[str, Picture]) -> str:
-    def drawn(names: tuple[str, ...]) -> Html:
-        return figures([pictures[name] for name in names if name in pictures], results, plan)
-
-    curves = read_curves(results)
-    timed = ANYTIME_FIGURES if curves else ()
-    searched = SEARCH_FIGURES if (run / "search" / "search.json").is_file() else ()
-    learned = WIDTH_FIGURES if widths_learned(results) else ()
-    known = {*RESULT_FIGURES, *SHARING_FIGURES, *searched, *timed, *learned}
-    others = tuple(name for name in pictures if name not in known)
-    meaning = join(tag("p", said) for said in sentences(results)[1:])
-    results_content = join([result_section(results), drawn(RESULT_FIGURES)])
-    sharing = join([drawn(SHARING_FIGURES), tag("h3", "The plan"), plan_section(plan)])
+def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> str:
+    pictures = read_pictures(run / "figures")
+    known = {name for own in names.values() for name in own}
+    others = [name for name in pictures if name not in known]
+    drawn = {
+        key: figures([pictures[name] for name in own if name in pictures], results, plan)
+        for key, own in {**names, **({"others": others} if others else {})}.items()
+    }
+    sharing = [drawn["sharing"], tag("h3", "The plan"), plan_section(plan)]
+    record = read_as(RunRecord, run / "run.json", "train the run again")
     sections = [
-        Section(key="meaning", title="What it means", content=meaning, half=True),
-        Section(key="run", title="What was run", content=facts(results, recipe, plan), half=True),
-        Section(key="results", title="Results", content=results_content),
-        Section(key="sharing", title="Sharing", content=sharing),
+        Section("meaning", "What it means", join(tag("p", said) for said in sentences(results)[1:]), half=True),
+        Section("run", "What was run", facts(results, recipe, plan), half=True),
+        Section("results", "Results", join([result_section(results), drawn["results"]])),
+        Section("sharing", "Sharing", join(sharing)),
+        Section("anytime", "Anytime", anytime_section(results, drawn["anytime"]) if "anytime" in drawn else None),
+        Section("widths", "Widths", drawn.get("widths")),
+        Section("search", "Search", drawn.get("search")),
+        Section("others", "Other figures", drawn.get("others")),
+        Section("configuration", "Configuration", configuration_section(recipe)),
+        Section("provenance", "Provenance", origin_section(record, results)),
     ]
-    if curves:
-        anytime = anytime_section(curves, drawn(timed))
-        sections.append(Section(key="anytime", title="Anytime", content=anytime))
-    if learned:
-        sections.append(Section(key="widths", title="Widths", content=drawn(learned)))
-    if searched:
-        sections.append(Section(key="search", title="Search", content=drawn(searched)))
-    if others:
-        sections.append(Section(key="others", title="Other figures", content=drawn(others)))
-    sections += [
-        Section(key="configuration", title="Configuration", content=configuration_section(recipe)),
-        Section(key="provenance", title="Provenance", content=origin_section(_notes(run), results)),
-    ]
-    return page(f"{results['name']}: report", _header(results), sections)
+    return page(f"{results.name}: report", _header(results), sections)
 
 
-def _notes(run: Path) -> dict[str, Any]:
-    notes: dict[str, Any] = as_content(read_as(RunRecord, run / "run.json", "train the run again"))
-    return notes
-
-
-def _header(results: Results) -> Html:
-    members = len(results["arms"][0]["members"])
-    kind = f"Ensemble of {members} member{'s' * (members != 1)} on {results['dataset']['name']}, seed {results['seed']}"
+def _header(results: RunResults) -> Html:
+    members = len(results.arms[0].members)
+    kind = f"Ensemble of {members} member{'s' * (members != 1)} on {results.dataset.name}, seed {results.seed}"
     numbers = [
         tag("div", tag("dt", tile.name), tag("dd", tile.value, class_="value"), tag("dd", tile.beside, class_="beside"))
         for tile in tiles(results)
     ]
-    return join(
-        [
-            tag("p", kind, class_="kind"),
-            tag("h1", results["name"]),
-            tag("p", sentences(results)[0], class_="lead"),
-            tag("dl", numbers, class_="tiles"),
-        ]
-    )
+    said = [tag("p", kind, class_="kind"), tag("h1", results.name), tag("p", sentences(results)[0], class_="lead")]
+    return join([*said, tag("dl", numbers, class_="tiles")])

@@ -138,7 +138,7 @@ def test_a_run_with_an_anytime_section(tmp_path) -> None:
     assert "cascade" in shown and "…" not in shown
     for arm in results.arms:
         assert f"{100 * arm.anytime.calibrated.accuracy:.2f}" in shown
-    figure = anytime_curves(as_content(results))
+    figure = anytime_curves(results)
     assert figure_checks.legend_texts(figure) == ["shared bank", "independent", "cascade", "stream", "a member alone"]
     for axes in figure.axes:
         figure_checks.assert_apart(figure_checks.drawn_boxes([axes.xaxis.label, *axes.texts]))
@@ -211,10 +211,9 @@ def test_predictions_of_other_members_are_refused(measured) -> None:
 
 
 def test_figure_without_curves_says_so(tmp_path) -> None:
-    results = {"format": 1, "name": "plain", "arms": [{"name": "shared", "num_parameters": 1}]}
-    with pytest.raises(swe.SuperWeightError, match="no anytime curves: give its recipe an anytime section"):
-        anytime_curves(results)
     committed, _ = read_results(COMMITTED / "digits-search")
+    with pytest.raises(swe.SuperWeightError, match="no anytime curves: give its recipe an anytime section"):
+        anytime_curves(committed)
     assert anytime_table(committed) is None
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import superweights
+from command_line import draw_benchmark, superweights
 from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from growth_figure import Growth, growth_curves
 from matplotlib.figure import Figure
 
 import superweight_ensembles as swe
-from superweight_ensembles.report import figures
+from superweight_ensembles.storage import content_as
 
 UNITS = {"step_ms": 1.0, "generation_ms": 1.0, "peak_bytes": 1e-6, "plan_s": 1e3, "plan_and_build_s": 1e3}
 ROWS = ["step (ms)", "generation (ms)", "peak memory (MB)", "plan (ms)", "plan and build (ms)"]
@@ -59,10 +60,14 @@ CASES = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+def as_type(content: dict[str, Any]) -> Growth:
+    return content_as(Growth, content, Path("growth.json"), "measure again")
+
+
 @cache
 def drawn(case: str) -> Figure:
     """The figure of a case, laid out; tests read it and change nothing."""
-    figure = figures.growth_curves(CASES[case])
+    figure = growth_curves(as_type(CASES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -127,14 +132,53 @@ def test_slopes_stand_above_the_lines() -> None:
             assert not any(inside), (text.get_text(), line.get_gid())
 
 
-def test_plot_draws_the_folder_of_a_growth_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_draws_the_folder_of_a_growth_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "growth.json").write_text(json.dumps(FOUR))
-    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 0
+    assert draw_benchmark(monkeypatch, tmp_path) == 0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["growth_curves.png"]
+
+
+@pytest.mark.parametrize("value", [-5, [None], {"a": [[]]}, float("nan")], ids=lambda value: f"{value!r:.9}")
+@pytest.mark.parametrize("path", ["values", "series.step_ms.measured", "series.plan_s", "label"])
+def test_a_file_that_was_edited(
+    path: str, value: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(json.dumps(FOUR))
+    *way, last = path.split(".")
+    spot = content["sweeps"][0]
+    for part in way:
+        spot = spot[part]
+    spot[last] = value
+    (tmp_path / "growth.json").write_text(json.dumps(content))
+    assert draw_benchmark(monkeypatch, tmp_path) == 2
+    assert f"growth.json is damaged (sweeps.0.{path}" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+
+
+def test_missing_series_and_other_folders_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw_benchmark(monkeypatch, tmp_path) == 2
+    assert "holds none of growth.json, npas.json, learned_widths.json" in capsys.readouterr().err
+    content = json.loads(json.dumps(FOUR))
+    del content["sweeps"][1]["series"]["plan_s"]
+    (tmp_path / "growth.json").write_text(json.dumps(content))
+    assert draw_benchmark(monkeypatch, tmp_path) == 2
+    assert "growth.json is damaged (sweeps.1: needs the series plan_s): measure again" in capsys.readouterr().err
+
+
+def test_plot_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "growth.json").write_text(json.dumps(FOUR))
+    assert superweights(monkeypatch, "plot", tmp_path) == 2
+    shown = capsys.readouterr().err.replace("\n", " ")
+    assert f"is of a benchmark, not of a run: python benchmarks/draw.py {tmp_path} draws it" in shown
+    assert not (tmp_path / "figures").exists()
 
 
 def test_a_file_that_holds_no_growth_is_refused() -> None:
     with pytest.raises(swe.SuperWeightError, match='must hold "format": 1; got None: measure again'):
-        figures.growth_curves({"sweeps": FOUR["sweeps"]})
+        growth_curves(as_type({"sweeps": FOUR["sweeps"]}))
     with pytest.raises(swe.SuperWeightError, match="holds no sweep to draw"):
-        figures.growth_curves(make_growth())
+        growth_curves(as_type(make_growth()))

@@ -9,12 +9,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
-from command_line import superweights
+from command_line import draw_benchmark
 from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from learned_widths_figure import LearnedWidths, learned_widths
 from matplotlib.figure import Figure
 
 import superweight_ensembles as swe
-from superweight_ensembles.report import figures
+from superweight_ensembles.storage import content_as
 
 FIXED = (8, 24, 256)
 STARTS = {0.01: 232, 0.001: 2304, 0.1: 25}
@@ -48,10 +49,14 @@ CASES = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+def as_type(content: dict[str, Any]) -> LearnedWidths:
+    return content_as(LearnedWidths, content, Path("learned_widths.json"), "measure again")
+
+
 @cache
 def drawn(case: str) -> Figure:
     """The figure of a case, laid out; tests read it and change nothing."""
-    figure = figures.learned_widths(CASES[case])
+    figure = learned_widths(as_type(CASES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -106,23 +111,23 @@ def test_texts_stand_apart_and_everything_is_inside(case: str) -> None:
             assert line.get_gid() == "published" or all(inside)
 
 
-def test_plot_draws_the_folder_of_a_file(
+def test_the_command_draws_the_folder_of_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "learned_widths.json"
     file.write_text(json.dumps(CASES["one task, one seed"]))
-    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 0
+    assert draw_benchmark(monkeypatch, tmp_path) == 0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["learned_widths.png"]
     damaged = json.loads(file.read_text())
     damaged["cells"][0]["learned"][0]["history"] = [[1]]
     file.write_text(json.dumps(damaged))
     capsys.readouterr()
-    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 2
+    assert draw_benchmark(monkeypatch, tmp_path) == 2
     assert "is damaged (cells.0.learned.0.history.0" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_file_that_holds_no_cells_is_refused() -> None:
     with pytest.raises(swe.SuperWeightError, match='must hold "format": 1; got 2: measure again'):
-        figures.learned_widths({**CASES["three tasks"], "format": 2})
+        learned_widths(as_type({**CASES["three tasks"], "format": 2}))
     with pytest.raises(swe.SuperWeightError, match="no cell to draw: measure one first"):
-        figures.learned_widths(make_measured(seeds=0))
+        learned_widths(as_type(make_measured(seeds=0)))

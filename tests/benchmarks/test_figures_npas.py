@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import superweights
+from command_line import draw_benchmark
 from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
+from npas_figure import Npas, npas_budgets
 
 import superweight_ensembles as swe
-from superweight_ensembles.report import figures
+from superweight_ensembles.storage import content_as
 
 BUDGETS = [0.02, 0.05, 0.1, 0.25, 0.5, 0.83, 1.0, 2.0, 4.0]
 LABELS = {
@@ -64,10 +65,14 @@ CASES = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
+def as_type(content: dict[str, Any]) -> Npas:
+    return content_as(Npas, content, Path("npas.json"), "measure again")
+
+
 @cache
 def drawn(case: str) -> Figure:
     """The figure of a case, laid out; tests read it and change nothing."""
-    figure = figures.npas_budgets(CASES[case])
+    figure = npas_budgets(as_type(CASES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -158,22 +163,22 @@ def test_arms_can_be_told_apart_without_colour() -> None:
     assert len({line.get_marker() for line in lines}) == len({line.get_color() for line in lines}) == 6
 
 
-def test_plot_draws_the_folder_of_a_budgets_file(
+def test_the_command_draws_the_folder_of_a_budgets_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "npas.json").write_text(json.dumps(CASES["one seed"]))
-    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 0
+    assert draw_benchmark(monkeypatch, tmp_path) == 0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["npas_budgets.png"]
     (tmp_path / "npas.json").write_text(json.dumps({**make_npas("auto"), "cells": [
         {"arm": "auto", "budget": 0.1, "seed": 0, "status": "done"}
     ]}))  # fmt: skip
     capsys.readouterr()
-    assert superweights(monkeypatch, "plot", tmp_path, "--out", tmp_path / "figures") == 2
+    assert draw_benchmark(monkeypatch, tmp_path) == 2
     assert "a cell that is done needs its accuracy): measure again" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_file_that_holds_no_cells_is_refused() -> None:
     with pytest.raises(swe.SuperWeightError, match='must hold "format": 1; got None: measure again'):
-        figures.npas_budgets({**make_npas("auto"), "format": None})
+        npas_budgets(as_type({**make_npas("auto"), "format": None}))
     with pytest.raises(swe.SuperWeightError, match="no finished cell at a budget to draw: measure one first"):
-        figures.npas_budgets(make_npas("full"))
+        npas_budgets(as_type(make_npas("full")))

@@ -66,7 +66,7 @@ def test_widths_are_learned_then_shared_inside_the_budget(tmp_path):
     assert [as_content(one) for one in results.widths] == [
         {"epoch": record["epoch"], "widths": record["widths"]} for record in log
     ]
-    assert "width_history" in {path.stem for path in draw_run(as_content(results), shared.plan, tmp_path / "figures")}
+    assert "width_history" in {path.stem for path in draw_run(results, shared.plan, tmp_path / "figures")}
     assert "Widths while they were learned" in write_report(tmp_path / "run").read_text()
 
 
@@ -213,7 +213,7 @@ def test_truncations_are_exits_of_a_run(tmp_path):
             assert one.flops == whole[one.name].flops
             assert one.accuracy == pytest.approx(whole[one.name].metrics.accuracy, abs=0.02)
     assert set(found.order) <= {"a@50%", "a", "b"}
-    figure = anytime_curves(as_content(results))
+    figure = anytime_curves(results)
     (line,) = with_gid(figure.axes[0], "shared truncated")
     expected = sorted((point.flops, 100 * point.accuracy) for point in found.curve("cascade").points)
     np.testing.assert_allclose(np.array(line.get_data()).T, expected)

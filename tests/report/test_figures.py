@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from figure_checks import assert_apart, drawn_boxes, legend_texts, run_results, with_gid
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -72,7 +72,7 @@ def make_results(
         def subset(chosen: Sequence[str]) -> dict[str, Any]:
             right = max(alone[member] for member in chosen)
             gain = 0 if len(chosen) == 1 else (1 - right) * draw.uniform(-0.1, 0.3)
-            cost = sum(costs[member] for member in chosen)
+            cost = int(sum(costs[member] for member in chosen))
             return {"members": list(chosen), "flops": cost, "latency_ms": 1.0, "metrics": metrics(right + gain)}
 
         subsets = [subset(chosen) for size in range(1, len(names) + 1) for chosen in combinations(names, size)]
@@ -100,7 +100,10 @@ def make_results(
             "num_parameters": total if kind == "independent" else int(0.83 * total),
             "independent_parameters": total,
             "budget": int(0.83 * total),
-            "members": [{**subset([member]), "name": member, "num_parameters": parameters[member]} for member in names],
+            "members": [
+                {**subset([member]), "name": member, "batch_size": 1, "num_parameters": parameters[member]}
+                for member in names
+            ],
             "ensemble": {key: subsets[-1][key] for key in ("flops", "latency_ms", "metrics")},
             "subsets": subsets,
             "diversity": 0.4,
@@ -139,7 +142,7 @@ each_case = pytest.mark.parametrize("case", CASES)
 @cache
 def drawn(function: str, case: str) -> Figure:
     """A figure of a case, laid out; tests read it and change nothing."""
-    figure: Figure = getattr(figures, function)(CASES[case])
+    figure: Figure = getattr(figures, function)(run_results(CASES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -147,7 +150,7 @@ def drawn(function: str, case: str) -> Figure:
 @pytest.mark.parametrize("case", ["usual", "no validation"])
 def test_a_run_is_six_pngs_of_sensible_size(tmp_path: Path, case: str) -> None:
     before = dict(matplotlib.rcParams)
-    paths = figures.draw_run(CASES[case], FOUR, tmp_path / "new" / "folder")
+    paths = figures.draw_run(run_results(CASES[case]), FOUR, tmp_path / "new" / "folder")
     assert [path.stem for path in paths] == [
         "accuracy_flops",
         "accuracy_parameters",
@@ -248,7 +251,7 @@ def test_accuracy_parameters_of_one_arm_has_the_members_apart_as_a_line() -> Non
 def test_a_bank_as_large_as_the_members_saves_nothing() -> None:
     results = json.loads(json.dumps(USUAL))
     results["arms"][0]["num_parameters"] = results["arms"][0]["independent_parameters"]
-    figure = figures.accuracy_parameters(results)
+    figure = figures.accuracy_parameters(run_results(results))
     assert with_gid(figure, "saving")[0].get_text() == "as many parameters"
     assert not with_gid(figure, "saving arrow")
 
@@ -419,7 +422,7 @@ def test_training_curves_draw_validated_epochs_alone() -> None:
         for epoch in arm["history"]:
             if epoch["epoch"] % 4:
                 epoch["validation"] = None
-    (line,) = with_gid(figures.training_curves(results), "shared ensemble")
+    (line,) = with_gid(figures.training_curves(run_results(results)), "shared ensemble")
     assert list(line.get_xdata()) == [4, 8, 12]
 
 
@@ -439,13 +442,14 @@ def test_reliability_leaves_out_empty_bins_and_states_the_ece() -> None:
 
 
 def test_a_comparison_is_two_pngs(tmp_path: Path) -> None:
-    paths = figures.draw_comparison([USUAL, CASES["eight close"], CASES["one arm"]], tmp_path)
+    paths = figures.draw_comparison([*map(run_results, (USUAL, CASES["eight close"], CASES["one arm"]))], tmp_path)
     assert [path.name for path in paths] == ["compare_flops.png", "compare_parameters.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in paths)
 
 
 def test_a_comparison_tells_runs_of_one_name_apart() -> None:
-    runs = [USUAL, CASES["eight close"], {**USUAL}, {**CASES["eight long names"], "name": "imagenet"}]
+    contents = [USUAL, CASES["eight close"], {**USUAL}, {**CASES["eight long names"], "name": "imagenet"}]
+    runs = [run_results(content) for content in contents]
     figure = figures.compare_flops(runs)
     texts = legend_texts(figure)
     assert len(set(texts)) == len(texts)
@@ -471,7 +475,7 @@ def test_pareto_front_keeps_the_dearer_point_only_if_it_is_better() -> None:
 )
 def test_unreadable_results_are_refused(results: dict[str, Any], message: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=message):
-        figures.accuracy_flops(results)
+        figures.accuracy_flops(run_results(results))
 
 
 def test_an_empty_comparison_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from figure_checks import assert_apart, comparison_of, drawn_boxes, legend_texts, with_gid
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -54,7 +54,7 @@ def make_arm(
                 for chosen in combinations(MEMBERS, size)
             ]
     num = len(accuracies)
-    summary = {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1)) if num > 1 else None}
+    summary = {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1)) if num > 1 else 0.0}
     return {
         "name": name,
         "label": label,
@@ -145,7 +145,7 @@ each_scatter = pytest.mark.parametrize("function", ["arms_parameters", "arms_flo
 @cache
 def drawn(function: str, case: str) -> Figure:
     """A figure of a case, laid out; tests read it and change nothing."""
-    figure: Figure = getattr(figures, function)(CASES[case])
+    figure: Figure = getattr(figures, function)(comparison_of(CASES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -210,7 +210,9 @@ def test_few_arms_are_named_at_their_points(case: str) -> None:
 
 
 def test_a_label_that_is_a_number_is_no_number_of_the_legend() -> None:
-    figure = figures.arms_parameters(make_comparison(make_arm("a", "4", "packed", 10**6, FLOPS, around(0.7))))
+    figure = figures.arms_parameters(
+        comparison_of(make_comparison(make_arm("a", "4", "packed", 10**6, FLOPS, around(0.7))))
+    )
     assert [label.get_text() for label in with_gid(figure, "label")] == ["4"]
     assert legend_texts(figure) == ["mean of 3 seeds, bar: standard deviation", "a seed"]
 
@@ -240,7 +242,7 @@ def test_fronts_are_of_the_means_of_subsets_over_the_seeds() -> None:
 def test_a_subset_that_a_seed_lacks_is_left_out() -> None:
     arm = json.loads(json.dumps(SHARED))
     del arm["runs"][1]["subsets"][0]
-    (found,) = read_measured(make_comparison(arm))
+    (found,) = read_measured(comparison_of(make_comparison(arm)))
     assert len(found.subsets) == 2 ** len(MEMBERS) - 2
 
 
@@ -311,7 +313,7 @@ def test_the_ablation_is_read_against_the_independent_members() -> None:
 @each_case
 def test_a_comparison_is_two_pngs_or_three(tmp_path: Path, case: str) -> None:
     before = dict(matplotlib.rcParams)
-    names = [path.name for path in figures.draw_arms(CASES[case], tmp_path / "new")]
+    names = [path.name for path in figures.draw_arms(comparison_of(CASES[case]), tmp_path / "new")]
     grouped = any(arm.get("group") for arm in CASES[case]["arms"])
     assert names == ["arms_parameters.png", "arms_flops.png"] + ["ablation_bars.png"] * grouped
     for name in names:
@@ -332,4 +334,4 @@ def test_a_comparison_is_two_pngs_or_three(tmp_path: Path, case: str) -> None:
 )
 def test_unreadable_comparisons_are_refused(function: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=message):
-        getattr(figures, function)({**CASES["usual"], **change})
+        getattr(figures, function)(comparison_of({**CASES["usual"], **change}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from figure_checks import assert_apart, legend_texts, with_gid
+from figure_checks import assert_apart, legend_texts, search_record, with_gid
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -91,7 +90,7 @@ each_search = pytest.mark.parametrize("case", SEARCHES)
 @cache
 def similarity(case: str) -> Figure:
     """A figure of a case, laid out; tests read it and change nothing."""
-    figure = figures.similarity_matrix(SEARCHES[case])
+    figure = figures.similarity_matrix(search_record(SEARCHES[case]))
     figure.draw_without_rendering()
     return figure
 
@@ -139,14 +138,14 @@ def test_rows_are_sorted_and_leaders_stand_in_their_columns() -> None:
         "leaders": [0, 1, 2, 1, 0],
     }
     cluster["similarity"] = [[value / 10 for value in row] + [None] for row in cluster["similarity"]] + [[None] * 5]  # type: ignore[index]
-    (panel,) = read_panels(make_search([cluster], "a", "b"))
+    (panel,) = read_panels(search_record(make_search([cluster], "a", "b")))
     assert panel.labels == ("a l.0", "a l.2", "d l.0", "a l.1", "b l.0")
     assert panel.anchors == (True, True, False, True, False)
     assert panel.sets == ((0, 3), (3, 2))
     assert sorted(panel.leaders) == [(2, 0), (4, 3)]
     assert panel.silent == [(2, 1)]
     assert panel.similarity[0, 1] == 0.3 and panel.similarity[4, 3] == 0.6
-    figure = figures.similarity_matrix(make_search([cluster], "a", "b"))
+    figure = figures.similarity_matrix(search_record(make_search([cluster], "a", "b")))
     (dots,) = with_gid(figure, "leader")
     assert sorted(map(tuple, dots.get_offsets().tolist())) == [(0.0, 2.0), (3.0, 4.0)]
     assert [label.get_fontweight() for label in figure.axes[0].get_yticklabels()] == [
@@ -202,7 +201,7 @@ def test_the_colourbar_states_the_threshold() -> None:
     assert set(line.get_xdata()) == {0.05}
     assert_inside(figure, [bar.xaxis.label])
     kept = {**SEARCHES["usual"], "threshold": 0.1, "similarity": "weight"}
-    text = figures.similarity_matrix(kept).axes[-1].get_xlabel()
+    text = figures.similarity_matrix(search_record(kept)).axes[-1].get_xlabel()
     assert text == "cosine similarity of weights\nsets are merged above 0.1 (black line)"
 
 
@@ -224,7 +223,7 @@ def test_the_legend_names_members_and_only_what_is_drawn() -> None:
 )
 def test_unreadable_searches_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=message):
-        figures.similarity_matrix({**SEARCHES["usual"], **change})
+        figures.similarity_matrix(search_record({**SEARCHES["usual"], **change}))
 
 
 def make_plan(sizes: Sequence[tuple[int, int]], **options: Any) -> SharingPlan:
@@ -454,8 +453,7 @@ def test_plans_that_cannot_be_compared_are_refused(plans: dict[str, SharingPlan]
 
 def test_a_search_is_two_pngs(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    search = json.loads(json.dumps(SEARCHES["usual"]))
-    paths = figures.draw_search(search, PLANS, tmp_path / "new")
+    paths = figures.draw_search(search_record(SEARCHES["usual"]), PLANS, tmp_path / "new")
     assert [path.name for path in paths] == ["similarity_matrix.png", "sharing_change.png"]
     for path in paths:
         content = path.read_bytes()

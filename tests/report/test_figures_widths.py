@@ -1,7 +1,7 @@
 """The history of learned widths, drawn."""
 
 import pytest
-from figure_checks import assert_apart, drawn_boxes, legend_texts, with_gid
+from figure_checks import assert_apart, drawn_boxes, legend_texts, run_results, with_gid
 
 from superweight_ensembles import SuperWeightError
 from superweight_ensembles.report.figures import width_history, widths_learned
@@ -15,7 +15,11 @@ def history(epochs=8, shrink=3):
 
 
 def results(**content):
-    return {"format": 1, "arms": [{"name": "shared", "history": []}], **content}
+    return run_results({"arms": [{"name": "shared", "history": []}], **content})
+
+
+def told(epochs):
+    return [{"epoch": epoch.epoch, "widths": epoch.widths} for epoch in epochs]
 
 
 def test_a_line_a_width_in_its_members_colour():
@@ -42,12 +46,11 @@ def test_few_and_many_epochs(epochs):
 
 
 def test_where_the_history_comes_from():
-    records = [{**record, "train_loss": {}} for record in history()]
-    in_training = results(arms=[{"name": "shared", "history": records}])
-    assert widths_learned(in_training) == records
-    frozen = results(arms=[{"name": "shared", "history": [records[0]] * 3}])
-    assert widths_learned(frozen) == []
-    assert widths_learned({**frozen, "widths": history()}) == history()
-    assert widths_learned(results()) == []
+    in_training = results(arms=[{"name": "shared", "history": history()}])
+    assert told(widths_learned(in_training)) == history()
+    frozen = [{"name": "shared", "history": [history()[0]] * 3}]
+    assert not widths_learned(results(arms=frozen))
+    assert told(widths_learned(results(arms=frozen, widths=history()))) == history()
+    assert not widths_learned(results())
     with pytest.raises(SuperWeightError, match="hold no widths that were learned"):
         width_history(results())

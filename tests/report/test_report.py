@@ -17,18 +17,16 @@ from typing import Any
 
 import pytest
 import yaml
+from figure_checks import run_results
 
 import superweight_ensembles as swe
 from superweight_ensembles import __main__ as cli
 from superweight_ensembles.plan import bank_words
 from superweight_ensembles.report import (
-    anytime_section,
     changed,
     describe,
     plan_section,
-    read_curves,
     sentences,
-    tag,
     write,
     write_report,
 )
@@ -210,7 +208,7 @@ def test_the_sharing_table_has_the_columns_of_its_generators(budget: float, colu
     assert words in text
     for group in plan.ssn_groups.values():
         assert f"{group.bank_size:,}" in page.texts and bank_words(group) in page.texts
-    seen = describe("sharing_map", {"arms": []}, plan)
+    seen = describe("sharing_map", run_results({"arms": []}), plan)
     assert ("of them flat banks" in seen) == (budget == 0.29) and ("of flat banks" in seen) == (budget == 0.05)
 
 
@@ -252,7 +250,7 @@ def test_a_run_without_a_baseline(drawn: dict[str, Path]) -> None:
 
 
 def arm(name: str, parameters: int, right: int, count: int) -> dict[str, Any]:
-    metrics = {"accuracy": right / count, "nll": 0.1, "ece": 0.01, "brier": 0.02}
+    metrics = {"accuracy": right / count, "top5_accuracy": 1.0, "nll": 0.1, "ece": 0.01, "brier": 0.02}
     member = {"name": "a", "flops": 1_000_000, "metrics": metrics}
     ensemble = {"flops": 2_000_000, "latency_ms": 1.0, "metrics": metrics}
     return {"name": name, "num_parameters": parameters, "independent_parameters": 100, "members": [member, member],
@@ -273,7 +271,7 @@ def test_sentences_follow_from_the_numbers(right: int, said: str) -> None:
         "dataset": {"name": "d", "num_test": 1000},
         "arms": [arm("shared", 83, right, 1000), arm("independent", 100, 950, 1000)],
     }
-    found = sentences(results)
+    found = sentences(run_results(results))
     assert "17 % fewer than the 100" in found[0] and any(said in sentence for sentence in found)
     points = f"{(right - 950) / 10:+.2f}".replace("-", "\N{MINUS SIGN}") if right != 950 else "0.00"
     assert f"accuracy {points} points" in found[1]
@@ -329,15 +327,18 @@ def test_anytime_curves_where_they_were_measured(run: Path) -> None:
 @pytest.mark.parametrize(
     "anytime",
     [
-        None, 3, {}, {"curves": None}, {"curves": [None, {}]}, {"curves": [{"name": EVIL, "area": None}]},
-        {"curves": [{"name": "s", "points": [None, {}, {"flops": "many", "members": ["a", EVIL]}]}]},
-        {"curves": [{"name": "s", "area": 0.5, "points": [{"members": 2, "accuracy": None, "new key": {}}]}]},
+        3, {}, {**ANYTIME, "curves": None}, {**ANYTIME, "curves": [None, {}]},
+        {**ANYTIME, "curves": [{"name": EVIL, "area": None}]},
+        {**ANYTIME, "curves": [{"name": "stream", "points": [None, {}, {"flops": "many", "members": ["a", EVIL]}]}]},
+        {**ANYTIME, "curves": [{"name": "stream", "area": 0.5, "points": [{"members": 2, "accuracy": None}]}]},
     ],
 )  # fmt: skip
-def test_anytime_tolerates_what_is_missing(anytime: object) -> None:
-    curves = read_curves({"arms": [{"name": EVIL, "anytime": anytime}]})
-    page = Page(tag("main", anytime_section(curves)))
-    assert not page.all("script")
+def test_curves_that_were_edited_are_refused(run: Path, anytime: object) -> None:
+    page = (run / "report.html").read_bytes()
+    edit(run / "results.json", lambda content: content["arms"][0].update(anytime=anytime))
+    with pytest.raises(swe.SuperWeightError, match=r"results\.json is damaged \(arms\.0\.anytime.*: evaluate the run"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == page
 
 
 def test_mistakes(run: Path, tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ from superweight_ensembles.experiment import (
 from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member
 from superweight_ensembles.report import figures, write_report
 from superweight_ensembles.storage import (
-    as_content,
     check_no_links,
     contained_file,
     content_as,
@@ -499,8 +498,7 @@ def test_runs_are_not_written_through_links(tmp_path: Path, place: str) -> None:
 def test_figures_replace_links(tmp_path: Path) -> None:
     (tmp_path / "outside").write_text("mine")
     (tmp_path / "growth_curves.png").symlink_to(tmp_path / "outside")
-    content = json.loads((COMMITTED / "growth" / "growth.json").read_text())
-    figures.draw_growth(content, tmp_path)
+    figures.save_figures({"growth_curves": figures.style.new_figure(1, 1)}, tmp_path)
     assert (tmp_path / "outside").read_text() == "mine" and not (tmp_path / "growth_curves.png").is_symlink()
 
 
@@ -590,7 +588,7 @@ def test_names_are_shown_as_they_are(run: Path, name: str, capsys: pytest.Captur
         cluster["name"] += name
     (run / "plan.json").write_text(json.dumps(content))
     found, plan = read_results(run)
-    figures.draw_run(as_content(found), plan, run / "figures")
+    figures.draw_run(found, plan, run / "figures")
     page = write_report(run).read_text()
     assert "<b>&" not in page and "\x1b" not in page and "<script" not in page
     out = Console(file=sys.stdout, width=200, force_terminal=True, color_system=None)
@@ -608,8 +606,8 @@ def test_comparisons_show_names_as_they_are(name: str, tmp_path: Path, capsys: p
     comparison["name"] = comparison["dataset"]["name"] = name
     for index, arm in enumerate(comparison["arms"]):
         arm.update(label=f"{name}{index}", group=name, series=name)
-    figures.draw_arms(comparison, tmp_path)
     read = content_as(Comparison, comparison, tmp_path, "no remedy")
+    figures.draw_arms(read, tmp_path)
     out = Console(file=sys.stdout, width=200, force_terminal=True, color_system=None)
     for table in comparison_tables(read):
         out.print(table)
@@ -619,11 +617,11 @@ def test_comparisons_show_names_as_they_are(name: str, tmp_path: Path, capsys: p
         assert f"{name}0" in shown
 
 
-def test_a_dollar_is_a_dollar() -> None:
+def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
     comparison = json.loads((COMMITTED / "digits-seeds" / "comparison.json").read_text())
     for arm in comparison["arms"]:
         arm["label"] = "$\\alpha$"
-    drawn = figures.arms_flops(comparison)
+    drawn = figures.arms_flops(content_as(Comparison, comparison, tmp_path, "no remedy"))
     texts = [text for text in drawn.findobj() if getattr(text, "get_text", lambda: "")() == "$\\alpha$"]
     assert texts and not any(text.get_parse_math() for text in texts)
 
@@ -688,9 +686,6 @@ FILES = {
     "comparison": ("digits-seeds", "comparison.json", [
         at("arms", 0, "runs"), at("arms", 0, "summary"), at("arms", 0, "num_parameters"),
         at("arms", 0, "summary", "accuracy", "mean"), at("arms", 0, "runs", 0, "metrics"),
-    ]),
-    "growth": ("growth", "growth.json", [
-        at("sweeps", 0, "values"), at("sweeps", 0, "series", "step_ms", "measured"), at("sweeps", 0, "label"),
     ]),
 }  # fmt: skip
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
+from superweight_ensembles.experiment import Comparison, RunResults, SearchRecord
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures.accuracy import (
     accuracy_flops,
@@ -16,27 +16,26 @@ from superweight_ensembles.report.figures.accuracy import (
     compare_flops,
     compare_parameters,
 )
-from superweight_ensembles.report.figures.anytime_figures import anytime_curves, reliability_diagram
-from superweight_ensembles.report.figures.budget import budget_split
-from superweight_ensembles.report.figures.change import sharing_change
-from superweight_ensembles.report.figures.growth_figure import growth_curves
-from superweight_ensembles.report.figures.learned_widths_figure import learned_widths
 from superweight_ensembles.report.figures.measured import ablation_bars, arms_flops, arms_parameters
-from superweight_ensembles.report.figures.npas_figure import npas_budgets
-from superweight_ensembles.report.figures.points import Comparison, Results
-from superweight_ensembles.report.figures.sharing import sharing_map
-from superweight_ensembles.report.figures.similarity import Search, similarity_matrix
+from superweight_ensembles.report.figures.run_curves import (
+    anytime_curves,
+    reliability_diagram,
+    training_curves,
+    width_history,
+    widths_learned,
+)
+from superweight_ensembles.report.figures.search_figures import sharing_change, similarity_matrix
+from superweight_ensembles.report.figures.sharing import budget_split, sharing_map
 from superweight_ensembles.report.figures.style import DOTS_PER_INCH, plain_text
-from superweight_ensembles.report.figures.training_figures import training_curves, width_history, widths_learned
 from superweight_ensembles.storage import write_bytes
 
 
-def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
+def draw_run(results: RunResults, plan: SharingPlan, folder: Path) -> list[Path]:
     """Draw the figures of a run as PNG, 200 dots an inch: six, ``anytime_curves`` where the results hold any, and
     ``width_history`` where widths were learned.
 
     Args:
-        results: Parsed ``results.json`` of the run.
+        results: What evaluation found of the run.
         plan: Its sharing plan.
         folder: Where the files go; it is made if it does not exist.
 
@@ -44,7 +43,7 @@ def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
         The files, named as the functions that draw them.
 
     Raises:
-        SuperWeightError: Results of another format, or without an arm.
+        SuperWeightError: Results without an arm.
     """
     figures = {
         "accuracy_flops": accuracy_flops(results),
@@ -54,105 +53,54 @@ def draw_run(results: Results, plan: SharingPlan, folder: Path) -> list[Path]:
         "training_curves": training_curves(results),
         "reliability_diagram": reliability_diagram(results),
     }
-    if any("anytime" in arm for arm in results["arms"]):
+    if any(arm.anytime for arm in results.arms):
         figures["anytime_curves"] = anytime_curves(results)
     if widths_learned(results):
         figures["width_history"] = width_history(results)
-    return _save(figures, folder)
+    return save_figures(figures, folder)
 
 
-def draw_comparison(results: Sequence[Results], folder: Path) -> list[Path]:
+def draw_comparison(results: Sequence[RunResults], folder: Path) -> list[Path]:
     """Draw several runs in one picture each, as PNG: ``compare_flops`` and ``compare_parameters``.
 
-    Args:
-        results: Parsed ``results.json`` of the runs.
-        folder: Where the files go; it is made if it does not exist.
-
     Raises:
-        SuperWeightError: No run, results of another format, or without an arm.
+        SuperWeightError: No run, or results without an arm.
     """
-    return _save({"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}, folder)
+    figures = {"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}
+    return save_figures(figures, folder)
 
 
-def draw_search(search: Search, plans: Mapping[str, SharingPlan], folder: Path) -> list[Path]:
+def draw_search(search: SearchRecord, plans: Mapping[str, SharingPlan], folder: Path) -> list[Path]:
     """Draw a search for clusters as PNG: ``similarity_matrix`` and ``sharing_change``.
 
     Args:
-        search: Parsed ``search.json``.
+        search: What the search saw.
         plans: Before, after, and after un-tying, by what their panels are called.
         folder: Where the files go; it is made if it does not exist.
 
     Raises:
-        SuperWeightError: A search of another format or without a cluster; no plan, or plans of different members.
+        SuperWeightError: A search without a cluster; no plan, or plans of different members.
     """
-    return _save({"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}, folder)
+    return save_figures(
+        {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}, folder
+    )
 
 
 def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw the arms of a comparison as PNG: ``arms_parameters``, ``arms_flops``; ``ablation_bars`` if in groups.
 
-    Args:
-        comparison: Parsed ``comparison.json``.
-        folder: Where the files go; it is made if it does not exist.
-
     Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
+        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     figures = {"arms_parameters": arms_parameters(comparison), "arms_flops": arms_flops(comparison)}
-    if any(arm.get("group") for arm in comparison["arms"]):
+    if any(arm.group for arm in comparison.arms):
         figures["ablation_bars"] = ablation_bars(comparison)
-    return _save(figures, folder)
-
-
-def draw_growth(growth: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw how time and memory grow as PNG: ``growth_curves``.
-
-    Args:
-        growth: Parsed ``growth.json`` of benchmarks/growth.py.
-        folder: Where the file goes; it is made if it does not exist.
-
-    Raises:
-        SuperWeightError: A file of another format, or without a sweep.
-    """
-    return _save({"growth_curves": growth_curves(growth)}, folder)
-
-
-def draw_npas(npas: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw one network at many budgets as PNG: ``npas_budgets``.
-
-    Args:
-        npas: Parsed ``npas.json`` of benchmarks/npas.py.
-        folder: Where the file goes; it is made if it does not exist.
-
-    Raises:
-        SuperWeightError: A file of another format, or without a finished cell at a budget.
-    """
-    return _save({"npas_budgets": npas_budgets(npas)}, folder)
-
-
-def draw_learned_widths(measured: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what widths are learned on tasks as PNG: ``learned_widths``.
-
-    Args:
-        measured: Parsed ``learned_widths.json`` of benchmarks/learned_widths.py.
-        folder: Where the file goes; it is made if it does not exist.
-
-    Raises:
-        SuperWeightError: A file of another format, or without a cell.
-    """
-    return _save({"learned_widths": learned_widths(measured)}, folder)
-
-
-# By the name of the file, which is also the kind of its content.
-DRAWN_BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any], Path], list[Path]]] = {
-    "growth": draw_growth,
-    "npas": draw_npas,
-    "learned_widths": draw_learned_widths,
-}
+    return save_figures(figures, folder)
 
 
 @plain_text
-def _save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures as PNG files of these names into a folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():

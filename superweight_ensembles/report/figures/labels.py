@@ -1,4 +1,7 @@
-"""Where the name of a point goes: beside it, over nothing else."""
+"""Where the name of a point goes: beside it, over nothing else.
+
+Shapes: N boxes or leaders, P points, in pixels. A box is (left, bottom, right, top).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,77 +19,15 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from superweight_ensembles.report.figures.style import INK, MUTED, SMALL_POINTS
-
-# FOLDED report.figures.label_geometry: Boxes, leaders and lines in pixels: what a label would cover or cross.
-#
-# Shapes: N boxes or leaders, P points. A box is (left, bottom, right, top).
-
-Points = NDArray[np.float64]
-
-
-def boxes_at(centers: Points, size: Points, margin: float) -> Points:
-    """Boxes (left, bottom, right, top) of one size around centres."""
-    return np.concatenate([centers - size / 2 - margin, centers + size / 2 + margin], axis=1)
-
-
-def overlap(boxes: Points, box: Points) -> Points:
-    """1 where a box (left, bottom, right, top) meets the other one, else 0."""
-    apart = (boxes[:, 0] >= box[2]) | (boxes[:, 2] <= box[0]) | (boxes[:, 1] >= box[3]) | (boxes[:, 3] <= box[1])
-    return np.where(apart, 0.0, 1.0)
-
-
-def num_inside(boxes: Points, points: Points) -> Points:
-    """How many of the points lie in each box."""
-    if not len(points):
-        return np.zeros(len(boxes))
-    x, y = points[None, :, 0], points[None, :, 1]
-    left, bottom, right, top = (boxes[:, side, None] for side in range(4))
-    return np.sum((x > left) & (x < right) & (y > bottom) & (y < top), axis=1).astype(float)
-
-
-def leader_samples(anchor: Points, centers: Points) -> Points:
-    """Points along each leader: (options, samples, 2)."""
-    steps = np.linspace(0.12, 0.95, 14)[None, :, None]
-    return anchor + (centers[:, None, :] - anchor) * steps
-
-
-def distance(boxes: Points, point: Points) -> Points:
-    """From a point to each box, in pixels."""
-    apart = np.maximum(np.maximum(boxes[:, :2] - point, point - boxes[:, 2:]), 0)
-    return np.hypot(apart[:, 0], apart[:, 1])
-
-
-def num_on_lines(leaders: Points, lines: Points, reach: float) -> Points:
-    """How many samples of each leader lie on a line, given as points ``reach`` pixels apart or nearer."""
-    apart = leaders[:, 2:, None, :] - lines[None, None]
-    near = np.min(apart[..., 0] ** 2 + apart[..., 1] ** 2, axis=2) < reach**2
-    return np.sum(near, axis=1).astype(float)
-
-
-def pierces(anchor: Points, centers: Points, box: Points) -> Points:
-    """1 where the leader to a centre runs through the box, else 0."""
-    samples = leader_samples(anchor, centers)
-    x, y = samples[..., 0], samples[..., 1]
-    return np.any((x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3]), axis=1).astype(float)
-
-
-def crosses(start: Points, ends: Points, other_start: Points, other_end: Points) -> Points:
-    """1 where the segment from ``start`` to an end crosses the other segment."""
-
-    def side(a: Points, b: Points, c: Points) -> Points:
-        return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
-
-    first = side(start, ends, other_start) * side(start, ends, other_end)
-    second = side(other_start, other_end, start) * side(other_start, other_end, ends)
-    return ((first < 0) & (second < 0)).astype(float)
-
+from superweight_ensembles.report.figures.style import INK, MUTED, write_beside
 
 _RADII_POINTS = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 47.0, 57.0, 68.0, 80.0, 95.0, 112.0, 130.0)
 _DIRECTIONS = 24
 _LEADER_POINTS = 9.0
 _GAP_POINTS = 2.0
 _SWEEPS = 4
+
+Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,38 +63,15 @@ def place_labels(
 ) -> list[Annotation]:
     """Write each label near its point, on no other label or marker, and off dots and lines where it can.
 
-    Call it last: it lays the figure out to measure the texts. A label that has to stand off gets a leader.
-
-    Args:
-        axes: Axes with final limits.
-        labels: What to write.
-        markers: Points in data coordinates that no label may cover.
-        dots: Points that labels had better not cover.
-        lines: Polylines that labels had better not cross.
-        boxes: Areas in pixels that no label may cover.
-
-    Returns:
-        The annotations, in the order of ``labels``; each one's ``gid`` is ``label``.
+    Call it last, on axes with final limits: it lays the figure out to measure the texts. No label may cover a marker
+    or a box, which is in pixels; none should cover dots or cross lines. One that has to stand off gets a leader. Each
+    annotation's ``gid`` is ``label``.
     """
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
-    annotations = [
-        axes.annotate(
-            label.text,
-            (label.x, label.y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=SMALL_POINTS,
-            color=label.color,
-            annotation_clip=False,
-            zorder=6,
-            gid="label",
-            path_effects=[withStroke(linewidth=1.6, foreground="white", alpha=0.85)],
-        )
-        for label in labels
-    ]
+    look: dict[str, Any] = {"ha": "center", "va": "center", "annotation_clip": False, "zorder": 6, "gid": "label"}
+    look["path_effects"] = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
+    annotations = [write_beside(axes, one.text, (one.x, one.y), (0, 0), color=one.color, **look) for one in labels]
     for annotation in annotations:
         annotation.set_in_layout(False)
     figure.draw_without_rendering()
@@ -299,3 +218,60 @@ def _along(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], step: flo
             count = max(2, int(np.hypot(*(end - start)) / step))
             found.append(start + (end - start) * np.linspace(0, 1, count)[:, None])
     return np.concatenate(found)
+
+
+def boxes_at(centers: Points, size: Points, margin: float) -> Points:
+    """Boxes (left, bottom, right, top) of one size around centres."""
+    return np.concatenate([centers - size / 2 - margin, centers + size / 2 + margin], axis=1)
+
+
+def overlap(boxes: Points, box: Points) -> Points:
+    """1 where a box (left, bottom, right, top) meets the other one, else 0."""
+    apart = (boxes[:, 0] >= box[2]) | (boxes[:, 2] <= box[0]) | (boxes[:, 1] >= box[3]) | (boxes[:, 3] <= box[1])
+    return np.where(apart, 0.0, 1.0)
+
+
+def num_inside(boxes: Points, points: Points) -> Points:
+    """How many of the points lie in each box."""
+    if not len(points):
+        return np.zeros(len(boxes))
+    x, y = points[None, :, 0], points[None, :, 1]
+    left, bottom, right, top = (boxes[:, side, None] for side in range(4))
+    return np.sum((x > left) & (x < right) & (y > bottom) & (y < top), axis=1).astype(float)
+
+
+def leader_samples(anchor: Points, centers: Points) -> Points:
+    """Points along each leader: (options, samples, 2)."""
+    steps = np.linspace(0.12, 0.95, 14)[None, :, None]
+    return anchor + (centers[:, None, :] - anchor) * steps
+
+
+def distance(boxes: Points, point: Points) -> Points:
+    """From a point to each box, in pixels."""
+    apart = np.maximum(np.maximum(boxes[:, :2] - point, point - boxes[:, 2:]), 0)
+    return np.hypot(apart[:, 0], apart[:, 1])
+
+
+def num_on_lines(leaders: Points, lines: Points, reach: float) -> Points:
+    """How many samples of each leader lie on a line, given as points ``reach`` pixels apart or nearer."""
+    apart = leaders[:, 2:, None, :] - lines[None, None]
+    near = np.min(apart[..., 0] ** 2 + apart[..., 1] ** 2, axis=2) < reach**2
+    return np.sum(near, axis=1).astype(float)
+
+
+def pierces(anchor: Points, centers: Points, box: Points) -> Points:
+    """1 where the leader to a centre runs through the box, else 0."""
+    samples = leader_samples(anchor, centers)
+    x, y = samples[..., 0], samples[..., 1]
+    return np.any((x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3]), axis=1).astype(float)
+
+
+def crosses(start: Points, ends: Points, other_start: Points, other_end: Points) -> Points:
+    """1 where the segment from ``start`` to an end crosses the other segment."""
+
+    def side(a: Points, b: Points, c: Points) -> Points:
+        return (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
+
+    first = side(start, ends, other_start) * side(start, ends, other_end)
+    second = side(other_start, other_end, start) * side(other_start, other_end, ends)
+    return ((first < 0) & (second < 0)).astype(float)

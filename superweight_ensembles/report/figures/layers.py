@@ -1,29 +1,27 @@
-"""Layers of a plan in depth order: a plan knows names, not how a network calls them."""
+"""Layers of a plan in depth order (a plan knows names, not how a network calls them), and how their clusters look."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.patches import Patch
 
-from superweight_ensembles.plan import Cluster, GeneratedTensor, Shape, SharingPlan, SsnGroup, WindowSpec
+from superweight_ensembles.plan import Cluster, GeneratedTensor, Shape, SharingPlan, WindowSpec
 from superweight_ensembles.report.figures.style import MUTED
 
 _FIRST = (
-    "stem",
-    "conv_stem",
-    "patch_embed",
-    "conv_proj",
-    "embed",
-    "embedding",
-    "embeddings",
-    "conv1",
-    "conv0",
-    "conv_1",
-)
+    "stem", "conv_stem", "patch_embed", "conv_proj", "embed", "embedding", "embeddings", "conv1", "conv0", "conv_1",
+)  # fmt: skip
 _LAST = ("conv_head", "final_conv", "pre_logits", "head", "heads", "classifier", "fc", "output")
+_COLORS = (
+    "#332288", "#DDCC77", "#44AA99", "#CC6677", "#88CCEE", "#882255", "#117733", "#E69F00", "#AA4499", "#999933",
+)  # fmt: skip
+HATCHES = ("", "//////", "......")
+_ALONE, _FURTHER = "#C9C9C9", "#A6A6A6"
+_NAMED_AT_MOST = len(_COLORS) * len(HATCHES)
+_GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +29,6 @@ class Layer:
     """A generated tensor and the cluster (its index in the plan) that generates it.
 
     Attributes:
-        cluster_index: In the plan.
-        target: The tensor.
         shapes: Of the width slots that it composes, its own the last; of a layer that reads a flat bank, its own alone.
         vectors: Its coefficient vectors in those slots; none with a flat bank.
         reading: What it reads of a flat bank; None of SuperWeights.
@@ -62,55 +58,27 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
     """The generated layers of each member, members as in the plan, layers as :func:`depth_key` sorts them."""
     layers: dict[str, list[Layer]] = {name: [] for name in plan.member_names}
     for index, cluster in enumerate(plan.clusters):
-        for layer in _slotted(index, cluster) if isinstance(cluster, Cluster) else _reading(index, cluster):
-            layers[layer.target.member].append(layer)
+        if isinstance(cluster, Cluster):
+            shapes = tuple(slot.shape for slot in cluster.slots)
+            for target in cluster.targets:
+                composed = shapes[: target.slot + 1]
+                layer = Layer(cluster_index=index, target=target, shapes=composed, vectors=target.vectors)
+                layers[target.member].append(layer)
+            continue
+        for tensor, reading in zip(cluster.targets, cluster.window_specs):
+            layer = Layer(cluster_index=index, target=tensor, shapes=(tensor.shape,), reading=reading)
+            layers[tensor.member].append(layer)
     for own in layers.values():
         own.sort(key=lambda layer: depth_key(layer.target.name))
     return layers
-
-
-def _slotted(index: int, cluster: Cluster) -> Iterator[Layer]:
-    shapes = tuple(slot.shape for slot in cluster.slots)
-    for target in cluster.targets:
-        yield Layer(cluster_index=index, target=target, shapes=shapes[: target.slot + 1], vectors=target.vectors)
-
-
-def _reading(index: int, group: SsnGroup) -> Iterator[Layer]:
-    for target, reading in zip(group.targets, group.window_specs):
-        yield Layer(cluster_index=index, target=target, shapes=(target.shape,), reading=reading)
-
-
-# FOLDED report.figures.cluster_looks: How a cluster looks in every figure: a colour of its own if it shares, grey if
-# it does not.
-
-_COLORS = (
-    "#332288",
-    "#DDCC77",
-    "#44AA99",
-    "#CC6677",
-    "#88CCEE",
-    "#882255",
-    "#117733",
-    "#E69F00",
-    "#AA4499",
-    "#999933",
-)
-_HATCHES = ("", "//////", "......")
-_ALONE = "#C9C9C9"
-_FURTHER = "#A6A6A6"
-GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
-_NAMED_AT_MOST = len(_COLORS) * len(_HATCHES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterLook:
     """Fill of the clusters that stand together in a legend: one that shares, or many that do not.
 
-    Attributes:
-        label: Name of the cluster, or what the clusters have in common; their generator where the plan has two.
-        color: Fill.
-        hatch: Matplotlib hatch over the fill.
-        clusters: Indices into ``plan.clusters``.
+    The label is the cluster's name, or what the clusters have in common, with their generator where the plan has two;
+    ``clusters`` are indices into ``plan.clusters``.
     """
 
     label: str
@@ -135,16 +103,15 @@ def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
 
     def named(label: str, clusters: Sequence[int]) -> str:
         generators = {plan.clusters[index].generator for index in clusters}
-        return f"{label} ({GENERATOR_NAMES[generators.pop()]})" if mixed and len(generators) == 1 else label
+        return f"{label} ({_GENERATOR_NAMES[generators.pop()]})" if mixed and len(generators) == 1 else label
 
     sharing = [index for index in indices if len(plan.clusters[index].targets) > 1]
     largest = sorted(sharing, key=lambda index: -plan.clusters[index].num_templates)[:_NAMED_AT_MOST]
     looks = []
     for place, index in enumerate(sorted(largest)):
         rounds, column = divmod(place, len(_COLORS))
-        name = plan.clusters[index].name
-        label = named(name, [index])
-        looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=_HATCHES[rounds], clusters=(index,)))
+        label = named(plan.clusters[index].name, [index])
+        looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=HATCHES[rounds], clusters=(index,)))
     further = tuple(index for index in sharing if index not in largest)
     if further:
         label = named(f"{len(further)} smaller clusters", further)

@@ -1,9 +1,10 @@
-"""Many ways to an ensemble in one picture: accuracy over seeds, against size and against compute."""
+"""Many ways to an ensemble in one picture, over seeds: against size, against compute, and one choice a row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,192 +16,254 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment import Comparison, SeedSummary
+from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
-from superweight_ensembles.report.figures.points import (
-    MeasuredArm,
-    Point,
-    grouped,
-    num_seeds,
-    read_measured,
-    series_lines,
-)
-from superweight_ensembles.report.figures.style import (
-    COLUMN_INCHES,
-    INK,
-    MUTED,
-    PAGE_INCHES,
-    SMALL_POINTS,
-    accuracy_axis,
-    arm_color,
-    balanced,
-    draw_markers,
-    flops_axis,
-    mix,
-    new_figure,
-    outside_legend,
-    parameters_axis,
-    plain_text,
-    readable,
-    style_axes,
-)
 
+_APART = style.arm_color("independent")
 _FEW, _SHORT = 6, 20
-_LABEL_CHARACTERS = 28
+_LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
 _LEADERS_AT_MOST = 4
-_SERIES = ("#56B4E9", (0, (3, 1.5)))
+_SERIES: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (3, 1.5))}
+_ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 
-Scale = Callable[[Axes, Sequence[float]], str]
+_LOOKS = {
+    "shared": (style.arm_color("shared"), "o"),
+    "variant": ("#56B4E9", "o"),
+    "independent": (_APART, "s"),
+    "single": ("#9A9A9A", "s"),
+    "narrower": ("#8C6D31", ">"),
+    "batchensemble": ("#D55E00", "^"),
+    "packed": ("#009E73", "D"),
+    "mimo": ("#CC79A7", "v"),
+    "masksembles": ("#E69F00", "P"),
+}
+_OTHER = ("#882255", "X")
 
 
-@plain_text
-def arms_parameters(comparison: Mapping[str, Any]) -> Figure:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredArm:
+    """One arm of a comparison, in FLOPs an image and accuracies in per cent over seeds; one seed has no deviation.
+
+    Attributes:
+        kind: Kind of the ensemble; it decides the look.
+        subsets: (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds.
+        series: Key of the arms that a line joins, or none.
+        group: Heading under which the arm stands in the ablation, or none.
+    """
+
+    name: str
+    label: str
+    kind: str
+    num_parameters: float
+    flops: float
+    mean: float
+    std: float
+    seeds: tuple[float, ...]
+    subsets: tuple[Point, ...]
+    series: str | None
+    group: str | None
+
+    @property
+    def color(self) -> str:
+        return _LOOKS.get(self.kind, _OTHER)[0]
+
+    @property
+    def marker(self) -> str:
+        return _LOOKS.get(self.kind, _OTHER)[1]
+
+    @property
+    def front(self) -> list[Point]:
+        """The subsets that no other one beats at no more FLOPs."""
+        return pareto_front(self.subsets)
+
+    @property
+    def spread(self) -> tuple[float, ...]:
+        """Everything drawn of the accuracy: seeds, mean, and a deviation to either side."""
+        return (*self.seeds, self.mean - self.std, self.mean + self.std)
+
+
+def read_measured(comparison: Comparison) -> list[MeasuredArm]:
+    """The arms of a comparison, in its order."""
+    if not comparison.arms:
+        raise SuperWeightError(f"the comparison {comparison.name!r} holds no arm to draw: run one first")
+    if missing := next((arm for arm in comparison.arms if not arm.runs), None):
+        raise SuperWeightError(
+            f"arm {missing.name!r} of comparison {comparison.name!r} holds no run: train it with one seed at least"
+        )
+    return [
+        MeasuredArm(
+            name=arm.name,
+            label=arm.label or arm.name,
+            kind=arm.kind,
+            num_parameters=float(arm.num_parameters),
+            flops=float(arm.flops),
+            mean=100 * arm.summary["accuracy"].mean,
+            std=100 * arm.summary["accuracy"].std if len(arm.runs) > 1 else 0.0,
+            seeds=tuple(100 * run.metrics.accuracy for run in arm.runs),
+            subsets=_mean_subsets(arm.runs),
+            series=arm.series,
+            group=arm.group,
+        )
+        for arm in comparison.arms
+    ]
+
+
+def _mean_subsets(runs: Sequence[SeedSummary]) -> tuple[Point, ...]:
+    """A subset's FLOPs and accuracy, means over the seeds, for the subsets that every seed has."""
+    found: dict[tuple[str, ...], list[Point]] = {}
+    for run in runs:
+        for subset in run.subsets:
+            found.setdefault(subset.members, []).append(point_of(subset))
+    every = [tuple(zip(*points)) for points in found.values() if len(points) == len(runs)]
+    return tuple((sum(flops) / len(runs), sum(percents) / len(runs)) for flops, percents in every)
+
+
+def series_lines(arms: Sequence[MeasuredArm]) -> dict[str, list[Point]]:
+    """(Parameters, accuracy) of the arms of each series, by size; the shared bank itself belongs to the budgets."""
+    found: dict[str, list[Point]] = {}
+    for arm in arms:
+        series = arm.series or ("budget" if arm.kind == "shared" else None)
+        if series:
+            found.setdefault(series, []).append((arm.num_parameters, arm.mean))
+    return {series: sorted(points) for series, points in found.items() if len(points) > 1}
+
+
+def grouped(arms: Sequence[MeasuredArm]) -> list[tuple[str, list[MeasuredArm]]]:
+    """Arms by heading, in order of first appearance; those without one first, under an empty one."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(["", *(arm.group or "" for arm in arms)]))}
+    ordered = sorted(arms, key=lambda arm: places[arm.group or ""])
+    return [(group, list(own)) for group, own in groupby(ordered, key=lambda arm: arm.group or "")]
+
+
+def num_seeds(arms: Sequence[MeasuredArm]) -> str:
+    """How many seeds the arms have, in words: ``3 seeds``, or ``1 to 3 seeds``."""
+    counts = sorted({len(arm.seeds) for arm in arms})
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} seeds"
+    return style.counted(counts[0], "seed")
+
+
+@style.plain_text
+def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
     Bars are standard deviations over seeds, faint dots the seeds. A line joins the shared bank at several budgets,
     and the arms of any other series. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``SERIES series``, ``label``.
-
-    Args:
-        comparison: Parsed ``comparison.json``.
-
-    Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
-    lines = {f"{name} series": points for name, points in series_lines(arms).items()}
-    looks = dict.fromkeys(lines, _SERIES)
-    return _draw(arms, [arm.num_parameters for arm in arms], parameters_axis, lines, looks)
+    lines = {f"{name} series": (points, _SERIES) for name, points in series_lines(arms).items()}
+    return _draw_arms(arms, [arm.num_parameters for arm in arms], style.parameters_axis, lines)
 
 
-@plain_text
-def arms_flops(comparison: Mapping[str, Any]) -> Figure:
+@style.plain_text
+def arms_flops(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 
     Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets. Artists
     carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``, ``label``.
-
-    Args:
-        comparison: Parsed ``comparison.json``.
-
-    Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
-    lines = {f"{arm.name} front": arm.front for arm in arms if arm.subsets}
-    looks = {f"{arm.name} front": (arm.color, "-") for arm in arms}
-    return _draw(arms, [arm.flops for arm in arms], flops_axis, lines, looks)
+    look = {"linestyle": "-", "marker": "."}
+    lines = {f"{arm.name} front": (arm.front, {"color": arm.color, **look}) for arm in arms if arm.subsets}
+    return _draw_arms(arms, [arm.flops for arm in arms], style.flops_axis, lines)
 
 
-def _draw(
+def _draw_arms(
     arms: Sequence[MeasuredArm],
     xs: Sequence[float],
-    scale: Scale,
-    lines: Mapping[str, Sequence[Point]],
-    looks: Mapping[str, tuple[str, Any]],
+    scale: style.Scale,
+    lines: Mapping[str, tuple[Sequence[Point], Mapping[str, Any]]],
 ) -> Figure:
     """With every arm's label at its point; where they have no room, without the variants'; else with numbers."""
-    labels = [balanced(arm.label, _LABEL_CHARACTERS) for arm in arms]
+    few = len(arms) <= _FEW and max(len(arm.label) for arm in arms) <= _SHORT
+    drawn = [point for line, _ in lines.values() for point in line]
+    labels = [style.balanced(arm.label, _LABEL_CHARACTERS) for arm in arms]
     numbers = [str(place) for place in range(1, len(arms) + 1)]
     choices = [(labels, False), (numbers, True)]
     if 1 < sum(arm.kind == "variant" for arm in arms) < len(arms):
         choices.insert(1, (["" if arm.kind == "variant" else label for arm, label in zip(arms, labels)], False))
     for texts, numbered in choices:
-        figure, legible = _draw_labelled(arms, xs, scale, lines, looks, texts, numbered)
-        if legible:
+        handles = _handles(arms, lines, texts, numbered)
+        height = 3.2 if few else 4.0 + 0.17 * max(len(handles) - 4, 0) / 2
+        figure, axes = style.accuracy_axes(
+            (style.COLUMN_INCHES if few else style.PAGE_INCHES, height),
+            scale,
+            [*xs, *(x for x, _ in drawn)],
+            [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn],
+        )
+        if few and axes.get_xscale() == "linear":  # room for a label to the right of the largest arm
+            axes.set_xlim(right=1.22 * axes.get_xlim()[1])
+        for gid, (points, look) in lines.items():
+            axes.plot(*zip(*points), linewidth=1.1, markersize=4, zorder=2, gid=gid, **look)
+        for arm, x in zip(arms, xs):
+            _draw_spread(axes, arm, x, upright=True)
+            order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
+            mark = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
+            size = 40 if arm.kind == "shared" else 26
+            style.draw_markers(axes, [(x, arm.mean)], size=size, zorder=order, **mark)
+        style.outside_legend(figure, handles, loc="outside upper center", columns=4)
+        figure.draw_without_rendering()
+        bars = [[(x, arm.mean - arm.std), (x, arm.mean + arm.std)] for arm, x in zip(arms, xs)]
+        named = [
+            PointLabel(text=text, x=x, y=arm.mean, color=style.readable(arm.color))
+            for text, arm, x in zip(texts, arms, xs)
+            if text
+        ]
+        written = place_labels(
+            axes,
+            named,
+            markers=[(x, arm.mean) for arm, x in zip(arms, xs)],
+            dots=[(x, percent) for arm, x in zip(arms, xs) for percent in arm.seeds] + drawn,
+            lines=[points for points, _ in lines.values()],
+            boxes=[Bbox(axes.transData.transform(bar)).padded(1.0) for bar in bars],
+        )
+        if _legible(axes, written):
             break
     return figure
 
 
-def _draw_labelled(
-    arms: Sequence[MeasuredArm],
-    xs: Sequence[float],
-    scale: Scale,
-    lines: Mapping[str, Sequence[Point]],
-    looks: Mapping[str, tuple[str, Any]],
-    texts: Sequence[str],
-    numbered: bool,
-) -> tuple[Figure, bool]:
-    """The figure with these labels, empty ones left out, and whether they can be read."""
-    few = len(arms) <= _FEW and max(len(arm.label) for arm in arms) <= _SHORT
-    handles = _handles(arms, lines, texts, numbered)
-    height = 3.2 if few else 4.0 + 0.17 * max(len(handles) - 4, 0) / 2
-    figure = new_figure(COLUMN_INCHES if few else PAGE_INCHES, height)
-    axes = figure.add_subplot()
-    drawn = [point for line in lines.values() for point in line]
-    xlabel = scale(axes, [*xs, *(x for x, _ in drawn)])
-    if few and axes.get_xscale() == "linear":  # room for a label to the right of the largest arm
-        axes.set_xlim(right=1.22 * axes.get_xlim()[1])
-    accuracy_axis(axes, [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn])
-    style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)")
-    for gid, points in lines.items():
-        color, style = looks[gid]
-        dot = "." if gid.endswith("front") else ""
-        axes.plot(
-            *zip(*points), color=color, linestyle=style, linewidth=1.1, marker=dot, markersize=4, zorder=2, gid=gid
-        )
-    bars = [_draw_arm(axes, arm, x) for arm, x in zip(arms, xs)]
-    outside_legend(figure, handles, loc="outside upper center", columns=4)
-    figure.draw_without_rendering()
-    labels = place_labels(
-        axes,
-        [
-            PointLabel(text=text, x=x, y=arm.mean, color=readable(arm.color))
-            for text, arm, x in zip(texts, arms, xs)
-            if text
-        ],
-        markers=[(x, arm.mean) for arm, x in zip(arms, xs)],
-        dots=[(x, percent) for arm, x in zip(arms, xs) for percent in arm.seeds] + drawn,
-        lines=list(lines.values()),
-        boxes=[Bbox(axes.transData.transform(bar)).padded(1.0) for bar in bars],
-    )
-    return figure, _legible(axes, labels)
+def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -> None:
+    """The seeds and their deviation, at this x, or where they lie at this y; nothing for one seed."""
+    if len(arm.seeds) < 2:
+        return
+    ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
+    xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
+    size, width = (9, 1.3) if upright else (10, 1.4)
+    pale = style.mix(arm.color, "white", 0.55)
+    axes.scatter(xs, ys, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
+    axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
-def _draw_arm(axes: Axes, arm: MeasuredArm, x: float) -> list[Point]:
-    """Seeds, deviation and mean; returns the bar of the deviation."""
-    bar = [(x, arm.mean - arm.std), (x, arm.mean + arm.std)]
-    if len(arm.seeds) > 1:
-        axes.scatter(
-            [x] * len(arm.seeds), arm.seeds, s=9, color=mix(arm.color, "white", 0.55), linewidths=0, zorder=3.2,
-            gid=f"{arm.name} seeds",
-        )  # fmt: skip
-        axes.plot(*zip(*bar), color=arm.color, linewidth=1.3, zorder=3, gid=f"{arm.name} deviation")
-    main = arm.kind == "shared"
-    draw_markers(
-        axes,
-        [(x, arm.mean)],
-        color=arm.color,
-        marker=arm.marker,
-        size=40 if main else 26,
-        zorder=4 + 0.5 * main - 0.4 * (arm.kind == "variant"),
-        gid=f"{arm.name} mean",
-    )
-    return bar
-
-
-def _handles(
-    arms: Sequence[MeasuredArm], lines: Mapping[str, Any], texts: Sequence[str], numbered: bool
-) -> list[Line2D]:
+def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
     """What marks and lines mean; the arms too where they have numbers, or no label."""
     handles = []
     for arm, text in zip(arms, texts if numbered else []):
-        label = balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
+        label = style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
         handles.append(Line2D([], [], color=arm.color, marker=arm.marker, markersize=5, linewidth=0, label=label))
     variant = next((arm for arm, text in zip(arms, texts) if not text), None)
     if variant:
-        look = {"color": variant.color, "marker": variant.marker, "markersize": 5, "linewidth": 0}
-        handles.append(Line2D([], [], label="the bank, other settings", **look))  # type: ignore[arg-type]
-    repeated = any(len(arm.seeds) > 1 for arm in arms)
-    mean = f"mean of {num_seeds(arms)}, bar: standard deviation" if repeated else "one seed"
-    handles.append(Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=1.3 * repeated, label=mean))
-    if repeated:
-        handles.append(Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"))
+        look: dict[str, Any] = {"color": variant.color, "marker": variant.marker, "markersize": 5, "linewidth": 0}
+        handles.append(Line2D([], [], label="the bank, other settings", **look))
+    handles += _seed_handles(arms, 1.3)
     if any(gid.endswith("front") for gid in lines):
-        handles.append(Line2D([], [], color=MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
+        handles.append(Line2D([], [], color=style.MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
     if "budget series" in lines:
-        color, style = _SERIES
-        handles.append(Line2D([], [], color=color, linestyle=style, linewidth=1.1, label="the bank at other budgets"))
+        handles.append(Line2D([], [], linewidth=1.1, label="the bank at other budgets", **_SERIES))
     return handles
+
+
+def _seed_handles(arms: Sequence[MeasuredArm], linewidth: float) -> list[Line2D]:
+    if all(len(arm.seeds) == 1 for arm in arms):
+        return [Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
+    mean = f"mean of {num_seeds(arms)}, bar: standard deviation"
+    return [
+        Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=linewidth, label=mean),
+        Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"),
+    ]
 
 
 def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
@@ -216,52 +279,47 @@ def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
 
 
-# FOLDED report.figures.ablation_figure: One choice changed at a time: the accuracy of each arm, a row each, beside
-# the members apart.
-
-_ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
-_BAR_LABEL_CHARACTERS = 44
-
-
-@plain_text
-def ablation_bars(comparison: Mapping[str, Any]) -> Figure:
+@style.plain_text
+def ablation_bars(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, under the headings of the arms' groups.
 
     Bars are standard deviations over seeds, faint dots the seeds; the vertical line and the band are the mean and the
     deviation of the independent members. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
     ``NAME value``, ``heading``, ``reference``, ``reference band``.
-
-    Args:
-        comparison: Parsed ``comparison.json``.
-
-    Raises:
-        SuperWeightError: A comparison of another format, without an arm, or with an arm that no seed has run.
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
-    labels = {arm.name: balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
-    rows, headings, bottom = _place(grouped(arms), labels)
-    figure = new_figure(PAGE_INCHES, 0.9 + _ROW_INCHES * bottom)
+    labels = {arm.name: style.balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
+    rows, headings, bottom = _place_rows(grouped(arms), labels)
+    figure = style.new_figure(style.PAGE_INCHES, 0.9 + _ROW_INCHES * bottom)
     axes = figure.add_subplot()
-    _limit(axes, [percent for arm in arms for percent in arm.spread])
+    _limit_accuracies(axes, [percent for arm in arms for percent in arm.spread])
     axes.set_ylim(bottom - 0.4, -0.7)
-    style_axes(axes, xlabel="test accuracy (%)", grid="x")
+    style.style_axes(axes, xlabel="test accuracy (%)", grid="x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    handles: list[Line2D | Patch] = [*_seed_handles(arms, 1.4)]
     if reference:
-        color = arm_color("independent", 0)
-        axes.axvline(reference.mean, color=color, linewidth=0.9, zorder=1.5, gid="reference")
+        axes.axvline(reference.mean, color=_APART, linewidth=0.9, zorder=1.5, gid="reference")
         if reference.std:
-            low, high = reference.mean - reference.std, reference.mean + reference.std
-            axes.axvspan(low, high, color=color, alpha=0.12, linewidth=0, zorder=1.2, gid="reference band")
+            ends = (reference.mean - reference.std, reference.mean + reference.std)
+            axes.axvspan(*ends, color=_APART, alpha=0.12, linewidth=0, zorder=1.2, gid="reference band")
+        band: dict[str, Any] = {"facecolor": to_rgba(_APART, 0.15), "edgecolor": _APART, "linewidth": 0.9}
+        handles.append(Patch(label="members apart: mean and deviation", **band))
     for arm in arms:
-        _draw_row(axes, arm, rows[arm.name])
-    outside_legend(figure, _bar_handles(arms, reference), loc="outside lower center", columns=3)
+        row = rows[arm.name]
+        _draw_spread(axes, arm, row, upright=False)
+        gid = f"{arm.name} mean"
+        style.draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
+        text = f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}"
+        look = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline", "annotation_clip": False}
+        style.write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
+    style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     _name_rows(figure, axes, {rows[name]: label for name, label in labels.items()}, headings)
     return figure
 
 
-def _place(
+def _place_rows(
     groups: Sequence[tuple[str, Sequence[MeasuredArm]]], labels: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[float, str], float]:
     """Rows of the arms by name, headings by row, and how many rows there are."""
@@ -280,37 +338,12 @@ def _place(
     return rows, headings, bottom
 
 
-def _limit(axes: Axes, percents: Sequence[float]) -> None:
+def _limit_accuracies(axes: Axes, percents: Sequence[float]) -> None:
     low, high = min(percents), max(percents)
     margin = 0.06 * max(high - low, 0.5)
     missing = max(0.0, 0.5 - (high - low)) / 2
     axes.set_xlim(max(low - missing - margin, -1.0), min(high + missing + margin, 100.0 + margin))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
-
-
-def _draw_row(axes: Axes, arm: MeasuredArm, row: float) -> None:
-    if len(arm.seeds) > 1:
-        axes.scatter(
-            arm.seeds, [row] * len(arm.seeds), s=10, color=mix(arm.color, "white", 0.55), linewidths=0, zorder=3.2,
-            gid=f"{arm.name} seeds",
-        )  # fmt: skip
-        ends = [arm.mean - arm.std, arm.mean + arm.std]
-        axes.plot(ends, [row, row], color=arm.color, linewidth=1.4, zorder=3, gid=f"{arm.name} deviation")
-    draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=f"{arm.name} mean")
-    value = f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}"
-    axes.annotate(
-        value,
-        (1, row),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(6, 0),
-        textcoords="offset points",
-        ha="left",
-        va="center_baseline",
-        fontsize=SMALL_POINTS,
-        color=INK,
-        annotation_clip=False,
-        gid=f"{arm.name} value",
-    )
 
 
 def _name_rows(figure: Figure, axes: Axes, labels: Mapping[float, str], headings: Mapping[float, str]) -> None:
@@ -327,18 +360,3 @@ def _name_rows(figure: Figure, axes: Axes, labels: Mapping[float, str], headings
     axes.tick_params(axis="y", pad=widest * 72 / figure.dpi + 8)
     for text in texts:
         text.set_horizontalalignment("left")
-
-
-def _bar_handles(arms: Sequence[MeasuredArm], reference: MeasuredArm | None) -> list[Line2D | Patch]:
-    repeated = any(len(arm.seeds) > 1 for arm in arms)
-    mean = f"mean of {num_seeds(arms)}, bar: standard deviation" if repeated else "one seed"
-    handles: list[Line2D | Patch] = [
-        Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=1.4 * repeated, label=mean)
-    ]
-    if repeated:
-        handles.append(Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"))
-    if reference:
-        color = arm_color("independent", 0)
-        band = {"facecolor": to_rgba(color, 0.15), "edgecolor": color, "linewidth": 0.9}
-        handles.append(Patch(label="members apart: mean and deviation", **band))  # type: ignore[arg-type]
-    return handles

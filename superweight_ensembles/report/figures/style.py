@@ -1,11 +1,11 @@
-"""How every figure looks: one palette, one set of sizes, one light grid, and no pyplot state."""
+"""How every figure looks, without pyplot state: palette, sizes, legends, axes of accuracy and cost, short names."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from textwrap import TextWrapper
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
@@ -30,17 +32,22 @@ GRID = "#E6E6E6"
 _ARM_COLORS = {"shared": "#0072B2", "independent": "#4D4D4D"}
 _ARM_MARKERS = {"shared": "o", "independent": "s"}
 _ARM_NAMES = {"shared": "shared bank", "independent": "independent"}
-_OTHER_COLORS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_OTHER_MARKERS = ("^", "D", "v", "P", "X")
+_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "^", "D", "v", "P", "X", "s")
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+
+Scale = Callable[[Axes, Sequence[float]], str]  # makes the x axis one of these values and returns its label
 
 
-def arm_color(name: str, index: int) -> str:
+def arm_color(name: str, index: int = 0) -> str:
     """Colour of an arm: the same one in every figure; ``index`` is its place among the run's arms."""
-    return _ARM_COLORS.get(name, _OTHER_COLORS[index % len(_OTHER_COLORS)])
+    return _ARM_COLORS.get(name, _SERIES[1:][index % 5])
 
 
-def arm_marker(name: str, index: int) -> str:
-    return _ARM_MARKERS.get(name, _OTHER_MARKERS[index % len(_OTHER_MARKERS)])
+def arm_marker(name: str, index: int = 0) -> str:
+    return _ARM_MARKERS.get(name, _MARKERS[1:6][index % 5])
 
 
 def arm_label(name: str) -> str:
@@ -49,13 +56,17 @@ def arm_label(name: str) -> str:
 
 def run_color(index: int) -> str:
     """Colour of a run's shared arm in a comparison; the first one is that of the shared arm everywhere."""
-    colors = (_ARM_COLORS["shared"], *_OTHER_COLORS)
-    return colors[index % len(colors)]
+    return _SERIES[index % len(_SERIES)]
 
 
 def run_marker(index: int) -> str:
-    markers = ("o", "^", "D", "v", "P", "X", "s")
-    return markers[index % len(markers)]
+    return _MARKERS[index % len(_MARKERS)]
+
+
+def series_color(index: int) -> str:
+    """Colour of an element of a series; each further round over the palette is paler."""
+    rounds, place = divmod(index, len(_SERIES))
+    return mix(_SERIES[place], "white", 0.5 * (rounds % 2))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -95,49 +106,46 @@ def draw_markers(
     axes.scatter(xs, ys, s=size, color=color, marker=marker, edgecolors="white", linewidths=0.6, zorder=zorder, gid=gid)
 
 
+def add_box(axes: Axes, left: float, bottom: float, width: float, height: float, **look: Any) -> Rectangle:
+    """A rectangle in data coordinates, if ``look`` has no ``transform``."""
+    box = Rectangle((left, bottom), width, height, **look)
+    axes.add_patch(box)
+    return box
+
+
+def write_beside(
+    axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> Annotation:
+    """A small text that stands off from its point, by an offset in points."""
+    look = {"ha": "left", "fontsize": SMALL_POINTS, "color": INK, **look}
+    return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
+
+
+def hide_spines(axes: Axes, *, ticks: bool = True) -> None:
+    """No frame, and no tick marks where ``ticks`` is false."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if not ticks:
+        axes.tick_params(length=0)
+
+
 def outside_legend(
     figure: Figure,
     handles: Sequence[Artist],
     *,
     loc: Literal["outside upper center", "outside lower center"],
     columns: int,
-) -> Legend:
-    """A legend above (``outside upper center``) or below the axes, in as many columns as the figure has room for."""
-    return fitted_legend(figure, handles, loc=loc, columns=columns)[0]
-
-
-def fitted_legend(
-    figure: Figure,
-    handles: Sequence[Artist],
-    *,
-    loc: Literal["outside upper center", "outside lower center"],
-    columns: int,
 ) -> tuple[Legend, int]:
-    """:func:`outside_legend`, and how many rows it has."""
+    """A legend above or below the axes, in as many columns as the figure has room for, and how many rows it has."""
     while True:
         legend = figure.legend(
-            handles=list(handles),
-            loc=loc,
-            ncols=columns,
-            fontsize=SMALL_POINTS,
-            frameon=False,
-            handlelength=1.6,
-            handleheight=0.9,
-            handletextpad=0.5,
-            columnspacing=1.3,
-            labelspacing=0.35,
-            labelcolor=INK,
-        )
+            handles=list(handles), loc=loc, ncols=columns, fontsize=SMALL_POINTS, frameon=False, handlelength=1.6,
+            handleheight=0.9, handletextpad=0.5, columnspacing=1.3, labelspacing=0.35, labelcolor=INK,
+        )  # fmt: skip
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return legend, -(-len(handles) // columns)
         legend.remove()
         columns -= 1
-
-
-# FOLDED report.figures.shades: Further colours from a few: for a series of any length, and shades of one colour that
-# can be told apart.
-
-_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def mix(color: str, other: str, share: float) -> str:
@@ -161,15 +169,9 @@ def shade(color: str, index: int, count: int) -> str:
     return mix(color, INK, 0.5 * place) if place > 0 else mix(color, "white", -0.8 * place)
 
 
-def series_color(index: int) -> str:
-    """Colour of an element of a series; each further round over the palette is paler."""
-    rounds, place = divmod(index, len(_SERIES))
-    return mix(_SERIES[place], "white", 0.5 * (rounds % 2))
-
-
-def is_dark(color: str) -> bool:
+def is_dark(color: str, below: float = 0.55) -> bool:
     """Whether white text reads better on it than black."""
-    return _luminance(color) < 0.55
+    return _luminance(color) < below
 
 
 def readable(color: str) -> str:
@@ -179,12 +181,6 @@ def readable(color: str) -> str:
 
 def _luminance(color: str) -> float:
     return sum(weight * part for weight, part in zip((0.3, 0.59, 0.11), to_rgb(color)))
-
-
-# FOLDED report.figures.scales: Axes of the quantities that the figures show: accuracy in per cent, FLOPs, parameters.
-
-_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
 
 
 def quantity(number: float) -> str:
@@ -201,13 +197,8 @@ def quantity(number: float) -> str:
 
 
 def accuracy_axis(axes: Axes, percents: Iterable[float], *, below: float = 0.0) -> None:
-    """Limit the y axis to accuracies given in per cent; never an empty range, little above 100 %.
-
-    Args:
-        axes: Axes to limit.
-        percents: Everything drawn, in per cent.
-        below: Free space to keep under the data, as a fraction of its range.
-    """
+    """Limit the y axis to accuracies in per cent, with ``below`` of their range free under them; never an empty range,
+    little above 100 %."""
     values = list(percents)
     low, high = min(values), max(values)
     missing = max(0.0, 0.5 - (high - low)) / 2
@@ -216,6 +207,18 @@ def accuracy_axis(axes: Axes, percents: Iterable[float], *, below: float = 0.0) 
     top = min(high + 0.07 * span, 100.0 + 0.04 * span)
     axes.set_ylim(max(low - (0.07 + below) * span, -(0.03 + below) * 100), top)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def accuracy_axes(
+    size: tuple[float, float], scale: Scale, xs: Sequence[float], percents: Iterable[float], *, below: float = 0.0
+) -> tuple[Figure, Axes]:
+    """A figure of test accuracy against a cost, over these values."""
+    figure = new_figure(*size)
+    axes = figure.add_subplot()
+    xlabel = scale(axes, xs)
+    accuracy_axis(axes, percents, below=below)
+    style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)")
+    return figure, axes
 
 
 def flops_axis(axes: Axes, flops: Sequence[float]) -> str:
@@ -284,11 +287,6 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _digits(number: float) -> str:
     text = f"{number:.3g}"
     return f"{float(text):.0f}" if "e" in text else text
-
-
-# FOLDED report.figures.short_names: Names as short as they stay clear: of members, of layers.
-
-_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def short_members(names: Iterable[str], limit: int = 12) -> dict[str, str]:

@@ -1,11 +1,12 @@
-"""One network at many parameter budgets: accuracy of each way to fit it, beside the whole network."""
+"""The figure of npas.json: accuracy of each way to fit a network into a budget, beside the whole network."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
@@ -13,23 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.report.figures.style import (
-    INK,
-    MUTED,
-    PAGE_INCHES,
-    accuracy_axis,
-    arm_color,
-    arm_marker,
-    mix,
-    new_figure,
-    outside_legend,
-    plain_text,
-    style_axes,
-)
+from superweight_ensembles.report.figures import style
+from superweight_ensembles.storage import Name, Positive, Share
 
-NPAS_FORMAT = 1
 _PLAIN = "narrower"
 _DODGE = 0.0055  # of the axis, between neighbouring arms, so that no deviation hides another
 _SPREAD = 0.5  # of the way from a budget to the next, that all arms together take at most
@@ -37,29 +27,67 @@ _SPREAD = 0.5  # of the way from a budget to the next, that all arms together ta
 Accuracies = dict[float | None, list[float]]  # in per cent, of each seed, by budget; None for the whole network
 
 
-@plain_text
-def npas_budgets(npas: Mapping[str, Any]) -> Figure:
+@dataclass(frozen=True, kw_only=True)
+class NpasArm:
+    """A way to fit the network."""
+
+    name: Name
+    label: Name
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpasCell:
+    """One training; ``budget`` is None for the whole network."""
+
+    arm: Name
+    budget: Positive | None
+    status: Literal["done", "skipped", "failed"]
+    accuracy: Share | None = None
+
+    def __post_init__(self) -> None:
+        if self.status == "done" and self.accuracy is None:
+            raise SuperWeightError("a cell that is done needs its accuracy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Npas:
+    """What is drawn of npas.json, which benchmarks/npas.py writes."""
+
+    format: int = 1
+    arms: Annotated[tuple[NpasArm, ...], Field(max_length=32)]
+    cells: Annotated[tuple[NpasCell, ...], Field(max_length=10_000)]
+
+    def measured(self) -> dict[str, Accuracies]:
+        """Accuracies of the arms that have any, in the order of the file."""
+        found: dict[str, Accuracies] = {arm.name: {} for arm in self.arms}
+        for cell in self.cells:
+            if cell.accuracy is not None and cell.status == "done" and cell.arm in found:
+                found[cell.arm].setdefault(cell.budget, []).append(100 * cell.accuracy)
+        return {name: own for name, own in found.items() if own}
+
+
+@style.plain_text
+def npas_budgets(npas: Npas) -> Figure:
     """Test accuracy (per cent, mean over seeds) against the budget (log), a line an arm.
 
     Bars are standard deviations over seeds, faint dots the seeds, of neighbouring arms a little apart; an arm that a
     budget is too small for has no point there. The horizontal line and its band are mean and deviation of the whole
     network. Artists carry a ``gid``: ``ARM mean``, ``ARM deviation``, ``ARM seeds``, ``whole``, ``whole band``.
-
-    Args:
-        npas: Parsed ``npas.json`` of benchmarks/npas.py.
-
-    Raises:
-        SuperWeightError: A file of another format, or without a finished cell at a budget.
     """
-    labels, measured = _read(npas)
+    labels = {arm.name: arm.label for arm in npas.arms}
+    measured = npas.measured()
+    if not any(budget is not None for found in measured.values() for budget in found):
+        raise SuperWeightError("the budgets file holds no finished cell at a budget to draw: measure one first")
     whole = {name: found[None] for name, found in measured.items() if None in found}
     arms = {name: found for name, found in measured.items() if name not in whole}
     budgets = sorted({budget for found in arms.values() for budget in found if budget is not None})
-    figure = new_figure(PAGE_INCHES, 4.2)
+    figure = style.new_figure(style.PAGE_INCHES, 4.2)
     axes = figure.add_subplot()
     _budget_axis(axes, budgets)
-    accuracy_axis(axes, _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())]))
-    style_axes(axes, xlabel="budget: parameters, of those that the whole network has", ylabel="test accuracy (%)")
+    style.accuracy_axis(
+        axes, _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())])
+    )
+    style.style_axes(axes, xlabel="budget: parameters, of those that the whole network has", ylabel="test accuracy (%)")
     handles: list[Line2D | Patch] = []
     dodge = _dodge(axes, budgets, len(arms))
     for place, (name, found) in enumerate(arms.items()):
@@ -68,28 +96,8 @@ def npas_budgets(npas: Mapping[str, Any]) -> Figure:
         handles.append(Line2D([], [], label=labels[name], **look))
     for name, seeds in whole.items():
         handles.append(_draw_whole(axes, seeds, labels[name]))
-    outside_legend(figure, [*handles, *_meaning(measured)], loc="outside upper center", columns=4)
+    style.outside_legend(figure, [*handles, *_meaning(measured)], loc="outside upper center", columns=4)
     return figure
-
-
-def _read(npas: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Accuracies]]:
-    """Labels and accuracies of the arms that have any, in the order of the file."""
-    if npas.get("format") != NPAS_FORMAT:
-        raise SuperWeightError(
-            f'the budgets file must hold "format": {NPAS_FORMAT}; got {npas.get("format")!r}: measure again'
-        )
-    labels = {arm["name"]: arm["label"] for arm in npas["arms"]}
-    measured: dict[str, Accuracies] = {}
-    for name in labels:
-        found: Accuracies = {}
-        for cell in npas["cells"]:
-            if cell["arm"] == name and cell["status"] == "done":
-                found.setdefault(cell["budget"], []).append(100 * cell["accuracy"])
-        if found:
-            measured[name] = found
-    if not any(budget is not None for found in measured.values() for budget in found):
-        raise SuperWeightError("the budgets file holds no finished cell at a budget to draw: measure one first")
-    return labels, measured
 
 
 def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
@@ -128,7 +136,7 @@ def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any],
         if len(seeds) > 1:
             x, mean, deviation = budget * aside, fmean(seeds), _deviation(seeds)
             axes.scatter(
-                [x] * len(seeds), seeds, s=7, color=mix(look["color"], "white", 0.55), linewidths=0, zorder=2.8,
+                [x] * len(seeds), seeds, s=7, color=style.mix(look["color"], "white", 0.55), linewidths=0, zorder=2.8,
                 gid=f"{name} seeds",
             )  # fmt: skip
             axes.plot(
@@ -142,18 +150,18 @@ def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any],
 def _draw_whole(axes: Axes, seeds: Sequence[float], label: str) -> Patch:
     """A line across, and its band; returns what stands for both in the legend."""
     mean, deviation = fmean(seeds), _deviation(seeds)
-    axes.axhline(mean, color=INK, linewidth=0.9, zorder=1.5, gid="whole")
+    axes.axhline(mean, color=style.INK, linewidth=0.9, zorder=1.5, gid="whole")
     if deviation:
-        band = {"color": INK, "alpha": 0.1, "linewidth": 0, "zorder": 1.2}
+        band = {"color": style.INK, "alpha": 0.1, "linewidth": 0, "zorder": 1.2}
         axes.axhspan(mean - deviation, mean + deviation, gid="whole band", **band)  # type: ignore[arg-type]
-    return Patch(facecolor=to_rgba(INK, 0.1), edgecolor=INK, linewidth=0.9, label=label)
+    return Patch(facecolor=to_rgba(style.INK, 0.1), edgecolor=style.INK, linewidth=0.9, label=label)
 
 
 def _look(name: str, place: int) -> dict[str, Any]:
     arm = {"auto": "shared", _PLAIN: "independent"}.get(name, name)
     return {
-        "color": arm_color(arm, place - 1),
-        "marker": arm_marker(arm, place - 1),
+        "color": style.arm_color(arm, place - 1),
+        "marker": style.arm_marker(arm, place - 1),
         "linestyle": (0, (3, 1.5)) if name == _PLAIN else "-",
         "markersize": 5,
         "markeredgecolor": "white",
@@ -165,9 +173,17 @@ def _look(name: str, place: int) -> dict[str, Any]:
 def _meaning(measured: Mapping[str, Accuracies]) -> list[Line2D]:
     counts = sorted({len(seeds) for found in measured.values() for seeds in found.values()})
     if counts == [1]:
-        return [Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
+        return [Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
     number = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     return [
-        Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=1.2, label=f"mean of {number}, bar: deviation"),
+        Line2D(
+            [],
+            [],
+            color=style.MUTED,
+            marker="o",
+            markersize=5,
+            linewidth=1.2,
+            label=f"mean of {number}, bar: deviation",
+        ),
         Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"),
     ]
