@@ -3,9 +3,8 @@
 Also how an ensemble starts from trained members, moves to another plan, and is saved, loaded and shared.
 """
 
-from superweight_ensembles.ensemble.adoption import adopt_plan
 from superweight_ensembles.ensemble.bank import SuperWeightBank
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits
 from superweight_ensembles.ensemble.generation import Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
     Deviations,
