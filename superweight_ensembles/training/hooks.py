@@ -48,7 +48,7 @@ class Hook:
         ...         self.steps = content["steps"]
         >>> data = swe.load_data("synthetic", num_train=128)
         >>> ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, data.num_classes)], budget=1.0)
-        >>> config = swe.TrainConfig(epochs=1, batch_size=64)
+        >>> config = swe.TrainConfig(epochs=1, batch_size=len(data.train) // 2)
         >>> swe.train(ensemble, data, config, hooks=[CountSteps()]).history[0]["steps"]
         2
     """
