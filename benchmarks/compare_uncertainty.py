@@ -26,7 +26,7 @@ from superweight_ensembles import __main__ as command_line
 from superweight_ensembles.anytime import diversity, evaluate
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.experiment import Arm, Baseline, Progress, Recipe
+from superweight_ensembles.experiment import Arm, Baseline, ProgressCallback, Recipe
 from superweight_ensembles.plan import independent_plan
 from superweight_ensembles.storage import as_content, write_json
 from superweight_ensembles.training import CHECKPOINT_FOLDER, train
@@ -52,7 +52,7 @@ def baseline(kind: str) -> Baseline:
 BASELINES = {kind: baseline(kind) for kind in UNCERTAINTY_ARMS}
 
 
-def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> None:
+def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
     """Train and evaluate an arm for one seed, as a comparison asks for."""
     found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
     write_json(folder / "results.json", {"arms": [found]})
@@ -77,7 +77,7 @@ class EstimatorMember(nn.Module):
 
 
 def run_estimator_arm(
-    kind: str, recipe: Recipe, num_parameters: int, folder: Path, progress: Progress | None = None
+    kind: str, recipe: Recipe, num_parameters: int, folder: Path, progress: ProgressCallback | None = None
 ) -> dict[str, Any]:
     """Train one arm for the recipe's seed, data and epochs, and evaluate it on the test data.
 

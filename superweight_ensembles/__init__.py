@@ -1,6 +1,6 @@
 """Ensembles of different PyTorch models inside one parameter budget.
 
-``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; the README has two commands that do it all.
+``members -> plan_sharing -> SuperWeightEnsemble -> train -> evaluate``; ``make demo`` does it all.
 ``__init__.pyi`` lists the names. They are imported when they are first asked for: PyTorch takes seconds, and
 ``superweights --help`` needs none of it.
 """

@@ -1,5 +1,5 @@
-# The library's face. Namespaces hold the rest: swe.adaptive has learned widths, swe.search un-tying, swe.plan targets
-# and options, swe.anytime costs and exits.
+# The library's face: twenty names, and the rooms as namespaces of the rest. swe.adaptive has learned widths, swe.plan
+# targets and options, swe.search un-tying, swe.training hooks, swe.anytime costs and exits, swe.experiment recipes.
 from . import anytime as anytime
 from . import data as data
 from . import ensemble as ensemble

@@ -51,7 +51,7 @@ Overrides = Annotated[
 ]
 
 
-class _VisibleFormatter(logging.Formatter):
+class _EscapingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
 
@@ -63,7 +63,7 @@ def _options(
     if _SEVERAL and context.invoked_subcommand != "train":
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
     handler = logging.StreamHandler()
-    handler.setFormatter(_VisibleFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(_EscapingFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

@@ -126,7 +126,7 @@ def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> No
     assert found.stdout.strip() == str(tmp_path / "site" / "superweight_ensembles" / "recipes" / "digits.yaml")
 
 
-def test_carried_recipes_are_those_of_the_checkout() -> None:
+def test_bundled_recipes_are_those_of_the_checkout() -> None:
     assert sorted(bundled_recipes().values()) == sorted((ROOT / "recipes").iterdir())
 
 

@@ -6,6 +6,7 @@ Evaluation of members and subsets, FLOPs and latency, streams, deadlines, calibr
 from superweight_ensembles.anytime.calibration import (
     MIN_SAMPLES,
     Calibration,
+    CascadeResult,
     exit_shares,
     fit_policy,
     order_greedily,
@@ -59,6 +60,7 @@ __all__ = [
     "AnytimePredictor",
     "AnytimeResult",
     "Calibration",
+    "CascadeResult",
     "Curve",
     "CurvePoint",
     "EnsembleResult",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -24,14 +24,13 @@ from superweight_ensembles.anytime.calibration import (
 from superweight_ensembles.anytime.costs import now
 from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means
-from superweight_ensembles.anytime.predictor import AnytimePredictor
+from superweight_ensembles.anytime.predictor import AnytimePredictor, Loader
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import Count, Name, Positive, Share
 
 _ROUNDS = 3
 _ORDER_POINTS = 6  # of the cascade's curve by which an order is chosen
 _Flops = Annotated[int, Field(gt=0, lt=2**53)]
-Loader = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

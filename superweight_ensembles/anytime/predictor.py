@@ -31,6 +31,9 @@ from superweight_ensembles.models import VERSION_OF
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import check_manifest, list_file, read_json, write_json
 
+ORDERS = ("cost", "greedy")
+Loader = Iterable[tuple[Tensor, Tensor]]
+
 ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
 _KEYS = ("format", "order", "input_shape", "policy")
@@ -83,10 +86,6 @@ def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], Exit
             f"{path}: input_shape must list 1 to 8 sizes of at most {_MOST_NUMBERS:,} numbers in all; got {shape!r:.80}"
         )
     return tuple(order), tuple(shape), None if policy is None else ExitPolicy.from_dict(policy, f"{path}: policy")
-
-
-ORDERS = ("cost", "greedy")
-Loader = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ A recipe is a YAML file; everything that a run writes can be read again as the t
 from superweight_ensembles.experiment.arms import (
     Arm,
     Baseline,
-    Progress,
+    ProgressCallback,
     Variant,
     build_arms,
     narrowed,
@@ -73,7 +73,7 @@ __all__ = [
     "ComparisonPlan",
     "DatasetFacts",
     "Epoch",
-    "Progress",
+    "ProgressCallback",
     "Provenance",
     "Recipe",
     "RunRecord",

@@ -20,10 +20,10 @@ from superweight_ensembles.models import Architecture, build_architecture, recal
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.training import TrainProgress
 
-Progress = Callable[[TrainProgress], None]
+ProgressCallback = Callable[[TrainProgress], None]
 
 
-def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> None:
+def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
     """Train and evaluate a recipe into a run folder, or go on there."""
     train_run(recipe, folder, resume=folder.exists(), progress_of=None if progress is None else lambda _: progress)
     evaluate_run(folder)
@@ -54,7 +54,7 @@ class Arm:
     group: str = ""
     series: str = ""
     num_seeds: int | None = None
-    train: Callable[[Arm, Recipe, Path, Progress | None], None] = train_seed
+    train: Callable[[Arm, Recipe, Path, ProgressCallback | None], None] = train_seed
 
 
 Baseline = Callable[[Arm, Mapping[str, nn.Module]], Arm]

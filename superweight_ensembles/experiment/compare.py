@@ -21,7 +21,7 @@ from pydantic import AfterValidator, Field
 from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.arms import Arm, Baseline, Progress, Variant, build_arms
+from superweight_ensembles.experiment.arms import Arm, Baseline, ProgressCallback, Variant, build_arms
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import Provenance, Training
 from superweight_ensembles.experiment.run import check_output_folder, read_run
@@ -292,7 +292,7 @@ def _compare(
     return comparison
 
 
-def _run(arm: Arm, recipe: Recipe, folder: Path, progress: Progress | None) -> SeedResult:
+def _run(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> SeedResult:
     """One arm and seed, or what is there of it already."""
     done = folder / "results.json"
     if not done.is_file():

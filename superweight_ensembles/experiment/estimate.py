@@ -1,4 +1,5 @@
-"""What a training would take: memory of a step, FLOPs, and from these its time. Nothing is computed or read.
+"""What a training would take: memory of a step, FLOPs, and from these its time. Nothing is computed but the speed
+of the machine, and nothing is read.
 
 Shapes: B images of a batch, C H W of an image.
 """

@@ -266,7 +266,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key.path=value`` overrides (values are YAML).
 
     Args:
-        path: Path of the file; or a name that is no file, such as ``digits``: the carried recipe of that name.
+        path: Path of the file; or a name that is no file, such as ``digits``: the bundled recipe of that name.
         overrides: ``key.path=value``.
 
     Raises:

@@ -88,8 +88,8 @@ class SharingRecipe(Strict):
         coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
         num_groups: Number of groups, for clusters ``random`` and search ``k_means``.
         group_seed: Seed of clusters ``random``; the recipe's unless given.
-        search: ``gradient`` or ``weight`` splits clusters by similarity (:func:`search_clusters`); ``k_means`` learns
-            groups (:func:`learn_groups`), of flat banks alone; ``none`` does neither.
+        search: ``gradient`` or ``weight`` splits clusters by similarity, ``k_means`` learns groups of flat banks
+            (:func:`superweight_ensembles.search.search_sharing`); ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
         search_batches: Training batches that gradients are taken on, in the search and in un-tying.
         threshold: Cosine above which two layers go on sharing templates.

@@ -1,4 +1,4 @@
-"""Run folders: one recipe trained, evaluated and drawn.
+"""Run folders: one recipe trained and evaluated, read again, and its members exported.
 
 RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
@@ -11,9 +11,11 @@ RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started,
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
 RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
                        end that of the best epoch alone, where it is not the last one: an ensemble to load, too
+RUN/ARM/training.json  what the training came to; written last
 RUN/results.json       what evaluation found
 RUN/figures/*.png
 RUN/report.html        all of it on one page
+RUN/export/            members and cascades as files
 RUN/.lock              held by the process that is at work here
 """
 

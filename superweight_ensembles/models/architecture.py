@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from pydantic import ConfigDict
 from torch import nn
 
+VERSION_OF = "version_of"  # attribute of a module: the name of the network that it is a version of
+
 _ATTRIBUTE = "_superweight_architecture"
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -59,9 +61,6 @@ class Architecture:
     in_channels: int = 3
     options: dict[str, Any] = field(default_factory=dict)
     hidden: tuple[HiddenLayer, ...] = ()
-
-
-VERSION_OF = "version_of"  # attribute of a module: the name of the network that it is a version of
 
 
 @runtime_checkable

@@ -31,6 +31,11 @@ from superweight_ensembles.plan.slots import EMBEDDING_SIZE, CoefficientForm, Sh
 from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, bank_within, group_cost, least_cost
 from superweight_ensembles.plan.targets import MOST_TEMPLATES
 
+GENERATORS = ("auto", "superweight", "ssn")
+COEFFICIENT_KINDS = ("own", "tied", "embedding")
+_SEPARATE_BANKS = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
+_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotNeed:
@@ -90,12 +95,6 @@ def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all:
             if max(counts, default=0) <= sweep:
                 break  # no slot has as many as a later sweep asks for
     return tuple(counts)
-
-
-GENERATORS = ("auto", "superweight", "ssn")
-COEFFICIENT_KINDS = ("own", "tied", "embedding")
-_SEPARATE_BANKS = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
-_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,9 @@ from superweight_ensembles.plan.targets import (
 )
 from superweight_ensembles.storage import escape_controls, first_problem, parse_json
 
+_FORMS = {"vector": "", "embedding": "as embeddings and their maps"}
+_HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
+
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")
 RETIRED_ALLOCATION = (
@@ -363,10 +366,6 @@ def _problem_of_targets(cluster: Cluster | SsnGroup, members: dict[str, int], se
             return f"{target.label:.200} stands there twice"
         seen |= names
     return ""
-
-
-_FORMS = {"vector": "", "embedding": "as embeddings and their maps"}
-_HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
 
 
 def _table(plan: SharingPlan) -> str:

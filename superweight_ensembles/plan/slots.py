@@ -87,11 +87,6 @@ class Placement:
     corner: tuple[int, int]  # row and column of the weight where the block begins
     size: tuple[int, int]  # rows and columns of the block that are in the weight; later slots may have cropped it
 
-    @property
-    def row_size(self) -> int:
-        """Numbers in one row (output channel) of the block."""
-        return math.prod(self.shape[1:])
-
 
 def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
     """Where each block stands in the weight of the last slot's shape; blocks that were cropped away are left out.

@@ -14,7 +14,7 @@ from superweight_ensembles.search.gradient_clusters import (
 from superweight_ensembles.search.gradients import cropped_cosines, merged_sets, weight_gradients
 from superweight_ensembles.search.learned_groups import LEARNING, KMeansSearch, LearnedGroups
 from superweight_ensembles.search.sharing_search import SearchMethod, SearchResult, search_sharing
-from superweight_ensembles.search.untying import Untying, has_ties, untie_coefficients, use_gradients
+from superweight_ensembles.search.untying import Untying, untie_coefficients, use_gradients
 
 __all__ = [
     "LEARNING",
@@ -29,7 +29,6 @@ __all__ = [
     "WeightSearch",
     "check_searchable",
     "cropped_cosines",
-    "has_ties",
     "merged_sets",
     "search_sharing",
     "searched_members",

@@ -91,7 +91,7 @@ def _refused(problem: str, mark: Any) -> yaml.YAMLError:
 
 
 def bundled_recipes() -> dict[str, Path]:
-    """The files of the carried recipes by their names; they stand in the package or, in a checkout, beside it.
+    """The files of the bundled recipes by their names; they stand in the package or, in a checkout, beside it.
 
     Example:
         >>> bundled_recipes()["digits"].name
@@ -103,14 +103,14 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def recipe_path(given: str | Path) -> Path:
-    """The file that is meant: the one given, or of a name that is no file, the carried recipe of that name."""
+    """The file that is meant: the one given, or of a name that is no file, the bundled recipe of that name."""
     path = Path(given)
     carried = bundled_recipes().get(str(path))
     return path if carried is None or path.is_file() else carried
 
 
 def no_recipe(path: Path) -> SuperWeightError:
-    """An error for a file that is not there: the nearest one beside it or carried, and where the carried ones are."""
+    """An error for a file that is not there: the nearest one beside it or bundled, and where the bundled ones are."""
     carried = bundled_recipes()
     beside = sorted(path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
     known = {name: name for name in carried} | {other.stem: str(other) for other in beside}

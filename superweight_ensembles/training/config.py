@@ -12,6 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import first_problem
 
+_GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
+
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 MEMBER_BATCHES = ("same", "own")
@@ -188,7 +190,6 @@ class TrainConfig:
                 raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 
-_GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
 _CONFIG = TypeAdapter(TrainConfig)
 
 

@@ -178,7 +178,7 @@ class _Task:
         return target
 
     def loss(self, name: str, member: nn.Module, rows: slice, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The loss of a placed member on some rows of its batch, and its logits."""
+        """The loss of a member, its weights in place, on some rows of its batch, and its logits."""
         images = self._images_of(name)[rows]
         labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
         if self.joint.objective is not None:

@@ -42,6 +42,9 @@ from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.widths import LearnedWidths
 
+_RANKS_APART = 2**33 + 1
+_LOG = logging.getLogger(__name__)
+
 
 class StopRequests:
     """Whether a signal has asked to stop, for as long as the context lasts; a second one stops at once.
@@ -117,10 +120,6 @@ def _sums(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 
 def _quality(row: list[float]) -> dict[str, float]:
     return {"accuracy": row[0], "nll": row[1]}
-
-
-_RANKS_APART = 2**33 + 1
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,13 +43,13 @@ def test_yaml_round_trip() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_carried_recipes_are_found_by_name(path: Path, monkeypatch, tmp_path) -> None:
+def test_bundled_recipes_are_found_by_name(path: Path, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / path.stem).mkdir()  # a folder is no recipe
     assert load_recipe(path.stem) == load_recipe(path)
 
 
-def test_a_file_goes_before_a_carried_recipe(monkeypatch, tmp_path) -> None:
+def test_a_file_goes_before_a_bundled_recipe(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").write_text(yaml.safe_dump(minimal()))
     assert load_recipe("digits").name == "tiny"
@@ -67,7 +67,7 @@ def test_a_file_goes_before_a_carried_recipe(monkeypatch, tmp_path) -> None:
         ("x" * 80, "."),
     ],
 )
-def test_unknown_recipes_suggest_carried_ones(given: str, hint: str, monkeypatch, tmp_path) -> None:
+def test_unknown_recipes_suggest_bundled_ones(given: str, hint: str, monkeypatch, tmp_path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(minimal()))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(swe.SuperWeightError, match="no recipe file") as raised:

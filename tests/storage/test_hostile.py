@@ -636,7 +636,7 @@ def test_errors_do_not_steer_the_terminal(
     shown = capsys.readouterr().err
     assert "\x1b[31mrecipe" not in shown and "\\x1b[31mrecipe.yaml is no YAML" in shown
     record = logging.LogRecord("a", logging.WARNING, "", 1, "%s", ("\x1b]0;title\x07",), None)
-    assert "\x1b" not in cli._VisibleFormatter("%(message)s").format(record)
+    assert "\x1b" not in cli._EscapingFormatter("%(message)s").format(record)
 
 
 def at(*path: str | int) -> Callable[[dict, Any], None]:

@@ -84,7 +84,8 @@ def test_recurrent_layers_equal_the_cpus(layer) -> None:
 def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
     teacher = swe.wide_resnet(10, 1, 4)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, distillation=0.5)
-    result = swe.train(ensemble(), swe.load_data("synthetic"), config, teacher="ensemble" if own_mean else teacher)
+    config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05)
+    hook = swe.Distillation("ensemble" if own_mean else teacher, weight=0.5)
+    result = swe.train(ensemble(), swe.load_data("synthetic"), config, hooks=[hook])
     assert result.device == "cuda:0"
     assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())

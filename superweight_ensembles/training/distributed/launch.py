@@ -16,6 +16,10 @@ import torch.distributed as dist
 
 from superweight_ensembles.errors import SuperWeightError
 
+JOIN_TIMEOUT = timedelta(minutes=10)
+_ROUND = "superweights/round"
+_LOG = logging.getLogger(__name__)
+
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -86,11 +90,6 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
     if not given.isdigit():
         raise SuperWeightError(f"{name} must be a whole number, as torchrun sets it; the environment has {given!r}")
     return int(given)
-
-
-JOIN_TIMEOUT = timedelta(minutes=10)
-_ROUND = "superweights/round"
-_LOG = logging.getLogger(__name__)
 
 
 class Store(Protocol):
