@@ -216,7 +216,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
     try:
         # A key that is newer than the checkpoint had its default: so training went before there was a choice.
         before = {**asdict(TrainConfig()), **content["config"], **content["settings"]}
-        now = json.loads(json.dumps({**asdict(state.config), **state.settings()}))
+        now = json.loads(json.dumps({**asdict(state.config), **state.settings}))
         remembered = {hook.name: dict(content["hooks"].get(hook.name, {})) for hook in state.hooks}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SuperWeightError(f"{folder / 'state.json'} is damaged: {error!r:.200}") from None
@@ -278,7 +278,7 @@ def _write(
     by_rank = {f"{rank}.{name}": one for rank, named in enumerate(random_states) for name, one in named.items()}
     save_file(by_rank, str(folder / "random.safetensors"))
     of_hooks = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+        f"{name}.{key}": value.detach().to("cpu", copy=True).contiguous()  # of its own: hooks may hand out views
         for name, content in remembered.items()
         for key, value in content.items()
         if isinstance(value, Tensor)
@@ -295,7 +295,7 @@ def _write(
             "optimizer": {"numbers": numbers, "groups": held["param_groups"]},
             "schedule": state.schedule.state_dict(),
             "config": asdict(state.config),
-            "settings": state.settings(),
+            "settings": state.settings,
             "hooks": plain,
             "progress": asdict(state.progress),
         },
@@ -439,10 +439,10 @@ class Records:
                 "resume"
             ) from None
 
-    def save(self, states: Mapping[str, Tensor]) -> None:
+    def save(self) -> None:
         """Write a checkpoint, with the random states of every process."""
+        device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
-        device = self._state.fabric.device
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
         self._processes.on_rank_zero(lambda: self._checkpoints.save(self._state, remembered, every))

@@ -80,7 +80,7 @@ class Hook:
         """Called after each step of the optimiser; a step that was skipped for bad numbers calls nothing.
 
         Args:
-            state: Of the training.
+            state: State of the training.
             scalars: What :meth:`scalars` gave, on the host.
         """
 
@@ -134,17 +134,19 @@ class TrainState:
         ensemble: Trained in place.
         members: Names of the members that are trained.
         config: How they are trained.
-        optimizer: Of the ensemble's parameters.
-        schedule: Stepped once a batch.
+        optimizer: Optimiser of the ensemble's parameters.
+        schedule: Learning rate schedule, stepped once a batch.
         fabric: Device and precision.
-        hooks: In the order in which they are called.
-        data: As :func:`train` was given it; None outside of it.
-        loaders: One for all members, or one for each.
+        hooks: Hooks in the order in which they are called.
+        data: What :func:`train` was given; None outside of it.
+        loaders: One loader for all members, or one for each.
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
-        processes: Of the job.
+        processes: Processes of the job.
         num_rows: Rows of the batch of this step, over all processes.
         progress: How far the training is.
+        settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
+            when the training began, by hook and name.
     """
 
     ensemble: SuperWeightEnsemble
@@ -161,6 +163,13 @@ class TrainState:
     processes: Processes = field(default_factory=current_processes)
     num_rows: int = 0
     progress: Progress = field(default_factory=Progress)
+    settings: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = {"members": list(self.members), "hooks": [hook.name for hook in self.hooks]}
+        for hook in self.hooks:  # once: a teacher's settings hold a checksum of all its numbers
+            own = check_plain_data(hook.name, hook.settings())
+            self.settings |= {f"{hook.name}.{key}": value for key, value in own.items()}
 
     @property
     def epoch(self) -> int:
@@ -177,19 +186,12 @@ class TrainState:
         done = len(self.progress.history) * self.steps_per_epoch + self.progress.step
         return done / (self.config.epochs * self.steps_per_epoch)
 
-    def settings(self) -> dict[str, Any]:
-        """What a training is resumed with besides its config: the members and the hooks' settings, by name."""
-        of_hooks = {f"{hook.name}.{key}": value for hook in self.hooks for key, value in hook.settings().items()}
-        return {"members": list(self.members), "hooks": [hook.name for hook in self.hooks], **of_hooks}
-
     def penalty(self) -> Penalty | None:
         """What all hooks together add to a member's loss in this step; None for nothing."""
         found = [one for hook in self.hooks if (one := hook.penalty(self)) is not None]
-        return found[0] if len(found) == 1 else (lambda member: _sum(one(member) for one in found)) if found else None
-
-
-def _sum(terms: Any) -> Tensor:
-    return torch.stack(list(terms)).sum()
+        if len(found) < 2:
+            return next(iter(found), None)
+        return lambda member: torch.stack([one(member) for one in found]).sum()
 
 
 def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +215,10 @@ def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
         if not isinstance(hook, Hook):
             given = hook.__name__ if isinstance(hook, type) else type(hook).__name__
             raise SuperWeightError(f"hooks= takes objects of subclasses of swe.Hook; got {given}")
-        check_plain_data(hook.name, hook.settings())
+        if "." in hook.name:
+            raise SuperWeightError(
+                f"hook {hook.name!r}: a name must have no dot, which parts it from what is remembered"
+            )
     names = [hook.name for hook in hooks]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:

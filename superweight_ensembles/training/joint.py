@@ -34,14 +34,14 @@ class JointLoss:
     """What members minimise in a step; one of the first two is given.
 
     Attributes:
-        loss_function: Of a member's logits (B, K) and the labels (B,), to a scalar, a mean over the batch.
-        objective: Of a member, its weights in place, the images and the labels, to a scalar: for losses that need more
-            than logits.
+        loss_function: Takes a member's logits (B, K) and the labels (B,), gives a scalar: a mean over the batch.
+        objective: Takes a member, its weights in place, the images and the labels, gives a scalar: for losses that need
+            more than logits.
         ensemble_weight: Weight of the negative log likelihood of the members' mean softmax, added to the sum of the
             losses; where it is not 0, the activations of all members live at once.
         distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
             it is their own mean, the activations of all members live at once.
-        penalty: Of a member, its weights in place, to a scalar that is added to its loss.
+        penalty: Takes a member, its weights in place, gives a scalar that is added to its loss.
     """
 
     loss_function: LossFunction | None = None

@@ -27,7 +27,6 @@ from superweight_ensembles.training.checkpoint import (
     Records,
     best_epoch,
     own_randomness,
-    random_states,
     seed_all,
     set_random_states,
 )
@@ -195,7 +194,7 @@ class _Loop:
             self._tell(state.epoch)
             within = config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps
             if within and self.records is not None:
-                self.records.save(random_states(state.fabric.device))
+                self.records.save()
             # of several processes, what all have heard of in the step; one alone need not wait for the next
             self._stop_if_asked(asked if state.processes.size > 1 else self.requests.signal or 0)
         if progress.step < steps:
@@ -250,7 +249,7 @@ class _Loop:
         )
         if self.records is not None:
             self.records.append(record)  # before the checkpoint: a log that is ahead of it is cut when a run resumes
-            self.records.save(random_states(state.fabric.device))
+            self.records.save()
         self._tell(epoch, record)
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:
@@ -259,7 +258,7 @@ class _Loop:
             return
         assert self.records is not None, "signals are heard where there is a folder"
         if not saved:
-            self.records.save(random_states(self.state.fabric.device))
+            self.records.save()
         step, epoch = self.state.progress.step, self.state.epoch
         where = f"step {step} of epoch {epoch}" if step else f"epoch {epoch - 1}"
         raise TrainingStopped(
@@ -457,7 +456,7 @@ def _agree(state: TrainState) -> None:
     """
     processes = state.processes
     decided = {key: value for key, value in asdict(state.config).items() if key not in ("num_threads", "num_workers")}
-    processes.assert_equal_across_ranks({**decided, **state.settings()}, "the training's settings")
+    processes.assert_equal_across_ranks({**decided, **state.settings}, "the training's settings")
     processes.assert_equal_across_ranks(state.ensemble.plan.fingerprint, "the sharing plan")
     processes.assert_equal_across_ranks(state.steps_per_epoch, "the number of batches an epoch")
     processes.broadcast_([*state.ensemble.parameters(), *state.ensemble.buffers()])

@@ -48,7 +48,7 @@ def are_finite(parameters: Iterable[Tensor]) -> bool:
 def locate_nonfinite(
     ensemble: SuperWeightEnsemble,
     members: Collection[str],
-    images: Tensor | Mapping[str, Tensor],
+    images: Images,
     losses: Mapping[str, float],
     repeat: Callable[[Callable[[TargetGradients], None]], object],
     targets: Callable[[Tensor], Iterable[Tensor]] = lambda images: (),
@@ -109,7 +109,7 @@ class TrainStep:
     """Takes steps, one batch after the other.
 
     Args:
-        state: Of the training.
+        state: State of the training.
         loss: What members minimise, but for the hooks' penalty.
         execution: How the backward pass is computed, but for the micro-batches, which the state's progress counts.
     """

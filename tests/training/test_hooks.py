@@ -170,6 +170,7 @@ def test_the_end_is_called_where_a_training_fails() -> None:
         ([lambda state: None], "takes objects of subclasses of swe.Hook; got function"),
         (Recorder(), "hooks= takes a list of hooks; got Recorder"),
         ([Recorder(), Recorder()], "two hooks are named 'recorder': give each a name of its own"),
+        ([Recorder("my.recorder")], r"hook 'my\.recorder': a name must have no dot"),
         ([LearnedWidths(), LearnedWidths()], "two hooks are named 'LearnedWidths'"),
         ([swe.Distillation("ensemble", weight=0.5), swe.Distillation("ensemble", weight=0.1)], "two hooks are named"),
     ],
@@ -177,6 +178,37 @@ def test_the_end_is_called_where_a_training_fails() -> None:
 def test_what_is_no_hook_is_refused(hooks: Any, match: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=match):
         swe.train(ensemble(), data(), CONFIG, hooks=hooks)
+
+
+class OneTensorTwice(swe.Hook):
+    """Hands out two names, and a view, of one tensor of the ensemble."""
+
+    def start(self, state: TrainState) -> None:
+        self.held = next(state.ensemble.parameters())
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return {"one": self.held, "same": self.held, "part": self.held[:1]}
+
+
+def test_tensors_that_share_memory_are_remembered(tmp_path: Path) -> None:
+    swe.train(ensemble(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path)
+    assert swe.train(ensemble(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path, resume=True).history
+
+
+class Counting(swe.Hook):
+    """Counts how often its settings are asked for: a teacher's are a checksum of all its numbers."""
+
+    asked = 0
+
+    def settings(self) -> dict[str, Any]:
+        self.asked += 1
+        return {}
+
+
+def test_settings_are_asked_for_once(tmp_path: Path) -> None:
+    hook = Counting()
+    swe.train(ensemble(), data(), CONFIG, hooks=[hook], out=tmp_path)
+    assert hook.asked == 1
 
 
 class Forgetful(swe.Hook):
