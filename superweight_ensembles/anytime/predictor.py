@@ -25,7 +25,7 @@ from superweight_ensembles.anytime.costs import LatencyTable, flops_of_members
 from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.data import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, write_ensemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
 from superweight_ensembles.models import VERSION_OF
 from superweight_ensembles.plan import Members, named_members
@@ -445,8 +445,7 @@ class AnytimePredictor:
     @property
     def _like(self) -> Tensor:
         """A tensor of the members' device and type."""
-        parameters = (value for module in self.modules.values() for value in module.parameters())
-        return next((value for value in parameters if value.is_floating_point()), torch.empty(0))
+        return first_parameter(self.modules)
 
     def _blank(self, shape: tuple[int, ...]) -> Tensor:
         """One image (1, ...) of the device and type that the members take."""

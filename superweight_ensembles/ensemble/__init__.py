@@ -4,7 +4,7 @@ Also how an ensemble starts from trained members, moves to another plan, and is 
 """
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits, first_parameter
 from superweight_ensembles.ensemble.generation import Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
     Deviations,
@@ -44,6 +44,7 @@ __all__ = [
     "check_logits",
     "compile_group",
     "decompose",
+    "first_parameter",
     "fit_rows",
     "initial_values",
     "masks_key",

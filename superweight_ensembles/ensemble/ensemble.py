@@ -108,7 +108,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
         check_plan_fits(plan, modules)
         self.plan = plan
-        like = _first_parameter(modules)
+        like = first_parameter(modules)
         self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
         self.members = nn.ModuleDict(
             {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
@@ -189,7 +189,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         """
         module = copy.deepcopy(self._member(name))
         made: dict[int, nn.Parameter] = {}
-        with torch.autocast(_first_parameter({name: self}).device.type, enabled=False):
+        with torch.autocast(first_parameter({name: self}).device.type, enabled=False):
             weights = self.bank.generate([name])[name]
         for parameter_name, tensor in weights.items():
             owner, local = _locate(module, parameter_name)
@@ -310,7 +310,7 @@ def _locate(module: nn.Module, parameter_name: str) -> tuple[nn.Module, str]:
     return module.get_submodule(path), local
 
 
-def _first_parameter(modules: Mapping[str, nn.Module]) -> Tensor:
+def first_parameter(modules: Mapping[str, nn.Module]) -> Tensor:
     """A floating-point tensor whose device and type the modules have; an empty one where they have no parameters."""
     parameters = (parameter for module in modules.values() for parameter in module.parameters())
     return next((parameter for parameter in parameters if parameter.is_floating_point()), torch.empty(0))

@@ -232,8 +232,7 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
     mixer[:, -1] = 0
     if len(templates) <= size:
         coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
-        left, _, right = torch.linalg.svd(mixer[:, :-1].double(), full_matrices=False)
-        turn = left @ right  # orthonormal rows, those nearest to the map that was drawn
+        turn = _orthonormal_rows(mixer[:, :-1].double())
         mixer[:, :-1] = turn * math.sqrt(size)  # the scale of the map that was drawn: deviation one
         embeddings.copy_(coefficients @ turn[: len(found)] / math.sqrt(size))
     else:
@@ -246,6 +245,12 @@ def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tenso
         mixer[parts, -1] = 1
         _place(coefficients[:, :-1], embeddings)
     templates[: len(found)] = found.to(templates)
+
+
+def _orthonormal_rows(drawn: Tensor) -> Tensor:
+    """The orthonormal rows nearest to a map that was drawn."""
+    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
+    return left @ right
 
 
 def _ranked(rank: int) -> Fit:
@@ -484,8 +489,7 @@ def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None
     """Embeddings and their map that give coefficients (N, K): exactly up to K = E, beyond it the best affine ones."""
     size, count = embeddings.shape[1], alphas.shape[1]
     if count <= size:
-        left, _, right = torch.linalg.svd(mixer[:, :-1], full_matrices=False)
-        turn = left @ right
+        turn = _orthonormal_rows(mixer[:, :-1])
         mixer[:, :-1] = turn * math.sqrt(size)
         mixer[:, -1] = 0
         embeddings.copy_(alphas @ turn / math.sqrt(size))

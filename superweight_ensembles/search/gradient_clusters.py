@@ -30,13 +30,13 @@ from superweight_ensembles.plan import (
     resolve_budget,
 )
 from superweight_ensembles.search.gradients import (
-    Batches,
     check_max_batches,
     check_threshold,
     cropped_cosines,
     merged_sets,
     weight_gradients,
 )
+from superweight_ensembles.training import Batches
 from superweight_ensembles.training.distributed import current_processes
 
 SEARCH_FORMAT = 1

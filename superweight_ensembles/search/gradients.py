@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import torch
@@ -14,10 +14,10 @@ from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import evaluating, unfused_recurrence
+from superweight_ensembles.training import Batches
 from superweight_ensembles.training.distributed import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
-Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def weight_gradients(

@@ -10,8 +10,8 @@ from superweight_ensembles.search.gradient_clusters import (
     WeightSearch,
     split_clusters,
 )
-from superweight_ensembles.search.gradients import Batches
 from superweight_ensembles.search.learned_groups import KMeansSearch, LearnedGroups, group_layers
+from superweight_ensembles.training import Batches
 
 SearchMethod = GradientSearch | WeightSearch | KMeansSearch
 SearchResult = SplitClusters | LearnedGroups

@@ -25,14 +25,13 @@ from superweight_ensembles.ensemble import (
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradients import (
-    Batches,
     TargetTensors,
     check_max_batches,
     check_threshold,
     merged_sets,
     weight_gradients,
 )
-from superweight_ensembles.training import Hook, TrainState
+from superweight_ensembles.training import Batches, Hook, TrainState
 from superweight_ensembles.training.distributed import current_processes
 
 _LOG = logging.getLogger(__name__)

@@ -4,7 +4,7 @@
 Several processes are in :mod:`superweight_ensembles.training.distributed`.
 """
 
-from superweight_ensembles.training.batches import prepared_batch, training_loader
+from superweight_ensembles.training.batches import Batches, prepared_batch, training_loader
 from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
     Checkpoints,
@@ -26,6 +26,7 @@ __all__ = [
     "CHECKPOINT_FOLDER",
     "OWN_MEAN",
     "RESUMABLE",
+    "Batches",
     "Checkpoints",
     "Distillation",
     "Execution",

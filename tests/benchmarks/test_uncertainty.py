@@ -13,6 +13,7 @@ import compare_uncertainty
 import pytest
 import torch
 from compare_uncertainty import BASELINES, EstimatorMember, run_estimator_arm
+from tiny_recipe import CONTENT
 from torch import nn
 from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
 
@@ -24,16 +25,6 @@ from superweight_ensembles.plan import count_parameters
 NUM_ESTIMATORS = {"batchensemble": 4, "packed": 4, "mimo": 3, "masksembles": 4}
 NUM_CLASSES = 7
 SCRIPT = Path(compare_uncertainty.__file__)
-CONTENT = {
-    "name": "tiny",
-    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
-    "members": [
-        {"name": "small", "model": "wide_resnet", "depth": 10, "width": 1},
-        {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
-    ],
-    "sharing": {"budget": 0.83},
-    "training": {"epochs": 1, "batch_size": 32, "num_threads": 1, "precision": "float32", "learning_rate": 0.05},
-}
 
 
 def build(arm: str, num_parameters: int = 120_000) -> EstimatorNetwork:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tiny_recipe import CONTENT
 from typer.testing import CliRunner
 
 from superweight_ensembles.__main__ import app
@@ -28,16 +29,6 @@ from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import as_content, content_as, read_as
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
-CONTENT = {
-    "name": "tiny",
-    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
-    "members": [
-        {"name": "small", "model": "wide_resnet", "depth": 10, "width": 1},
-        {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
-    ],
-    "sharing": {"budget": 0.83},
-    "training": {"epochs": 1, "batch_size": 32, "num_threads": 1, "precision": "float32", "learning_rate": 0.05},
-}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_recipe
 import torch
 from command_line import superweights
 from torch import nn
@@ -20,16 +21,11 @@ VIT = Architecture(
     num_classes=10,
     options={"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3},
 )
-CONTENT = {
-    "name": "tiny",
-    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64},
-    "members": [
-        {"name": "small", "model": "wide_resnet", "depth": 10, "width": 0.5},
-        {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
-    ],
-    "sharing": {"budget": 0.83},
-    "training": {"epochs": 1, "batch_size": 32, "num_threads": 1, "precision": "float32", "learning_rate": 0.05},
-}
+MEMBERS = [
+    {"name": "small", "model": "wide_resnet", "depth": 10, "width": 0.5},
+    {"name": "large", "model": "wide_resnet", "depth": 10, "width": 2},
+]
+CONTENT = {**tiny_recipe.CONTENT, "members": MEMBERS}
 
 
 def channels(network: nn.Module) -> list[int]:

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,7 @@ from superweight_ensembles.models.adaptive.resizing import (
 )
 from superweight_ensembles.models.adaptive.tracing import example_of, neuron_axis, trace_width
 from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE, RATE, AdaptiveWidth
-from superweight_ensembles.models.architecture import Architecture, HiddenLayer, remember_architecture
-
-Module = TypeVar("Module", bound=nn.Module)
+from superweight_ensembles.models.architecture import Architecture, HiddenLayer, Module, remember_architecture
 
 
 def make_adaptive(

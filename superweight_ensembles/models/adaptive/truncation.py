@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +22,9 @@ from superweight_ensembles.models.adaptive.resizing import (
     set_width,
 )
 from superweight_ensembles.models.adaptive.width import AdaptiveWidth
-from superweight_ensembles.models.architecture import VERSION_OF, is_positive
+from superweight_ensembles.models.architecture import VERSION_OF, Module, is_positive
 from superweight_ensembles.models.surgery import kept_modes
 
-Module = TypeVar("Module", bound=nn.Module)
 FRACTIONS = (0.25, 0.5, 0.75)
 
 
