@@ -16,6 +16,8 @@ from superweight_ensembles.data.random_streams import epoch_order, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
+_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
@@ -230,16 +232,37 @@ class ImageLoader:
         return cut_out_(normalised, draws, self.augmentation.cutout)
 
 
-def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type."""
+def checked_batch(
+    batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type, which become int64.
+
+    Args:
+        batch: Of a loader.
+        num_classes: K of the members, where that is known: labels are held against it.
+        dtype: Floating-point type of the members, where images have one, too.
+
+    Raises:
+        SuperWeightError: No pair of tensors, labels of another shape or type or out of range, images of another type.
+    """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         kind = type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise SuperWeightError(f"a batch must be a pair (images, labels) of tensors; the loader yields a {kind}{size}")
     images, labels = batch
-    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.int32, torch.uint8) or len(labels) != len(images):
+    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
+        remedy = ": labels.argmax(1)" if labels.ndim == 2 and len(labels) == len(images) else ""
         raise SuperWeightError(
             "labels must be class indices (batch,) of an integer type, one an image; "
-            f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}"
+            f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}{remedy}"
         )
-    return images, labels.long()
+    if dtype is not None and images.is_floating_point() and images.dtype != dtype:
+        raise SuperWeightError(f"the images are {images.dtype}, the members {dtype}: convert one of them")
+    labels = labels.long()
+    if num_classes is not None and len(labels):
+        least, most = (int(bound) for bound in labels.aminmax())
+        if least < 0 or most >= num_classes:
+            raise SuperWeightError(
+                f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
+            )
+    return images, labels

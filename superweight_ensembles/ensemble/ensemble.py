@@ -5,7 +5,6 @@ Shapes: M members, B batch, K classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,7 +29,7 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models import exchange_parameter, set_parameter
+from superweight_ensembles.models import calling, copied, exchange_parameter, set_parameter
 from superweight_ensembles.plan import (
     Cluster,
     Members,
@@ -111,7 +110,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         like = first_parameter(modules)
         self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
         self.members = nn.ModuleDict(
-            {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
+            {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
         )
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
@@ -154,7 +153,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """The logits (B, K) of one member with the weights given."""
-        with self.with_weights(name, weights) as member:
+        with self.with_weights(name, weights) as member, calling(name, images):
             return member(images)
 
     @contextmanager
@@ -187,7 +186,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Raises:
             SuperWeightError: No member of that name.
         """
-        module = copy.deepcopy(self._member(name))
+        module = copied(self._member(name), f"member {name!r}")
         made: dict[int, nn.Parameter] = {}
         with torch.autocast(first_parameter({name: self}).device.type, enabled=False):
             weights = self.bank.generate([name])[name]
@@ -274,9 +273,9 @@ def check_logits(logits: Mapping[str, Tensor]) -> None:
         raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
 
 
-def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
+def _hollow_copy(module: nn.Module, member: str, generated: tuple[str, ...]) -> nn.Module:
     """A copy whose generated parameters are None: names and order stay, the tensors are gone."""
-    hollow = copy.deepcopy(module)
+    hollow = copied(module, f"member {member!r}")
     for name in generated:
         owner, local = _locate(hollow, name)
         set_parameter(owner, local, None)

@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import evaluating
+from superweight_ensembles.models import evaluating, first_line, is_out_of_memory
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Launch, join, launch_of
 
 Calls = Mapping[str, Callable[[Tensor], Any]]
 _SHAPES = 8  # of images, as torch compiles one function for
 _COMPILER = ("torch._dynamo", "torch._inductor")
-_SIGNS = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,10 +72,9 @@ def _join(launch: Launch, device: torch.device) -> None:
     try:
         join(launch, device)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
         raise SuperWeightError(
             f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
-            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {reason:.200}"
+            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {first_line(error):.200}"
         ) from error
 
 
@@ -136,7 +134,7 @@ def set_memory_format(
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error says that a tensor's memory format cannot be viewed in the shape asked for."""
-    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
+    return "view size is not compatible" in str(error)
 
 
 def _refusing(
@@ -180,9 +178,8 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
-            reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
             raise SuperWeightError(
-                f"member {name!r} cannot be compiled here: {reason:.200}\n"
+                f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
                 "install a C++ compiler such as g++ if there is none, or train with compile: false"
             ) from error
 
@@ -191,13 +188,6 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
 
 class OutOfMemoryError(SuperWeightError):
     """A training step did not fit the memory; says the batch, the member, and what to lower."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that no memory was left, on CUDA or the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 @contextmanager
@@ -224,8 +214,7 @@ def explain_oom(
             raise
         running = otherwise if member is None else f"in member {member!r}"
         batch = f"a batch of {batch_size}" + (f" in {micro_batches} parts" if micro_batches > 1 else "")
-        reason = str(error).strip().splitlines()
         raise OutOfMemoryError(
             f"out of memory {running}, at {batch}: raise training.micro_batches (or 'auto'), set recompute, lower "
-            f"batch_size, or leave the largest member out ({reason[0] if reason else type(error).__name__:.160})"
+            f"batch_size, or leave the largest member out ({first_line(error):.160})"
         ) from error

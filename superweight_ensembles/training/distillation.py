@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models import kept_modes
+from superweight_ensembles.models import is_out_of_memory, kept_modes
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import is_out_of_memory, is_refusal
+from superweight_ensembles.training.device import is_refusal
 from superweight_ensembles.training.hooks import Hook, TrainState
 
 OWN_MEAN: Literal["ensemble"] = "ensemble"
