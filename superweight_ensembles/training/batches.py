@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -96,6 +96,14 @@ def training_loader(
         num_workers=config.num_workers,
         shard=shard,
     )
+
+
+def fingerprint_of(name: str, loader: Batches | None) -> dict[str, str]:
+    """What is known, without reading them, of the batches of a user's own loader: how many, and of how many images."""
+    found = {"batches": loader, "images": getattr(loader, "dataset", None)}
+    if isinstance(loader, ImageLoader):
+        return {}
+    return {f"number of {name} {what}": str(len(held)) for what, held in found.items() if isinstance(held, Sized)}
 
 
 def prepared_batch(batch: Any, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
