@@ -13,7 +13,7 @@ from superweight_ensembles.data.datasets import (
     num_training_images,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
-from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
+from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, stratified_split
 
@@ -29,6 +29,7 @@ __all__ = [
     "MemorySplit",
     "PathTable",
     "centre_square",
+    "check_labels",
     "checked_batch",
     "classes_and_channels",
     "crop_and_flip",
