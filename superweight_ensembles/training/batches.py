@@ -123,9 +123,18 @@ def prepared_batch(
     """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
     images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
     images, labels = images.to(device), labels.to(device)
-    if images.ndim == 4:
-        images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return images, labels
+    return in_memory_format(images, channels_last), labels
+
+
+def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
+    """Images (B, C, H, W) channels-last or contiguous; those of other dimensions as they are."""
+    if images.ndim != 4:
+        return images
+    if channels_last:
+        return images.contiguous(memory_format=torch.channels_last)
+    return (
+        images.contiguous().view(-1).view(images.shape)
+    )  # one channel may have both at once: convolutions ask strides
 
 
 def check_answers(num_classes: int, labels: Tensor, loaders: Iterable[Batches]) -> None:

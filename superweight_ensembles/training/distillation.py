@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes
+from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import is_refusal
 from superweight_ensembles.training.hooks import Hook, TrainState
@@ -80,7 +81,7 @@ class FixedTeacher:
 
     def _answer(self, network: nn.Module, images: Tensor) -> Tensor:
         try:
-            answer: Tensor = network(images.contiguous() if self._contiguous else images)
+            answer: Tensor = network(in_memory_format(images, channels_last=False) if self._contiguous else images)
         except Exception as error:  # a teacher is anyone's code
             if is_out_of_memory(error):
                 raise

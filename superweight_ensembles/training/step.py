@@ -21,6 +21,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.batches import (
     by_member,
     check_answers,
+    in_memory_format,
     leaves_one_row,
     needs_checks,
     prepared_batch,
@@ -350,8 +351,8 @@ class TrainStep:
 
 def _contiguous(images: Images) -> Images:
     if isinstance(images, Tensor):
-        return images.contiguous()
-    return {name: batch.contiguous() for name, batch in images.items()}
+        return in_memory_format(images, channels_last=False)
+    return {name: in_memory_format(batch, channels_last=False) for name, batch in images.items()}
 
 
 def _copies(ensemble: SuperWeightEnsemble) -> list[tuple[Tensor, Tensor]]:

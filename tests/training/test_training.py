@@ -274,7 +274,7 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls() -> None:
         ({"learning_rate": math.nan}, "learning_rate must be positive"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean 'sgd'"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
-        ({"precision": "float8"}, "unknown precision 'float8': did you mean 'float16'"),
+        ({"precision": "float8"}, "unknown precision 'float8': did you mean 'float32'"),
         ({"device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'"),
         ({"schedule": "step"}, "schedule 'step' needs milestones"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
