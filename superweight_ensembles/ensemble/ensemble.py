@@ -277,9 +277,10 @@ def check_logits(logits: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
     for name, shape in shapes.items():
         if len(shape) != 2:
+            remedy = "" if shape else ": let it answer that alone, in training mode too (torchvision: aux_logits=False)"
             raise SuperWeightError(
                 f"member {name!r} must answer one tensor of logits (batch, classes); "
-                f"got {shape or type(logits[name]).__name__}"
+                f"got {shape or type(logits[name]).__name__}{remedy}"
             )
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())

@@ -181,6 +181,8 @@ def _known_labels(loader: Batches) -> Tensor | None:
     """Labels (N,) that a loader is going to give, where they are known without reading it."""
     if isinstance(loader, ImageLoader):
         return loader.split.labels
+    if isinstance(loader, Sequence):
+        return torch.cat([checked_batch(batch)[1] for batch in loader])
     return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
 
 

@@ -18,8 +18,8 @@ import math
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
     PathError,
     check_manifest,
+    check_savable,
     clear_drafts,
     draft_of,
     locked_folder,
@@ -138,6 +139,25 @@ class Checkpoints:
             kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
             raise SuperWeightError(f"the checkpoint {error}; {kept}") from None
         self._prune(state.progress.history)
+
+    def try_saving(
+        self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
+    ) -> None:
+        """Write everything once and keep nothing, so that what cannot be written is known before the first step.
+
+        Raises:
+            SuperWeightError: As :meth:`save`.
+        """
+        draft = draft_of(self.folder / "trial")
+        try:
+            draft.mkdir(parents=True)
+            _write(draft, state, remembered, random_states)
+        except (OSError, PathError) as error:  # the draft's name is nobody's
+            raise PathError(self.folder, "written", getattr(error, "cause", error)) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            with suppress(OSError):  # others stand there, or it was never made
+                self.folder.rmdir()
 
     def newest(self) -> Path | None:
         """The last one that is whole; None where there is none at all.
@@ -441,11 +461,23 @@ class Records:
 
     def save(self) -> None:
         """Write a checkpoint, with the random states of every process."""
+        self._write(self._checkpoints.save)
+
+    def try_saving(self) -> None:
+        """Refuse now what :meth:`save` would refuse later.
+
+        Raises:
+            SuperWeightError: A folder that cannot be written to, or a state that cannot be saved or read back.
+        """
+        check_savable(self._state.ensemble, "the ensemble")
+        self._write(self._checkpoints.try_saving)
+
+    def _write(self, write: Callable[[TrainState, Mapping[str, Mapping[str, Any]], RandomStates], None]) -> None:
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._state, remembered, every))
+        self._processes.on_rank_zero(lambda: write(self._state, remembered, every))
 
     def close(self) -> None:
         if self._log is not None:

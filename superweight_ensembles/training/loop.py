@@ -98,7 +98,6 @@ class StopRequests:
         self.signal = number
 
 
-@torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
 def validate(state: TrainState, batches: Batches, num_batches: int | None = None) -> dict[str, Any]:
     """Accuracy and NLL of every trained member and of their mean, in eval mode, over the images of all processes.
 
@@ -106,7 +105,18 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
         state: Of the training.
         batches: To validate on.
         num_batches: Read so many; all where None.
+
+    Raises:
+        SuperWeightError: No batch, one that is none or of other classes or types than the members', a member that fails.
     """
+    try:
+        return _validate(state, batches, num_batches)
+    except SuperWeightError as error:
+        raise SuperWeightError(f"validation: {error}") from error
+
+
+@torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
+def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> dict[str, Any]:
     ensemble, members, device = state.ensemble, state.members, state.fabric.device
     ensemble.eval()
     weights = ensemble.bank.generate(members)
@@ -130,7 +140,7 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
         num_images += len(labels)
     current_processes().all_reduce_([sums, num_images])
     if not int(num_images):
-        raise SuperWeightError("validation yields no batch: give an iterable that can be read every epoch")
+        raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
     return {
         "members": {name: _quality(row) for name, row in zip(members, each)},
@@ -157,7 +167,7 @@ def try_validation(state: TrainState) -> None:
             validate(state, batches, 1)
         except SuperWeightError as error:
             if not leaves_channels_last(state, error):
-                raise SuperWeightError(f"validation: {error}") from error
+                raise
             validate(state, batches, 1)
     for buffer, value in buffers:
         buffer.copy_(value)
@@ -211,6 +221,8 @@ class _Loop:
         if isinstance(state.config.micro_batches, int):
             state.progress.micro_batches = state.config.micro_batches
         if self.records is not None:
+            if state.epoch <= state.config.epochs:
+                self.records.try_saving()
             self.records.open_log()
         with self.requests:
             while state.epoch <= state.config.epochs:

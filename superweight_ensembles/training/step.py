@@ -255,9 +255,7 @@ class TrainStep:
                 try:
                     state.ensemble.run_member(name, image, weights[name])
                 except SuperWeightError as error:
-                    raise SuperWeightError(
-                        f"the last batch of each epoch has one row, and {error}: drop_last=True, or another batch_size"
-                    ) from error
+                    raise SuperWeightError(f"the last batch of each epoch has one row: {error}") from error
         _put_back(buffers)
         set_random_states(before, state.fabric.device)
 
