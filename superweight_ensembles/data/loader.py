@@ -275,11 +275,22 @@ def checked_batch(
     if dtype is not None and images.is_floating_point() and images.dtype != dtype:
         raise SuperWeightError(f"the images are {images.dtype}, the members {dtype}: convert one of them")
     labels = labels.long()
-    if num_classes is not None and len(labels):
-        least, most = (int(bound) for bound in labels.aminmax())
-        if least < 0 or most >= num_classes:
-            raise SuperWeightError(
-                f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
-                + (": leave out the images without a class" if least < 0 else "")
-            )
+    if num_classes is not None:
+        check_labels(labels, num_classes)
     return images, labels
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that are no classes of the members.
+
+    Raises:
+        SuperWeightError: Says the least and the highest label.
+    """
+    if not len(labels):
+        return
+    least, most = (int(bound) for bound in labels.aminmax())
+    if least < 0 or most >= num_classes:
+        raise SuperWeightError(
+            f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
+            + (": leave out the images without a class" if least < 0 else "")
+        )

@@ -5,7 +5,7 @@ Shapes: M members, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -20,6 +20,7 @@ from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
 from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
 from superweight_ensembles.ensemble.initialization import own_deviations
+from superweight_ensembles.ensemble.placement import Call, Placement
 from superweight_ensembles.ensemble.saving import (
     build_members,
     check_ensemble_files,
@@ -151,30 +152,42 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         check_logits(dict(zip(self.member_names, logits)))
         return torch.stack(logits)
 
-    def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The logits (B, K) of one member with the weights given."""
-        with self.with_weights(name, weights) as member, calling(name, images):
-            return member(images)
+    def run_member(
+        self, name: str, images: Tensor, weights: Mapping[str, Tensor], call: Callable[[Tensor], Any] | None = None
+    ) -> Tensor:
+        """The logits (B, K) of one member with the weights given.
+
+        Backward may come at any time after, also where the member checkpoints activations.
+
+        Args:
+            name: Of the member.
+            images: (B, ...).
+            weights: By parameter name, of :meth:`generate`.
+            call: What runs in the place of the member's call, such as its compiled call.
+
+        Raises:
+            SuperWeightError: No member of that name; the member's call fails (names it and what it was given).
+        """
+        member = self._member(name)
+        running = Call(name, member, weights)
+        with self.with_weights(name, running.weights), calling(name, images):
+            return running.left((call or member)(images))
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """One member with its generated weights in their places, until the context ends.
 
-        Run backward inside the context where the member recomputes activations (gradient checkpointing).
+        Run backward inside the context where the member checkpoints activations, or call :meth:`run_member`.
 
         Raises:
-            SuperWeightError: No member of that name.
+            SuperWeightError: No member, or no parameter, of that name.
         """
         member = self._member(name)
-        modules = dict(member.named_modules(remove_duplicate=False))
-        places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
+        placement = Placement(name, member, weights)
         try:
-            for (owner, local), weight in zip(places, weights.values()):
-                set_parameter(owner, local, weight)
             yield member
         finally:
-            for owner, local in places:
-                set_parameter(owner, local, None)
+            placement.remove()
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -264,9 +277,10 @@ def check_logits(logits: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
     for name, shape in shapes.items():
         if len(shape) != 2:
+            remedy = "" if shape else ": let it answer that alone, in training mode too (torchvision: aux_logits=False)"
             raise SuperWeightError(
                 f"member {name!r} must answer one tensor of logits (batch, classes); "
-                f"got {shape or type(logits[name]).__name__}"
+                f"got {shape or type(logits[name]).__name__}{remedy}"
             )
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())

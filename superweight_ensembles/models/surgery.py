@@ -17,7 +17,7 @@ from superweight_ensembles.errors import SuperWeightError
 _Module = TypeVar("_Module", bound=nn.Module)
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _REMEDIES = {
-    "more than 1 value per channel": "a batch norm trains on two rows or more: let the loader drop_last",
+    "more than 1 value per channel": "a batch norm trains on two rows or more: raise batch_size, or let the loader drop_last",
     "more than 1 spatial element": "an instance norm trains on two pixels or more: give larger images",
     "view size is not compatible": "let it flatten by torch.flatten, or set channels_last to false",
 }
@@ -69,6 +69,8 @@ def calling(member: str, inputs: object) -> Iterator[None]:
             raise
         given = f"images {tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else f"{inputs!r:.80}"
         remedy = next((f": {what}" for sign, what in _REMEDIES.items() if sign in str(error)), "")
+        if isinstance(inputs, Tensor) and not inputs.is_floating_point():
+            remedy = remedy or ": pixels must be floating-point numbers, such as images.float() / 255"
         raise SuperWeightError(f"member {member!r} cannot take {given}: {first_line(error)}{remedy}") from error
 
 
