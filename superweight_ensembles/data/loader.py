@@ -251,10 +251,12 @@ def checked_batch(
         raise SuperWeightError(f"a batch must be a pair (images, labels) of tensors; the loader yields a {kind}{size}")
     images, labels = batch
     if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
-        remedy = ": labels.argmax(1)" if labels.ndim == 2 and len(labels) == len(images) else ""
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
         raise SuperWeightError(
             "labels must be class indices (batch,) of an integer type, one an image; "
-            f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}{remedy}"
+            f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}"
+            + (f": {remedy}" if labels.ndim in (1, 2) and images.ndim and len(labels) == len(images) else "")
         )
     if dtype is not None and images.is_floating_point() and images.dtype != dtype:
         raise SuperWeightError(f"the images are {images.dtype}, the members {dtype}: convert one of them")
@@ -264,5 +266,6 @@ def checked_batch(
         if least < 0 or most >= num_classes:
             raise SuperWeightError(
                 f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
+                + (": leave out the images without a class" if least < 0 else "")
             )
     return images, labels

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import save_model
 from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError
@@ -20,6 +18,8 @@ from superweight_ensembles.models import Architecture, build_architecture, recal
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
     MANIFEST_FILE,
+    PathError,
+    accessing,
     check_manifest,
     contained_file,
     count_numbers,
@@ -30,6 +30,7 @@ from superweight_ensembles.storage import (
     whole_folder,
     write_json,
     write_manifest,
+    write_module,
     write_text,
 )
 
@@ -52,10 +53,11 @@ def write_ensemble(
     Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder. Where it cannot be
     written, what stands there is as before.
     """
-    folder = folder.resolve()
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
-        raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
-    before = "; what stands there is as it was" if folder.exists() else ""
+    with accessing(folder):
+        folder = folder.resolve()
+        if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
+            raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
+        before = "; what stands there is as it was" if folder.exists() else ""
     try:
         with whole_folder(folder) as draft:
             write_ensemble_files(ensemble, plan, members, draft)
@@ -64,8 +66,8 @@ def write_ensemble(
             write_manifest(draft)
             if (folder / "README.md").exists():
                 shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
-    except (OSError, SafetensorError) as error:
-        raise SuperWeightError(f"{folder} cannot be written: {error}{before}") from None
+    except PathError as error:
+        raise SuperWeightError(f"{error}{before}") from None
 
 
 def write_ensemble_files(
@@ -81,22 +83,26 @@ def write_ensemble_files(
         },
     )
     write_text(folder / "plan.json", plan.to_json())
-    save_model(ensemble, str(folder / "model.safetensors"))
+    write_module(folder / "model.safetensors", ensemble)
 
 
 def check_ensemble_files(folder: Path) -> None:
     """Hold the files of a saved ensemble against its manifest."""
-    if not (folder / "plan.json").is_file():
-        raise SuperWeightError(f"{folder / 'plan.json'} is missing: {folder} is no saved ensemble")
+    _check_there(folder / "plan.json")
     check_manifest(folder, _NEEDED)
 
 
 def read_plan(folder: Path) -> SharingPlan:
     """The plan of a saved ensemble."""
     path = folder / "plan.json"
-    if not path.is_file():
-        raise SuperWeightError(f"{path} is missing: {folder} is no saved ensemble")
+    _check_there(path)
     return SharingPlan.from_json(read_text(path), path)
+
+
+def _check_there(path: Path) -> None:
+    with accessing(path, "read"):
+        if not path.is_file():
+            raise SuperWeightError(f"{path} is missing: {path.parent} is no saved ensemble")
 
 
 def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
@@ -37,6 +36,7 @@ from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, wri
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
+    PathError,
     check_manifest,
     clear_drafts,
     draft_of,
@@ -48,6 +48,7 @@ from superweight_ensembles.storage import (
     whole_folder,
     write_json,
     write_manifest,
+    write_tensors,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
@@ -130,13 +131,12 @@ class Checkpoints:
             return
         before = self._named()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with whole_folder(path) as draft:
                 _write(draft, state, remembered, random_states)
                 write_manifest(draft)
-        except (OSError, SafetensorError) as error:
+        except PathError as error:
             kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
-            raise SuperWeightError(f"the checkpoint {path} cannot be written: {error}; {kept}") from None
+            raise SuperWeightError(f"the checkpoint {error}; {kept}") from None
         self._prune(state.progress.history)
 
     def newest(self) -> Path | None:
@@ -270,20 +270,20 @@ def _write(
     for index, entries in held["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.contiguous()
+                tensors[f"{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
     write_ensemble_files(ensemble, ensemble.plan, dict(ensemble.members.items()), folder)
-    save_file(tensors, str(folder / "optimizer.safetensors"))
+    write_tensors(folder / "optimizer.safetensors", tensors)
     by_rank = {f"{rank}.{name}": one for rank, named in enumerate(random_states) for name, one in named.items()}
-    save_file(by_rank, str(folder / "random.safetensors"))
+    write_tensors(folder / "random.safetensors", by_rank)
     of_hooks = {
-        f"{name}.{key}": value.detach().to("cpu", copy=True).contiguous()  # of its own: hooks may hand out views
+        f"{name}.{key}": value
         for name, content in remembered.items()
         for key, value in content.items()
         if isinstance(value, Tensor)
     }
-    save_file(of_hooks, str(folder / "hooks.safetensors"))
+    write_tensors(folder / "hooks.safetensors", of_hooks)
     plain = {
         name: check_plain_data(name, {key: value for key, value in content.items() if not isinstance(value, Tensor)})
         for name, content in remembered.items()
