@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
-from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
+from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
 from superweight_ensembles.ensemble.initialization import own_deviations
 from superweight_ensembles.ensemble.members import MemberDict, fixed
 from superweight_ensembles.ensemble.placement import Call, Placement
@@ -28,6 +28,7 @@ from superweight_ensembles.ensemble.saving import (
     check_tensors_suffice,
     read_ensemble_tensors,
     read_plan,
+    registered,
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
@@ -278,7 +279,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Args:
             repo_id: ``user/name`` of the repository; a placeholder where None.
         """
-        made = registry_names(list(self.members.items()))
+        found = {member.name: registered(self.members[member.name], member) for member in self.plan.members}
+        made = {name: None if architecture is None else architecture.model for name, architecture in found.items()}
         metadata = self._hub_mixin_info.model_card_data.to_yaml()
         return model_card(metadata, self.plan, made, self.num_parameters, repo_id)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union
 
 from torch import Tensor, nn
 
 from superweight_ensembles.errors import SuperWeightError
 
-TensorKinds = dict[str, tuple[tuple[int, ...], str]]
+TensorKinds = dict[str, Union[tuple[tuple[int, ...], str], None]]
 _REMEDY = (
     "build a new SuperWeightEnsemble of the members as they are to be (swe.warm_start brings over what this one has "
     "learned)"
@@ -30,7 +30,7 @@ class MemberDict(nn.ModuleDict):
 
     def note_tensors(self) -> None:
         """Remember the tensors of the members as they are now."""
-        self._tensors = {name: kinds_of(member.state_dict()) for name, member in self.items()}
+        self._tensors = {name: kinds_of(member) for name, member in self.items()}
 
     def check_tensors(self) -> None:
         """Refuse members whose tensors are not those that they had when the plan was made.
@@ -39,14 +39,12 @@ class MemberDict(nn.ModuleDict):
             SuperWeightError: Names the member and the first tensor.
         """
         for name, before in self._tensors.items():
-            now = kinds_of(self[name].state_dict())
-            for key in (*before, *now):
-                if before.get(key) != now.get(key):
-                    was, found = (_described(kinds.get(key)) for kinds in (before, now))
-                    raise SuperWeightError(
-                        f"member {name!r} has changed since the ensemble was made, and could not be loaded: "
-                        f"{key} is {found}, it was {was}; {_REMEDY}"
-                    )
+            difference = first_difference(before, kinds_of(self[name]))
+            if difference:
+                raise SuperWeightError(
+                    f"member {name!r} has changed since the ensemble was made, and could not be loaded: "
+                    f"{difference}; {_REMEDY}"
+                )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module) or name in self.__dict__.get("_modules", {}):
@@ -74,15 +72,30 @@ def fixed(what: str) -> SuperWeightError:
     return SuperWeightError(f"{what} cannot be set or removed, since the plan was made for these members: {_REMEDY}")
 
 
-def kinds_of(state: Mapping[str, Any]) -> TensorKinds:
-    """Of each tensor of a state its shape and what numbers it holds; those of floating point are alike."""
-    return {
-        name: (tuple(value.shape), "" if value.is_floating_point() else f"{value.dtype} ".removeprefix("torch."))
-        if isinstance(value, Tensor)
-        else ((), type(value).__name__)
-        for name, value in state.items()
-    }
+def kinds_of(module: nn.Module) -> TensorKinds:
+    """Of each tensor of a module's state its shape and what numbers it holds; those of floating point are alike.
+
+    None of a buffer that is registered and not filled yet; reading a file fills it.
+    """
+    kinds: TensorKinds = {}
+    for path, layer in module.named_modules(remove_duplicate=False):
+        kinds |= {f"{path}.{name}".lstrip("."): None for name, buffer in layer._buffers.items() if buffer is None}
+    for name, value in module.state_dict().items():
+        tensor = isinstance(value, Tensor)
+        kind = ("" if value.is_floating_point() else str(value.dtype)) if tensor else type(value).__name__
+        kinds[name] = (tuple(value.shape) if tensor else (), kind.removeprefix("torch."))
+    return kinds
+
+
+def first_difference(before: TensorKinds, now: TensorKinds) -> str:
+    """The first tensor that is not as it was; empty buffers may be filled."""
+    for name in (*before, *now):
+        was, found = before.get(name), now.get(name)
+        if was != found and not (name in before and was is None):
+            hint = "" if was else " (buffers are registered in __init__, where need be as None)"
+            return f"{name} is {_described(found)}, it was {_described(was)}{hint}"
+    return ""
 
 
 def _described(kind: tuple[tuple[int, ...], str] | None) -> str:
-    return "not there" if kind is None else f"{kind[1]}{kind[0]}"
+    return "not there" if kind is None else f"{kind[1]} {kind[0]}".lstrip()
