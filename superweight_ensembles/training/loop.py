@@ -107,7 +107,8 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
         num_batches: Read so many; all where None.
 
     Raises:
-        SuperWeightError: No batch, one that is none or of other classes or types than the members', a member that fails.
+        SuperWeightError: No batch, one that is none or of other classes or types than the members'; a member that
+            fails.
     """
     try:
         return _validate(state, batches, num_batches)

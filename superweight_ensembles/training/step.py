@@ -241,7 +241,7 @@ class TrainStep:
 
     @torch.no_grad()
     def _check_one_row(self, image: Tensor) -> None:
-        """Refuse, before any step, members that would fail on the last batch of the epoch.
+        """Refuse, before any step, members that would fail on a batch that is still to come.
 
         Batch norm over several processes has rows of others, too.
         """
@@ -255,7 +255,7 @@ class TrainStep:
                 try:
                     state.ensemble.run_member(name, image, weights[name])
                 except SuperWeightError as error:
-                    raise SuperWeightError(f"the last batch of each epoch has one row: {error}") from error
+                    raise SuperWeightError(f"a batch of each epoch has one row: {error}") from error
         _put_back(buffers)
         set_random_states(before, state.fabric.device)
 
