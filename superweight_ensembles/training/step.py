@@ -182,14 +182,15 @@ class TrainStep:
         else:
             self._skip_step(images, labels, dict(zip(state.members, found)))
             _put_back(buffers)
-        if counts and finite:
+        taken = counts and finite
+        if taken:
             state.optimizer.step()
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
         if self._scaler is not None:
             self._scaler.update()
-        with warnings.catch_warnings():
-            if not finite:  # torch takes a schedule that goes on without the optimiser for a mistake
+        with nullcontext() if taken else warnings.catch_warnings():
+            if not taken:  # torch takes a schedule that goes on without the optimiser for a mistake
                 warnings.simplefilter("ignore", UserWarning)
             state.schedule.step()
         progress.step += 1
