@@ -122,7 +122,7 @@ def prepared_batch(
 ) -> tuple[Tensor, Tensor]:
     """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
     images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
-    images, labels = images.to(device), labels.to(device)
+    images, labels = (one.to(device, copy=one.is_inference()) for one in (images, labels))  # backward keeps them
     return in_memory_format(images, channels_last), labels
 
 
@@ -157,11 +157,11 @@ def check_answers(num_classes: int, labels: Tensor, loaders: Iterable[Batches]) 
             continue
         suspects = ((known < 0) | (known >= num_classes)).nonzero().flatten().tolist()
         try:
-            sample = loader.collate_fn([loader.dataset[row] for row in suspects[:1]]) if suspects else None
+            samples = [checked_batch(loader.collate_fn([loader.dataset[row]])) for row in suspects[:1]]
         except Exception:  # reading it in its batch will say what is wrong
             continue
-        if sample is not None:
-            checked_batch(sample, num_classes=num_classes)
+        for _, label in samples:
+            check_labels(label, num_classes)
 
 
 def needs_checks(loader: Batches) -> bool:

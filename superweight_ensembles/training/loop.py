@@ -479,6 +479,8 @@ def train(
     with ExitStack() as ending:
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
+        ending.enter_context(torch.inference_mode(False))
+        ending.enter_context(torch.enable_grad())
         ending.enter_context(own_randomness(fabric.device))
         for hook in hooks:
             ending.callback(hook.end, state)

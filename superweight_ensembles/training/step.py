@@ -26,7 +26,7 @@ from superweight_ensembles.training.batches import (
     needs_checks,
     prepared_batch,
 )
-from superweight_ensembles.training.checkpoint import random_states, set_random_states
+from superweight_ensembles.training.checkpoint import own_randomness, random_states, set_random_states
 from superweight_ensembles.training.device import OutOfMemoryError, leaves_channels_last, scaler_of
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import TrainState
@@ -314,8 +314,9 @@ class TrainStep:
     def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
         """As the loss function, once it is known what classes members answer, and that the labels are such."""
         if self._num_classes is None:
-            for one in [every] if isinstance(every, Tensor) else every.values():
-                check_answers(logits.shape[1], one, self._state.loaders)
+            with own_randomness(self._state.fabric.device):
+                for one in [every] if isinstance(every, Tensor) else every.values():
+                    check_answers(logits.shape[1], one, self._state.loaders)
             self._num_classes = logits.shape[1]
         return loss_function(logits, labels)
 
