@@ -14,10 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from superweight_ensembles.errors import SuperWeightError
 
-_Module = TypeVar("_Module", bound=nn.Module)
+_Copied = TypeVar("_Copied")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _REMEDIES = {
-    "more than 1 value per channel": "a batch norm trains on two rows or more: let the loader drop_last",
+    "more than 1 value per channel": "a batch norm trains on two rows or more: raise batch_size, or let the loader drop_last",
     "more than 1 spatial element": "an instance norm trains on two pixels or more: give larger images",
     "view size is not compatible": "let it flatten by torch.flatten, or set channels_last to false",
 }
@@ -35,15 +35,15 @@ class _WithoutGraphs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copied(module: _Module, named: str = "the network") -> _Module:
-    """A deep copy; tensors that the module keeps of its last call come without the graph that made them.
+def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | None = None) -> _Copied:
+    """A deep copy of a module, or of what one holds; tensors kept of its last call come without their graphs.
 
     Raises:
         SuperWeightError: The module holds what Python cannot copy, such as a lock or an open file.
     """
     try:
         with _WithoutGraphs():
-            return copy.deepcopy(module)
+            return copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError, RecursionError) as error:
         if is_out_of_memory(error):
             raise
@@ -69,6 +69,8 @@ def calling(member: str, inputs: object) -> Iterator[None]:
             raise
         given = f"images {tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else f"{inputs!r:.80}"
         remedy = next((f": {what}" for sign, what in _REMEDIES.items() if sign in str(error)), "")
+        if isinstance(inputs, Tensor) and not inputs.is_floating_point():
+            remedy = remedy or ": pixels must be floating-point numbers, such as images.float() / 255"
         raise SuperWeightError(f"member {member!r} cannot take {given}: {first_line(error)}{remedy}") from error
 
 

@@ -6,7 +6,7 @@ CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`S
 CHECKPOINT/optimizer.safetensors                       moments
 CHECKPOINT/random.safetensors                          the states of every generator, of each process
 CHECKPOINT/hooks.safetensors                           what hooks remember as tensors
-CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, progress
+CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, data, progress
 CHECKPOINT/manifest.json                               size and SHA-256 of each of them
 """
 
@@ -18,8 +18,8 @@ import math
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
     PathError,
     check_manifest,
+    check_savable,
     clear_drafts,
     draft_of,
     locked_folder,
@@ -139,6 +140,25 @@ class Checkpoints:
             raise SuperWeightError(f"the checkpoint {error}; {kept}") from None
         self._prune(state.progress.history)
 
+    def try_saving(
+        self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
+    ) -> None:
+        """Write everything once and keep nothing, so that what cannot be written is known before the first step.
+
+        Raises:
+            SuperWeightError: As :meth:`save`.
+        """
+        draft = draft_of(self.folder / "trial")
+        try:
+            draft.mkdir(parents=True)
+            _write(draft, state, remembered, random_states)
+        except (OSError, PathError) as error:  # the draft's name is nobody's
+            raise PathError(self.folder, "written", getattr(error, "cause", error)) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            with suppress(OSError):  # others stand there, or it was never made
+                self.folder.rmdir()
+
     def newest(self) -> Path | None:
         """The last one that is whole; None where there is none at all.
 
@@ -206,7 +226,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         The random states of each process.
 
     Raises:
-        SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
+        SuperWeightError: The checkpoint is damaged, or of another version, plan, config (names the first key) or data
+            (names what differs).
     """
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
@@ -226,6 +247,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
+    _check_data(folder, content.get("data"), state.data_fingerprint())
     plan = read_plan(folder)
     _restore_hooks(folder, state, remembered, plan)
     if plan != state.ensemble.plan:
@@ -240,6 +262,22 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
+
+
+def _check_data(folder: Path, before: Any, now: Mapping[str, str]) -> None:
+    """Refuse to go on with other data: images that were trained on would be held out, and the other way round."""
+    if not now:
+        return
+    if not isinstance(before, dict):
+        _LOG.warning("%s does not say what it was trained on: nothing tells whether the data are the same", folder)
+        return
+    differing = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    if differing:
+        numbers = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
+        told = ", ".join(numbers + [key for key in differing if "number" not in key])
+        raise SuperWeightError(
+            f"the data are not those of {folder}; what differs: {told:.400}: put them back as they were, or begin anew"
+        )
 
 
 def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[str, Any]], plan: SharingPlan) -> None:
@@ -297,6 +335,7 @@ def _write(
             "config": asdict(state.config),
             "settings": state.settings,
             "hooks": plain,
+            "data": state.data_fingerprint(),
             "progress": asdict(state.progress),
         },
     )
@@ -441,11 +480,23 @@ class Records:
 
     def save(self) -> None:
         """Write a checkpoint, with the random states of every process."""
+        self._write(self._checkpoints.save)
+
+    def try_saving(self) -> None:
+        """Refuse now what :meth:`save` would refuse later.
+
+        Raises:
+            SuperWeightError: A folder that cannot be written to, or a state that cannot be saved or read back.
+        """
+        check_savable(self._state.ensemble, "the ensemble")
+        self._write(self._checkpoints.try_saving)
+
+    def _write(self, write: Callable[[TrainState, Mapping[str, Mapping[str, Any]], RandomStates], None]) -> None:
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._state, remembered, every))
+        self._processes.on_rank_zero(lambda: write(self._state, remembered, every))
 
     def close(self) -> None:
         if self._log is not None:
