@@ -26,7 +26,7 @@ from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
-from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import VERSION_OF
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import check_manifest, list_file, read_json, write_json
@@ -105,6 +105,7 @@ class ExitStep:
     probabilities: Tensor
 
 
+@names_options
 class AnytimePredictor:
     """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
 

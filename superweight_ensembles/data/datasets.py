@@ -27,7 +27,7 @@ from superweight_ensembles.data.images import average_pool
 from superweight_ensembles.data.loader import ImageData
 from superweight_ensembles.data.options import checked_folder, checked_fraction, checked_integer, checked_seed
 from superweight_ensembles.data.splits import MemorySplit, stratified_split
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import check_parameters_fit
 
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
@@ -40,6 +40,7 @@ _Part = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), uint8 or float
 _DrawPoints = Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
+@names_options
 def load_data(name: str, *, num_train: int | None = None, **options: Any) -> ImageData:
     """Load a data set by name.
 

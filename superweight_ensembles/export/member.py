@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import check_file, count_numbers, file_entry, read_json, read_module, write_json
@@ -302,6 +302,7 @@ FORMATS = {
 }
 
 
+@names_options
 def export_member(
     module: nn.Module,
     path: str | Path,

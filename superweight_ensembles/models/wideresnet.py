@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.architecture import Architecture, is_positive, remember_architecture
 
 
@@ -58,6 +58,7 @@ class WideResNet(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
+@names_options
 def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3) -> WideResNet:
     """WRN-depth-width: channels 16, 16w, 32w, 64w; (depth - 4) / 6 blocks a stage.
 

@@ -8,6 +8,7 @@ from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, c
 from superweight_ensembles.plan.generators import BudgetPolicy, SlotNeed, allocate, minimum_cost, proportional_shares
 from superweight_ensembles.plan.planner import (
     PlanOptions,
+    check_plan_options,
     check_plan_fits,
     count_parameters,
     groups_minimum,
@@ -70,6 +71,7 @@ __all__ = [
     "bank_within",
     "bank_words",
     "check_num_groups",
+    "check_plan_options",
     "check_plan_fits",
     "check_seed",
     "count_parameters",

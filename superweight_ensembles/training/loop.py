@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData, ImageLoader, checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, TrainingStopped, stop_now, unknown_name
+from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.training.batches import Batches, SizedBatches, training_batches
 from superweight_ensembles.training.checkpoint import (
     Records,
@@ -301,6 +301,7 @@ class TrainResult:
     micro_batches: int
 
 
+@names_options
 def train(
     ensemble: SuperWeightEnsemble,
     data: ImageData | SizedBatches,
@@ -364,7 +365,7 @@ def train(
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     trained = _trained_members(ensemble, members)
-    hooks = check_hooks(hooks)
+    hooks = tuple(hook for hook in check_hooks(hooks) if not (isinstance(hook, Distillation) and not hook.weight))
     if not any(isinstance(hook, LearnedWidths) for hook in hooks):
         hooks = (*hooks, LearnedWidths())
     teaching = [hook for hook in hooks if isinstance(hook, Distillation)]
