@@ -88,9 +88,11 @@ def names_options(what: _Named) -> _Named:
         >>> @names_options
         ... def warm_up(*, num_steps: int = 5) -> int:
         ...     return num_steps
-        >>> warm_up(num_step=3)
-        Traceback (most recent call last):
-        superweight_ensembles.errors.SuperWeightError: unknown option of warm_up 'num_step': did you mean 'num_steps'? ...
+        >>> try:
+        ...     warm_up(num_step=3)
+        ... except SuperWeightError as error:
+        ...     print(error)
+        unknown option of warm_up 'num_step': did you mean 'num_steps'? Known: num_steps
     """
     call: Callable[..., Any] = what.__init__ if isinstance(what, type) else what  # type: ignore[misc]
     signature = inspect.signature(call)
@@ -109,7 +111,9 @@ def names_options(what: _Named) -> _Named:
                 for option in options:
                     if option not in known:
                         raise unknown_name(f"option of {what.__name__}", option, known) from None
-                remedy = f": write options by name, such as {by_name}=..." if "positional" in str(error) and by_name else ""
+                remedy = (
+                    f": write options by name, such as {by_name}=..." if "positional" in str(error) and by_name else ""
+                )
                 raise SuperWeightError(f"{what.__name__}: {error}{remedy}") from None
             raise
 

@@ -147,7 +147,7 @@ class AnytimePredictor:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
         members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
         names = tuple(members) if self._ensemble is None else self._ensemble.member_names
-        self._order = _checked_order("cost" if order is None else order, names)
+        self._order = checked_order("cost" if order is None else order, names)
         if self._order == "greedy" and loader is None:
             raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
         if self._order != "greedy" and loader is not None:
@@ -513,7 +513,7 @@ class AnytimePredictor:
         self._flops = {name: self._flops[name] for name in order}
 
 
-def _checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
+def checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
     """A name of :data:`ORDERS`, or members, of which an explicit order may leave some out."""
     if isinstance(order, str):
         if order not in ORDERS:

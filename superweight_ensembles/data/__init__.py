@@ -7,10 +7,13 @@ from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_an
 from superweight_ensembles.data.datasets import (
     DATA_SETS,
     DataSet,
+    check_options,
     classes_and_channels,
     image_shape_of,
     load_data,
     num_training_images,
+    reads_files,
+    takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
@@ -29,6 +32,7 @@ __all__ = [
     "MemorySplit",
     "PathTable",
     "centre_square",
+    "check_options",
     "checked_batch",
     "classes_and_channels",
     "crop_and_flip",
@@ -42,5 +46,7 @@ __all__ = [
     "load_data",
     "num_training_images",
     "random_region",
+    "reads_files",
     "stratified_split",
+    "takes_option",
 ]

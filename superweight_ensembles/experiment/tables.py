@@ -13,9 +13,8 @@ from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import Comparison, Spread
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
-from superweight_ensembles.experiment.recipe import Recipe, check_saved_teacher
+from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import RunResults
-from superweight_ensembles.experiment.stages import check_init_from
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell
 from superweight_ensembles.training import build_fabric, uses_bfloat16
@@ -143,7 +142,7 @@ def _spread(value: Spread, sign: str = "") -> str:
 def preview_lines(
     recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None = None
 ) -> list[str]:
-    """The sharing table, the stages that change it, memory and time of the training, and what is not there yet.
+    """The sharing table, the stages that change it, memory and time of the training.
 
     Args:
         recipe: Of a run.
@@ -164,14 +163,7 @@ def preview_lines(
             else f"a search ({sharing.search}) splits these clusters"
         )
         lines.append(f"{what} after {sharing.search_epochs} epochs of training")
-    lines += ["", *_estimate(recipe, members, plan, flops_per_second)]
-    # Folders that the recipe names may yet be made.
-    for check in (lambda: check_saved_teacher(recipe), lambda: check_init_from(recipe, members)):
-        try:
-            check()
-        except SuperWeightError as error:
-            lines.append(f"not to be trained yet: {error}")
-    return lines
+    return [*lines, "", *_estimate(recipe, members, plan, flops_per_second)]
 
 
 def _estimate(
@@ -184,7 +176,7 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
-    taught = recipe.distillation is not None and not recipe.taught_by("ensemble")
+    taught = recipe.teaching is not None and not recipe.taught_by("ensemble")
     if flops_per_second is not None:
         return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
     device, threads = build_fabric(recipe.training).device, torch.get_num_threads()

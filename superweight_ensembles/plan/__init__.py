@@ -8,8 +8,8 @@ from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, c
 from superweight_ensembles.plan.generators import BudgetPolicy, SlotNeed, allocate, minimum_cost, proportional_shares
 from superweight_ensembles.plan.planner import (
     PlanOptions,
-    check_plan_options,
     check_plan_fits,
+    check_plan_options,
     count_parameters,
     groups_minimum,
     independent_plan,
@@ -71,8 +71,8 @@ __all__ = [
     "bank_within",
     "bank_words",
     "check_num_groups",
-    "check_plan_options",
     "check_plan_fits",
+    "check_plan_options",
     "check_seed",
     "count_parameters",
     "depth_runs",

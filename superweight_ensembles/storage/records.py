@@ -70,7 +70,9 @@ class Problem(NamedTuple):
 
 def first_problem(error: ValidationError, tags: Collection[str] = ()) -> Problem:
     """What is wrong, for a message; ``tags`` are names of a union's alternatives, which are no keys."""
-    first = error.errors()[0]
+    found = error.errors()
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # first: another key may be missing for a typing error
+    first = next((one for one in found if one["type"] in unknown), found[0])
     path = tuple(part for part in first["loc"] if part not in tags)
     return Problem(path, str(first["msg"]).removeprefix("Value error, "), first["type"], first["input"])
 

@@ -118,7 +118,9 @@ class TrainConfig:
         self._check_types()
         if isinstance(self.device, str) and self.device.startswith("cuda:"):
             card = self.device.removeprefix("cuda:")
-            raise SuperWeightError(f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card")
+            raise SuperWeightError(
+                f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card"
+            )
         for name, given, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),

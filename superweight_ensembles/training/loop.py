@@ -170,6 +170,7 @@ class _Loop:
         assert self.records is not None, "there is a folder to resume from"
         state, random = self.state, self.records.load()
         if random is None:
+            _LOG.warning("nothing to resume in %s: training from the start", self.records.folder)
             return None
         if state.progress.step > state.steps_per_epoch:
             raise SuperWeightError(
