@@ -292,7 +292,10 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
     flops_per_second: Annotated[
         float | None,
-        typer.Option("--flops-per-second", help="For the time of the training; measured for a second where not given."),
+        typer.Option(
+            "--flops-per-second",
+            help="Of another machine, for the time there; where not given, some steps of every training are timed here.",
+        ),
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""

@@ -172,6 +172,21 @@ def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
     return found if limit is None else min(found, int(limit))
 
 
+def num_test_images(name: str, options: Mapping[str, Any]) -> int | None:
+    """Test images of a data set; None where only its files tell."""
+    given = {**_defaults(name), **options}
+    if "num_points" in given:
+        return round(given["num_points"] * _POINTS_TEST_FRACTION)
+    return given.get("num_test", DATA_SETS[name].num_test if name in DATA_SETS else None)
+
+
+def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
+    """Validation images of a data set, to within one a class; None where only its files tell."""
+    every = {key: value for key, value in options.items() if key != "num_train" or name == "synthetic"}
+    rest, trained = num_training_images(name, {**every, "validation_fraction": 0.0}), num_training_images(name, every)
+    return None if rest is None or trained is None else rest - trained
+
+
 def _defaults(name: str) -> dict[str, Any]:
     known = inspect.signature(DATA_SETS[name].load).parameters if name in DATA_SETS else {}
     return {key: parameter.default for key, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
@@ -393,21 +408,23 @@ class DataSet:
         num_classes: None where options or files tell.
         image_shape: (C, H, W), None where options or files tell.
         num_not_for_test: Images for training and validation together; None where options or files tell.
+        num_test: Images for test; None where options or files tell.
     """
 
     load: Callable[..., ImageData]
     num_classes: int | None
     image_shape: tuple[int | None, int | None, int | None]
     num_not_for_test: int | None = None
+    num_test: int | None = None
 
 
 _CIFAR10 = partial(_cifar, CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 _CIFAR100 = partial(_cifar, CIFAR100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
 DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
-        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000),
-        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000),
-        "digits": DataSet(_digits, 10, (1, 8, 8), 899),
+        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000, 10_000),
+        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000, 10_000),
+        "digits": DataSet(_digits, 10, (1, 8, 8), 899, 898),
         "double_moon": DataSet(partial(_points, "double_moon", _moons), 2, (2, 1, 1)),
         "image_folder": DataSet(image_folder, None, (3, None, None)),
         "spiral": DataSet(partial(_points, "spiral", _arms(1.0)), 2, (2, 1, 1)),

@@ -20,6 +20,7 @@ from superweight_ensembles.data import (
     image_shape_of,
     load_data,
     num_training_images,
+    num_validation_images,
 )
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -39,6 +40,7 @@ from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
+    UNKNOWN_KEY,
     Problem,
     check_plain,
     first_problem,
@@ -189,14 +191,9 @@ class Recipe(Strict):
                     raise SuperWeightError(
                         f"{name} has about {num_train} training images, fewer than batch_size {config.batch_size}"
                     )
-        if self.anytime is not None and num_train is not None:
-            rest = {**options, "num_train": None}
-            if name == "synthetic":
-                rest["num_train"] = options.get("num_train")
-            every = num_training_images(name, {**rest, "validation_fraction": 0.0})
-            trained = num_training_images(name, rest)
-            if every is not None and trained is not None:
-                check_held_out(name, every - trained, slack)
+        held_out = num_validation_images(name, options)
+        if self.anytime is not None and held_out is not None:
+            check_held_out(name, held_out, slack)
 
     def to_content(self) -> dict[str, Any]:
         """Plain data that :func:`parse_recipe` makes the same recipe of."""
@@ -412,12 +409,14 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise _explained(where, first_problem(error, tags=("int", "float", "str", "dict[str,list[str]]"))) from None
+        # A key that is unknown before one that is missing: it may be that one, typed wrong.
+        tags = ("int", "float", "str", "dict[str,list[str]]")
+        raise _explained(where, first_problem(error, tags=tags, before=UNKNOWN_KEY)) from None
 
 
 def _explained(where: str, problem: Problem) -> SuperWeightError:
     spot, said = problem.where, problem.said
-    if problem.kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if problem.kind in UNKNOWN_KEY:
         *parents, key = problem.path
         unknown = unknown_name("key", str(key), _known_keys(parents))
         return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")

@@ -68,11 +68,19 @@ class Problem(NamedTuple):
         return ".".join(map(str, self.path))
 
 
-def first_problem(error: ValidationError, tags: Collection[str] = ()) -> Problem:
-    """What is wrong, for a message; ``tags`` are names of a union's alternatives, which are no keys."""
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
+    """What is wrong, for a message.
+
+    Args:
+        error: Of pydantic.
+        tags: Names of a union's alternatives, which are no keys.
+        before: Kinds of problems that are told before others.
+    """
     found = error.errors()
-    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # first: another key may be missing for a typing error
-    first = next((one for one in found if one["type"] in unknown), found[0])
+    first = next((one for one in found if one["type"] in before), found[0])
     path = tuple(part for part in first["loc"] if part not in tags)
     return Problem(path, str(first["msg"]).removeprefix("Value error, "), first["type"], first["input"])
 

@@ -201,14 +201,9 @@ def test_fine_tuning_is_training_but_for_what_it_says() -> None:
     assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
     assert recipe_of(seed=3).shared_training().seed == 3
     assert recipe_of(fine_tuning=None).shared_training() == recipe.training
-    steps = {"batch_size": 32, "epochs": 30, "schedule": "step", "milestones": [10, 20]}
+    steps = {"epochs": 30, "schedule": "step", "milestones": [10, 20]}
     assert recipe_of(training=steps, fine_tuning={"schedule": "cosine"}).shared_training().milestones == ()
-    assert (
-        recipe_of(training={"batch_size": 32, "momentum": 0.5}, fine_tuning={"optimizer": "adamw"})
-        .shared_training()
-        .momentum
-        == 0.9
-    )
+    assert recipe_of(training={"momentum": 0.5}, fine_tuning={"optimizer": "adamw"}).shared_training().momentum == 0.9
 
 
 @pytest.mark.parametrize(
