@@ -18,9 +18,9 @@ from superweight_ensembles.data.datasets import (
     takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
-from superweight_ensembles.data.loader import ImageData, ImageLoader, checked_batch
+from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch
 from superweight_ensembles.data.random_streams import image_generator, image_key
-from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, stratified_split
+from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
 
 __all__ = [
     "DATA_SETS",
@@ -34,8 +34,10 @@ __all__ = [
     "MemorySplit",
     "PathTable",
     "centre_square",
+    "check_labels",
     "check_options",
     "checked_batch",
+    "checksum",
     "classes_and_channels",
     "crop_and_flip",
     "cut_out_",

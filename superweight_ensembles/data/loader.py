@@ -13,8 +13,10 @@ from torch import Tensor
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
 from superweight_ensembles.data.options import checked_integer, checked_seed
 from superweight_ensembles.data.random_streams import epoch_order, image_key
-from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard
+from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard, checksum
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+
+_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,8 @@ class ImageData:
         test: For figures alone.
 
     Raises:
-        SuperWeightError: No training images, a split of another shape, labels outside the classes, or other than
-            one mean and one positive std a channel.
+        SuperWeightError: Fewer than two classes, no training images, a split of another shape, labels outside the
+            classes, or other than one mean and one positive std a channel.
 
     Example:
         >>> from superweight_ensembles.data import load_data
@@ -60,6 +62,8 @@ class ImageData:
             raise SuperWeightError(
                 f"{self.name}: {channels} channels need as many means and positive stds; got {self.mean}, {self.std}"
             )
+        if self.num_classes < 2:
+            raise SuperWeightError(f"{self.name}: a network tells two classes or more apart; got {list(self.classes)}")
         if not len(self.train):
             raise SuperWeightError(f"{self.name}: no image is left to train on")
         for name, split in self._splits().items():
@@ -105,6 +109,18 @@ class ImageData:
             num_workers=num_workers,
             shard=shard,
         )
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of each split its size and checksums, of all the classes and what normalises: data that train alike agree.
+
+        Raises:
+            SuperWeightError: A file that is not there.
+        """
+        found = {"classes": checksum("\0".join(self.classes)), "mean and std": f"{self.mean} {self.std}"}
+        for name, split in self._splits().items():
+            found[f"number of {name} images"] = str(len(split))
+            found |= {f"{name} {what}": sum_of for what, sum_of in split.fingerprint().items()}
+        return found
 
     def _splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
@@ -230,16 +246,51 @@ class ImageLoader:
         return cut_out_(normalised, draws, self.augmentation.cutout)
 
 
-def checked_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type."""
+def checked_batch(
+    batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type, which become int64.
+
+    Args:
+        batch: Of a loader.
+        num_classes: K of the members, where that is known: labels are held against it.
+        dtype: Floating-point type of the members, where images have one, too.
+
+    Raises:
+        SuperWeightError: No pair of tensors, labels of another shape or type or out of range, images of another type.
+    """
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         kind = type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise SuperWeightError(f"a batch must be a pair (images, labels) of tensors; the loader yields a {kind}{size}")
     images, labels = batch
-    if labels.ndim != 1 or labels.dtype not in (torch.int64, torch.int32, torch.uint8) or len(labels) != len(images):
+    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
         raise SuperWeightError(
             "labels must be class indices (batch,) of an integer type, one an image; "
             f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}"
+            + (f": {remedy}" if labels.ndim in (1, 2) and images.ndim and len(labels) == len(images) else "")
         )
-    return images, labels.long()
+    if dtype is not None and images.is_floating_point() and images.dtype != dtype:
+        raise SuperWeightError(f"the images are {images.dtype}, the members {dtype}: convert one of them")
+    labels = labels.long()
+    if num_classes is not None:
+        check_labels(labels, num_classes)
+    return images, labels
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that are no classes of the members.
+
+    Raises:
+        SuperWeightError: Says the least and the highest label.
+    """
+    if not len(labels):
+        return
+    least, most = (int(bound) for bound in labels.aminmax())
+    if least < 0 or most >= num_classes:
+        raise SuperWeightError(
+            f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
+            + (": leave out the images without a class" if least < 0 else "")
+        )

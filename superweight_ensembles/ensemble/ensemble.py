@@ -5,8 +5,7 @@ Shapes: M members, B batch, K classes.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -19,18 +18,21 @@ from torch import Tensor, nn
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
-from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
+from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
 from superweight_ensembles.ensemble.initialization import own_deviations
+from superweight_ensembles.ensemble.members import MemberDict, fixed
+from superweight_ensembles.ensemble.placement import Call, Placement
 from superweight_ensembles.ensemble.saving import (
     build_members,
     check_ensemble_files,
     check_tensors_suffice,
     read_ensemble_tensors,
     read_plan,
+    registered,
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
-from superweight_ensembles.models import exchange_parameter, set_parameter
+from superweight_ensembles.models import calling, copied, exchange_parameter, set_parameter
 from superweight_ensembles.plan import (
     Cluster,
     Members,
@@ -64,9 +66,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
-        plan: The sharing plan.
         bank: The trainable templates and coefficients.
-        members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+        members: The copies, without their generated tensors, as an ``nn.ModuleDict`` that stays as it is.
 
     Raises:
         SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch);
@@ -110,11 +111,10 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         if not isinstance(plan, SharingPlan):
             raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
         check_plan_fits(plan, modules)
-        self.plan = plan
         like = first_parameter(modules)
         self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
-        self.members = nn.ModuleDict(
-            {name: _hollow_copy(module, _generated_names(plan, name)) for name, module in modules.items()}
+        self.members = MemberDict(
+            {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
         )
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
@@ -125,6 +125,36 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
         self.bank.memory_format = kwargs.get("memory_format") or self.bank.memory_format
         return super().to(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("bank", "members") and name in self.__dict__.get("_modules", {}):
+            raise fixed(f"the {name} of an ensemble")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in ("bank", "members", "plan"):
+            raise fixed(f"the {name} of an ensemble")
+        super().__delattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        ensemble = type(self).__new__(type(self))
+        memo[id(self)] = ensemble
+        ensemble.__setstate__(copied(self.__dict__, "the ensemble", memo))
+        return ensemble
+
+    @property
+    def plan(self) -> SharingPlan:
+        """The sharing plan."""
+        return self.bank.plan
+
+    @plan.setter
+    def plan(self, plan: SharingPlan) -> None:
+        raise fixed("the plan of an ensemble")
+
+    def set_plan(self, plan: SharingPlan) -> None:
+        """Go on under a plan that the tensors held here, of the bank and of the members, already fit."""
+        self.bank.set_plan(plan)
+        self.members.note_tensors()
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -155,30 +185,42 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         check_logits(dict(zip(self.member_names, logits)))
         return torch.stack(logits)
 
-    def run_member(self, name: str, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """The logits (B, K) of one member with the weights given."""
-        with self.with_weights(name, weights) as member:
-            return member(images)
+    def run_member(
+        self, name: str, images: Tensor, weights: Mapping[str, Tensor], call: Callable[[Tensor], Any] | None = None
+    ) -> Tensor:
+        """The logits (B, K) of one member with the weights given.
+
+        Backward may come at any time after, also where the member checkpoints activations.
+
+        Args:
+            name: Of the member.
+            images: (B, ...).
+            weights: By parameter name, of :meth:`generate`.
+            call: What runs in the place of the member's call, such as its compiled call.
+
+        Raises:
+            SuperWeightError: No member of that name; the member's call fails (names it and what it was given).
+        """
+        member = self._member(name)
+        running = Call(name, member, weights)
+        with self.with_weights(name, running.weights), calling(name, images):
+            return running.left((call or member)(images))
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         """One member with its generated weights in their places, until the context ends.
 
-        Run backward inside the context where the member recomputes activations (gradient checkpointing).
+        Run backward inside the context where the member checkpoints activations, or call :meth:`run_member`.
 
         Raises:
-            SuperWeightError: No member of that name.
+            SuperWeightError: No member, or no parameter, of that name.
         """
         member = self._member(name)
-        modules = dict(member.named_modules(remove_duplicate=False))
-        places = [(modules[path], local) for path, _, local in (key.rpartition(".") for key in weights)]
+        placement = Placement(name, member, weights)
         try:
-            for (owner, local), weight in zip(places, weights.values()):
-                set_parameter(owner, local, weight)
             yield member
         finally:
-            for owner, local in places:
-                set_parameter(owner, local, None)
+            placement.remove()
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -190,7 +232,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Raises:
             SuperWeightError: No member of that name.
         """
-        module = copy.deepcopy(self._member(name))
+        module = copied(self._member(name), f"member {name!r}")
         made: dict[int, nn.Parameter] = {}
         with torch.autocast(first_parameter({name: self}).device.type, enabled=False):
             weights = self.bank.generate([name])[name]
@@ -240,7 +282,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Args:
             repo_id: ``user/name`` of the repository; a placeholder where None.
         """
-        made = registry_names(list(self.members.items()))
+        found = {member.name: registered(self.members[member.name], member) for member in self.plan.members}
+        made = {name: None if architecture is None else architecture.model for name, architecture in found.items()}
         metadata = self._hub_mixin_info.model_card_data.to_yaml()
         return model_card(metadata, self.plan, made, self.num_parameters, repo_id)
 
@@ -268,18 +311,19 @@ def check_logits(logits: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
     for name, shape in shapes.items():
         if len(shape) != 2:
+            remedy = "" if shape else ": let it answer that alone, in training mode too (torchvision: aux_logits=False)"
             raise SuperWeightError(
                 f"member {name!r} must answer one tensor of logits (batch, classes); "
-                f"got {shape or type(logits[name]).__name__}"
+                f"got {shape or type(logits[name]).__name__}{remedy}"
             )
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
 
 
-def _hollow_copy(module: nn.Module, generated: tuple[str, ...]) -> nn.Module:
+def _hollow_copy(module: nn.Module, member: str, generated: tuple[str, ...]) -> nn.Module:
     """A copy whose generated parameters are None: names and order stay, the tensors are gone."""
-    hollow = copy.deepcopy(module)
+    hollow = copied(module, f"member {member!r}")
     for name in generated:
         owner, local = _locate(hollow, name)
         set_parameter(owner, local, None)
@@ -368,8 +412,7 @@ def adopt_plan(
         bank.coefficients[key] = after
         if optimizer is not None:
             exchange_parameter(optimizer, before, after, itemgetter(rows))
-    bank.set_plan(plan)
-    ensemble.plan = plan
+    ensemble.set_plan(plan)
 
 
 def _origins(old: Cluster, new: Cluster, slot: int) -> list[int]:

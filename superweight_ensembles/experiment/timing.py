@@ -1,4 +1,4 @@
-"""How long a run takes on this machine: some steps and epochs of each of its trainings, done for real on made-up images.
+"""How long a run takes on this machine: some steps and epochs of each of its trainings, run on made-up images.
 
 What is trained here is thrown away; files are written to a temporary folder alone.
 """

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -27,7 +26,15 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, re
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
-from superweight_ensembles.storage import check_file, count_numbers, file_entry, read_json, read_module, write_json
+from superweight_ensembles.storage import (
+    check_file,
+    count_numbers,
+    file_entry,
+    read_json,
+    read_module,
+    write_json,
+    write_module,
+)
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 STATE_FORMAT = 2
@@ -227,7 +234,7 @@ def check_onnx_packages() -> None:
 
 def write_state_dict(member: PlainMember, path: Path) -> None:
     """Write safetensors (tied tensors once), and beside them architecture, shape, type and checksum as JSON."""
-    save_model(member.module, str(path))
+    write_module(path, member.module)
     architecture = recall_architecture(member.module)
     write_json(
         _notes_path(path),

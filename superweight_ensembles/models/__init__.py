@@ -6,8 +6,12 @@ Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
 from superweight_ensembles.models.registry import build_architecture, build_member
 from superweight_ensembles.models.surgery import (
+    calling,
+    copied,
     evaluating,
     exchange_parameter,
+    first_line,
+    is_out_of_memory,
     kept_modes,
     set_parameter,
     unfused_recurrence,
@@ -21,8 +25,12 @@ __all__ = [
     "WideResNet",
     "build_architecture",
     "build_member",
+    "calling",
+    "copied",
     "evaluating",
     "exchange_parameter",
+    "first_line",
+    "is_out_of_memory",
     "kept_modes",
     "recall_architecture",
     "set_parameter",

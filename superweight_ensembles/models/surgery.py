@@ -1,16 +1,91 @@
-"""Surgery on any module: its parameters, in the module and in its optimiser, its modes, and how it runs recurrence."""
+"""Surgery on any module: copies of it, its parameters, here and in an optimiser, its modes, and how it is called."""
 
 from __future__ import annotations
 
+import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from superweight_ensembles.errors import SuperWeightError
+
+_Copied = TypeVar("_Copied")
+_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
+_REMEDIES = {
+    "more than 1 value per channel": "a batch norm trains on two rows or more: raise batch_size, or let the loader drop_last",
+    "more than 1 spatial element": "an instance norm trains on two pixels or more: give larger images",
+    "view size is not compatible": "let it flatten by torch.flatten, or set channels_last to false",
+}
 _BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
+
+
+class _WithoutGraphs(TorchFunctionMode):
+    """Has ``deepcopy`` copy a tensor that was computed, of which torch copies none, as its values alone."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | None = None) -> _Copied:
+    """A deep copy of a module, or of what one holds; tensors kept of its last call come without their graphs.
+
+    Raises:
+        SuperWeightError: The module holds what Python cannot copy, such as a lock or an open file.
+    """
+    try:
+        with _WithoutGraphs():
+            return copy.deepcopy(module, memo)
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError, RecursionError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise SuperWeightError(
+            f"{named} cannot be copied: {first_line(error)}; keep what Python cannot copy (locks, open files, "
+            "generators that run) out of the module"
+        ) from error
+
+
+@contextmanager
+def calling(member: str, inputs: object) -> Iterator[None]:
+    """Have whatever a member's call raises name the member and what it was given; memory that runs out stays as it is.
+
+    Raises:
+        SuperWeightError: In the place of any other exception.
+    """
+    try:
+        yield
+    except SuperWeightError:
+        raise
+    except Exception as error:  # a member is anyone's code
+        if is_out_of_memory(error):
+            raise
+        given = f"images {tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else f"{inputs!r:.80}"
+        remedy = next((f": {what}" for sign, what in _REMEDIES.items() if sign in str(error)), "")
+        if isinstance(inputs, Tensor) and not inputs.is_floating_point():
+            remedy = remedy or ": pixels must be floating-point numbers, such as images.float() / 255"
+        raise SuperWeightError(f"member {member!r} cannot take {given}: {first_line(error)}{remedy}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first; of which type it is, where that says more."""
+    line = next((line for line in map(str.strip, str(error).splitlines()) if line), "")[:240]
+    plain = isinstance(error, (RuntimeError, ValueError)) and line
+    return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that no memory was left, on CUDA or the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.data import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.data import check_labels, checked_batch
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import evaluating, unfused_recurrence
+from superweight_ensembles.models import calling, evaluating, unfused_recurrence
 from superweight_ensembles.training import Batches
 from superweight_ensembles.training.distributed import current_processes
 
@@ -42,15 +43,16 @@ def weight_gradients(
         (O, I, *kernel) by (member, parameter name), detached.
 
     Raises:
-        SuperWeightError: The loader has no samples (in a process group, those of all ranks); a gradient that is not
-            finite (names the target); a member whose gradients are all zero.
+        SuperWeightError: The loader has no samples (in a process group, those of all ranks), or images or labels that
+            are not the members'; a member that fails; a gradient that is not finite (names the target); a member whose
+            gradients are all zero.
 
     Source: Teterwak et al., WACV 2024
     """
     names = tuple(ensemble.member_names if members is None else members)
     check_max_batches(max_batches)
-    device = next(ensemble.parameters()).device
-    num_samples = 0
+    like = first_parameter({"": ensemble})
+    device, num_samples = like.device, 0
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), evaluating(ensemble):
         with torch.no_grad():
             generated = ensemble.bank.generate(names)
@@ -58,7 +60,7 @@ def weight_gradients(
             (name, key): torch.zeros_like(tensor) for name in names for key, tensor in _untied(generated[name]).items()
         }
         for batch in islice(loader, max_batches):
-            images, labels = (tensor.to(device) for tensor in checked_batch(batch))
+            images, labels = (tensor.to(device) for tensor in checked_batch(batch, dtype=like.dtype))
             if not len(labels):  # a rank's part of a small last batch
                 continue
             num_samples += len(labels)
@@ -82,12 +84,30 @@ def _summed_gradients(
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
-    with torch.enable_grad(), ensemble.with_weights(name, places) as member, unfused_recurrence(member):
-        logits = member(images)
+    member = ensemble.members[name]
+    with torch.enable_grad(), _frozen(member), ensemble.with_weights(name, places), unfused_recurrence(member):
+        with calling(name, images):
+            logits = member(images)
         check_logits({name: logits})
+        check_labels(labels, logits.shape[1])
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return {key: gradient for key, gradient in zip(leaves, found) if gradient is not None}
+        if loss.requires_grad:
+            with calling(name, images):
+                loss.backward()  # not autograd.grad, which checkpoints of torch's older kind refuse
+    return {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Without gradients of a module's own parameters for a while."""
+    thawed = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in thawed:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)
 
 
 def _check_gradients(gradients: TargetTensors) -> None:

@@ -1,4 +1,6 @@
 from .environment import provenance as provenance
+from .files import PathError as PathError
+from .files import accessing as accessing
 from .files import check_no_links as check_no_links
 from .files import contained_file as contained_file
 from .files import draft_of as draft_of
@@ -38,10 +40,13 @@ from .records import as_content as as_content
 from .records import content_as as content_as
 from .records import first_problem as first_problem
 from .records import read_as as read_as
+from .tensors import check_savable as check_savable
 from .tensors import count_numbers as count_numbers
 from .tensors import read_header as read_header
 from .tensors import read_module as read_module
 from .tensors import read_tensors as read_tensors
+from .tensors import write_module as write_module
+from .tensors import write_tensors as write_tensors
 from .yaml_file import bundled_recipes as bundled_recipes
 from .yaml_file import no_recipe as no_recipe
 from .yaml_file import parse_yaml as parse_yaml

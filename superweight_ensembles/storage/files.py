@@ -1,11 +1,17 @@
-"""Files by plain names in their folder: text and JSON, written whole and read within bounds."""
+"""Files by plain names in their folder: text and JSON, written whole and read within bounds.
+
+What the system says against a path is told with the path and a remedy (:func:`accessing`).
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +20,58 @@ from superweight_ensembles.storage.limits import check_levels
 
 _MOST_BYTES = 2**26  # of a text file: a plan of 100,000 targets has a third of that
 _SEPARATORS = frozenset("/\\:\0")
+_REMEDIES = {
+    errno.ENOSPC: "free space there, or give another place",
+    errno.EDQUOT: "free space there, or give another place",
+    errno.EFBIG: "the system allows no file of that size there: give another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EACCES: "change its permissions, or give another place",
+    errno.EPERM: "change its permissions, or give another place",
+    errno.EROFS: "give a place that can be written to",
+    errno.EISDIR: "it is a folder: give a file",
+    errno.ENOTDIR: "a part of it is a file, where a folder must be",
+    errno.ENOENT: "see that its folder is there",
+    errno.EEXIST: "a file is there already: give another name",
+    errno.ENOTEMPTY: "something else is written there: wait for it, or give another place",
+    errno.ELOOP: "its links lead in a circle: give the place itself",
+    errno.EMFILE: "too many files are open: raise ulimit -n",
+    errno.EIO: "the disk is damaged or gone: give another place",
+}
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
+
+
+class PathError(SuperWeightError):
+    """What the system says against a path, and what to do about it.
+
+    Attributes:
+        cause: What it raised.
+    """
+
+    def __init__(self, path: Path | None, done: str, cause: OSError | ValueError) -> None:
+        named = path if path is not None else getattr(cause, "filename", None) or "a file"
+        reason = getattr(cause, "strerror", None) or str(cause)
+        remedy = _REMEDIES.get(getattr(cause, "errno", None) or 0, "give another place")
+        super().__init__(f"{named} cannot be {done}: {reason}; {remedy}")
+        self.cause = cause
+
+
+@contextmanager
+def accessing(path: Path | None = None, done: str = "written") -> Iterator[None]:
+    """Have what the system says inside against a path told with it and a remedy; where None, with the path it names.
+
+    Raises:
+        PathError: Instead of an ``OSError``, or of the ``ValueError`` for a name that no system takes.
+    """
+    try:
+        yield
+    except SuperWeightError:
+        raise
+    except OSError as error:
+        raise PathError(path, done, error) from error
+    except ValueError as error:
+        if not isinstance(error, UnicodeEncodeError) and "null" not in str(error):
+            raise
+        raise PathError(path, done, error) from error
 
 
 def check_plain_name(name: str, where: str) -> None:
@@ -47,7 +104,7 @@ def contained_file(folder: Path, name: str) -> Path:
     except FileNotFoundError:
         raise SuperWeightError(f"{path} is missing") from None
     except OSError as error:
-        raise SuperWeightError(f"{path} cannot be read: {error.strerror}") from None
+        raise PathError(path, "read", error) from None
     if not stat.S_ISREG(found.st_mode):
         raise SuperWeightError(f"{path} is no regular file")
     return path
@@ -78,13 +135,13 @@ def check_no_links(folder: Path) -> None:
 def read_text(path: Path, most_bytes: int = _MOST_BYTES) -> str:
     """Read a text file; one that is missing, a link, no text or too long is refused."""
     contained_file(path.parent, path.name)
+    with accessing(path, "read"), path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
     try:
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-        if len(content) > most_bytes:
-            raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
         return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SuperWeightError(f"{path} cannot be read: {error}") from None
 
 
@@ -128,15 +185,16 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """As :func:`write_text`."""
     draft = draft_of(path)
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with accessing(path):
+        try:
+            with draft.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def draft_of(path: Path) -> Path:

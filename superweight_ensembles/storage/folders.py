@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage.files import (
+    PathError,
+    accessing,
     check_plain_name,
     contained_file,
     draft_of,
@@ -51,7 +53,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
             f"another process is at work in {folder}: wait for it, or give another folder by --out"
         ) from None
     except OSError as error:
-        raise SuperWeightError(f"{folder} cannot be written to: {error}; give another folder by --out") from None
+        raise PathError(folder, "written to", error) from None
     try:
         yield
     finally:
@@ -63,12 +65,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Write into a new folder beside ``folder`` and put it in its place at the end; nothing stays after an error.
 
     All of it is on the disk before it gets its name, so that a folder of that name is whole after a power failure too.
+
+    Raises:
+        PathError: The system does not let it be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(folder)
     draft = draft_of(folder)
-    draft.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(folder)
+        draft.mkdir()
         yield draft
         _sync(draft)
         old = _older(folder)
@@ -78,6 +83,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, PathError) as error:  # the draft's names are nobody's
+        raise PathError(folder, "written", getattr(error, "cause", error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -175,7 +182,7 @@ def _check_sum(path: Path, entry: dict[str, Any]) -> None:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with accessing(path, "read"), path.open("rb") as file:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()

@@ -1,18 +1,27 @@
-"""Safetensors files, read as what is expected of them: names, shapes and types are compared before any number is."""
+"""Safetensors files: modules written whole, and read as what is expected of them.
+
+Names, shapes and types are compared before any number is. Of names that share their numbers a file holds one.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.storage.files import contained_file, parse_json
+from superweight_ensembles.storage.files import PathError, accessing, contained_file, parse_json
 
+_ASIDE = "or register the buffer with persistent=False"
 TensorSpec = tuple[Sequence[int], torch.dtype]
 _MOST_HEADER = 2**25  # bytes; 100,000 tensors take half of that
 _TYPES = {
@@ -20,6 +29,7 @@ _TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
 
@@ -45,30 +55,40 @@ def read_tensors(
 
 
 def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
-    """Read a file of ``safetensors.torch.save_model`` into a module; of names that share a tensor it holds one.
+    """Read a file of :func:`write_module`, or of ``safetensors.torch.save_model``, into a module.
 
     Where it is refused, as :func:`read_tensors` does, the module is as it was.
     """
-    header, state = read_header(path), module.state_dict()
-    _check_taken(path, header, state)
-    names = _one_name_each(state, header)
+    header, state = read_header(path), _state(module, f"{path} does not fit")
+    empty = {name: owner for name in header if name not in state and (owner := _owner_of_empty_buffer(module, name))}
+    _check_taken(path, header, {**state, **empty})
+    names = _tied(state, header)
     _compare(path, header, {name: (tuple(state[name].shape), state[name].dtype) for name in names})
     for name in header:
-        if name not in names:
+        if name not in names and name not in empty:
             raise SuperWeightError(
                 f"{path} does not fit: tensor {name!r:.200} is the same as another one that it holds"
             )
-    try:
-        module.load_state_dict(_load(path, header, device), strict=False)
-    except RuntimeError as error:  # modules may have rules of their own
-        raise SuperWeightError(f"{path} does not fit: {' '.join(str(error).split()):.400}") from None
+    tensors = _load(path, header, device)
+    for name, owner in empty.items():
+        setattr(owner, name.rpartition(".")[2], tensors.pop(name))
+    problem = _take(module, tensors)
+    if problem:
+        raise SuperWeightError(f"{path} does not fit: {problem}")
+
+
+def _owner_of_empty_buffer(module: nn.Module, name: str) -> nn.Module | None:
+    """The module that registered a buffer of this name as None, and may have filled it since; None where none did."""
+    path, _, local = name.rpartition(".")
+    owner = dict(module.named_modules()).get(path)
+    return owner if owner is not None and owner._buffers.get(local, owner) is None else None
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
     """Shape and type of each tensor of a safetensors file, by name; no number is read."""
     contained_file(path.parent, path.name)
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with accessing(path, "read"), path.open("rb") as file:
+        size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, _MOST_HEADER):
             raise SuperWeightError(f"{path} is damaged: its header claims {length:,} bytes; the file has {size:,}")
@@ -101,7 +121,10 @@ def _spec(path: Path, name: str, entry: object) -> TensorSpec:
 def _check_taken(path: Path, header: Iterable[str], takers: Container[str]) -> None:
     for name in header:
         if name not in takers:
-            raise SuperWeightError(f"{path} does not fit: nothing takes its tensor {name!r:.200}")
+            raise SuperWeightError(
+                f"{path} does not fit: nothing takes its tensor {name!r:.200} (buffers are registered in __init__, "
+                "where need be as None)"
+            )
 
 
 def _compare(path: Path, header: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]) -> None:
@@ -125,21 +148,151 @@ def _load(path: Path, header: Iterable[str], device: torch.device | str) -> dict
         raise SuperWeightError(f"{path} is damaged: {' '.join(str(error).split()):.400}") from None
 
 
-def _one_name_each(state: Mapping[str, Tensor], given: Mapping[str, TensorSpec]) -> list[str]:
-    """The names under which a file must hold a state: of those that share their numbers, the one that it has.
+def write_module(path: Path, module: nn.Module) -> None:
+    """Write what a module's ``state_dict`` holds, for :func:`read_module` and ``safetensors.torch.load_model``.
 
-    As ``save_model`` writes it, the one that is held covers all that its names share.
+    Raises:
+        SuperWeightError: A tensor that no file holds (:func:`check_savable`), or a file that cannot be written.
+    """
+    state = _state(module, f"{type(module).__name__} cannot be saved")
+    tied = _tied(state)
+    write_tensors(
+        path,
+        {name: state[name] for name in tied},
+        {other: name for name, others in tied.items() for other in others},
+    )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors by name, each whole and contiguous, whatever memory it is a view of."""
+    _check_kinds(tensors, str(path))
+    owned: dict[str, Tensor] = {}
+    storages: set[tuple[torch.device, int]] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        place = (own.device, own.untyped_storage().data_ptr())
+        owned[name] = own.clone() if place in storages else own
+        storages.add(place)
+    try:
+        save_file(owned, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # which has the system's number in its text
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise SuperWeightError(f"{path} cannot be written: {error}") from None
+        raise PathError(path, "written", OSError(int(number[1]), os.strerror(int(number[1])))) from None
+
+
+def check_savable(module: nn.Module, named: str) -> None:
+    """See, before any work is done, that the state of a module can be written and read back.
+
+    The module takes its own state once, as it would take it from a file, and is as it was.
+
+    Args:
+        module: Such as a whole ensemble.
+        named: How to call it.
+
+    Raises:
+        SuperWeightError: A tensor that no file holds, or a state that the module does not take; names it.
+
+    Example:
+        >>> module = nn.Linear(3, 2)
+        >>> module.register_buffer("mask", torch.ones(1).expand(3))
+        >>> check_savable(module, "member 'a'")
+        Traceback (most recent call last):
+        superweight_ensembles.errors.SuperWeightError: member 'a' cannot be saved: tensor 'mask' is expanded: give it \
+memory of its own by .clone(), or register the buffer with persistent=False
+    """
+    where = f"{named} cannot be saved"
+    state = _state(module, where)
+    counted = tuple(tensor for tensor in state.values() if not tensor.is_inference())
+    # A copy in place counts as a change, for a backward pass that is still to come too.
+    with torch.autograd._unsafe_preserve_version_counter(counted), torch.inference_mode(len(counted) < len(state)):
+        problem = _take(module, {name: state[name] for name in _tied(state)})
+    if problem:
+        raise SuperWeightError(f"{where}: its module does not take its own state again: {problem}")
+
+
+def _state(module: nn.Module, where: str) -> Mapping[str, Tensor]:
+    """What a module's ``state_dict`` holds, where safetensors hold it and it can be copied into."""
+    try:
+        state = module.state_dict()
+    except Exception as error:  # modules may have hooks of their own
+        raise SuperWeightError(f"{where}: state_dict() raises {' '.join(repr(error).split()):.400}") from error
+    _check_kinds(state, where)
+    for name, tensor in state.items():
+        if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride())):
+            raise SuperWeightError(
+                f"{where}: tensor {name!r:.200} is expanded: give it memory of its own by .clone(), {_ASIDE}"
+            )
+    return state
+
+
+def _check_kinds(state: Mapping[str, object], where: str) -> None:
+    """Refuse what safetensors do not hold."""
+    for name, value in state.items():
+        problem = _problem(value)
+        if problem or name == "__metadata__":
+            problem = problem or "has a name that safetensors keep for themselves: rename it"
+            raise SuperWeightError(f"{where}: tensor {name!r:.200} {problem}")
+
+
+def _problem(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"is of the type {type(value).__name__}, which no safetensors file holds: get_extra_state gives a tensor"
+    if is_lazy(value):
+        return "has no shape yet: run one batch through the module first"
+    if value.is_meta:
+        return "is on the meta device and has no numbers: give the module memory by to_empty, then load its weights"
+    if value.layout != torch.strided or value.is_nested:
+        return f"is {str(value.layout).removeprefix('torch.')}: make it dense by to_dense(), {_ASIDE}"
+    if value.is_quantized or hasattr(value, "__tensor_flatten__"):
+        kind = "quantised" if value.is_quantized else f"a {type(value).__name__}"
+        return f"is {kind}, which no safetensors file holds: save the plain network, and convert it after loading"
+    if value.dtype not in _TYPES.values():
+        return f"is {value.dtype}, which no safetensors file holds: use another type, {_ASIDE}"
+    return ""
+
+
+def _take(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Load tensors into a module, which may lack some; what it says against them, or which it leaves out."""
+    left: list[str] = []
+
+    def note(_: nn.Module, keys: Any) -> None:
+        left.extend(keys.unexpected_keys)
+        keys.unexpected_keys.clear()
+        keys.missing_keys.clear()
+
+    handle = module.register_load_state_dict_post_hook(note)
+    try:
+        module.load_state_dict(dict(tensors))
+    except Exception as error:  # modules may have rules of their own
+        return " ".join(str(error).split())[:400] or type(error).__name__
+    finally:
+        handle.remove()
+    return f"nothing takes {left[0]!r:.200}: a set_extra_state or a hook for loading is missing" if left else ""
+
+
+def _tied(state: Mapping[str, Tensor], held: Container[str] = ()) -> dict[str, list[str]]:
+    """Names that share their numbers, by the one under which a file holds them: the first, or one that is ``held``.
+
+    It covers the memory that they share, as ``safetensors.torch.save_model`` has it. Where none does, each view of that
+    memory stands for itself.
     """
     storages: dict[object, list[str]] = {}
-    for name, tensor in state.items():
-        start = tensor.untyped_storage().data_ptr()
+    for name, tensor in sorted(state.items()):
+        start = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
         storages.setdefault((tensor.device, start) if start else name, []).append(name)
-    names = []
+    found: dict[str, list[str]] = {}
     for shared in storages.values():
-        covering = [name for name in shared if len(shared) > 1 and _covers(state[name])]
-        held = [name for name in covering if name in given]
-        names += (held or covering)[:1] or shared
-    return names
+        covering = [name for name in shared if _covers(state[name])]
+        views: dict[object, list[str]] = {}
+        for name in [] if covering else shared:
+            tensor = state[name]
+            views.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), []).append(name)
+        for names, all_names in [(covering, shared)] if covering else [(same, same) for same in views.values()]:
+            chosen = next((name for name in names if name in held), names[0])
+            found[chosen] = [name for name in all_names if name != chosen]
+    return found
 
 
 def _covers(tensor: Tensor) -> bool:

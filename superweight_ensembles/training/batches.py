@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
-from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, checked_batch
+from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, check_labels, checked_batch, checksum
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
@@ -43,6 +52,11 @@ def training_batches(
         members: Those that are trained.
         shard: This process and how many there are: of each batch, it has its rows alone.
     """
+    if hasattr(validation, "__next__"):
+        raise SuperWeightError(
+            f"validation is read every epoch, and a {type(validation).__name__} can be read once: give a DataLoader, "
+            "or a list of batches"
+        )
     if not isinstance(data, ImageData):
         if isinstance(data, str) or not hasattr(data, "__len__") or len(data) == 0:
             raise SuperWeightError(
@@ -103,12 +117,108 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
     )
 
 
-def prepared_batch(batch: Any, device: torch.device, channels_last: bool) -> tuple[Tensor, Tensor]:
-    images, labels = checked_batch(batch)
+def fingerprint_of(name: str, loader: Batches | None) -> dict[str, str]:
+    """What tells the batches of a user's own loader apart, as far as it is known without reading them."""
+    if loader is None or isinstance(loader, ImageLoader):
+        return {}
+    dataset = getattr(loader, "dataset", None)
+    counted = {"batches": loader, "images": dataset}
+    found = {f"number of {name} {what}": str(len(held)) for what, held in counted.items() if isinstance(held, Sized)}
+    labels = _labels_of(dataset) if isinstance(dataset, Sized) else None
+    return found if labels is None else {**found, f"{name} labels": checksum(labels)}
+
+
+def prepared_batch(
+    batch: Any,
+    device: torch.device,
+    channels_last: bool,
+    *,
+    num_classes: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
+    images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
     images, labels = images.to(device), labels.to(device)
-    if channels_last and images.ndim == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, labels
+    return in_memory_format(images, channels_last), labels
+
+
+def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
+    """Images (B, C, H, W) channels-last or contiguous; those of other dimensions as they are."""
+    if images.ndim != 4:
+        return images
+    if channels_last:
+        return images.contiguous(memory_format=torch.channels_last)
+    return (
+        images.contiguous().view(-1).view(images.shape)
+    )  # one channel may have both at once: convolutions ask strides
+
+
+def check_answers(num_classes: int, labels: Tensor, loaders: Iterable[Batches]) -> None:
+    """Hold labels, and those that loaders are known to have, against the classes that members turn out to answer.
+
+    A data set's list of its labels alone is no reason to refuse it: the image that it suspects must have such a label.
+
+    Raises:
+        SuperWeightError: One class, or labels that are no classes.
+    """
+    if num_classes < 2:
+        raise SuperWeightError("members must answer logits of two classes or more; these answer one")
+    check_labels(labels, num_classes)
+    for loader in loaders:
+        known = _known_labels(loader)
+        if known is None:
+            continue
+        if not isinstance(loader, DataLoader):
+            check_labels(known, num_classes)
+            continue
+        suspects = ((known < 0) | (known >= num_classes)).nonzero().flatten().tolist()
+        try:
+            sample = loader.collate_fn([loader.dataset[row] for row in suspects[:1]]) if suspects else None
+        except Exception:  # reading it in its batch will say what is wrong
+            continue
+        if sample is not None:
+            checked_batch(sample, num_classes=num_classes)
+
+
+def needs_checks(loader: Batches) -> bool:
+    """Whether the labels of each batch must be looked at: those of an :class:`ImageLoader` are known from the start."""
+    return not isinstance(loader, ImageLoader)
+
+
+def leaves_one_row(loader: Batches) -> bool:
+    """Whether it is known that the last batch of an epoch has one row."""
+    if not isinstance(loader, DataLoader) or not _reads_all(loader):
+        return False
+    size = loader.batch_size or 1
+    return not loader.drop_last and len(loader.sampler) % size == 1  # type: ignore[arg-type]  # those of _reads_all
+
+
+def _known_labels(loader: Batches) -> Tensor | None:
+    """Labels (N,) that a loader is going to give, where they are known without reading it."""
+    if isinstance(loader, ImageLoader):
+        return loader.split.labels
+    if isinstance(loader, Sequence):
+        return torch.cat([checked_batch(batch)[1] for batch in loader])
+    return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
+
+
+def _reads_all(loader: DataLoader[Any]) -> bool:
+    """Whether every image of the data set is in some batch."""
+    samplers = (SequentialSampler, RandomSampler, DistributedSampler)
+    return type(loader.batch_sampler) is BatchSampler and type(loader.sampler) in samplers
+
+
+def _labels_of(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        labels = _labels_of(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    held = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    try:
+        labels = torch.as_tensor(held)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    fits = labels.ndim == 1 and not labels.is_floating_point() and len(labels) == len(dataset)
+    return labels if fits else None
 
 
 def by_member(

@@ -6,7 +6,7 @@ CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`S
 CHECKPOINT/optimizer.safetensors                       moments
 CHECKPOINT/random.safetensors                          the states of every generator, of each process
 CHECKPOINT/hooks.safetensors                           what hooks remember as tensors
-CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, progress
+CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, data, progress
 CHECKPOINT/manifest.json                               size and SHA-256 of each of them
 """
 
@@ -18,8 +18,8 @@ import math
 import random
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
@@ -37,7 +36,9 @@ from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, wri
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
+    PathError,
     check_manifest,
+    check_savable,
     clear_drafts,
     draft_of,
     locked_folder,
@@ -48,6 +49,7 @@ from superweight_ensembles.storage import (
     whole_folder,
     write_json,
     write_manifest,
+    write_tensors,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
@@ -130,14 +132,32 @@ class Checkpoints:
             return
         before = self._named()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with whole_folder(path) as draft:
                 _write(draft, state, remembered, random_states)
                 write_manifest(draft)
-        except (OSError, SafetensorError) as error:
+        except PathError as error:
             kept = f"{before[-1].name} is whole: make room there and resume" if before else "there is none before it"
-            raise SuperWeightError(f"the checkpoint {path} cannot be written: {error}; {kept}") from None
+            raise SuperWeightError(f"the checkpoint {error}; {kept}") from None
         self._prune(state.progress.history)
+
+    def try_saving(
+        self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
+    ) -> None:
+        """Write everything once and keep nothing, so that what cannot be written is known before the first step.
+
+        Raises:
+            SuperWeightError: As :meth:`save`.
+        """
+        draft = draft_of(self.folder / "trial")
+        try:
+            draft.mkdir(parents=True)
+            _write(draft, state, remembered, random_states)
+        except (OSError, PathError) as error:  # the draft's name is nobody's
+            raise PathError(self.folder, "written", getattr(error, "cause", error)) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            with suppress(OSError):  # others stand there, or it was never made
+                self.folder.rmdir()
 
     def newest(self) -> Path | None:
         """The last one that is whole; None where there is none at all.
@@ -206,7 +226,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         The random states of each process.
 
     Raises:
-        SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
+        SuperWeightError: The checkpoint is damaged, or of another version, plan, config (names the first key) or data
+            (names what differs).
     """
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
@@ -226,6 +247,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
+    _check_data(folder, content.get("data"), state.data_fingerprint())
     plan = read_plan(folder)
     _restore_hooks(folder, state, remembered, plan)
     if plan != state.ensemble.plan:
@@ -240,6 +262,22 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
+
+
+def _check_data(folder: Path, before: Any, now: Mapping[str, str]) -> None:
+    """Refuse to go on with other data: images that were trained on would be held out, and the other way round."""
+    if not now:
+        return
+    if not isinstance(before, dict):
+        _LOG.warning("%s does not say what it was trained on: nothing tells whether the data are the same", folder)
+        return
+    differing = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    if differing:
+        numbers = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
+        told = ", ".join(numbers + [key for key in differing if "number" not in key])
+        raise SuperWeightError(
+            f"the data are not those of {folder}; what differs: {told:.400}: put them back as they were, or begin anew"
+        )
 
 
 def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[str, Any]], plan: SharingPlan) -> None:
@@ -270,20 +308,20 @@ def _write(
     for index, entries in held["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{index}.{key}"] = value.contiguous()
+                tensors[f"{index}.{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
     write_ensemble_files(ensemble, ensemble.plan, dict(ensemble.members.items()), folder)
-    save_file(tensors, str(folder / "optimizer.safetensors"))
+    write_tensors(folder / "optimizer.safetensors", tensors)
     by_rank = {f"{rank}.{name}": one for rank, named in enumerate(random_states) for name, one in named.items()}
-    save_file(by_rank, str(folder / "random.safetensors"))
+    write_tensors(folder / "random.safetensors", by_rank)
     of_hooks = {
-        f"{name}.{key}": value.detach().to("cpu", copy=True).contiguous()  # of its own: hooks may hand out views
+        f"{name}.{key}": value
         for name, content in remembered.items()
         for key, value in content.items()
         if isinstance(value, Tensor)
     }
-    save_file(of_hooks, str(folder / "hooks.safetensors"))
+    write_tensors(folder / "hooks.safetensors", of_hooks)
     plain = {
         name: check_plain_data(name, {key: value for key, value in content.items() if not isinstance(value, Tensor)})
         for name, content in remembered.items()
@@ -297,6 +335,7 @@ def _write(
             "config": asdict(state.config),
             "settings": state.settings,
             "hooks": plain,
+            "data": state.data_fingerprint(),
             "progress": asdict(state.progress),
         },
     )
@@ -441,11 +480,23 @@ class Records:
 
     def save(self) -> None:
         """Write a checkpoint, with the random states of every process."""
+        self._write(self._checkpoints.save)
+
+    def try_saving(self) -> None:
+        """Refuse now what :meth:`save` would refuse later.
+
+        Raises:
+            SuperWeightError: A folder that cannot be written to, or a state that cannot be saved or read back.
+        """
+        check_savable(self._state.ensemble, "the ensemble")
+        self._write(self._checkpoints.try_saving)
+
+    def _write(self, write: Callable[[TrainState, Mapping[str, Mapping[str, Any]], RandomStates], None]) -> None:
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
-        self._processes.on_rank_zero(lambda: self._checkpoints.save(self._state, remembered, every))
+        self._processes.on_rank_zero(lambda: write(self._state, remembered, every))
 
     def close(self) -> None:
         if self._log is not None:

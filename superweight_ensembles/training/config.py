@@ -17,7 +17,7 @@ _GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nest
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "step", "cosine", "one_cycle")
 MEMBER_BATCHES = ("same", "own")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
 }  # fmt: skip
@@ -59,8 +59,9 @@ class TrainConfig:
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
         cutout: Side in pixels of a square set to zero; 0 for none.
         random_resized_crop: Cut out random parts of image files, as ImageNet is trained; for files read as needed.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that multiply it
-            (AMX or AVX-512 BF16), where it trains about twice as fast.
+        precision: ``float32``, ``bfloat16`` or ``float16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that
+            multiply it (AMX or AVX-512 BF16), where it trains about twice as fast. ``float16`` is for GPUs without it:
+            losses are scaled, and a step whose gradients overflow is left out while the scale falls.
         channels_last: Memory format of images and own convolutions; ``auto``: on the CPU and with bfloat16, if
             every member can read it.
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,20 +13,21 @@ import torch
 import torch._dynamo.config
 import torch.distributed as dist
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
-from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import evaluating
+from superweight_ensembles.models import first_line, is_out_of_memory
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Launch, join, launch_of
+from superweight_ensembles.training.hooks import Hook, TrainState
 
 Calls = Mapping[str, Callable[[Tensor], Any]]
 _SHAPES = 8  # of images, as torch compiles one function for
 _COMPILER = ("torch._dynamo", "torch._inductor")
-_SIGNS = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,10 +43,15 @@ def build_fabric(config: TrainConfig) -> Fabric:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
-    precision = "bf16-mixed" if uses_bfloat16(config) else "32-true"
+    with _quiet_lightning():
+        return _build_fabric(config)
+
+
+def _build_fabric(config: TrainConfig) -> Fabric:
+    plugins = [_precision_plugin(config)]
     launch = launch_of(os.environ)
     if launch is None:
-        return Fabric(accelerator=_device(config), devices=_device_here(config), precision=precision)
+        return Fabric(accelerator=_device(config), devices=_device_here(config), plugins=plugins)
     if _device(config) == "cuda" and torch.cuda.device_count() < launch.local_size:
         raise SuperWeightError(
             f"{launch.local_size} processes and {torch.cuda.device_count()} CUDA devices on this machine: start with "
@@ -56,8 +63,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
         strategy="ddp",
         devices=launch.local_size,
         num_nodes=launch.num_nodes,
-        precision=precision,
-        plugins=[TorchElasticEnvironment()],
+        plugins=[*plugins, TorchElasticEnvironment()],
     )
     if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` launches by itself
         fabric.launch()
@@ -73,25 +79,76 @@ def _join(launch: Launch, device: torch.device) -> None:
     try:
         join(launch, device)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
         raise SuperWeightError(
             f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
-            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {reason:.200}"
+            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {first_line(error):.200}"
         ) from error
 
 
-def uses_bfloat16(config: TrainConfig) -> bool:
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without what Lightning tells on stderr of itself; a level that the user has set is left as it is."""
+    above, speaking = (logging.getLogger(name) for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"))
+    unasked = speaking.level == logging.NOTSET and above.level == logging.INFO  # Lightning's own choice
+    if unasked:
+        speaking.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        if unasked:
+            speaking.setLevel(logging.NOTSET)
+
+
+def _precision_plugin(config: TrainConfig) -> Precision:
+    precision = precision_of(config)
+    if precision == "float32":
+        return Precision()
+    if precision == "bfloat16":
+        return MixedPrecision("bf16-mixed", _device(config))
+    return MixedPrecision("16-mixed", _device(config), GradScaler(_device(config)))  # on the CPU, too
+
+
+def precision_of(config: TrainConfig) -> str:
     """What a config's precision comes to: ``auto`` is bfloat16 where the hardware multiplies it faster."""
     if config.precision != "auto":
-        return config.precision == "bfloat16"
+        return config.precision
     if _device(config) == "cuda":
-        return torch.cuda.is_bf16_supported()
-    instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in instructions)
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        instructions = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        faster = any(getattr(torch.cpu, name, bool)() for name in instructions)
+    return "bfloat16" if faster else "float32"
+
+
+def uses_bfloat16(config: TrainConfig) -> bool:
+    """Whether that is bfloat16."""
+    return precision_of(config) == "bfloat16"
+
+
+def scaler_of(fabric: Fabric) -> GradScaler | None:
+    """What scales losses before backward, in float16."""
+    return getattr(fabric.strategy.precision, "scaler", None)
+
+
+class LossScale(Hook):
+    """Remembers the scale of float16 losses; :func:`train` has this hook where there is one."""
+
+    def __init__(self, scaler: GradScaler) -> None:
+        self._scaler = scaler
+
+    def state_dict(self) -> Mapping[str, Any]:
+        held = self._scaler.state_dict()
+        return {"scale": held["scale"], "growth_tracker": held["_growth_tracker"]}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        scale, tracker = float(content["scale"]), int(content["growth_tracker"])
+        if not 0 < scale < math.inf or not 0 <= tracker < 2**31:
+            raise SuperWeightError(f"no scale of a loss: {scale} after {tracker} steps")
+        self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
 
 
 def faster_channels_last(device: torch.device, bfloat16: bool) -> bool:
-    """Whether convolutions are faster in the channels-last memory format: on the CPU, and in bfloat16."""
+    """Whether convolutions are faster in the channels-last memory format: on the CPU, and in 16 bits."""
     return device.type == "cpu" or bfloat16
 
 
@@ -107,14 +164,8 @@ def _device_here(config: TrainConfig) -> int | list[int]:
     return [torch.cuda.current_device()] if begun and _device(config) == "cuda" else 1
 
 
-def set_memory_format(
-    ensemble: SuperWeightEnsemble, data: object, config: TrainConfig, fabric: Fabric, members: Collection[str]
-) -> bool:
-    """Bring an ensemble into the memory format that a config asks for.
-
-    ``auto`` is channels-last where convolutions are faster so. A member that flattens
-    feature maps by ``view`` cannot read it; where the data tell the shape of images, each member is tried on two of
-    them, and all stay contiguous if one cannot.
+def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric: Fabric) -> bool:
+    """Bring an ensemble into the memory format that a config asks for; ``auto`` is where convolutions are faster so.
 
     Returns:
         Whether it is channels-last.
@@ -122,37 +173,33 @@ def set_memory_format(
     if isinstance(config.channels_last, bool):
         channels_last = config.channels_last
     else:
-        channels_last = faster_channels_last(fabric.device, uses_bfloat16(config))
+        channels_last = faster_channels_last(fabric.device, precision_of(config) != "float32")
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
-    if channels_last and config.channels_last == "auto" and isinstance(data, ImageData):
-        refusing = _refusing(ensemble, data.image_shape, fabric, members)
-        if refusing is not None:
-            _LOG.info("member %r cannot read channels-last images: all are trained contiguous", refusing)
-            ensemble.to(memory_format=torch.contiguous_format)
-            return False
     return channels_last
+
+
+def leaves_channels_last(state: TrainState, error: Exception) -> bool:
+    """Train contiguous from now on, where ``auto`` chose channels-last and a member that cannot read it has failed so.
+
+    Such a member views feature maps in a shape that their memory does not have.
+
+    Returns:
+        Whether it is so, and what has failed is to be tried again.
+    """
+    if not state.channels_last or state.config.channels_last != "auto" or not is_refusal(error):
+        return False
+    _LOG.info("all members are trained contiguous: %s", error)
+    state.channels_last = False
+    state.ensemble.to(memory_format=torch.contiguous_format)
+    for entries in state.optimizer.state.values():  # in the parameters' order of memory, as fused optimisers read them
+        entries.update({key: one.contiguous() for key, one in entries.items() if isinstance(one, Tensor)})
+    return True
 
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error says that a tensor's memory format cannot be viewed in the shape asked for."""
-    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
-
-
-def _refusing(
-    ensemble: SuperWeightEnsemble, image_shape: tuple[int, int, int], fabric: Fabric, members: Collection[str]
-) -> str | None:
-    """The first member that cannot run on channels-last images."""
-    images = torch.zeros(2, *image_shape, device=fabric.device).contiguous(memory_format=torch.channels_last)
-    with evaluating(ensemble), torch.no_grad(), fabric.autocast():
-        weights = ensemble.bank.generate(tuple(members))
-        for name in members:
-            try:
-                ensemble.run_member(name, images, weights[name])
-            except Exception as error:  # whatever else is wrong, training says so, in its own words
-                if is_refusal(error):
-                    return name
-    return None
+    return "view size is not compatible" in str(error)
 
 
 def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[[Tensor], Any]]:
@@ -180,9 +227,8 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
-            reason = next((line for line in map(str.strip, str(error).splitlines()) if line), type(error).__name__)
             raise SuperWeightError(
-                f"member {name!r} cannot be compiled here: {reason:.200}\n"
+                f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
                 "install a C++ compiler such as g++ if there is none, or train with compile: false"
             ) from error
 
@@ -191,13 +237,6 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
 
 class OutOfMemoryError(SuperWeightError):
     """A training step did not fit the memory; says the batch, the member, and what to lower."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that no memory was left, on CUDA or the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 @contextmanager
@@ -224,8 +263,7 @@ def explain_oom(
             raise
         running = otherwise if member is None else f"in member {member!r}"
         batch = f"a batch of {batch_size}" + (f" in {micro_batches} parts" if micro_batches > 1 else "")
-        reason = str(error).strip().splitlines()
         raise OutOfMemoryError(
             f"out of memory {running}, at {batch}: raise training.micro_batches (or 'auto'), set recompute, lower "
-            f"batch_size, or leave the largest member out ({reason[0] if reason else type(error).__name__:.160})"
+            f"batch_size, or leave the largest member out ({first_line(error):.160})"
         ) from error

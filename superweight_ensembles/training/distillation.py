@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import kept_modes
+from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes
+from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import is_out_of_memory, is_refusal
+from superweight_ensembles.training.device import is_refusal
 from superweight_ensembles.training.hooks import Hook, TrainState
 
 OWN_MEAN: Literal["ensemble"] = "ensemble"
@@ -80,16 +81,17 @@ class FixedTeacher:
 
     def _answer(self, network: nn.Module, images: Tensor) -> Tensor:
         try:
-            answer: Tensor = network(images.contiguous() if self._contiguous else images)
-        except RuntimeError as error:
+            answer: Tensor = network(in_memory_format(images, channels_last=False) if self._contiguous else images)
+        except Exception as error:  # a teacher is anyone's code
             if is_out_of_memory(error):
                 raise
             if is_refusal(error) and not self._contiguous:
                 self._contiguous = True  # it takes views that channels-last feature maps do not have
+                for one in self._networks:
+                    one.to(memory_format=torch.contiguous_format)
                 return self._answer(network, images)
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise SuperWeightError(
-                f"the teacher cannot run on images {tuple(images.shape)} of {images.dtype}: {reason:.200}"
+                f"the teacher cannot run on images {tuple(images.shape)} of {images.dtype}: {first_line(error)}"
             ) from error
         return answer
 

@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
-from superweight_ensembles.errors import names_options
+from superweight_ensembles.errors import SuperWeightError, names_options
+from superweight_ensembles.models import calling, first_line, is_out_of_memory
 from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.hooks import Penalty
@@ -68,7 +69,8 @@ class Execution:
         recomputed: Blocks that run again in backward, by member: :func:`recomputed_blocks`.
         compiled: What runs in the place of a member's call, by member: :func:`compiled_calls`.
         micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
-            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does.
+            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does, which no part
+            is too small for: fewer parts where one would have a single row.
     """
 
     backward: Callable[[Tensor], None] = torch.Tensor.backward
@@ -106,8 +108,9 @@ def joint_backward(
         look: Sees the gradients of the generated weights before the bank does.
 
     Raises:
-        SuperWeightError: A member that does not answer (B, K), or not the classes of the members before it; no memory
-            left (names the member and the batch).
+        SuperWeightError: A member that fails, that does not answer (B, K), or not the classes of the members before it,
+            or whose answer depends on nothing that is trained; a loss or an objective that fails; no memory left (names
+            the member and the batch).
 
     Returns:
         The detached loss of each member, times the weight.
@@ -125,12 +128,14 @@ def joint_backward(
     leaves, clusters = _leaves(ensemble.bank.generate(names))
     loss = loss if isinstance(loss, JointLoss) else JointLoss(loss_function=loss)
     task = _Task(ensemble, images, labels, loss, execution or Execution(), weight)
+    if not task.batch_size:
+        raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
     together = loss.ensemble_weight or loss.own_mean is not None
     losses = _together(task, names, leaves) if together else _one_by_one(task, names, leaves)
     leaves.clear()
     if look is not None:
         look({label: gradient for cluster in clusters for label, gradient in cluster.labelled()})
-    with explain_oom(None, task.batch_size, task.execution.micro_batches):
+    with explain_oom(None, task.batch_size, task.num_parts):
         _backward_through_bank(clusters)
     return losses
 
@@ -152,17 +157,20 @@ class _Task:
     def batch_size(self) -> int:
         return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
 
+    @property
+    def num_parts(self) -> int:
+        return min(self.execution.micro_batches, most_parts(self.batch_size))
+
     def parts(self) -> list[tuple[slice, float]]:
         """Rows of the batch, and the factor of their loss."""
-        size = self.batch_size
-        count = min(self.execution.micro_batches, size)
+        size, count = self.batch_size, self.num_parts
         bounds = [size * index // count for index in range(count + 1)]
         return [(slice(start, stop), self.weight * (stop - start) / size) for start, stop in pairwise(bounds)]
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
         with (
-            explain_oom(name, self.batch_size, self.execution.micro_batches),
+            explain_oom(name, self.batch_size, self.num_parts),
             self.ensemble.with_weights(name, weights) as member,
             recomputing(self.execution.recomputed.get(name, ())),
         ):
@@ -175,35 +183,59 @@ class _Task:
         same = isinstance(self.images, Tensor)
         if same and rows.start in self.targets:
             return self.targets[rows.start]
-        with explain_oom(None, self.batch_size, self.execution.micro_batches, otherwise="in the teacher"):
-            target = self.joint.distillation.taught(self._images_of(name)[rows])
+        with explain_oom(None, self.batch_size, self.num_parts, otherwise="in the teacher"):
+            target = self.joint.distillation.taught(self.images_of(name)[rows])
         if same:
             self.targets[rows.start] = target
         return target
 
-    def loss(self, name: str, member: nn.Module, rows: slice, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The loss of a member, its weights in place, on some rows of its batch, and its logits."""
-        images = self._images_of(name)[rows]
-        labels = (self.labels if isinstance(self.labels, Tensor) else self.labels[name])[rows]
-        if self.joint.objective is not None:
-            return self._with_penalty(self.joint.objective(member, images, labels), member), None
-        assert self.joint.loss_function is not None, "one of the two is given"
-        logits = self.execution.compiled.get(name, member)(images)
+    def loss(self, name: str, member: nn.Module, rows: slice, target: Tensor | None) -> Tensor:
+        """The loss of a member, its weights in place, on some rows of its batch."""
+        images = self.images_of(name)[rows]
+        if self.joint.objective is None:
+            with calling(name, images):
+                logits = self.execution.compiled.get(name, member)(images)
+            return self.loss_of(name, member, logits, rows, target)
+        with _failing(f"the objective fails for member {name!r}"):
+            loss = self.joint.objective(member, images, self._labels_of(name)[rows])
+        return self._with_penalty(name, loss, member)
+
+    def loss_of(self, name: str, member: nn.Module, logits: Tensor, rows: slice, target: Tensor | None) -> Tensor:
+        """The loss of a member, its weights in place, that has answered some rows of its batch."""
+        labels = self._labels_of(name)[rows]
         check_logits({name: logits})
+        if len(logits) != len(labels):
+            raise SuperWeightError(f"member {name!r} answers {len(logits)} rows for {len(labels)} images")
         if rows.start == 0:  # members are held against each other on the first part
             self.answers[name] = logits.detach()
             check_logits(self.answers)
-        loss = self.joint.loss_function(logits, labels)
+        assert self.joint.loss_function is not None, "there is no objective"
+        with _failing(f"the loss fails for member {name!r}"):
+            loss = self.joint.loss_function(logits, labels)
         if target is not None:
             assert self.joint.distillation is not None, "a target is a teacher's"
             loss = self.joint.distillation.loss(name, loss, logits, target)
-        return self._with_penalty(loss, member), logits
+        return self._with_penalty(name, loss, member)
 
-    def _with_penalty(self, loss: Tensor, member: nn.Module) -> Tensor:
-        return loss if self.joint.penalty is None else loss + self.joint.penalty(member)
+    def _with_penalty(self, name: str, loss: Tensor, member: nn.Module) -> Tensor:
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise SuperWeightError(f"the loss of member {name!r} must be a scalar tensor; got {given}")
+        if not loss.requires_grad:
+            raise SuperWeightError(
+                f"the loss of member {name!r} depends on nothing that is trained: let the member answer without "
+                "detach() or no_grad(), thaw some of it, or leave it out by members="
+            )
+        if self.joint.penalty is None:
+            return loss
+        with _failing(f"a hook's penalty fails for member {name!r}"):
+            return loss + self.joint.penalty(member)
 
-    def _images_of(self, name: str) -> Tensor:
+    def images_of(self, name: str) -> Tensor:
         return self.images if isinstance(self.images, Tensor) else self.images[name]
+
+    def _labels_of(self, name: str) -> Tensor:
+        return self.labels if isinstance(self.labels, Tensor) else self.labels[name]
 
 
 def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
@@ -214,8 +246,9 @@ def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[st
         for rows, share in task.parts():
             target = task.target(name, rows)
             with task.with_weights(name, weights) as member:
-                loss = _scaled(task.loss(name, member, rows, target)[0], share)
-                task.execution.backward(loss)
+                loss = _scaled(task.loss(name, member, rows, target), share)
+                with _failing(f"the backward pass of member {name!r} fails"):
+                    task.execution.backward(loss)
             losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
         weights = {}
     return losses
@@ -231,10 +264,10 @@ def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str,
         logits: dict[str, Tensor] = {}
         for name in names:
             target = task.target(name, rows)
+            images, call = task.images_of(name)[rows], task.execution.compiled.get(name)
             with task.with_weights(name, leaves[name]) as member:
-                found[name], own = task.loss(name, member, rows, target)
-            assert own is not None, "there is no objective"
-            logits[name] = own
+                logits[name] = task.ensemble.run_member(name, images, leaves[name], call)
+                found[name] = task.loss_of(name, member, logits[name], rows, target)
         every = torch.stack(list(logits.values()))
         if own_mean is not None:
             target = own_mean.target(every)
@@ -243,10 +276,33 @@ def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str,
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:
             total = total + ensemble_weight * _scaled(ensemble_nll(every, task.labels[rows]), share)
-        with explain_oom(None, task.batch_size, task.execution.micro_batches):
+        oom = explain_oom(None, task.batch_size, task.num_parts)
+        with oom, _failing("the backward pass of the members together fails"):
             task.execution.backward(total)
         losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
     return losses
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Say what has failed, where anything is raised inside but that no memory is left.
+
+    Raises:
+        SuperWeightError: In the place of any other exception.
+    """
+    try:
+        yield
+    except SuperWeightError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise SuperWeightError(f"{what}: {first_line(error)}") from error
+
+
+def most_parts(num_rows: int) -> int:
+    """Parts that a batch can be run in: no layer that looks at several rows gets one alone."""
+    return max(1, num_rows // 2)
 
 
 def _scaled(loss: Tensor, share: float) -> Tensor:

@@ -16,13 +16,20 @@ from typing import Any
 
 import torch
 from einops import reduce
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from superweight_ensembles.data import ImageData, ImageLoader, checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data import ImageData, ImageLoader
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
-from superweight_ensembles.training.batches import Batches, SizedBatches, training_batches
+from superweight_ensembles.models import kept_modes
+from superweight_ensembles.training.batches import (
+    Batches,
+    SizedBatches,
+    check_answers,
+    needs_checks,
+    prepared_batch,
+    training_batches,
+)
 from superweight_ensembles.training.checkpoint import (
     Records,
     best_epoch,
@@ -31,7 +38,15 @@ from superweight_ensembles.training.checkpoint import (
     set_random_states,
 )
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.device import build_fabric, compiled_calls, set_memory_format, uses_bfloat16
+from superweight_ensembles.training.device import (
+    LossScale,
+    build_fabric,
+    compiled_calls,
+    leaves_channels_last,
+    precision_of,
+    scaler_of,
+    set_memory_format,
+)
 from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.distributed import Processes, current_processes
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks
@@ -83,32 +98,81 @@ class StopRequests:
         self.signal = number
 
 
-@torch.inference_mode()
-def validate(ensemble: SuperWeightEnsemble, members: Sequence[str], batches: Batches, fabric: Fabric) -> dict[str, Any]:
-    """Accuracy and NLL of every member asked for and of their mean, in eval mode, over the images of all processes."""
+def validate(state: TrainState, batches: Batches, num_batches: int | None = None) -> dict[str, Any]:
+    """Accuracy and NLL of every trained member and of their mean, in eval mode, over the images of all processes.
+
+    Args:
+        state: Of the training.
+        batches: To validate on.
+        num_batches: Read so many; all where None.
+
+    Raises:
+        SuperWeightError: No batch, one that is none or of other classes or types than the members', a member that fails.
+    """
+    try:
+        return _validate(state, batches, num_batches)
+    except SuperWeightError as error:
+        raise SuperWeightError(f"validation: {error}") from error
+
+
+@torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
+def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> dict[str, Any]:
+    ensemble, members, device = state.ensemble, state.members, state.fabric.device
     ensemble.eval()
     weights = ensemble.bank.generate(members)
-    sums = torch.zeros(len(members) + 1, 2, dtype=torch.float64, device=fabric.device)
-    num_images = torch.zeros((), dtype=torch.float64, device=fabric.device)
-    for batch in batches:
-        images, labels = checked_batch(batch)
+    dtype, num_classes = first_parameter({"": ensemble}).dtype, None
+    sums = torch.zeros(len(members) + 1, 2, dtype=torch.float64, device=device)
+    num_images = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in islice(batches, num_batches):
+        expected = num_classes if needs_checks(batches) else None
+        images, labels = prepared_batch(batch, device, state.channels_last, num_classes=expected, dtype=dtype)
         if not len(labels):  # a process's part of a small last batch
             continue
-        images, labels = images.to(fabric.device), labels.to(fabric.device)
-        with fabric.autocast():
-            logits = [ensemble.run_member(name, images, weights[name]) for name in members]
-        every = torch.stack(logits).float().log_softmax(2)
+        with state.fabric.autocast():
+            logits = {name: ensemble.run_member(name, images, weights[name]) for name in members}
+        check_logits(logits)
+        every = torch.stack(list(logits.values())).float().log_softmax(2)
+        if num_classes is None:
+            num_classes = every.shape[2]
+            check_answers(num_classes, labels, [batches])
         mean = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
         sums += torch.stack([_sums(found, labels) for found in (*every, mean)])
         num_images += len(labels)
     current_processes().all_reduce_([sums, num_images])
     if not int(num_images):
-        raise SuperWeightError("validation yields no batch: give an iterable that can be read every epoch")
+        raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
     return {
         "members": {name: _quality(row) for name, row in zip(members, each)},
         "ensemble": _quality(ensemble_row),
     }
+
+
+def try_validation(state: TrainState) -> None:
+    """Validate on one batch before the first step, so that what is wrong with it costs no epoch; leaves no trace.
+
+    Raises:
+        SuperWeightError: A batch, or a member's answer to it, that :func:`validate` refuses.
+    """
+    if state.validation is None:
+        return
+    batches = state.validation
+    if isinstance(state.data, ImageData) and isinstance(batches, ImageLoader):
+        batches = state.data.loader("validation", 2, device=state.fabric.device)  # its other images are like these
+    generator = getattr(batches, "generator", None)  # a DataLoader's own, from which iterating draws
+    before = generator.get_state() if isinstance(generator, torch.Generator) else None
+    buffers = [(buffer, buffer.clone()) for buffer in state.ensemble.buffers()]
+    with kept_modes(state.ensemble):
+        try:
+            validate(state, batches, 1)
+        except SuperWeightError as error:
+            if not leaves_channels_last(state, error):
+                raise
+            validate(state, batches, 1)
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    if isinstance(generator, torch.Generator) and before is not None:
+        generator.set_state(before)
 
 
 def _sums(log_probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -157,6 +221,8 @@ class _Loop:
         if isinstance(state.config.micro_batches, int):
             state.progress.micro_batches = state.config.micro_batches
         if self.records is not None:
+            if state.epoch <= state.config.epochs:
+                self.records.try_saving()
             self.records.open_log()
         with self.requests:
             while state.epoch <= state.config.epochs:
@@ -232,7 +298,7 @@ class _Loop:
         due = epoch == config.epochs or epoch % config.validate_every == 0
         found = None
         if due and state.validation is not None:
-            found = validate(state.ensemble, state.members, state.validation, state.fabric)
+            found = validate(state, state.validation)
         record = {
             "epoch": epoch,
             "lr": progress.learning_rate,
@@ -377,13 +443,15 @@ def train(
     recomputed = recomputed_blocks(modules) if config.recompute else {}
     compiled = compiled_calls(modules) if config.compile else {}
     fabric = build_fabric(config)
+    if (scaler := scaler_of(fabric)) is not None:
+        hooks = (*hooks, LossScale(scaler))
     processes = current_processes()
     _check_job(processes, config)
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.on_rank_zero(lambda: (folder / "log.jsonl").exists()):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
-    channels_last = set_memory_format(ensemble, data, config, fabric, trained)
+    channels_last = set_memory_format(ensemble, config, fabric)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)
     optimizer = build_optimizer(ensemble, config)
     state = TrainState(
@@ -416,6 +484,7 @@ def train(
         for hook in hooks:
             ending.callback(hook.end, state)
             hook.start(state)
+        try_validation(state)
         records = None
         if folder is not None:
             records = Records(folder, state)
@@ -427,8 +496,8 @@ def train(
     return TrainResult(
         history=history,
         seconds=sum(record["seconds"] for record in history),
-        precision="bfloat16" if uses_bfloat16(config) else "float32",
-        channels_last=channels_last,
+        precision=precision_of(config),
+        channels_last=state.channels_last,
         device=str(fabric.device),
         best_epoch=best_epoch(history),
         micro_batches=state.progress.micro_batches,

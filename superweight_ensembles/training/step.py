@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,14 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.training.batches import by_member, prepared_batch
+from superweight_ensembles.training.batches import (
+    by_member,
+    check_answers,
+    in_memory_format,
+    leaves_one_row,
+    needs_checks,
+    prepared_batch,
+)
 from superweight_ensembles.training.checkpoint import random_states, set_random_states
-from superweight_ensembles.training.device import OutOfMemoryError, is_refusal
+from superweight_ensembles.training.device import OutOfMemoryError, leaves_channels_last, scaler_of
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import TrainState
-from superweight_ensembles.training.joint import Execution, JointLoss, TargetGradients, joint_backward
+from superweight_ensembles.training.joint import (
+    Execution,
+    JointLoss,
+    LossFunction,
+    TargetGradients,
+    joint_backward,
+    most_parts,
+)
 
 _SHOWN = 3
 _LOG = logging.getLogger(__name__)
@@ -118,7 +133,10 @@ class TrainStep:
         self._state = state
         self._loss = loss
         self._execution = execution
-        self._agreed = False
+        self._scaler = scaler_of(state.fabric)
+        self._dtype = first_parameter({"": state.ensemble}).dtype
+        self._begun = False
+        self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
         """Take a step on one batch for all members, or on one for each, and note it in the progress.
@@ -131,37 +149,64 @@ class TrainStep:
             The highest such number over all processes.
 
         Raises:
-            SuperWeightError: A batch that is none; a loss or a gradient that is not finite, more often than the config
-                skips (names members and targets); no memory left; a member that cannot read channels-last images.
+            SuperWeightError: A batch that is none, or of other classes or types than the members'; a member that fails;
+                a loss or a gradient that is not finite, more often than the config skips (names members and targets);
+                no memory left.
         """
         state, progress = self._state, self._state.progress
-        ready = [prepared_batch(batch, state.fabric.device, state.channels_last) for batch in batches]
+        ready = [self._prepared(batch) for batch in batches]
         images, labels = ready[0] if len(ready) == 1 else by_member(state.members, ready)
-        returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto"
-        buffers = [(buffer, buffer.clone()) for buffer in state.ensemble.buffers()] if returns else []
+        returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
+        buffers = _copies(state.ensemble) if returns else []
         weight, signal = self._share(len(ready[0][1]), signal)
         state.num_rows = len(ready[0][1]) * state.processes.size
         losses = torch.stack(list(self._gradients(images, labels, weight, buffers).values())).double()
+        if not self._begun:
+            self._check_one_row(ready[0][0][:1])
+            self._agree_on_gradients()
+            self._begun = True
         self._add_up(losses)
+        if self._scaler is not None:
+            self._scaler.unscale_(state.optimizer)
         sign = gradient_sign(state.ensemble.parameters())
         wanted = [hook.scalars(state) for hook in state.hooks]
         read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
         numbers = iter(torch.cat(read).tolist())  # the one read of a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
         finite = math.isfinite(gradients) or are_finite(state.ensemble.parameters())
-        if finite and all(map(math.isfinite, found)):
-            state.optimizer.step()
-            for hook, scalars in zip(state.hooks, wanted):
-                hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
+        counts = all(map(math.isfinite, found)) and (finite or self._overflows())
+        if counts:
             for name, loss in zip(state.members, found):
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
             progress.num_summed += 1
         else:
             self._skip_step(images, labels, dict(zip(state.members, found)))
             _put_back(buffers)
-        state.schedule.step()
+        if counts and finite:
+            state.optimizer.step()
+            for hook, scalars in zip(state.hooks, wanted):
+                hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
+        if self._scaler is not None:
+            self._scaler.update()
+        with warnings.catch_warnings():
+            if not finite:  # torch takes a schedule that goes on without the optimiser for a mistake
+                warnings.simplefilter("ignore", UserWarning)
+            state.schedule.step()
         progress.step += 1
         return signal
+
+    def _prepared(self, batch: Any) -> tuple[Tensor, Tensor]:
+        num_classes = self._num_classes if all(map(needs_checks, self._state.loaders)) else None
+        return prepared_batch(
+            batch, self._state.fabric.device, self._state.channels_last, num_classes=num_classes, dtype=self._dtype
+        )
+
+    def _overflows(self) -> bool:
+        """Whether gradients that are not finite come of the scale, which falls then."""
+        overflows = self._scaler is not None and self._scaler.get_scale() > 1
+        if overflows:
+            _LOG.info("step %d: gradients overflow, left out at a lower scale", self._state.progress.step + 1)
+        return overflows
 
     def _share(self, num_rows: int, signal: int) -> tuple[float, int]:
         """The share of this process in the rows of the batch, and the signal that has come to any.
@@ -171,39 +216,74 @@ class TrainStep:
         if self._state.processes.size == 1:
             return 1.0, signal
         told = torch.tensor(
-            [num_rows, signal == SIGINT, signal == SIGTERM], dtype=torch.float64, device=self._state.fabric.device
+            [num_rows, signal == SIGINT, signal == SIGTERM, num_rows == 0],
+            dtype=torch.float64,
+            device=self._state.fabric.device,
         )
         self._state.processes.all_reduce_([told])
-        every_row, interrupted, terminated = told.tolist()
+        every_row, interrupted, terminated, empty = told.tolist()
+        if empty:  # all processes hear of it, and none waits for another
+            raise SuperWeightError(
+                f"{empty:.0f} of {self._state.processes.size} processes have a batch without rows: give each a row"
+            )
         return num_rows / every_row, SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _add_up(self, losses: Tensor) -> None:
         """Sum losses (M,) and gradients over the processes."""
-        if self._state.processes.size == 1:
+        if self._state.processes.size > 1:
+            self._state.processes.all_reduce_([losses, *self._held().values()])
+
+    def _agree_on_gradients(self) -> None:
+        self._state.processes.assert_equal_across_ranks(list(self._held()), "the parameters that have gradients")
+
+    def _held(self) -> dict[str, Tensor]:
+        return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
+
+    @torch.no_grad()
+    def _check_one_row(self, image: Tensor) -> None:
+        """Refuse, before any step, members that would fail on the last batch of the epoch.
+
+        Batch norm over several processes has rows of others, too.
+        """
+        state = self._state
+        if not any(map(leaves_one_row, state.loaders)) or (state.processes.size > 1 and state.config.sync_batch_norm):
             return
-        held = {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
-        if not self._agreed:
-            self._state.processes.assert_equal_across_ranks(list(held), "the parameters that have gradients")
-            self._agreed = True
-        self._state.processes.all_reduce_([losses, *held.values()])
+        before, buffers = random_states(state.fabric.device), _copies(state.ensemble)
+        weights = state.ensemble.bank.generate(state.members)
+        with state.fabric.autocast():
+            for name in state.members:
+                try:
+                    state.ensemble.run_member(name, image, weights[name])
+                except SuperWeightError as error:
+                    raise SuperWeightError(f"the last batch of each epoch has one row: {error}") from error
+        _put_back(buffers)
+        set_random_states(before, state.fabric.device)
 
     def _gradients(
         self, images: Images, labels: Images, weight: float, buffers: list[tuple[Tensor, Tensor]]
     ) -> dict[str, Tensor]:
-        """Fill ``.grad``; where memory runs out and the config says ``auto``, in more parts."""
+        """Fill ``.grad``; what the config leaves open (``auto``) gives way to memory and to what members take."""
         progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
-        states = random_states(self._state.fabric.device) if doubles else None
+        states = random_states(self._state.fabric.device) if doubles or not self._begun else None
         while True:
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
                 return self._forward_and_backward(images, labels, weight)
             except OutOfMemoryError:
                 size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
-                if not doubles or progress.micro_batches >= size:
+                if not doubles or progress.micro_batches >= most_parts(size):
                     raise
+                short = True
+            except SuperWeightError as error:
+                if self._begun or not leaves_channels_last(self._state, error):
+                    raise
+                short = False
             # outside of the handler, whose error holds on to the tensors of the attempt
-            progress.micro_batches = min(2 * progress.micro_batches, size)
-            _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
+            if short:
+                progress.micro_batches = min(2 * progress.micro_batches, most_parts(size))
+                _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
+            else:
+                images = _contiguous(images)
             _put_back(buffers)
             assert states is not None
             set_random_states(states, self._state.fabric.device)
@@ -221,20 +301,22 @@ class TrainStep:
         # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
         together = state.config.sync_batch_norm and look is None
         loss = replace(self._loss, penalty=state.penalty())
+        if loss.loss_function is not None and self._num_classes is None:
+            loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, labels))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
-        try:
-            with synchronised(state.processes) if together else nullcontext(), state.fabric.autocast():
-                return joint_backward(
-                    state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
-                    look=look,
-                )  # fmt: skip
-        except RuntimeError as error:
-            if self._state.channels_last and is_refusal(error):
-                raise SuperWeightError(
-                    "a member takes a view of feature maps that channels-last ones do not have: set channels_last to "
-                    "false, or let the member flatten by torch.flatten"
-                ) from error
-            raise
+        with synchronised(state.processes) if together else nullcontext(), state.fabric.autocast():
+            return joint_backward(
+                state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
+                look=look,
+            )  # fmt: skip
+
+    def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
+        """As the loss function, once it is known what classes members answer, and that the labels are such."""
+        if self._num_classes is None:
+            for one in [every] if isinstance(every, Tensor) else every.values():
+                check_answers(logits.shape[1], one, self._state.loaders)
+            self._num_classes = logits.shape[1]
+        return loss_function(logits, labels)
 
     def _skip_step(self, images: Images, labels: Images, losses: Mapping[str, float]) -> None:
         """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
@@ -262,7 +344,17 @@ class TrainStep:
         if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
         with self._state.fabric.autocast():
-            yield from map(self._loss.distillation.taught, images.tensor_split(min(parts, len(images))))
+            yield from map(self._loss.distillation.taught, images.tensor_split(min(parts, most_parts(len(images)))))
+
+
+def _contiguous(images: Images) -> Images:
+    if isinstance(images, Tensor):
+        return in_memory_format(images, channels_last=False)
+    return {name: in_memory_format(batch, channels_last=False) for name, batch in images.items()}
+
+
+def _copies(ensemble: SuperWeightEnsemble) -> list[tuple[Tensor, Tensor]]:
+    return [(buffer, buffer.clone()) for buffer in ensemble.buffers()]
 
 
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:

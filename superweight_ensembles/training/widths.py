@@ -151,6 +151,4 @@ def _learned(ensemble: SuperWeightEnsemble, member: str) -> dict[str, tuple[Plac
 
 
 def _adopt_sizes(ensemble: SuperWeightEnsemble) -> None:
-    plan = independent_plan(dict(ensemble.members.items()))
-    ensemble.plan = plan
-    ensemble.bank.set_plan(plan)
+    ensemble.set_plan(independent_plan(dict(ensemble.members.items())))

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import JointLoss, build_optimizer, build_schedule, joint_backward, parameter_groups
+from superweight_ensembles.training import (
+    JointLoss,
+    TrainProgress,
+    build_optimizer,
+    build_schedule,
+    joint_backward,
+    parameter_groups,
+)
 
 FAST = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 
@@ -153,9 +160,38 @@ def test_channels_last_that_a_member_cannot_read_is_an_error_with_the_remedy() -
         swe.train(
             viewing_ensemble(), swe.load_data("digits"), swe.TrainConfig(epochs=1, batch_size=400, channels_last=True)
         )
-    batches = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
-    with pytest.raises(swe.SuperWeightError, match="set channels_last to false"):
-        swe.train(viewing_ensemble(), batches, swe.TrainConfig(epochs=1, batch_size=4, device="cpu"))
+
+
+@pytest.mark.parametrize("validated", [False, True])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_batches_of_ones_own_are_read_contiguous_where_a_member_needs_it(tmp_path, validated, optimizer) -> None:
+    """As told, and where the choice is ``auto``: bit by bit, and after a stop."""
+    images = torch.randn(12, 8, 8, 1).permute(0, 3, 1, 2)  # channels-last, as pictures often come
+    batches = [(images[rows], torch.arange(4)) for rows in torch.arange(12).split(4)]
+    told, found, resumed = (viewing_ensemble_of_seed_3() for _ in range(3))
+    validation = batches[:1] if validated else None
+    config = dataclasses.replace(FAST, optimizer=optimizer, channels_last=False)
+    swe.train(told, batches, config, validation=validation)
+    config = dataclasses.replace(config, channels_last="auto")
+    assert swe.train(found, batches, config, validation=validation).channels_last is False
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop, match=r"^$"):
+        swe.train(viewing_ensemble_of_seed_3(), batches, config, validation=validation, out=tmp_path, callback=stop)
+    swe.train(resumed, batches, config, validation=validation, out=tmp_path, resume=True)
+    for name, value in told.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value) and torch.equal(resumed.state_dict()[name], value)
+
+
+def viewing_ensemble_of_seed_3() -> swe.SuperWeightEnsemble:
+    torch.manual_seed(3)
+    return viewing_ensemble()
 
 
 def test_bfloat16_channels_last_trains() -> None:
@@ -238,7 +274,7 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls() -> None:
         ({"learning_rate": math.nan}, "learning_rate must be positive"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg': did you mean 'sgd'"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
-        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"precision": "float8"}, "unknown precision 'float8': did you mean 'float32'"),
         ({"device": "cdua"}, "unknown device 'cdua': did you mean 'cuda'"),
         ({"schedule": "step"}, "schedule 'step' needs milestones"),
         ({"weight_decay": -1.0}, "weight_decay must be finite and not negative"),
@@ -324,8 +360,10 @@ def test_what_cannot_be_trained_is_refused() -> None:
         swe.train(small_ensemble(), batches, dataclasses.replace(FAST, flip=True))
     with pytest.raises(swe.SuperWeightError, match="every parameter is frozen"):
         swe.train(small_ensemble().requires_grad_(False), batches, FAST)
-    with pytest.raises(swe.SuperWeightError, match="validation yields no batch"):
-        swe.train(small_ensemble(), batches, FAST, validation=iter([]))
+    with pytest.raises(swe.SuperWeightError, match="validation: no batch with rows was read"):
+        swe.train(small_ensemble(), batches, FAST, validation=[])
+    with pytest.raises(swe.SuperWeightError, match="validation is read every epoch, and a list_iterator can be read"):
+        swe.train(small_ensemble(), batches, FAST, validation=iter(batches))
     wider = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 9), torch.nn.Linear(9, 7), torch.nn.Identity())
     mixed = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 4), "b": wider}, budget=1.2)
     with pytest.raises(swe.SuperWeightError, match=r"same batch and classes; got a: \(4, 4\), b: \(4, 7\)"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from superweight_ensembles.models.adaptive.resizing import (
 from superweight_ensembles.models.adaptive.tracing import example_of, neuron_axis, trace_width
 from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE, RATE, AdaptiveWidth
 from superweight_ensembles.models.architecture import Architecture, HiddenLayer, Module, remember_architecture
+from superweight_ensembles.models.surgery import copied
 
 
 @names_options
@@ -93,7 +93,7 @@ def make_adaptive(
             learned = AdaptiveWidth(rate=rate, width=start, axis=axis, **options)
             _attach(to, hidden, learned)
 
-    attach(trial := copy.deepcopy(module))
+    attach(trial := copied(module))
     _check_free(trial, [hidden.producer for hidden in traced], example)
     attach(module)
     return module

@@ -5,7 +5,6 @@ Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from superweight_ensembles.models.adaptive.resizing import (
 )
 from superweight_ensembles.models.adaptive.width import AdaptiveWidth
 from superweight_ensembles.models.architecture import VERSION_OF, Module, is_positive
-from superweight_ensembles.models.surgery import kept_modes
+from superweight_ensembles.models.surgery import copied, kept_modes
 
 FRACTIONS = (0.25, 0.5, 0.75)
 
@@ -61,7 +60,7 @@ def truncate(
         >>> small.hidden0, small.head
         (Linear(in_features=2, out_features=13, bias=True), Linear(in_features=13, out_features=3, bias=True))
     """
-    plain = copy.deepcopy(module)
+    plain = copied(module)
     places = learned_places(plain)
     if not places:
         raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")

@@ -1,0 +1,181 @@
+"""Generated weights in their places in a member: while it is called, and again while backward goes through the call.
+
+A member that checkpoints activations calls its layers a second time in backward, when the first call's weights are away
+again. An edge at the end of each call therefore puts that call's weights back when backward gets there; the end of the
+backward pass, whether it succeeds or fails, takes them away. Checkpoints of torch's older kind (``use_reentrant=True``)
+run a backward pass of their own and would go through the bank once a checkpoint: the weights put back are leaves, and
+what gradient comes to them is added at the edge where the call's weights enter, which backward reaches last.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map_only
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models import set_parameter
+
+_REPLAYS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Replay]] = weakref.WeakKeyDictionary()
+
+
+class Placement:
+    """Tensors in the places of a member's parameters; what stood there comes back when they are taken away.
+
+    Raises:
+        SuperWeightError: The member has no parameter of a name, or one of its own there.
+    """
+
+    def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        modules = dict(member.named_modules(remove_duplicate=False))
+        self._places: list[tuple[nn.Module, str]] = []
+        for key in weights:
+            path, _, local = key.rpartition(".")
+            if path not in modules or local not in modules[path]._parameters:
+                raise SuperWeightError(
+                    f"member {name!r} has no {key}, which the bank generates: its layers are those that it had when "
+                    "the ensemble was made; for others, build a new SuperWeightEnsemble"
+                )
+            self._places.append((modules[path], local))
+        self._before = [owner._parameters[local] for owner, local in self._places]
+        for key, before in zip(weights, self._before):
+            if isinstance(before, nn.Parameter):
+                raise SuperWeightError(
+                    f"member {name!r} has changed since the ensemble was made: {key}, which the bank generates, is a "
+                    "parameter again; build a new SuperWeightEnsemble of the members as they are to be"
+                )
+        for (owner, local), weight in zip(self._places, weights.values()):
+            set_parameter(owner, local, weight)
+
+    def remove(self) -> None:
+        """Put back what stood there before."""
+        for (owner, local), before in zip(self._places, self._before):
+            set_parameter(owner, local, before)
+
+
+class Call:
+    """One call of a member, through which a backward pass may go at any time.
+
+    Attributes:
+        weights: What the call is to read in the place of the weights given.
+    """
+
+    def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+        self._entered = torch.is_grad_enabled() and bool(weights) and not _is_traced()
+        if self._entered:
+            distinct = {id(weight): weight for weight in weights.values()}
+            place = {key: index for index, key in enumerate(distinct)}
+            self._record = _Record(name, member, {key: place[id(weight)] for key, weight in weights.items()})
+            entered = _Enter.apply(self._record, *distinct.values())
+            self.weights = {key: entered[index] for key, index in self._record.index.items()}
+            self._distinct = entered
+
+    def left(self, answer: Any) -> Any:
+        """The answer, from where backward finds the call's weights in place."""
+        if not self._entered:
+            return answer
+        return tree_map_only(Tensor, self._leave, answer)
+
+    def _leave(self, tensor: Tensor) -> Tensor:
+        left: Tensor = _Leave.apply(self._record, tensor, *self._distinct) if tensor.requires_grad else tensor
+        return left
+
+
+class _Record:
+    """What backward knows of a call: no tensor of it, but for gradients that did not come by its graph."""
+
+    def __init__(self, name: str, member: nn.Module, index: Mapping[str, int]) -> None:
+        self.name, self.member, self.index = name, member, index
+        self.gradients: dict[int, Tensor] = {}
+
+    def replay(self, weights: tuple[Tensor, ...]) -> None:
+        """Put the weights in place until the end of the backward pass that runs."""
+        running = _REPLAYS.get(self.member, lambda: None)()
+        if running is not None and running.record is self:  # there by another tensor of the same answer
+            return
+        if running is not None:
+            running.end()
+        self.gradients.clear()
+        leaves = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
+        for index, leaf in enumerate(leaves):
+            if leaf.requires_grad:
+                leaf.register_post_accumulate_grad_hook(partial(_collect, self.gradients, index))
+        replay = _Replay(self, Placement(self.name, self.member, {key: leaves[at] for key, at in self.index.items()}))
+        _REPLAYS[self.member] = weakref.ref(replay)
+        torch.autograd.Variable._execution_engine.queue_callback(replay.end)
+
+
+class _Replay:
+    """Weights in place for a backward pass; they go with its end, or with this object where the pass failed."""
+
+    def __init__(self, record: _Record, placement: Placement) -> None:
+        self.record = record
+        self._placement: Placement | None = placement
+
+    def end(self) -> None:
+        if self._placement is not None:
+            self._placement.remove()
+            self._placement = None
+            _REPLAYS.pop(self.record.member, None)
+
+    __del__ = end
+
+
+class _Enter(torch.autograd.Function):
+    """Weights as they are; in backward their gradients, with those that came by checkpoints' own backward passes."""
+
+    @staticmethod
+    def forward(ctx: Any, record: _Record, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.record = record
+        ctx.set_materialize_grads(False)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        apart = ctx.record.gradients
+        found = [
+            apart.get(index) if gradient is None else gradient + apart[index] if index in apart else gradient
+            for index, gradient in enumerate(gradients)
+        ]
+        apart.clear()
+        return None, *found
+
+
+class _Leave(torch.autograd.Function):
+    """An answer as it is, a copy; in backward, first of all, the weights of the call are put back in their places."""
+
+    @staticmethod
+    def forward(ctx: Any, record: _Record, answer: Tensor, *weights: Tensor) -> Tensor:
+        ctx.record = record
+        ctx.save_for_backward(*weights)  # let go when backward has been here, unless it is to come again
+        return answer.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights = ctx.saved_tensors
+        ctx.record.replay(weights)
+        return None, gradient, *(None for _ in weights)
+
+
+def _collect(gradients: dict[int, Tensor], index: int, leaf: Tensor) -> None:
+    """Take the gradient off a leaf, and add it to what came before."""
+    new, leaf.grad = leaf.grad, None
+    assert new is not None, "it has just been accumulated"
+    gradients[index] = gradients[index] + new if index in gradients else new
+
+
+def _is_traced() -> bool:
+    """Whether something else than autograd records the call, and would record these edges, too."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
