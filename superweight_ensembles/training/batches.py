@@ -97,18 +97,23 @@ def training_loader(
     return data.loader(
         "train",
         config.batch_size,
-        augmentation=Augmentation(
-            flip=config.flip,
-            crop_padding=config.crop_padding,
-            cutout=config.cutout,
-            random_resized_crop=config.random_resized_crop,
-        ),
+        augmentation=augmentation_of(config),
         shuffle=True,
         drop_last=True,
         seed=config.seed,
         device=device,
         num_workers=config.num_workers,
         shard=shard,
+    )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """What a config does to training images."""
+    return Augmentation(
+        flip=config.flip,
+        crop_padding=config.crop_padding,
+        cutout=config.cutout,
+        random_resized_crop=config.random_resized_crop,
     )
 
 
