@@ -70,6 +70,7 @@ from superweight_ensembles.export import FORMATS, checked_shape, export_cascade,
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.storage import (
     LOCK_FILE,
+    accessing,
     as_content,
     check_no_links,
     clear_drafts,
@@ -182,7 +183,7 @@ def train_run(
             searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
             if processes.is_first and begun and not reached:
-                shutil.rmtree(folder)  # there is nothing that could be gone on from
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing that could be gone on from
             raise
 
 
@@ -352,8 +353,9 @@ def read_run(folder: Path) -> Recipe:
     Raises:
         SuperWeightError: No run folder.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+    with accessing(folder, "read"):
+        if not (folder / "recipe.yaml").is_file():
+            raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
     check_no_links(folder)
     return load_recipe(folder / "recipe.yaml")
 
