@@ -338,6 +338,10 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
     try:
         app(arguments, obj=baselines)
     except (SuperWeightError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            from superweight_ensembles.storage import PathError
+
+            error = PathError(None, "read or written", error)
         who = f"process {_RANK}: " if _RANK else ""
         _say(f"error: {who}{error}", _ERRORS, style="red")
         sys.exit(2)

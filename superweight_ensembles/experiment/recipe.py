@@ -41,6 +41,7 @@ from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_shari
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
     UNKNOWN_KEY,
+    PathError,
     Problem,
     check_plain,
     first_problem,
@@ -362,10 +363,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_path(path)
     try:
         content = read_yaml(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise no_recipe(path) from None
-    except OSError as error:
-        raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
+    except PathError as error:
+        if isinstance(error.cause, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            raise no_recipe(path) from None
+        raise
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
     keys = [override.partition("=")[0] for override in overrides]

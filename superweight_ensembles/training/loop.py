@@ -33,6 +33,7 @@ from superweight_ensembles.training.batches import (
 from superweight_ensembles.training.checkpoint import (
     Records,
     best_epoch,
+    holds_run,
     own_randomness,
     seed_all,
     set_random_states,
@@ -449,7 +450,7 @@ def train(
     processes = current_processes()
     _check_job(processes, config)
     folder = None if out is None else Path(out)
-    if folder is not None and not resume and processes.on_rank_zero(lambda: (folder / "log.jsonl").exists()):
+    if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, config, fabric)
