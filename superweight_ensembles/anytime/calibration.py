@@ -20,6 +20,7 @@ import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor
 
+from superweight_ensembles.anytime.evaluation import check_table
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, running_means
 from superweight_ensembles.errors import SuperWeightError
 
@@ -47,7 +48,7 @@ class CascadeResult:
 
     def mean_cost(self, costs: Sequence[float]) -> float:
         """Mean over the samples of what the members that they ran cost."""
-        return float(torch.tensor(costs, dtype=torch.float64).cumsum(0)[self.exits].mean())
+        return float(torch.tensor(costs, dtype=torch.float64, device=self.exits.device).cumsum(0)[self.exits].mean())
 
     def accuracy(self, labels: Tensor) -> float:
         return _accuracy(self.predictions, labels)
@@ -68,7 +69,9 @@ def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
 def _apply_thresholds(predictions: Tensor, confidence: Tensor, thresholds: Sequence[float]) -> CascadeResult:
     """Where each sample leaves, of its predictions (M, N, K) and confidences (M, N) at every exit."""
     limits = torch.tensor([*thresholds, -math.inf], dtype=confidence.dtype, device=confidence.device)
-    exits = (confidence >= limits[:, None]).to(torch.uint8).argmax(0)
+    leaves = confidence >= limits[:, None]
+    leaves[-1] = True  # also where the confidence is no number, which is above no threshold
+    exits = leaves.to(torch.uint8).argmax(0)
     rows = torch.arange(len(exits), device=exits.device)
     return CascadeResult(exits=exits, predictions=predictions[exits, rows], confidence=confidence[exits, rows])
 
@@ -95,8 +98,13 @@ def order_greedily(
             a cheaper one has no place after it. None where each is its own.
 
     Returns:
-        Names; the first is the one with most accuracy above chance a FLOP.
+        Names; the first is the one with most accuracy above chance a FLOP. Of equal ones the one that comes first in
+        ``names``.
+
+    Raises:
+        SuperWeightError: A table whose shapes do not fit, or with NaN.
     """
+    check_table(names, probabilities, labels)
     network = {name: (version_of or {}).get(name, name) for name in names}
     left = {name: probabilities[index] for index, name in enumerate(names)}
     nothing = probabilities.new_zeros(probabilities.shape[1:])
@@ -147,11 +155,9 @@ def fit_policy(
 
     Raises:
         SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
-            predictions do not reach; members that answer NaN.
+            predictions do not reach; a table whose shapes do not fit, or with NaN.
     """
-    if not bool(probabilities.isfinite().all()):
-        broken = [name for name, own in zip(order, probabilities) if not bool(own.isfinite().all())]
-        raise SuperWeightError(f"members {', '.join(broken)} answer NaN on held-out samples: check images and training")
+    check_table(order, probabilities, labels)
     means = running_means(probabilities, replaces)
     never_exit = ExitPolicy(
         order=order, confidence=confidence, monotone=monotone, replaces=replaces,
@@ -217,7 +223,7 @@ def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, 
             thresholds.append(float(values[leaving - 1].double() + values[leaving].double()) / 2)
         else:
             thresholds.append(math.inf)
-        left &= sure < thresholds[-1]
+        left &= ~(sure >= thresholds[-1])
     return tuple(thresholds)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.anytime.costs import LatencyTable, now
+from superweight_ensembles.anytime.costs import LatencyTable, answer_of, now
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +20,11 @@ class AnytimeAnswer:
     """The answer to a batch.
 
     Attributes:
-        probabilities: (B, K), the mean softmax of the members that each sample ran.
-        members_used: How many that were (B,).
-        confidence: How sure each answer is (B,), by the policy's measure; margin at temperature 1 without one.
+        probabilities: (B, K), the mean softmax of the members that each sample ran; NaN, which is warned of, where a
+            member answered NaN.
+        members_used: How many that were (B,). A sample with NaN never leaves early.
+        confidence: How sure each answer is (B,), by the policy's measure; margin at temperature 1 without one; 0 where
+            the answer is NaN.
         flops: What was computed for each sample (B,).
         skipped: Members that the deadline left no time for.
         latency_ms: From the call to the answer.
@@ -38,18 +43,18 @@ StoppingRule = Callable[[int, Tensor], Tensor | None]
 
 
 def stop_when_sure(policy: ExitPolicy) -> StoppingRule:
-    """Samples go on whose confidence is below the exit's threshold."""
-    return lambda index, confidence: confidence < policy.thresholds[index]
+    """Samples go on whose confidence does not reach the exit's threshold, and so do those with NaN."""
+    return lambda index, confidence: ~(confidence >= policy.thresholds[index])
 
 
 def stop_at_counts(counts: Sequence[int]) -> StoppingRule:
-    """As many samples go on as run the next member by ``counts``, an entry a member: the least sure ones."""
+    """As many samples go on as run the next member by ``counts``, an entry a member: the least sure ones, NaN first."""
 
     def rule(index: int, confidence: Tensor) -> Tensor | None:
         if counts[index + 1] == len(confidence):
             return None
         goes_on = torch.zeros(len(confidence), dtype=torch.bool, device=confidence.device)
-        goes_on[confidence.argsort()[: counts[index + 1]]] = True
+        goes_on[confidence.nan_to_num(nan=-1.0).argsort()[: counts[index + 1]]] = True
         return goes_on
 
     return rule
@@ -77,7 +82,14 @@ class Deadline:
         return 1e3 * (spent + self.latencies.percentile_95(member, batch_size, self.slowdown)) > self.milliseconds
 
 
-@torch.inference_mode()
+def warn_of_nan(broken: Tensor) -> None:
+    """One warning where answers (B,) are no numbers."""
+    count = int(broken.sum())
+    if count:
+        _LOG.warning("%d of %d answers are NaN: the images or the members' weights are not finite", count, len(broken))
+
+
+@torch.no_grad()
 def run_cascade(
     modules: Mapping[str, nn.Module],
     flops: Mapping[str, int],
@@ -105,7 +117,7 @@ def run_cascade(
     skipped: tuple[str, ...] = ()
     for index, name in enumerate(names):
         entered = now(images) if deadline is not None else 0.0
-        running.add(modules[name](images).float().softmax(1))
+        running.add(answer_of(name, modules[name], images).float().softmax(1))
         prediction, confidence = running.at_exit(policy)
         if deadline is not None:
             deadline.observe(name, len(images), now(images) - entered)
@@ -125,10 +137,11 @@ def run_cascade(
             running.keep(inside)
     place, *columns = map(torch.cat, zip(*exits))
     probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
+    warn_of_nan(confidence.isnan())
     return AnytimeAnswer(
         probabilities=probabilities,
         members_used=used,
-        confidence=confidence,
+        confidence=confidence.nan_to_num_(nan=0.0),
         flops=torch.tensor([*flops.values()], device=images.device).cumsum(0)[used - 1],
         skipped=skipped,
         latency_ms=1e3 * (now(images) - began),

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
+import threading
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import unfused_recurrence
+from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.models import calling, first_line, is_out_of_memory, unfused_recurrence
 from superweight_ensembles.plan import count_parameters
 
+# Counting changes settings of the process, and a time is right where nothing else is measured.
+MEASURING = threading.RLock()
+
+_LOG = logging.getLogger(__name__)
 _TIMED_SECONDS = 0.02
 _ROUNDS = 5
 _RECENT_CALLS = 64
+_SLOW_OPERATORS = ("_fft", "_sparse", "_linalg", "linalg", "_cdist", "mkldnn")  # of torch's own; no formula counts them
+_Shape = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +70,19 @@ def member_costs(
         dtype: Type of the images; that of the parameters where None.
 
     Raises:
-        SuperWeightError: ``batch_size`` or ``rounds`` below one.
+        SuperWeightError: ``batch_size`` or ``rounds`` below one; a member that cannot take the images.
     """
-    if batch_size < 1 or rounds < 1:
-        raise SuperWeightError(f"batch_size and rounds must be at least 1; got {batch_size} and {rounds}")
+    check_count("batch_size", batch_size)
+    check_count("rounds", rounds)
     like = next(ensemble.parameters())
-    images = torch.zeros(batch_size, *input_shape, device=like.device, dtype=dtype or like.dtype)
+    images = torch.zeros(batch_size, *checked_shape(input_shape), device=like.device, dtype=dtype or like.dtype)
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     seconds: dict[str, list[float]] = {name: [] for name in modules}
-    with torch.inference_mode():
-        flops = {name: count_flops(module, images[:1]) for name, module in modules.items()}
+    with MEASURING, torch.no_grad():
+        flops = flops_of_members(modules, images[:1])
         for _ in range(rounds):
             for name, module in modules.items():
-                module(images)  # to warm up
+                answer_of(name, module, images)  # to warm up
                 times: list[float] = []
                 while sum(times) < _TIMED_SECONDS:
                     times.append(timed_call(module, images))
@@ -87,36 +98,158 @@ def member_costs(
     }
 
 
+class _NoModules(ModuleTracker):
+    """Follows no module: hooks that ask which one runs fail on parameters and views that a module is given."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+
+def _matrix_vector(first: _Shape, second: _Shape, *others: Any, **options: Any) -> int:
+    return 2 * math.prod(first)
+
+
+def _added_matrix_vector(added: _Shape, matrix: _Shape, *others: Any, **options: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_matrices(added: _Shape, first: _Shape, second: _Shape, *others: Any, **options: Any) -> int:
+    return 2 * math.prod(first) * second[-1]
+
+
+def _bilinear(first: _Shape, weight: _Shape, *others: Any, out_shape: _Shape, **options: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[-2:])
+
+
+def _attention(query: _Shape, key: _Shape, value: _Shape, *others: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+class _FlopCounter(FlopCounterMode):
+    """Torch's counter with the products that it does not know.
+
+    Attributes:
+        left_out: Operators that took part and are not counted, but for those that work element by element.
+    """
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        formulas = {
+            **dict.fromkeys((aten.mv, aten.dot, aten.vdot), _matrix_vector),
+            aten.addmv: _added_matrix_vector,
+            aten.addbmm: _added_matrices,
+            aten._trilinear: _bilinear,
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        }
+        super().__init__(display=False, custom_mapping=formulas)
+        self.mod_tracker = _NoModules()
+        self.left_out: set[str] = set()
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if func_packet not in self.flop_registry:
+            room, _, name = str(getattr(func_packet, "_qualified_op_name", func_packet)).partition("::")
+            slow = name.startswith(_SLOW_OPERATORS) and "norm" not in name
+            if slow or room not in ("aten", "prim", "prims"):
+                self.left_out.add(f"{room}::{name}")
+        return super()._count_flops(func_packet, out, args, kwargs)
+
+
 def count_flops(module: nn.Module, images: Tensor) -> int:
-    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention call is one that the counter does not know
-    counter = FlopCounterMode(display=False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), unfused_recurrence(module), counter:  # as products, which it counts
-            module(images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-    return int(counter.get_total_flops())
+    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them.
+
+    Counted are products of matrices and vectors, convolutions, attention and recurrent layers, and what a
+    parametrization computes anew in each call. Not counted are work element by element, Fourier transforms, sparse and
+    quantised layers, and operators of other packages.
+    """
+    return _counted(module, images)[0]
 
 
-@torch.inference_mode()
+def _counted(module: nn.Module, images: Tensor) -> tuple[int, Any, set[str]]:
+    """Operations of one call, its answer, and which operators are not counted."""
+    counter = _FlopCounter()
+    with MEASURING:
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # the fused attention call is one that the counter does not know
+        try:
+            # Attention as products, which it counts.
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), unfused_recurrence(module), counter:
+                answer = module(images)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+    return int(counter.get_total_flops()), answer, counter.left_out
+
+
+@torch.no_grad()
 def flops_of_members(modules: Mapping[str, nn.Module], image: Tensor) -> dict[str, int]:
-    """FLOPs of each member for one image (1, ...); members that cannot take it, or answer together, are refused."""
+    """FLOPs of each member for one image (1, ...); members that cannot take it, or answer together, are refused.
+
+    What the counter does not know counts nothing, and is warned of.
+    """
     flops, logits = {}, {}
     for name, module in modules.items():
         try:
-            flops[name], logits[name] = count_flops(module, image), module(image)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            raise SuperWeightError(
-                f"member {name!r} cannot take images {tuple(image.shape)} of {image.dtype}: "
-                f"{(str(error) or type(error).__name__).splitlines()[0]}"
-            ) from None
+            flops[name], logits[name], left_out = _counted(module, image)
+        except Exception as error:  # of the member, or of the counter
+            if is_out_of_memory(error):
+                raise
+            with calling(name, image):
+                flops[name], logits[name], left_out = 0, module(image), {first_line(error)}
+        check_answers({name: logits[name]}, len(image))
+        if left_out or not flops[name]:
+            _LOG.warning(
+                "member %r counts %d FLOPs: torch's counter does not know %s; order= names members in your own order",
+                name, flops[name], ", ".join(sorted(left_out)) or "its operators",
+            )  # fmt: skip
     check_logits(logits)
-    name, answer = next(iter(logits.items()))
-    if answer.shape[1] < 2:
-        raise SuperWeightError(f"members must answer logits of two classes or more; {name!r} answers one")
     return flops
+
+
+def answer_of(name: str, module: nn.Module, images: Tensor) -> Tensor:
+    """The logits (B, K) of a member.
+
+    Raises:
+        SuperWeightError: The call fails, or answers anything else; names the member.
+    """
+    with calling(name, images):
+        logits: Tensor = module(images)
+    check_answers({name: logits}, len(images))
+    return logits
+
+
+def check_answers(logits: Mapping[str, Tensor], num_images: int) -> None:
+    """Refuse answers that are no logits (B, K) of two classes or more, one row an image.
+
+    Raises:
+        SuperWeightError: Names the member.
+    """
+    check_logits(logits)
+    for name, answer in logits.items():
+        if not answer.is_floating_point():
+            raise SuperWeightError(f"member {name!r} must answer floating-point logits; got {answer.dtype}")
+        if len(answer) != num_images:
+            raise SuperWeightError(f"member {name!r} must answer one row an image; got {len(answer)} of {num_images}")
+        if answer.shape[1] < 2:
+            raise SuperWeightError(f"members must answer logits of two classes or more; {name!r} answers one")
+
+
+def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one image as a tuple."""
+    if not isinstance(shape, Sequence) or not shape or not all(map(_is_count, shape)):
+        raise SuperWeightError(f"input_shape must list the sizes of one image, such as (3, 32, 32); got {shape!r:.80}")
+    return tuple(map(int, shape))
+
+
+def check_count(what: str, count: int) -> None:
+    """Refuse what is no whole number of at least 1."""
+    if not _is_count(count):
+        raise SuperWeightError(f"{what} must be an integer of at least 1; got {count!r:.80}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 class LatencyTable:
@@ -133,21 +266,29 @@ class LatencyTable:
 
     def __init__(self, modules: Mapping[str, nn.Module], image: Tensor) -> None:
         self._modules = modules
-        self._image = image.clone()  # not a view that holds the caller's whole batch
+        self._image = image.detach().clone()  # not a view that holds the caller's whole batch
+        # Replaced as a whole, so that a call in another thread reads what was before or what is after.
         self._seconds: dict[tuple[str, int], float] = {}
-        self._ratios: deque[float] = deque(maxlen=_RECENT_CALLS)
+        self._ratios: tuple[float, ...] = ()
+        self._largest = 0
 
     def measure(self, batch_size: int) -> None:
-        """Time every member at the powers of two around every size up to ``batch_size``, once."""
-        size = 1
-        while size < 2 * batch_size:
-            if (next(iter(self._modules)), size) not in self._seconds:
-                self._time(size)
-            size *= 2
+        """Time every member at the powers of two around every size up to ``batch_size``, once.
+
+        Of several threads the first one measures, and the others wait.
+        """
+        check_count("batch_size", batch_size)
+        if batch_size > self._largest:
+            with MEASURING:
+                while batch_size > self._largest:
+                    self._time(2 * self._largest or 1)
 
     def median(self, member: str, batch_size: int) -> float:
         """Median seconds of a member's call with a batch."""
+        if member not in self._modules:
+            raise unknown_name("member", member, self._modules)
         self.measure(batch_size)
+        batch_size = int(batch_size)
         low = 1 << (batch_size.bit_length() - 1)
         share = (batch_size - low) / low
         first = self._seconds[member, low]
@@ -168,21 +309,25 @@ class LatencyTable:
     def observe(self, member: str, batch_size: int, seconds: float) -> float:
         """Remember what a call took; returns it in proportion to the median."""
         ratio = seconds / self.median(member, batch_size)
-        self._ratios.append(ratio)
+        self._ratios = (*self._ratios, ratio)[-_RECENT_CALLS:]
         return ratio
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _time(self, size: int) -> None:
-        images = self._image.expand(size, *self._image.shape[1:]).contiguous()
+        images = torch.cat([self._image] * size)  # in the memory format of the image
         times: dict[str, list[float]] = {name: [] for name in self._modules}
         for turn in range(_ROUNDS + 1):
             for name, module in self._modules.items():
-                seconds = timed_call(module, images)
+                with calling(name, images):
+                    seconds = timed_call(module, images)
                 if turn:  # the first is to warm up
                     times[name].append(seconds)
-        for name, values in times.items():
-            median = self._seconds[name, size] = statistics.median(values)
-            self._ratios.extend(value / median for value in values)  # so that one slow first call is not all there is
+        medians = {(name, size): statistics.median(values) for name, values in times.items()}
+        # All that were timed, so that one slow first call is not all there is.
+        ratios = [value / medians[name, size] for name, values in times.items() for value in values]
+        self._ratios = (*self._ratios, *ratios)[-_RECENT_CALLS:]
+        self._seconds = {**self._seconds, **medians}
+        self._largest = size
 
 
 def timed_call(module: nn.Module, images: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Annotated
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from superweight_ensembles.anytime.costs import MemberCost, member_costs
+from superweight_ensembles.anytime.costs import MemberCost, answer_of, member_costs
 from superweight_ensembles.data import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import Amount, Count, Name, Share
 
 MAX_EXHAUSTIVE = 10
@@ -121,12 +121,18 @@ class Predictions:
         probabilities: Their softmax (M, N, K), on the CPU in float32.
         labels: (N,), on the CPU.
         image: The first image (1, ...), as the loader gave it.
+
+    Raises:
+        SuperWeightError: Names, probabilities and labels do not fit each other; probabilities that are no numbers.
     """
 
     members: tuple[str, ...]
     probabilities: Tensor
     labels: Tensor
     image: Tensor
+
+    def __post_init__(self) -> None:
+        check_table(self.members, self.probabilities, self.labels)
 
     def of(self, names: Sequence[str]) -> Tensor:
         """The softmax (names, N, K) of some networks, in the order given.
@@ -147,6 +153,7 @@ class Predictions:
         return self.probabilities[[self.members.index(name) for name in names]]
 
 
+@names_options
 def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Evaluate members, ensemble and every subset of members.
 
@@ -155,8 +162,8 @@ def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tenso
         loader: Batches of images (B, C, H, W), normalised, and labels (B,).
 
     Raises:
-        SuperWeightError: The loader has no samples, its batches are no (images, class indices), or its labels are no
-            classes of the members.
+        SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
+            classes of the members, or the members answer one class or what is no number.
 
     Source: Teterwak et al., WACV 2024
     """
@@ -213,34 +220,88 @@ def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor
     return predict_all(modules, loader, next(ensemble.parameters()).device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_all(
-    modules: Mapping[str, nn.Module], loader: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    modules: Mapping[str, nn.Module],
+    loader: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    check_images: Callable[[Tensor], None] | None = None,
 ) -> Predictions:
     """Run every network, in eval mode, once on every sample.
 
+    Args:
+        modules: The networks.
+        loader: (images, labels); a batch without images is passed over.
+        device: Where the networks are.
+        check_images: What the images of a batch, there, are held against first.
+
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
-            classes of the networks, or the networks answer different shapes.
+            classes of the networks, or the networks answer different shapes, one class, or what is no number.
     """
+    like = first_parameter(modules)
+    dtype = None if torch.is_autocast_enabled(device.type) else like.dtype
     parts, labels, first = [], [], None
-    for batch in loader:
-        images, truth = checked_batch(batch)
-        logits = {name: module(images.to(device)) for name, module in modules.items()}
+    for index, batch in enumerate(_batches(loader)):
+        images, truth = checked_batch(batch, dtype=dtype)
+        if not len(images):
+            continue
+        moved = images.to(device)
+        if check_images is not None:
+            check_images(moved)
+        logits = {name: answer_of(name, module, moved) for name, module in modules.items()}
         check_logits(logits)
-        parts.append(torch.stack(list(logits.values())).float().softmax(2).cpu())
+        softmax = torch.stack([answer.float().softmax(1) for answer in logits.values()]).cpu()
+        checked_batch((images, truth), num_classes=softmax.shape[2])
+        _check_numbers(tuple(modules), softmax, f"batch {index}", images)
+        parts.append(softmax)
         labels.append(truth.cpu())
-        first = images[:1] if first is None else first
+        first = images[:1].detach().clone() if first is None else first
     if first is None:
-        raise SuperWeightError("the loader has no samples")
-    truth = torch.cat(labels)
+        once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
+        raise SuperWeightError(f"the loader has no samples{once}")
     probabilities = torch.cat(parts, dim=1)
-    if int(truth.min()) < 0 or int(truth.max()) >= probabilities.shape[2]:
+    return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
+
+
+def _batches(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    if not isinstance(loader, Iterable):
         raise SuperWeightError(
-            f"labels must be 0 to {probabilities.shape[2] - 1}, the members' classes; "
-            f"the loader has {int(truth.min())} to {int(truth.max())}"
+            f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
         )
-    return Predictions(members=tuple(modules), probabilities=probabilities, labels=truth, image=first)
+    return iter(loader)
+
+
+def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> None:
+    """Refuse what is no softmax (M, N, K) of the named members with its labels (N,).
+
+    Raises:
+        SuperWeightError: Shapes that do not fit, labels that are no classes, probabilities that are no numbers.
+    """
+    if probabilities.ndim != 3 or len(probabilities) != len(names) or probabilities.shape[2] < 2:
+        raise SuperWeightError(
+            f"probabilities must be (members, samples, classes), of {len(names)} members and two classes or more; "
+            f"got {tuple(probabilities.shape)}"
+        )
+    checked_batch((probabilities.transpose(0, 1), labels), num_classes=probabilities.shape[2])
+    _check_numbers(names, probabilities, "the samples")
+
+
+def _check_numbers(names: Sequence[str], softmax: Tensor, where: str, images: Tensor | None = None) -> None:
+    """Refuse a softmax (M, B, K) with NaN; names the images (B, ...) if they are what is no number, else members."""
+    broken = softmax.isnan().any(2)
+    if not bool(broken.any()):
+        return
+    rows = broken.any(0).nonzero()[:, 0].tolist()
+    listed = f"{', '.join(map(str, rows[:5]))}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''} of {where}"
+    if images is not None and not bool(images[rows].isfinite().all()):
+        raise SuperWeightError(
+            f"images hold NaN or infinite values, and so do the answers: rows {listed}; mend them or leave them out"
+        )
+    members = ", ".join(name for name, own in zip(names, broken) if bool(own.any()))
+    raise SuperWeightError(
+        f"members {members} answer NaN: rows {listed}; their weights are not finite, or too large for their type"
+    )
 
 
 def probability_metrics(probabilities: Tensor, labels: Tensor) -> Metrics:

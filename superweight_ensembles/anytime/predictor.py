@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -20,14 +19,27 @@ from superweight_ensembles.anytime.calibration import (
     order_greedily,
     samples_per_member,
 )
-from superweight_ensembles.anytime.cascade import AnytimeAnswer, Deadline, run_cascade, stop_at_counts, stop_when_sure
-from superweight_ensembles.anytime.costs import LatencyTable, flops_of_members
+from superweight_ensembles.anytime.cascade import (
+    AnytimeAnswer,
+    Deadline,
+    run_cascade,
+    stop_at_counts,
+    stop_when_sure,
+    warn_of_nan,
+)
+from superweight_ensembles.anytime.costs import (
+    MEASURING,
+    LatencyTable,
+    answer_of,
+    check_count,
+    checked_shape,
+    flops_of_members,
+)
 from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
-from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
-from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
-from superweight_ensembles.models import VERSION_OF
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
+from superweight_ensembles.models import VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import check_manifest, list_file, read_json, write_json
 
@@ -105,6 +117,7 @@ class ExitStep:
     probabilities: Tensor
 
 
+@names_options
 class AnytimePredictor:
     """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
 
@@ -146,15 +159,19 @@ class AnytimePredictor:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
         members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
         names = tuple(members) if self._ensemble is None else self._ensemble.member_names
-        self._order = _checked_order("cost" if order is None else order, names)
+        self._order = checked_order("cost" if order is None else order, names)
         if self._order == "greedy" and loader is None:
             raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
         if self._order != "greedy" and loader is not None:
             raise SuperWeightError("loader= is for order='greedy'; calibrate(loader, ...) fits thresholds")
         self.modules: dict[str, nn.Module] = {}
         for name in names if isinstance(self._order, str) else self._order:
-            module = copy.deepcopy(members[name]) if self._ensemble is None else self._ensemble.materialize(name)
-            self.modules[name] = module.eval().requires_grad_(False)
+            given = f"member {name!r}"
+            module = copied(members[name], given) if self._ensemble is None else self._ensemble.materialize(name)
+            try:
+                self.modules[name] = module.eval().requires_grad_(False)
+            except NotImplementedError as error:  # as an exported program says
+                raise SuperWeightError(f"{given} has no eval mode: {first_line(error)}") from error
         marked = {name: getattr(module, VERSION_OF, name) for name, module in self.modules.items()}
         self._version_of = {name: network for name, network in marked.items() if network != name}
         self.policy: ExitPolicy | None = None
@@ -165,11 +182,12 @@ class AnytimePredictor:
         self._input_shape: tuple[int, ...] = ()
         self._tokens: torch.dtype | None = None
         if input_shape is not None:
-            self._measure_shape(_checked_shape(input_shape))
+            self._measure_shape(checked_shape(input_shape))
         if loader is not None:
             table = self.predict(loader)
             names = tuple(self.modules)
-            self._set_order(order_greedily(names, table.of(names), table.labels, self.flops, self._version_of))
+            order = order_greedily(names, table.of(names), table.labels, self.flops, self._version_of)
+            self._set_order(order, self.flops)
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -232,11 +250,13 @@ class AnytimePredictor:
         return self._steps(images)
 
     def _steps(self, images: Tensor) -> Iterator[ExitStep]:
-        running, flops = RunningMean(self.replaces), 0
+        running, flops, told = RunningMean(self.replaces), 0, False
         for name, module in self.modules.items():
-            with torch.inference_mode():
-                running.add(module(images).float().softmax(1))
+            with torch.no_grad():
+                running.add(answer_of(name, module, images).float().softmax(1))
                 mean = running.mean
+            if not told and (told := bool((broken := mean[:, 0].isnan()).any())):
+                warn_of_nan(broken)
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
@@ -296,7 +316,7 @@ class AnytimePredictor:
         if isinstance(loader, Predictions):
             self._check_images(loader.image.to(self.device))
             return loader
-        return predict_all(self.modules, self._checked_batches(loader), self.device)
+        return predict_all(self.modules, loader, self.device, self._check_images)
 
     def calibrate(
         self,
@@ -342,7 +362,7 @@ class AnytimePredictor:
             raise SuperWeightError(
                 f"max_accuracy_drop must be from 0 to below 1 (0.002: 0.2 points); got {amount!r:.80}"
             )
-        _check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         check_confidence(confidence)
         table = self.predict(loader)
         if len(table.labels) < MIN_SAMPLES:
@@ -394,9 +414,9 @@ class AnytimePredictor:
         Raises:
             SuperWeightError: No image was seen yet and no ``input_shape`` is given; a batch size below one.
         """
-        _check_batch_size(batch_size)
+        check_count("batch_size", batch_size)
         if input_shape is not None:
-            shape = _checked_shape(input_shape)
+            shape = checked_shape(input_shape)
             if not self._flops:
                 self._measure_shape(shape)
             self._check_images(self._blank(shape))
@@ -452,36 +472,32 @@ class AnytimePredictor:
         return torch.zeros(1, *shape, device=self.device, dtype=self._tokens or self._like.dtype)
 
     def _latency_table(self, image: Tensor) -> LatencyTable:
-        if self._latencies is None:
-            self._latencies = LatencyTable(self.modules, image)
-        return self._latencies
+        table = self._latencies
+        if table is None:
+            with MEASURING:
+                table = self._latencies = self._latencies or LatencyTable(self.modules, image)
+        return table
 
     def _check_images(self, images: Tensor) -> None:
         """Refuse what the members cannot take; the first image that they take is measured."""
         if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):
             given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise SuperWeightError(f"images must be a tensor (batch, ...) of at least one; got {given}")
-        if self._flops and images.shape[1:] != self._input_shape:
-            wanted = ", ".join(map(str, self._input_shape))
-            raise SuperWeightError(f"images must be (batch, {wanted}); got {tuple(images.shape)}")
         like, floating = self._like, images.is_floating_point()
         if images.device != like.device:
             raise SuperWeightError(f"the images are on {images.device}, the members on {like.device}: move one of them")
-        if self._flops and floating == (self._tokens is not None):
-            wanted = "integers" if floating else str(like.dtype)
-            raise SuperWeightError(f"the images are {images.dtype}, the members take {wanted}: convert the images")
         if floating and images.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
             raise SuperWeightError(f"the images are {images.dtype}, the members {like.dtype}: convert one of them")
         if not self._flops:
-            self._measure(images[:1])
-
-    def _checked_batches(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches whose images the members take, on the members' device."""
-        for batch in loader:
-            images, labels = checked_batch(batch)
-            images = images.to(self.device)
-            self._check_images(images)
-            yield images, labels
+            with MEASURING:
+                if not self._flops:  # another thread may have measured meanwhile
+                    self._measure(images[:1])
+        if images.shape[1:] != self._input_shape:
+            wanted = ", ".join(map(str, self._input_shape))
+            raise SuperWeightError(f"images must be (batch, {wanted}); got {tuple(images.shape)}")
+        if floating == (self._tokens is not None):
+            wanted = "integers" if floating else str(like.dtype)
+            raise SuperWeightError(f"the images are {images.dtype}, the members take {wanted}: convert the images")
 
     def _check_measured(self) -> None:
         if not self._flops:
@@ -502,17 +518,17 @@ class AnytimePredictor:
 
     def _measure(self, image: Tensor) -> None:
         """Count FLOPs with one image, and with them settle the order by cost."""
-        self._flops, self._input_shape = flops_of_members(self.modules, image), tuple(image.shape[1:])
+        flops, self._input_shape = flops_of_members(self.modules, image), tuple(image.shape[1:])
         self._tokens = None if image.is_floating_point() else image.dtype
-        if self._order == "cost":
-            self._set_order(sorted(self._flops, key=self._flops.__getitem__))  # equal ones as they were given
+        cheapest = sorted(flops, key=flops.__getitem__)  # equal ones as they were given
+        self._set_order(cheapest if self._order == "cost" else [*flops], flops)
 
-    def _set_order(self, order: Sequence[str]) -> None:
+    def _set_order(self, order: Sequence[str], flops: Mapping[str, int]) -> None:
         self.modules = {name: self.modules[name] for name in order}
-        self._flops = {name: self._flops[name] for name in order}
+        self._flops = {name: flops[name] for name in order}  # last: by it, other threads see that all is measured
 
 
-def _checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
+def checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
     """A name of :data:`ORDERS`, or members, of which an explicit order may leave some out."""
     if isinstance(order, str):
         if order not in ORDERS:
@@ -528,17 +544,6 @@ def _checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tu
     return tuple(order)
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(shape, Sequence) or not shape or not all(map(_is_count, shape)):
-        raise SuperWeightError(f"input_shape must list the sizes of one image, such as (3, 32, 32); got {shape!r:.80}")
-    return tuple(shape)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if not _is_count(batch_size):
-        raise SuperWeightError(f"batch_size must be an integer of at least 1; got {batch_size!r:.80}")
-
-
 def _check_amount(what: str, amount: float, unit: str) -> None:
     if not (_is_real(amount) and math.isfinite(amount) and amount > 0):
         raise SuperWeightError(f"{what} must be a positive number of {unit}; got {amount!r:.80}")
@@ -546,7 +551,3 @@ def _check_amount(what: str, amount: float, unit: str) -> None:
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

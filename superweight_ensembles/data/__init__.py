@@ -7,15 +7,20 @@ from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_an
 from superweight_ensembles.data.datasets import (
     DATA_SETS,
     DataSet,
+    check_options,
     classes_and_channels,
     image_shape_of,
     load_data,
+    num_test_images,
     num_training_images,
+    num_validation_images,
+    reads_files,
+    takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch
 from superweight_ensembles.data.random_streams import image_generator, image_key
-from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, stratified_split
+from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
 
 __all__ = [
     "DATA_SETS",
@@ -30,7 +35,9 @@ __all__ = [
     "PathTable",
     "centre_square",
     "check_labels",
+    "check_options",
     "checked_batch",
+    "checksum",
     "classes_and_channels",
     "crop_and_flip",
     "cut_out_",
@@ -41,7 +48,11 @@ __all__ = [
     "image_key",
     "image_shape_of",
     "load_data",
+    "num_test_images",
     "num_training_images",
+    "num_validation_images",
     "random_region",
+    "reads_files",
     "stratified_split",
+    "takes_option",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from superweight_ensembles.data.images import ImageReader, reader_for
 from superweight_ensembles.data.loader import ImageData
@@ -25,6 +28,12 @@ _LARGEST_SIDE = 2**14
 _VALIDATION_FRACTION = 0.1
 _TEST_FRACTION = 0.2
 _TEST_SEED = 0  # never the user's: every run answers the same test images
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+_HIDDEN_FILES = "hidden files"
 
 
 def image_folder(
@@ -38,11 +47,15 @@ def image_folder(
     validation_fraction: float | None = None,
     seed: int = 0,
 ) -> ImageData:
-    """Images in ``train/<class>/*`` and ``test/<class>/*`` (and ``val`` or ``validation``), or in ``<class>/*``.
+    """Images in ``train/<class>/*`` and ``test/<class>/*`` (and ``validation/<class>/*``), or in ``<class>/*``.
 
-    Plain class folders give a stratified fifth, the same in every run, to test; ``train`` and ``val`` without ``test``,
-    as ImageNet is published, make ``val`` the test split. Names that start with a dot are no classes. Grey images
-    become RGB. The data set takes the folder's name.
+    Splits may have their usual other names, in any case of letters: ``training``, ``trn``; ``val``, ``valid``, ``dev``;
+    ``testing``, ``tst``, ``eval``, ``evaluation``. Plain class folders give a stratified fifth, the same in every run,
+    to test; ``train`` and ``val`` without ``test``, as ImageNet is published, make ``val`` the test split. What is left
+    out (hidden files, other suffixes) is counted in one warning. The data set takes the folder's name.
+
+    Pictures are turned as their EXIF orientation says, transparent pixels become white, grey and palette images RGB,
+    and of several frames the first is taken.
 
     Args:
         folder: The images, sorted.
@@ -72,7 +85,10 @@ def image_folder(
     means, stds = checked_channels("mean", mean, positive=False), checked_channels("std", std, positive=True)
 
     root = checked_folder(folder)
-    classes, train, validation, test = _list(root)
+    try:
+        classes, train, validation, test = _list(root)
+    except OSError as error:
+        raise SuperWeightError(f"image_folder: {error.filename or root} cannot be read: {error.strerror}") from error
     if validation is None:
         fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
         train, validation = train.split(fraction, seed)
@@ -120,75 +136,163 @@ class _Files:
 def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
     """Classes, sorted, and files for training, for validation where the folder has some of its own, and for test."""
     if not root.is_dir():
-        raise SuperWeightError(f"image_folder: no folder {root}")
-    names = set(_sub_folders(root))
-    held_out = names & {"test", "val", "validation"}
-    if "train" not in names or not (held_out or names == {"train"}):
-        classes = _classes(root)
-        train, test = _files(root, classes, classes).split(_TEST_FRACTION, _TEST_SEED)
+        file = ", which is a file: unpack it, or give the folder that it is in" if root.exists() else ""
+        raise SuperWeightError(f"image_folder: no folder {root}{file}")
+    left: Counter[str] = Counter()
+    names = _sub_folders(root, left)
+    splits = _splits(root, names)
+    if not splits:
+        _check_are_classes(root, names)
+        classes = _classes(root, names)
+        train, test = _files(root, classes, classes, left).split(_TEST_FRACTION, _TEST_SEED)
         if not test.paths:
             raise SuperWeightError(f"image_folder: {root} has too few images to hold a fifth out for test")
+        _LOG.info("%s has classes alone: a fifth of each, the same in every run, is the test split", root)
+        _tell(root, left)
         return classes, train, None, test
-    if not held_out:
-        raise SuperWeightError(f"image_folder: {root} has train but no test folder: add test/<class>/*")
-    if {"val", "validation"} <= held_out:
-        raise SuperWeightError(f"image_folder: {root} has both val and validation: keep one")
-    if others := names - held_out - {"train"}:
-        _LOG.warning("%s: not read, as there is a train folder: %s", root, ", ".join(sorted(others)))
-    classes = _classes(root / "train")
-    files = {name: _files(root / name, _known(root / name, classes), classes) for name in ("train", *held_out)}
-    validation = files.get("val", files.get("validation"))
+    if others := sorted(set(names) - set(splits.values())):
+        _LOG.warning("%s: not read, as there is a train folder: %s", root, ", ".join(others))
+    classes = _classes(root / splits["train"], _sub_folders(root / splits["train"], left))
+    files = {}
+    for split, name in splits.items():
+        present = classes if split == "train" else _known(root / name, classes, left)
+        files[split] = _files(root / name, present, classes, left)
+    _tell(root, left)
     if "test" in files:
-        return classes, files["train"], validation, files["test"]
+        return classes, files["train"], files.get("validation"), files["test"]
     _LOG.info("%s has no test folder: its validation folder is the test split", root)
-    assert validation is not None, "something is held out"
-    return classes, files["train"], None, validation
+    return classes, files["train"], None, files["validation"]
 
 
-def _sub_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The folders that are splits, by what they are for; none where all are classes."""
+    found: dict[str, str] = {}
+    for name in names:
+        split = next((split for split, words in _SPLITS.items() if name.lower() in words), None)
+        if split in found:
+            raise SuperWeightError(f"image_folder: {root} has both {found[split]} and {name}: keep one")
+        if split is not None:
+            found[split] = name
+    others = [name for name in names if name not in found.values()]
+    if list(found) == ["train"] and others and not _sub_folders(root / found["train"]):
+        _LOG.warning("%s: %s is taken for a class like the others, as it holds no folders", root, found["train"])
+        return {}
+    if found and "train" not in found:
+        raise SuperWeightError(
+            f"image_folder: {root} has {' and '.join(found.values())}, but no train folder: sort the training images "
+            f"as {root}/train/<class>/*, or give a class of that name another one"
+        )
+    if len(found) == 1:
+        raise SuperWeightError(
+            f"image_folder: {root} has {found['train']} but no test folder: add test/<class>/*"
+            + (f", or name one of {', '.join(others)} so" if others else "")
+        )
+    return dict(sorted(found.items()))
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = _sub_folders(folder)
+def _check_are_classes(root: Path, names: Sequence[str]) -> None:
+    """Refuse folders that hold the same folders each, such as folds: their images' classes are one level below."""
+    inside = {name: set(_sub_folders(root / name)) for name in names}
+    for one, other in combinations(names, 2):
+        if len(same := sorted(inside[one] & inside[other])) > 1:
+            raise SuperWeightError(
+                f"image_folder: {one} and {other} of {root} both hold folders {' and '.join(same[:2])}: they look "
+                "like splits, not classes. Name them train and test (and validation), or give one of them as folder"
+            )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+
+
+def _sub_folders(folder: Path, left: Counter[str] | None = None) -> list[str]:
+    """Names of the folders in one, sorted; what else is there is counted as left out."""
+    names = []
+    for entry in os.scandir(folder):
+        if _is_hidden(entry.name):
+            kind = "hidden folders" if entry.is_dir() else _HIDDEN_FILES
+        elif entry.is_dir():
+            names.append(entry.name)
+            continue
+        else:
+            kind = "files beside the class folders"
+        if left is not None:
+            left[kind] += 1
+    return sorted(names)
+
+
+def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
     if len(names) == 1:
-        raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}: is it the folder above?")
+        below = f": give folder={folder / names[0]}" if _sub_folders(folder / names[0]) else ": add another class"
+        raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}{below}")
     return tuple(names)
 
 
-def _known(folder: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+def _known(folder: Path, classes: tuple[str, ...], left: Counter[str]) -> tuple[str, ...]:
     """The classes that a split's folder has, all of which training has."""
-    names = _sub_folders(folder)
+    names = _sub_folders(folder, left)
     if not names:
-        raise SuperWeightError(f"image_folder: no class folders in {folder}")
-    strange = [name for name in names if name not in classes]
-    if strange:
-        raise SuperWeightError(f"image_folder: class {strange[0]!r} of {folder} has no folder in train")
+        raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
+    for name in names:
+        if name not in classes:
+            near = difflib.get_close_matches(name.lower(), [one.lower() for one in classes], n=1, cutoff=0.75)
+            hint = "".join(f", which has {one!r}" for one in classes if one.lower() in near)
+            raise SuperWeightError(f"image_folder: class {name!r} of {folder} has no folder in train{hint}")
+    if missing := [name for name in classes if name not in names]:
+        _LOG.info("%s has no images of %s", folder, ", ".join(missing))
     return tuple(names)
 
 
-def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> _Files:
+def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...], left: Counter[str]) -> _Files:
+    paths: list[str] = []
+    labels: list[int] = []
     for name in present:
-        _check_tree(folder / name)
-    label_of = {name: classes.index(name) for name in present}
-    found = make_dataset(str(folder), label_of, extensions=IMG_EXTENSIONS, allow_empty=True)
-    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
-    full = set(labels.tolist())
-    empty = [name for name in present if label_of[name] not in full]
-    if empty:
-        raise SuperWeightError(
-            f"image_folder: no images in {folder / empty[0]}; files that count end in {', '.join(IMG_EXTENSIONS)}"
-        )
-    return _Files(paths=tuple(path for path, _ in found), labels=labels)
+        found = _images(folder / name, left)
+        if not found:
+            raise SuperWeightError(
+                f"image_folder: no images in {folder / name}; files that count end in {', '.join(IMG_EXTENSIONS)}"
+            )
+        paths += found
+        labels += [classes.index(name)] * len(found)
+    return _Files(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64))
 
 
-def _check_tree(folder: Path) -> None:
-    """Refuse links that make the walk through a class folder come by a folder again, and so perhaps never end."""
+def _images(folder: Path, left: Counter[str]) -> list[str]:
+    """The images in a class folder and those below it, in the order in which torchvision's ImageFolder has them.
+
+    Links that lead to a folder a second time are refused: the walk would perhaps never end.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for place, _, _ in os.walk(folder, followlinks=True):
-        found = os.stat(place)
-        if (found.st_dev, found.st_ino) in seen:
+    places: list[tuple[str, list[str]]] = []
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
             raise SuperWeightError(f"image_folder: links lead to {place} twice: leave one of them out")
-        seen.add((found.st_dev, found.st_ino))
+        seen.add((status.st_dev, status.st_ino))
+        left["hidden folders"] += sum(map(_is_hidden, folders))
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        places.append((place, files))
+    for place, files in sorted(places):
+        for name in sorted(files):
+            path = os.path.join(place, name)
+            if _is_hidden(name):
+                left[_HIDDEN_FILES] += 1
+            elif not name.lower().endswith(IMG_EXTENSIONS):
+                left[os.path.splitext(name)[1].lower() or "files without a suffix"] += 1
+            elif not os.path.getsize(path):
+                raise SuperWeightError(f"cannot read the image {path}: it is empty; put it there again or take it out")
+            else:
+                paths.append(path)
+    return paths
+
+
+def _tell(root: Path, left: Counter[str]) -> None:
+    if listed := ", ".join(f"{kind} ({count})" for kind, count in left.items() if count):
+        _LOG.warning("%s: left out: %s", root, listed)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.nn import functional
 from torch.utils.data import get_worker_info
 
@@ -24,6 +24,17 @@ _ATTEMPTS = 10
 _FILES_A_TASK = 64
 # Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# How a picture is turned upright, by its EXIF orientation; of some, width and height change places.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image.
 _KEPT_FOR_RESIZING = 2
 
@@ -167,11 +178,13 @@ def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, i
     try:
         with Image.open(path) as file:
             mode = file.mode
+            turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
             region, scale = None, 1.0
             if size is not None and region_of is not None:
-                region = region_of(*file.size)
+                region = region_of(*(reversed(file.size) if turn in _SIDEWAYS else file.size))
                 scale = _draft(file, region, size)
-            image = file.convert("RGB")
+            image = _as_colours(file)
+            image = image if turn is None else image.transpose(turn)
     except Exception as error:  # Pillow's plugins raise nearly anything on a broken file
         raise SuperWeightError(f"cannot read the image {path}: {error}") from error
     if mode in _DEEP_MODES:
@@ -182,6 +195,14 @@ def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, i
         box = (left, top, min(right, image.width), min(bottom, image.height))
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
+
+
+def _as_colours(file: Image.Image) -> Image.Image:
+    """RGB; where a picture is transparent, it is laid on white."""
+    if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
+        return file.convert("RGB")
+    picture = file.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _draft(file: Image.Image, region: Region, size: tuple[int, int]) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
 from superweight_ensembles.data.options import checked_integer, checked_seed
 from superweight_ensembles.data.random_streams import epoch_order, image_key
-from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard
+from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard, checksum
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -34,8 +34,8 @@ class ImageData:
         test: For figures alone.
 
     Raises:
-        SuperWeightError: No training images, a split of another shape, labels outside the classes, or other than
-            one mean and one positive std a channel.
+        SuperWeightError: Fewer than two classes, no training images, a split of another shape, labels outside the
+            classes, or other than one mean and one positive std a channel.
 
     Example:
         >>> from superweight_ensembles.data import load_data
@@ -62,6 +62,8 @@ class ImageData:
             raise SuperWeightError(
                 f"{self.name}: {channels} channels need as many means and positive stds; got {self.mean}, {self.std}"
             )
+        if self.num_classes < 2:
+            raise SuperWeightError(f"{self.name}: a network tells two classes or more apart; got {list(self.classes)}")
         if not len(self.train):
             raise SuperWeightError(f"{self.name}: no image is left to train on")
         for name, split in self._splits().items():
@@ -107,6 +109,18 @@ class ImageData:
             num_workers=num_workers,
             shard=shard,
         )
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of each split its size and checksums, of all the classes and what normalises: data that train alike agree.
+
+        Raises:
+            SuperWeightError: A file that is not there.
+        """
+        found = {"classes": checksum("\0".join(self.classes)), "mean and std": f"{self.mean} {self.std}"}
+        for name, split in self._splits().items():
+            found[f"number of {name} images"] = str(len(split))
+            found |= {f"{name} {what}": sum_of for what, sum_of in split.fingerprint().items()}
+        return found
 
     def _splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

@@ -5,11 +5,13 @@ Shapes: N images of the split, B of a batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +20,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from superweight_ensembles.data.images import ImageReader
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.errors import SuperWeightError
+
+_MOST_READ = 2**28  # bytes of a split, for its fingerprint
+_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def checksum(values: torch.Tensor | str) -> str:
+    """BLAKE2b of a tensor's bytes, or of a text's."""
+    if isinstance(values, str):
+        return hashlib.blake2b(values.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return hashlib.blake2b(values.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +150,10 @@ class ImageSplit(ABC):
         """
 
     @abstractmethod
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of what is in it, each by a name: two splits that train alike have the same."""
+
+    @abstractmethod
     def subset(self, indices: torch.Tensor) -> ImageSplit:
         """The images at these indices, int64 (n,), as a split of their own."""
 
@@ -147,24 +163,35 @@ class MemorySplit(ImageSplit):
 
     Args:
         images: uint8 (N, C, H, W), or float32.
-        labels: int64 (N,).
+        labels: Of an integer type, (N,); kept as int64.
 
     Raises:
-        SuperWeightError: Tensors of other types or shapes.
+        SuperWeightError: No tensors, of other types or shapes, or numbers that are not finite.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
+            given = images if not isinstance(images, torch.Tensor) else labels
+            raise SuperWeightError(
+                f"images and labels must be tensors; got {type(given).__name__}: torch.as_tensor makes one of an array"
+            )
         if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4:
+            remedy = ": images.float()" if images.ndim == 4 and images.is_floating_point() else ""
             raise SuperWeightError(
-                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}"
+                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}{remedy}"
             )
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        if labels.dtype not in _LABEL_TYPES or labels.shape != images.shape[:1]:
+            remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
             raise SuperWeightError(
-                f"labels must be int64 ({len(images)},), one an image; got {labels.dtype} {tuple(labels.shape)}"
+                f"labels must be of an integer type, ({len(images)},), one an image; got {labels.dtype} "
+                f"{tuple(labels.shape)}{remedy if len(labels) == len(images) else ''}"
             )
+        if images.is_floating_point() and not bool(images.isfinite().all()):
+            row = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise SuperWeightError(f"image {row} holds numbers that are not finite: leave it out, or mend it")
         self.images = images.contiguous()
         self.unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        self.labels = labels
+        self.labels = labels.long()
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)
         self._resident: dict[torch.device, torch.Tensor] = {images.device: self.images}
@@ -182,6 +209,11 @@ class MemorySplit(ImageSplit):
         indices = order.to(device)
         for place in rows:
             yield self._resident[device].index_select(0, indices[place])
+
+    def fingerprint(self) -> dict[str, str]:
+        """See :meth:`ImageSplit.fingerprint`; of pixels beyond 256 MiB, evenly spaced images speak for the others."""
+        step = -(-self.images.nbytes // _MOST_READ)
+        return {"labels": checksum(self.labels), "pixels": checksum(self.images[:: max(step, 1)])}
 
     def subset(self, indices: torch.Tensor) -> MemorySplit:
         """See :meth:`ImageSplit.subset`."""
@@ -206,6 +238,27 @@ class FileSplit(ImageSplit):
     def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
         """See :meth:`ImageSplit.open`."""
         return _FileBatches(_Files(self.paths, self.reader), device, num_workers)
+
+    def fingerprint(self) -> dict[str, str]:
+        """See :meth:`ImageSplit.fingerprint`; contents are read where all files together have 256 MiB at most.
+
+        Raises:
+            SuperWeightError: A file that is not there.
+        """
+        paths = [self.paths[index] for index in range(len(self.paths))]
+        above = os.path.commonpath(paths) if paths else ""
+        names = "\0".join(os.path.relpath(path, above) for path in paths)
+        try:
+            sizes = torch.tensor([os.path.getsize(path) for path in paths], dtype=torch.int64)
+            found = {"labels": checksum(self.labels), "file names": checksum(names), "file sizes": checksum(sizes)}
+            if int(sizes.sum()) <= _MOST_READ:
+                contents = hashlib.blake2b(digest_size=16)
+                for path in paths:
+                    contents.update(Path(path).read_bytes())
+                found["file contents"] = contents.hexdigest()
+        except OSError as error:
+            raise SuperWeightError(f"cannot read the image {error.filename}: {error.strerror}") from error
+        return found
 
     def subset(self, indices: torch.Tensor) -> FileSplit:
         """See :meth:`ImageSplit.subset`."""

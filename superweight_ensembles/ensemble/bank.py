@@ -29,7 +29,6 @@ class SuperWeightBank(nn.Module):
         templates: (K, Q) a (cluster, slot), float32; the bank (P,) of a group of a Shapeshifter Network.
         coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
             (N, E). Of a group: by the keys of ``ssn_weights``.
-        memory_format: Of the generated weights of convolutions.
         mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
         gains: Buffers of groups whose coefficients cannot scale a weight.
 
@@ -47,9 +46,19 @@ class SuperWeightBank(nn.Module):
         self.gains = nn.Module()
         for key, gains in values.gains.items():
             self.gains.register_buffer(key, gains)
-        self.memory_format = torch.contiguous_format
+        self._memory_format = "contiguous_format"  # by name: torch.save cannot pickle the object
         self._programs: dict[tuple[str, ...], tuple[Program, ...]] = {}
         self._start = {key: rows[..., :_SAMPLED].clone() for key, rows in values.templates.items()}
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the generated weights of convolutions."""
+        found: torch.memory_format = getattr(torch, self._memory_format)
+        return found
+
+    @memory_format.setter
+    def memory_format(self, memory_format: torch.memory_format) -> None:
+        self._memory_format = str(memory_format).removeprefix("torch.")
 
     @property
     def is_untouched(self) -> bool:

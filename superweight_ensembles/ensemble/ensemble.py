@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
-from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card, registry_names
+from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
 from superweight_ensembles.ensemble.initialization import own_deviations
+from superweight_ensembles.ensemble.members import MemberDict, fixed
 from superweight_ensembles.ensemble.placement import Call, Placement
 from superweight_ensembles.ensemble.saving import (
     build_members,
@@ -27,9 +28,10 @@ from superweight_ensembles.ensemble.saving import (
     check_tensors_suffice,
     read_ensemble_tensors,
     read_plan,
+    registered,
     write_ensemble,
 )
-from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import calling, copied, exchange_parameter, set_parameter
 from superweight_ensembles.plan import (
     Cluster,
@@ -37,6 +39,7 @@ from superweight_ensembles.plan import (
     PlanOptions,
     SharingPlan,
     check_plan_fits,
+    check_plan_options,
     count_parameters,
     named_members,
     plan_sharing,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self, Unpack
 
 
+@names_options
 class SuperWeightEnsemble(nn.Module, HubModel):
     """Different networks whose weights come from one bank inside one parameter budget.
 
@@ -62,9 +66,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
-        plan: The sharing plan.
         bank: The trainable templates and coefficients.
-        members: The copies, without their generated tensors, as ``nn.ModuleDict``.
+        members: The copies, without their generated tensors, as an ``nn.ModuleDict`` that stays as it is.
 
     Raises:
         SuperWeightError: Whatever :func:`plan_sharing` raises; a plan that does not fit (names the first mismatch);
@@ -96,6 +99,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             raise SuperWeightError(
                 "init= was retired: build the ensemble, then call swe.warm_start(ensemble, trained_members)"
             )
+        check_plan_options(plan_options)
         modules = named_members(members)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
@@ -107,10 +111,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         if not isinstance(plan, SharingPlan):
             raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
         check_plan_fits(plan, modules)
-        self.plan = plan
         like = first_parameter(modules)
         self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
-        self.members = nn.ModuleDict(
+        self.members = MemberDict(
             {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
         )
 
@@ -122,6 +125,36 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
         self.bank.memory_format = kwargs.get("memory_format") or self.bank.memory_format
         return super().to(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("bank", "members") and name in self.__dict__.get("_modules", {}):
+            raise fixed(f"the {name} of an ensemble")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in ("bank", "members", "plan"):
+            raise fixed(f"the {name} of an ensemble")
+        super().__delattr__(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        ensemble = type(self).__new__(type(self))
+        memo[id(self)] = ensemble
+        ensemble.__setstate__(copied(self.__dict__, "the ensemble", memo))
+        return ensemble
+
+    @property
+    def plan(self) -> SharingPlan:
+        """The sharing plan."""
+        return self.bank.plan
+
+    @plan.setter
+    def plan(self, plan: SharingPlan) -> None:
+        raise fixed("the plan of an ensemble")
+
+    def set_plan(self, plan: SharingPlan) -> None:
+        """Go on under a plan that the tensors held here, of the bank and of the members, already fit."""
+        self.bank.set_plan(plan)
+        self.members.note_tensors()
 
     @property
     def member_names(self) -> tuple[str, ...]:
@@ -249,7 +282,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Args:
             repo_id: ``user/name`` of the repository; a placeholder where None.
         """
-        made = registry_names(list(self.members.items()))
+        found = {member.name: registered(self.members[member.name], member) for member in self.plan.members}
+        made = {name: None if architecture is None else architecture.model for name, architecture in found.items()}
         metadata = self._hub_mixin_info.model_card_data.to_yaml()
         return model_card(metadata, self.plan, made, self.num_parameters, repo_id)
 
@@ -378,8 +412,7 @@ def adopt_plan(
         bank.coefficients[key] = after
         if optimizer is not None:
             exchange_parameter(optimizer, before, after, itemgetter(rows))
-    bank.set_plan(plan)
-    ensemble.plan = plan
+    ensemble.set_plan(plan)
 
 
 def _origins(old: Cluster, new: Cluster, slot: int) -> list[int]:

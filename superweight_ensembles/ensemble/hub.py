@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from huggingface_hub.errors import HFValidationError
 
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import Members, SharingPlan
 from superweight_ensembles.storage import write_text
 
@@ -162,12 +160,6 @@ def model_card(
             ]
         )
     )
-
-
-def registry_names(members: Sequence[tuple[str, Any]]) -> dict[str, str | None]:
-    """By member, the registry name that made it, or None."""
-    found = {name: recall_architecture(module) for name, module in members}
-    return {name: architecture.model if architecture else None for name, architecture in found.items()}
 
 
 def _cell(text: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
-from superweight_ensembles.errors import unknown_name
+from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import set_parameter
 
 _REPLAYS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Replay]] = weakref.WeakKeyDictionary()
@@ -29,7 +29,7 @@ class Placement:
     """Tensors in the places of a member's parameters; what stood there comes back when they are taken away.
 
     Raises:
-        SuperWeightError: The member has no parameter of a name.
+        SuperWeightError: The member has no parameter of a name, or one of its own there.
     """
 
     def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -38,10 +38,18 @@ class Placement:
         for key in weights:
             path, _, local = key.rpartition(".")
             if path not in modules or local not in modules[path]._parameters:
-                known = [f"{path}.{own}".lstrip(".") for path, layer in modules.items() for own in layer._parameters]
-                raise unknown_name(f"parameter of member {name!r}", key, known)
+                raise SuperWeightError(
+                    f"member {name!r} has no {key}, which the bank generates: its layers are those that it had when "
+                    "the ensemble was made; for others, build a new SuperWeightEnsemble"
+                )
             self._places.append((modules[path], local))
         self._before = [owner._parameters[local] for owner, local in self._places]
+        for key, before in zip(weights, self._before):
+            if isinstance(before, nn.Parameter):
+                raise SuperWeightError(
+                    f"member {name!r} has changed since the ensemble was made: {key}, which the bank generates, is a "
+                    "parameter again; build a new SuperWeightEnsemble of the members as they are to be"
+                )
         for (owner, local), weight in zip(self._places, weights.values()):
             set_parameter(owner, local, weight)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -13,9 +15,10 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from superweight_ensembles.ensemble.members import MemberDict, TensorKinds, first_difference, kinds_of
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
-from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.plan import PlannedMember, SharingPlan, count_parameters
 from superweight_ensembles.storage import (
     MANIFEST_FILE,
     PathError,
@@ -34,6 +37,7 @@ from superweight_ensembles.storage import (
     write_text,
 )
 
+_LOG = logging.getLogger(__name__)
 ENSEMBLE_FORMAT = 3
 _MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers
 _MOST_BUFFERS = 2**24
@@ -73,8 +77,15 @@ def write_ensemble(
 def write_ensemble_files(
     ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path
 ) -> None:
-    """Write config.json, plan.json and model.safetensors into a folder that is being made."""
-    architectures = {name: recall_architecture(module) for name, module in members.items()}
+    """Write config.json, plan.json and model.safetensors into a folder that is being made.
+
+    Raises:
+        SuperWeightError: What could not be loaded again, and what cannot be written.
+    """
+    held = ensemble.get_submodule("members")
+    assert isinstance(held, MemberDict), "an ensemble's"
+    held.check_tensors()
+    architectures = {member.name: registered(members[member.name], member) for member in plan.members}
     write_json(
         folder / "config.json",
         {
@@ -84,6 +95,55 @@ def write_ensemble_files(
     )
     write_text(folder / "plan.json", plan.to_json())
     write_module(folder / "model.safetensors", ensemble)
+
+
+def registered(module: nn.Module, planned: PlannedMember) -> Architecture | None:
+    """How a member was made; None where no registry name makes it, or makes it as it is now (says so once)."""
+    made = recall_architecture(module)
+    again = None if made is None else _made_again(json.dumps(asdict(made), sort_keys=True))
+    if made is None or again is None:
+        return made
+    kinds, classes, num_parameters = again
+    own, now = kinds_of(module), _classes_of(module)
+    difference = first_difference({name: kind for name, kind in kinds.items() if name in own or kind is None}, own)
+    changed = [path for path in (*classes, *now) if classes.get(path) is not now.get(path)]
+    if changed:
+        difference = f"{changed[0]} is another layer"
+    if not difference and num_parameters != planned.num_parameters:
+        difference = f"{num_parameters:,} trainable parameters, planned {planned.num_parameters:,}"
+    if not difference:
+        return made
+    _warn_once(
+        f"member {planned.name!r} is no longer what {made.model!r} makes ({difference}): load this ensemble with "
+        f"members={{{planned.name!r}: its module, ...}}"
+    )
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _made_again(described: str) -> tuple[TensorKinds, dict[str, type], int] | None:
+    """What a description makes, as shapes alone; None where it cannot be made so."""
+    architecture = TypeAdapter(Architecture).validate_json(described)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            module = build_architecture(architecture)
+    except Exception:  # not every network can be made of shapes alone
+        return None
+    return kinds_of(module), _classes_of(module), count_parameters(module)
+
+
+def _classes_of(module: nn.Module) -> dict[str, type]:
+    """The classes of what holds neither tensors nor layers, such as activations: no state tells them."""
+    return {
+        path: type(layer)
+        for path, layer in module.named_modules()
+        if not (layer._parameters or layer._buffers or layer._modules)
+    }
+
+
+@functools.lru_cache(maxsize=64)
+def _warn_once(message: str) -> None:
+    _LOG.warning(message)
 
 
 def check_ensemble_files(folder: Path) -> None:
@@ -129,7 +189,7 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
         name = planned.name
         if not isinstance(made.get(name), dict):
             raise SuperWeightError(
-                f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
+                f"member {name!r} is not what a registry name makes: load with members={{{name!r}: its module, ...}}"
             )
         members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}", planned.num_parameters)
     return members

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from superweight_ensembles.errors import SuperWeightError
 
-_Module = TypeVar("_Module", bound=nn.Module)
+_Copied = TypeVar("_Copied")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _REMEDIES = {
     "more than 1 value per channel": "a batch norm needs two rows: raise batch_size, or let the loader drop_last",
@@ -35,15 +35,15 @@ class _WithoutGraphs(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copied(module: _Module, named: str = "the network") -> _Module:
-    """A deep copy; tensors that the module keeps of its last call come without the graph that made them.
+def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | None = None) -> _Copied:
+    """A deep copy of a module, or of what one holds; tensors kept of its last call come without their graphs.
 
     Raises:
         SuperWeightError: The module holds what Python cannot copy, such as a lock or an open file.
     """
     try:
         with _WithoutGraphs():
-            return copy.deepcopy(module)
+            return copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, NotImplementedError, AttributeError, RecursionError) as error:
         if is_out_of_memory(error):
             raise

@@ -208,15 +208,18 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
 
 
 def num_classes(module: nn.Module) -> int | None:
-    """Classes that a network says it answers, by ``num_classes`` or a head of a usual name; None where neither does."""
+    """Classes that a network answers, by ``num_classes`` or a head of a usual name; None where these tell nothing.
+
+    Where the two disagree, as after a head was replaced, neither is believed.
+    """
     declared = getattr(module, "num_classes", None)
-    if isinstance(declared, int):
-        return declared
     children = dict(module.named_children())
-    in_order = isinstance(module, nn.Sequential) and isinstance(module[-1], nn.Linear)
+    in_order = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.Linear)
     named = in_order or any(name in children for name in _HEAD_NAMES)
     rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
-    return rows[-1] if rows and named else None
+    told = {declared} if isinstance(declared, int) else set()
+    told |= {rows[-1]} if rows and named else set()
+    return told.pop() if len(told) == 1 else None
 
 
 def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, check_labels, checked_batch
+from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, check_labels, checked_batch, checksum
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
@@ -97,12 +97,7 @@ def training_loader(
     return data.loader(
         "train",
         config.batch_size,
-        augmentation=Augmentation(
-            flip=config.flip,
-            crop_padding=config.crop_padding,
-            cutout=config.cutout,
-            random_resized_crop=config.random_resized_crop,
-        ),
+        augmentation=augmentation_of(config),
         shuffle=True,
         drop_last=True,
         seed=config.seed,
@@ -110,6 +105,27 @@ def training_loader(
         num_workers=config.num_workers,
         shard=shard,
     )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """What a config does to training images."""
+    return Augmentation(
+        flip=config.flip,
+        crop_padding=config.crop_padding,
+        cutout=config.cutout,
+        random_resized_crop=config.random_resized_crop,
+    )
+
+
+def fingerprint_of(name: str, loader: Batches | None) -> dict[str, str]:
+    """What tells the batches of a user's own loader apart, as far as it is known without reading them."""
+    if loader is None or isinstance(loader, ImageLoader):
+        return {}
+    dataset = getattr(loader, "dataset", None)
+    counted = {"batches": loader, "images": dataset}
+    found = {f"number of {name} {what}": str(len(held)) for what, held in counted.items() if isinstance(held, Sized)}
+    labels = _labels_of(dataset) if isinstance(dataset, Sized) else None
+    return found if labels is None else {**found, f"{name} labels": checksum(labels)}
 
 
 def prepared_batch(

@@ -6,7 +6,7 @@ CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`S
 CHECKPOINT/optimizer.safetensors                       moments
 CHECKPOINT/random.safetensors                          the states of every generator, of each process
 CHECKPOINT/hooks.safetensors                           what hooks remember as tensors
-CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, progress
+CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, data, progress
 CHECKPOINT/manifest.json                               size and SHA-256 of each of them
 """
 
@@ -226,7 +226,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         The random states of each process.
 
     Raises:
-        SuperWeightError: The checkpoint is damaged, or of another version, plan or config (names the first key).
+        SuperWeightError: The checkpoint is damaged, or of another version, plan, config (names the first key) or data
+            (names what differs).
     """
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
@@ -246,6 +247,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
+    _check_data(folder, content.get("data"), state.data_fingerprint())
     plan = read_plan(folder)
     _restore_hooks(folder, state, remembered, plan)
     if plan != state.ensemble.plan:
@@ -260,6 +262,22 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError, OSError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
+
+
+def _check_data(folder: Path, before: Any, now: Mapping[str, str]) -> None:
+    """Refuse to go on with other data: images that were trained on would be held out, and the other way round."""
+    if not now:
+        return
+    if not isinstance(before, dict):
+        _LOG.warning("%s does not say what it was trained on: nothing tells whether the data are the same", folder)
+        return
+    differing = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
+    if differing:
+        numbers = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
+        told = ", ".join(numbers + [key for key in differing if "number" not in key])
+        raise SuperWeightError(
+            f"the data are not those of {folder}; what differs: {told:.400}: put them back as they were, or begin anew"
+        )
 
 
 def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[str, Any]], plan: SharingPlan) -> None:
@@ -317,6 +335,7 @@ def _write(
             "config": asdict(state.config),
             "settings": state.settings,
             "hooks": plain,
+            "data": state.data_fingerprint(),
             "progress": asdict(state.progress),
         },
     )

@@ -19,7 +19,7 @@ from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.training.batches import Batches, SizedBatches
+from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Processes, current_processes
 
@@ -164,12 +164,22 @@ class TrainState:
     num_rows: int = 0
     progress: Progress = field(default_factory=Progress)
     settings: dict[str, Any] = field(init=False)
+    _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.settings = {"members": list(self.members), "hooks": [hook.name for hook in self.hooks]}
         for hook in self.hooks:  # once: a teacher's settings hold a checksum of all its numbers
             own = check_plain_data(hook.name, hook.settings())
             self.settings |= {f"{hook.name}.{key}": value for key, value in own.items()}
+
+    def data_fingerprint(self) -> dict[str, str]:
+        """What tells the data apart from others, found out once; empty outside of a training."""
+        if self._fingerprint is None:
+            known = (
+                self.data.fingerprint() if isinstance(self.data, ImageData) else fingerprint_of("training", self.data)
+            )
+            self._fingerprint = {**known, **fingerprint_of("validation", self.validation)}
+        return self._fingerprint
 
     @property
     def epoch(self) -> int:

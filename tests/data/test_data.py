@@ -863,8 +863,16 @@ def test_first_batch_errors(first: int, message: str) -> None:
             "images must be uint8 .* got torch.float64",
         ),
         (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"images must be .*\(2, 4, 4\)"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"labels must be int64 \(2,\)"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "labels must be int64 .*got torch.float32"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            torch.zeros(3, dtype=torch.int64),
+            r"labels must be of an integer type, \(2,\)",
+        ),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            torch.zeros(2),
+            r"labels must be of an integer type.*got torch.float32 \(2,\): labels.flatten\(\).long\(\)",
+        ),
     ],
 )
 def test_split_errors(images: torch.Tensor, labels: torch.Tensor, message: str) -> None:

@@ -301,14 +301,14 @@ def test_new_vectors_beyond_the_budget_are_refused_with_their_count():
         for slot, before in zip(cluster.slots, old.slots)
     )
     for left in (0, new - 1):
-        ensemble.plan = dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + left)
+        ensemble.set_plan(dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + left))
         message = rf"un-tying needs {new:,} more coefficients and the budget has {left:,} left: .*reserve_untied=True"
         with pytest.raises(swe.SuperWeightError, match=message):
             swe.search.untie_coefficients(ensemble, batches(), threshold=0.9)
-    ensemble.plan = dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + new)
+    ensemble.set_plan(dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + new))
     plan = swe.search.untie_coefficients(ensemble, batches(), threshold=0.9)
     assert plan.num_parameters == plan.budget
-    ensemble.plan = dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_templates, budget_counts="templates")
+    ensemble.set_plan(dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_templates, budget_counts="templates"))
     assert vectors_of(swe.search.untie_coefficients(ensemble, batches(), threshold=0.9)) == vectors_of(expected)
 
 

@@ -5,7 +5,6 @@ Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from superweight_ensembles.models.adaptive.resizing import (
 )
 from superweight_ensembles.models.adaptive.width import AdaptiveWidth
 from superweight_ensembles.models.architecture import VERSION_OF, Module, is_positive
-from superweight_ensembles.models.surgery import kept_modes
+from superweight_ensembles.models.surgery import copied, kept_modes
 
 FRACTIONS = (0.25, 0.5, 0.75)
 
@@ -61,7 +60,7 @@ def truncate(
         >>> small.hidden0, small.head
         (Linear(in_features=2, out_features=13, bias=True), Linear(in_features=13, out_features=3, bias=True))
     """
-    plain = copy.deepcopy(module)
+    plain = copied(module)
     places = learned_places(plain)
     if not places:
         raise SuperWeightError(f"{type(module).__name__} has no learned width: make_adaptive gives it some")
@@ -129,13 +128,7 @@ def truncated_exits(
         >>> predictor.order
         ('linear', 'mlp@50%', 'mlp')
     """
-    for fraction in fractions:
-        if not is_positive(fraction, 1.0):
-            raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
-    if not fractions or len(set(map(_percent, fractions))) < len(fractions):
-        raise SuperWeightError(
-            f"truncations must be fractions, at least one, and one a whole per cent; got {list(fractions)}"
-        )
+    check_fractions(fractions)
     exits: dict[str, nn.Module] = {}
     for name, module in members.items():
         if adaptive_widths(module):
@@ -146,6 +139,17 @@ def truncated_exits(
     if len(exits) == len(members):
         raise SuperWeightError("no member has learned widths to truncate")
     return exits
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse fractions that are none, or whose names would be one."""
+    for fraction in fractions:
+        if not is_positive(fraction, 1.0):
+            raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
+    if not fractions or len(set(map(_percent, fractions))) < len(fractions):
+        raise SuperWeightError(
+            f"truncations must be fractions, at least one, and one a whole per cent; got {list(fractions)}"
+        )
 
 
 def _percent(fraction: float) -> int:

@@ -1,0 +1,271 @@
+"""What is read of folders of images, and what is said of the rest: every line of docs/data.md."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from superweight_ensembles.data import FileSplit, ImageData, MemorySplit, load_data
+from superweight_ensembles.errors import SuperWeightError
+
+CLASSES = ("cat", "dog")
+
+
+def write(path: Path, grey: int = 100, mode: str = "RGB", size: tuple[int, int] = (8, 8), **how: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, grey).convert(mode).save(path, **how)
+
+
+def write_tree(root: Path, *folders: str, classes: tuple[str, ...] = CLASSES, count: int = 6) -> Path:
+    """``count`` images in each class of each folder; folders that end in a slash are class folders themselves."""
+    for folder in folders:
+        for name in ("",) if folder.endswith("/") else classes:
+            for index in range(count):
+                write(root / folder / name / f"{index}.png", 10 * index)
+    return root
+
+
+def sizes(data: ImageData) -> tuple[int, int, int]:
+    return len(data.train), len(data.validation), len(data.test)
+
+
+READ: list[tuple[tuple[str, ...], tuple[int, int, int], str]] = [
+    (("train", "test"), (10, 2, 12), ""),
+    (("train", "val", "test"), (12, 12, 12), ""),
+    (("train", "val"), (10, 2, 12), "its validation folder is the test split"),
+    (("Train", "Test"), (10, 2, 12), ""),
+    (("TRAINING", "Testing"), (10, 2, 12), ""),
+    (("training", "VALIDATION", "testing"), (12, 12, 12), ""),
+    (("train", "valid"), (10, 2, 12), "its validation folder is the test split"),
+    (("trn", "dev", "tst"), (12, 12, 12), ""),
+    (("train", "eval"), (10, 2, 12), ""),
+    (("train", "Evaluation"), (10, 2, 12), ""),
+    (("",), (8, 2, 2), "a fifth of each, the same in every run, is the test split"),
+    (("train/", "bus/"), (8, 2, 2), "train is taken for a class like the others, as it holds no folders"),
+    (("train", "test", "unlabelled/"), (10, 2, 12), "not read, as there is a train folder: unlabelled"),
+    (("train", "test/cat/"), (10, 2, 6), "has no images of dog"),
+]
+
+
+@pytest.mark.parametrize(("folders", "expected", "said"), READ, ids=["-".join(case[0]) or "flat" for case in READ])
+def test_usual_names_of_splits(
+    tmp_path: Path,
+    folders: tuple[str, ...],
+    expected: tuple[int, int, int],
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="superweight_ensembles")
+    data = load_data("image_folder", folder=write_tree(tmp_path, *folders), seed=1)
+    assert data.classes == (("bus", "train") if "bus/" in folders else CLASSES)
+    assert sizes(data) == expected
+    assert caplog.text.count(said) == 1 if said else "not read" not in caplog.text
+
+
+REFUSED: list[tuple[tuple[str, ...], str]] = [
+    (("train", "val", "valid"), "has both val and valid: keep one"),
+    (("train", "Train", "test"), "has both Train and train: keep one"),
+    (("train",), r"has train but no test folder: add test/<class>/\*$"),
+    (("train", "holdout"), "has train but no test folder: .*, or name one of holdout so"),
+    (("val", "test"), "has test and val, but no train folder: sort the training images as"),
+    (("test", "cat/", "dog/"), "has test, but no train folder: .*or give a class of that name another one"),
+    (("test/", "cat/", "dog/"), "has test, but no train folder"),
+    (("fold1", "fold2"), "fold1 and fold2 of .* both hold folders cat and dog: they look like splits"),
+    (("seg_train", "seg_test"), "seg_test and seg_train of .* look like splits, not classes"),
+    (("train2017", "val2017"), "look like splits, not classes. Name them train and test"),
+    (("data",), "one class alone in .*, 'data': give folder=.*data"),
+    (("cat/",), "one class alone in .*, 'cat': add another class"),
+    (("train", "test/Cat/"), "class 'Cat' of .*test has no folder in train, which has 'cat'"),
+    (("train", "test/emu/"), "class 'emu' of .*test has no folder in train$"),
+]
+
+
+@pytest.mark.parametrize(("folders", "message"), REFUSED, ids=["-".join(case[0]) for case in REFUSED])
+def test_what_looks_like_splits_is_never_taken_for_classes(
+    tmp_path: Path, folders: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("image_folder", folder=write_tree(tmp_path, *folders))
+
+
+def test_what_is_left_out_is_counted_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_tree(tmp_path, "")
+    for name in ("cat/a.heic", "cat/b.heic", "dog/c.gif", "dog/._0.jpg", "__MACOSX/cat/x.png", "cat/.cache/y.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no image")
+    (root / "labels.csv").write_text("0,cat")
+    (root / "dog" / "README").write_text("dogs")
+    write(root / "cat/deep/below.PNG")
+    assert sum(sizes(load_data("image_folder", folder=root))) == 13
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    for part in (
+        "hidden folders (2)", "files beside the class folders (1)", ".heic (2)", ".gif (1)", "hidden files (1)",
+        "files without a suffix (1)",
+    ):  # fmt: skip
+        assert part in warnings[0]
+
+
+BAD_FILES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("empty", lambda path: path.write_bytes(b""), r"cannot read the image .*9\.png: it is empty"),
+    ("link to nothing", lambda path: path.symlink_to("absent"), "absent|9.png cannot be read: No such file"),
+    ("16 bits", lambda path: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path), "more than 8 bits a channel"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES])
+def test_bad_files_are_named(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+    spoil(write_tree(tmp_path, "") / "cat/9.png")
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("image_folder", folder=tmp_path)
+
+
+def test_an_empty_file_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
+    (write_tree(tmp_path, "") / "cat/9.png").write_bytes(b"")
+    with pytest.raises(SuperWeightError, match="it is empty"):
+        load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, image_size: int | None) -> None:
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4, :4] = 200  # the top left is bright
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+        5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, 3),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / f"{name}/{index}.png", exif=exif)
+    images = load_data("image_folder", folder=tmp_path, image_size=image_size).train.images
+    assert torch.equal(images[0], torch.from_numpy(upright).permute(2, 0, 1))
+
+
+def test_a_turned_jpeg_that_is_decoded_small_is_cut_as_an_upright_one(tmp_path: Path) -> None:
+    gradient = np.linspace(0, 255, 160 * 96).reshape(160, 96).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(gradient).save(tmp_path / f"{name}/{index}.jpg", quality=95)
+            Image.fromarray(np.rot90(gradient).copy()).save(
+                tmp_path / f"{name}/turned{index}.jpg", quality=95, exif=exif
+            )
+    data = load_data("image_folder", folder=tmp_path, image_size=8, memory_limit_mb=0, validation_fraction=0)
+    assert isinstance(data.train, FileSplit)
+    every = data.train.reader.read([str(tmp_path / "cat/0.jpg"), str(tmp_path / "cat/turned0.jpg")]).int()
+    assert (every[0] - every[1]).abs().max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pictures_are_laid_on_white(tmp_path: Path, mode: str) -> None:
+    root = write_tree(tmp_path, "")
+    picture = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    picture.paste((50, 50, 50, 255), (0, 0, 4, 8))
+    if mode == "P":
+        palette = Image.new("P", (8, 8), 1)
+        palette.putpalette([0, 0, 0, 50, 50, 50])
+        palette.paste(0, (4, 0, 8, 8))
+        palette.save(root / "cat/z.png", transparency=0)
+    else:
+        picture.convert(mode).save(root / "cat/z.png")
+    data = load_data("image_folder", folder=root, memory_limit_mb=0)
+    assert isinstance(data.train, FileSplit)
+    image = data.train.reader.read([str(root / "cat/z.png")])[0]
+    assert image[:, 0, 0].tolist() == [50] * 3 and image[:, 0, 7].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("L", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("RGB", "WEBP"), ("RGB", "bmp")]
+)
+def test_every_mode_becomes_colours(tmp_path: Path, mode: str, suffix: str) -> None:
+    root = write_tree(tmp_path, "")
+    write(root / f"cat/z.{suffix}", 255, mode)
+    assert sum(sizes(load_data("image_folder", folder=root))) == 13
+
+
+def test_a_suffix_that_lies_and_the_first_of_several_frames(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, "")
+    write(root / "cat/lies.jpg", 77, format="PNG")
+    frames = [Image.new("RGB", (8, 8), (grey,) * 3) for grey in (20, 220)]
+    frames[0].save(root / "cat/pages.tiff", save_all=True, append_images=frames[1:])
+    data = load_data("image_folder", folder=root, memory_limit_mb=0)
+    assert isinstance(data.train, FileSplit)
+    images = data.train.reader.read([str(root / "cat/lies.jpg"), str(root / "cat/pages.tiff")])
+    assert images.flatten(1)[:, 0].tolist() == [77, 20]
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "images.zip").write_bytes(b"zip")
+    with pytest.raises(SuperWeightError, match=r"no folder .*images\.zip, which is a file: unpack it"):
+        load_data("image_folder", folder=tmp_path / "images.zip")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "replaced": (lambda root: write(root / "train/cat/3.png", 99), "train pixels|train file contents"),
+    "removed": (lambda root: (root / "train/cat/3.png").unlink(), "number of train images"),
+    "added": (lambda root: write(root / "train/dog/7.png"), "number of train images"),
+    "relabelled": (lambda root: (root / "train/cat/3.png").rename(root / "train/dog/8.png"), "train labels"),
+    "test image removed": (lambda root: (root / "test/cat/3.png").unlink(), "number of test images"),
+}
+
+
+@pytest.mark.parametrize("limit", [64, 0])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_data_changes_their_fingerprint(tmp_path: Path, change: str, limit: int) -> None:
+    def fingerprint() -> dict[str, str]:
+        options: dict[str, Any] = {"folder": tmp_path, "memory_limit_mb": limit, "validation_fraction": 0}
+        return load_data("image_folder", **options).fingerprint()
+
+    write_tree(tmp_path, "train", "test")
+    before = fingerprint()
+    assert fingerprint() == before
+    CHANGES[change][0](tmp_path)
+    after = fingerprint()
+    differing = [key for key in before if before[key] != after.get(key)]
+    assert any(key in differing for key in CHANGES[change][1].split("|")), differing
+
+
+GIVEN: list[tuple[str, Any, Any, str]] = [
+    ("arrays", np.zeros((2, 3, 4, 4), np.uint8), torch.zeros(2), "must be tensors; got ndarray: torch.as_tensor"),
+    ("double", torch.zeros(2, 3, 4, 4).double(), torch.zeros(2), r"uint8 or float32 .*float64.*: images.float\(\)"),
+    ("half", torch.zeros(2, 3, 4, 4).half(), torch.zeros(2), r"got torch.float16 .*: images.float\(\)"),
+    ("no channel", torch.zeros(2, 4, 4), torch.zeros(2), r"\(N, C, H, W\); got torch.float32 \(2, 4, 4\)$"),
+    ("nan", torch.full((2, 3, 4, 4), float("nan")), torch.zeros(2).long(), "image 0 holds numbers that are not finite"),
+    ("column", torch.zeros(2, 3, 4, 4), torch.zeros(2, 1).long(), r"integer type, \(2,\).*: labels.flatten\(\)"),
+    ("one-hot", torch.zeros(2, 3, 4, 4), torch.eye(2), r"labels.argmax\(1\)"),
+    ("floats", torch.zeros(2, 3, 4, 4), torch.zeros(2), r"got torch.float32 \(2,\): labels.flatten\(\).long\(\)"),
+]
+
+
+@pytest.mark.parametrize(("images", "labels", "message"), [case[1:] for case in GIVEN], ids=[case[0] for case in GIVEN])
+def test_images_that_no_split_holds(images: Any, labels: Any, message: str) -> None:
+    with pytest.raises(SuperWeightError, match=message):
+        MemorySplit(images, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
+def test_labels_of_every_integer_type_are_kept_as_int64(dtype: torch.dtype) -> None:
+    assert MemorySplit(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1], dtype=dtype)).labels.dtype == torch.int64
+
+
+def test_one_class_is_refused() -> None:
+    split = MemorySplit(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(SuperWeightError, match=r"mine: a network tells two classes or more apart; got \['only'\]"):
+        ImageData(
+            name="mine", classes=("only",), image_shape=(1, 2, 2), mean=(0.0,), std=(1.0,), train=split,
+            validation=split, test=split,
+        )  # fmt: skip
