@@ -57,10 +57,10 @@ from superweight_ensembles.training import (
     TrainConfig,
     augmentation_of,
     check_own_mean,
+    precision_of,
     recomputed_blocks,
     repeated_blocks,
     tuned_config,
-    uses_bfloat16,
 )
 
 INDEPENDENT = "independent"
@@ -300,7 +300,7 @@ class Recipe(Strict):
         if shape is None:
             return None
         config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, own_mean = uses_bfloat16(config), self.taught_by(OWN_MEAN)
+        cast, own_mean = precision_of(config) != "float32", self.taught_by(OWN_MEAN)
         return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
 
     def taught_by(self, teacher: str) -> bool:

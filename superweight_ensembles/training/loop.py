@@ -43,6 +43,7 @@ from superweight_ensembles.training.device import (
     LossScale,
     build_fabric,
     compiled_calls,
+    explain_oom,
     leaves_channels_last,
     precision_of,
     scaler_of,
@@ -131,7 +132,10 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         if not len(labels):  # a process's part of a small last batch
             continue
         with state.fabric.autocast():
-            logits = {name: ensemble.run_member(name, images, weights[name]) for name in members}
+            logits = {}
+            for name in members:
+                with explain_oom(name, len(labels), 1):
+                    logits[name] = ensemble.run_member(name, images, weights[name])
         check_logits(logits)
         every = torch.stack(list(logits.values())).float().log_softmax(2)
         if num_classes is None:
@@ -399,7 +403,8 @@ def train(
         ensemble: Trained in place; left in eval mode on the training device.
         data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
         config: How; the defaults where None.
-        validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own.
+        validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own. One of them is
+            tried before the first step.
         members: Train these alone, by name; what only the others use stays as it is.
         objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
             (B,) to a scalar loss.
@@ -411,12 +416,13 @@ def train(
         callback: Called after every step and every epoch.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is not
-            there, ``recompute`` where no member repeats a block, a loss or gradient that is not finite (names the step,
-            members and targets), no memory left (names the member and what to lower), ``resume`` without ``out``, a
-            teacher of other classes, a checkpoint of another config or of other hooks, ``out``
-            with an older run and without ``resume``, or where another process is at work, or that cannot be written to:
-            the checkpoints there stay.
+        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices) or of other classes or
+            types than the members', a member that fails on them, a device that is not there, ``recompute`` where no
+            member repeats a block, a loss or gradient that is not finite (names the step, members and targets), no
+            memory left (names the member and what to lower), ``resume`` without ``out``, a teacher of other classes, a
+            checkpoint of another config or of other hooks, a state that cannot be saved, ``out`` with an older run and
+            without ``resume``, or where another process is at work, or that cannot be written to: the checkpoints there
+            stay.
         TrainingStopped: A signal; everything is saved.
 
     Example:
@@ -446,6 +452,8 @@ def train(
     compiled = compiled_calls(modules) if config.compile else {}
     fabric = build_fabric(config)
     if (scaler := scaler_of(fabric)) is not None:
+        if first_parameter({"": ensemble}).dtype != torch.float32:
+            raise SuperWeightError("precision 'float16' trains members of float32: call ensemble.float() before")
         hooks = (*hooks, LossScale(scaler))
     processes = current_processes()
     _check_job(processes, config)
