@@ -7,7 +7,6 @@ NAME.safetensors, .json   the network's own tensors, and what :func:`load_member
 
 from __future__ import annotations
 
-import copy
 import importlib
 import io
 import math
@@ -24,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import recall_architecture
+from superweight_ensembles.models import copied, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import (
     PathError,
@@ -93,7 +92,7 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
     shape = checked_shape(input_shape)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
-    plain = copy.deepcopy(module).cpu().eval()
+    plain = copied(module).cpu().eval()
     images, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
     takes_tokens = False
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
-from superweight_ensembles.models import kept_modes
+from superweight_ensembles.models import buffers_as_now, kept_modes
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
@@ -148,6 +149,9 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
     if not int(num_images):
         raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
+    for name, row in zip(members, each):
+        if math.isnan(row[1]):
+            raise SuperWeightError(f"member {name!r} answers NaN: the images, or what it keeps, are not finite")
     return {
         "members": {name: _quality(row) for name, row in zip(members, each)},
         "ensemble": _quality(ensemble_row),
@@ -167,7 +171,7 @@ def try_validation(state: TrainState) -> None:
         batches = state.data.loader("validation", 2, device=state.fabric.device)  # its other images are like these
     generator = getattr(batches, "generator", None)  # a DataLoader's own, from which iterating draws
     before = generator.get_state() if isinstance(generator, torch.Generator) else None
-    buffers = [(buffer, buffer.clone()) for buffer in state.ensemble.buffers()]
+    put_back = buffers_as_now(state.ensemble)
     with kept_modes(state.ensemble):
         try:
             validate(state, batches, 1)
@@ -175,8 +179,7 @@ def try_validation(state: TrainState) -> None:
             if not leaves_channels_last(state, error):
                 raise
             validate(state, batches, 1)
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    put_back()
     if isinstance(generator, torch.Generator) and before is not None:
         generator.set_state(before)
 
