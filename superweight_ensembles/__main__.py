@@ -294,7 +294,7 @@ def plan(
         float | None,
         typer.Option(
             "--flops-per-second",
-            help="Of another machine, for the time there; where not given, some steps of every training are timed here.",
+            help="Of another machine, for the time there; not given, some steps of every training are timed here.",
         ),
     ] = None,
 ) -> None:

