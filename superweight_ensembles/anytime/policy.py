@@ -23,6 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
+TEMPERATURES = (0.01, 100.0)  # from, to; what is fitted lies well inside
+MOST_THRESHOLD = 2.0  # no confidence is above 1, but for rounding
 _TINY = 1e-30
 _LOG_TEMPERATURES = (math.log(0.05), math.log(20.0))
 
@@ -111,10 +113,12 @@ class ExitPolicy:
     Attributes:
         order: Members, in the order in which they run; exit e is after member e.
         confidence: How sure a prediction is: a name of :data:`CONFIDENCES`.
-        temperatures: One an exit; the logarithm of the mean is divided by it before the confidence is taken.
+        temperatures: One an exit, 0.01 to 100; the logarithm of the mean is divided by it before the confidence is
+            taken.
         thresholds: One an exit but the last, where all that are left leave. A sample leaves where its confidence is at
-            least the threshold: 0 lets all leave, infinity none.
-        monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
+            least the threshold, 0 to 2 or infinity: 0 lets all leave whose confidence is a number, infinity none.
+        monotone: Whether a sample keeps an earlier prediction that was surer than the later one, or the only one that
+            is a number.
         replaces: For each exit, the earlier exit whose answer its own takes the place of in the mean, or None; empty
             where none does (:func:`replaced_exits`).
 
@@ -146,10 +150,14 @@ class ExitPolicy:
         ):
             if len(values) != count:
                 raise SuperWeightError(f"{exits} members need {count} {what}; got {len(values)}")
-        if any(not (0 < value < math.inf) for value in self.temperatures):
-            raise SuperWeightError(f"temperatures must be positive and finite; got {list(self.temperatures)}")
-        if any(not value >= 0 for value in self.thresholds):
-            raise SuperWeightError(f"thresholds must be at least 0; got {list(self.thresholds)}")
+        least, most = TEMPERATURES
+        if any(not least <= value <= most for value in self.temperatures):
+            raise SuperWeightError(f"temperatures must be {least:g} to {most:g}; got {list(self.temperatures)!r:.80}")
+        if any(not (0 <= value <= MOST_THRESHOLD or value == math.inf) for value in self.thresholds):
+            raise SuperWeightError(
+                f"thresholds must be 0 to {MOST_THRESHOLD:g}, or infinity where none leaves; got "
+                f"{list(self.thresholds)!r:.80}"
+            )
         replaced = [value for value in self.replaces if value is not None]
         earlier = all(value is None or value in range(index) for index, value in enumerate(self.replaces))
         if len(self.replaces) not in (0, exits) or not earlier or len(set(replaced)) < len(replaced):
@@ -193,11 +201,14 @@ class ExitPolicy:
         try:
             temperatures = tuple(map(float, content["temperatures"]))
             thresholds = tuple(math.inf if value is None else float(value) for value in content["thresholds"])
-            return cls(**{**content, "temperatures": temperatures, "thresholds": thresholds})
+            found = cls(**{**content, "temperatures": temperatures, "thresholds": thresholds})
         except OverflowError:
             raise SuperWeightError(f"{where}: temperatures and thresholds must be numbers that a float holds") from None
         except SuperWeightError as error:
             raise SuperWeightError(f"{where}: {error}") from None
+        if math.inf in content["thresholds"]:
+            raise SuperWeightError(f"{where}: thresholds must be finite, or null where none leaves; got infinity")
+        return found
 
 
 def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple[int | None, ...]:
@@ -255,10 +266,11 @@ class RunningMean:
         if self.replaces:
             replaced = self.replaces[self.num_run]
             if replaced is not None:
-                self.total = self.total - self.parts.pop(replaced)
-                del self.answers[replaced]
+                del self.parts[replaced], self.answers[replaced]
             self.parts[self.num_run] = probabilities
-        self.total = self.total + probabilities
+            self.total = torch.stack([*self.parts.values()]).sum(0)  # what is not a number leaves with its part
+        else:
+            self.total = self.total + probabilities
         self.answers[self.num_run] = probabilities.argmax(1)
         self.num_run += 1
 
@@ -273,7 +285,7 @@ class RunningMean:
         if not policy.monotone:
             return mean, confidence
         if self.surest is not None:
-            earlier = self.surest[1] > confidence
+            earlier = ~(confidence >= self.surest[1]) & ~self.surest[1].isnan()
             mean = torch.where(earlier[:, None], self.surest[0], mean)
             confidence = torch.where(earlier, self.surest[1], confidence)
         self.surest = (mean, confidence)

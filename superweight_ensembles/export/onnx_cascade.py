@@ -7,14 +7,20 @@
     answer.probabilities, answer.members_used, answer.confidence, answer.flops
 
 Members run one after the other; after each, images whose prediction is sure enough leave, and those that are left
-alone go on. Shapes: B images, K classes.
+alone go on. A prediction that is not a number is never sure enough. Shapes: B images, K classes.
+
+A folder from elsewhere makes this read nothing outside it: files are regular ones, of the sizes and checksums that
+cascade.json gives; ONNX files are parsed for tensors in other files before onnxruntime is given their bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +30,7 @@ import onnxruntime
 
 FORMAT = 2
 _MOST_JSON = 2**20  # bytes
+_MOST_MODEL = 2**31  # bytes: a protobuf message ends there
 _MOST_MEMBERS = 1000
 _MOST_FIELDS = 2**21  # that are looked at in one ONNX file
 # Where an ONNX file may hold tensors: field numbers of its protobuf messages, and the message that each holds.
@@ -37,7 +44,16 @@ _FIELDS = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-_EXTERNAL = (13, 14)  # of a tensor: external_data, data_location
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
+_OPERATION = 4  # of a node: its type
+_TEMPERATURES = (0.01, 100.0)  # from, to
+_MOST_THRESHOLD = 2.0  # no confidence is above 1
+# For onnxruntime: bytes are of an ONNX file, and tensors in other files are looked for where there can be none.
+_CLOSED = {
+    "session.load_model_format": "ONNX",
+    "session.model_external_initializers_file_folder_path": f"{os.devnull}/none",
+}
+_LOG = logging.getLogger("onnx_cascade")
 _TINY = np.float32(1e-30)
 _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
 
@@ -65,7 +81,8 @@ class OnnxCascade:
     Args:
         folder: With cascade.json and the ONNX files that it names.
         providers: Of onnxruntime, in order of preference; the CPU where None.
-        session_options: ``onnxruntime.SessionOptions`` for every member, such as the number of threads.
+        session_options: ``onnxruntime.SessionOptions`` for every member, such as the number of threads. Entries that
+            close other files to a model are added to it.
 
     Attributes:
         members: Names, in the order in which they run.
@@ -97,10 +114,13 @@ class OnnxCascade:
         self.monotone: bool = policy["monotone"]
         self.replaces = tuple(policy.get("replaces") or [None] * len(self.members))
         chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
-        self.sessions = [_session(folder, member, session_options, chosen) for member in content["members"]]
+        options = session_options or onnxruntime.SessionOptions()
+        for key, value in _CLOSED.items():
+            options.add_session_config_entry(key, value)
+        self.sessions = [_session(folder, member, options, chosen) for member in content["members"]]
 
     def __call__(self, images: np.ndarray) -> Answer:
-        """Predict; no member sees an image that has left.
+        """Predict; no member sees an image that has left. How many answers are not numbers is logged.
 
         Args:
             images: float32 (B, *input_shape), preprocessed as in training.
@@ -119,17 +139,18 @@ class OnnxCascade:
         left = np.arange(size)
         parts: dict[int, np.ndarray] = {}  # what is in the mean, by member
         kept = np.zeros((size, self.num_classes), np.float32)
-        kept_confidence = np.full(size, -np.inf, np.float32)
+        kept_confidence = np.full(size, np.nan, np.float32)
         for index in range(last + 1):
             if not left.size:
                 break
             mean = self._add(parts, index, images)
             classes = np.stack([part.argmax(1) for part in parts.values()], axis=1)
             confidence = self._confidence(index, mean, classes)
-            earlier = kept_confidence > confidence if self.monotone else np.full(left.size, False)
+            surer = ~(confidence >= kept_confidence) & ~np.isnan(kept_confidence)  # than what is not a number, too
+            earlier = surer if self.monotone else np.full(left.size, False)
             kept = np.where(earlier[:, None], kept, mean)
             kept_confidence = np.where(earlier, kept_confidence, confidence)
-            stay = np.full(left.size, False) if index == last else kept_confidence < self.thresholds[index]
+            stay = np.full(left.size, False) if index == last else ~(kept_confidence >= self.thresholds[index])
             leave = ~stay
             rows = left[leave]
             answer.probabilities[rows] = kept[leave]
@@ -138,6 +159,7 @@ class OnnxCascade:
             answer.flops[rows] = sum(self.flops[: index + 1])
             left, images, parts = left[stay], images[stay], {one: part[stay] for one, part in parts.items()}
             kept, kept_confidence = kept[stay], kept_confidence[stay]
+        _tell(answer.probabilities)
         return answer
 
     def stream(self, images: np.ndarray) -> Iterator[Step]:
@@ -152,9 +174,11 @@ class OnnxCascade:
         self._check(images)
         mean = np.zeros((len(images), self.num_classes), np.float32)
         parts: dict[int, np.ndarray] = {}
+        told = False
         for index, name in enumerate(self.members):
             if len(images):
                 mean = self._add(parts, index, images)
+            told = told or _tell(mean)
             yield Step(name, mean, sum(self.flops[: index + 1]))
 
     def _add(self, parts: dict[int, np.ndarray], index: int, images: np.ndarray) -> np.ndarray:
@@ -201,6 +225,17 @@ class OnnxCascade:
             raise ValueError(f"{expected}; got the shape {images.shape}")
 
 
+def _tell(probabilities: np.ndarray) -> bool:
+    """Log how many answers (B, K) are not numbers; whether there are any."""
+    wrong = int((~np.isfinite(probabilities).all(1)).sum())
+    if wrong:
+        _LOG.warning(
+            "%d of %d answers are not numbers: look for NaN or infinity in the images, or in a member's weights",
+            wrong, len(probabilities),
+        )  # fmt: skip
+    return wrong > 0
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
@@ -208,15 +243,12 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of cascade.json, checked."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ValueError(f"{path} is missing: {path.parent} is no exported cascade")
+    text = _content(path, _MOST_JSON)
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_JSON + 1)
-        if len(text) > _MOST_JSON:
-            raise ValueError(f"it is longer than {_MOST_JSON:,} bytes")
         content = json.loads(text.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -228,9 +260,9 @@ def _read(path: Path) -> dict[str, Any]:
     _expect(path, "policy.confidence", policy.get("confidence") in _CONFIDENCES)
     _expect(path, "policy.monotone", isinstance(policy.get("monotone"), bool))
     temperatures, thresholds = policy.get("temperatures"), policy.get("thresholds")
-    _expect(path, "policy.temperatures", _numbers(temperatures, len(members)) and min(temperatures) > 0)
-    floats = [math.inf if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
-    _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1) and min(floats or [0]) >= 0)
+    _expect(path, "policy.temperatures", _numbers(temperatures, len(members), *_TEMPERATURES))
+    floats = [0 if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
+    _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1, 0, _MOST_THRESHOLD))
     _expect(path, "policy.replaces", _is_replacing(policy.get("replaces", []), len(members)))
     shape, classes = content.get("input_shape"), content.get("num_classes")
     _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
@@ -266,68 +298,129 @@ def _is_replacing(values: Any, count: int) -> bool:
     return all(earlier) and len(set(taken)) == len(taken)
 
 
-def _numbers(values: Any, count: int) -> bool:
+def _numbers(values: Any, count: int, least: float, most: float) -> bool:
     if not isinstance(values, list) or len(values) != count:
         return False
-    if any(not isinstance(one, (int, float)) or isinstance(one, bool) or one != one for one in values):
-        return False
-    return all(isinstance(one, float) or abs(one) < 2**50 for one in values)
+    known = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
+    return known and all(least <= one <= most for one in values)  # which is false of what is not a number
 
 
 def _session(
-    folder: Path, member: dict[str, Any], options: onnxruntime.SessionOptions | None, providers: list[Any]
+    folder: Path, member: dict[str, Any], options: onnxruntime.SessionOptions, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
     """The session of a member: of the bytes that were exported, which name no other file."""
     path = _inside(folder, member["file"])
-    if path.stat().st_size != member["bytes"]:
-        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, and {member['bytes']:,} were exported")
-    model = path.read_bytes()
+    model = _content(path, _MOST_MODEL, member["bytes"])
     if hashlib.sha256(model).hexdigest() != member["sha256"]:
         raise ValueError(f"{path} does not have its checksum: the file is damaged or was changed")
     _check_within(path, model)
+    _check_parsed(path, model)
     try:
         return onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
     except Exception as error:  # onnxruntime has an exception a kind of damage, and no common one
         raise ValueError(f"{path} is no ONNX file that onnxruntime reads: {str(error)[:400]}") from None
 
 
+def _content(path: Path, most: int, size: int | None = None) -> bytes:
+    """A regular file, whose size is known before it is read: ``size`` bytes, or at most so many.
+
+    A link is one where the Hugging Face Hub's download cache made it: from REPOSITORY/snapshots/REVISION into
+    REPOSITORY/blobs.
+    """
+    try:
+        if path.is_symlink() and not _in_hub_cache(path):
+            raise ValueError(f"{path} is a link, which may lead anywhere: put the file itself there")
+        # A pipe that nobody writes into is not waited for.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"{path} is no regular file")
+            if size is not None and found.st_size != size:
+                raise ValueError(f"{path} has {found.st_size:,} bytes, and {size:,} were exported")
+            if found.st_size > most:
+                raise ValueError(f"{path} is longer than {most:,} bytes, which no such file is")
+            return file.read(found.st_size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _in_hub_cache(path: Path) -> bool:
+    revision = Path(os.path.realpath(path.parent))
+    blobs = revision.parents[1] / "blobs" if revision.parent.name == "snapshots" else None
+    return blobs is not None and Path(os.path.realpath(path)).parent == blobs
+
+
 def _check_within(path: Path, model: bytes) -> None:
-    """Refuse an ONNX file whose tensors are in other files: a path in it could lead anywhere."""
+    """Refuse an ONNX file whose tensors or programs are in other files: a path in it could lead anywhere.
+
+    Every field that could hold one is walked through. Parsers differ in what they make of numbers that are written
+    longer than need be, of groups and of fields without a number: a file with any of them is refused.
+    """
     left, fields = [("model", 0, len(model))], 0
     while left:
         kind, at, end = left.pop()
         while at < end:
             fields += 1
             tag, at = _varint(model, at, end)
-            wire = tag & 7
+            field, wire = tag >> 3, tag & 7
             size, at = _varint(model, at, end) if wire == 2 else ({1: 8, 5: 4}.get(wire, 0), at)
             start = at
             number, at = _varint(model, at, end) if wire == 0 else (size, at + size)
-            if at > end or wire not in (0, 1, 2, 5) or fields > _MOST_FIELDS:
+            known = wire in (0, 1, 2, 5) and 1 <= field < 2**29
+            if at > end or not known or fields > _MOST_FIELDS:
                 raise ValueError(f"{path} is no ONNX file: its fields are damaged, or too many")
-            if kind == "tensor" and tag >> 3 in _EXTERNAL and number:
-                raise ValueError(f"{path} keeps tensors in other files, which no exported cascade does")
-            if wire == 2 and tag >> 3 in _FIELDS[kind]:
-                left.append((_FIELDS[kind][tag >> 3], start, at))
+            if kind == "tensor" and (field == _EXTERNAL_DATA or (field == _DATA_LOCATION and number)):
+                raise _elsewhere(path)
+            if kind == "node" and field == _OPERATION and model[start:at] == b"EPContext":
+                raise ValueError(f"{path} runs a compiled program (EPContext), which no exported cascade does")
+            if wire == 2 and field in _FIELDS[kind]:
+                left.append((_FIELDS[kind][field], start, at))
+
+
+def _check_parsed(path: Path, model: bytes) -> None:
+    """As :func:`_check_within`, of what the package onnx makes of a file, where it is there."""
+    try:
+        import onnx
+    except ImportError:
+        return
+    try:
+        left: list[Any] = [onnx.load_model_from_string(model)]
+    except Exception as error:  # of its protobuf
+        raise ValueError(f"{path} is no ONNX file: {str(error)[:400]}") from None
+    while left:
+        message = left.pop()
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location):
+            raise _elsewhere(path)
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                left += [value] if hasattr(value, "ListFields") else value
+
+
+def _elsewhere(path: Path) -> ValueError:
+    return ValueError(f"{path} keeps tensors in other files, which no exported cascade does")
 
 
 def _varint(model: bytes, at: int, end: int) -> tuple[int, int]:
-    """A protobuf number and the place after it; past the end where it does not stop."""
-    number = 0
+    """A protobuf number and the place after it; past the end where it does not stop, or is written too long."""
+    number, start = 0, at
     for shift in range(0, 70, 7):
         if at >= end:
-            return number, end + 1
+            break
         number |= (model[at] & 127) << shift
         at += 1
         if model[at - 1] < 128:
-            return number, at
+            shortest = at == start + 1 or model[at - 1] > 0
+            return number, at if shortest and number < 2**64 else end + 1
     return number, end + 1
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder by its plain name; a symbolic link that lies there is fine, as download caches make them."""
-    if not name or name in (".", "..") or any(mark in name for mark in "/\\:\0"):
-        raise ValueError(f"{folder / 'cascade.json'} names {name!r}, which is no plain name of a file in its folder")
-    if not (folder / name).is_file():
+    """A file of the folder by its plain name."""
+    if not name or name in (".", "..") or len(name) > 255 or any(mark in name for mark in "/\\:\0"):
+        raise ValueError(
+            f"{folder / 'cascade.json'} names {name[:80]!r}, which is no plain name of a file in its folder"
+        )
+    if not os.path.lexists(folder / name):
         raise ValueError(f"{folder / name} is missing")
     return folder / name

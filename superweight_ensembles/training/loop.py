@@ -107,7 +107,8 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
         num_batches: Read so many; all where None.
 
     Raises:
-        SuperWeightError: No batch, one that is none or of other classes or types than the members', a member that fails.
+        SuperWeightError: No batch, one that is none or of other classes or types than the members'; a member that
+            fails.
     """
     try:
         return _validate(state, batches, num_batches)
@@ -480,6 +481,8 @@ def train(
     with ExitStack() as ending:
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
+        ending.enter_context(torch.inference_mode(False))
+        ending.enter_context(torch.enable_grad())
         ending.enter_context(own_randomness(fabric.device))
         for hook in hooks:
             ending.callback(hook.end, state)

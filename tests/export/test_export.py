@@ -12,6 +12,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import anytime_reference
 import numpy as np
@@ -26,9 +27,10 @@ from torch import nn
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import CONFIDENCES, AnytimePredictor, ExitPolicy
+from superweight_ensembles.anytime import CONFIDENCES, AnytimePredictor, ExitPolicy, exits_of
+from superweight_ensembles.anytime import policy as exit_policy
 from superweight_ensembles.experiment import load_recipe
-from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member
+from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member, onnx_cascade
 from superweight_ensembles.export import member as onnx_file
 
 SHAPE, CLASSES = (3, 32, 32), 5
@@ -516,6 +518,92 @@ def test_monotone_keeps_an_earlier_surer_answer(cascade: Path, small_networks, t
     assert (kept.members_used == 3).all() and (kept.confidence >= plain.confidence).all()
     assert (kept.confidence > plain.confidence).any()
     np.testing.assert_allclose(kept.confidence, kept.probabilities.max(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+@pytest.mark.parametrize("confidence", CONFIDENCES)
+def test_what_is_not_a_number_is_never_sure(
+    cascade: Path, small_networks, tmp_path: Path, caplog: pytest.LogCaptureFixture, confidence: str, monotone: bool
+) -> None:
+    policy = ExitPolicy(
+        order=ORDER, confidence=confidence, temperatures=(1.0, 2.0, 0.5), thresholds=(0.0, 0.0), monotone=monotone
+    )
+    loaded = OnnxCascade(with_policy(cascade, tmp_path / "cascade", policy))
+    images = torch.randn(5, *SMALL_SHAPE)
+    images[1, 0, 0, 0], images[3, 1, 1, 1] = math.nan, -math.inf
+    answer = loaded(images.numpy())
+    assert answer.members_used.tolist() == [1, 3, 1, 3, 1]
+    assert np.isnan(answer.probabilities).all(1).tolist() == [False, True, False, True, False]
+    assert [record.getMessage()[:30] for record in caplog.records] == ["2 of 5 answers are not numbers"]
+    caplog.clear()
+    list(loaded.stream(images.numpy()))
+    loaded(images[:1].numpy())
+    assert [record.getMessage()[:30] for record in caplog.records] == ["2 of 5 answers are not numbers"]
+
+
+def test_a_member_that_answers_no_numbers(cascade: Path, small_networks, tmp_path: Path) -> None:
+    """A monotone cascade keeps the answer that is one, from before or after; versions that are replaced leave."""
+    images = torch.randn(6, *SMALL_SHAPE)
+    for broken, replaces, expected in ((1, (), [False] * 2), (0, (None, 0, None), [True, False])):
+        policy = ExitPolicy(
+            order=ORDER, temperatures=(1.0,) * 3, thresholds=(math.inf,) * 2, monotone=True, replaces=replaces
+        )
+        loaded = OnnxCascade(with_policy(cascade, tmp_path / str(broken), policy))
+        whole = loaded.sessions[broken]
+        loaded.sessions[broken] = SimpleNamespace(run=lambda *given, whole=whole: [whole.run(*given)[0] * np.nan])
+        answer = loaded(images.numpy())
+        with torch.no_grad():
+            table = torch.stack([small_networks[name](images).softmax(1) for name in ORDER])
+        table[broken] = math.nan
+        predictions, confidences = exits_of(table, policy)
+        np.testing.assert_allclose(answer.probabilities, predictions[-1], atol=1e-5)
+        np.testing.assert_allclose(answer.confidence, confidences[-1], atol=1e-5)
+        assert np.isfinite(answer.probabilities).all()
+        assert predictions[:2].isnan().flatten(1).any(1).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "taken"),
+    [
+        ("temperatures", [0.01, 100.0, 1], True),
+        ("temperatures", [1e-42, 1, 1], False),
+        ("temperatures", [0.0099, 1, 1], False),
+        ("temperatures", [100.1, 1, 1], False),
+        ("temperatures", [-1, 1, 1], False),
+        ("temperatures", [math.nan, 1, 1], False),
+        ("temperatures", [math.inf, 1, 1], False),
+        ("temperatures", [None, 1, 1], False),
+        ("temperatures", [True, 1, 1], False),
+        ("temperatures", [10**400, 1, 1], False),
+        ("thresholds", [0, 2.0], True),
+        ("thresholds", [None, 0.5], True),
+        ("thresholds", [-1e-9, 0.5], False),
+        ("thresholds", [2.1, 0.5], False),
+        ("thresholds", [math.nan, 0.5], False),
+        ("thresholds", [math.inf, 0.5], False),
+        ("thresholds", [-math.inf, 0.5], False),
+        ("thresholds", [10**400, 0.5], False),
+        ("thresholds", ["0.5", 0.5], False),
+    ],
+)
+def test_a_policy_and_its_loader_have_the_same_bounds(cascade: Path, tmp_path: Path, key: str, values, taken: bool):
+    assert (onnx_cascade._TEMPERATURES, onnx_cascade._MOST_THRESHOLD) == (
+        exit_policy.TEMPERATURES,
+        exit_policy.MOST_THRESHOLD,
+    )
+    folder = shutil.copytree(cascade, tmp_path / "cascade")
+    content = json.loads((folder / "cascade.json").read_text())
+    content["policy"][key] = values
+    (folder / "cascade.json").write_text(json.dumps(content))
+    for read, message in (
+        (lambda: ExitPolicy.from_dict(content["policy"]), f"policy: .*{key}"),
+        (lambda: OnnxCascade(folder), f"policy.{key} is damaged"),
+    ):
+        if taken:
+            read()
+        else:
+            with pytest.raises(ValueError, match=message):
+                read()
 
 
 def test_what_a_cascade_folder_holds(cascade: Path, small_networks) -> None:

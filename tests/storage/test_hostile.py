@@ -7,13 +7,16 @@ import json
 import logging
 import os
 import shutil
+import socket
 import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -34,7 +37,7 @@ from superweight_ensembles.experiment import (
     result_table,
     train_run,
 )
-from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member
+from superweight_ensembles.export import OnnxCascade, export_cascade, export_member, load_member, onnx_cascade
 from superweight_ensembles.report import figures, write_report
 from superweight_ensembles.storage import (
     check_no_links,
@@ -528,42 +531,238 @@ def test_a_member_whose_tensors_were_changed(tmp_path: Path) -> None:
         load_member(path)
 
 
-def test_onnx_files_that_name_other_files(tmp_path: Path) -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+@pytest.fixture
+def cascade(tmp_path: Path) -> Path:
     policy = swe.anytime.ExitPolicy(order=("a",), temperatures=(1.0,), thresholds=())
-    folder = export_cascade({"a": network}, policy, tmp_path / "cascade", input_shape=(3, 2, 2))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    return export_cascade({"a": network}, policy, tmp_path / "cascade", input_shape=(3, 2, 2))
+
+
+def replace_model(folder: Path, content: bytes) -> None:
+    """Put other content in the place of a cascade's only model, its size and checksum in cascade.json."""
     (path,) = folder.glob("*.onnx")
+    path.write_bytes(content)
+    notes = json.loads((folder / "cascade.json").read_text())
+    notes["members"][0].update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (folder / "cascade.json").write_text(json.dumps(notes))
 
-    def note() -> None:
-        content = json.loads((folder / "cascade.json").read_text())
-        content["members"][0].update(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        (folder / "cascade.json").write_text(json.dumps(content))
 
+SPOTS: dict[str, Callable[[onnx.ModelProto], onnx.TensorProto]] = {
+    "initializer": lambda model: model.graph.initializer[0],
+    "sparse initializer": lambda model: model.graph.sparse_initializer.add().values,
+    "sparse indices": lambda model: model.graph.sparse_initializer.add().indices,
+    "constant": lambda model: model.graph.node.add(op_type="Constant").attribute.add(name="value").t,
+    "constants": lambda model: model.graph.node.add(op_type="Constant").attribute.add(name="value").tensors.add(),
+    "sparse constant": lambda model: model.graph.node.add().attribute.add().sparse_tensor.values,
+    "sparse constants": lambda model: model.graph.node.add().attribute.add().sparse_tensors.add().indices,
+    "subgraph": lambda model: model.graph.node.add(op_type="If").attribute.add(name="then_branch").g.initializer.add(),
+    "subgraphs": lambda model: model.graph.node.add().attribute.add().graphs.add().initializer.add(),
+    "function": lambda model: model.functions.add().node.add().attribute.add().t,
+    "function's default": lambda model: model.functions.add().attribute_proto.add().t,
+    "training": lambda model: model.training_info.add().algorithm.initializer.add(),
+    "start of training": lambda model: model.training_info.add().initialization.initializer.add(),
+}
+
+
+@pytest.mark.parametrize("parser", ["onnx", "none"])
+@pytest.mark.parametrize("spot", SPOTS)
+def test_onnx_files_that_name_other_files(
+    cascade: Path, spot: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = cascade.glob("*.onnx")
     plain = onnx.load(path)
-    OnnxCascade(folder)
-    for place in ("weights.bin", "../../secret", "/etc/passwd"):
-        for spot in ("initializer", "constant", "subgraph"):
-            model = onnx.ModelProto()
-            model.CopyFrom(plain)
-            tensor = {
-                "initializer": lambda model: model.graph.initializer[0],
-                "constant": lambda model: model.graph.node.add(op_type="Constant").attribute.add(name="value").t,
-                "subgraph": lambda model: (
-                    model.graph.node.add(op_type="If").attribute.add(name="then_branch").g.initializer.add()
-                ),
-            }[spot](model)
-            tensor.raw_data = b""
-            onnx.external_data_helper.set_external_data(tensor, place)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            path.write_bytes(model.SerializeToString())
-            note()
-            with pytest.raises(ValueError, match=r"\.onnx keeps tensors in other files"):
-                OnnxCascade(folder)
-    for content in (b"", b"\x3a\xff\xff\xff\xff\x0f", b"\x08" * 100, b"no ONNX file", b"\x0b\x0c"):
-        path.write_bytes(content)
-        note()
-        with pytest.raises(ValueError, match=r"\.onnx is no ONNX file|\.onnx .*no ONNX"):
-            OnnxCascade(folder)
+    if parser == "none":
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    else:
+        monkeypatch.setattr(onnx_cascade, "_check_within", lambda *_: None)
+    OnnxCascade(cascade)
+    for place in ("weights.bin", "../../secret", "/etc/passwd", "*/_ORT_MEM_ADDR_/*"):
+        model = onnx.ModelProto()
+        model.CopyFrom(plain)
+        tensor = SPOTS[spot](model)
+        tensor.raw_data = b""
+        onnx.external_data_helper.set_external_data(tensor, place)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        replace_model(cascade, model.SerializeToString())
+        with pytest.raises(ValueError, match=r"\.onnx keeps tensors in other files"):
+            OnnxCascade(cascade)
+
+
+def test_every_place_of_a_tensor_is_walked_through() -> None:
+    """The table of the loader is what onnx's own descriptors say."""
+    kinds = {
+        "model": "ModelProto", "training": "TrainingInfoProto", "function": "FunctionProto", "graph": "GraphProto",
+        "node": "NodeProto", "attribute": "AttributeProto", "sparse tensor": "SparseTensorProto",
+        "tensor": "TensorProto",
+    }  # fmt: skip
+    names = {proto: kind for kind, proto in kinds.items()}
+    left, holding = [getattr(onnx, proto).DESCRIPTOR for proto in kinds.values()], {}
+    while left:
+        message = left.pop()
+        if message.name not in holding:
+            inner = {field.number: field.message_type for field in message.fields if field.message_type}
+            holding[message.name] = {number: kind.name for number, kind in inner.items()}
+            left += inner.values()
+    reach = {"TensorProto"}
+    while True:
+        more = {name for name, inner in holding.items() if reach.intersection(inner.values())} - reach
+        if not more:
+            break
+        reach |= more
+    assert reach == set(names)
+    for kind, proto in kinds.items():
+        expected = {number: names[held] for number, held in holding[proto].items() if held in reach}
+        assert onnx_cascade._FIELDS[kind] == expected
+
+
+def outside_weights(folder: Path) -> tuple[bytes, bytes]:
+    """An ONNX model whose weights are in another file of the folder: all but its graph, and the graph."""
+    np.arange(48, dtype=np.float32).tofile(folder / "secret.bin")
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[12, 4], raw_data=b"0")
+    onnx.external_data_helper.set_external_data(weights, "secret.bin")
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    flat = onnx.helper.make_node("Flatten", ["images"], ["flat"])
+    product = onnx.helper.make_node("MatMul", ["flat", "w"], ["logits"])
+    graph = onnx.helper.make_graph(
+        [flat, product],
+        "graph",
+        [onnx.helper.make_tensor_value_info("images", 1, ["b", 3, 2, 2])],
+        [onnx.helper.make_tensor_value_info("logits", 1, ["b", 4])],
+        [weights],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    model.ClearField("graph")
+    return model.SerializeToString(), graph.SerializeToString()
+
+
+TAGS = {
+    "plain": b"\x3a",
+    "two bytes": b"\xba\x00",
+    "five bytes": b"\xba\x80\x80\x80\x00",
+    "above": b"\xba\x80\x80\x80\x10",
+}
+
+
+@pytest.mark.parametrize("parser", ["onnx", "none"])
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_that_hides_the_graph(
+    cascade: Path, tmp_path: Path, tag: str, parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the checks onnxruntime reads a file that lies outside of the cascade, where the process happens to be."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    before, graph = outside_weights(tmp_path / "work")
+    size = bytes([len(graph) & 127 | 128, len(graph) >> 7])
+    replace_model(cascade, before + TAGS[tag] + size + graph)
+    if parser == "none":
+        monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(
+        ValueError, match=r"\.onnx (keeps tensors in other files|is no ONNX file: its fields are damaged)"
+    ):
+        OnnxCascade(cascade)
+    images = np.ones((1, 3, 2, 2), np.float32)
+    for check in ("_check_within", "_check_parsed"):
+        monkeypatch.setattr(onnx_cascade, check, lambda *_: None)
+    with pytest.raises(ValueError, match=r"no ONNX file that onnxruntime reads: .*xternal data path"):
+        OnnxCascade(cascade)  # it is told to look where nothing is
+    monkeypatch.setattr(onnx_cascade, "_CLOSED", {})
+    expected = np.arange(48, dtype=np.float32).reshape(12, 4).sum(0)
+    logits = OnnxCascade(cascade).sessions[0].run(["logits"], {"images": images})[0]
+    np.testing.assert_array_equal(logits[0], expected)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x3a\xff\xff\xff\xff\x0f",
+        b"\x08" * 100,
+        b"no ONNX file",
+        b"\x0b\x0c",
+        b"\x0b\x3a\x00\x0c",  # a group around a graph
+        b"\x3b\x3c",  # a graph as a group
+        b"\x02\x00",  # a field without a number
+        b"\x3a\x80\x00",  # a size written too long
+        b"\x08\x88\x80\x80\x80\x80\x80\x80\x80\x80\x02",  # a number above 64 bits
+        b"\x3e\x00",
+        b"\x3f\x00",
+        b"\x92\x00\x00\x00ORTM",  # onnxruntime's own format
+    ],
+)
+def test_bytes_that_are_no_onnx_file(cascade: Path, content: bytes) -> None:
+    replace_model(cascade, content)
+    with pytest.raises(ValueError, match=r"\.onnx is no ONNX file|\.onnx .*no ONNX"):
+        OnnxCascade(cascade)
+
+
+def test_programs_that_name_other_files(cascade: Path) -> None:
+    (path,) = cascade.glob("*.onnx")
+    model = onnx.load(path)
+    model.graph.node.add(op_type="EPContext", domain="com.microsoft")
+    replace_model(cascade, model.SerializeToString())
+    with pytest.raises(ValueError, match=r"\.onnx runs a compiled program \(EPContext\)"):
+        OnnxCascade(cascade)
+
+
+def test_a_model_in_the_format_of_onnxruntime_is_not_taken_for_onnx(cascade: Path, tmp_path: Path) -> None:
+    (path,) = cascade.glob("*.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    replace_model(cascade, (tmp_path / "model.ort").read_bytes())
+    with pytest.raises(ValueError, match=r"\.onnx .*no ONNX"):
+        OnnxCascade(cascade)
+
+
+@pytest.mark.parametrize("kind", ["link", "relative link", "pipe", "folder", "loop", "broken link", "device", "socket"])
+@pytest.mark.parametrize("name", ["cascade.json", "00-a.onnx"])
+def test_files_of_a_cascade_that_are_none(cascade: Path, tmp_path: Path, kind: str, name: str) -> None:
+    path, elsewhere = cascade / name, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(os.path.relpath(path))
+    else:
+        targets = {"link": elsewhere, "relative link": "../elsewhere", "loop": name, "device": "/dev/zero"}
+        path.symlink_to(targets.get(kind, "nowhere"))
+    with (
+        refused(str(path), ValueError),
+        pytest.raises(ValueError, match=r"a link|no regular|be read") as no,
+    ):
+        OnnxCascade(cascade)
+    assert str(path) in str(no.value)
+
+
+def test_a_cascade_in_the_cache_of_the_hub(cascade: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for path in list(cascade.iterdir()):
+        blob = snapshot.parents[1] / "blobs" / path.name.upper()
+        blob.parent.mkdir(exist_ok=True)
+        path.rename(blob)
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob.name}")
+    assert OnnxCascade(snapshot).members == ("a",)
+
+
+@pytest.mark.parametrize("size", [40 * 2**30, 2**31 + 1])
+def test_sizes_are_known_before_a_file_is_read(cascade: Path, size: int) -> None:
+    (path,) = cascade.glob("*.onnx")
+    os.truncate(path, size)  # takes no room
+    with refused(str(path), ValueError), pytest.raises(ValueError, match=rf"has {size:,} bytes, and .* were exported"):
+        OnnxCascade(cascade)
+    notes = json.loads((cascade / "cascade.json").read_text())
+    notes["members"][0]["bytes"] = size
+    (cascade / "cascade.json").write_text(json.dumps(notes))
+    with refused(str(path), ValueError), pytest.raises(ValueError, match="is longer than 2,147,483,648 bytes"):
+        OnnxCascade(cascade)
+    os.truncate(cascade / "cascade.json", size)
+    with refused("", ValueError), pytest.raises(ValueError, match=r"cascade\.json is longer than 1,048,576 bytes"):
+        OnnxCascade(cascade)
 
 
 # What is shown.
