@@ -68,6 +68,7 @@ def _options(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds its cache of fonts
 
 
 @app.command()
