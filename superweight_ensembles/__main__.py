@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -212,13 +213,16 @@ def compare(
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, narrower; NAME:N for N seeds alone.",
+            help="By comma: independent, single, narrower; NAME:N for N seeds alone: --against independent,single:1.",
         ),
     ] = "independent",
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", metavar="NAME:KEY=VALUE", help="The shared ensemble under other settings, as one more arm."
+            "--variant",
+            metavar="'NAME: KEY=VALUE; ...'",
+            help="The shared ensemble under other settings, as one more arm: --variant 'half: sharing.budget=0.5; "
+            "training.epochs=20'. GROUP/NAME: ... stands under a heading in figures. Repeatable.",
         ),
     ] = None,
     budgets: Annotated[
@@ -247,6 +251,10 @@ def compare(
     )
     from superweight_ensembles.report.figures import draw_arms
 
+    if idle := next((one for one in overrides or () if re.match(r"(anytime|baseline)\b", one)), None):
+        raise SuperWeightError(
+            f"--set {idle} does nothing in a comparison, which has the arms of --against: leave it out"
+        )
     chosen = load_recipe(recipe, overrides or ())
     folder = out or Path("runs") / f"{chosen.name}-comparison"
     with _progress_bars() as (bars, progress_of):
@@ -284,15 +292,19 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
     flops_per_second: Annotated[
         float | None,
-        typer.Option("--flops-per-second", help="For the time of the training; measured for a second where not given."),
+        typer.Option(
+            "--flops-per-second",
+            help="Of another machine, for the time there; where not given, some steps of every training are timed here.",
+        ),
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
-    from superweight_ensembles.experiment import load_recipe, preview_lines
+    from superweight_ensembles.experiment import load_recipe, planned_run, preview_lines
 
+    if json and flops_per_second is not None:
+        raise SuperWeightError("--json prints the plan alone: leave --flops-per-second out")
     chosen = load_recipe(recipe, overrides or ())
-    members = chosen.build_members()
-    found = chosen.plan(members)
+    members, found = planned_run(chosen)
     if json:
         _say(found.to_json())
         return

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 _MOST_CHARACTERS = 1600
+_Named = TypeVar("_Named", bound=Callable[..., Any])
+# What others call it, where its letters are unlike ours; of several words the first that is known.
+_SYNONYMS = {
+    "16": "float16 bfloat16", "16_mixed": "float16 bfloat16", "32": "float32", "32_true": "float32",
+    "accumulate_grad_batches": "micro_batches", "activation_checkpointing": "recompute", "alpha": "weight",
+    "amp": "precision auto", "bf16": "bfloat16", "bf16_mixed": "bfloat16", "bf16_true": "bfloat16", "bs": "batch_size",
+    "data_dir": "folder", "dir": "folder", "dtype": "precision", "fp16": "float16 bfloat16", "fp32": "float32",
+    "full": "float32", "gpu": "cuda", "gradient_accumulation_steps": "micro_batches",
+    "gradient_checkpointing": "recompute", "half": "float16 bfloat16", "input_size": "image_size",
+    "lr": "learning_rate", "max_epochs": "epochs", "mixed_precision": "precision", "mps": "cpu", "multistep": "step",
+    "n_epochs": "epochs", "num_layers": "depth", "num_parameters": "budget", "padding": "crop_padding",
+    "params": "budget", "path": "folder", "random_crop": "crop_padding", "resolution": "image_size", "root": "folder",
+    "size": "image_size", "sync_bn": "sync_batch_norm", "tau": "temperature", "tf32": "float32",
+    "val_split": "validation_fraction", "wd": "weight_decay", "widen_factor": "width", "workers": "num_workers",
+}  # fmt: skip
 
 
 class SuperWeightError(ValueError):
@@ -48,7 +65,8 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
         unknown data set 'cifra10': did you mean 'cifar10'? Known: cifar10, digits
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    meant = _SYNONYMS.get(str(given).lower().replace("-", "_"), "").split()
+    near = [name for name in meant if name in names] or difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     if len(names) > 20:
         others = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)[1:]
@@ -56,6 +74,53 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
     else:
         listed = f"Known: {', '.join(names) or 'none'}"
     return SuperWeightError(f"unknown {what} {given!r}: {hint}{listed}")
+
+
+def names_options(what: _Named) -> _Named:
+    """Have a class or function answer a call that does not fit it by an error with the nearest of its options.
+
+    Its signature, and what a class is besides its constructor, stay as they are.
+
+    Raises:
+        SuperWeightError: In a call: an unknown option, one that is missing, or values without a name.
+
+    Example:
+        >>> @names_options
+        ... def warm_up(*, num_steps: int = 5) -> int:
+        ...     return num_steps
+        >>> try:
+        ...     warm_up(num_step=3)
+        ... except SuperWeightError as error:
+        ...     print(error)
+        unknown option of warm_up 'num_step': did you mean 'num_steps'? Known: num_steps
+    """
+    call: Callable[..., Any] = what.__init__ if isinstance(what, type) else what  # type: ignore[misc]
+    signature = inspect.signature(call)
+    taken = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    known = [one.name for one in taken if one.name != "self"]
+    by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
+
+    @wraps(call)
+    def named(*given: Any, **options: Any) -> Any:
+        try:
+            return call(*given, **options)
+        except TypeError:
+            try:
+                signature.bind(*given, **options)
+            except TypeError as error:
+                for option in options:
+                    if option not in known:
+                        raise unknown_name(f"option of {what.__name__}", option, known) from None
+                remedy = (
+                    f": write options by name, such as {by_name}=..." if "positional" in str(error) and by_name else ""
+                )
+                raise SuperWeightError(f"{what.__name__}: {error}{remedy}") from None
+            raise
+
+    if not isinstance(what, type):
+        return named  # type: ignore[return-value]
+    what.__init__ = named  # type: ignore[misc]
+    return what
 
 
 class TrainingStopped(KeyboardInterrupt):

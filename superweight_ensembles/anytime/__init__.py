@@ -16,7 +16,15 @@ from superweight_ensembles.anytime.calibration import (
     thresholds_for,
 )
 from superweight_ensembles.anytime.cascade import AnytimeAnswer
-from superweight_ensembles.anytime.costs import LatencyTable, MemberCost, count_flops, member_costs, now, timed_call
+from superweight_ensembles.anytime.costs import (
+    LatencyTable,
+    MemberCost,
+    count_flops,
+    flops_of_members,
+    member_costs,
+    now,
+    timed_call,
+)
 from superweight_ensembles.anytime.curves import (
     AnytimeResult,
     Curve,
@@ -51,7 +59,7 @@ from superweight_ensembles.anytime.policy import (
     replaced_exits,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, write_policy
+from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
 
 __all__ = [
     "CONFIDENCES",
@@ -76,6 +84,7 @@ __all__ = [
     "Predictions",
     "ReliabilityBin",
     "SubsetResult",
+    "checked_order",
     "confidence_of",
     "count_flops",
     "diversity",
@@ -85,6 +94,7 @@ __all__ = [
     "exits_of",
     "fit_policy",
     "fit_temperature",
+    "flops_of_members",
     "log_area",
     "measure_curves",
     "member_costs",

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from superweight_ensembles.anytime.costs import MemberCost, answer_of, member_costs
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import Amount, Count, Name, Share
 
 MAX_EXHAUSTIVE = 10
@@ -153,6 +153,7 @@ class Predictions:
         return self.probabilities[[self.members.index(name) for name in names]]
 
 
+@names_options
 def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Evaluate members, ensemble and every subset of members.
 

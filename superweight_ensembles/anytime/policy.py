@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
 TEMPERATURES = (0.01, 100.0)  # from, to; what is fitted lies well inside
 MOST_THRESHOLD = 2.0  # no confidence is above 1, but for rounding
@@ -105,6 +105,7 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     return float(math.exp(found.x))
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPolicy:
     """After each member, samples that are sure enough leave with the mean prediction of the members so far.

@@ -38,7 +38,7 @@ from superweight_ensembles.anytime.costs import (
 from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
-from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
@@ -120,6 +120,7 @@ class ExitStep:
     probabilities: Tensor
 
 
+@names_options
 class AnytimePredictor:
     """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
 
@@ -161,7 +162,7 @@ class AnytimePredictor:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
         members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
         names = tuple(members) if self._ensemble is None else self._ensemble.member_names
-        self._order = _checked_order("cost" if order is None else order, names)
+        self._order = checked_order("cost" if order is None else order, names)
         if self._order == "greedy" and loader is None:
             raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
         if self._order != "greedy" and loader is not None:
@@ -530,7 +531,7 @@ class AnytimePredictor:
         self._flops = {name: flops[name] for name in order}  # last: by it, other threads see that all is measured
 
 
-def _checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
+def checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:
     """A name of :data:`ORDERS`, or members, of which an explicit order may leave some out."""
     if isinstance(order, str):
         if order not in ORDERS:

@@ -7,10 +7,15 @@ from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_an
 from superweight_ensembles.data.datasets import (
     DATA_SETS,
     DataSet,
+    check_options,
     classes_and_channels,
     image_shape_of,
     load_data,
+    num_test_images,
     num_training_images,
+    num_validation_images,
+    reads_files,
+    takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch
@@ -30,6 +35,7 @@ __all__ = [
     "PathTable",
     "centre_square",
     "check_labels",
+    "check_options",
     "checked_batch",
     "checksum",
     "classes_and_channels",
@@ -42,7 +48,11 @@ __all__ = [
     "image_key",
     "image_shape_of",
     "load_data",
+    "num_test_images",
     "num_training_images",
+    "num_validation_images",
     "random_region",
+    "reads_files",
     "stratified_split",
+    "takes_option",
 ]

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.data.random_streams import generator_for
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """What is done to training images, in this order: resized crop, crop, flip, (normalise,) Cutout.

@@ -25,9 +25,17 @@ from torchvision.datasets.utils import check_integrity
 from superweight_ensembles.data.image_folder import image_folder
 from superweight_ensembles.data.images import average_pool
 from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.data.options import checked_folder, checked_fraction, checked_integer, checked_seed
+from superweight_ensembles.data.options import (
+    checked_channels,
+    checked_folder,
+    checked_fraction,
+    checked_integer,
+    checked_seed,
+    checked_shape,
+    checked_switch,
+)
 from superweight_ensembles.data.splits import MemorySplit, stratified_split
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import check_parameters_fit
 
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
@@ -40,6 +48,7 @@ _Part = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), uint8 or float
 _DrawPoints = Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
+@names_options
 def load_data(name: str, *, num_train: int | None = None, **options: Any) -> ImageData:
     """Load a data set by name.
 
@@ -59,32 +68,68 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
         >>> data.classes, len(data.train), len(data.validation), len(data.test)
         (('pattern0', 'pattern1', 'pattern2'), 192, 64, 128)
     """
-    if name not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
+    check_options(name, {**options, "num_train": num_train})
     load, defaults = DATA_SETS[name].load, _defaults(name)
-    for option in options:
-        if option not in defaults:
-            raise unknown_name(f"option of {name}", option, (*defaults, "num_train"))
-    seed = options["seed"] = checked_seed(options.get("seed", defaults["seed"]))
-    fraction = options.get("validation_fraction", defaults["validation_fraction"])
-    if fraction is not defaults["validation_fraction"]:
-        options["validation_fraction"] = checked_fraction("validation_fraction", fraction)
     if num_train is None:
         return load(**options)
     if "num_train" in defaults:
         return load(num_train=num_train, **options)
     data = load(**options)
-    count = checked_integer("num_train", num_train, 1)
-    if count > len(data.train):
-        raise SuperWeightError(f"num_train is {count}; {data.name} has {len(data.train)} training images")
-    kept, _ = stratified_split(data.train.labels, 1 - count / len(data.train), seed)
+    if num_train > len(data.train):
+        raise SuperWeightError(f"num_train is {num_train}; {data.name} has {len(data.train)} training images")
+    kept, _ = stratified_split(
+        data.train.labels, 1 - num_train / len(data.train), options.get("seed", defaults["seed"])
+    )
     return replace(data, train=data.train.subset(kept))
 
 
-def classes_and_channels(name: str) -> tuple[int | None, int | None]:
-    """Classes and channels of a data set; None where only its options or files tell."""
-    known = DATA_SETS.get(name)
-    return (None, None) if known is None else (known.num_classes, known.image_shape[0])
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Hold options against what a data set takes; nothing is read.
+
+    Raises:
+        SuperWeightError: No such data set or option, a value that the data set refuses.
+    """
+    if name not in DATA_SETS:
+        raise unknown_name("data set", name, DATA_SETS)
+    defaults = {"num_train": None, **_defaults(name)}
+    for option, value in options.items():
+        if option not in defaults:
+            raise unknown_name(f"option of {name}", option, defaults)
+        if value is not defaults[option] and not (option == "num_train" and value is None):
+            _CHECKS[option](option, value)
+    if name == "image_folder" and options.get("folder") is None:
+        raise SuperWeightError("image_folder needs folder=, where the images are")
+    given = {**defaults, **{option: value for option, value in options.items() if value is not None}}
+    if name == "synthetic":
+        for option in ("num_train", "num_test"):
+            checked_integer(option, given[option], given["num_classes"])
+    height, pool = DATA_SETS[name].image_shape[1], given.get("pool", 1)
+    if height is not None and height % pool:
+        raise SuperWeightError(f"pool={pool} does not divide the {height} x {height} pixels of {name}")
+    most = num_training_images(name, {**options, "num_train": None})
+    if name != "synthetic" and most is not None and given["num_train"] is not None:
+        slack = DATA_SETS[name].num_classes or 0  # as splits round by class
+        if given["num_train"] > most + slack:
+            raise SuperWeightError(f"num_train is {given['num_train']}; {name} has about {most} training images")
+
+
+def reads_files(name: str) -> bool:
+    """Whether a data set is in files of the user's; others are carried by a library, or made."""
+    return "folder" in _defaults(name)
+
+
+def takes_option(name: str, option: str) -> bool:
+    """Whether a data set has an option."""
+    return option in _defaults(name)
+
+
+def classes_and_channels(name: str, options: Mapping[str, Any] | None = None) -> tuple[int | None, int | None]:
+    """Classes and channels of a data set; None where only its files tell."""
+    if name not in DATA_SETS:
+        return None, None
+    given = {**_defaults(name), **(options or {})}
+    channels = given["shape"][0] if "shape" in given else DATA_SETS[name].image_shape[0]
+    return given.get("num_classes", DATA_SETS[name].num_classes), channels
 
 
 def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -114,7 +159,7 @@ def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int
 def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
     """Training images of a data set, to within one a class; None where only its files tell."""
     limit = options.get("num_train")
-    options = {**_defaults(name), **options}
+    options = {**_defaults(name), **{key: value for key, value in options.items() if value is not None}}
     if name == "synthetic":
         return round(options["num_train"] * (1 - options["validation_fraction"]))
     if "num_points" in options:
@@ -125,6 +170,21 @@ def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
         return None if limit is None else int(limit)
     found = round(not_for_test * (1 - options["validation_fraction"]))
     return found if limit is None else min(found, int(limit))
+
+
+def num_test_images(name: str, options: Mapping[str, Any]) -> int | None:
+    """Test images of a data set; None where only its files tell."""
+    given = {**_defaults(name), **options}
+    if "num_points" in given:
+        return round(given["num_points"] * _POINTS_TEST_FRACTION)
+    return given.get("num_test", DATA_SETS[name].num_test if name in DATA_SETS else None)
+
+
+def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
+    """Validation images of a data set, to within one a class; None where only its files tell."""
+    every = {key: value for key, value in options.items() if key != "num_train" or name == "synthetic"}
+    rest, trained = num_training_images(name, {**every, "validation_fraction": 0.0}), num_training_images(name, every)
+    return None if rest is None or trained is None else rest - trained
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -203,12 +263,7 @@ def _synthetic(
         validation_fraction: Of ``num_train``, stratified.
         seed: Of the patterns, the noise and the choice of validation images.
     """
-    num_classes = checked_integer("num_classes", num_classes, 2)
-    num_train = checked_integer("num_train", num_train, num_classes)
-    num_test = checked_integer("num_test", num_test, num_classes)
-    if isinstance(shape, str) or not isinstance(shape, Sequence) or len(shape) != 3:
-        raise SuperWeightError(f"shape must be (channels, height, width); got {shape!r}")
-    size = tuple(checked_integer("shape", length, 1) for length in shape)
+    size = tuple(shape)
     check_parameters_fit((num_classes + num_train + num_test) * math.prod(size), "synthetic", "numbers")
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(num_classes, *size, generator=generator) * _PATTERN_STD + _GREY
@@ -243,7 +298,6 @@ def _points(
 
     Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889, section 5.
     """
-    num_points = checked_integer("num_points", num_points, 20)
     check_parameters_fit(8 * num_points, name, "numbers")
     # RandomState's stream is frozen by numpy for good; those of newer generators may change with a version.
     first, second = draw(num_points - num_points // 2, np.random.RandomState(seed))
@@ -310,7 +364,7 @@ def _cifar(
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
     Zagoruyko & Komodakis' Wide Residual Networks code.
     """
-    name, pool, root = source.__name__.lower(), checked_integer("pool", pool, 1), checked_folder(folder)
+    name, root = source.__name__.lower(), checked_folder(folder)
     existed = root.exists()
     try:
         # Before it unpickles anything, torchvision compares the files with the checksums that it carries.
@@ -319,9 +373,6 @@ def _cifar(
         if not existed and root.is_dir() and not any(root.iterdir()):
             root.rmdir()  # made for a download that did not begin
         raise _absent(name, source, root, download, error) from error
-    height, width = parts[0].data.shape[1:3]
-    if height % pool:
-        raise SuperWeightError(f"pool={pool} does not divide the {height} x {width} pixels of {name}")
     images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)  # of (N, H, W, C)
     labels = (torch.tensor(part.targets, dtype=torch.int64) for part in parts)
     rest, test = ((average_pool(pixels, pool), answers) for pixels, answers in zip(images, labels))
@@ -357,25 +408,51 @@ class DataSet:
         num_classes: None where options or files tell.
         image_shape: (C, H, W), None where options or files tell.
         num_not_for_test: Images for training and validation together; None where options or files tell.
+        num_test: Images for test; None where options or files tell.
     """
 
     load: Callable[..., ImageData]
     num_classes: int | None
     image_shape: tuple[int | None, int | None, int | None]
     num_not_for_test: int | None = None
+    num_test: int | None = None
 
 
 _CIFAR10 = partial(_cifar, CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 _CIFAR100 = partial(_cifar, CIFAR100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
 DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
-        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000),
-        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000),
-        "digits": DataSet(_digits, 10, (1, 8, 8), 899),
+        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000, 10_000),
+        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000, 10_000),
+        "digits": DataSet(_digits, 10, (1, 8, 8), 899, 898),
         "double_moon": DataSet(partial(_points, "double_moon", _moons), 2, (2, 1, 1)),
         "image_folder": DataSet(image_folder, None, (3, None, None)),
         "spiral": DataSet(partial(_points, "spiral", _arms(1.0)), 2, (2, 1, 1)),
         "spiral_hard": DataSet(partial(_points, "spiral_hard", _arms(2.0), num_points=10_000), 2, (2, 1, 1)),
         "synthetic": DataSet(_synthetic, None, (None, None, None)),
+    }
+)
+
+
+def _at_least(minimum: int) -> Callable[[str, object], object]:
+    return lambda name, value: checked_integer(name, value, minimum)
+
+
+_CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
+    {
+        "download": checked_switch,
+        "folder": lambda name, value: checked_folder(value),
+        "image_size": _at_least(1),
+        "mean": lambda name, value: checked_channels(name, value, positive=False),
+        "memory_limit_mb": _at_least(0),
+        "num_classes": _at_least(2),
+        "num_points": _at_least(20),
+        "num_test": _at_least(1),
+        "num_train": _at_least(1),
+        "pool": _at_least(1),
+        "seed": lambda name, value: checked_seed(value),
+        "shape": checked_shape,
+        "std": lambda name, value: checked_channels(name, value, positive=True),
+        "validation_fraction": checked_fraction,
     }
 )

@@ -33,6 +33,20 @@ def checked_fraction(name: str, value: object) -> float:
     return float(value)
 
 
+def checked_switch(name: str, value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise SuperWeightError(f"{name} must be true or false; got {value!r}")
+    return value
+
+
+def checked_shape(name: str, value: object) -> tuple[int, ...]:
+    """(C, H, W)."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 3:
+        raise SuperWeightError(f"{name} must be (channels, height, width); got {value!r}")
+    return tuple(checked_integer(name, length, 1) for length in value)
+
+
 def checked_channels(name: str, value: object, positive: bool) -> tuple[float, float, float]:
     """Three finite numbers, one a colour channel; all above 0 if ``positive``."""
     given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []

@@ -31,7 +31,7 @@ from superweight_ensembles.ensemble.saving import (
     registered,
     write_ensemble,
 )
-from superweight_ensembles.errors import SuperWeightError, naming, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import calling, copied, exchange_parameter, set_parameter
 from superweight_ensembles.plan import (
     Cluster,
@@ -39,6 +39,7 @@ from superweight_ensembles.plan import (
     PlanOptions,
     SharingPlan,
     check_plan_fits,
+    check_plan_options,
     count_parameters,
     named_members,
     plan_sharing,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self, Unpack
 
 
+@names_options
 class SuperWeightEnsemble(nn.Module, HubModel):
     """Different networks whose weights come from one bank inside one parameter budget.
 
@@ -97,6 +99,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             raise SuperWeightError(
                 "init= was retired: build the ensemble, then call swe.warm_start(ensemble, trained_members)"
             )
+        check_plan_options(plan_options)
         modules = named_members(members)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")

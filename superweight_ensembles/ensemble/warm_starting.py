@@ -38,7 +38,7 @@ from superweight_ensembles.ensemble.ssn_weights import (
     wrapped_bank,
 )
 from superweight_ensembles.ensemble.superweights import combination
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import Cluster, Members, SsnGroup, check_plan_fits, named_members
 from superweight_ensembles.storage import escape_controls
 
@@ -95,6 +95,7 @@ class WarmStart:
 
 
 @torch.no_grad()
+@names_options
 def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnsemble) -> WarmStart:
     """Start an ensemble from trained members: every slot of the bank becomes the best fit to their weights.
 

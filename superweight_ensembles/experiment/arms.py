@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, parse_recipe, set_value
-from superweight_ensembles.experiment.run import evaluate_run, train_run
+from superweight_ensembles.experiment.run import evaluate_run, planned_run, train_run
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.training import TrainProgress
@@ -91,7 +92,7 @@ def parse_variant(text: str) -> Variant:
     heading, colon, rest = text.partition(":")
     group, _, name = heading.strip().rpartition("/")
     overrides = tuple(part.strip() for part in rest.split(";") if part.strip())
-    if not colon or not overrides or not re.fullmatch(r"[A-Za-z0-9 ._+-]+", name):
+    if not colon or not overrides or not re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9 ._+-]*", name):
         raise SuperWeightError(
             f"a variant is NAME: key.path=value; key.path=value (or GROUP/NAME: ...), got {text!r}: "
             "such as 'half: sharing.budget=0.5'"
@@ -149,8 +150,8 @@ def build_arms(
     # Then each run of the shared ensemble trains its teacher, or what it starts from.
     needs_apart = recipe.taught_by(INDEPENDENT) or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
     alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
-    members = recipe.build_members()
-    size = alone.plan(members).num_parameters
+    members, plan = planned_run(alone)
+    size = plan.num_parameters
     shared = Arm(name="shared", kind="shared", label="shared bank", recipe=alone, num_parameters=size)
     known = {**_BASELINES, **(baselines or {})}
     arms = [
@@ -158,7 +159,31 @@ def build_arms(
         *(replace(known[name](shared, members), name=name, kind=name, num_seeds=seeds) for name, seeds in named),
         *(_variant_arm(alone, variant) for variant in variants),
     ]
-    return tuple(_overridden(arms, overrides))
+    arms = _overridden(arms, overrides)
+    folders = [folder_name(arm.name) for arm in arms]
+    if twice := next((arm for arm in arms if folders.count(folder_name(arm.name)) > 1), None):
+        raise SuperWeightError(
+            f"two arms would be in the folder {folder_name(twice.name)}: give each a name of its own"
+        )
+    for arm in arms:
+        if arm.train is train_seed and arm is not arms[0]:
+            with naming_arm(f"arm {arm.name!r}"):
+                planned_run(arm.recipe)
+    return tuple(arms)
+
+
+def folder_name(arm: str) -> str:
+    """That of an arm in a comparison."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm)
+
+
+@contextmanager
+def naming_arm(arm: str) -> Iterator[None]:
+    """Say which arm it is whose recipe is refused inside."""
+    try:
+        yield
+    except SuperWeightError as error:
+        raise SuperWeightError(f"{arm}: {error}") from error
 
 
 def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, int | None]:
@@ -200,10 +225,8 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
     for override in variant.overrides:
         set_value(content, override, f"variant {variant.name!r}:")
     chosen = parse_recipe(content, f"variant {variant.name!r}")
-    try:
+    with naming_arm(f"variant {variant.name!r}"):
         num_parameters = chosen.plan(chosen.build_members()).num_parameters
-    except SuperWeightError as error:
-        raise SuperWeightError(f"variant {variant.name!r}: {error}") from error
     only = [override.partition("=")[0] for override in variant.overrides]
     return Arm(
         name=variant.name,

@@ -9,6 +9,7 @@ OUT/figures/*.png
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,10 @@ from pydantic import AfterValidator, Field
 from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.arms import Arm, Baseline, ProgressCallback, Variant, build_arms
+from superweight_ensembles.experiment.arms import Arm, Baseline, ProgressCallback, Variant, build_arms, folder_name
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import Provenance, Training
-from superweight_ensembles.experiment.run import check_output_folder, read_run
+from superweight_ensembles.experiment.run import check_data, check_output_folder, read_run
 from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,
@@ -43,6 +44,7 @@ from superweight_ensembles.storage import (
 )
 
 COMPARISON_FORMAT = 1  # of compare.json and comparison.json
+_LOG = logging.getLogger(__name__)
 METRICS = ("accuracy", "nll", "ece", "brier")
 _Size = Annotated[int, Field(gt=0, lt=2**53)]
 
@@ -249,14 +251,34 @@ def compare_arms(
         folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
+    for arm in arms:
+        if (arm.num_seeds or 0) > num_seeds:
+            raise SuperWeightError(f"arm '{arm.name}:{arm.num_seeds}' has more seeds than the comparison: {num_seeds}")
+        if arm.recipe.data == recipe.data:
+            check_data(arm.recipe, data)
     seeds = tuple(range(recipe.seed, recipe.seed + num_seeds))
     plan = ComparisonPlan(against=tuple(against), variants=tuple(variants), overrides=tuple(overrides), seeds=seeds)
     with locked_folder(folder):
+        if resume:
+            _tell_what_is_left(folder, plan, [arm.name for arm in arms])
         if overwrite:
             empty_folder(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_json(folder / "compare.json", asdict(plan))
         return _compare(recipe, folder, arms, data, plan, progress_of)
+
+
+def _tell_what_is_left(folder: Path, plan: ComparisonPlan, arms: Sequence[str]) -> None:
+    """Say where a comparison that is resumed begins anew, or leaves out what it had."""
+    if not (folder / "compare.json").is_file():
+        _LOG.warning("nothing to resume in %s: comparing from the start", folder)
+        return
+    before = read_as(ComparisonPlan, folder / "compare.json", "compare again with --overwrite")
+    named = [*(name.partition(":")[0] for name in before.against), *(variant.name for variant in before.variants)]
+    gone = [name for name in named if name not in arms]
+    gone += [f"seed {seed}" for seed in before.seeds if seed not in plan.seeds]
+    if gone:
+        _LOG.warning("%s: left out now, though compared before: %s", folder, ", ".join(gone))
 
 
 def _compare(
@@ -272,7 +294,7 @@ def _compare(
         for arm in arms:
             if arm.num_seeds is None or seed - recipe.seed < arm.num_seeds:
                 progress = progress_of(f"{arm.name}, seed {seed}") if progress_of is not None else None
-                own = folder / _folder_name(arm.name) / f"seed-{seed}"
+                own = folder / folder_name(arm.name) / f"seed-{seed}"
                 results[arm.name][seed] = _run(arm, with_seed(arm.recipe, seed), own, progress)
     comparison = Comparison(
         name=recipe.name,
@@ -377,10 +399,6 @@ def read_comparison(folder: Path) -> Comparison:
             raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
     check_no_links(folder)
     return read_as(Comparison, folder / "comparison.json", "compare again")
-
-
-def _folder_name(arm: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm)
 
 
 def _contents(folder: Path) -> set[str]:

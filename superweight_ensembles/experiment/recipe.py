@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,15 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
-from superweight_ensembles.data import ImageData, classes_and_channels, image_shape_of, load_data, num_training_images
+from superweight_ensembles.anytime import MIN_SAMPLES, checked_order, flops_of_members
+from superweight_ensembles.data import (
+    ImageData,
+    classes_and_channels,
+    image_shape_of,
+    load_data,
+    num_training_images,
+    num_validation_images,
+)
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
@@ -26,11 +35,12 @@ from superweight_ensembles.experiment.recipe_sections import (
     Strict,
     WidthStageRecipe,
 )
-from superweight_ensembles.models import build_member
+from superweight_ensembles.models import build_member, evaluating
 from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
+    UNKNOWN_KEY,
     PathError,
     Problem,
     check_plain,
@@ -45,7 +55,10 @@ from superweight_ensembles.training import (
     Distillation,
     Teacher,
     TrainConfig,
+    augmentation_of,
     check_own_mean,
+    recomputed_blocks,
+    repeated_blocks,
     tuned_config,
     uses_bfloat16,
 )
@@ -59,6 +72,12 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
     ("training", "coefficient_rate"): (1.0, "coefficients take the learning rate of everything else"),
     ("sharing", "allocation"): ("sweeps", "slots get their templates in sweeps, as published"),
 }
+# Switches, and what each says when it is off; null, false, 0 and none say so too.
+_OFF: dict[tuple[str, ...], Any] = {
+    ("anytime",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
+    ("learn_widths",): None, ("width_loss",): None, ("sharing", "init"): "random", ("sharing", "search"): "none",
+    ("sharing", "search_epochs"): None, ("sharing", "untie_epoch"): None,
+}  # fmt: skip
 
 
 class Recipe(Strict):
@@ -98,10 +117,10 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, content: Any) -> Any:
-        """Without retired keys; ``training.seed`` is the recipe's, unless it is given."""
+        """Without retired keys, and switches off by one word; ``training.seed`` is the recipe's, unless it is given."""
         if not isinstance(content, dict):
             return content
-        content = _without_retired(content)
+        content = _switched_off(_without_retired(content))
         if isinstance(content.get("training", {}), dict) and "seed" in content:
             content = {**content, "training": {"seed": content["seed"], **content.get("training", {})}}
         return content
@@ -112,7 +131,7 @@ class Recipe(Strict):
         svd, untie_epoch = sharing.init == "svd", sharing.untie_epoch
         learns = any(member.adaptive is not None for member in self.members)
         plain = self.learn_widths is not None and not self.learn_widths.keep_importance
-        teacher = None if self.distillation is None else self.distillation.teacher
+        teacher = None if self.teaching is None else self.teaching.teacher
         self.refuse_idle(svd, "without sharing.init: svd", "fine_tuning")
         self.refuse_idle(learns, "without a member that is adaptive: {pairs: ...}", "learn_widths", "width_loss")
         if untie_epoch is not None and untie_epoch >= epochs:
@@ -130,13 +149,52 @@ class Recipe(Strict):
             check_own_mean(len(self.members), self.training)
         if teacher == INDEPENDENT and self.baseline != INDEPENDENT:
             raise ValueError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
-        if self.anytime is not None and len(self.members) < 2:
-            raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
+        if not learns and self.training.width_rate not in (1.0, 0):
+            raise ValueError("training.width_rate does nothing without a member that is adaptive: leave it out")
         if self.anytime is not None and self.anytime.truncations and not learns:
             raise ValueError("anytime.truncations do nothing: no member is adaptive: leave them out")
         if self.anytime is not None and self.anytime.truncations and plain:
             raise ValueError("anytime.truncations need learn_widths.keep_importance: true: leave one of them out")
+        self._check_names()
         return self
+
+    def _check_names(self) -> None:
+        """Refuse members of one name, and an order of exits that is not theirs."""
+        names = [member.name for member in self.members]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"members: two are named {repeated!r}: give each a name of its own")
+        if self.anytime is None:
+            return
+        with _at("anytime"):
+            order = checked_order(self.anytime.order, names)
+        if len(names if isinstance(order, str) else order) < 2:
+            raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
+
+    def _check_known_data(self) -> None:
+        """Hold training and exits against what is known of the data set before it is read."""
+        name, options = self.data.name, self.data.options
+        shape, num_train = image_shape_of(name, options), num_training_images(name, options)
+        slack = self.classes_and_channels()[0] or 0  # splits round by class
+        for section, config in (("training", self.training), ("fine_tuning", self.shared_training())):
+            with _at(section):
+                if config.random_resized_crop and name != "image_folder":
+                    raise SuperWeightError(
+                        "random_resized_crop cuts parts out of files of image_folder: use crop_padding"
+                    )
+                if shape is not None:
+                    augmentation_of(config).check_fits(shape)
+                if isinstance(config.micro_batches, int) and config.micro_batches > config.batch_size:
+                    raise SuperWeightError(
+                        f"micro_batches {config.micro_batches} are more than batch_size {config.batch_size}"
+                    )
+                if num_train is not None and config.batch_size > num_train + slack:
+                    raise SuperWeightError(
+                        f"{name} has about {num_train} training images, fewer than batch_size {config.batch_size}"
+                    )
+        held_out = num_validation_images(name, options)
+        if self.anytime is not None and held_out is not None:
+            check_held_out(name, held_out, slack)
 
     def to_content(self) -> dict[str, Any]:
         """Plain data that :func:`parse_recipe` makes the same recipe of."""
@@ -150,26 +208,18 @@ class Recipe(Strict):
 
     def load_data(self) -> ImageData:
         """Load the data set and hold it against what the recipe says of it."""
-        data = load_data(self.data.name, **{"seed": self.seed, **(self.data.model_extra or {})})
-        classes, channels = self._classes_and_channels()
-        if classes not in (None, data.num_classes) or channels not in (None, data.image_shape[0]):
-            raise SuperWeightError(
-                f"data: the recipe says {classes} classes and {channels} channels; "
-                f"{self.data.name} has {data.num_classes} and {data.image_shape[0]}"
-            )
+        with _at("data"):
+            data = load_data(self.data.name, **{"seed": self.seed, **self.data.options})
+            self.data.check_says(data.num_classes, data.image_shape[0])
         return data
 
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
         """Make the members with start values drawn from the recipe's seed; without data where none are needed.
 
         Raises:
-            SuperWeightError: Two members of one name, an unknown model, classes that nothing tells.
+            SuperWeightError: An unknown model, an option that it does not take, classes that nothing tells.
         """
-        names = [member.name for member in self.members]
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise SuperWeightError(f"members: two are named {repeated!r}: give each a name of its own")
-        classes, channels = self._classes_and_channels()
+        classes, channels = self.classes_and_channels()
         if classes is None or channels is None:
             data = data or self.load_data()
             classes, channels = data.num_classes, data.image_shape[0]
@@ -182,21 +232,53 @@ class Recipe(Strict):
             return {member.name: self._build(member, classes, channels) for member in self.members}
 
     def _build(self, member: MemberRecipe, classes: int, channels: int) -> nn.Module:
-        module = build_member(member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {}))
+        with _at(f"members: {member.name!r}"):
+            module = build_member(member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {}))
         if member.adaptive is None:
             return module
-        shape = image_shape_of(self.data.name, self.data.model_extra or {})
-        try:
+        shape = image_shape_of(self.data.name, self.data.options)
+        with _at(f"members: {member.name!r}, adaptive"):
             example = None if shape is None else torch.zeros(2, *shape)
             return make_adaptive(module, example=example, **dict(member.adaptive))
-        except SuperWeightError as error:
-            raise SuperWeightError(f"members: {member.name!r}, adaptive: {error}") from None
+
+    def prepare(self) -> tuple[dict[str, nn.Module], SharingPlan]:
+        """Members and plan, held against all that is known before anything is trained; data only where none tell.
+
+        Raises:
+            SuperWeightError: As :meth:`build_members` and :meth:`plan`; a member that does not run on the images,
+                blocks to recompute that are not there, exits for which the members are too dear.
+        """
+        self._check_known_data()
+        members = self.build_members()
+        plan = self.plan(members)
+        if self.training.recompute and not any(map(repeated_blocks, members.values())):
+            recomputed_blocks(members)  # says so
+        shape = image_shape_of(self.data.name, self.data.options)
+        if shape is None:
+            return members, plan
+        with evaluating(nn.ModuleList(members.values())), _at("members"):
+            flops = flops_of_members(members, torch.zeros(1, *shape))
+        if self.anytime is not None and self.learn_widths is None:
+            what, amount = self.anytime.curve_options()["target"]
+            order = self.anytime.order
+            exits = list(flops.values()) if isinstance(order, str) else [flops[name] for name in order]
+            least, most = min(exits) if isinstance(order, str) else exits[0], sum(exits)
+            if what == "flops" and not least <= (amount * most if amount <= 1 else amount) <= most:
+                raise SuperWeightError(
+                    f"anytime.flops: a mean cost must lie between the first member's and all members', {least:,} to "
+                    f"{most:,} ({least / most:.3g} to 1 of all); got {amount:g}"
+                )
+        return members, plan
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         """The plan that a run begins with; with a search, the one whose clusters are split."""
         options = self.sharing.plan_options()
         if self.sharing.clusters == "random":
             options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
+        with _at("sharing"):
+            return self._plan(members, options)
+
+    def _plan(self, members: dict[str, nn.Module], options: dict[str, Any]) -> SharingPlan:
         plan = plan_sharing(members, **options)
         if self.sharing.search in ("gradient", "weight"):
             check_searchable(plan)
@@ -213,7 +295,7 @@ class Recipe(Strict):
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
         """What the training takes, without data; None where only the files tell the size of the images."""
-        options = self.data.model_extra or {}
+        options = self.data.options
         shape = image_shape_of(self.data.name, options)
         if shape is None:
             return None
@@ -223,7 +305,12 @@ class Recipe(Strict):
 
     def taught_by(self, teacher: str) -> bool:
         """Whether the shared arm learns from this teacher."""
-        return self.distillation is not None and self.distillation.teacher == teacher
+        return self.teaching is not None and self.teaching.teacher == teacher
+
+    @property
+    def teaching(self) -> DistillationRecipe | None:
+        """The distillation, where its weight does not turn it off."""
+        return self.distillation if self.distillation is not None and self.distillation.weight else None
 
     def shared_training(self) -> TrainConfig:
         """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
@@ -257,9 +344,9 @@ class Recipe(Strict):
         """The source of the bank's start values."""
         return torch.Generator().manual_seed(self.seed)
 
-    def _classes_and_channels(self) -> tuple[int | None, int | None]:
+    def classes_and_channels(self) -> tuple[int | None, int | None]:
         """As the recipe says, else as is known of the data set."""
-        classes, channels = classes_and_channels(self.data.name)
+        classes, channels = classes_and_channels(self.data.name, self.data.options)
         return self.data.num_classes or classes, self.data.channels or channels
 
 
@@ -282,8 +369,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
-    for override in overrides:
-        set_value(content, override)
+    keys = [override.partition("=")[0] for override in overrides]
+    for place, key in enumerate(keys):
+        if later := next((one for one in keys[place + 1 :] if f"{key}.".startswith(f"{one}.")), None):
+            raise SuperWeightError(f"--set {key} is overridden by --set {later} after it: leave one of them out")
+        set_value(content, overrides[place])
     return parse_recipe(content, where=str(path))
 
 
@@ -320,12 +410,14 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise _explained(where, first_problem(error, tags=("int", "float", "str", "dict[str,list[str]]"))) from None
+        # A key that is unknown before one that is missing: it may be that one, typed wrong.
+        tags = ("int", "float", "str", "dict[str,list[str]]")
+        raise _explained(where, first_problem(error, tags=tags, before=UNKNOWN_KEY)) from None
 
 
 def _explained(where: str, problem: Problem) -> SuperWeightError:
     spot, said = problem.where, problem.said
-    if problem.kind in ("extra_forbidden", "unexpected_keyword_argument"):
+    if problem.kind in UNKNOWN_KEY:
         *parents, key = problem.path
         unknown = unknown_name("key", str(key), _known_keys(parents))
         return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")
@@ -335,6 +427,15 @@ def _explained(where: str, problem: Problem) -> SuperWeightError:
         said = "must be an int (parameters) or a float (fraction of what the members own apart)"
     given = "" if problem.kind == "value_error" else f" (got {problem.given!r:.200})"
     return SuperWeightError(": ".join(part for part in (where, spot, f"{said}{given}") if part))
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say where in the recipe it is that something inside refuses."""
+    try:
+        yield
+    except SuperWeightError as error:
+        raise SuperWeightError(f"{place}: {error}") from None
 
 
 def _known_keys(parents: list[Any]) -> list[str]:
@@ -354,15 +455,39 @@ def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: One that did something; says what takes its place.
     """
+    training = content.get("training")
+    weight = content.get("distillation", training.get("distillation") if isinstance(training, dict) else None)
     for path, (idle, remedy) in _RETIRED.items():
         *outer, key = path
         section = content.get(outer[0]) if outer else content
         if isinstance(section, dict) and key in section:
-            if section[key] != idle:
+            if section[key] != idle and not (path == ("teacher",) and weight == 0):
                 raise ValueError(f"{'.'.join(path)} is no key any more: {remedy}")
             kept = {name: value for name, value in section.items() if name != key}
             content = {**content, outer[0]: kept} if outer else kept
     return content
+
+
+def _switched_off(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's content with what is off said in the one way that its section has for it."""
+    for path, off in _OFF.items():
+        *outer, key = path
+        section = content.get(outer[0]) if outer else content
+        if isinstance(section, dict) and key in section:
+            given = section[key]
+            if given is None or given == "none" or (isinstance(given, (bool, int, float)) and not given):
+                changed = {**section, key: off}
+                content = {**content, outer[0]: changed} if outer else changed
+    return content
+
+
+def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:
+    """Refuse an anytime section without data to fit thresholds on; ``slack`` for a number that is not exact."""
+    if num_validation + slack < MIN_SAMPLES:
+        raise SuperWeightError(
+            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {name} has "
+            f"{num_validation}: raise data.validation_fraction, or leave the section out"
+        )
 
 
 def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
@@ -375,7 +500,7 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
     Raises:
         SuperWeightError: The recipe names a folder where no trained ensemble is saved.
     """
-    given = recipe.distillation
+    given = recipe.teaching
     if given is None:
         return None
     teacher: Teacher = OWN_MEAN
@@ -390,8 +515,16 @@ def check_saved_teacher(recipe: Recipe) -> None:
     Raises:
         SuperWeightError: No saved ensemble is there.
     """
-    if recipe.distillation is not None and recipe.distillation.teacher not in (OWN_MEAN, INDEPENDENT):
-        distillation_of(recipe)
+    if recipe.teaching is None or recipe.teaching.teacher in (OWN_MEAN, INDEPENDENT):
+        return
+    taught, shape = distillation_of(recipe), image_shape_of(recipe.data.name, recipe.data.options)
+    classes, _ = recipe.classes_and_channels()
+    assert taught is not None and taught.teacher is not None, "a folder is given"
+    if shape is not None and classes is not None:
+        with _at(f"distillation.teacher: {recipe.teaching.teacher}"), taught.teacher.on_device(torch.device("cpu")):
+            answered = taught.taught(torch.zeros(2, *shape)).shape[1]
+            if answered != classes:
+                raise SuperWeightError(f"it answers {answered} classes, the data have {classes}")
 
 
 def _saved(folder: Path) -> Path:

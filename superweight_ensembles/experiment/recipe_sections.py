@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE
+from superweight_ensembles.data import check_options, classes_and_channels, takes_option
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
 from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.search import LEARNING
 
@@ -23,7 +25,7 @@ class Strict(BaseModel):
             ValueError: Says why not: "KEY does nothing WHY".
         """
         for key in keys:
-            if not acts and getattr(self, key) != type(self).model_fields[key].default:
+            if not acts and getattr(self, key) not in (type(self).model_fields[key].default, {}):
                 raise ValueError(f"{key} does nothing {why}: leave it out")
 
 
@@ -34,6 +36,29 @@ class DataRecipe(BaseModel):
     name: str
     num_classes: int | None = Field(default=None, ge=2)
     channels: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> DataRecipe:
+        check_options(self.name, self.options)
+        self.check_says(*classes_and_channels(self.name, self.options))
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the data set takes, but for the recipe's seed."""
+        given = dict(self.model_extra or {})
+        if self.num_classes is not None and takes_option(self.name, "num_classes"):
+            given["num_classes"] = self.num_classes
+        return given
+
+    def check_says(self, classes: int | None, channels: int | None) -> None:
+        """Refuse classes and channels that the data do not have; None where that is not known."""
+        said = self.num_classes or classes, self.channels or channels
+        if (classes or said[0], channels or said[1]) != said:
+            raise SuperWeightError(
+                f"the recipe says {said[0]} classes and {said[1]} channels; {self.name} has "
+                f"{classes or said[0]} and {channels or said[1]}"
+            )
 
 
 class AdaptiveRecipe(Strict):
@@ -183,12 +208,12 @@ class DistillationRecipe(Strict):
     Attributes:
         teacher: ``ensemble`` (the mean of its members), ``independent`` (that arm, trained first) or the folder of a
             saved ensemble.
-        weight: Weight of the teacher's answers against the labels, above 0, to 1.
+        weight: Weight of the teacher's answers against the labels, 0 to 1; 0 is off.
         temperature: Divides the logits of both before the softmax.
     """
 
     teacher: str = Field(min_length=1)
-    weight: StrictInt | StrictFloat = Field(gt=0, le=1)
+    weight: StrictInt | StrictFloat = Field(ge=0, le=1)
     temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
 
 
@@ -232,6 +257,8 @@ class AnytimeRecipe(Strict):
     def _one_target(self) -> AnytimeRecipe:
         if len(self._targets) > 1:
             raise ValueError(f"give one of {', '.join(self._targets)}")
+        if self.truncations:
+            check_fractions(self.truncations)
         return self
 
     def curve_options(self) -> dict[str, Any]:

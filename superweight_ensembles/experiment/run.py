@@ -21,6 +21,7 @@ RUN/.lock              held by the process that is at work here
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
@@ -29,14 +30,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluate_predictions, predict
-from superweight_ensembles.data import ImageData
+from superweight_ensembles.data import ImageData, reads_files
 from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import (
     INDEPENDENT,
     Recipe,
+    check_held_out,
     check_saved_teacher,
     distillation_of,
     load_recipe,
@@ -56,7 +59,7 @@ from superweight_ensembles.experiment.results import (
 from superweight_ensembles.experiment.stages import (
     ProgressOf,
     RunContext,
-    check_held_out,
+    check_init_from,
     check_trained_members,
     evaluated,
     learned_members,
@@ -97,6 +100,7 @@ from superweight_ensembles.training import (
 )
 from superweight_ensembles.training.distributed import current_processes
 
+_LOG = logging.getLogger(__name__)
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
     "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
@@ -143,6 +147,8 @@ def train_run(
             there = folder.is_dir()
             if there:
                 hold()
+            if resume and not (folder / "run.json").is_file():
+                _LOG.warning("nothing to resume in %s: training from the start", folder)
             return there
 
         def begin() -> bool:
@@ -160,14 +166,10 @@ def train_run(
             return begun
 
         existed = processes.on_rank_zero(enter)
-        members = recipe.build_members()
-        plan = recipe.plan(members)
+        members, plan = recipe.prepare()
         processes.on_rank_zero(lambda: check_trained_members(recipe, members, folder, overwrite=overwrite))
         data = recipe.load_data()
-        training_loader(data, recipe.training, shard=processes.shard)
-        training_loader(data, recipe.shared_training(), shard=processes.shard)
-        if recipe.anytime is not None:
-            check_held_out(data)
+        check_data(recipe, data, processes.shard)
         if not processes.on_rank_zero((folder / "shared" / "training.json").is_file):
             check_saved_teacher(recipe)
         begun = processes.on_rank_zero(begin)
@@ -185,6 +187,28 @@ def train_run(
             if processes.is_first and begun and not reached:
                 shutil.rmtree(folder, ignore_errors=True)  # there is nothing that could be gone on from
             raise
+
+
+def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
+    """Members and plan of a recipe that :func:`train_run` would take: nothing is trained, no files of data are read.
+
+    Raises:
+        SuperWeightError: What a training of the recipe would refuse, but for what only those files tell.
+    """
+    members, plan = recipe.prepare()
+    check_saved_teacher(recipe)
+    check_init_from(recipe, members)
+    if not reads_files(recipe.data.name):
+        check_data(recipe, recipe.load_data())
+    return members, plan
+
+
+def check_data(recipe: Recipe, data: ImageData, shard: tuple[int, int] = (0, 1)) -> None:
+    """Refuse data that every training, and the exits, of a recipe cannot take."""
+    training_loader(data, recipe.training, shard=shard)
+    training_loader(data, recipe.shared_training(), shard=shard)
+    if recipe.anytime is not None:
+        check_held_out(data.name, len(data.validation))
 
 
 def _train_stages(run: RunContext, plan: SharingPlan) -> None:
@@ -222,8 +246,8 @@ def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None
     else:
         config = replace(config, width_rate=1.0)  # it was that of the stage before
     result = train(
-        ensemble, run.data, config, hooks=[hook for hook in hooks if hook is not None], out=folder / arm, resume=True,
-        callback=run.progress(arm),
+        ensemble, run.data, config, hooks=[hook for hook in hooks if hook is not None], out=folder / arm,
+        resume=run.begun(arm), callback=run.progress(arm),
     )  # fmt: skip
 
     def write() -> None:
@@ -356,6 +380,11 @@ def read_run(folder: Path) -> Recipe:
     with accessing(folder, "read"):
         if not (folder / "recipe.yaml").is_file():
             raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+        if (folder / "compare.json").is_file():
+            raise SuperWeightError(
+                f"{folder} is a comparison: superweights plot draws it; its runs are {folder}/ARM/seed-N, such as "
+                f"{folder / 'shared' / 'seed-0'}"
+            )
     check_no_links(folder)
     return load_recipe(folder / "recipe.yaml")
 

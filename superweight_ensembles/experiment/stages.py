@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from superweight_ensembles.anytime import (
-    MIN_SAMPLES,
     AnytimePredictor,
     AnytimeResult,
     ExitPoint,
@@ -35,7 +34,7 @@ from superweight_ensembles.anytime import (
 from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.recipe import Recipe
+from superweight_ensembles.experiment.recipe import Recipe, check_held_out
 from superweight_ensembles.experiment.results import (
     LearnedWidth,
     NamedMetrics,
@@ -89,6 +88,10 @@ class RunContext:
     processes: Processes
     progress_of: ProgressOf | None
 
+    def begun(self, stage: str) -> bool:
+        """Whether a training was begun in the folder of this stage."""
+        return self.processes.on_rank_zero((self.folder / stage / "log.jsonl").exists)
+
     def progress(self, stage: str) -> Callable[[TrainProgress], None] | None:
         return None if self.progress_of is None else self.progress_of(stage)
 
@@ -107,7 +110,7 @@ def learned_members(run: RunContext) -> dict[str, nn.Module]:
         ensemble = run.ensemble(independent_plan(run.members))
         result = train(
             ensemble, run.data, recipe.width_training(), hooks=[LearnedWidths(recipe.width_loss)], out=own,
-            resume=True, callback=run.progress(_WIDTHS.name),
+            resume=run.begun(_WIDTHS.name), callback=run.progress(_WIDTHS.name),
         )  # fmt: skip
         record = WidthRecord(
             members={
@@ -147,8 +150,8 @@ def searched_plan(run: RunContext, plan: SharingPlan) -> SharingPlan:
     method, loader = _search_method(recipe), None
     searched = ensemble.member_names if isinstance(method, KMeansSearch) else searched_members(ensemble)
     train(
-        ensemble, run.data, recipe.search_training(), members=searched, out=folder, resume=True,
-        callback=run.progress("search"),
+        ensemble, run.data, recipe.search_training(), members=searched, out=folder,
+        resume=run.begun("search"), callback=run.progress("search"),
     )  # fmt: skip
     if isinstance(method, GradientSearch):
         device = next(ensemble.parameters()).device
@@ -247,7 +250,7 @@ def measure_anytime(
     """
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
-    check_held_out(data)
+    check_held_out(data.name, len(data.validation))
     device = next(ensemble.parameters()).device
     held = predict(ensemble, evaluated(recipe, data, "validation", device))
     greedy = {"loader": held} if settings.order == "greedy" else {}
@@ -263,15 +266,6 @@ def measure_anytime(
 def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
     """The images of a split as a recipe evaluates on them."""
     return data.loader(split, recipe.evaluation.batch_size, device=device)
-
-
-def check_held_out(data: ImageData) -> None:
-    """Refuse an anytime section without data to fit thresholds on."""
-    if len(data.validation) < MIN_SAMPLES:
-        raise SuperWeightError(
-            f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {data.name} has "
-            f"{len(data.validation)}: raise data.validation_fraction, or leave the section out"
-        )
 
 
 def _measure_truncated(

@@ -10,15 +10,16 @@ from rich.table import Table
 from torch import nn
 
 from superweight_ensembles.anytime import EnsembleResult
+from superweight_ensembles.data import reads_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import Comparison, Spread
-from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
-from superweight_ensembles.experiment.recipe import Recipe, check_saved_teacher
+from superweight_ensembles.experiment.estimate import TrainingEstimate
+from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import RunResults
-from superweight_ensembles.experiment.stages import check_init_from
+from superweight_ensembles.experiment.timing import UNKNOWN_STEPS, time_run
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell
-from superweight_ensembles.training import build_fabric, uses_bfloat16
+from superweight_ensembles.training import build_fabric
 
 
 def result_table(results: RunResults) -> Table:
@@ -143,13 +144,13 @@ def _spread(value: Spread, sign: str = "") -> str:
 def preview_lines(
     recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None = None
 ) -> list[str]:
-    """The sharing table, the stages that change it, memory and time of the training, and what is not there yet.
+    """The sharing table, the stages that change it, memory and time of the training.
 
     Args:
         recipe: Of a run.
         members: That it builds.
         plan: That it begins with.
-        flops_per_second: For the time; measured for a second where None.
+        flops_per_second: For the time of the shared ensemble; all trainings are timed here where None.
     """
     lines, sharing = [str(plan)], recipe.sharing
     if recipe.learn_widths is not None:
@@ -164,14 +165,7 @@ def preview_lines(
             else f"a search ({sharing.search}) splits these clusters"
         )
         lines.append(f"{what} after {sharing.search_epochs} epochs of training")
-    lines += ["", *_estimate(recipe, members, plan, flops_per_second)]
-    # Folders that the recipe names may yet be made.
-    for check in (lambda: check_saved_teacher(recipe), lambda: check_init_from(recipe, members)):
-        try:
-            check()
-        except SuperWeightError as error:
-            lines.append(f"not to be trained yet: {error}")
-    return lines
+    return [*lines, "", *_estimate(recipe, members, plan, flops_per_second)]
 
 
 def _estimate(
@@ -184,20 +178,44 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
-    taught = recipe.distillation is not None and not recipe.taught_by("ensemble")
-    if flops_per_second is not None:
-        return estimate_lines(estimate, flops_per_second, "as given", taught=taught)
-    device, threads = build_fabric(recipe.training).device, torch.get_num_threads()
-    measured = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training))
+    taught = recipe.teaching is not None and not recipe.taught_by("ensemble")
+    lines = estimate_lines(estimate, flops_per_second, "as given", taught=taught)
+    return lines if flops_per_second is not None else [*lines, *_time_lines(recipe, members, plan, estimate)]
+
+
+def _time_lines(
+    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, estimate: TrainingEstimate
+) -> list[str]:
+    """What the verbs take here, with every arm that they train, measured."""
+    try:
+        device = build_fabric(recipe.training).device
+    except SuperWeightError as error:
+        return [f"no estimate of time: {error}"]
+    stages = time_run(recipe, members, plan, estimate)
+    evaluation = stages.pop("evaluation", None)
+    threads = recipe.training.num_threads or torch.get_num_threads()
     by = "one thread" if threads == 1 else f"{threads} threads"
     where = by if device.type == "cpu" else torch.cuda.get_device_name()
-    return estimate_lines(estimate, measured, f"measured on a residual block ({device}, {where})", taught=taught)
+    note = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in stages.items())
+    rows = [("time of train", sum(stages.values()), f"{note}; some steps and epochs of each timed ({device}, {where})")]
+    if evaluation is not None:
+        rows.append(("time of evaluate", evaluation, "of members, subsets and exits, by images and timed calls"))
+    lines = [f"{name:<18}{_duration(seconds):>12}  {said}" for name, seconds, said in rows]
+    if estimate.num_steps is None:
+        lines.append(
+            f"of {UNKNOWN_STEPS:,} steps an arm, without decoding: how many images there are only the files tell"
+        )
+    elif reads_files(recipe.data.name) and recipe.data.name == "image_folder":
+        lines.append("without decoding files")
+    if recipe.learn_widths is not None or recipe.sharing.search != "none":
+        lines.append("as members and plan begin: what a search or learned widths make of them is not known yet")
+    return lines
 
 
 def estimate_lines(
-    estimate: TrainingEstimate, flops_per_second: float, rate_from: str, *, taught: bool = False
+    estimate: TrainingEstimate, flops_per_second: float | None, rate_from: str, *, taught: bool = False
 ) -> list[str]:
-    """Memory of a step, FLOPs and time.
+    """Memory of a step and FLOPs; and time, where a rate is given.
 
     Args:
         estimate: What is told.
@@ -234,12 +252,10 @@ def estimate_lines(
             f"3 x forward x {estimate.batch_size} images, and generating the weights",
         ),
         ("training", _flops(steps * estimate.step_flops), span),
-        (
-            "time",
-            _duration(estimate.seconds(flops_per_second, steps)),
-            f"at {flops_per_second:.3g} FLOP/s, {rate_from}",
-        ),
     ]
+    if flops_per_second is not None:
+        seconds = _duration(estimate.seconds(flops_per_second, steps))
+        rows.append(("time", seconds, f"at {flops_per_second:.3g} FLOP/s, {rate_from}"))
     title = (
         f"Estimate of a training of the shared ensemble, images of {' x '.join(map(str, estimate.input_shape))} (by "
         "count of tensors and operations; without libraries, allocator and workspaces"

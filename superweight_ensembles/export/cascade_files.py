@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from superweight_ensembles.anytime import ExitPolicy, count_flops
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.export.member import (
     ONNX_PACKAGES,
     PlainMember,
@@ -30,6 +30,7 @@ _LOADER = Path(__file__).with_name("onnx_cascade.py")
 _OWN = {"cascade.json", _LOADER.name, "__pycache__"}
 
 
+@names_options
 def export_cascade(
     modules: Mapping[str, nn.Module],
     policy: ExitPolicy,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import (
@@ -315,6 +315,7 @@ FORMATS = {
 }
 
 
+@names_options
 def export_member(
     module: nn.Module,
     path: str | Path,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -15,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models.adaptive import multilayer_perceptron, restore_widths
 from superweight_ensembles.models.architecture import Architecture, remember_architecture
 from superweight_ensembles.models.wideresnet import wide_resnet
@@ -31,6 +34,7 @@ _LOADS_WEIGHTS = (
 )  # fmt: skip
 
 
+@names_options
 def build_member(model: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
     """Make a network by name, untrained: the bank draws the start values of what it generates.
 
@@ -85,6 +89,11 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     except SuperWeightError:
         raise
     except Exception as error:  # whatever the network's own code raises of these options
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown and options:  # the plain network tells what it takes
+            made = replace(made, options={})
+            known = inspect.signature(type(build_architecture(made, most_numbers)).__init__).parameters
+            raise unknown_name(f"option of {model}", unknown[1], set(known) - {"self"}) from error
         raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
 
 

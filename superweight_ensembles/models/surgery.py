@@ -17,8 +17,8 @@ from superweight_ensembles.errors import SuperWeightError
 _Copied = TypeVar("_Copied")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _REMEDIES = {
-    "more than 1 value per channel": "a batch norm trains on two rows or more: raise batch_size, or let the loader drop_last",
-    "more than 1 spatial element": "an instance norm trains on two pixels or more: give larger images",
+    "more than 1 value per channel": "a batch norm needs two rows: raise batch_size, or let the loader drop_last",
+    "more than 1 spatial element": "an instance norm needs two pixels or more: give larger images",
     "view size is not compatible": "let it flatten by torch.flatten, or set channels_last to false",
 }
 _BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)

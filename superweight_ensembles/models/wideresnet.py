@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.architecture import Architecture, is_positive, remember_architecture
 
 
@@ -58,6 +58,7 @@ class WideResNet(nn.Module):
         return self.fc(features.mean((2, 3)))
 
 
+@names_options
 def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3) -> WideResNet:
     """WRN-depth-width: channels 16, 16w, 32w, 64w; (depth - 4) / 6 blocks a stage.
 
@@ -77,8 +78,8 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
         >>> sum(parameter.numel() for parameter in wide_resnet(28, 7, num_classes=100).parameters())
         17925940
     """
-    if depth < 10 or (depth - 4) % 6:
-        raise SuperWeightError(f"the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, ...); got {depth}")
+    if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
+        raise SuperWeightError(f"the depth of a WideResNet is 6n + 4 (10, 16, 22, 28, ...); got {depth!r}")
     if not is_positive(width):
         raise SuperWeightError(f"the width of a WideResNet is a positive number, such as 2 or 0.25; got {width!r:.40}")
     if min(num_classes, in_channels) < 1:

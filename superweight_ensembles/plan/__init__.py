@@ -9,6 +9,7 @@ from superweight_ensembles.plan.generators import BudgetPolicy, SlotNeed, alloca
 from superweight_ensembles.plan.planner import (
     PlanOptions,
     check_plan_fits,
+    check_plan_options,
     count_parameters,
     groups_minimum,
     independent_plan,
@@ -71,6 +72,7 @@ __all__ = [
     "bank_words",
     "check_num_groups",
     "check_plan_fits",
+    "check_plan_options",
     "check_seed",
     "count_parameters",
     "depth_runs",

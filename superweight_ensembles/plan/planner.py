@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 from torch import nn
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.plan.clusters import ClusterRule, TargetGroup, group_targets, mixed_kernels
 from superweight_ensembles.plan.generators import BudgetPolicy, allocate_generators
 from superweight_ensembles.plan.sharing_plan import RETIRED_ALLOCATION, PlannedMember, SharingPlan
@@ -83,6 +83,16 @@ class _SharingOptions(BudgetPolicy):
         return [name for name in _OF_SUPERWEIGHTS if getattr(self, name) != getattr(_SharingOptions, name)]
 
 
+def check_plan_options(options: Iterable[str]) -> None:
+    """Refuse a name that is no option of :func:`plan_sharing`."""
+    for option in options:
+        if option == "allocation":
+            raise SuperWeightError(RETIRED_ALLOCATION)
+        if option not in PlanOptions.__annotations__:
+            raise unknown_name("plan option", option, ("budget", *PlanOptions.__annotations__))
+
+
+@names_options
 def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptions]) -> SharingPlan:
     """Decide which weights of which members share templates, inside a parameter budget.
 
@@ -131,11 +141,7 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
         True
     """
     modules = named_members(members)
-    for option in options:
-        if option == "allocation":
-            raise SuperWeightError(RETIRED_ALLOCATION)
-        if option not in PlanOptions.__annotations__:
-            raise unknown_name("plan option", option, PlanOptions.__annotations__)
+    check_plan_options(options)
     chosen = _SharingOptions(**options)
     _check_classes(modules)
     targets = [

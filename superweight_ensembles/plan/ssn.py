@@ -15,7 +15,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, Shape
 from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, Name, Size, Target
 
@@ -30,6 +30,7 @@ _MASK_UNIT = 9
 _MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SsnOptions:
     """How the layers of a Shapeshifter Network read their bank.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import (
     BudgetPolicy,
     Cluster,
@@ -69,6 +69,7 @@ class ClusterSearch:
         BudgetPolicy(coefficients=self.coefficients, reserve_untied=bool(self.reserve_untied))
 
 
+@names_options
 @dataclass(frozen=True, kw_only=True)
 class GradientSearch(ClusterSearch):
     """Split clusters where the gradients of targets conflict, as published.
@@ -85,6 +86,7 @@ class GradientSearch(ClusterSearch):
         check_max_batches(self.max_batches)
 
 
+@names_options
 @dataclass(frozen=True, kw_only=True)
 class WeightSearch(ClusterSearch):
     """Split clusters where the generated weights themselves are unlike, for comparison with their gradients."""

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import (
     BudgetPolicy,
     SharingPlan,
@@ -33,6 +33,7 @@ from superweight_ensembles.training.distributed import current_processes
 LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KMeansSearch:
     """Group the layers of a Shapeshifter Network by k-means of the coefficients with which they mix shared templates.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.search.gradient_clusters import (
     GradientSearch,
     SplitClusters,
@@ -17,6 +17,7 @@ SearchMethod = GradientSearch | WeightSearch | KMeansSearch
 SearchResult = SplitClusters | LearnedGroups
 
 
+@names_options
 def search_sharing(
     ensemble: SuperWeightEnsemble,
     loader: Batches | None = None,

@@ -22,7 +22,7 @@ from superweight_ensembles.ensemble import (
     decompose,
     slot_key,
 )
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradients import (
     TargetTensors,
@@ -37,6 +37,7 @@ from superweight_ensembles.training.distributed import current_processes
 _LOG = logging.getLogger(__name__)
 
 
+@names_options
 @dataclass(frozen=True, kw_only=True)
 class Untying(Hook):
     """A hook that un-ties coefficients once, on training images without augmentation (:func:`untie_coefficients`).

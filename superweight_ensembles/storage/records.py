@@ -68,9 +68,19 @@ class Problem(NamedTuple):
         return ".".join(map(str, self.path))
 
 
-def first_problem(error: ValidationError, tags: Collection[str] = ()) -> Problem:
-    """What is wrong, for a message; ``tags`` are names of a union's alternatives, which are no keys."""
-    first = error.errors()[0]
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
+    """What is wrong, for a message.
+
+    Args:
+        error: Of pydantic.
+        tags: Names of a union's alternatives, which are no keys.
+        before: Kinds of problems that are told before others.
+    """
+    found = error.errors()
+    first = next((one for one in found if one["type"] in before), found[0])
     path = tuple(part for part in first["loc"] if part not in tags)
     return Problem(path, str(first["msg"]).removeprefix("Value error, "), first["type"], first["input"])
 

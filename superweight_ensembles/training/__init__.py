@@ -4,7 +4,7 @@
 Several processes are in :mod:`superweight_ensembles.training.distributed`.
 """
 
-from superweight_ensembles.training.batches import Batches, prepared_batch, training_loader
+from superweight_ensembles.training.batches import Batches, augmentation_of, prepared_batch, training_loader
 from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
     Checkpoints,
@@ -41,6 +41,7 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "TrainStep",
+    "augmentation_of",
     "best_epoch",
     "build_fabric",
     "build_optimizer",

@@ -97,18 +97,23 @@ def training_loader(
     return data.loader(
         "train",
         config.batch_size,
-        augmentation=Augmentation(
-            flip=config.flip,
-            crop_padding=config.crop_padding,
-            cutout=config.cutout,
-            random_resized_crop=config.random_resized_crop,
-        ),
+        augmentation=augmentation_of(config),
         shuffle=True,
         drop_last=True,
         seed=config.seed,
         device=device,
         num_workers=config.num_workers,
         shard=shard,
+    )
+
+
+def augmentation_of(config: TrainConfig) -> Augmentation:
+    """What a config does to training images."""
+    return Augmentation(
+        flip=config.flip,
+        crop_padding=config.crop_padding,
+        cutout=config.cutout,
+        random_resized_crop=config.random_resized_crop,
     )
 
 
@@ -133,7 +138,7 @@ def prepared_batch(
 ) -> tuple[Tensor, Tensor]:
     """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
     images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
-    images, labels = images.to(device), labels.to(device)
+    images, labels = (one.to(device, copy=one.is_inference()) for one in (images, labels))  # backward keeps them
     return in_memory_format(images, channels_last), labels
 
 
@@ -168,11 +173,11 @@ def check_answers(num_classes: int, labels: Tensor, loaders: Iterable[Batches]) 
             continue
         suspects = ((known < 0) | (known >= num_classes)).nonzero().flatten().tolist()
         try:
-            sample = loader.collate_fn([loader.dataset[row] for row in suspects[:1]]) if suspects else None
+            samples = [checked_batch(loader.collate_fn([loader.dataset[row]])) for row in suspects[:1]]
         except Exception:  # reading it in its batch will say what is wrong
             continue
-        if sample is not None:
-            checked_batch(sample, num_classes=num_classes)
+        for _, label in samples:
+            check_labels(label, num_classes)
 
 
 def needs_checks(loader: Batches) -> bool:
@@ -181,7 +186,9 @@ def needs_checks(loader: Batches) -> bool:
 
 
 def leaves_one_row(loader: Batches) -> bool:
-    """Whether it is known that the last batch of an epoch has one row."""
+    """Whether it is known that some batch of an epoch has one row."""
+    if isinstance(loader, (list, tuple)):
+        return any(len(checked_batch(batch)[1]) == 1 for batch in loader)
     if not isinstance(loader, DataLoader) or not _reads_all(loader):
         return False
     size = loader.batch_size or 1
@@ -192,7 +199,7 @@ def _known_labels(loader: Batches) -> Tensor | None:
     """Labels (N,) that a loader is going to give, where they are known without reading it."""
     if isinstance(loader, ImageLoader):
         return loader.split.labels
-    if isinstance(loader, Sequence):
+    if isinstance(loader, (list, tuple)):
         return torch.cat([checked_batch(batch)[1] for batch in loader])
     return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
 

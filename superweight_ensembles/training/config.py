@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import first_problem
 
 _GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
@@ -28,6 +28,7 @@ RESUMABLE = (
 )  # fmt: skip
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How an ensemble is trained. The defaults are the published CIFAR recipe's, but for schedule and length.
@@ -116,6 +117,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        if isinstance(self.device, str) and self.device.startswith("cuda:"):
+            card = self.device.removeprefix("cuda:")
+            raise SuperWeightError(
+                f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card"
+            )
         for name, given, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
@@ -182,12 +188,16 @@ class TrainConfig:
                 raise SuperWeightError(f"{field.name} must be a whole number; got {value!r}")
             if field.type == "float" and not (whole or isinstance(value, float)):
                 raise SuperWeightError(f"{field.name} must be a number; got {value!r}")
+        epochs = self.milestones
+        if not isinstance(epochs, (list, tuple)) or not all(type(epoch) is int for epoch in epochs):
+            raise SuperWeightError(f"milestones must be a list of epochs, whole numbers; got {epochs!r}")
+        object.__setattr__(self, "milestones", tuple(epochs))
 
     def _refuse_idle(self, key: str, acts: bool, names: tuple[str, ...]) -> None:
         """Refuse settings that were given and would do nothing."""
         defaults = {field.name: field.default for field in fields(self)}
         for name in names:
-            if not acts and getattr(self, name) != defaults[name]:
+            if not acts and getattr(self, name) not in (defaults[name], 0):  # what is off does nothing anyway
                 raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 

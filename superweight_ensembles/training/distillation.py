@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes
 from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.config import TrainConfig
@@ -111,6 +111,7 @@ class FixedTeacher:
         return f"sha256:{found.hexdigest()}"
 
 
+@names_options
 class Distillation(Hook):
     """Members learn from a teacher besides the labels.
 
@@ -121,7 +122,7 @@ class Distillation(Hook):
             answers (M, B, K), for the mean of their softmax; or ``"ensemble"`` for the mean of the members themselves
             on each batch. Its numbers stay as they are; it ends on the training device. It is not saved: to resume,
             give the same again.
-        weight: w, above 0, to 1.
+        weight: w, 0 to 1; 0 is off: the teacher is not asked.
         temperature: T, which divides the logits of both before the softmax.
 
     Raises:
@@ -146,10 +147,11 @@ class Distillation(Hook):
             raise SuperWeightError(
                 f"teacher= takes a network (nn.Module) or {OWN_MEAN!r}; got {type(teacher).__name__}"
             )
-        for what, value, most in (("weight", weight, 1.0), ("temperature", temperature, math.inf)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value <= most or math.isinf(value):
-                limits = "above 0, to 1" if most == 1 else "positive and finite"
+        for what, value, fits, limits in (
+            ("weight", weight, lambda number: 0 <= number <= 1, "0 to 1"),
+            ("temperature", temperature, lambda number: 0 < number < math.inf, "positive and finite"),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
                 raise SuperWeightError(f"the {what} of a distillation must be {limits}; got {value!r}")
         self.weight = weight
         self.temperature = temperature

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models import calling, first_line, is_out_of_memory
 from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
@@ -31,6 +31,7 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 TargetGradients = Mapping[tuple[str, str], Tensor]
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLoss:
     """What members minimise in a step; one of the first two is given.
@@ -58,6 +59,7 @@ class JointLoss:
         return self.distillation if self.distillation is not None and self.distillation.teacher is None else None
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """How the backward pass of a step is computed; what it computes stays the same.
@@ -77,6 +79,7 @@ class Execution:
     micro_batches: int = 1
 
 
+@names_options
 def joint_backward(
     ensemble: SuperWeightEnsemble,
     images: Tensor | Mapping[str, Tensor],

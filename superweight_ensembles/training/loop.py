@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
-from superweight_ensembles.errors import SuperWeightError, TrainingStopped, stop_now, unknown_name
+from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.models import kept_modes
 from superweight_ensembles.training.batches import (
     Batches,
@@ -108,7 +108,8 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
         num_batches: Read so many; all where None.
 
     Raises:
-        SuperWeightError: No batch, one that is none or of other classes or types than the members', a member that fails.
+        SuperWeightError: No batch, one that is none or of other classes or types than the members'; a member that
+            fails.
     """
     try:
         return _validate(state, batches, num_batches)
@@ -237,6 +238,7 @@ class _Loop:
         assert self.records is not None, "there is a folder to resume from"
         state, random = self.state, self.records.load()
         if random is None:
+            _LOG.warning("nothing to resume in %s: training from the start", self.records.folder)
             return None
         if state.progress.step > state.steps_per_epoch:
             raise SuperWeightError(
@@ -368,6 +370,7 @@ class TrainResult:
     micro_batches: int
 
 
+@names_options
 def train(
     ensemble: SuperWeightEnsemble,
     data: ImageData | SizedBatches,
@@ -431,7 +434,7 @@ def train(
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     trained = _trained_members(ensemble, members)
-    hooks = check_hooks(hooks)
+    hooks = tuple(hook for hook in check_hooks(hooks) if not (isinstance(hook, Distillation) and not hook.weight))
     if not any(isinstance(hook, LearnedWidths) for hook in hooks):
         hooks = (*hooks, LearnedWidths())
     teaching = [hook for hook in hooks if isinstance(hook, Distillation)]
@@ -479,6 +482,8 @@ def train(
     with ExitStack() as ending:
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
+        ending.enter_context(torch.inference_mode(False))
+        ending.enter_context(torch.enable_grad())
         ending.enter_context(own_randomness(fabric.device))
         for hook in hooks:
             ending.callback(hook.end, state)

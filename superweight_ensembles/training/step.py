@@ -26,7 +26,7 @@ from superweight_ensembles.training.batches import (
     needs_checks,
     prepared_batch,
 )
-from superweight_ensembles.training.checkpoint import random_states, set_random_states
+from superweight_ensembles.training.checkpoint import own_randomness, random_states, set_random_states
 from superweight_ensembles.training.device import OutOfMemoryError, leaves_channels_last, scaler_of
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import TrainState
@@ -182,14 +182,15 @@ class TrainStep:
         else:
             self._skip_step(images, labels, dict(zip(state.members, found)))
             _put_back(buffers)
-        if counts and finite:
+        taken = counts and finite
+        if taken:
             state.optimizer.step()
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
         if self._scaler is not None:
             self._scaler.update()
-        with warnings.catch_warnings():
-            if not finite:  # torch takes a schedule that goes on without the optimiser for a mistake
+        with nullcontext() if taken else warnings.catch_warnings():
+            if not taken:  # torch takes a schedule that goes on without the optimiser for a mistake
                 warnings.simplefilter("ignore", UserWarning)
             state.schedule.step()
         progress.step += 1
@@ -241,7 +242,7 @@ class TrainStep:
 
     @torch.no_grad()
     def _check_one_row(self, image: Tensor) -> None:
-        """Refuse, before any step, members that would fail on the last batch of the epoch.
+        """Refuse, before any step, members that would fail on a batch that is still to come.
 
         Batch norm over several processes has rows of others, too.
         """
@@ -255,7 +256,7 @@ class TrainStep:
                 try:
                     state.ensemble.run_member(name, image, weights[name])
                 except SuperWeightError as error:
-                    raise SuperWeightError(f"the last batch of each epoch has one row: {error}") from error
+                    raise SuperWeightError(f"a batch of each epoch has one row: {error}") from error
         _put_back(buffers)
         set_random_states(before, state.fabric.device)
 
@@ -313,8 +314,9 @@ class TrainStep:
     def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
         """As the loss function, once it is known what classes members answer, and that the labels are such."""
         if self._num_classes is None:
-            for one in [every] if isinstance(every, Tensor) else every.values():
-                check_answers(logits.shape[1], one, self._state.loaders)
+            with own_randomness(self._state.fabric.device):
+                for one in [every] if isinstance(every, Tensor) else every.values():
+                    check_answers(logits.shape[1], one, self._state.loaders)
             self._num_classes = logits.shape[1]
         return loss_function(logits, labels)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.adaptive import (
     AdaptiveWidth,
     Place,
@@ -26,6 +26,7 @@ from superweight_ensembles.training.hooks import Hook, Penalty, TrainState
 Widths = dict[str, dict[str, int]]
 
 
+@names_options
 class LearnedWidths(Hook):
     """Members with learned widths follow their rates after every step; :func:`train` has this hook in any case.
 

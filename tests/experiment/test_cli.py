@@ -203,13 +203,13 @@ def test_plan_prints_the_table_or_json(monkeypatch, capsys, recipe: Path) -> Non
     assert swe.SharingPlan.from_json(capsys.readouterr().out).member_names == ("a", "b")
 
 
-def test_plan_says_which_folders_of_the_recipe_are_not_there(monkeypatch, capsys, recipe: Path) -> None:
+def test_plan_refuses_folders_of_the_recipe_that_are_not_there(monkeypatch, capsys, recipe: Path) -> None:
     start = ("--set", "sharing.init=svd", "--set", "sharing.init_from=missing/start")
     teacher = ("--set", "distillation.weight=0.5", "--set", "distillation.teacher=missing/teacher")
-    assert superweights(monkeypatch, "plan", recipe, *start, *teacher) == 0
-    printed = capsys.readouterr().out
-    assert "not to be trained yet: distillation.teacher: missing/teacher is no folder" in printed
-    assert "not to be trained yet: sharing.init: no start from missing/start" in printed
+    assert superweights(monkeypatch, "plan", recipe, *teacher) == 2
+    assert "distillation.teacher: missing/teacher is no folder" in capsys.readouterr().err
+    assert superweights(monkeypatch, "plan", recipe, *start) == 2
+    assert "sharing.init: no start from missing/start" in capsys.readouterr().err
 
 
 def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:

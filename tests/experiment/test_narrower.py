@@ -110,8 +110,8 @@ def test_budgets_are_variants_of_one_series() -> None:
         ("50%", "'50%' is no budget"),
         ("0.5,0.1,0.5", "0.5 is there twice: give each once"),
         ("0.7,2", "variant 'budget 2': .*an int counts parameters: write 1.0 for as many as the members own"),
-        ("0.0001", r"variant 'budget 0.0001': a budget of 0.0001 .* is below the minimum of this sharing"),
-        ("40.0", "variant 'budget 40.0': a float budget is a fraction of what the members own apart"),
+        ("0.0001", r"variant 'budget 0.0001': sharing: a budget of 0.0001 .* is below the minimum of this sharing"),
+        ("40.0", "variant 'budget 40.0': sharing: a float budget is a fraction of what the members own apart"),
     ],
 )
 def test_bad_budgets(text: str, match: str) -> None:

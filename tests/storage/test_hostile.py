@@ -195,9 +195,9 @@ def test_recipes_of_too_much(tmp_path: Path, changes: dict, message: str) -> Non
         ("wide_resnet", {"depth": 6 * 10**4 + 4, "width": 1}, "more than 10,000 modules"),
         ("wide_resnet", {"depth": 16, "width": 6 * 10**4}, "parameters take .* GiB; this machine has"),
         ("wide_resnet", {"depth": 16, "width": 10**400}, "width is at most 65,536"),
-        ("wide_resnet", {"depth": "deep", "width": 2}, "model 'wide_resnet' with"),
+        ("wide_resnet", {"depth": "deep", "width": 2}, "depth of a WideResNet is 6n"),
         ("wide_resnet", {"depth": 16.5, "width": 2}, "model 'wide_resnet' with|depth of a WideResNet is 6n"),
-        ("wide_resnet", {"depth": [16], "width": {}}, "model 'wide_resnet' with"),
+        ("wide_resnet", {"depth": [16], "width": {}}, "depth of a WideResNet is 6n"),
         ("timm/vit_tiny_patch16_224", {"depth": 6 * 10**4}, "more than 10,000 modules"),
         ("timm/vit_tiny_patch16_224", {"img_size": 64_000}, "parameters take .* GiB; this machine has"),
         ("timm/vit_tiny_patch16_224", {"num_heads": 0}, "model 'timm/vit_tiny"),
@@ -209,7 +209,11 @@ def test_recipes_of_too_much(tmp_path: Path, changes: dict, message: str) -> Non
         ("timm/resnet18.../../evil", {}, "timm/resnet18"),
         ("timm/hf-hub:user/model", {}, "unknown model"),
         ("torchvision/vit_b_16", {"image_size": 2**15}, "parameters take .* GiB; this machine has"),
-        ("torchvision/regnet_y_400mf", {"block_width": 3}, "model 'torchvision/regnet"),
+        (
+            "torchvision/regnet_y_400mf",
+            {"block_width": 3},
+            "unknown option of torchvision/regnet_y_400mf 'block_width'",
+        ),
     ],
 )
 def test_networks_that_nobody_builds(model: str, options: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

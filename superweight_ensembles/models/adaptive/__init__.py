@@ -17,7 +17,7 @@ from superweight_ensembles.models.adaptive.resizing import (
     restore_widths,
     set_width,
 )
-from superweight_ensembles.models.adaptive.truncation import truncate, truncated_exits
+from superweight_ensembles.models.adaptive.truncation import check_fractions, truncate, truncated_exits
 from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE, AdaptiveWidth, rate_of, width_of
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "adaptive_mlp",
     "adaptive_widths",
     "adopt_widths",
+    "check_fractions",
     "drop_importance",
     "follow_rates",
     "freeze_widths",

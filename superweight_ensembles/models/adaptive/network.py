@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.adaptive.resizing import (
     adaptive_widths,
     attach_width,
@@ -26,6 +26,7 @@ from superweight_ensembles.models.architecture import Architecture, HiddenLayer,
 from superweight_ensembles.models.surgery import copied
 
 
+@names_options
 def make_adaptive(
     module: Module,
     pairs: Sequence[tuple[str, str]],
@@ -196,6 +197,7 @@ class MultilayerPerceptron(nn.Sequential):
         return super().forward(images.flatten(1))
 
 
+@names_options
 def multilayer_perceptron(
     widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
 ) -> MultilayerPerceptron:
@@ -209,6 +211,7 @@ def multilayer_perceptron(
     return remember_architecture(network, _mlp_architecture(widths, num_classes, in_channels, pixels))
 
 
+@names_options
 def adaptive_mlp(
     in_features: int,
     num_classes: int,

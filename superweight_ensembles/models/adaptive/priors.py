@@ -11,11 +11,12 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.adaptive.resizing import adaptive_widths
 from superweight_ensembles.models.adaptive.width import AdaptiveWidth, checked_positive
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthLoss:
     """Terms of a loss that is a mean over N samples: those of weights and of rates.

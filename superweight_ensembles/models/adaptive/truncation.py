@@ -128,13 +128,7 @@ def truncated_exits(
         >>> predictor.order
         ('linear', 'mlp@50%', 'mlp')
     """
-    for fraction in fractions:
-        if not is_positive(fraction, 1.0):
-            raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
-    if not fractions or len(set(map(_percent, fractions))) < len(fractions):
-        raise SuperWeightError(
-            f"truncations must be fractions, at least one, and one a whole per cent; got {list(fractions)}"
-        )
+    check_fractions(fractions)
     exits: dict[str, nn.Module] = {}
     for name, module in members.items():
         if adaptive_widths(module):
@@ -145,6 +139,17 @@ def truncated_exits(
     if len(exits) == len(members):
         raise SuperWeightError("no member has learned widths to truncate")
     return exits
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse fractions that are none, or whose names would be one."""
+    for fraction in fractions:
+        if not is_positive(fraction, 1.0):
+            raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")
+    if not fractions or len(set(map(_percent, fractions))) < len(fractions):
+        raise SuperWeightError(
+            f"truncations must be fractions, at least one, and one a whole per cent; got {list(fractions)}"
+        )
 
 
 def _percent(fraction: float) -> int:

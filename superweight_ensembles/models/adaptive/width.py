@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth, is_positive
 
 Distribution = Literal["exponential", "power_law"]
@@ -28,6 +28,7 @@ MOST_WIDTH = 2**20
 ATTRIBUTE = "input_width"  # of the layer that reads the neurons
 
 
+@names_options
 class AdaptiveWidth(nn.Module):
     """A learned width: neuron i counts p_i, and there are as many neurons as hold a quantile of the distribution.
 

@@ -25,6 +25,7 @@ _LOST = (
 _SHOWN = 80
 
 T = TypeVar("T")
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # one function, renamed
 Collective = Callable[[Tensor], Any]
 
 
@@ -174,7 +175,7 @@ class Processes:
             return tensor[None]
         found = tensor.new_empty(self.size, *tensor.shape)
         with lost_peers():
-            dist.all_gather_into_tensor(found.view(-1), tensor.view(-1), group=self._group)
+            _all_gather(found.view(-1), tensor.view(-1), group=self._group)
         self.bytes_exchanged += tensor.numel() * tensor.element_size()
         return found
 
