@@ -95,8 +95,7 @@ def named_members(members: Members) -> dict[str, nn.Module]:
         )
     if not isinstance(members, Iterable) or isinstance(members, (str, set, frozenset)):
         raise SuperWeightError(
-            "members must be a mapping of names to modules, or a list of modules, for they have an order; got "
-            f"{_described(members)}"
+            f"members must be a mapping of names to modules, or a list of modules; got {_described(members)}"
         )
     pairs: list[Any] = list(members.items()) if isinstance(members, Mapping) else list(members)
     if not pairs:
@@ -133,7 +132,7 @@ def _described(given: object) -> str:
     if isinstance(given, str):
         return f"{given!r:.80}: swe.build_member makes a network of a registry name"
     kind = type(given).__name__
-    return f"a {kind}: call it" if callable(given) else kind
+    return f"a {kind}: call it" if callable(given) and not isinstance(given, nn.Module) else kind
 
 
 def find_targets(
