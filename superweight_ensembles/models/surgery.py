@@ -119,9 +119,9 @@ def exchange_parameter(
 
 
 def buffers_as_now(module: nn.Module) -> Callable[[], None]:
-    """What gives a module the buffers back that it has now; those that nothing has written to are left alone."""
+    """What gives a module the buffers back that it has now; those that hold the same are not written to."""
     held = [
-        (part, name, buffer, buffer.clone(), buffer._version)
+        (part, name, buffer, buffer.clone())
         for part in module.modules()
         for name, buffer in part._buffers.items()
         if buffer is not None
@@ -129,8 +129,8 @@ def buffers_as_now(module: nn.Module) -> Callable[[], None]:
 
     def put_back() -> None:
         with torch.no_grad():
-            for part, name, buffer, values, version in held:
-                if buffer._version != version:
+            for part, name, buffer, values in held:
+                if buffer.layout != torch.strided or not torch.equal(buffer, values):  # none writes to expanded ones
                     buffer.copy_(values)
                 part._buffers[name] = buffer
 

@@ -209,7 +209,7 @@ def why_not_taken(
             reason = "excluded: exclude less"
         elif isinstance(layer, nn.utils.parametrize.ParametrizationList) or local.endswith(_COMPUTED_FROM):
             reason = (
-                "what a weight is computed from (weight norm, parametrizations, pruning), which stays its member's own; "
+                "what a weight is computed from (weight norm, parametrizations, pruning), and stays its member's own: "
                 "take that off the layer to share it"
             )
         elif not parameter.is_floating_point():
