@@ -23,7 +23,7 @@ from superweight_ensembles.errors import SuperWeightError, stop_now
 from superweight_ensembles.storage import bundled_recipes, escape_controls
 
 if TYPE_CHECKING:
-    from superweight_ensembles.experiment import Baseline
+    from superweight_ensembles.experiment import Baseline, Recipe
     from superweight_ensembles.training import TrainProgress
 
 app = typer.Typer(
@@ -83,9 +83,9 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m superweight_ensembles train RECIPE
     """
-    from superweight_ensembles.experiment import load_recipe, train_run
+    from superweight_ensembles.experiment import train_run
 
-    chosen = load_recipe(recipe, overrides or ())
+    chosen = _chosen(recipe, overrides)
     folder = out or Path("runs") / chosen.name
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun starts the same command again
         resume, overwrite = True, False
@@ -246,7 +246,6 @@ def compare(
     from superweight_ensembles.experiment import (
         compare_arms,
         comparison_tables,
-        load_recipe,
         parse_budgets,
         parse_variant,
     )
@@ -256,7 +255,7 @@ def compare(
         raise SuperWeightError(
             f"--set {idle} does nothing in a comparison, which has the arms of --against: leave it out"
         )
-    chosen = load_recipe(recipe, overrides or ())
+    chosen = _chosen(recipe, overrides)
     folder = out or Path("runs") / f"{chosen.name}-comparison"
     with _progress_bars() as (bars, progress_of):
         try:
@@ -300,16 +299,24 @@ def plan(
     ] = None,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
-    from superweight_ensembles.experiment import load_recipe, planned_run, preview_lines
+    from superweight_ensembles.experiment import planned_run, preview_lines
 
     if json and flops_per_second is not None:
         raise SuperWeightError("--json prints the plan alone: leave --flops-per-second out")
-    chosen = load_recipe(recipe, overrides or ())
+    chosen = _chosen(recipe, overrides)
     members, found = planned_run(chosen)
     if json:
         _say(found.to_json())
         return
     _say("\n".join(preview_lines(chosen, members, found, flops_per_second)))
+
+
+def _chosen(path: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe that a command is given."""
+    from superweight_ensembles.experiment import check_overrides, load_recipe
+
+    check_overrides(overrides or ())
+    return load_recipe(path, overrides or ())
 
 
 def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:

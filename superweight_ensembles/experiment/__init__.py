@@ -29,7 +29,7 @@ from superweight_ensembles.experiment.compare import (
     with_seed,
 )
 from superweight_ensembles.experiment.estimate import estimate_training
-from superweight_ensembles.experiment.recipe import Recipe, load_recipe, parse_recipe
+from superweight_ensembles.experiment.recipe import Recipe, check_overrides, load_recipe, parse_recipe
 from superweight_ensembles.experiment.results import (
     RUN_FORMAT,
     ArmResults,
@@ -91,6 +91,7 @@ __all__ = [
     "WidthEpoch",
     "anytime_table",
     "build_arms",
+    "check_overrides",
     "compare_arms",
     "comparison_tables",
     "estimate_lines",

@@ -369,12 +369,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
+    for override in overrides:
+        set_value(content, override)
+    return parse_recipe(content, where=str(path))
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse one that another after it replaces: in a command that somebody types, one of them is a mistake."""
     keys = [override.partition("=")[0] for override in overrides]
     for place, key in enumerate(keys):
         if later := next((one for one in keys[place + 1 :] if f"{key}.".startswith(f"{one}.")), None):
             raise SuperWeightError(f"--set {key} is overridden by --set {later} after it: leave one of them out")
-        set_value(content, overrides[place])
-    return parse_recipe(content, where=str(path))
 
 
 def set_value(content: dict[str, Any], override: str, option: str = "--set") -> None:

@@ -40,7 +40,7 @@ from superweight_ensembles.training import (
     uses_bfloat16,
 )
 
-_START = 5.0  # seconds until Python, PyTorch and the members are there
+_START = 6.0  # seconds until Python, PyTorch and the members are there
 _LONG_STEP = 1.0  # seconds; of a longer step, a part of the batch is timed
 _TIMED = 2.0  # seconds of steps that each stage is timed for, about
 _EPOCHS, _MOST_STEPS = 4, 8
