@@ -620,21 +620,29 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
-    write_folder(tmp_path, SPLIT_LAYOUT)
-    (tmp_path / "test/cat/001.png").write_bytes(b"no image")
+def test_truncated_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT, size=(64, 64))
+    whole = (tmp_path / "test/cat/001.png").read_bytes()
+    (tmp_path / "test/cat/001.png").write_bytes(whole[: len(whole) // 2])
     data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
     assert len(list(data.loader("train", 8))) == 4
-    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*$"):
+    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*: save it again [^\n]*$"):
         list(data.loader("test", 2, num_workers=num_workers))
 
 
-def test_other_size_is_named_when_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 64])
+@pytest.mark.parametrize("place", ["train/dog", "test/cat"])
+def test_a_file_whose_header_is_bad_is_named_at_load(tmp_path: Path, place: str, limit: int) -> None:
     write_folder(tmp_path, SPLIT_LAYOUT)
-    write_image(tmp_path / "test/cat/001.png", 1, (4, 4))
-    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
-    with pytest.raises(SuperWeightError, match=r"different sizes: .*cat.001\.png has 4 x 4"):
-        list(data.loader("test", 2))
+    path = tmp_path / place / "001.png"
+    for spoil, message in (
+        (lambda: path.write_bytes(b"no image"), "cannot read the image .*001"),
+        (lambda: write_image(path, 1, (4, 4)), r"different sizes: .*001\.png has 4 x 4 pixels, the first has 8 x 8"),
+        (lambda: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path), "more than 8 bits a channel"),
+    ):
+        spoil()
+        with pytest.raises(SuperWeightError, match=message):
+            load_data("image_folder", folder=tmp_path, memory_limit_mb=limit)
 
 
 # CIFAR, from files in torchvision's format and never from the network.
