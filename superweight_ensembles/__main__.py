@@ -68,6 +68,7 @@ def _options(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds its cache of fonts
 
 
 @app.command()
@@ -294,7 +295,7 @@ def plan(
         float | None,
         typer.Option(
             "--flops-per-second",
-            help="Of another machine, for the time there; where not given, some steps of every training are timed here.",
+            help="Of another machine, for the time there; not given, some steps of every training are timed here.",
         ),
     ] = None,
 ) -> None:
@@ -338,6 +339,10 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
     try:
         app(arguments, obj=baselines)
     except (SuperWeightError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            from superweight_ensembles.storage import PathError
+
+            error = PathError(None, "read or written", error)
         who = f"process {_RANK}: " if _RANK else ""
         _say(f"error: {who}{error}", _ERRORS, style="red")
         sys.exit(2)

@@ -19,7 +19,7 @@ _SYNONYMS = {
     "16": "float16 bfloat16", "16_mixed": "float16 bfloat16", "32": "float32", "32_true": "float32",
     "accumulate_grad_batches": "micro_batches", "activation_checkpointing": "recompute", "alpha": "weight",
     "amp": "precision auto", "bf16": "bfloat16", "bf16_mixed": "bfloat16", "bf16_true": "bfloat16", "bs": "batch_size",
-    "data_dir": "folder", "dir": "folder", "dtype": "precision", "fp16": "float16 bfloat16", "fp32": "float32",
+    "data_dir": "folder", "dir": "folder", "directory": "folder", "dtype": "precision", "fp16": "float16 bfloat16", "fp32": "float32",
     "full": "float32", "gpu": "cuda", "gradient_accumulation_steps": "micro_batches",
     "gradient_checkpointing": "recompute", "half": "float16 bfloat16", "input_size": "image_size",
     "lr": "learning_rate", "max_epochs": "epochs", "mixed_precision": "precision", "mps": "cpu", "multistep": "step",
@@ -66,14 +66,21 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
     """
     names = sorted(known)
     meant = _SYNONYMS.get(str(given).lower().replace("-", "_"), "").split()
-    near = [name for name in meant if name in names] or difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    letters = {_letters(name): name for name in names}
+    close = [letters[one] for one in difflib.get_close_matches(_letters(str(given)), letters, n=5, cutoff=0.5)]
+    near = [name for name in meant if name in names] or close
     hint = f"did you mean {near[0]!r}? " if near else ""
     if len(names) > 20:
-        others = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)[1:]
+        others = [name for name in close if name != near[0]]
         listed = f"Also near: {', '.join(others)}" if others else f"{len(names)} are known"
     else:
         listed = f"Known: {', '.join(names) or 'none'}"
     return SuperWeightError(f"unknown {what} {given!r}: {hint}{listed}")
+
+
+def _letters(name: str) -> str:
+    """A name but for its case and what parts its words: ``CIFAR-10`` is ``cifar10``."""
+    return "".join(mark for mark in name.lower() if mark.isalnum() or mark in "/.")
 
 
 def names_options(what: _Named) -> _Named:

@@ -41,7 +41,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter,
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
-from superweight_ensembles.storage import check_manifest, list_file, read_json, write_json
+from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
 
 ORDERS = ("cost", "greedy")
 Loader = Iterable[tuple[Tensor, Tensor]]
@@ -77,8 +77,11 @@ def _write(folder: Path, order: Sequence[str], input_shape: Sequence[int], polic
 def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
     """Order, input shape and policy of a saved predictor; a file that is missing or damaged is refused."""
     path = folder / ANYTIME_FILE
-    if not path.is_file():
-        raise SuperWeightError(f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)")
+    with accessing(path, "read"):
+        if not path.is_file():
+            raise SuperWeightError(
+                f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)"
+            )
     check_manifest(folder, [ANYTIME_FILE])
     content = read_json(path)
     if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:

@@ -94,6 +94,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     defaults = {"num_train": None, **_defaults(name)}
     for option, value in options.items():
         if option not in defaults:
+            if "class" in option:
+                raise SuperWeightError(f"{option} is no option of {name}, whose classes are known: leave it out")
             raise unknown_name(f"option of {name}", option, defaults)
         if value is not defaults[option] and not (option == "num_train" and value is None):
             _CHECKS[option](option, value)

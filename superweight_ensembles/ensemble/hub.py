@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from superweight_ensembles.ensemble.saving import ENSEMBLE_FILES
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Members, SharingPlan
-from superweight_ensembles.storage import write_text
+from superweight_ensembles.storage import accessing, write_text
 
 if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self
@@ -113,8 +113,9 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
 def local_folder(name: str | Path, **download: Any) -> Path:
     """The folder itself, or where the files of a repository of that name are after their download."""
     folder = Path(name)
-    if folder.exists():
-        return folder
+    with accessing(folder, "read"):
+        if folder.exists():
+            return folder
     if isinstance(name, Path):
         raise SuperWeightError(f"{folder} is no folder: give what save_pretrained wrote, or 'user/name' of the Hub")
     try:

@@ -32,6 +32,7 @@ from superweight_ensembles.storage import (
     Count,
     Name,
     Share,
+    accessing,
     as_content,
     check_no_links,
     empty_folder,
@@ -393,8 +394,9 @@ def read_comparison(folder: Path) -> Comparison:
     Raises:
         SuperWeightError: The comparison is not there, not finished, or of another version.
     """
-    if not (folder / "comparison.json").is_file():
-        raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
+    with accessing(folder, "read"):
+        if not (folder / "comparison.json").is_file():
+            raise SuperWeightError(f"{folder} holds no finished comparison: superweights compare RECIPE --out {folder}")
     check_no_links(folder)
     return read_as(Comparison, folder / "comparison.json", "compare again")
 

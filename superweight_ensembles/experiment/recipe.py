@@ -41,6 +41,7 @@ from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_shari
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
     UNKNOWN_KEY,
+    PathError,
     Problem,
     check_plain,
     first_problem,
@@ -56,10 +57,10 @@ from superweight_ensembles.training import (
     TrainConfig,
     augmentation_of,
     check_own_mean,
+    precision_of,
     recomputed_blocks,
     repeated_blocks,
     tuned_config,
-    uses_bfloat16,
 )
 
 INDEPENDENT = "independent"
@@ -299,7 +300,7 @@ class Recipe(Strict):
         if shape is None:
             return None
         config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, own_mean = uses_bfloat16(config), self.taught_by(OWN_MEAN)
+        cast, own_mean = precision_of(config) != "float32", self.taught_by(OWN_MEAN)
         return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
 
     def taught_by(self, teacher: str) -> bool:
@@ -362,10 +363,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_path(path)
     try:
         content = read_yaml(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise no_recipe(path) from None
-    except OSError as error:
-        raise SuperWeightError(f"recipe {path} cannot be read: {error}") from None
+    except PathError as error:
+        if isinstance(error.cause, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            raise no_recipe(path) from None
+        raise
     if not isinstance(content, dict):
         raise SuperWeightError(f"recipe {path} must hold keys and values; got {type(content).__name__}")
     keys = [override.partition("=")[0] for override in overrides]

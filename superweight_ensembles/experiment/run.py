@@ -73,6 +73,7 @@ from superweight_ensembles.export import FORMATS, checked_shape, export_cascade,
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.storage import (
     LOCK_FILE,
+    accessing,
     as_content,
     check_no_links,
     clear_drafts,
@@ -184,7 +185,7 @@ def train_run(
             searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
             if processes.is_first and begun and not reached:
-                shutil.rmtree(folder)  # there is nothing that could be gone on from
+                shutil.rmtree(folder, ignore_errors=True)  # there is nothing that could be gone on from
             raise
 
 
@@ -376,13 +377,14 @@ def read_run(folder: Path) -> Recipe:
     Raises:
         SuperWeightError: No run folder.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
-    if (folder / "compare.json").is_file():
-        raise SuperWeightError(
-            f"{folder} is a comparison: superweights plot draws it; its runs are {folder}/ARM/seed-N, such as "
-            f"{folder / 'shared' / 'seed-0'}"
-        )
+    with accessing(folder, "read"):
+        if not (folder / "recipe.yaml").is_file():
+            raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
+        if (folder / "compare.json").is_file():
+            raise SuperWeightError(
+                f"{folder} is a comparison: superweights plot draws it; its runs are {folder}/ARM/seed-N, such as "
+                f"{folder / 'shared' / 'seed-0'}"
+            )
     check_no_links(folder)
     return load_recipe(folder / "recipe.yaml")
 

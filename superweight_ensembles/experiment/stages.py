@@ -55,7 +55,7 @@ from superweight_ensembles.search import (
     search_sharing,
     searched_members,
 )
-from superweight_ensembles.storage import as_content, read_as, write_json, write_text
+from superweight_ensembles.storage import accessing, as_content, read_as, write_json, write_text
 from superweight_ensembles.training import CHECKPOINT_FOLDER, LearnedWidths, TrainProgress, train, training_loader
 from superweight_ensembles.training.distributed import Processes
 
@@ -205,7 +205,8 @@ def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
     if not (own / WARM_START_FILE).is_file():
         trained = run.folder / _BASELINE if given is None else Path(given)
         found = warm_start(ensemble, _trained(trained, run.members))
-        own.mkdir(exist_ok=True)
+        with accessing(own):
+            own.mkdir(exist_ok=True)
         ensemble.save(own / _WARM_START_FOLDER)
         errors = tuple(
             StartError(member=member, parameter=name, error=error) for (member, name), error in found.errors.items()

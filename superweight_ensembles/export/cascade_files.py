@@ -22,7 +22,7 @@ from superweight_ensembles.export.member import (
     plain_member,
     write_onnx,
 )
-from superweight_ensembles.storage import file_entry, whole_folder, write_json
+from superweight_ensembles.storage import accessing, file_entry, whole_folder, write_json
 
 CASCADE_FORMAT = 2
 _PACKAGES = ("superweight_ensembles", "torch", *ONNX_PACKAGES)
@@ -74,8 +74,9 @@ def export_cascade(
         ((5, 4), (5,))
     """
     shape = checked_shape(input_shape)
-    folder = Path(folder).resolve()
-    _check_folder(folder, overwrite=overwrite)
+    with accessing(Path(folder)):
+        folder = Path(folder).resolve()
+        _check_folder(folder, overwrite=overwrite)
     for name in policy.order:
         if name not in modules:
             raise unknown_name("member of the policy's order", name, modules)

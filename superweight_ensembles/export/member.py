@@ -7,11 +7,10 @@ NAME.safetensors, .json   the network's own tensors, and what :func:`load_member
 
 from __future__ import annotations
 
-import copy
 import importlib
+import io
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,14 +23,18 @@ from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import recall_architecture
+from superweight_ensembles.models import copied, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import (
+    PathError,
+    accessing,
     check_file,
     count_numbers,
+    draft_of,
     file_entry,
     read_json,
     read_module,
+    write_bytes,
     write_json,
     write_module,
 )
@@ -89,7 +92,7 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
     shape = checked_shape(input_shape)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
-    plain = copy.deepcopy(module).cpu().eval()
+    plain = copied(module).cpu().eval()
     images, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
     takes_tokens = False
     with torch.no_grad():
@@ -150,8 +153,10 @@ def _reason(error: BaseException) -> str:
 
 
 def write_program(member: PlainMember, path: Path) -> None:
-    """Write a torch.export program (.pt2)."""
-    torch.export.save(_traced(member), path)
+    """Write a torch.export program (.pt2); torch's own writer would end the process where the disk is full."""
+    content = io.BytesIO()
+    torch.export.save(_traced(member), content)
+    write_bytes(path, content.getbuffer())
 
 
 def _traced(member: PlainMember) -> ExportedProgram:
@@ -357,30 +362,35 @@ def export_member(
         raise unknown_name("export format", format, FORMATS)
     if format == "state-dict" and batch_size is not None:
         raise SuperWeightError("a state dict has no batch size: leave batch_size out")
-    path, suffix = Path(path).resolve(), FORMATS[format].suffix
-    if path.suffix != suffix:
-        raise SuperWeightError(f"a file in format {format!r} ends in {suffix}; got {path.name}")
-    for taken in (path, _notes_path(path)) if format == "state-dict" else (path,):
-        if taken.is_dir():
-            raise SuperWeightError(f"{taken} is a folder: name a file")
-        if taken.exists() and not overwrite:
-            raise SuperWeightError(f"{taken} exists already: overwrite replaces it")
+    suffix = FORMATS[format].suffix
+    with accessing(Path(path)):
+        path = Path(path).resolve()
+        if path.suffix != suffix:
+            raise SuperWeightError(f"a file in format {format!r} ends in {suffix}; got {path.name}")
+        for taken in (path, _notes_path(path)) if format == "state-dict" else (path,):
+            if taken.is_dir():
+                raise SuperWeightError(f"{taken} is a folder: name a file")
+            if taken.exists() and not overwrite:
+                raise SuperWeightError(f"{taken} exists already: overwrite replaces it")
     if format == "onnx":
         check_onnx_packages()
     member = plain_member(module, input_shape, batch_size)
-    with _whole_files(path.parent) as draft:
+    with _whole_files(path) as draft:
         FORMATS[format].write(member, draft / path.name)
     return path
 
 
 @contextmanager
-def _whole_files(folder: Path) -> Iterator[Path]:
-    """Write into a new folder inside ``folder``; its files move up at the end, or none does after an error."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".export.", dir=folder))
+def _whole_files(path: Path) -> Iterator[Path]:
+    """Write into a new folder beside ``path``; its files move up at the end, or none does after an error."""
+    folder, draft = path.parent, draft_of(path.with_name("export"))
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
         yield draft
         for file in sorted(draft.iterdir()):
             file.replace(folder / file.name)
+    except (OSError, PathError) as error:  # the draft's names are nobody's
+        raise PathError(path, "written", getattr(error, "cause", error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -6,6 +6,7 @@ Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
 from superweight_ensembles.models.registry import build_architecture, build_member
 from superweight_ensembles.models.surgery import (
+    buffers_as_now,
     calling,
     copied,
     evaluating,
@@ -23,6 +24,7 @@ __all__ = [
     "Architecture",
     "HiddenLayer",
     "WideResNet",
+    "buffers_as_now",
     "build_architecture",
     "build_member",
     "calling",

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,7 +128,9 @@ def _build(model: str, num_classes: int, in_channels: int, options: dict[str, An
             raise unknown_name("model", model, (f"torchvision/{one}" for one in known))
         if in_channels != 3:
             raise SuperWeightError(f"{model} reads images of 3 channels; the data have {in_channels}")
-        return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
+            return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     names = ["mlp", "wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
     names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
     raise unknown_name("model", model, names)

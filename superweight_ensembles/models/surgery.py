@@ -118,6 +118,25 @@ def exchange_parameter(
         }
 
 
+def buffers_as_now(module: nn.Module) -> Callable[[], None]:
+    """What gives a module the buffers back that it has now; those that nothing has written to are left alone."""
+    held = [
+        (part, name, buffer, buffer.clone(), buffer._version)
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for part, name, buffer, values, version in held:
+                if buffer._version != version:
+                    buffer.copy_(values)
+                part._buffers[name] = buffer
+
+    return put_back
+
+
 @contextmanager
 def kept_modes(module: nn.Module) -> Iterator[None]:
     """Whatever modes are set meanwhile, every part goes back to its own at the end."""

@@ -15,6 +15,7 @@ from superweight_ensembles.experiment import ArmResults, Epoch, Recipe, RunRecor
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, bank_words
 from superweight_ensembles.report.figures import widths_learned
 from superweight_ensembles.report.template import NOTHING, Html, head_row, join, row, scrolled, sheet, signed, tag
+from superweight_ensembles.storage import read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE = 1000  # pixels; figures are one column (800) or a page (1400)
@@ -345,7 +346,7 @@ def read_pictures(folder: Path) -> dict[str, Picture]:
     for path in sorted(folder.glob("*.png")):
         if path.name.startswith("."):
             continue
-        data = path.read_bytes()
+        data = read_bytes(path)
         if len(data) < 24 or not data.startswith(_SIGNATURE):
             raise SuperWeightError(f"{path} is no PNG file: remove it and write the report again")
         width, height = struct.unpack(">II", data[16:24])

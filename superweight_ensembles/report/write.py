@@ -30,7 +30,7 @@ from superweight_ensembles.report.sections import (
     result_section,
 )
 from superweight_ensembles.report.template import Html, Section, join, page, tag
-from superweight_ensembles.storage import read_as, write_text
+from superweight_ensembles.storage import accessing, read_as, write_text
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -51,10 +51,12 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """
     run = Path(run)
     target = run / "report.html" if out is None else Path(out)
-    if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
-        raise SuperWeightError(f"--out must name an HTML file, such as report.html; got {target}")
-    if (run / "compare.json").is_file():
-        raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
+    with accessing(target):
+        if target.suffix.lower() not in (".html", ".htm") or target.is_dir():
+            raise SuperWeightError(f"--out must name an HTML file, such as report.html; got {target}")
+    with accessing(run, "read"):
+        if (run / "compare.json").is_file():
+            raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
     results, plan = read_results(run)
     read_arms(results)
@@ -62,7 +64,8 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         names = figure_names(results, searched=(run / "search" / "search.json").is_file())
         _draw_figures(run, results, plan, names)
         text = _page(run, recipe, results, plan, names)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with accessing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
 

@@ -6,6 +6,7 @@ from .files import contained_file as contained_file
 from .files import draft_of as draft_of
 from .files import is_draft as is_draft
 from .files import parse_json as parse_json
+from .files import read_bytes as read_bytes
 from .files import read_json as read_json
 from .files import read_text as read_text
 from .files import write_bytes as write_bytes

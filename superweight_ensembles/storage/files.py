@@ -50,7 +50,7 @@ class PathError(SuperWeightError):
     def __init__(self, path: Path | None, done: str, cause: OSError | ValueError) -> None:
         named = path if path is not None else getattr(cause, "filename", None) or "a file"
         reason = getattr(cause, "strerror", None) or str(cause)
-        remedy = _REMEDIES.get(getattr(cause, "errno", None) or 0, "give another place")
+        remedy = _REMEDIES.get(getattr(cause, "errno", None) or 0, "give another path")
         super().__init__(f"{named} cannot be {done}: {reason}; {remedy}")
         self.cause = cause
 
@@ -96,15 +96,16 @@ def contained_file(folder: Path, name: str) -> Path:
     path = folder / name
     check_plain_name(name, str(folder))
     try:
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode):
-            if not _in_hub_cache(path):
-                raise SuperWeightError(f"{path} is a link, which may lead anywhere: put the file itself there")
-            found = path.stat()
-    except FileNotFoundError:
-        raise SuperWeightError(f"{path} is missing") from None
-    except OSError as error:
-        raise PathError(path, "read", error) from None
+        with accessing(path, "read"):
+            found = path.lstat()
+            if stat.S_ISLNK(found.st_mode):
+                if not _in_hub_cache(path):
+                    raise SuperWeightError(f"{path} is a link, which may lead anywhere: put the file itself there")
+                found = path.stat()
+    except PathError as error:
+        if isinstance(error.cause, FileNotFoundError):
+            raise SuperWeightError(f"{path} is missing") from None
+        raise
     if not stat.S_ISREG(found.st_mode):
         raise SuperWeightError(f"{path} is no regular file")
     return path
@@ -121,28 +122,33 @@ def check_no_links(folder: Path) -> None:
 
     What is not there yet is fine; the folder itself may be a link.
     """
-    left = [os.fspath(folder)] if folder.is_dir() else []
-    while left:
-        with os.scandir(left.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    left.append(entry.path)
-                elif not entry.is_file(follow_symlinks=False):
-                    what = "a link, which may lead anywhere" if entry.is_symlink() else "no regular file"
-                    raise SuperWeightError(f"{entry.path} is {what}: remove it from {folder}")
+    with accessing(folder, "read"):
+        left = [os.fspath(folder)] if folder.is_dir() else []
+        while left:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        what = "a link, which may lead anywhere" if entry.is_symlink() else "no regular file"
+                        raise SuperWeightError(f"{entry.path} is {what}: remove it from {folder}")
 
 
 def read_text(path: Path, most_bytes: int = _MOST_BYTES) -> str:
     """Read a text file; one that is missing, a link, no text or too long is refused."""
-    contained_file(path.parent, path.name)
-    with accessing(path, "read"), path.open("rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
     try:
-        return content.decode("utf-8")
+        return read_bytes(path, most_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise SuperWeightError(f"{path} cannot be read: {error}") from None
+
+
+def read_bytes(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """Read a file; one that is missing, a link or too long is refused."""
+    contained_file(path.parent, path.name)
+    with accessing(path, "read"), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > most_bytes:
+            raise SuperWeightError(f"{path} is longer than {most_bytes:,} bytes, which no such file is")
+        return file.read(most_bytes)
 
 
 def read_json(path: Path, most_bytes: int = _MOST_BYTES) -> dict[str, Any]:
@@ -172,9 +178,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
-    """As :func:`write_text`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """As :func:`write_text`; without indent on one line, twenty times as fast."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -182,7 +188,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """As :func:`write_text`."""
     draft = draft_of(path)
     with accessing(path):

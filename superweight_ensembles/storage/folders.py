@@ -45,15 +45,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
     A folder that another process holds, or that cannot be made or written to, is refused.
     """
     lock = FileLock(folder / LOCK_FILE, timeout=_PATIENCE_SECONDS)
-    try:
+    with accessing(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise SuperWeightError(
-            f"another process is at work in {folder}: wait for it, or give another folder by --out"
-        ) from None
-    except OSError as error:
-        raise PathError(folder, "written to", error) from None
+        try:
+            lock.acquire()
+        except Timeout:
+            raise SuperWeightError(
+                f"another process is at work in {folder}: wait for it, or give another folder by --out"
+            ) from None
     try:
         yield
     finally:
@@ -91,8 +90,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def recover_folder(folder: Path) -> None:
     """Bring back what stood there before, where :func:`whole_folder` was stopped between its two renames."""
-    if not folder.exists() and _older(folder).is_dir():
-        _older(folder).rename(folder)
+    with accessing(folder):
+        if not folder.exists() and _older(folder).is_dir():
+            _older(folder).rename(folder)
 
 
 def _older(folder: Path) -> Path:
@@ -114,22 +114,24 @@ def _sync(folder: Path) -> None:
 
 def clear_drafts(parent: Path) -> None:
     """Remove what :func:`whole_folder` and ``write_text`` left when they were killed; nobody may be writing there."""
-    for draft in parent.iterdir():
-        if draft.is_symlink() or not is_draft(draft.name):
-            continue
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink()
+    with accessing(parent):
+        for draft in parent.iterdir():
+            if draft.is_symlink() or not is_draft(draft.name):
+                continue
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink()
 
 
 def empty_folder(folder: Path) -> None:
     """Remove everything in a folder but its lock, which is held."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK_FILE:
-            path.unlink()
+    with accessing(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
 
 
 def write_manifest(folder: Path) -> None:

@@ -6,12 +6,14 @@ The node graph is looked at before anything is made of it.
 from __future__ import annotations
 
 import difflib
+import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage.files import accessing
 from superweight_ensembles.storage.limits import MOST_LEVELS, MOST_VALUES, check_plain
 
 _MOST_BYTES = 2**18
@@ -20,9 +22,12 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file as :func:`parse_yaml` does; raises an OSError where it cannot be opened or read."""
-    with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
+    """Read a YAML file as :func:`parse_yaml` does; raises a PathError where it cannot be opened or read."""
+    with accessing(path, "read"):
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise SuperWeightError(f"{path} is no regular file: give one, as pipes may never end")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise SuperWeightError(f"{path} is longer than {_MOST_BYTES:,} bytes, which no recipe is")
     try:

@@ -12,7 +12,13 @@ from superweight_ensembles.training.checkpoint import (
     load_checkpoint,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
-from superweight_ensembles.training.device import build_fabric, compiled_calls, faster_channels_last, uses_bfloat16
+from superweight_ensembles.training.device import (
+    build_fabric,
+    compiled_calls,
+    faster_channels_last,
+    precision_of,
+    uses_bfloat16,
+)
 from superweight_ensembles.training.distillation import OWN_MEAN, Distillation, FixedTeacher, Teacher, check_own_mean
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState
 from superweight_ensembles.training.joint import Execution, JointLoss, joint_backward
@@ -53,6 +59,7 @@ __all__ = [
     "load_checkpoint",
     "num_moments",
     "parameter_groups",
+    "precision_of",
     "prepared_batch",
     "recomputed_blocks",
     "recomputing",

@@ -187,7 +187,7 @@ def needs_checks(loader: Batches) -> bool:
 
 def leaves_one_row(loader: Batches) -> bool:
     """Whether it is known that some batch of an epoch has one row."""
-    if isinstance(loader, (list, tuple)):
+    if type(loader) in (list, tuple):
         return any(len(checked_batch(batch)[1]) == 1 for batch in loader)
     if not isinstance(loader, DataLoader) or not _reads_all(loader):
         return False
@@ -199,7 +199,7 @@ def _known_labels(loader: Batches) -> Tensor | None:
     """Labels (N,) that a loader is going to give, where they are known without reading it."""
     if isinstance(loader, ImageLoader):
         return loader.split.labels
-    if isinstance(loader, (list, tuple)):
+    if type(loader) in (list, tuple):
         return torch.cat([checked_batch(batch)[1] for batch in loader])
     return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
 

@@ -20,7 +20,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
     PathError,
+    accessing,
     check_manifest,
     check_savable,
     clear_drafts,
@@ -50,6 +51,7 @@ from superweight_ensembles.storage import (
     write_json,
     write_manifest,
     write_tensors,
+    write_text,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
@@ -202,13 +204,20 @@ class Checkpoints:
     def _remove(self, paths: Any) -> None:
         for path in list(paths):
             gone = draft_of(path)  # never half a checkpoint under its name
-            path.rename(gone)
+            with accessing(path, "removed"):
+                path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
 
     def _named(self) -> list[Path]:
         """All of them, in the order of training."""
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("epoch-*") if path.is_dir()]
         return [path for _, path in sorted((tuple(map(int, match.groups())), path) for match, path in found if match)]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a training has begun in a folder."""
+    with accessing(folder, "read"):
+        return (folder / "log.jsonl").exists()
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
@@ -336,8 +345,9 @@ def _write(
             "settings": state.settings,
             "hooks": plain,
             "data": state.data_fingerprint(),
-            "progress": asdict(state.progress),
+            "progress": {field.name: getattr(state.progress, field.name) for field in fields(state.progress)},
         },
+        indent=None,  # written every epoch, with the records of all epochs before
     )
 
 
@@ -389,7 +399,7 @@ class RunLog:
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]) -> None:
         self._path = folder / "log.jsonl"
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in history), encoding="utf-8")
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in history))
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
 
     def append(self, record: dict[str, Any]) -> None:
@@ -455,10 +465,8 @@ class Records:
         self._processes.on_rank_zero(self._open_log)
 
     def _open_log(self) -> None:
-        try:
+        with accessing(self.folder, "written to"):
             self._log = RunLog(self.folder, self._state.progress.history)
-        except OSError as error:
-            raise SuperWeightError(f"the log in {self.folder} cannot be written: {error}") from None
 
     def append(self, record: dict[str, Any]) -> None:
         """Log an epoch.
@@ -471,12 +479,10 @@ class Records:
     def _append(self, record: dict[str, Any]) -> None:
         assert self._log is not None, "opened when the training began"
         try:
-            self._log.append(record)
-        except OSError as error:
-            raise SuperWeightError(
-                f"the log in {self.folder} cannot be written: {error}; the last checkpoint is whole: make room and "
-                "resume"
-            ) from None
+            with accessing(self.folder, "written to"):
+                self._log.append(record)
+        except PathError as error:
+            raise SuperWeightError(f"{error}; the last checkpoint is whole: resume with it") from None
 
     def save(self) -> None:
         """Write a checkpoint, with the random states of every process."""
@@ -500,5 +506,6 @@ class Records:
 
     def close(self) -> None:
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):  # what it holds was flushed at the last epoch
+                self._log.close()
         self._ending.close()

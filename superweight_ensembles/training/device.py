@@ -227,6 +227,8 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
+            with torch.no_grad():
+                member(images)  # says what is wrong where the compiler has nothing to do with it
             raise SuperWeightError(
                 f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
                 "install a C++ compiler such as g++ if there is none, or train with compile: false"

@@ -89,7 +89,7 @@ class Hook:
         return {}
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What the hook remembers: tensors and plain data by name. Called before each checkpoint."""
+        """What the hook remembers: tensors and plain data by name. Called before each checkpoint and the first step."""
         return {}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:

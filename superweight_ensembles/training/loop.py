@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
-from superweight_ensembles.models import kept_modes
+from superweight_ensembles.models import buffers_as_now, kept_modes
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
@@ -33,6 +34,7 @@ from superweight_ensembles.training.batches import (
 from superweight_ensembles.training.checkpoint import (
     Records,
     best_epoch,
+    holds_run,
     own_randomness,
     seed_all,
     set_random_states,
@@ -42,6 +44,7 @@ from superweight_ensembles.training.device import (
     LossScale,
     build_fabric,
     compiled_calls,
+    explain_oom,
     leaves_channels_last,
     precision_of,
     scaler_of,
@@ -130,7 +133,10 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         if not len(labels):  # a process's part of a small last batch
             continue
         with state.fabric.autocast():
-            logits = {name: ensemble.run_member(name, images, weights[name]) for name in members}
+            logits = {}
+            for name in members:
+                with explain_oom(name, len(labels), 1):
+                    logits[name] = ensemble.run_member(name, images, weights[name])
         check_logits(logits)
         every = torch.stack(list(logits.values())).float().log_softmax(2)
         if num_classes is None:
@@ -143,6 +149,9 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
     if not int(num_images):
         raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / num_images).tolist()
+    for name, row in zip(members, each):
+        if math.isnan(row[1]):
+            raise SuperWeightError(f"member {name!r} answers NaN: the images, or what it keeps, are not finite")
     return {
         "members": {name: _quality(row) for name, row in zip(members, each)},
         "ensemble": _quality(ensemble_row),
@@ -162,7 +171,7 @@ def try_validation(state: TrainState) -> None:
         batches = state.data.loader("validation", 2, device=state.fabric.device)  # its other images are like these
     generator = getattr(batches, "generator", None)  # a DataLoader's own, from which iterating draws
     before = generator.get_state() if isinstance(generator, torch.Generator) else None
-    buffers = [(buffer, buffer.clone()) for buffer in state.ensemble.buffers()]
+    put_back = buffers_as_now(state.ensemble)
     with kept_modes(state.ensemble):
         try:
             validate(state, batches, 1)
@@ -170,8 +179,7 @@ def try_validation(state: TrainState) -> None:
             if not leaves_channels_last(state, error):
                 raise
             validate(state, batches, 1)
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    put_back()
     if isinstance(generator, torch.Generator) and before is not None:
         generator.set_state(before)
 
@@ -398,7 +406,8 @@ def train(
         ensemble: Trained in place; left in eval mode on the training device.
         data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
         config: How; the defaults where None.
-        validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own.
+        validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own. One of them is
+            tried before the first step.
         members: Train these alone, by name; what only the others use stays as it is.
         objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
             (B,) to a scalar loss.
@@ -410,12 +419,13 @@ def train(
         callback: Called after every step and every epoch.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices), a device that is not
-            there, ``recompute`` where no member repeats a block, a loss or gradient that is not finite (names the step,
-            members and targets), no memory left (names the member and what to lower), ``resume`` without ``out``, a
-            teacher of other classes, a checkpoint of another config or of other hooks, ``out``
-            with an older run and without ``resume``, or where another process is at work, or that cannot be written to:
-            the checkpoints there stay.
+        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices) or of other classes or
+            types than the members', a member that fails on them, a device that is not there, ``recompute`` where no
+            member repeats a block, a loss or gradient that is not finite (names the step, members and targets), no
+            memory left (names the member and what to lower), ``resume`` without ``out``, a teacher of other classes, a
+            checkpoint of another config or of other hooks, a state that cannot be saved, ``out`` with an older run and
+            without ``resume``, or where another process is at work, or that cannot be written to: the checkpoints there
+            stay.
         TrainingStopped: A signal; everything is saved.
 
     Example:
@@ -445,11 +455,13 @@ def train(
     compiled = compiled_calls(modules) if config.compile else {}
     fabric = build_fabric(config)
     if (scaler := scaler_of(fabric)) is not None:
+        if first_parameter({"": ensemble}).dtype != torch.float32:
+            raise SuperWeightError("precision 'float16' trains members of float32: call ensemble.float() before")
         hooks = (*hooks, LossScale(scaler))
     processes = current_processes()
     _check_job(processes, config)
     folder = None if out is None else Path(out)
-    if folder is not None and not resume and processes.on_rank_zero(lambda: (folder / "log.jsonl").exists()):
+    if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, config, fabric)

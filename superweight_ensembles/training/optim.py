@@ -61,10 +61,11 @@ def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch
     groups = parameter_groups(ensemble, config.weight_decay, width_rate)
     if not groups:
         raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
+    fused = not any(parameter.is_complex() for group in groups for parameter in group["params"])  # torch fuses none
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
     nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
 
 
 def num_moments(config: TrainConfig) -> int:

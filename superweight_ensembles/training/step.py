@@ -18,6 +18,7 @@ from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models import buffers_as_now
 from superweight_ensembles.training.batches import (
     by_member,
     check_answers,
@@ -49,7 +50,8 @@ def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
 
     One pass over memory: sums on the CPU, where a norm takes eight times as long, and one fused norm on CUDA.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    held = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in held]
     if not gradients or gradients[0].is_cuda:
         return torch.nn.utils.get_total_norm(gradients)
     return torch.stack([gradient.sum() for gradient in gradients]).sum()
@@ -157,10 +159,10 @@ class TrainStep:
         ready = [self._prepared(batch) for batch in batches]
         images, labels = ready[0] if len(ready) == 1 else by_member(state.members, ready)
         returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
-        buffers = _copies(state.ensemble) if returns else []
+        put_back = buffers_as_now(state.ensemble) if returns else _nothing
         weight, signal = self._share(len(ready[0][1]), signal)
         state.num_rows = len(ready[0][1]) * state.processes.size
-        losses = torch.stack(list(self._gradients(images, labels, weight, buffers).values())).double()
+        losses = torch.stack(list(self._gradients(images, labels, weight, put_back).values())).double()
         if not self._begun:
             self._check_one_row(ready[0][0][:1])
             self._agree_on_gradients()
@@ -181,7 +183,7 @@ class TrainStep:
             progress.num_summed += 1
         else:
             self._skip_step(images, labels, dict(zip(state.members, found)))
-            _put_back(buffers)
+            put_back()
         taken = counts and finite
         if taken:
             state.optimizer.step()
@@ -249,7 +251,7 @@ class TrainStep:
         state = self._state
         if not any(map(leaves_one_row, state.loaders)) or (state.processes.size > 1 and state.config.sync_batch_norm):
             return
-        before, buffers = random_states(state.fabric.device), _copies(state.ensemble)
+        before, put_back = random_states(state.fabric.device), buffers_as_now(state.ensemble)
         weights = state.ensemble.bank.generate(state.members)
         with state.fabric.autocast():
             for name in state.members:
@@ -257,11 +259,11 @@ class TrainStep:
                     state.ensemble.run_member(name, image, weights[name])
                 except SuperWeightError as error:
                     raise SuperWeightError(f"a batch of each epoch has one row: {error}") from error
-        _put_back(buffers)
+        put_back()
         set_random_states(before, state.fabric.device)
 
     def _gradients(
-        self, images: Images, labels: Images, weight: float, buffers: list[tuple[Tensor, Tensor]]
+        self, images: Images, labels: Images, weight: float, put_back: Callable[[], None]
     ) -> dict[str, Tensor]:
         """Fill ``.grad``; what the config leaves open (``auto``) gives way to memory and to what members take."""
         progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
@@ -285,7 +287,7 @@ class TrainStep:
                 _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
             else:
                 images = _contiguous(images)
-            _put_back(buffers)
+            put_back()
             assert states is not None
             set_random_states(states, self._state.fabric.device)
             if self._state.fabric.device.type == "cuda":
@@ -355,10 +357,5 @@ def _contiguous(images: Images) -> Images:
     return {name: in_memory_format(batch, channels_last=False) for name, batch in images.items()}
 
 
-def _copies(ensemble: SuperWeightEnsemble) -> list[tuple[Tensor, Tensor]]:
-    return [(buffer, buffer.clone()) for buffer in ensemble.buffers()]
-
-
-def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, before in buffers:
-        buffer.copy_(before)
+def _nothing() -> None:
+    """What puts back buffers that need no way back."""

@@ -85,6 +85,61 @@ def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_pat
     assert "is no run folder" in capsys.readouterr().err and keep.is_dir()
 
 
+def test_a_run_that_is_not_there_is_not_resumed_in_silence(
+    monkeypatch, capsys, caplog, tmp_path: Path, recipe: Path
+) -> None:
+    arguments = ["train", recipe, "--set", "baseline=none", "--set", "training.epochs=1", "--resume", "--out"]
+    assert superweights(monkeypatch, *arguments, tmp_path / "run") == 0
+    assert caplog.messages == [f"nothing to resume in {tmp_path / 'run'}: training from the start"]
+    caplog.clear()
+    assert superweights(monkeypatch, *arguments, tmp_path / "run") == 0
+    assert not caplog.messages
+    compared = ["compare", recipe, "--set", "training.epochs=1", "--seeds", 1, "--resume", "--out", tmp_path / "both"]
+    assert superweights(monkeypatch, *compared, "--against", "single") == 0
+    assert caplog.messages == [f"nothing to resume in {tmp_path / 'both'}: comparing from the start"]
+    caplog.clear()
+    assert superweights(monkeypatch, *compared, "--against", "independent") == 0
+    assert caplog.messages == [f"{tmp_path / 'both'}: left out now, though compared before: single"]
+    capsys.readouterr()
+    assert superweights(monkeypatch, "evaluate", tmp_path / "both") == 2
+    assert "both is a comparison: superweights plot draws it" in capsys.readouterr().err
+
+
+def test_an_ensemble_that_is_not_there_is_not_resumed_in_silence(caplog, tmp_path: Path) -> None:
+    data = swe.load_data("synthetic")
+    ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 0.25, data.num_classes)}, budget=0.9)
+    swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=64), out=tmp_path / "run", resume=True)
+    assert f"nothing to resume in {tmp_path / 'run'}: training from the start" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "baseline=none"), "--set baseline=none does nothing in a comparison"),
+        (("--against", "single:2", "--seeds", 1), "arm 'single:2' has more seeds than the comparison: 1"),
+        (("--variant", "a: training.epoch=3"), "variant 'a': training: unknown key 'epoch': did you mean 'epochs'"),
+        (("--variant", "a b: seed=1", "--variant", "a-b: seed=2"), "two arms would be in the folder a-b"),
+        (("--variant", "..: seed=1"), "a variant is NAME: key.path=value"),
+        (("--variant", "a: training.cutout=50"), "arm 'a': training: cutout of 50 pixels"),
+        (("--set-for", "independent:training.crop_padding=9"), "arm 'independent': training: crop_padding of 9 pixels"),
+    ],
+)
+def test_mistakes_in_a_comparison_leave_nothing(
+    monkeypatch, capsys, tmp_path: Path, recipe: Path, arguments: tuple, message: str
+) -> None:
+    assert superweights(monkeypatch, "compare", recipe, "--out", tmp_path / "both", *arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "both").exists()
+
+
+def test_a_variant_is_explained_by_an_example(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert superweights(monkeypatch, "compare", "--help") == 0
+    assert "--variant 'half: sharing.budget=0.5; training.epochs=20'" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert superweights(monkeypatch, "plan", "digits", "--json", "--flops-per-second", "1e9") == 2
+
+
 def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     from superweight_ensembles.training import Checkpoints

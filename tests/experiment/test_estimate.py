@@ -14,10 +14,18 @@ from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.data import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import estimate as reference_speed
-from superweight_ensembles.experiment import estimate_lines, estimate_training, load_recipe
+from superweight_ensembles.experiment import (
+    estimate_lines,
+    estimate_training,
+    load_recipe,
+    parse_recipe,
+    planned_run,
+    timing,
+)
 from superweight_ensembles.experiment import tables as plan_preview
+from superweight_ensembles.experiment.timing import time_run
 from superweight_ensembles.plan import PlannedMember, SsnGroup, Target, independent_plan
-from superweight_ensembles.training import build_optimizer, joint_backward
+from superweight_ensembles.training import TrainProgress, build_optimizer, joint_backward
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -294,14 +302,94 @@ def test_plan_prints_the_estimate(monkeypatch, capsys) -> None:
     estimate = chosen.estimate(modules, chosen.plan(modules))
     assert estimate is not None
     assert printed.splitlines()[-11:] == estimate_lines(estimate, 1e10, "as given")
-    monkeypatch.setattr(plan_preview, "training_flops_per_second", lambda device, bfloat16: 1e10)
+    monkeypatch.setattr(plan_preview, "time_run", lambda *given: {"start": 5.0, "shared": 120.0, "evaluation": 9.0})
     assert superweights(monkeypatch, "plan", recipe) == 0
-    assert "1e+10 FLOP/s, measured on a residual block (cpu, " in capsys.readouterr().out
+    *_, training, evaluation = capsys.readouterr().out.splitlines()
+    assert training.startswith("time of train      2.1 minutes  start 5.0 s, shared 2.0 minutes; some steps and epochs")
+    assert evaluation.startswith("time of evaluate         9.0 s  ")
     folder = RECIPES / "image-folder.yaml"
     assert superweights(monkeypatch, "plan", folder, "--set", "data.image_size=null") == 0
     assert "no estimate of memory and time: the size of the images is in the files" in capsys.readouterr().out
     assert superweights(monkeypatch, "plan", recipe, "--flops-per-second", "-1") == 2
     assert "flops_per_second must be positive and finite; got -1.0" in capsys.readouterr().err
+
+
+SMALL = {
+    "name": "small",
+    "data": {"name": "synthetic", "num_train": 120, "num_test": 40, "validation_fraction": 0.2},
+    "members": [
+        {"name": "a", "model": "wide_resnet", "depth": 10, "width": 0.25},
+        {"name": "b", "model": "wide_resnet", "depth": 10, "width": 0.5},
+    ],
+    "sharing": {"budget": 0.9},
+    "training": {"epochs": 50, "batch_size": 16, "precision": "float32", "device": "cpu", "crop_padding": 1},
+}
+ADAPTIVE = {"pairs": [["stages.*.conv1", "stages.*.conv2"]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({}, ["start", "shared", "independent", "evaluation"]),
+        ({"baseline": "none"}, ["start", "shared", "evaluation"]),
+        (
+            {"distillation": {"teacher": "independent", "weight": 0.5}},
+            ["start", "independent", "shared", "evaluation"],
+        ),
+        (
+            {"sharing": {"budget": 0.95, "search": "gradient", "search_epochs": 2}, "baseline": "none"},
+            ["start", "search", "shared", "evaluation"],
+        ),
+        (
+            {
+                "members": [{**member, "adaptive": ADAPTIVE} for member in SMALL["members"]],
+                "learn_widths": {"epochs": 2},
+                "baseline": "none",
+            },
+            ["start", "widths", "shared", "evaluation"],
+        ),
+    ],
+    ids=["arms", "one", "taught", "searched", "widths"],
+)
+def test_every_stage_of_a_run_is_timed(changes: dict, stages: list[str], tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe({**SMALL, **changes})
+    modules, plan = planned_run(recipe)
+    before, state = modules["a"].state_dict(), torch.get_rng_state()
+    before = {key: value.clone() for key, value in before.items()}
+    found = time_run(recipe, modules, plan, recipe.estimate(modules, plan))
+    assert list(found) == stages and all(seconds > 0 for seconds in found.values())
+    assert all(torch.equal(value, before[key]) for key, value in modules["a"].state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and not list(tmp_path.iterdir())
+
+
+def test_twice_the_epochs_take_twice_as_long(monkeypatch) -> None:
+    """By a clock on which every step takes 1, the end of an epoch 10, and a validation of 24 images 6 more."""
+    now = [0.0]
+
+    def train_by_the_clock(ensemble, data, config, *, callback, **options) -> None:
+        def tell(seconds: float, epoch: int, step: int, record: dict | None = None) -> None:
+            now[0] += seconds
+            callback(TrainProgress(epoch=epoch, step=step, steps_per_epoch=steps, epochs=config.epochs, record=record))
+
+        steps = len(data.train) // config.batch_size
+        for epoch in range(1, config.epochs + 1):
+            for step in range(1, steps + 1):
+                tell(1.0, epoch, step)
+            validated = epoch % config.validate_every == 0
+            cost = len(data.validation) / 4 if validated else 0.0
+            tell(10.0 + cost, epoch, steps, {"validation": {} if validated else None})
+
+    monkeypatch.setattr(timing, "train", train_by_the_clock)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "training_flops_per_second", lambda *given, **options: 1e12)
+    for epochs, validate_every in ((50, 1), (100, 5)):
+        content = {**SMALL, "training": {**SMALL["training"], "epochs": epochs, "validate_every": validate_every}}
+        recipe = parse_recipe(content)
+        modules, plan = planned_run(recipe)
+        found = time_run(recipe, modules, plan, recipe.estimate(modules, plan))
+        steps, validations = 96 // 16, epochs // validate_every  # of 120 images 24 are held out
+        assert found["shared"] == found["independent"] == epochs * (steps * 1 + 10) + validations * 24 / 4
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import superweight_ensembles as swe
-from superweight_ensembles.experiment import load_recipe, parse_recipe
+from superweight_ensembles.experiment import load_recipe, parse_recipe, planned_run
+from superweight_ensembles.experiment.recipe import distillation_of
 from superweight_ensembles.storage import bundled_recipes
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -174,6 +175,95 @@ def test_member_and_data_mistakes() -> None:
     other["data"].pop("channels")
     with pytest.raises(swe.SuperWeightError, match=r"the recipe says 7 classes and 1 channels; digits has 10 and 1"):
         parse_recipe(other).load_data()
+
+
+DATA = {"name": "synthetic", "num_train": 2000}
+WHOLE = {"training": {"batch_size": 32}}
+REFUSED = [
+    ({"data": {**DATA, "num_tests": 3}}, "data: unknown option of synthetic 'num_tests': did you mean 'num_test'"),
+    ({"data": {**DATA, "num_train": "many"}}, "data: num_train must be a whole number of at least 1; got 'many'"),
+    ({"data": {**DATA, "shape": [3, 8]}}, r"data: shape must be \(channels, height, width\)"),
+    ({"data": {**DATA, "channels": 5}}, "data: the recipe says 4 classes and 5 channels; synthetic has 4 and 3"),
+    ({"data": {"name": "digits", "num_train": 5000}}, "data: num_train is 5000; digits has about 809"),
+    ({"data": {"name": "cifar10", "pool": 3}}, "data: pool=3 does not divide the 32 x 32 pixels of cifar10"),
+    ({"data": {"name": "cifar10", "num_classes": 100}}, "the recipe says 100 classes and 3 channels; cifar10 has 10"),
+    ({"data": {"name": "cifar10", "root": "x"}}, "unknown option of cifar10 'root': did you mean 'folder'"),
+    ({"data": {"name": "image_folder", "num_classes": 3}}, "data: image_folder needs folder="),
+    (
+        {"data": {"name": "cifar10"}, "training": {"batch_size": 60_000}},
+        "training: cifar10 has about 45000",
+    ),
+    ({"training": {"batch_size": 2001}}, "training: synthetic has about 1800 training images, fewer than batch_size"),
+    ({"training": {"crop_padding": 8}}, "training: crop_padding of 8 pixels must be less than the images' 8 pixels"),
+    ({"training": {"random_resized_crop": True}}, "training: random_resized_crop cuts parts out of files"),
+    ({"training": {"micro_batches": 64, "batch_size": 32}}, "training: micro_batches 64 are more than batch_size 32"),
+    ({"training": {"width_rate": 2.0}}, "training.width_rate does nothing without a member that is adaptive"),
+    ({"training": {"lr": 0.1}}, "training: unknown key 'lr': did you mean 'learning_rate'"),
+    ({"anytime": {"order": ["a", "c"]}}, "anytime: unknown member 'c'"),
+    ({"anytime": {"order": "costs"}}, "anytime: unknown order 'costs': did you mean 'cost'"),
+    ({"anytime": {"order": ["a"]}}, "anytime: one member alone leaves nothing to stop before"),
+    ({"anytime": {"flops": 0.01}}, "anytime.flops: a mean cost must lie between the first member's and all members'"),
+    ({"anytime": {"flops": 10**12}}, "anytime.flops: a mean cost must lie between"),
+    ({"anytime": {}, "data": {**DATA, "num_train": 96}}, "anytime: thresholds are fitted on at least 100 validation"),
+    ({"members": [{"name": "a", "model": "wide_resnet", "wdith": 1}]}, "members: 'a': unknown option of wide_resnet"),
+    ({"members": [{"name": "a", "model": "timm/vit_tiny_patch16_224"}]}, "members: member 'a' cannot take images"),
+    ({"sharing": {"budget": 0.9, "cap": -1}}, "sharing: cap must be a positive integer; got -1"),
+    ({"distillation": {"teacher": "nowhere", "weight": 1.0}}, "distillation.teacher: nowhere is no folder"),
+    ({"sharing": {"budget": 0.9, "init": "svd", "init_from": "nowhere"}}, "sharing.init: no start from nowhere"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_no_training_takes_is_refused_before_data_are_read(changes: dict, message: str, monkeypatch) -> None:
+    from superweight_ensembles.experiment import recipe as recipes
+
+    monkeypatch.setattr(recipes, "load_data", lambda *given, **options: pytest.fail("data are read"))
+    content = {**minimal(), "data": DATA, **WHOLE, **changes}
+    if content["data"]["name"] == "digits":
+        content["members"] = content["members"][:1]
+    with pytest.raises(swe.SuperWeightError, match=message):
+        planned_run(parse_recipe(content))
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path) -> None:
+    members = {"t": swe.wide_resnet(10, 0.25, 7)}
+    swe.SuperWeightEnsemble(members, plan=swe.independent_plan(members)).save(tmp_path / "teacher")
+    content = {**minimal(), "data": DATA, "distillation": {"teacher": str(tmp_path / "teacher"), "weight": 0.5}}
+    with pytest.raises(swe.SuperWeightError, match=r"distillation.teacher: .*it answers 7 classes, the data have 4"):
+        planned_run(parse_recipe(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation": {"teacher": "nowhere", "weight": 0}},
+        {"distillation": 0},
+        {"distillation": False},
+        {"distillation": "none"},
+        {"teacher": "ensemble", "training": {"batch_size": 32, "distillation": 0}},
+        {"teacher": "ensemble", "distillation": 0},
+        {"sharing": {"budget": 0.9, "search": None, "search_epochs": 0, "untie_epoch": 0, "init": "none"}},
+        {"anytime": {"truncations": []}},
+        {"anytime": False, "learn_widths": None, "width_loss": "none", "fine_tuning": {}},
+        {"training": {"batch_size": 32, "optimizer": "adamw", "momentum": 0, "nesterov": False, "milestones": []}},
+        {"training": {"batch_size": 32, "crop_padding": 0, "cutout": 0, "ensemble_loss": 0, "checkpoint_steps": 0}},
+    ],
+    ids=str,
+)
+def test_switches_that_are_off_are_no_mistakes(changes: dict) -> None:
+    recipe = parse_recipe({**minimal(), "data": DATA, **WHOLE, **changes})
+    planned_run(recipe)
+    assert distillation_of(recipe) is None and recipe.sharing.search == "none"
+    assert parse_recipe({**minimal(), "baseline": False}).baseline == "none"
+
+
+def test_an_override_that_another_one_replaces_is_refused(tmp_path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(minimal()))
+    for last in ("training.epochs=4", "training={epochs: 4}"):
+        with pytest.raises(swe.SuperWeightError, match=r"--set training.epochs is overridden by --set training"):
+            load_recipe(path, ["training.epochs=3", last])
+    assert load_recipe(path, ["training={epochs: 4}", "training.seed=3"]).training.epochs == 4
 
 
 def test_un_tying_comes_before_the_last_epoch() -> None:

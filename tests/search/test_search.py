@@ -749,5 +749,5 @@ def test_coefficients_that_are_no_name_are_refused():
 
 
 def test_weights_are_compared_without_batches():
-    with pytest.raises(TypeError, match="max_batches"):
+    with pytest.raises(swe.SuperWeightError, match=r"unknown option of WeightSearch .max_batches."):
         WeightSearch(max_batches=1)

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import Execution, compiled_calls, joint_backward
+from superweight_ensembles.training import Execution, JointLoss, compiled_calls, joint_backward
 
 FAST = swe.TrainConfig(
     epochs=2, batch_size=32, learning_rate=0.05, precision="float32", device="cpu", schedule="constant", compile=True
@@ -125,3 +125,26 @@ def test_what_does_not_go_together_is_refused() -> None:
     data = swe.load_data("synthetic", num_train=96, num_test=32)
     with pytest.raises(swe.SuperWeightError, match="cannot go with an objective"):
         swe.train(ensemble(), data, FAST, objective=lambda member, images, labels: member(images).sum())
+
+
+def test_members_together_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    each, made = ensemble(), []
+    calls = compiled_calls(dict(each.members.items()))
+    loss = JointLoss(loss_function=F.cross_entropy, ensemble_weight=0.5)
+    for images in torch.randn(3, 6, 3, 8, 8):
+        before = counters["stats"]["unique_graphs"]
+        joint_backward(each, images, torch.tensor([0, 1, 2] * 2), loss, execution=Execution(compiled=calls))
+        made.append(counters["stats"]["unique_graphs"] - before)
+    assert made == [2, 0, 0]
+
+
+def test_a_member_that_fails_without_the_compiler_too_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+    wrong = [(torch.randn(4, 3, 9, 9), torch.tensor([0, 1, 2, 0]))]
+    with pytest.raises(
+        swe.SuperWeightError, match=r"member 'narrow' cannot take images \(4, 3, 9, 9\) .*: mat1 and mat2"
+    ):
+        swe.train(ensemble(), wrong, FAST)

@@ -148,6 +148,11 @@ def test_widths_are_learned() -> None:
     assert result.history[-1]["train_loss"]["a"] < result.history[0]["train_loss"]["a"]
 
 
+def test_members_of_sixteen_bits_are_refused() -> None:
+    with pytest.raises(swe.SuperWeightError, match=r"trains members of float32: call ensemble\.float\(\)"):
+        swe.train(ensemble().half(), data(), HALF)
+
+
 def test_auto_never_is_float16_nor_an_emulation(monkeypatch) -> None:
     for emulated, expected in ((True, "float32"), (False, "bfloat16")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -27,7 +27,7 @@ from superweight_ensembles.report.figures.run_curves import (
 from superweight_ensembles.report.figures.search_figures import sharing_change, similarity_matrix
 from superweight_ensembles.report.figures.sharing import budget_split, sharing_map
 from superweight_ensembles.report.figures.style import DOTS_PER_INCH, plain_text
-from superweight_ensembles.storage import write_bytes
+from superweight_ensembles.storage import accessing, write_bytes
 
 
 def draw_run(results: RunResults, plan: SharingPlan, folder: Path) -> list[Path]:
@@ -101,7 +101,8 @@ def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
 @plain_text
 def save_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write figures as PNG files of these names into a folder, which is made if it does not exist."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with accessing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{name}.png")
