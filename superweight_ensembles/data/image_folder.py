@@ -141,7 +141,7 @@ class _Files:
 
     def open(self, reader: ImageReader, in_memory: bool) -> ImageSplit:
         if in_memory:
-            return MemorySplit(reader.read_all(self.paths), self.labels)
+            return MemorySplit(reader.read_all(self.paths), self.labels, self.paths)
         return FileSplit(self.paths, self.labels, reader)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from superweight_ensembles.data.random_streams import epoch_order, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard, checksum
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
+_MARKS = "image marks"
 _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -122,8 +123,28 @@ class ImageData:
             found |= {f"{name} {what}": sum_of for what, sum_of in split.fingerprint().items()}
         return found
 
+    def unknown_images(self, fingerprint: Mapping[str, str]) -> list[str]:
+        """Images that a fingerprint of other data does not know, by file or index, as far as it marks single images."""
+        splits = self._splits()
+        marks = [fingerprint.get(f"{name} {_MARKS}") for name in splits]
+        if not all(isinstance(one, str) for one in marks):
+            return []
+        known = {mark for one in marks for mark in _marks_of(one)}
+        return [
+            f"{name} image {index}" if split.paths is None else split.paths[index]
+            for name, split in splits.items()
+            for index, mark in enumerate(_marks_of(split.fingerprint().get(_MARKS)))
+            if mark not in known
+        ]
+
     def _splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def _marks_of(marks: str | None) -> list[str]:
+    """The eight digits of each image."""
+    marks = marks or ""
+    return [marks[start : start + 8] for start in range(0, len(marks), 8)]
 
 
 class ImageLoader:
