@@ -202,28 +202,24 @@ class MemorySplit(ImageSplit):
     def __init__(
         self, images: torch.Tensor, labels: torch.Tensor, paths: Sequence[str] | PathTable | None = None
     ) -> None:
-        if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
-            given = images if not isinstance(images, torch.Tensor) else labels
+        if not isinstance(images, torch.Tensor):
             raise SuperWeightError(
-                f"images and labels must be tensors; got {type(given).__name__}: torch.as_tensor makes one of an array"
+                f"images must be a tensor; got {type(images).__name__}: torch.as_tensor makes one of an array"
             )
-        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4:
-            remedy = ": images.float()" if images.ndim == 4 and images.is_floating_point() else ""
+        images = images.detach()
+        fits = images.ndim == 4 and images.layout is torch.strided and 0 not in images.shape[1:]
+        if images.dtype not in (torch.uint8, torch.float32) or not fits:
+            remedy = "images.float()" if images.is_floating_point() else "images.to(torch.uint8), of levels 0 to 255"
             raise SuperWeightError(
-                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}{remedy}"
-            )
-        if labels.dtype not in _LABEL_TYPES or labels.shape != images.shape[:1]:
-            remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
-            raise SuperWeightError(
-                f"labels must be of an integer type, ({len(images)},), one an image; got {labels.dtype} "
-                f"{tuple(labels.shape)}{remedy if len(labels) == len(images) else ''}"
+                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}"
+                + (f": {remedy}" if fits else "" if images.layout is torch.strided else ": images.to_dense()")
             )
         if images.is_floating_point() and not bool(images.isfinite().all()):
             row = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
             raise SuperWeightError(f"image {row} holds numbers that are not finite: leave it out, or mend it")
         self.images = images.contiguous()
         self.unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        self.labels = labels.long()
+        self.labels = _checked_labels(labels, len(images))
         self.paths = paths if paths is None or isinstance(paths, PathTable) else PathTable(paths)
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)
@@ -252,6 +248,21 @@ class MemorySplit(ImageSplit):
         return MemorySplit(self.images[indices], self.labels[indices], paths)
 
 
+def _checked_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Labels of an integer type, one an image, as int64 on the CPU."""
+    if not isinstance(labels, torch.Tensor):
+        raise SuperWeightError(
+            f"labels must be a tensor; got {type(labels).__name__}: torch.as_tensor makes one of an array"
+        )
+    if labels.dtype not in _LABEL_TYPES or tuple(labels.shape) != (count,):
+        remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
+        raise SuperWeightError(
+            f"labels must be of an integer type, ({count},), one an image; got {labels.dtype} "
+            f"{tuple(labels.shape)}{remedy if labels.ndim and len(labels) == count else ''}"
+        )
+    return labels.detach().long().cpu()
+
+
 class FileSplit(ImageSplit):
     """A split that is read from files batch by batch, for data that memory cannot hold.
 
@@ -265,7 +276,7 @@ class FileSplit(ImageSplit):
 
     def __init__(self, paths: Sequence[str] | PathTable, labels: torch.Tensor, reader: ImageReader) -> None:
         self.paths = paths if isinstance(paths, PathTable) else PathTable(paths)
-        self.labels = labels
+        self.labels = _checked_labels(labels, len(self.paths))
         self.reader = reader
         self.image_shape = reader.image_shape
 

@@ -895,7 +895,18 @@ def test_split_errors(images: torch.Tensor, labels: torch.Tensor, message: str) 
         ({"std": (0.5, 0.5, 0.0)}, "mine: 3 channels need as many means and positive stds"),
         ({"train": numbered(0, (3, 4, 4))}, "mine: no image is left to train on"),
         ({"test": numbered(2, (3, 4, 5))}, r"mine: test images have the shape \(3, 4, 5\), not \(3, 4, 4\)"),
-        ({"classes": ("a", "b")}, "mine: train labels must be 0 to 1"),
+        ({"classes": ("a", "b")}, "mine: train labels must be 0 to 1; they are 0 to 2"),
+        ({"classes": "abc"}, "classes a list of names; got 'mine', 'abc'"),
+        ({"classes": ("a", "b", "b")}, "mine: two classes are named 'b'"),
+        ({"name": None}, "name must be a text"),
+        ({"mean": 0.5}, "mine: 3 channels need as many means"),
+        ({"mean": ("a", "b", "c")}, "mine: 3 channels need as many means"),
+        ({"mean": (0.0, 0.0, float("nan"))}, "mine: 3 channels need as many means"),
+        ({"std": (1.0, 1.0, float("inf"))}, "mine: 3 channels need as many means and positive stds"),
+        ({"image_shape": (3,)}, r"mine: image_shape must be \(channels, height, width\); got \(3,\)"),
+        ({"train": None}, r"mine: train must be MemorySplit\(images, labels\) or another split, .*; got NoneType"),
+        ({"validation": (torch.zeros(1), torch.zeros(1))}, "mine: validation must be MemorySplit.*; got tuple"),
+        ({"train": numbered(3, (4, 4, 3))}, r"not \(3, 4, 4\): images.permute\(0, 3, 1, 2\) puts channels first"),
     ],
 )
 def test_data_of_ones_own_is_checked(changes: dict[str, Any], message: str) -> None:
@@ -911,5 +922,7 @@ def test_data_of_ones_own_is_checked(changes: dict[str, Any], message: str) -> N
         "test": part,
     }
     assert ImageData(**good).num_classes == 3
+    lists = ImageData(**{**good, "classes": [0, 1, 2], "mean": torch.zeros(3), "std": np.ones(3)})
+    assert (lists.classes, lists.mean, lists.std) == (("0", "1", "2"), (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(SuperWeightError, match=message):
         ImageData(**{**good, **changes})

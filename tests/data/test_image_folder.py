@@ -296,7 +296,18 @@ def test_a_change_of_the_data_changes_their_fingerprint(tmp_path: Path, change: 
 
 
 GIVEN: list[tuple[str, Any, Any, str]] = [
-    ("arrays", np.zeros((2, 3, 4, 4), np.uint8), torch.zeros(2), "must be tensors; got ndarray: torch.as_tensor"),
+    (
+        "arrays",
+        np.zeros((2, 3, 4, 4), np.uint8),
+        torch.zeros(2),
+        "images must be a tensor; got ndarray: torch.as",
+    ),
+    ("array labels", torch.zeros(2, 3, 4, 4), np.zeros(2), "labels must be a tensor; got ndarray: torch.as_tensor"),
+    ("integers", torch.zeros(2, 3, 4, 4).long(), torch.zeros(2), r"got torch.int64 .*: images.to\(torch.uint8\)"),
+    ("sparse", torch.zeros(2, 3, 4, 4).to_sparse(), torch.zeros(2), r"got torch.float32 .*: images.to_dense\(\)"),
+    ("no pixels", torch.zeros(2, 3, 0, 4), torch.zeros(2), r"got torch.float32 \(2, 3, 0, 4\)$"),
+    ("one label", torch.zeros(2, 3, 4, 4), torch.tensor(1), r"got torch.int64 \(\)$"),
+    ("truth", torch.zeros(2, 3, 4, 4), torch.zeros(2).bool(), r"got torch.bool \(2,\): labels.flatten\(\).long\(\)"),
     ("double", torch.zeros(2, 3, 4, 4).double(), torch.zeros(2), r"uint8 or float32 .*float64.*: images.float\(\)"),
     ("half", torch.zeros(2, 3, 4, 4).half(), torch.zeros(2), r"got torch.float16 .*: images.float\(\)"),
     ("no channel", torch.zeros(2, 4, 4), torch.zeros(2), r"\(N, C, H, W\); got torch.float32 \(2, 4, 4\)$"),
@@ -316,6 +327,23 @@ def test_images_that_no_split_holds(images: Any, labels: Any, message: str) -> N
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
 def test_labels_of_every_integer_type_are_kept_as_int64(dtype: torch.dtype) -> None:
     assert MemorySplit(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1], dtype=dtype)).labels.dtype == torch.int64
+
+
+def test_images_with_a_graph_and_in_any_order_are_held() -> None:
+    images = torch.rand(2, 4, 5, 3, requires_grad=True).permute(0, 3, 1, 2)
+    split = MemorySplit(images, torch.zeros(2).int())
+    assert split.images.is_contiguous() and not split.images.requires_grad and torch.equal(split.images, images)
+    assert list(split.fingerprint()) == ["labels", "pixels", "image marks"]
+
+
+def test_float_images_of_another_range_than_mean_and_std_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    for highest, warned in ((1.0, 0), (255.0, 1)):
+        split = MemorySplit(torch.linspace(0, highest, 8).view(2, 1, 2, 2), torch.arange(2))
+        ImageData(
+            name="mine", classes=("a", "b"), image_shape=(1, 2, 2), mean=(0.5,), std=(0.25,), train=split,
+            validation=split, test=split,
+        )  # fmt: skip
+        assert caplog.text.count("float images go from 0 to 255") == warned
 
 
 def test_one_class_is_refused() -> None:
