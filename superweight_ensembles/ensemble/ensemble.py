@@ -5,6 +5,7 @@ Shapes: M members, B batch, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,9 @@ from superweight_ensembles.plan import (
 
 if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self, Unpack
+
+_LOG = logging.getLogger(__name__)
+_HAS_WEIGHT = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 @names_options
@@ -101,6 +105,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             )
         check_plan_options(plan_options)
         modules = named_members(members)
+        _check_plain(modules)
         if (budget is None) == (plan is None):
             raise SuperWeightError("give either budget= (with plan options) or plan=, not both and not neither")
         if plan is None:
@@ -110,8 +115,14 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             raise SuperWeightError(f"plan= has decided the sharing; drop {', '.join(plan_options)}=")
         if not isinstance(plan, SharingPlan):
             raise SuperWeightError(f"plan must be a SharingPlan (SharingPlan.from_json reads one); got {plan!r:.80}")
+        if rng is not None and not isinstance(rng, torch.Generator):
+            raise SuperWeightError(
+                f"rng must be a torch.Generator, such as torch.Generator().manual_seed(0); got {rng!r}"
+            )
         check_plan_fits(plan, modules)
         like = first_parameter(modules)
+        _check_weights(plan, modules, like)
+        _tell_shared(modules)
         self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
         self.members = MemberDict(
             {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
@@ -319,6 +330,56 @@ def check_logits(logits: Mapping[str, Tensor]) -> None:
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
         raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
+
+
+def _check_plain(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse ensembles as members, and members of ensembles."""
+    for name, module in modules.items():
+        for path, layer in module.named_modules():
+            if isinstance(layer, SuperWeightEnsemble):
+                raise SuperWeightError(
+                    f"member {name!r} holds an ensemble: give the ensemble's members, each by materialize(name)"
+                )
+            if isinstance(layer, _HAS_WEIGHT) and "weight" in layer._parameters and layer._parameters["weight"] is None:
+                raise SuperWeightError(
+                    f"member {name!r} has no {f'{path}.weight'.lstrip('.')}: give a member of an ensemble by its "
+                    "materialize(name)"
+                )
+
+
+def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Tensor) -> None:
+    """Refuse weights without numbers, and weights that one bank cannot generate: of two types, on two devices."""
+    for target in (target for cluster in plan.clusters for target in cluster.targets):
+        weight = modules[target.member].get_parameter(target.name)
+        if weight.is_meta:
+            raise SuperWeightError(
+                f"{target.label} is on the meta device and has no numbers: give the member memory by to_empty(), and "
+                "its start values"
+            )
+        for what, wanted, found in (("type", like.dtype, weight.dtype), ("device", like.device, weight.device)):
+            if wanted != found:
+                raise SuperWeightError(
+                    f"one bank generates weights of one {what}: {target.label} has {found}, the first member "
+                    f"{wanted}; bring all members to one by .to(...)"
+                )
+
+
+def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
+    """Say of a module or parameter that two members hold that each gets a copy of its own."""
+    owners: dict[int, tuple[str, str]] = {}
+    told: set[tuple[str, str]] = set()
+    for member, module in modules.items():
+        held = [*module.named_modules(), *module.named_parameters()]  # modules first: they say more
+        for path, part in held:
+            if isinstance(part, nn.Module) and next(part.parameters(), None) is None:
+                continue
+            owner, name = owners.setdefault(id(part), (member, path))
+            if owner != member and (owner, member) not in told:
+                told.add((owner, member))
+                _LOG.warning(
+                    "members %r and %r are given one %s; here each gets a copy of its own, tied by the bank alone",
+                    owner, member, f"object, {name!r}" if name else "network",
+                )  # fmt: skip
 
 
 def _hollow_copy(module: nn.Module, member: str, generated: tuple[str, ...]) -> nn.Module:

@@ -189,7 +189,7 @@ def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
         name = planned.name
         if not isinstance(made.get(name), dict):
             raise SuperWeightError(
-                f"member {name!r} is not what a registry name makes: load with members={{{name!r}: its module, ...}}"
+                f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
             )
         members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}", planned.num_parameters)
     return members

@@ -19,10 +19,12 @@ from superweight_ensembles.plan.ssn import SsnOptions
 from superweight_ensembles.plan.targets import (
     MOST_PARAMETERS,
     Members,
+    Target,
+    check_patterns,
     find_targets,
     named_members,
     num_classes,
-    unused_patterns,
+    why_not_taken,
 )
 
 if TYPE_CHECKING:  # no requirement of this package
@@ -149,11 +151,9 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
         for name, module in modules.items()
         for target in find_targets(module, name, include=chosen.include, exclude=chosen.exclude)
     ]
-    unused = unused_patterns(modules, (*chosen.include, *chosen.exclude))
-    if unused:
-        raise SuperWeightError(f"the pattern {unused[0]!r} names no layer of any member (write 'member.layer')")
-    if not targets and chosen.clusters != "none":
-        raise SuperWeightError("no weight is left to share after exclusion: exclude less, or include layers by name")
+    check_patterns(modules, (*chosen.include, *chosen.exclude))
+    if chosen.clusters != "none":
+        _check_shared(modules, targets, chosen)
     groups = group_targets(
         targets, chosen.clusters, bins=chosen.bins, num_groups=chosen.num_groups, seed=chosen.group_seed
     )
@@ -242,7 +242,7 @@ def resolve_budget(budget: float, independent: int) -> int:
         if budget > MOST_PARAMETERS:
             raise SuperWeightError(f"a budget is at most {MOST_PARAMETERS:,} parameters; got {budget!r:.40}")
         return int(budget)
-    if budget > 1000 and float(budget).is_integer():
+    if 1000 < budget <= MOST_PARAMETERS and float(budget).is_integer():
         raise SuperWeightError(f"a number of parameters must be an int; got {budget!r}: write {int(budget)}")
     if budget >= 10:
         raise SuperWeightError(
@@ -299,6 +299,25 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name}: {count}" for name, count in known.items())
         raise SuperWeightError(f"members must answer the same classes; their heads have {listed}")
+
+
+def _check_shared(modules: Mapping[str, nn.Module], targets: Sequence[Target], options: _SharingOptions) -> None:
+    """Refuse members of which nothing can be shared, and say of which of them that is so; each time why."""
+    without = [name for name in modules if not any(target.member == name for target in targets)]
+    reasons: dict[str, list[str]] = {}
+    for name in without:
+        found = why_not_taken(modules[name], name, include=options.include, exclude=options.exclude)
+        for reason, tensors in found.items():
+            reasons.setdefault(reason, []).extend(tensors)
+    why = "; ".join(
+        f"{tensors[0]} {f'and {len(tensors) - 1} more are' if len(tensors) > 1 else 'is'} {reason}"
+        for reason, tensors in reasons.items()
+    )
+    why = why or "no weight has two or more dimensions"
+    if not targets:
+        raise SuperWeightError(f"no weight is left to share: {why}")
+    if without:
+        _LOG.warning("nothing of %s is shared: %s", ", ".join(map(repr, without)), why)
 
 
 def _planned_members(modules: Mapping[str, nn.Module], groups: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:

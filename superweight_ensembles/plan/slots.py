@@ -45,6 +45,10 @@ class SlotBlocks:
 def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
     """The distinct shapes by (numel, shape): one width slot each.
 
+    Source: Teterwak et al., WACV 2024
+    Differs from paper: of shapes of one size the published code takes first the one that it meets first; here it is the
+    smaller shape, whatever the order of members.
+
     Example:
         >>> ordered_shapes([(32, 16), (16, 16), (32, 16)])
         ((16, 16), (32, 16))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
+import torch
 from pydantic import ConfigDict, Field
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -31,6 +33,12 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
+_COMPUTED_FROM = ("_orig", "_g", "_v")  # torch.nn.utils.prune, spectral_norm and weight_norm leave these
+_NO_MEMBERS: dict[type[nn.Module], str] = {
+    torch.jit.ScriptModule: "its weights cannot be exchanged; give the network that it was made of",
+    nn.DataParallel: "give its .module; swe.train runs on several devices by itself",
+    nn.parallel.DistributedDataParallel: "give its .module; swe.train runs in several processes by itself",
+}
 _HEAD_NAMES = ("fc", "classifier", "head", "heads", "linear", "output", "out", "logits")
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase)
 
@@ -78,24 +86,28 @@ def named_members(members: Members) -> dict[str, nn.Module]:
         SuperWeightError: Nothing given, a name twice, a name that a module tree cannot hold, no module.
     """
     if isinstance(members, nn.Module):
+        as_members = {nn.ModuleDict: "dict(members.items())", nn.ModuleList: "list(members)"}
         raise SuperWeightError(
-            f"members must be several networks, by name or in a list; got one {type(members).__name__}: "
-            "write {'name': module} or [module]"
+            f"members must be several networks, by name or in a list; got one {type(members).__name__}: write "
+            + next(
+                (text for kind, text in as_members.items() if isinstance(members, kind)), "{'name': module} or [module]"
+            )
         )
-    if not isinstance(members, Iterable):
+    if not isinstance(members, Iterable) or isinstance(members, (str, set, frozenset)):
         raise SuperWeightError(
-            f"members must be a mapping of names to modules, or a list of modules; got {type(members).__name__}"
+            f"members must be a mapping of names to modules, or a list of modules; got {_described(members)}"
         )
-    pairs = list(members.items()) if isinstance(members, Mapping) else list(members)
+    pairs: list[Any] = list(members.items()) if isinstance(members, Mapping) else list(members)
     if not pairs:
-        raise SuperWeightError("an ensemble needs at least one member; none was given")
+        once = "" if isinstance(members, Sized) else ", or what gives them has given them before: write list(...)"
+        raise SuperWeightError(f"an ensemble needs at least one member; none was given{once}")
     if all(isinstance(member, nn.Module) for member in pairs):
-        return {f"member{index}": module for index, module in enumerate(pairs) if isinstance(module, nn.Module)}
+        pairs = [(f"member{index}", module) for index, module in enumerate(pairs)]
     found: dict[str, nn.Module] = {}
     for pair in pairs:
         if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
             raise SuperWeightError(
-                f"members must all be modules, or all (name, module) pairs; got {type(pair).__name__} among them"
+                f"members must all be modules, or all (name, module) pairs; got {_described(pair)} among them"
             )
         name, module = pair
         if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
@@ -103,11 +115,24 @@ def named_members(members: Members) -> dict[str, nn.Module]:
                 f"{name!r} cannot name a member: use a non-empty string without dots that is no method of a module"
             )
         if not isinstance(module, nn.Module):
-            raise SuperWeightError(f"member {name!r} must be a torch.nn.Module; got {type(module).__name__}")
+            raise SuperWeightError(f"member {name!r} must be a torch.nn.Module; got {_described(module)}")
+        for part, (kind, remedy) in itertools.product(module.modules(), _NO_MEMBERS.items()):
+            if isinstance(part, kind):
+                raise SuperWeightError(f"member {name!r} is or holds a {type(part).__name__}: {remedy}")
         if name in found:
             raise SuperWeightError(f"two members are named {name!r}: give each a name of its own")
         found[name] = module
     return found
+
+
+def _described(given: object) -> str:
+    """What was given in the place of a module, and how a module is made of it."""
+    if isinstance(given, type):
+        return f"the class {given.__name__}: call it, {given.__name__}(...)"
+    if isinstance(given, str):
+        return f"{given!r:.80}: swe.build_member makes a network of a registry name"
+    kind = type(given).__name__
+    return f"a {kind}: call it" if callable(given) and not isinstance(given, nn.Module) else kind
 
 
 def find_targets(
@@ -169,16 +194,53 @@ def find_targets(
     )
 
 
-def unused_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[str]:
-    """The globs that name no parameter of two or more dimensions, nor a layer that has one, of any member."""
-    spellings = {
-        spelling
+def why_not_taken(
+    module: nn.Module, member: str, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """The tensors of two dimensions and more that are no targets of a network, by the reason."""
+    taken = {name for target in find_targets(module, member, include=include, exclude=exclude) for name in target.names}
+    head = head_layers(module)
+    found: dict[str, list[str]] = {}
+    for layer_name, layer, local, parameter in _layer_parameters(module):
+        name = _joined(layer_name, local)
+        if parameter.ndim < 2 or name in taken:
+            continue
+        if any(matches(_spellings(member, layer_name, local), pattern) for pattern in exclude):
+            reason = "excluded: exclude less"
+        elif isinstance(layer, nn.utils.parametrize.ParametrizationList) or local.endswith(_COMPUTED_FROM):
+            reason = (
+                "what a weight is computed from (weight norm, parametrizations, pruning), which stays its member's own; "
+                "take that off the layer to share it"
+            )
+        elif not parameter.is_floating_point():
+            reason = f"{str(parameter.dtype).removeprefix('torch.')}, and no bank generates such"
+        elif not parameter.requires_grad:
+            reason = "frozen: requires_grad_() before the ensemble is made"
+        elif id(layer) in head:
+            reason = "the classifier's: include it by name"
+        else:
+            reason = "a norm's, an embedding's or a free parameter's: include it by name"
+        found.setdefault(reason, []).append(f"{member}.{name}")
+    return found
+
+
+def check_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> None:
+    """Refuse globs that name no parameter of two or more dimensions, nor a layer that has one, of any member."""
+    spellings = [
+        (spelling, parameter.ndim >= 2)
         for member, module in members.items()
         for layer_name, _, local, parameter in _layer_parameters(module)
-        if parameter.ndim >= 2
         for spelling in _spellings(member, layer_name, local)
-    }
-    return [pattern for pattern in patterns if not matches(spellings, pattern)]
+    ]
+    for pattern in patterns:
+        if matches((spelling for spelling, is_weight in spellings if is_weight), pattern):
+            continue
+        if matches((spelling for spelling, _ in spellings), pattern):
+            raise SuperWeightError(
+                f"the pattern {pattern!r} names nothing of two or more dimensions: norms, biases and scales stay their "
+                "member's own in any case"
+            )
+        raise SuperWeightError(f"the pattern {pattern!r} names no layer of any member (write 'member.layer')")
 
 
 def matches(spellings: Iterable[str], pattern: str) -> bool:

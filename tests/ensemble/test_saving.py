@@ -121,7 +121,7 @@ def test_registry_suggests_the_nearest_model() -> None:
         swe.build_member("timm/resnet81", num_classes=3)
     with pytest.raises(swe.SuperWeightError, match="unknown model 'wideresnet': did you mean 'wide_resnet'"):
         swe.build_member("wideresnet", num_classes=3)
-    with pytest.raises(swe.SuperWeightError, match="unexpected keyword argument 'wdith'"):
+    with pytest.raises(swe.SuperWeightError, match="unknown option of wide_resnet 'wdith': did you mean 'width'"):
         swe.build_member("wide_resnet", num_classes=3, depth=16, wdith=2)
     with pytest.raises(swe.SuperWeightError, match="reads images of 3 channels; the data have 1"):
         swe.build_member("torchvision/resnet18", num_classes=3, in_channels=1)

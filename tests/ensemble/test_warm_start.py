@@ -401,7 +401,7 @@ def not_finite(name: str) -> dict[str, nn.Module]:
         (lambda: {**trained_members(), "c": swe.wide_resnet(10, 1, 6)}, "member 'c' has .* trainable parameters"),
         (lambda: not_finite("fc.weight"), "member 'b': fc.weight holds numbers that are not finite"),
         (lambda: not_finite("stem.weight"), "member 'b': stem.weight holds numbers that are not finite"),
-        (lambda: "members", "members must all be modules, or all .*pairs"),
+        (lambda: "members", "members must be a mapping of names to modules, .*; got 'members': swe.build_member"),
         (lambda: None, "members must be a mapping of names to modules, or a list of modules; got NoneType"),
     ],
 )

@@ -235,7 +235,7 @@ def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp
         ("sharing.budget=true", "must be an int (parameters) or a float"),
         ("sharing.budget=1000000.0", "write 1000000"),
         ("seed=-1", "seed"),
-        ("sharing.exclude=['*']", "no weight is left to share after exclusion"),
+        ("sharing.exclude=['*']", "no weight is left to share"),
         ("sharing.clusters=depth_bin", "did you mean 'depth_bins'"),
     ],
 )

@@ -16,7 +16,6 @@ from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.adaptive.resizing import (
     adaptive_widths,
     attach_width,
-    learned_places,
     place_of,
     set_width,
 )
@@ -93,8 +92,8 @@ def make_adaptive(
             learned = AdaptiveWidth(rate=rate, width=start, axis=axis, **options)
             _attach(to, hidden, learned)
 
-    attach(trial := copied(module))
-    _check_free(trial, [hidden.producer for hidden in traced], example)
+    _check_free(module, traced, example)
+    attach(copied(module))  # what is refused leaves the module as it is
     attach(module)
     return module
 
@@ -158,18 +157,32 @@ def _reads(layer: Any) -> int:
     return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
 
 
-def _check_free(trial: nn.Module, names: Sequence[str], example: Tensor) -> None:
-    """Refuse a module, by a copy of it, that does not run with one neuron less everywhere."""
-    for name, (place, width) in learned_places(trial).items():
-        if name in names and width.width > 1:
-            set_width(place, width.width - 1)
+def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tensor) -> None:
+    """Refuse a module whose answer, with one neuron less in every width, is not the one without what that neuron adds.
+
+    What answers at random is not compared.
+    """
+    whole, narrow = copied(module).eval(), copied(module).eval()
+    for hidden in traced:
+        place = place_of(whole, hidden)
+        for layer, name, axis in place.held():
+            if layer is place.consumer and name == "weight":
+                with torch.no_grad():
+                    getattr(layer, name).select(axis, -1).zero_()
+        if hidden.width > 1:
+            set_width(place_of(narrow, hidden), hidden.width - 1)
     try:
         with torch.no_grad():
-            trial.eval()(example)
+            expected, again, answer = whole(example), whole(example), narrow(example)
+        repeats = torch.allclose(expected, again, equal_nan=True)
+        same = torch.allclose(answer, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+        difference = "its answer is another one with fewer neurons, whatever they add" if repeats and not same else ""
     except Exception as error:
+        difference = f"{error!s:.200}"
+    if difference and all(hidden.width > 1 for hidden in traced):
         raise SuperWeightError(
-            f"{type(trial).__name__} depends on the hidden widths in another way than by its layers: {error!s:.200}"
-        ) from error
+            f"{type(module).__name__} depends on the hidden widths in another way than by its layers: {difference}"
+        )
 
 
 class MultilayerPerceptron(nn.Sequential):
