@@ -40,6 +40,7 @@ _WORDS = {word: split for split, words in _SPLITS.items() for word in words}
 _AROUND = "(set|data|dataset|split|images?|imgs?|pictures?|photos?)*"
 _SPLIT_NAME = re.compile(f"{_AROUND}({'|'.join(_WORDS)}){_AROUND}")
 _IMAGES_ALONE = re.compile(f"{_AROUND}")  # Tiny ImageNet has CLASS/images/*
+_OF_OTHERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 _HIDDEN_FILES = "hidden files"
 _MOST_CHECKED = 100_000  # files of a split, whose headers are read before a training: some seconds
 _MOST_NAMED = 5
@@ -154,6 +155,12 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
         raise SuperWeightError(f"image_folder: no folder {root}{remedy}")
     left: Counter[str] = Counter()
     names = _sub_folders(root, left)
+    for name in (root.resolve().name, *names):
+        if name in _OF_OTHERS:
+            raise SuperWeightError(
+                f"image_folder: {name} in {root} is no folder of images: load_data({_OF_OTHERS[name]!r}, folder=...) "
+                f"reads it, given the folder that {name} is in"
+            )
     splits = _splits(root, names)
     if not splits:
         classes = _classes(root, names)

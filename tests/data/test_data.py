@@ -753,6 +753,19 @@ def test_absent_cifar_without_download(tmp_path: Path, name: str, files: str) ->
         load_data(name, folder=tmp_path / "none", download=False)
 
 
+def test_folders_of_cifar_in_other_places(tmp_path: Path) -> None:
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"archive")
+    with pytest.raises(SuperWeightError, match=r"is cifar-10-batches-py: go up by one, and give the folder that holds"):
+        load_data("cifar10", folder=base)
+    with pytest.raises(SuperWeightError, match=r"python\.tar\.gz is a file: unpack it, and give the folder that holds"):
+        load_data("cifar10", folder=tmp_path / "cifar-10-python.tar.gz")
+    for folder in (tmp_path, base):
+        with pytest.raises(SuperWeightError, match=r"is no folder of images: load_data\('cifar10', folder=...\)"):
+            load_data("image_folder", folder=folder)
+
+
 @pytest.mark.parametrize("error", [URLError("no route"), OSError("no route"), RuntimeError("no route")])
 def test_cifar_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -786,6 +799,22 @@ def test_damaged_cifar_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
     ("name", "options", "message"),
     [
         ("cifra10", {}, "unknown data set 'cifra10': did you mean 'cifar10'"),
+        ("CIFAR-10", {}, "unknown data set 'CIFAR-10': did you mean 'cifar10'"),
+        ("ImageFolder", {}, "did you mean 'image_folder'"),
+        ("tiny-imagenet", {}, "did you mean 'image_folder'"),
+        ("data/pets", {}, r"got the path 'data/pets': its images are load_data\('image_folder', folder=...\)"),
+        (Path("pets"), {}, "got the path 'pets'"),
+        (["digits"], {}, "unknown data set"),
+        ("image_folder", {"folder": ""}, "folder must be the path of a folder; got '' .*an empty text"),
+        ("image_folder", {"root": "x"}, "unknown option of image_folder 'root': did you mean 'folder'"),
+        ("image_folder", {"directory": "x"}, "did you mean 'folder'"),
+        ("image_folder", {"folder": ".", "resolution": 8}, "did you mean 'image_size'"),
+        ("image_folder", {"folder": ".", "n_classes": 8}, "n_classes is no option of image_folder, whose classes are"),
+        ("image_folder", {"folder": "absent/images"}, "image_folder: no folder absent/images in /"),
+        ("image_folder", {"folder": "~/absent/images"}, r"image_folder: no folder /.*absent/images$"),
+        ("synthetic", {"n_classes": 8}, "unknown option of synthetic 'n_classes': did you mean 'num_classes'"),
+        ("digits", {"batch_size": 8}, "batch_size is no option of a data set: TrainConfig"),
+        ("digits", {"transform": None}, "transform is no option of a data set: TrainConfig"),
         ("digits", {"validation_fractoin": 0.1}, "unknown option of digits .*did you mean 'validation_fraction'"),
         ("digits", {"folder": "data"}, "unknown option of digits 'folder'"),
         ("digits", {"validation_fraction": 1.0}, "validation_fraction must be a number from 0 to less than 1; got 1.0"),
@@ -801,7 +830,7 @@ def test_damaged_cifar_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
         ("cifar10", {"seed": 0.5}, "seed must be a whole number of at least 0 .*got 0.5"),
     ],
 )
-def test_load_data_errors(name: str, options: dict[str, Any], message: str) -> None:
+def test_load_data_errors(name: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SuperWeightError, match=message):
         load_data(name, **options)
 
