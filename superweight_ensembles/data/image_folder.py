@@ -42,6 +42,7 @@ _SPLIT_NAME = re.compile(f"{_AROUND}({'|'.join(_WORDS)}){_AROUND}")
 _IMAGES_ALONE = re.compile(f"{_AROUND}")  # Tiny ImageNet has CLASS/images/*
 _OF_OTHERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 _HIDDEN_FILES = "hidden files"
+_OF_FRAMES = (".png", ".tif", ".tiff", ".webp")
 _MOST_CHECKED = 100_000  # files of a split, whose headers are read before a training: some seconds
 _MOST_NAMED = 5
 _MOST_KINDS = 20
@@ -107,11 +108,13 @@ def image_folder(
         _say(f"{root} has validation images of its own: validation_fraction is not used")
     parts = (train, validation, test)
     reader = reader_for(train.paths[0], image_size, pool)
-    if several := sum(reader.check(part.paths) for part in parts if len(part.paths) <= _MOST_CHECKED):
-        _say(f"{root}: {several:,} files have several frames: the first of each is taken")
     num_bytes = sum(len(part.paths) for part in parts) * math.prod(reader.image_shape)
     in_memory = num_bytes <= limit
     _LOG.info("%s: %.0f MiB of pixels, %s", root, num_bytes / 2**20, "in memory" if in_memory else "read as needed")
+    # Headers are read ahead where pixels are not, and where several frames may be.
+    headers = [[path for path in part.paths if not in_memory or path.lower().endswith(_OF_FRAMES)] for part in parts]
+    if several := sum(reader.check(paths) for paths in headers if len(paths) <= _MOST_CHECKED):
+        _say(f"{root}: {several:,} files have several frames: the first of each is taken")
     train_split, validation_split, test_split = (part.open(reader, in_memory) for part in parts)
     return ImageData(
         name=root.resolve().name,

@@ -352,6 +352,10 @@ def evaluate_run(folder: Path) -> RunResults:
         data = recipe.load_data()
         if not len(data.test):
             raise SuperWeightError(f"{data.name} has no test images to evaluate on")
+        try:
+            hold_to_data(folder, data)
+        except SuperWeightError as error:  # pixels may also be decoded otherwise on another machine
+            _LOG.warning("%s; evaluated all the same", error)
         device = build_fabric(recipe.training).device
         results = RunResults(
             name=recipe.name,

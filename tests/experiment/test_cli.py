@@ -165,7 +165,7 @@ def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, re
         assert tensors[0] == tensors[1]
 
 
-def test_a_run_holds_to_its_data_between_arms(monkeypatch, capsys, tmp_path: Path) -> None:
+def test_a_run_holds_to_its_data_between_arms(monkeypatch, capsys, caplog, tmp_path: Path) -> None:
     run, images = tmp_path / "run", tmp_path / "images"
     for index in range(48):
         path = images / ("cat", "dog", "emu", "fox")[index % 4] / f"{index}.png"
@@ -184,6 +184,9 @@ def test_a_run_holds_to_its_data_between_arms(monkeypatch, capsys, tmp_path: Pat
     assert f"not seen before: {images / 'cat' / '4.png'}" in told
     Image.new("RGB", (8, 8), (20, 0, 0)).save(images / "cat" / "4.png")
     assert superweights(monkeypatch, *arguments, "--resume") == 0
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(images / "dog" / "5.png")
+    assert superweights(monkeypatch, "evaluate", run) == 0
+    assert "dog/5.png: put them back as they were, or begin anew; evaluated all the same" in caplog.text
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

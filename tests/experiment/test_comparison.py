@@ -182,9 +182,7 @@ def test_a_comparison_holds_to_its_data(finished):
     folder, _ = finished
     known = (folder / "data.json").read_text()
     (folder / "data.json").write_text(json.dumps({**json.loads(known), "test pixels": "others"}))
-    with pytest.raises(
-        SuperWeightError, match=r"the data are not those of .*: test pixels: put them back"
-    ):
+    with pytest.raises(SuperWeightError, match=r"the data are not those of .*: test pixels: put them back"):
         compare_arms(parse_recipe(CONTENT), folder, against=[], num_seeds=1, resume=True)
     (folder / "data.json").write_text(known)
 
