@@ -44,6 +44,17 @@ _POINTS_TEST_FRACTION = 0.2
 _POINTS_NOISE = 0.3
 _GREY, _PATTERN_STD, _NOISE_STD = 127.5, 40.0, 40.0
 
+_OF_TRAINING = (
+    "batch_size",
+    "num_workers",
+    "shuffle",
+    "drop_last",
+    "flip",
+    "crop_padding",
+    "cutout",
+    "random_resized_crop",
+)
+
 _Part = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), uint8 or float32, and labels int64 (N,)
 _DrawPoints = Callable[[int, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
@@ -89,12 +100,22 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         SuperWeightError: No such data set or option, a value that the data set refuses.
     """
-    if name not in DATA_SETS:
+    if isinstance(name, os.PathLike) or (isinstance(name, str) and os.sep in name):
+        raise SuperWeightError(
+            f"a data set has a name; got the path {os.fspath(name)!r}: its images are "
+            "load_data('image_folder', folder=...)"
+        )
+    if not isinstance(name, str) or name not in DATA_SETS:
         raise unknown_name("data set", name, DATA_SETS)
     defaults = {"num_train": None, **_defaults(name)}
     for option, value in options.items():
         if option not in defaults:
-            if "class" in option:
+            if option in _OF_TRAINING or "augment" in option or "transform" in option:
+                raise SuperWeightError(
+                    f"{option} is no option of a data set: TrainConfig, training: in a recipe, says how images are "
+                    "batched and augmented"
+                )
+            if "class" in option and "num_classes" not in defaults:
                 raise SuperWeightError(f"{option} is no option of {name}, whose classes are known: leave it out")
             raise unknown_name(f"option of {name}", option, defaults)
         if value is not defaults[option] and not (option == "num_train" and value is None):
@@ -368,6 +389,9 @@ def _cifar(
     """
     name, root = source.__name__.lower(), checked_folder(folder)
     existed = root.exists()
+    if root.is_file() or root.resolve().name == source.base_folder:
+        what = f"{source.base_folder}: go up by one" if root.is_dir() else "a file: unpack it"
+        raise SuperWeightError(f"{name}: {root} is {what}, and give the folder that holds {source.base_folder}")
     try:
         # Before it unpickles anything, torchvision compares the files with the checksums that it carries.
         parts = source(root, train=True, download=download), source(root, train=False, download=False)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import math
 import os
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -33,7 +35,17 @@ _SPLITS = {
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
+_WORDS = {word: split for split, words in _SPLITS.items() for word in words}
+# What stands around such a word in a name that means the same: train_images, Test Set, val2017.
+_AROUND = "(set|data|dataset|split|images?|imgs?|pictures?|photos?)*"
+_SPLIT_NAME = re.compile(f"{_AROUND}({'|'.join(_WORDS)}){_AROUND}")
+_IMAGES_ALONE = re.compile(f"{_AROUND}")  # Tiny ImageNet has CLASS/images/*
+_OF_OTHERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 _HIDDEN_FILES = "hidden files"
+_OF_FRAMES = (".png", ".tif", ".tiff", ".webp")
+_MOST_CHECKED = 100_000  # files of a split, whose headers are read before a training: some seconds
+_MOST_NAMED = 5
+_MOST_KINDS = 20
 
 
 def image_folder(
@@ -93,12 +105,16 @@ def image_folder(
         fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
         train, validation = train.split(fraction, seed)
     elif validation_fraction is not None:
-        _LOG.warning("%s has validation images of its own: validation_fraction is not used", root)
+        _say(f"{root} has validation images of its own: validation_fraction is not used")
     parts = (train, validation, test)
     reader = reader_for(train.paths[0], image_size, pool)
     num_bytes = sum(len(part.paths) for part in parts) * math.prod(reader.image_shape)
     in_memory = num_bytes <= limit
     _LOG.info("%s: %.0f MiB of pixels, %s", root, num_bytes / 2**20, "in memory" if in_memory else "read as needed")
+    # Headers are read ahead where pixels are not, and where several frames may be.
+    headers = [[path for path in part.paths if not in_memory or path.lower().endswith(_OF_FRAMES)] for part in parts]
+    if several := sum(reader.check(paths) for paths in headers if len(paths) <= _MOST_CHECKED):
+        _say(f"{root}: {several:,} files have several frames: the first of each is taken")
     train_split, validation_split, test_split = (part.open(reader, in_memory) for part in parts)
     return ImageData(
         name=root.resolve().name,
@@ -129,29 +145,44 @@ class _Files:
 
     def open(self, reader: ImageReader, in_memory: bool) -> ImageSplit:
         if in_memory:
-            return MemorySplit(reader.read_all(self.paths), self.labels)
+            return MemorySplit(reader.read_all(self.paths), self.labels, self.paths)
         return FileSplit(self.paths, self.labels, reader)
 
 
 def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
     """Classes, sorted, and files for training, for validation where the folder has some of its own, and for test."""
     if not root.is_dir():
-        file = ", which is a file: unpack it, or give the folder that it is in" if root.exists() else ""
-        raise SuperWeightError(f"image_folder: no folder {root}{file}")
+        remedy = f" in {Path.cwd()}" if not root.is_absolute() else ""
+        if root.exists():
+            remedy = ", which is a file: unpack it, or give the folder that it is in"
+        raise SuperWeightError(f"image_folder: no folder {root}{remedy}")
     left: Counter[str] = Counter()
     names = _sub_folders(root, left)
+    for name in (root.resolve().name, *names):
+        if name in _OF_OTHERS:
+            raise SuperWeightError(
+                f"image_folder: {name} in {root} is no folder of images: load_data({_OF_OTHERS[name]!r}, folder=...) "
+                f"reads it, given the folder that {name} is in"
+            )
     splits = _splits(root, names)
     if not splits:
-        _check_are_classes(root, names)
         classes = _classes(root, names)
-        train, test = _files(root, classes, classes, left).split(_TEST_FRACTION, _TEST_SEED)
+        rest = _files(root, classes, classes, left)
+        train, test = rest.split(_TEST_FRACTION, _TEST_SEED)
         if not test.paths:
             raise SuperWeightError(f"image_folder: {root} has too few images to hold a fifth out for test")
-        _LOG.info("%s has classes alone: a fifth of each, the same in every run, is the test split", root)
         _tell(root, left)
+        _say(
+            f"{root} has no train and test folders: {len(test.paths):,} of {len(rest.paths):,} images, a fifth of each "
+            "class and the same in every run, are the test split"
+        )
+        tested = set(test.labels.tolist())
+        _say_missing(
+            "the test split", [name for label, name in enumerate(classes) if label not in tested], len(classes)
+        )
         return classes, train, None, test
     if others := sorted(set(names) - set(splits.values())):
-        _LOG.warning("%s: not read, as there is a train folder: %s", root, ", ".join(others))
+        _say(f"{root}: not read, as there is a train folder: {_listed(others)}")
     classes = _classes(root / splits["train"], _sub_folders(root / splits["train"], left))
     files = {}
     for split, name in splits.items():
@@ -160,7 +191,8 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
     _tell(root, left)
     if "test" in files:
         return classes, files["train"], files.get("validation"), files["test"]
-    _LOG.info("%s has no test folder: its validation folder is the test split", root)
+    num_images = len(files["validation"].paths)
+    _say(f"{root} has no test folder: the {num_images:,} images of its validation folder are the test split")
     return classes, files["train"], None, files["validation"]
 
 
@@ -168,14 +200,14 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     """The folders that are splits, by what they are for; none where all are classes."""
     found: dict[str, str] = {}
     for name in names:
-        split = next((split for split, words in _SPLITS.items() if name.lower() in words), None)
+        split = _WORDS.get(_folded(name))
         if split in found:
             raise SuperWeightError(f"image_folder: {root} has both {found[split]} and {name}: keep one")
         if split is not None:
             found[split] = name
     others = [name for name in names if name not in found.values()]
     if list(found) == ["train"] and others and not _sub_folders(root / found["train"]):
-        _LOG.warning("%s: %s is taken for a class like the others, as it holds no folders", root, found["train"])
+        _say(f"{root}: {found['train']} is taken for a class like the others, as it holds no folders")
         return {}
     if found and "train" not in found:
         raise SuperWeightError(
@@ -185,24 +217,78 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     if len(found) == 1:
         raise SuperWeightError(
             f"image_folder: {root} has {found['train']} but no test folder: add test/<class>/*"
-            + (f", or name one of {', '.join(others)} so" if others else "")
+            + (f", or name one of {_listed(others)} so" if others else "")
         )
     return dict(sorted(found.items()))
 
 
-def _check_are_classes(root: Path, names: Sequence[str]) -> None:
-    """Refuse folders that hold the same folders each, such as folds: their images' classes are one level below."""
-    inside = {name: set(_sub_folders(root / name)) for name in names}
-    for one, other in combinations(names, 2):
-        if len(same := sorted(inside[one] & inside[other])) > 1:
+def _folded(name: str) -> str:
+    """A name without what tells spellings of one name apart: case, blanks around it, forms of Unicode."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
+
+
+def _splits_named(names: Iterable[str]) -> set[str]:
+    """The splits that folders seem to be: at least two of ``Test Set`` or ``val2017``, or all of ``pets_train``."""
+    whole: set[str] = set()
+    parts: list[set[str]] = []
+    for name in names:
+        words = re.split(r"[\W_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        if match := _SPLIT_NAME.fullmatch("".join(words)):
+            whole.add(_WORDS[match[2]])
+        parts.append({_WORDS[match[2]] for word in words if (match := _SPLIT_NAME.fullmatch(word))})
+    found = set().union(*parts) if all(parts) else whole  # of many classes, some are a bullet_train and a test_tube
+    return found if len(found) > 1 else set()
+
+
+def _check_are_classes(folder: Path, inside: Mapping[str, Sequence[str]]) -> None:
+    """Refuse splits and folds in the place of classes, given the folders that are in each of them.
+
+    Raises:
+        SuperWeightError: Folders named like two splits, or that hold folders named so, or folders of the same names.
+    """
+    if _splits_named(inside):
+        raise SuperWeightError(
+            f"image_folder: {_listed(list(inside))} of {folder} look like splits, not classes. Name them train and "
+            "test (and validation) in the folder that you give"
+        )
+    for name, below in inside.items():
+        if _splits_named(below):
             raise SuperWeightError(
-                f"image_folder: {one} and {other} of {root} both hold folders {' and '.join(same[:2])}: they look "
-                "like splits, not classes. Name them train and test (and validation), or give one of them as folder"
+                f"image_folder: {folder / name} holds folders {_listed(below)}: they look like splits, not images of a "
+                f"class. Give folder={folder / name}, or sort the images as train/{name}/* and test/{name}/*"
+            )
+    holders: dict[str, list[str]] = {}
+    for name, below in inside.items():
+        for one in below:
+            if not _IMAGES_ALONE.fullmatch(one.lower()):
+                holders.setdefault(one, []).append(name)
+    for one, names in holders.items():
+        if len(names) > 1:
+            raise SuperWeightError(
+                f"image_folder: {names[0]} and {names[1]} of {folder} both hold a folder {one}: they look like splits, "
+                "not classes. Name them train and test (and validation), give one of them as folder, or, where they "
+                "are classes, put the images of each into one folder"
             )
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "@eaDir")
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+@functools.lru_cache(maxsize=1000)
+def _say(line: str) -> None:
+    """Warn, once in a process: a folder is listed again by whoever needs its classes."""
+    _LOG.warning("%s", line)
+
+
+def _say_missing(where: str, missing: Sequence[str], num_classes: int) -> None:
+    if missing:
+        _say(f"{where} has no images of {len(missing):,} of {num_classes:,} classes: {_listed(missing)}")
 
 
 def _sub_folders(folder: Path, left: Counter[str] | None = None) -> list[str]:
@@ -227,6 +313,13 @@ def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     if len(names) == 1:
         below = f": give folder={folder / names[0]}" if _sub_folders(folder / names[0]) else ": add another class"
         raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}{below}")
+    spelled: dict[str, str] = {}
+    for name in names:
+        if (other := spelled.setdefault(_folded(name), name)) != name:
+            raise SuperWeightError(
+                f"image_folder: {other!r} and {name!r} of {folder} are spellings of one name: make them one class, or "
+                "give one of them another name"
+            )
     return tuple(names)
 
 
@@ -235,32 +328,36 @@ def _known(folder: Path, classes: tuple[str, ...], left: Counter[str]) -> tuple[
     names = _sub_folders(folder, left)
     if not names:
         raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
+    spelled = {_folded(name): name for name in classes}
     for name in names:
-        if name not in classes:
-            near = difflib.get_close_matches(name.lower(), [one.lower() for one in classes], n=1, cutoff=0.75)
-            hint = "".join(f", which has {one!r}" for one in classes if one.lower() in near)
-            raise SuperWeightError(f"image_folder: class {name!r} of {folder} has no folder in train{hint}")
-    if missing := [name for name in classes if name not in names]:
-        _LOG.info("%s has no images of %s", folder, ", ".join(missing))
+        if spelled.get(_folded(name)) != name:
+            near = difflib.get_close_matches(_folded(name), spelled, n=1, cutoff=0.75)
+            hint = "".join(f", which has {spelled[one]!r}" for one in near)
+            raise SuperWeightError(
+                f"image_folder: class {name!r} of {folder} has no folder in train{hint}: sort the images of both alike"
+            )
+    _say_missing(str(folder), [name for name in classes if name not in names], len(classes))
     return tuple(names)
 
 
 def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...], left: Counter[str]) -> _Files:
     paths: list[str] = []
     labels: list[int] = []
+    inside: dict[str, list[str]] = {}
     for name in present:
-        found = _images(folder / name, left)
+        found, inside[name] = _images(folder / name, left)
         if not found:
             raise SuperWeightError(
                 f"image_folder: no images in {folder / name}; files that count end in {', '.join(IMG_EXTENSIONS)}"
             )
         paths += found
         labels += [classes.index(name)] * len(found)
+    _check_are_classes(folder, inside)
     return _Files(paths=tuple(paths), labels=torch.tensor(labels, dtype=torch.int64))
 
 
-def _images(folder: Path, left: Counter[str]) -> list[str]:
-    """The images in a class folder and those below it, in the order in which torchvision's ImageFolder has them.
+def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
+    """The images in a class folder and those below it, in torchvision's order, and the folders in it.
 
     Links that lead to a folder a second time are refused: the walk would perhaps never end.
     """
@@ -271,6 +368,7 @@ def _images(folder: Path, left: Counter[str]) -> list[str]:
     paths: list[str] = []
     seen: set[tuple[int, int]] = set()
     places: list[tuple[str, list[str]]] = []
+    inside: list[str] = []
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
@@ -278,6 +376,8 @@ def _images(folder: Path, left: Counter[str]) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         left["hidden folders"] += sum(map(_is_hidden, folders))
         folders[:] = [name for name in folders if not _is_hidden(name)]
+        if not places:
+            inside = list(folders)
         places.append((place, files))
     for place, files in sorted(places):
         for name in sorted(files):
@@ -290,9 +390,10 @@ def _images(folder: Path, left: Counter[str]) -> list[str]:
                 raise SuperWeightError(f"cannot read the image {path}: it is empty; put it there again or take it out")
             else:
                 paths.append(path)
-    return paths
+    return paths, sorted(inside)
 
 
 def _tell(root: Path, left: Counter[str]) -> None:
-    if listed := ", ".join(f"{kind} ({count})" for kind, count in left.items() if count):
-        _LOG.warning("%s: left out: %s", root, listed)
+    if listed := ", ".join(f"{kind} ({count:,})" for kind, count in left.most_common(_MOST_KINDS) if count):
+        rest = sum(left.values()) - sum(count for _, count in left.most_common(_MOST_KINDS))
+        _say(f"{root}: left out: {listed}" + (f" and others ({rest:,})" if rest else ""))

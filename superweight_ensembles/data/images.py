@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,13 +121,32 @@ class ImageReader:
             else:
                 image = decode(path, self.image_size)
             if image.shape[:2] != self.decoded_size:
-                height, width = self.decoded_size
-                raise SuperWeightError(
-                    f"images of different sizes: {path} has {image.shape[0]} x {image.shape[1]} pixels, "
-                    f"the first has {height} x {width}: give image_size"
-                )
+                raise self._other_size(path, *image.shape[:2])
             planes[row] = rearrange(image, "h w c -> c h w")
         return average_pool(pixels, self.pool)
+
+    def check(self, paths: Sequence[str]) -> int:
+        """Read the headers of files and decode nothing; returns how many have several frames.
+
+        Raises:
+            SuperWeightError: Names a file that is no image, has more than 8 bits a channel, or another size where
+                ``image_size`` does not make them alike.
+        """
+        starts = range(0, len(paths), _FILES_A_TASK)
+        with ThreadPoolExecutor() as pool:
+            return sum(pool.map(lambda start: sum(map(self._check, paths[start : start + _FILES_A_TASK])), starts))
+
+    def _check(self, path: str) -> bool:
+        with _opened(path) as file:
+            if self.image_size is None and set(file.size) != set(self.decoded_size):
+                raise self._other_size(path, file.size[1], file.size[0])
+            return file.format != "MPO" and getattr(file, "n_frames", 1) > 1  # phones put previews into an MPO
+
+    def _other_size(self, path: str, height: int, width: int) -> SuperWeightError:
+        first = " x ".join(map(str, self.decoded_size))
+        return SuperWeightError(
+            f"images of different sizes: {path} has {height} x {width} pixels, the first has {first}: give image_size"
+        )
 
     def read_all(self, paths: Sequence[str]) -> torch.Tensor:
         """Decode files in a pool of threads: uint8 (len(paths), 3, H, W)."""
@@ -175,26 +195,44 @@ def decode_random(path: str, size: tuple[int, int], generator: np.random.Generat
 
 def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, int], Region] | None) -> np.ndarray:
     """A region of a file, given its width and height, resized to (H, W) (bilinear, antialiased); all where None."""
-    try:
-        with Image.open(path) as file:
-            mode = file.mode
-            turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
-            region, scale = None, 1.0
-            if size is not None and region_of is not None:
-                region = region_of(*(reversed(file.size) if turn in _SIDEWAYS else file.size))
-                scale = _draft(file, region, size)
-            image = _as_colours(file)
-            image = image if turn is None else image.transpose(turn)
-    except Exception as error:  # Pillow's plugins raise nearly anything on a broken file
-        raise SuperWeightError(f"cannot read the image {path}: {error}") from error
-    if mode in _DEEP_MODES:
-        raise SuperWeightError(f"{path} has more than 8 bits a channel (mode {mode}): convert it to 8 bits")
+    with _opened(path) as file:
+        turn = _turn_of(file)
+        region, scale = None, 1.0
+        if size is not None and region_of is not None:
+            region = region_of(*(reversed(file.size) if turn in _SIDEWAYS else file.size))
+            scale = _draft(file, region, size)
+        image = _as_colours(file)
+        image = image if turn is None else image.transpose(turn)
     if region is not None and size is not None:
         # Only the pixels that are kept are resampled; those around the region still count at its border.
         left, top, right, bottom = (edge * scale for edge in region)
         box = (left, top, min(right, image.width), min(bottom, image.height))
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return np.asarray(image)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """A file whose header is read; what goes wrong inside names it."""
+    try:
+        with Image.open(path) as file:
+            if file.mode in _DEEP_MODES:
+                raise SuperWeightError(
+                    f"{path} has more than 8 bits a channel (mode {file.mode}): convert it to 8 bits"
+                )
+            yield file
+    except SuperWeightError:
+        raise
+    except Exception as error:  # Pillow's plugins raise nearly anything on a broken file
+        reason = " ".join(str(error).split())
+        raise SuperWeightError(
+            f"cannot read the image {path}: {reason:.300}: save it again as JPEG or PNG, or take it out"
+        ) from error
+
+
+def _turn_of(file: Image.Image) -> Image.Transpose | None:
+    """What turns a picture upright; Pillow itself turns a TIFF when it decodes it."""
+    return None if file.format == "TIFF" else _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _as_colours(file: Image.Image) -> Image.Image:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,14 @@ import torch
 from torch import Tensor
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
-from superweight_ensembles.data.options import checked_integer, checked_seed
+from superweight_ensembles.data.options import checked_integer, checked_seed, checked_shape
 from superweight_ensembles.data.random_streams import epoch_order, image_key
-from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, checked_shard, checksum
+from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, MemorySplit, checked_shard, checksum
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
+_LOG = logging.getLogger(__name__)
+_MARKS = "image marks"
+_FAR = 50.0  # standard deviations: no pixel is that far from the mean
 _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -34,8 +39,8 @@ class ImageData:
         test: For figures alone.
 
     Raises:
-        SuperWeightError: Fewer than two classes, no training images, a split of another shape, labels outside the
-            classes, or other than one mean and one positive std a channel.
+        SuperWeightError: Fewer than two classes or two of one name, no training images, what is no split or one of
+            another shape, labels outside the classes, or other than one mean and one positive std a channel.
 
     Example:
         >>> from superweight_ensembles.data import load_data
@@ -57,22 +62,53 @@ class ImageData:
     test: ImageSplit
 
     def __post_init__(self) -> None:
-        channels = self.image_shape[0]
-        if not len(self.mean) == len(self.std) == channels or min(self.std) <= 0:
+        if not isinstance(self.name, str) or isinstance(self.classes, str) or not isinstance(self.classes, Sequence):
+            raise SuperWeightError(f"name must be a text, classes a list of names; got {self.name!r}, {self.classes!r}")
+        classes = tuple(map(str, self.classes))
+        shape = checked_shape(f"{self.name}: image_shape", self.image_shape)
+        mean, std = _numbers(self.mean), _numbers(self.std)
+        if not len(mean) == len(std) == shape[0] or min(std) <= 0:
             raise SuperWeightError(
-                f"{self.name}: {channels} channels need as many means and positive stds; got {self.mean}, {self.std}"
+                f"{self.name}: {shape[0]} channels need as many means and positive stds; got {self.mean}, {self.std}"
             )
-        if self.num_classes < 2:
-            raise SuperWeightError(f"{self.name}: a network tells two classes or more apart; got {list(self.classes)}")
+        for key, value in {"classes": classes, "image_shape": shape, "mean": mean, "std": std}.items():
+            object.__setattr__(self, key, value)
+        if len(set(classes)) < 2:
+            raise SuperWeightError(f"{self.name}: a network tells two classes or more apart; got {list(classes)}")
+        if len(set(classes)) < len(classes):
+            twice = next(name for name in classes if classes.count(name) > 1)
+            raise SuperWeightError(f"{self.name}: two classes are named {twice!r}: give each a name of its own")
+        for name, split in self._splits().items():
+            if not isinstance(split, ImageSplit):
+                raise SuperWeightError(
+                    f"{self.name}: {name} must be MemorySplit(images, labels) or another split, of no images where "
+                    f"there are none; got {type(split).__name__}"
+                )
+            if tuple(split.image_shape) != shape:
+                high, wide, channels = split.image_shape
+                last = ": images.permute(0, 3, 1, 2) puts channels first" if (channels, high, wide) == shape else ""
+                raise SuperWeightError(
+                    f"{self.name}: {name} images have the shape {tuple(split.image_shape)}, not {shape}{last}"
+                )
+            least, most = map(int, split.labels.aminmax()) if len(split) else (0, 0)
+            if not 0 <= least <= most < len(classes):
+                raise SuperWeightError(
+                    f"{self.name}: {name} labels must be 0 to {len(classes) - 1}; they are {least} to {most}"
+                )
         if not len(self.train):
             raise SuperWeightError(f"{self.name}: no image is left to train on")
-        for name, split in self._splits().items():
-            if tuple(split.image_shape) != tuple(self.image_shape):
-                raise SuperWeightError(
-                    f"{self.name}: {name} images have the shape {tuple(split.image_shape)}, not {self.image_shape}"
-                )
-            if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < self.num_classes:
-                raise SuperWeightError(f"{self.name}: {name} labels must be 0 to {self.num_classes - 1}")
+        self._check_range()
+
+    def _check_range(self) -> None:
+        """Warn of float images whose mean and std are of another range, as of pixels up to 255."""
+        if not isinstance(self.train, MemorySplit) or not self.train.images.is_floating_point():
+            return
+        low, high = (float(bound) for bound in self.train.images.aminmax())
+        if max(abs(bound - mean) / std for bound in (low, high) for mean, std in zip(self.mean, self.std)) > _FAR:
+            _LOG.warning(
+                "%s: float images go from %g to %g, and are normalised by mean %s and std %s as they are: give uint8 "
+                "images, or mean and std of that range", self.name, low, high, self.mean, self.std,
+            )  # fmt: skip
 
     @property
     def num_classes(self) -> int:
@@ -122,8 +158,37 @@ class ImageData:
             found |= {f"{name} {what}": sum_of for what, sum_of in split.fingerprint().items()}
         return found
 
+    def unknown_images(self, fingerprint: Mapping[str, str]) -> list[str]:
+        """Images that a fingerprint of other data does not know, by file or index, as far as it marks single images."""
+        splits = self._splits()
+        marks = [fingerprint.get(f"{name} {_MARKS}") for name in splits]
+        if not all(isinstance(one, str) for one in marks):
+            return []
+        known = {mark for one in marks for mark in _marks_of(one)}
+        return [
+            f"{name} image {index}" if split.paths is None else split.paths[index]
+            for name, split in splits.items()
+            for index, mark in enumerate(_marks_of(split.fingerprint().get(_MARKS)))
+            if mark not in known
+        ]
+
     def _splits(self) -> dict[str, ImageSplit]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def _numbers(values: object) -> tuple[float, ...]:
+    """Finite numbers; none where they are anything else."""
+    try:
+        found = tuple(float(value) for value in values)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return ()
+    return found if all(map(math.isfinite, found)) else ()
+
+
+def _marks_of(marks: str | None) -> list[str]:
+    """The eight digits of each image."""
+    marks = marks or ""
+    return [marks[start : start + 8] for start in range(0, len(marks), 8)]
 
 
 class ImageLoader:

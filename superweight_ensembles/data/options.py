@@ -66,6 +66,8 @@ def checked_folder(value: object) -> Path:
     try:
         if not isinstance(value, (str, os.PathLike)):
             raise TypeError(f"got {type(value).__name__}")
+        if not os.fspath(value):
+            raise ValueError("an empty text; '.' is the folder that you are in")
         folder = Path(value).expanduser()
         folder.exists()
     except (TypeError, ValueError, RuntimeError, OSError) as error:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,23 @@ from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.errors import SuperWeightError
 
 _MOST_READ = 2**28  # bytes of a split, for its fingerprint
+_MOST_MARKED = 10_000  # images
 _LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def checksum(values: torch.Tensor | str) -> str:
-    """BLAKE2b of a tensor's bytes, or of a text's."""
+    """BLAKE2b of a text, or of a tensor's bytes: beyond 256 MiB, of numbers evenly spaced in each of its rows."""
     if isinstance(values, str):
         return hashlib.blake2b(values.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return hashlib.blake2b(values.cpu().contiguous().numpy().data, digest_size=16).hexdigest()
+    return hashlib.blake2b(_bytes_of(values), digest_size=16).hexdigest()
+
+
+def _bytes_of(values: torch.Tensor) -> memoryview:
+    values = values.detach()
+    step = -(-values.nbytes // _MOST_READ)
+    if step > 1 and values.ndim > 1:
+        values = values.flatten(1)[:, ::step]
+    return values.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,14 +141,37 @@ class ImageSplit(ABC):
         labels: int64 (N,), on the CPU.
         image_shape: (C, H, W).
         unit: What stands for one: 255 of uint8, 1 of float32.
+        paths: Files that the images were read from, where they were.
     """
 
     labels: torch.Tensor
     image_shape: tuple[int, int, int]
     unit: float = 255.0
+    paths: PathTable | None = None
+    _fingerprint: dict[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of what is in it, each by a name, taken once: two splits that train alike have the same.
+
+        Of splits of at most 10,000 images, ``image marks`` holds a CRC-32 of each image.
+
+        Raises:
+            SuperWeightError: A file that is not there.
+        """
+        if self._fingerprint is None:
+            marks, found = self._checksums()
+            if len(self) <= _MOST_MARKED:
+                marks = (zlib.crc32(b"%d" % label, mark) for mark, label in zip(marks, self.labels.tolist()))
+                found["image marks"] = "".join(f"{mark:08x}" for mark in marks)
+            self._fingerprint = {"labels": checksum(self.labels), **found}
+        return self._fingerprint
+
+    @abstractmethod
+    def _checksums(self) -> tuple[Iterable[int], dict[str, str]]:
+        """A CRC-32 of each image, and checksums of all."""
 
     @abstractmethod
     def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
@@ -148,10 +181,6 @@ class ImageSplit(ABC):
             device: Where the batches go.
             num_workers: Processes that decode files; images in memory need none.
         """
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, str]:
-        """Checksums of what is in it, each by a name: two splits that train alike have the same."""
 
     @abstractmethod
     def subset(self, indices: torch.Tensor) -> ImageSplit:
@@ -164,34 +193,34 @@ class MemorySplit(ImageSplit):
     Args:
         images: uint8 (N, C, H, W), or float32.
         labels: Of an integer type, (N,); kept as int64.
+        paths: The N files that the images were read from, where there are some; errors name them.
 
     Raises:
         SuperWeightError: No tensors, of other types or shapes, or numbers that are not finite.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        if not isinstance(images, torch.Tensor) or not isinstance(labels, torch.Tensor):
-            given = images if not isinstance(images, torch.Tensor) else labels
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, paths: Sequence[str] | PathTable | None = None
+    ) -> None:
+        if not isinstance(images, torch.Tensor):
             raise SuperWeightError(
-                f"images and labels must be tensors; got {type(given).__name__}: torch.as_tensor makes one of an array"
+                f"images must be a tensor; got {type(images).__name__}: torch.as_tensor makes one of an array"
             )
-        if images.dtype not in (torch.uint8, torch.float32) or images.ndim != 4:
-            remedy = ": images.float()" if images.ndim == 4 and images.is_floating_point() else ""
+        images = images.detach()
+        fits = images.ndim == 4 and images.layout is torch.strided and 0 not in images.shape[1:]
+        if images.dtype not in (torch.uint8, torch.float32) or not fits:
+            remedy = "images.float()" if images.is_floating_point() else "images.to(torch.uint8), of levels 0 to 255"
             raise SuperWeightError(
-                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}{remedy}"
-            )
-        if labels.dtype not in _LABEL_TYPES or labels.shape != images.shape[:1]:
-            remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
-            raise SuperWeightError(
-                f"labels must be of an integer type, ({len(images)},), one an image; got {labels.dtype} "
-                f"{tuple(labels.shape)}{remedy if len(labels) == len(images) else ''}"
+                f"images must be uint8 or float32 (N, C, H, W); got {images.dtype} {tuple(images.shape)}"
+                + (f": {remedy}" if fits else "" if images.layout is torch.strided else ": images.to_dense()")
             )
         if images.is_floating_point() and not bool(images.isfinite().all()):
             row = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
             raise SuperWeightError(f"image {row} holds numbers that are not finite: leave it out, or mend it")
         self.images = images.contiguous()
         self.unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        self.labels = labels.long()
+        self.labels = _checked_labels(labels, len(images))
+        self.paths = paths if paths is None or isinstance(paths, PathTable) else PathTable(paths)
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)
         self._resident: dict[torch.device, torch.Tensor] = {images.device: self.images}
@@ -210,14 +239,28 @@ class MemorySplit(ImageSplit):
         for place in rows:
             yield self._resident[device].index_select(0, indices[place])
 
-    def fingerprint(self) -> dict[str, str]:
-        """See :meth:`ImageSplit.fingerprint`; of pixels beyond 256 MiB, evenly spaced images speak for the others."""
-        step = -(-self.images.nbytes // _MOST_READ)
-        return {"labels": checksum(self.labels), "pixels": checksum(self.images[:: max(step, 1)])}
+    def _checksums(self) -> tuple[Iterable[int], dict[str, str]]:
+        return (zlib.crc32(_bytes_of(image)) for image in self.images), {"pixels": checksum(self.images)}
 
     def subset(self, indices: torch.Tensor) -> MemorySplit:
         """See :meth:`ImageSplit.subset`."""
-        return MemorySplit(self.images[indices], self.labels[indices])
+        paths = None if self.paths is None else self.paths.subset(indices.numpy())
+        return MemorySplit(self.images[indices], self.labels[indices], paths)
+
+
+def _checked_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Labels of an integer type, one an image, as int64 on the CPU."""
+    if not isinstance(labels, torch.Tensor):
+        raise SuperWeightError(
+            f"labels must be a tensor; got {type(labels).__name__}: torch.as_tensor makes one of an array"
+        )
+    if labels.dtype not in _LABEL_TYPES or tuple(labels.shape) != (count,):
+        remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
+        raise SuperWeightError(
+            f"labels must be of an integer type, ({count},), one an image; got {labels.dtype} "
+            f"{tuple(labels.shape)}{remedy if labels.ndim and len(labels) == count else ''}"
+        )
+    return labels.detach().long().cpu()
 
 
 class FileSplit(ImageSplit):
@@ -229,9 +272,11 @@ class FileSplit(ImageSplit):
         reader: Decodes them to images of one size.
     """
 
+    paths: PathTable
+
     def __init__(self, paths: Sequence[str] | PathTable, labels: torch.Tensor, reader: ImageReader) -> None:
         self.paths = paths if isinstance(paths, PathTable) else PathTable(paths)
-        self.labels = labels
+        self.labels = _checked_labels(labels, len(self.paths))
         self.reader = reader
         self.image_shape = reader.image_shape
 
@@ -239,26 +284,21 @@ class FileSplit(ImageSplit):
         """See :meth:`ImageSplit.open`."""
         return _FileBatches(_Files(self.paths, self.reader), device, num_workers)
 
-    def fingerprint(self) -> dict[str, str]:
-        """See :meth:`ImageSplit.fingerprint`; contents are read where all files together have 256 MiB at most.
-
-        Raises:
-            SuperWeightError: A file that is not there.
-        """
-        paths = [self.paths[index] for index in range(len(self.paths))]
-        above = os.path.commonpath(paths) if paths else ""
-        names = "\0".join(os.path.relpath(path, above) for path in paths)
+    def _checksums(self) -> tuple[Iterable[int], dict[str, str]]:
+        """Contents are read where all files together have 256 MiB at most."""
+        paths = [self.paths[index] for index in range(len(self))]
+        start = len(os.path.join(os.path.commonpath(paths), "")) if len(paths) > 1 else 0  # a folder may be moved
+        names = [path[start:] for path in paths] if start else [os.path.basename(path) for path in paths]
         try:
-            sizes = torch.tensor([os.path.getsize(path) for path in paths], dtype=torch.int64)
-            found = {"labels": checksum(self.labels), "file names": checksum(names), "file sizes": checksum(sizes)}
-            if int(sizes.sum()) <= _MOST_READ:
-                contents = hashlib.blake2b(digest_size=16)
-                for path in paths:
-                    contents.update(Path(path).read_bytes())
-                found["file contents"] = contents.hexdigest()
+            sizes = [os.path.getsize(path) for path in paths]
+            found = {"file names": checksum("\0".join(names)), "file sizes": checksum(torch.tensor(sizes))}
+            marks = [zlib.crc32(os.fsencode(f"{name} {size}")) for name, size in zip(names, sizes)]
+            if sum(sizes) <= _MOST_READ:
+                marks = [zlib.crc32(Path(path).read_bytes(), mark) for path, mark in zip(paths, marks)]
+                found["file contents"] = checksum(torch.tensor(marks))
         except OSError as error:
             raise SuperWeightError(f"cannot read the image {error.filename}: {error.strerror}") from error
-        return found
+        return marks, found
 
     def subset(self, indices: torch.Tensor) -> FileSplit:
         """See :meth:`ImageSplit.subset`."""

@@ -2,6 +2,7 @@
 
 OUT/recipe.yaml              what is compared
 OUT/compare.json             against what, with which seeds: :class:`ComparisonPlan`
+OUT/data.json                what tells its data apart from others
 OUT/ARM/seed-N/              a run folder (arms of this library), or log and results of the arm
 OUT/comparison.json          means, spreads, paired differences, and every single result: :class:`Comparison`
 OUT/figures/*.png
@@ -25,7 +26,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.arms import Arm, Baseline, ProgressCallback, Variant, build_arms, folder_name
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import Provenance, Training
-from superweight_ensembles.experiment.run import check_data, check_output_folder, read_run
+from superweight_ensembles.experiment.run import check_data, check_output_folder, hold_to_data, read_run
 from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,
@@ -265,6 +266,7 @@ def compare_arms(
             empty_folder(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_json(folder / "compare.json", asdict(plan))
+        hold_to_data(folder, data)
         return _compare(recipe, folder, arms, data, plan, progress_of)
 
 
@@ -408,4 +410,4 @@ def _contents(folder: Path) -> set[str]:
         for path in folder.iterdir()
         if path.is_dir() and all(re.fullmatch(r"seed-\d+", inner.name) for inner in path.iterdir())
     }
-    return {"recipe.yaml", "compare.json", "comparison.json", "figures", *arms}
+    return {"recipe.yaml", "compare.json", "data.json", "comparison.json", "figures", *arms}

@@ -2,6 +2,7 @@
 
 RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
+RUN/data.json          what tells its data apart from others
 RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
 RUN/widths/            with learn_widths: the log of that training, and widths.json
 RUN/plan.json          the sharing plan that the shared arm is built on
@@ -95,6 +96,7 @@ from superweight_ensembles.training import (
     LearnedWidths,
     TrainConfig,
     build_fabric,
+    check_same_data,
     train,
     training_loader,
 )
@@ -103,8 +105,8 @@ from superweight_ensembles.training.distributed import current_processes
 _LOG = logging.getLogger(__name__)
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
 _RUN_FILES = {
-    "recipe.yaml", "run.json", "plan.json", "results.json", "report.html", "figures", "search", "export", "shared",
-    "independent", "widths",
+    "recipe.yaml", "run.json", "data.json", "plan.json", "results.json", "report.html", "figures", "search", "export",
+    "shared", "independent", "widths",
 }  # fmt: skip
 
 
@@ -127,8 +129,8 @@ def train_run(
         progress_of: Gives each arm, by name, the callback that :func:`train` calls.
 
     Raises:
-        SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe,
-            or something that is no run; another process is at work in it.
+        SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe, was
+            begun with other data, or is no run; another process is at work in it.
         TrainingStopped: A signal; everything is saved.
     """
     build_fabric(recipe.training)
@@ -163,6 +165,7 @@ def train_run(
             if begun:
                 begun_on = RunRecord(name=recipe.name, provenance=Provenance(**provenance()))
                 write_json(folder / "run.json", as_content(begun_on))
+            hold_to_data(folder, data)
             return begun
 
         existed = processes.on_rank_zero(enter)
@@ -201,6 +204,19 @@ def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
     if not reads_files(recipe.data.name):
         check_data(recipe, recipe.load_data())
     return members, plan
+
+
+def hold_to_data(folder: Path, data: ImageData) -> None:
+    """Write down of which data a folder is when it begins, and hold data against that from then on.
+
+    Raises:
+        SuperWeightError: Other data: what is trained already would be compared with what is not.
+    """
+    known = folder / "data.json"
+    if known.is_file():
+        check_same_data(folder, read_json(known), data.fingerprint(), data)
+    else:
+        write_json(known, data.fingerprint())
 
 
 def check_data(recipe: Recipe, data: ImageData, shard: tuple[int, int] = (0, 1)) -> None:
@@ -336,6 +352,10 @@ def evaluate_run(folder: Path) -> RunResults:
         data = recipe.load_data()
         if not len(data.test):
             raise SuperWeightError(f"{data.name} has no test images to evaluate on")
+        try:
+            hold_to_data(folder, data)
+        except SuperWeightError as error:  # pixels may also be decoded otherwise on another machine
+            _LOG.warning("%s; evaluated all the same", error)
         device = build_fabric(recipe.training).device
         results = RunResults(
             name=recipe.name,

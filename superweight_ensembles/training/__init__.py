@@ -9,6 +9,7 @@ from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
     Checkpoints,
     best_epoch,
+    check_same_data,
     load_checkpoint,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
@@ -53,6 +54,7 @@ __all__ = [
     "build_optimizer",
     "build_schedule",
     "check_own_mean",
+    "check_same_data",
     "compiled_calls",
     "faster_channels_last",
     "joint_backward",

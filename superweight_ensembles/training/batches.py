@@ -117,15 +117,25 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
     )
 
 
-def fingerprint_of(name: str, loader: Batches | None) -> dict[str, str]:
-    """What tells the batches of a user's own loader apart, as far as it is known without reading them."""
+def fingerprint_of(name: str, loader: Batches | None, num_processes: int = 1) -> dict[str, str]:
+    """What tells the batches of a user's own loader apart, as far as it is known without having them made."""
     if loader is None or isinstance(loader, ImageLoader):
         return {}
-    dataset = getattr(loader, "dataset", None)
+    dataset, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
     counted = {"batches": loader, "images": dataset}
     found = {f"number of {name} {what}": str(len(held)) for what, held in counted.items() if isinstance(held, Sized)}
+    if isinstance(size, int):
+        found[f"number of {name} images a batch"] = str(size * num_processes)
     labels = _labels_of(dataset) if isinstance(dataset, Sized) else None
-    return found if labels is None else {**found, f"{name} labels": checksum(labels)}
+    if labels is not None:
+        found[f"{name} labels"] = checksum(labels)
+    held = [part for batch in loader for part in batch] if isinstance(loader, (list, tuple)) else []
+    tensors = (
+        dataset.tensors if isinstance(dataset, TensorDataset) else [one for one in held if isinstance(one, Tensor)]
+    )
+    if tensors:
+        found[f"{name} tensors"] = checksum("".join(map(checksum, tensors)))
+    return found
 
 
 def prepared_batch(

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, write_ensemble_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
@@ -256,7 +257,9 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
                 f"{folder} was made with {key}={before.get(key)!r:.80}, now {value!r:.80}: resume with the config that "
                 "it began with"
             )
-    _check_data(folder, content.get("data"), state.data_fingerprint())
+    known = content.get("data")
+    # of several processes the first alone: loaders of one's own may give each its images
+    state.processes.on_rank_zero(lambda: check_same_data(folder, known, state.data_fingerprint(), state.data))
     plan = read_plan(folder)
     _restore_hooks(folder, state, remembered, plan)
     if plan != state.ensemble.plan:
@@ -273,20 +276,34 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         raise SuperWeightError(f"the checkpoint {folder} is damaged: {reason:.200}") from None
 
 
-def _check_data(folder: Path, before: Any, now: Mapping[str, str]) -> None:
-    """Refuse to go on with other data: images that were trained on would be held out, and the other way round."""
+def check_same_data(folder: Path, before: Any, now: Mapping[str, str], data: Any) -> None:
+    """Refuse to go on with other data: images that were trained on would be held out, and the other way round.
+
+    Args:
+        folder: What was made with the data before.
+        before: Their fingerprint; anything else is said to be none.
+        now: The fingerprint of the data; empty where there are none.
+        data: Those data; of :class:`ImageData`, the images that are new are named.
+
+    Raises:
+        SuperWeightError: Says what differs.
+    """
     if not now:
         return
     if not isinstance(before, dict):
         _LOG.warning("%s does not say what it was trained on: nothing tells whether the data are the same", folder)
         return
     differing = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
-    if differing:
-        numbers = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
-        told = ", ".join(numbers + [key for key in differing if "number" not in key])
-        raise SuperWeightError(
-            f"the data are not those of {folder}; what differs: {told:.400}: put them back as they were, or begin anew"
-        )
+    if not differing:
+        return
+    told = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
+    told += [key for key in differing if "number" not in key and "marks" not in key]
+    new = data.unknown_images(before) if isinstance(data, ImageData) else []
+    named = f"; not seen before: {', '.join(new[:3])}" + (f" and {len(new) - 3:,} more" if len(new) > 3 else "")
+    raise SuperWeightError(
+        f"the data are not those of {folder}; what differs: {', '.join(told) or 'images':.400}{named if new else ''}: "
+        "put them back as they were, or begin anew"
+    )
 
 
 def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[str, Any]], plan: SharingPlan) -> None:

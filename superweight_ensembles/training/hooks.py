@@ -175,10 +175,11 @@ class TrainState:
     def data_fingerprint(self) -> dict[str, str]:
         """What tells the data apart from others, found out once; empty outside of a training."""
         if self._fingerprint is None:
-            known = (
-                self.data.fingerprint() if isinstance(self.data, ImageData) else fingerprint_of("training", self.data)
-            )
-            self._fingerprint = {**known, **fingerprint_of("validation", self.validation)}
+            given = {"training": self.data, "validation": self.validation}
+            self._fingerprint = self.data.fingerprint() if isinstance(self.data, ImageData) else {}
+            for name, loader in given.items():
+                if not isinstance(loader, ImageData):
+                    self._fingerprint |= fingerprint_of(name, loader, self.processes.size)
         return self._fingerprint
 
     @property

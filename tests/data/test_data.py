@@ -620,21 +620,29 @@ def test_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
-    write_folder(tmp_path, SPLIT_LAYOUT)
-    (tmp_path / "test/cat/001.png").write_bytes(b"no image")
+def test_truncated_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT, size=(64, 64))
+    whole = (tmp_path / "test/cat/001.png").read_bytes()
+    (tmp_path / "test/cat/001.png").write_bytes(whole[: len(whole) // 2])
     data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
     assert len(list(data.loader("train", 8))) == 4
-    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*$"):
+    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*: save it again [^\n]*$"):
         list(data.loader("test", 2, num_workers=num_workers))
 
 
-def test_other_size_is_named_when_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [0, 64])
+@pytest.mark.parametrize("place", ["train/dog", "test/cat"])
+def test_a_file_whose_header_is_bad_is_named_at_load(tmp_path: Path, place: str, limit: int) -> None:
     write_folder(tmp_path, SPLIT_LAYOUT)
-    write_image(tmp_path / "test/cat/001.png", 1, (4, 4))
-    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
-    with pytest.raises(SuperWeightError, match=r"different sizes: .*cat.001\.png has 4 x 4"):
-        list(data.loader("test", 2))
+    path = tmp_path / place / "001.png"
+    for spoil, message in (
+        (lambda: path.write_bytes(b"no image"), "cannot read the image .*001"),
+        (lambda: write_image(path, 1, (4, 4)), r"different sizes: .*001\.png has 4 x 4 pixels, the first has 8 x 8"),
+        (lambda: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path), "more than 8 bits a channel"),
+    ):
+        spoil()
+        with pytest.raises(SuperWeightError, match=message):
+            load_data("image_folder", folder=tmp_path, memory_limit_mb=limit)
 
 
 # CIFAR, from files in torchvision's format and never from the network.
@@ -745,6 +753,19 @@ def test_absent_cifar_without_download(tmp_path: Path, name: str, files: str) ->
         load_data(name, folder=tmp_path / "none", download=False)
 
 
+def test_folders_of_cifar_in_other_places(tmp_path: Path) -> None:
+    base = tmp_path / CIFAR10.base_folder
+    base.mkdir()
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"archive")
+    with pytest.raises(SuperWeightError, match=r"is cifar-10-batches-py: go up by one, and give the folder that holds"):
+        load_data("cifar10", folder=base)
+    with pytest.raises(SuperWeightError, match=r"python\.tar\.gz is a file: unpack it, and give the folder that holds"):
+        load_data("cifar10", folder=tmp_path / "cifar-10-python.tar.gz")
+    for folder in (tmp_path, base):
+        with pytest.raises(SuperWeightError, match=r"is no folder of images: load_data\('cifar10', folder=...\)"):
+            load_data("image_folder", folder=folder)
+
+
 @pytest.mark.parametrize("error", [URLError("no route"), OSError("no route"), RuntimeError("no route")])
 def test_cifar_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -778,6 +799,22 @@ def test_damaged_cifar_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
     ("name", "options", "message"),
     [
         ("cifra10", {}, "unknown data set 'cifra10': did you mean 'cifar10'"),
+        ("CIFAR-10", {}, "unknown data set 'CIFAR-10': did you mean 'cifar10'"),
+        ("ImageFolder", {}, "did you mean 'image_folder'"),
+        ("tiny-imagenet", {}, "did you mean 'image_folder'"),
+        ("data/pets", {}, r"got the path 'data/pets': its images are load_data\('image_folder', folder=...\)"),
+        (Path("pets"), {}, "got the path 'pets'"),
+        (["digits"], {}, "unknown data set"),
+        ("image_folder", {"folder": ""}, "folder must be the path of a folder; got '' .*an empty text"),
+        ("image_folder", {"root": "x"}, "unknown option of image_folder 'root': did you mean 'folder'"),
+        ("image_folder", {"directory": "x"}, "did you mean 'folder'"),
+        ("image_folder", {"folder": ".", "resolution": 8}, "did you mean 'image_size'"),
+        ("image_folder", {"folder": ".", "n_classes": 8}, "n_classes is no option of image_folder, whose classes are"),
+        ("image_folder", {"folder": "absent/images"}, "image_folder: no folder absent/images in /"),
+        ("image_folder", {"folder": "~/absent/images"}, r"image_folder: no folder /.*absent/images$"),
+        ("synthetic", {"n_classes": 8}, "unknown option of synthetic 'n_classes': did you mean 'num_classes'"),
+        ("digits", {"batch_size": 8}, "batch_size is no option of a data set: TrainConfig"),
+        ("digits", {"transform": None}, "transform is no option of a data set: TrainConfig"),
         ("digits", {"validation_fractoin": 0.1}, "unknown option of digits .*did you mean 'validation_fraction'"),
         ("digits", {"folder": "data"}, "unknown option of digits 'folder'"),
         ("digits", {"validation_fraction": 1.0}, "validation_fraction must be a number from 0 to less than 1; got 1.0"),
@@ -793,7 +830,7 @@ def test_damaged_cifar_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
         ("cifar10", {"seed": 0.5}, "seed must be a whole number of at least 0 .*got 0.5"),
     ],
 )
-def test_load_data_errors(name: str, options: dict[str, Any], message: str) -> None:
+def test_load_data_errors(name: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(SuperWeightError, match=message):
         load_data(name, **options)
 
@@ -887,7 +924,18 @@ def test_split_errors(images: torch.Tensor, labels: torch.Tensor, message: str) 
         ({"std": (0.5, 0.5, 0.0)}, "mine: 3 channels need as many means and positive stds"),
         ({"train": numbered(0, (3, 4, 4))}, "mine: no image is left to train on"),
         ({"test": numbered(2, (3, 4, 5))}, r"mine: test images have the shape \(3, 4, 5\), not \(3, 4, 4\)"),
-        ({"classes": ("a", "b")}, "mine: train labels must be 0 to 1"),
+        ({"classes": ("a", "b")}, "mine: train labels must be 0 to 1; they are 0 to 2"),
+        ({"classes": "abc"}, "classes a list of names; got 'mine', 'abc'"),
+        ({"classes": ("a", "b", "b")}, "mine: two classes are named 'b'"),
+        ({"name": None}, "name must be a text"),
+        ({"mean": 0.5}, "mine: 3 channels need as many means"),
+        ({"mean": ("a", "b", "c")}, "mine: 3 channels need as many means"),
+        ({"mean": (0.0, 0.0, float("nan"))}, "mine: 3 channels need as many means"),
+        ({"std": (1.0, 1.0, float("inf"))}, "mine: 3 channels need as many means and positive stds"),
+        ({"image_shape": (3,)}, r"mine: image_shape must be \(channels, height, width\); got \(3,\)"),
+        ({"train": None}, r"mine: train must be MemorySplit\(images, labels\) or another split, .*; got NoneType"),
+        ({"validation": (torch.zeros(1), torch.zeros(1))}, "mine: validation must be MemorySplit.*; got tuple"),
+        ({"train": numbered(3, (4, 4, 3))}, r"not \(3, 4, 4\): images.permute\(0, 3, 1, 2\) puts channels first"),
     ],
 )
 def test_data_of_ones_own_is_checked(changes: dict[str, Any], message: str) -> None:
@@ -903,5 +951,7 @@ def test_data_of_ones_own_is_checked(changes: dict[str, Any], message: str) -> N
         "test": part,
     }
     assert ImageData(**good).num_classes == 3
+    lists = ImageData(**{**good, "classes": [0, 1, 2], "mean": torch.zeros(3), "std": np.ones(3)})
+    assert (lists.classes, lists.mean, lists.std) == (("0", "1", "2"), (0.0,) * 3, (1.0,) * 3)
     with pytest.raises(SuperWeightError, match=message):
         ImageData(**{**good, **changes})

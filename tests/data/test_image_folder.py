@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,20 @@ def sizes(data: ImageData) -> tuple[int, int, int]:
 READ: list[tuple[tuple[str, ...], tuple[int, int, int], str]] = [
     (("train", "test"), (10, 2, 12), ""),
     (("train", "val", "test"), (12, 12, 12), ""),
-    (("train", "val"), (10, 2, 12), "its validation folder is the test split"),
+    (("train", "val"), (10, 2, 12), "the 12 images of its validation folder are the test split"),
     (("Train", "Test"), (10, 2, 12), ""),
     (("TRAINING", "Testing"), (10, 2, 12), ""),
     (("training", "VALIDATION", "testing"), (12, 12, 12), ""),
-    (("train", "valid"), (10, 2, 12), "its validation folder is the test split"),
+    (("train", "valid"), (10, 2, 12), "its validation folder are the test split"),
     (("trn", "dev", "tst"), (12, 12, 12), ""),
     (("train", "eval"), (10, 2, 12), ""),
     (("train", "Evaluation"), (10, 2, 12), ""),
-    (("",), (8, 2, 2), "a fifth of each, the same in every run, is the test split"),
+    (("",), (8, 2, 2), "2 of 12 images, a fifth of each class and the same in every run, are the test split"),
     (("train/", "bus/"), (8, 2, 2), "train is taken for a class like the others, as it holds no folders"),
     (("train", "test", "unlabelled/"), (10, 2, 12), "not read, as there is a train folder: unlabelled"),
-    (("train", "test/cat/"), (10, 2, 6), "has no images of dog"),
+    (("train", "test/cat/"), (10, 2, 6), "has no images of 1 of 2 classes: dog"),
+    (("cat/images/", "dog/images/", "dog/Photos/"), (12, 2, 4), ""),
+    (("cat/indoor/", "dog/outdoor/"), (8, 2, 2), ""),
 ]
 
 
@@ -62,11 +66,12 @@ def test_usual_names_of_splits(
     said: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="superweight_ensembles")
     data = load_data("image_folder", folder=write_tree(tmp_path, *folders), seed=1)
     assert data.classes == (("bus", "train") if "bus/" in folders else CLASSES)
     assert sizes(data) == expected
-    assert caplog.text.count(said) == 1 if said else "not read" not in caplog.text
+    load_data("image_folder", folder=tmp_path, seed=1)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert sum(said in line for line in warned) == 1 if said else "not read" not in caplog.text
 
 
 REFUSED: list[tuple[tuple[str, ...], str]] = [
@@ -77,13 +82,26 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("val", "test"), "has test and val, but no train folder: sort the training images as"),
     (("test", "cat/", "dog/"), "has test, but no train folder: .*or give a class of that name another one"),
     (("test/", "cat/", "dog/"), "has test, but no train folder"),
-    (("fold1", "fold2"), "fold1 and fold2 of .* both hold folders cat and dog: they look like splits"),
-    (("seg_train", "seg_test"), "seg_test and seg_train of .* look like splits, not classes"),
+    (("fold1", "fold2"), "fold1 and fold2 of .* both hold a folder cat: they look like splits"),
+    (("seg_train", "seg_test"), "seg_test, seg_train of .* look like splits, not classes"),
     (("train2017", "val2017"), "look like splits, not classes. Name them train and test"),
     (("data",), "one class alone in .*, 'data': give folder=.*data"),
     (("cat/",), "one class alone in .*, 'cat': add another class"),
     (("train", "test/Cat/"), "class 'Cat' of .*test has no folder in train, which has 'cat'"),
-    (("train", "test/emu/"), "class 'emu' of .*test has no folder in train$"),
+    (("train", "test/emu/"), "class 'emu' of .*test has no folder in train: sort the images of both alike$"),
+    (("train", "test/cat /"), "class 'cat ' of .*test has no folder in train, which has 'cat'"),
+    (("train/Cat/", "train/cat/", "test/cat/"), "'Cat' and 'cat' of .*train are spellings of one name"),
+    (("cat/", "CAT/"), "'CAT' and 'cat' of .* are spellings of one name"),
+    (("fold1/cat/", "fold2/cat/"), "both hold a folder cat: they look like splits"),
+    (("train/fold1", "train/fold2", "test/fold1"), "fold1 and fold2 of .*train both hold a folder cat"),
+    (("train/train", "train/test", "test/train"), "test, train of .*train look like splits"),
+    (
+        ("cat/train/", "cat/test/", "dog/"),
+        "cat holds folders test, train: they look like splits, not images",
+    ),
+    (("Training Set/cat/", "TestSet/emu/"), "TestSet, Training Set of .* look like splits"),
+    (("trainImages", "val_images/cat/", "notes/"), "look like splits, not classes"),
+    (("pets_train/cat/", "pets_test/emu/"), "look like splits, not classes"),
 ]
 
 
@@ -95,19 +113,33 @@ def test_what_looks_like_splits_is_never_taken_for_classes(
         load_data("image_folder", folder=write_tree(tmp_path, *folders))
 
 
+@pytest.mark.parametrize("names", [("bullet_train", "test_tube", "cup"), ("valid", "invalid"), ("cat", "dev_board")])
+def test_classes_whose_names_have_such_a_word_in_them(tmp_path: Path, names: tuple[str, ...]) -> None:
+    data = load_data("image_folder", folder=write_tree(tmp_path, "train", "test", classes=names))
+    assert data.classes == tuple(sorted(names))
+
+
+def test_a_class_of_one_image_has_none_for_test(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(write_tree(tmp_path, "") / "emu/0.png")
+    assert sizes(load_data("image_folder", folder=tmp_path)) == (8, 2, 3)
+    assert "the test split has no images of 1 of 3 classes: emu" in caplog.text
+
+
 def test_what_is_left_out_is_counted_in_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    root = write_tree(tmp_path, "")
-    for name in ("cat/a.heic", "cat/b.heic", "dog/c.gif", "dog/._0.jpg", "__MACOSX/cat/x.png", "cat/.cache/y.png"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"no image")
+    root = write_tree(tmp_path, "train", "test")
+    for name in ("a.heic", "b.heic", "c.gif", "._0.jpg", ".cache/y.png", "@eaDir/z.png"):
+        (root / "train/cat" / name).parent.mkdir(exist_ok=True)
+        (root / "train/cat" / name).write_bytes(b"no image")
+    (root / "__MACOSX").mkdir()
     (root / "labels.csv").write_text("0,cat")
-    (root / "dog" / "README").write_text("dogs")
-    write(root / "cat/deep/below.PNG")
-    assert sum(sizes(load_data("image_folder", folder=root))) == 13
+    (root / "train/dog/README").write_text("dogs")
+    write(root / "test/beside.png")
+    write(root / "train/cat/deep/below.PNG")
+    assert sum(sizes(load_data("image_folder", folder=root))) == 25
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     for part in (
-        "hidden folders (2)", "files beside the class folders (1)", ".heic (2)", ".gif (1)", "hidden files (1)",
+        "hidden folders (3)", "files beside the class folders (2)", ".heic (2)", ".gif (1)", "hidden files (1)",
         "files without a suffix (1)",
     ):  # fmt: skip
         assert part in warnings[0]
@@ -134,8 +166,8 @@ def test_an_empty_file_is_refused_before_anything_is_decoded(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("image_size", [None, 8])
-def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, image_size: int | None) -> None:
+@pytest.mark.parametrize(("image_size", "suffix"), [(None, "png"), (8, "png"), (8, "tiff"), (None, "tif")])
+def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, image_size: int | None, suffix: str) -> None:
     upright = np.zeros((8, 8, 3), np.uint8)
     upright[:4, :4] = 200  # the top left is bright
     stored = {
@@ -148,7 +180,8 @@ def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, image_siz
     for name in CLASSES:
         (tmp_path / name).mkdir()
         for index in range(4):
-            Image.fromarray(np.ascontiguousarray(stored[orientation])).save(tmp_path / f"{name}/{index}.png", exif=exif)
+            picture = Image.fromarray(np.ascontiguousarray(stored[orientation]))
+            picture.save(tmp_path / f"{name}/{index}.{suffix}", exif=exif)
     images = load_data("image_folder", folder=tmp_path, image_size=image_size).train.images
     assert torch.equal(images[0], torch.from_numpy(upright).permute(2, 0, 1))
 
@@ -197,7 +230,7 @@ def test_every_mode_becomes_colours(tmp_path: Path, mode: str, suffix: str) -> N
     assert sum(sizes(load_data("image_folder", folder=root))) == 13
 
 
-def test_a_suffix_that_lies_and_the_first_of_several_frames(tmp_path: Path) -> None:
+def test_a_suffix_that_lies_and_the_first_of_several_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_tree(tmp_path, "")
     write(root / "cat/lies.jpg", 77, format="PNG")
     frames = [Image.new("RGB", (8, 8), (grey,) * 3) for grey in (20, 220)]
@@ -206,6 +239,29 @@ def test_a_suffix_that_lies_and_the_first_of_several_frames(tmp_path: Path) -> N
     assert isinstance(data.train, FileSplit)
     images = data.train.reader.read([str(root / "cat/lies.jpg"), str(root / "cat/pages.tiff")])
     assert images.flatten(1)[:, 0].tolist() == [77, 20]
+    assert "1 files have several frames: the first of each is taken" in caplog.text
+
+
+def test_colours_of_16_bits_give_their_upper_8(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + struct.pack(">3H", 0x1234, 0x80FF, 0xFF00) * 8 for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    path = write_tree(tmp_path, "") / "cat/z.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
+    assert isinstance(data.train, FileSplit)
+    assert data.train.reader.read([str(path)])[0, :, 0, 0].tolist() == [0x12, 0x80, 0xFF]
+
+
+def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(write_tree(tmp_path, "") / "dog/9.png", size=(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SuperWeightError, match=r"cannot read the image .*dog.9\.png: .*decompression bomb"):
+        load_data("image_folder", folder=tmp_path, image_size=8, memory_limit_mb=0)
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -240,7 +296,18 @@ def test_a_change_of_the_data_changes_their_fingerprint(tmp_path: Path, change: 
 
 
 GIVEN: list[tuple[str, Any, Any, str]] = [
-    ("arrays", np.zeros((2, 3, 4, 4), np.uint8), torch.zeros(2), "must be tensors; got ndarray: torch.as_tensor"),
+    (
+        "arrays",
+        np.zeros((2, 3, 4, 4), np.uint8),
+        torch.zeros(2),
+        "images must be a tensor; got ndarray: torch.as",
+    ),
+    ("array labels", torch.zeros(2, 3, 4, 4), np.zeros(2), "labels must be a tensor; got ndarray: torch.as_tensor"),
+    ("integers", torch.zeros(2, 3, 4, 4).long(), torch.zeros(2), r"got torch.int64 .*: images.to\(torch.uint8\)"),
+    ("sparse", torch.zeros(2, 3, 4, 4).to_sparse(), torch.zeros(2), r"got torch.float32 .*: images.to_dense\(\)"),
+    ("no pixels", torch.zeros(2, 3, 0, 4), torch.zeros(2), r"got torch.float32 \(2, 3, 0, 4\)$"),
+    ("one label", torch.zeros(2, 3, 4, 4), torch.tensor(1), r"got torch.int64 \(\)$"),
+    ("truth", torch.zeros(2, 3, 4, 4), torch.zeros(2).bool(), r"got torch.bool \(2,\): labels.flatten\(\).long\(\)"),
     ("double", torch.zeros(2, 3, 4, 4).double(), torch.zeros(2), r"uint8 or float32 .*float64.*: images.float\(\)"),
     ("half", torch.zeros(2, 3, 4, 4).half(), torch.zeros(2), r"got torch.float16 .*: images.float\(\)"),
     ("no channel", torch.zeros(2, 4, 4), torch.zeros(2), r"\(N, C, H, W\); got torch.float32 \(2, 4, 4\)$"),
@@ -260,6 +327,23 @@ def test_images_that_no_split_holds(images: Any, labels: Any, message: str) -> N
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
 def test_labels_of_every_integer_type_are_kept_as_int64(dtype: torch.dtype) -> None:
     assert MemorySplit(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1], dtype=dtype)).labels.dtype == torch.int64
+
+
+def test_images_with_a_graph_and_in_any_order_are_held() -> None:
+    images = torch.rand(2, 4, 5, 3, requires_grad=True).permute(0, 3, 1, 2)
+    split = MemorySplit(images, torch.zeros(2).int())
+    assert split.images.is_contiguous() and not split.images.requires_grad and torch.equal(split.images, images)
+    assert list(split.fingerprint()) == ["labels", "pixels", "image marks"]
+
+
+def test_float_images_of_another_range_than_mean_and_std_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    for highest, warned in ((1.0, 0), (255.0, 1)):
+        split = MemorySplit(torch.linspace(0, highest, 8).view(2, 1, 2, 2), torch.arange(2))
+        ImageData(
+            name="mine", classes=("a", "b"), image_shape=(1, 2, 2), mean=(0.5,), std=(0.25,), train=split,
+            validation=split, test=split,
+        )  # fmt: skip
+        assert caplog.text.count("float images go from 0 to 255") == warned
 
 
 def test_one_class_is_refused() -> None:

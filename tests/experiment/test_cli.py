@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import superweights
+from PIL import Image
 
 import superweight_ensembles as swe
 
@@ -161,6 +163,30 @@ def test_interrupted_training_is_resumed(monkeypatch, capsys, tmp_path: Path, re
     for arm in ("shared", "independent"):
         tensors = [(folder / arm / "ensemble" / "model.safetensors").read_bytes() for folder in (run, whole)]
         assert tensors[0] == tensors[1]
+
+
+def test_a_run_holds_to_its_data_between_arms(monkeypatch, capsys, caplog, tmp_path: Path) -> None:
+    run, images = tmp_path / "run", tmp_path / "images"
+    for index in range(48):
+        path = images / ("cat", "dog", "emu", "fox")[index % 4] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (5 * index, 0, 0)).save(path)
+    recipe, data = tmp_path / "tiny.yaml", {"name": "image_folder", "folder": str(images)}
+    recipe.write_text(yaml.safe_dump({**TINY, "data": data, "training": {**TINY["training"], "batch_size": 8}}))
+    arguments = ["train", recipe, "--out", run, "--set", "training.epochs=1"]
+    assert superweights(monkeypatch, *arguments) == 0
+    shutil.rmtree(run / "independent")  # as if the run had ended before it began
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(images / "cat" / "4.png")
+    capsys.readouterr()
+    assert superweights(monkeypatch, *arguments, "--resume") == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"the data are not those of {run}; what differs: " in told
+    assert f"not seen before: {images / 'cat' / '4.png'}" in told
+    Image.new("RGB", (8, 8), (20, 0, 0)).save(images / "cat" / "4.png")
+    assert superweights(monkeypatch, *arguments, "--resume") == 0
+    Image.new("RGB", (8, 8), (0, 255, 0)).save(images / "dog" / "5.png")
+    assert superweights(monkeypatch, "evaluate", run) == 0
+    assert "dog/5.png: put them back as they were, or begin anew; evaluated all the same" in caplog.text
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

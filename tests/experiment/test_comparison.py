@@ -178,6 +178,15 @@ def test_resume_keeps_what_is_there_and_adds(finished):
     assert by_name(comparison)["shared"].runs[:2] == by_name(before)["shared"].runs
 
 
+def test_a_comparison_holds_to_its_data(finished):
+    folder, _ = finished
+    known = (folder / "data.json").read_text()
+    (folder / "data.json").write_text(json.dumps({**json.loads(known), "test pixels": "others"}))
+    with pytest.raises(SuperWeightError, match=r"the data are not those of .*: test pixels: put them back"):
+        compare_arms(parse_recipe(CONTENT), folder, against=[], num_seeds=1, resume=True)
+    (folder / "data.json").write_text(known)
+
+
 def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
     folder, _ = finished
     other = [Variant(name="less", overrides=("sharing.budget=0.6",))]
