@@ -82,11 +82,12 @@ class Deadline:
         return 1e3 * (spent + self.latencies.percentile_95(member, batch_size, self.slowdown)) > self.milliseconds
 
 
-def warn_of_nan(broken: Tensor) -> None:
-    """One warning where answers (B,) are no numbers."""
+def warn_of_nan(broken: Tensor) -> bool:
+    """One warning where answers (B,) are no numbers; whether there are such."""
     count = int(broken.sum())
     if count:
         _LOG.warning("%d of %d answers are NaN: the images or the members' weights are not finite", count, len(broken))
+    return count > 0
 
 
 @torch.no_grad()

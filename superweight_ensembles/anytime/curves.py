@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -21,11 +21,12 @@ from superweight_ensembles.anytime.calibration import (
     overthinking,
     simulate,
 )
-from superweight_ensembles.anytime.costs import now
+from superweight_ensembles.anytime.costs import check_count, now
 from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means
-from superweight_ensembles.anytime.predictor import AnytimePredictor, Loader
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.anytime.predictor import TARGETS, AnytimePredictor, Loader
+from superweight_ensembles.data import checked_batch
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import Count, Name, Positive, Share
 
 _ROUNDS = 3
@@ -160,9 +161,20 @@ def measure_curves(
         timed_images: Images for the clock.
 
     Raises:
-        SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members.
+        SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members, a test
+            loader that can be read once alone, members that count no FLOPs.
     """
+    counts = {"num_points": num_points, "batch_size": batch_size, "timed_images": timed_images}
+    for what, count in counts.items():
+        check_count(what, count)
+    if target[0] not in TARGETS:
+        raise unknown_name("target", target[0], TARGETS)
+    if tested is None and isinstance(test, Iterator):
+        raise SuperWeightError("test is read twice, and an iterator can be read once: give a list or a DataLoader")
     held = predictor.predict(calibration)
+    for name, cost in predictor.flops.items():
+        if not cost:
+            raise SuperWeightError(f"member {name!r} counts no FLOPs: it has no place on a curve over them")
     found = predictor.calibrate(
         held,
         **{target[0]: target[1]},
@@ -264,16 +276,18 @@ def costs_between(low: float, high: float, count: int) -> list[float]:
 
 def _timed_batches(test: Loader, batch_size: int, count: int, device: torch.device) -> list[Tensor]:
     images: list[Tensor] = []
-    for batch, _ in test:
-        images.append(batch)
+    for batch in test:
+        images.append(checked_batch(batch)[0])
         if sum(len(part) for part in images) >= count:
             break
+    if not sum(len(part) for part in images):
+        raise SuperWeightError("test has no samples")
     whole = torch.cat(images)[:count].to(device)
     full = whole[: max(1, len(whole) // batch_size) * batch_size]
     return list(full.split(batch_size))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _clock(
     predictor: AnytimePredictor, policies: Sequence[ExitPolicy], batches: Sequence[Tensor]
 ) -> tuple[list[float], list[float], list[float]]:

@@ -341,7 +341,7 @@ def reliability(probabilities: Tensor, labels: Tensor) -> tuple[ReliabilityBin, 
     """Confidence and accuracy in 15 equal bins of confidence: the bars of a reliability diagram."""
     confidence, answer = probabilities.double().max(1)
     right = (answer == labels).double()
-    edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64, device=confidence.device)
     bin_of = torch.bucketize(confidence, edges[1:-1])
 
     def bin_at(index: int) -> ReliabilityBin:

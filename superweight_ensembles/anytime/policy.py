@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -150,6 +151,8 @@ class ExitPolicy:
         ):
             if len(values) != count:
                 raise SuperWeightError(f"{exits} members need {count} {what}; got {len(values)}")
+            if any(isinstance(value, bool) or not isinstance(value, Real) for value in values):
+                raise SuperWeightError(f"{what} must be numbers; got {list(values)!r:.80}")
         least, most = TEMPERATURES
         if any(not least <= value <= most for value in self.temperatures):
             raise SuperWeightError(f"temperatures must be {least:g} to {most:g}; got {list(self.temperatures)!r:.80}")
@@ -158,6 +161,8 @@ class ExitPolicy:
                 f"thresholds must be 0 to {MOST_THRESHOLD:g}, or infinity where none leaves; got "
                 f"{list(self.thresholds)!r:.80}"
             )
+        for name in ("temperatures", "thresholds"):  # JSON takes no other numbers
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         replaced = [value for value in self.replaces if value is not None]
         earlier = all(value is None or value in range(index) for index, value in enumerate(self.replaces))
         if len(self.replaces) not in (0, exits) or not earlier or len(set(replaced)) < len(replaced):
@@ -251,7 +256,7 @@ class RunningMean:
 
     replaces: tuple[int | None, ...] = ()
     num_run: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
     answers: dict[int, Tensor] = field(default_factory=dict)
     parts: dict[int, Tensor] = field(default_factory=dict)
     surest: tuple[Tensor, Tensor] | None = None

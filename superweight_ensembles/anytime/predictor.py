@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
 
 ORDERS = ("cost", "greedy")
+TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 Loader = Iterable[tuple[Tensor, Tensor]]
 
 ANYTIME_FORMAT = 1
@@ -71,7 +73,9 @@ def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int],
 
 def _write(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
     values = (ANYTIME_FORMAT, list(order), list(input_shape), None if policy is None else policy.to_dict())
-    write_json(folder / ANYTIME_FILE, dict(zip(_KEYS, values)))
+    content = dict(zip(_KEYS, values))
+    _parsed(content, ANYTIME_FILE)  # what could not be read again is not written
+    write_json(folder / ANYTIME_FILE, content)
 
 
 def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
@@ -83,7 +87,11 @@ def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], Exit
                 f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)"
             )
     check_manifest(folder, [ANYTIME_FILE])
-    content = read_json(path)
+    return _parsed(read_json(path), str(path))
+
+
+def _parsed(content: Mapping[str, Any], path: str) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
+    """Order, input shape and policy of what anytime.json holds, or will hold."""
     if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:
         raise SuperWeightError(f"{path} has format {content.get('format')!r:.80}; this version reads {ANYTIME_FORMAT}")
     for key in content:
@@ -173,8 +181,10 @@ class AnytimePredictor:
             module = copied(members[name], given) if self._ensemble is None else self._ensemble.materialize(name)
             try:
                 self.modules[name] = module.eval().requires_grad_(False)
-            except NotImplementedError as error:  # as an exported program says
-                raise SuperWeightError(f"{given} has no eval mode: {first_line(error)}") from error
+            except Exception as error:  # a layer without weights yet, or a program that cannot change its mode
+                raise SuperWeightError(
+                    f"{given} cannot be put into eval mode and frozen: {first_line(error)}"
+                ) from error
         marked = {name: getattr(module, VERSION_OF, name) for name, module in self.modules.items()}
         self._version_of = {name: network for name, network in marked.items() if network != name}
         self.policy: ExitPolicy | None = None
@@ -258,8 +268,7 @@ class AnytimePredictor:
             with torch.no_grad():
                 running.add(answer_of(name, module, images).float().softmax(1))
                 mean = running.mean
-            if not told and (told := bool((broken := mean[:, 0].isnan()).any())):
-                warn_of_nan(broken)
+            told = told or warn_of_nan(mean[:, 0].isnan())
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
@@ -295,14 +304,14 @@ class AnytimePredictor:
             raise SuperWeightError("the cascade is not calibrated: call calibrate(loader, flops=...) on held-out data")
         policy, rule, deadline = self.policy, None, None
         if batch_flops is not None:
-            _check_amount("batch_flops", batch_flops, "FLOPs")
+            batch_flops = _checked_amount("batch_flops", batch_flops, "FLOPs")
             rule = stop_at_counts(samples_per_member(len(images), [*self._flops.values()], batch_flops))
         elif early_exit is False:
             policy = None
         elif policy is not None:
             rule = stop_when_sure(policy)
         if deadline_ms is not None:
-            _check_amount("deadline_ms", deadline_ms, "milliseconds")
+            deadline_ms = _checked_amount("deadline_ms", deadline_ms, "milliseconds")
             deadline = Deadline(deadline_ms, self._latency_table(images[:1]))
             deadline.latencies.measure(len(images))
         return run_cascade(self.modules, self._flops, images, policy, self.replaces, rule, deadline)
@@ -354,17 +363,18 @@ class AnytimePredictor:
             SuperWeightError: None or several targets, one out of reach (says the range), too few samples, labels that
                 are no classes of the members.
         """
-        targets = {"flops": flops, "latency_ms": latency_ms, "max_accuracy_drop": max_accuracy_drop}
-        given = {name: value for name, value in targets.items() if value is not None}
+        targets = zip(TARGETS, (flops, latency_ms, max_accuracy_drop))
+        given = {name: value for name, value in targets if value is not None}
         if len(given) != 1:
-            raise SuperWeightError(f"give one of {', '.join(targets)}; got {', '.join(given) or 'none'}")
+            raise SuperWeightError(f"give one of {', '.join(TARGETS)}; got {', '.join(given) or 'none'}")
         ((what, amount),) = given.items()
         if what != "max_accuracy_drop":
-            _check_amount(what, amount, "FLOPs" if what == "flops" else "milliseconds")
-        elif not _is_real(amount) or not 0 <= amount < 1:
+            amount = _checked_amount(what, amount, "FLOPs" if what == "flops" else "milliseconds")
+        elif not 0 <= _as_float(amount) < 1:
             raise SuperWeightError(
                 f"max_accuracy_drop must be from 0 to below 1 (0.002: 0.2 points); got {amount!r:.80}"
             )
+        amount = float(amount)
         check_count("batch_size", batch_size)
         check_confidence(confidence)
         table = self.predict(loader)
@@ -439,8 +449,14 @@ class AnytimePredictor:
             raise SuperWeightError("a predictor of plain networks has no ensemble to save: save their state dicts")
         for name, module in self.modules.items():
             now = self._ensemble.materialize(name).state_dict()
-            if any(not torch.equal(value, now[key].to(value)) for key, value in module.state_dict().items()):
-                raise SuperWeightError(f"member {name!r} was trained on since: make a new predictor and calibrate it")
+            for key, value in module.state_dict().items():
+                if isinstance(value, Tensor) and not torch.allclose(
+                    value, now[key].to(value), rtol=0, atol=0, equal_nan=True
+                ):
+                    raise SuperWeightError(
+                        f"member {name!r} was trained on since, or its calls change {key}: make a new predictor and "
+                        "calibrate it"
+                    )
         write_predictor(self._ensemble, Path(folder), self.order, self._input_shape, self.policy)
 
     @classmethod
@@ -547,10 +563,17 @@ def checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tup
     return tuple(order)
 
 
-def _check_amount(what: str, amount: float, unit: str) -> None:
-    if not (_is_real(amount) and math.isfinite(amount) and amount > 0):
+def _checked_amount(what: str, amount: float, unit: str) -> float:
+    """A positive number as a float, whichever type of number it was."""
+    number = _as_float(amount)
+    if not (math.isfinite(number) and number > 0):
         raise SuperWeightError(f"{what} must be a positive number of {unit}; got {amount!r:.80}")
+    return number
 
 
-def _is_real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _as_float(value: object) -> float:
+    """NaN where it is no number, or none that a float holds."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan

@@ -329,6 +329,8 @@ def checked_batch(
         size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
         raise SuperWeightError(f"a batch must be a pair (images, labels) of tensors; the loader yields a {kind}{size}")
     images, labels = batch
+    if images.is_meta or labels.is_meta:
+        raise SuperWeightError("a batch of meta tensors holds no numbers: load it on a device with memory")
     if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
         column = labels.ndim == 2 and labels.shape[1] == 1
         remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"

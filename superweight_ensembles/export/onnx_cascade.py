@@ -59,7 +59,10 @@ _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
 
 
 class Answer(NamedTuple):
-    """Of each image: mean probabilities (B, K), how many members ran, the answer's confidence and FLOPs (B,)."""
+    """Of each image: mean probabilities (B, K), how many members ran, the answer's confidence and FLOPs (B,).
+
+    Probabilities that are not numbers have confidence 0.
+    """
 
     probabilities: np.ndarray
     members_used: np.ndarray
@@ -155,7 +158,7 @@ class OnnxCascade:
             rows = left[leave]
             answer.probabilities[rows] = kept[leave]
             answer.members_used[rows] = index + 1
-            answer.confidence[rows] = kept_confidence[leave]
+            answer.confidence[rows] = np.nan_to_num(kept_confidence[leave], nan=0.0)
             answer.flops[rows] = sum(self.flops[: index + 1])
             left, images, parts = left[stay], images[stay], {one: part[stay] for one, part in parts.items()}
             kept, kept_confidence = kept[stay], kept_confidence[stay]

@@ -5,12 +5,17 @@ The clock of the deadline tests is made up: members say how long they take, and 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
+import threading
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 
 import anytime_reference
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -607,6 +612,158 @@ def test_cascade_on_cuda_answers_as_on_the_cpu(data) -> None:
         predictor(images)
 
 
+# -- What is no number -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, math.inf])
+@pytest.mark.parametrize("options", [{}, {"monotone": True}, {"confidence": "entropy"}, {"confidence": "agreement"}])
+def test_answers_that_are_no_numbers_never_leave_early(value, threshold, options, caplog) -> None:
+    predictor = swe.AnytimePredictor({name: nn.Linear(4, 3) for name in NAMES[:3]}, input_shape=(4,))
+    images = torch.randn(5, 4)
+    images[[1, 3]] = value
+    predictor.set_policy(policy_of(3, thresholds=(threshold, threshold), **options))
+    answer = predictor(images)
+    assert answer.probabilities.isnan().all(1).tolist() == [False, True, False, True, False]
+    assert answer.members_used[[1, 3]].tolist() == [3, 3] and answer.confidence[[1, 3]].tolist() == [0, 0]
+    assert [record.message for record in caplog.records] == [
+        "2 of 5 answers are NaN: the images or the members' weights are not finite"
+    ]
+    outcome = simulate(table_of(predictor, images), predictor.policy)
+    assert outcome.exits[[1, 3]].tolist() == [2, 2] and torch.equal(outcome.exits + 1, answer.members_used)
+    caplog.clear()
+    assert len(list(predictor.stream(images))) == 3 and len(caplog.records) == 1
+    flops = 24 * (5 + 2)
+    assert predictor(images, batch_flops=flops).members_used[[1, 3]].min() >= 2  # the least sure go on
+    caplog.clear()
+    predictor(images[[0, 2, 4]])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("confidence", sorted(CONFIDENCES))
+def test_masked_classes_are_numbers(confidence, caplog) -> None:
+    class Masked(nn.Linear):
+        def forward(self, images):
+            return super().forward(images) + torch.tensor([0.0, 0.0, -math.inf])
+
+    predictor = swe.AnytimePredictor({"a": Masked(4, 3), "b": Masked(4, 3)}, input_shape=(4,))
+    found = predictor.calibrate([(torch.randn(120, 4), torch.arange(120) % 2)], flops=0.75, confidence=confidence)
+    assert found.num_samples == 120 and predictor(torch.randn(9, 4)).probabilities[:, 2].tolist() == [0] * 9
+    assert not caplog.records
+
+
+def test_members_that_answer_nan_are_named() -> None:
+    members = {"whole": nn.Linear(4, 3), "broken": nn.Linear(4, 3)}
+    with torch.no_grad():
+        members["broken"].bias.fill_(math.nan)
+    match = "members broken answer NaN: rows 0, 1, 2, 3, 4 and 115 more of "
+    for call in (
+        lambda: swe.AnytimePredictor(members).predict(SAMPLES),
+        lambda: swe.AnytimePredictor(members).calibrate(SAMPLES, flops=0.8),
+        lambda: swe.AnytimePredictor(members, "greedy", loader=SAMPLES),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=f"{match}batch 0; their weights are not finite"):
+            call()
+    table, labels = torch.full((2, 120, 3), 1 / 3), torch.zeros(120).long()
+    table[1] = math.nan
+    for call in (
+        lambda: order_greedily(("whole", "broken"), table, labels, {"whole": 1, "broken": 2}),
+        lambda: fit_policy(table, labels, (1.0, 2.0), ("whole", "broken"), ("cost", 2.0)),
+        lambda: swe.anytime.Predictions(
+            members=("whole", "broken"), probabilities=table, labels=labels, image=torch.zeros(1, 4)
+        ),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=f"{match}the samples"):
+            call()
+
+
+# -- Copies and threads ------------------------------------------------------------------------------------------------
+
+
+class Keeping(nn.Linear):
+    """Keeps its last answer, with the graph where there is one."""
+
+    def forward(self, images):
+        self.kept = super().forward(images)
+        return self.kept
+
+
+def test_predictors_are_copied_and_pickled_after_calls() -> None:
+    members = {"a": Keeping(4, 3), "b": Keeping(4, 3)}
+    images = torch.randn(3, 4, requires_grad=True)
+    for member in members.values():
+        member(images)
+    predictor = swe.AnytimePredictor(members)
+    predictor.calibrate(SAMPLES, flops=0.8)
+    answer = predictor(images, deadline_ms=60_000)
+    for other in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
+        assert torch.equal(other(images, deadline_ms=60_000).probabilities, answer.probabilities)
+        assert (other.policy, other.calibration, other.flops) == (
+            predictor.policy,
+            predictor.calibration,
+            predictor.flops,
+        )
+        other.to(dtype=torch.float64)
+    assert next(predictor.modules["a"].parameters()).dtype == torch.float32
+    assert pickle.loads(pickle.dumps(answer)).skipped == answer.skipped
+
+
+def test_answers_take_part_in_autograd_later() -> None:
+    predictor = linear_predictor()
+    scale = torch.ones(3, requires_grad=True)
+    answers = [predictor(torch.randn(2, 4)), next(predictor.stream(torch.randn(2, 4))), predictor.predict(SAMPLES)]
+    for answer in answers:
+        assert not answer.probabilities.requires_grad
+        (answer.probabilities * scale).sum().backward()
+    assert float(scale.grad.sum()) == pytest.approx(2 + 2 + 2 * 120, rel=1e-5)
+
+
+def test_of_several_threads_one_measures(monkeypatch) -> None:
+    members = {"c": nn.Linear(4, 32), "b": nn.Linear(4, 32), "a": nn.Linear(4, 32)}
+    members = {
+        name: nn.Sequential(member, *[nn.Linear(32, 32)] * depth)
+        for depth, (name, member) in enumerate(members.items())
+    }
+    predictor = swe.AnytimePredictor(dict(reversed(members.items())))
+    running, most, timed_sizes, start = [], [], [], threading.Barrier(4)
+    whole_count, whole_time = costs._counted, costs.timed_call
+
+    def alone(call, *given):
+        running.append(1)
+        most.append(len(running))
+        threading.Event().wait(0.001)  # so that other threads come by
+        try:
+            return call(*given)
+        finally:
+            running.pop()
+
+    def timed(module, images):
+        timed_sizes.append(len(images))
+        return alone(whole_time, module, images)
+
+    monkeypatch.setattr(costs, "_counted", lambda *given: alone(whole_count, *given))
+    monkeypatch.setattr(costs, "timed_call", timed)
+    answers, images = {}, torch.randn(4, 4)
+
+    def call(size: int) -> None:
+        start.wait()
+        answers[size] = predictor(images[:size], deadline_ms=600_000)
+
+    threads = [threading.Thread(target=call, args=(size,)) for size in (1, 2, 3, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert sorted(timed_sizes) == sorted([1, 2, 4] * 3 * 6)  # each size once: three members, one warm-up and five times
+    assert len(most) == 3 + len(timed_sizes)
+    assert predictor.order == ("c", "b", "a") and list(predictor.flops) == ["c", "b", "a"]
+    for size, answer in answers.items():
+        assert answer.skipped == () and answer.members_used.tolist() == [3] * size
+        torch.testing.assert_close(answer.probabilities, table_of(predictor, images[:size]).mean(0))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 # -- Deadlines, by a clock that is made up -----------------------------------------------------------------------------
 
 
@@ -789,6 +946,16 @@ def test_uncalibrated_and_converted_predictors_are_saved_too(shared, data, tmp_p
     predictor.to(dtype=torch.bfloat16).save(tmp_path / "saved")
 
 
+def test_what_could_not_be_loaded_is_not_saved(tmp_path) -> None:
+    members = {
+        name: nn.Sequential(nn.AdaptiveAvgPool1d(8), nn.Linear(8, 8), nn.Flatten(), nn.Linear(8, 3)) for name in "ab"
+    }
+    predictor = swe.AnytimePredictor(swe.SuperWeightEnsemble(members, budget=1.2), input_shape=(1, 2**26 + 1))
+    with pytest.raises(swe.SuperWeightError, match=r"input_shape must list 1 to 8 sizes of at most 67,108,864"):
+        predictor.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_what_cannot_be_saved(data, tmp_path) -> None:
     built = ensemble()
     with pytest.raises(swe.SuperWeightError, match="give input_shape=, or ask after the first call"):
@@ -796,7 +963,7 @@ def test_what_cannot_be_saved(data, tmp_path) -> None:
     predictor = swe.AnytimePredictor(built, input_shape=(3, 8, 8))
     with torch.no_grad():
         next(built.bank.parameters()).mul_(1.5)
-    with pytest.raises(swe.SuperWeightError, match=r"member '.*' was trained on since: make a new predictor"):
+    with pytest.raises(swe.SuperWeightError, match=r"member '.*' was trained on since, or its calls change .*: make a"):
         predictor.save(tmp_path / "saved")
     plain = swe.AnytimePredictor({"a": nn.Linear(4, 3)}, input_shape=(4,))
     with pytest.raises(swe.SuperWeightError, match="plain networks has no ensemble to save"):
@@ -957,6 +1124,46 @@ class Pair(nn.Linear):
         return super().forward(images), None
 
 
+class Cast(nn.Linear):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(4, 3)
+        self.dtype = dtype
+
+    def forward(self, images):
+        return super().forward(images).to(self.dtype)
+
+
+class OneRow(nn.Linear):
+    """Fails, or answers too little, for more than one image."""
+
+    def __init__(self, raised: Exception | None = None) -> None:
+        super().__init__(4, 3)
+        self.raised = raised
+
+    def forward(self, images):
+        if len(images) > 1 and self.raised is not None:
+            raise self.raised
+        return super().forward(images[:1])
+
+
+@pytest.mark.parametrize(
+    ("member", "match"),
+    [
+        (OneRow(), "member 'a' must answer one row an image; got 1 of 3"),
+        (OneRow(KeyError("boom")), r"member 'a' cannot take images \(., 4\) of torch\.float32: KeyError: 'boom'"),
+    ],
+)
+def test_members_that_answer_one_image_alone(member, match) -> None:
+    predictor, images = swe.AnytimePredictor({"a": member}, input_shape=(4,)), torch.zeros(3, 4)
+    loader = [(images, torch.zeros(3).long())]
+    calls = [lambda: predictor(images), lambda: list(predictor.stream(images)), lambda: predictor.predict(loader)]
+    if member.raised is not None:
+        calls += [lambda: predictor.measure(3), lambda: predictor(images, deadline_ms=50)]
+    for call in calls:
+        with pytest.raises(swe.SuperWeightError, match=match):
+            call()
+
+
 @pytest.mark.parametrize(
     ("members", "match"),
     [
@@ -966,6 +1173,9 @@ class Pair(nn.Linear):
         ({"a": nn.Linear(4, 3), "b": nn.Linear(4, 5)}, r"same batch and classes; got a: \(1, 3\), b: \(1, 5\)"),
         ({"a": Pair(4, 3)}, r"member 'a' must answer one tensor of logits \(batch, classes\); got tuple"),
         ({"a": nn.Linear(4, 1)}, "two classes or more; 'a' answers one"),
+        ({"a": Cast(torch.complex64)}, r"member 'a' must answer floating-point logits; got torch\.complex64"),
+        ({"a": Cast(torch.int64)}, r"member 'a' must answer floating-point logits; got torch\.int64"),
+        ({"a": nn.LazyLinear(3)}, "member 'a' cannot be put into eval mode and frozen: .*uninitialized parameter"),
     ],
 )
 def test_members_that_cannot_answer_together(members, match) -> None:
@@ -994,7 +1204,7 @@ def test_images_that_the_members_cannot_take(images, match) -> None:
         predictor(images)
     with pytest.raises(swe.SuperWeightError, match=match):
         predictor.stream(images)  # at once, not when the first step is asked for
-    if isinstance(images, torch.Tensor) and images.ndim and not images.is_meta:
+    if isinstance(images, torch.Tensor) and images.ndim and len(images) and not images.is_meta:
         with pytest.raises(swe.SuperWeightError, match=match):
             predictor.calibrate([(images, torch.zeros(len(images), dtype=torch.int64))], flops=0.8)
     assert calls == []
@@ -1013,10 +1223,29 @@ def test_the_first_images_are_checked_by_the_members() -> None:
 
 
 @pytest.mark.parametrize("what", ["deadline_ms", "batch_flops"])
-@pytest.mark.parametrize("amount", [0, -1.0, math.nan, math.inf, True, "5"])
+@pytest.mark.parametrize(
+    "amount", [0, -1.0, math.nan, math.inf, True, "5", np.float32("nan"), np.bool_(True), torch.tensor(5.0), 10**400]
+)
 def test_budgets_that_are_none(what, amount) -> None:
     with pytest.raises(swe.SuperWeightError, match=f"{what} must be a positive number of .*; got"):
         linear_predictor()(torch.zeros(2, 4), **{what: amount})
+
+
+@pytest.mark.parametrize("number", [np.float32, np.int64, Fraction])
+def test_budgets_are_numbers_of_any_type(number) -> None:
+    predictor, images = linear_predictor(), torch.zeros(2, 4)
+    assert predictor(images, batch_flops=number(72)).flops.tolist() in ([24, 48], [48, 24])
+    assert predictor(images, deadline_ms=number(60_000)).skipped == ()
+    assert predictor.calibrate(SAMPLES, flops=number(48)).target == ("flops", 48.0)
+    assert set(predictor.measure(np.int64(2))) == {"small", "large"}
+    policy = swe.anytime.ExitPolicy(order=("a", "b"), temperatures=(number(1),) * 2, thresholds=(number(1),))
+    assert json.dumps(policy.to_dict()["thresholds"]) == "[1.0]"
+
+
+@pytest.mark.parametrize("threshold", ["0.5", None, True, torch.tensor(0.5), np.bool_(True)])
+def test_thresholds_that_are_no_numbers(threshold) -> None:
+    with pytest.raises(swe.SuperWeightError, match="thresholds must be numbers; got"):
+        policy_of(2, thresholds=(threshold,))
 
 
 @pytest.mark.parametrize(
