@@ -1,6 +1,7 @@
 """Curves of stream and cascade: pure arithmetic, the recipe section, the run's results, the table and the figure."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import figure_checks
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import superweight_ensembles as swe
@@ -245,6 +247,26 @@ def test_one_member_has_nothing_to_stop_before() -> None:
     content = load_recipe(DIGITS).model_dump(mode="json", exclude_none=True)
     with pytest.raises(swe.SuperWeightError, match="one member alone leaves nothing to stop before"):
         parse_recipe({**content, "members": content["members"][:1]})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_points": 0}, "num_points must be an integer of at least 1; got 0"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1; got 2.5"),
+        ({"timed_images": True}, "timed_images must be an integer of at least 1; got True"),
+        ({"target": ("flop", 0.5)}, "unknown target 'flop': did you mean 'flops'"),
+        ({"test": iter([])}, "test is read twice, and an iterator can be read once: give a list or a DataLoader"),
+        ({"test": []}, "the loader has no samples"),
+        ({"test": [(torch.zeros(3, 4), torch.full((3,), 9))]}, "labels must be 0 to 2.*has 9 to 9"),
+        ({"test": [(torch.full((3, 4), math.nan), torch.zeros(3).long())]}, "images hold NaN"),
+    ],
+)
+def test_curves_that_cannot_be_measured(options, match) -> None:
+    predictor = swe.AnytimePredictor({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, input_shape=(4,))
+    loader = [(torch.randn(120, 4), torch.zeros(120).long())]
+    with pytest.raises(swe.SuperWeightError, match=match):
+        measure_curves(predictor, loader, **{"test": loader, "target": ("flops", 0.75), **options})
 
 
 def test_an_unreachable_target_names_the_range(measured) -> None:
