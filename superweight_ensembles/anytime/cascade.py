@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,12 +83,13 @@ class Deadline:
         return 1e3 * (spent + self.latencies.percentile_95(member, batch_size, self.slowdown)) > self.milliseconds
 
 
-def warn_of_nan(broken: Tensor) -> bool:
-    """One warning where answers (B,) are no numbers; whether there are such."""
-    count = int(broken.sum())
-    if count:
-        _LOG.warning("%d of %d answers are NaN: the images or the members' weights are not finite", count, len(broken))
-    return count > 0
+def warn_of_nan(values: Tensor) -> bool:
+    """One warning where answers are no numbers, of one finite number an answer (B,) else; whether there are such."""
+    if not math.isnan(float(values.sum())):  # one operator, where all is well
+        return False
+    count = int(values.isnan().sum())
+    _LOG.warning("%d of %d answers are NaN: the images or the members' weights are not finite", count, len(values))
+    return True
 
 
 @torch.no_grad()
@@ -138,11 +140,12 @@ def run_cascade(
             running.keep(inside)
     place, *columns = map(torch.cat, zip(*exits))
     probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
-    warn_of_nan(confidence.isnan())
+    if warn_of_nan(confidence):
+        confidence = confidence.nan_to_num(nan=0.0)
     return AnytimeAnswer(
         probabilities=probabilities,
         members_used=used,
-        confidence=confidence.nan_to_num_(nan=0.0),
+        confidence=confidence,
         flops=torch.tensor([*flops.values()], device=images.device).cumsum(0)[used - 1],
         skipped=skipped,
         latency_ms=1e3 * (now(images) - began),

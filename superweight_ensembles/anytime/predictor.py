@@ -268,7 +268,7 @@ class AnytimePredictor:
             with torch.no_grad():
                 running.add(answer_of(name, module, images).float().softmax(1))
                 mean = running.mean
-            told = told or warn_of_nan(mean[:, 0].isnan())
+            told = told or warn_of_nan(mean[:, 0])
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
