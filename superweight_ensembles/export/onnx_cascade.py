@@ -240,8 +240,9 @@ def _tell(probabilities: np.ndarray) -> bool:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # of infinite logits: NaN, which is told
+        powers = np.exp(logits - logits.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
