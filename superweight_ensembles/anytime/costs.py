@@ -22,6 +22,7 @@ from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.models import calling, first_line, is_out_of_memory, unfused_recurrence
 from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.training import explain_oom
 
 # Counting changes settings of the process, and a time is right where nothing else is measured.
 MEASURING = threading.RLock()
@@ -30,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 _TIMED_SECONDS = 0.02
 _ROUNDS = 5
 _RECENT_CALLS = 64
+SMALLER = "give smaller batches"  # where no memory is left
 _SLOW_OPERATORS = ("_fft", "_sparse", "_linalg", "linalg", "_cdist", "mkldnn")  # of torch's own; no formula counts them
 _Shape = Sequence[int]
 
@@ -190,12 +192,12 @@ def flops_of_members(modules: Mapping[str, nn.Module], image: Tensor) -> dict[st
     """
     flops, logits = {}, {}
     for name, module in modules.items():
-        try:
-            flops[name], logits[name], left_out = _counted(module, image)
-        except Exception as error:  # of the member, or of the counter
-            if is_out_of_memory(error):
-                raise
-            with calling(name, image):
+        with explain_oom(name, len(image), remedy=SMALLER), calling(name, image):
+            try:
+                flops[name], logits[name], left_out = _counted(module, image)
+            except Exception as error:  # of the member, or of the counter
+                if is_out_of_memory(error):
+                    raise
                 flops[name], logits[name], left_out = 0, module(image), {first_line(error)}
         check_answers({name: logits[name]}, len(image))
         if left_out or not flops[name]:
@@ -213,7 +215,8 @@ def answer_of(name: str, module: nn.Module, images: Tensor) -> Tensor:
     Raises:
         SuperWeightError: The call fails, or answers anything else; names the member.
     """
-    with calling(name, images):
+    images = images.clone() if images.is_inference() else images  # which nobody sees a member write to
+    with explain_oom(name, len(images), remedy=SMALLER), calling(name, images):
         logits: Tensor = module(images)
     check_answers({name: logits}, len(images))
     return logits
@@ -318,7 +321,7 @@ class LatencyTable:
         times: dict[str, list[float]] = {name: [] for name in self._modules}
         for turn in range(_ROUNDS + 1):
             for name, module in self._modules.items():
-                with calling(name, images):
+                with explain_oom(name, size, remedy=SMALLER), calling(name, images):
                     seconds = timed_call(module, images)
                 if turn:  # the first is to warm up
                     times[name].append(seconds)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from superweight_ensembles.anytime.costs import MemberCost, answer_of, member_costs
-from superweight_ensembles.data import checked_batch
+from superweight_ensembles.data import checked_batch, checked_loader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import Amount, Count, Name, Share
@@ -242,7 +242,7 @@ def predict_all(
     like = first_parameter(modules)
     dtype = None if torch.is_autocast_enabled(device.type) else like.dtype
     parts, labels, first = [], [], None
-    for index, batch in enumerate(_batches(loader)):
+    for index, batch in enumerate(checked_loader(loader)):
         images, truth = checked_batch(batch, dtype=dtype)
         if not len(images):
             continue
@@ -262,14 +262,6 @@ def predict_all(
         raise SuperWeightError(f"the loader has no samples{once}")
     probabilities = torch.cat(parts, dim=1)
     return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
-
-
-def _batches(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    if not isinstance(loader, Iterable):
-        raise SuperWeightError(
-            f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
-        )
-    return iter(loader)
 
 
 def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> None:

@@ -18,7 +18,7 @@ from superweight_ensembles.data.datasets import (
     takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
-from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch
+from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch, checked_loader
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
 
@@ -37,6 +37,7 @@ __all__ = [
     "check_labels",
     "check_options",
     "checked_batch",
+    "checked_loader",
     "checksum",
     "classes_and_channels",
     "crop_and_flip",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -311,6 +311,19 @@ class ImageLoader:
         return cut_out_(normalised, draws, self.augmentation.cutout)
 
 
+def checked_loader(loader: Any) -> Iterator[Any]:
+    """What a loader yields.
+
+    Raises:
+        SuperWeightError: It cannot be iterated.
+    """
+    if not isinstance(loader, Iterable):
+        raise SuperWeightError(
+            f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
+        )
+    return iter(loader)
+
+
 def checked_batch(
     batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -331,6 +344,8 @@ def checked_batch(
     images, labels = batch
     if images.is_meta or labels.is_meta:
         raise SuperWeightError("a batch of meta tensors holds no numbers: load it on a device with memory")
+    if images.layout != torch.strided or labels.layout != torch.strided:
+        raise SuperWeightError(f"a batch must be dense tensors; its images are {images.layout}: images.to_dense()")
     if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
         column = labels.ndim == 2 and labels.shape[1] == 1
         remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"

@@ -16,6 +16,7 @@ from superweight_ensembles.ensemble.initialization import (
 )
 from superweight_ensembles.ensemble.saving import (
     check_ensemble_files,
+    check_unchanged,
     read_ensemble_tensors,
     read_plan,
     rebuild_member,
@@ -42,6 +43,7 @@ __all__ = [
     "best_factors",
     "check_ensemble_files",
     "check_logits",
+    "check_unchanged",
     "compile_group",
     "decompose",
     "first_parameter",

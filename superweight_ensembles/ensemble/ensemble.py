@@ -22,7 +22,7 @@ from superweight_ensembles.ensemble.generation import Weights, slot_key
 from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
 from superweight_ensembles.ensemble.initialization import own_deviations
 from superweight_ensembles.ensemble.members import MemberDict, fixed
-from superweight_ensembles.ensemble.placement import Call, Placement
+from superweight_ensembles.ensemble.placement import Call, Placement, one_call_at_a_time
 from superweight_ensembles.ensemble.saving import (
     build_members,
     check_ensemble_files,
@@ -33,7 +33,7 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble,
 )
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
-from superweight_ensembles.models import calling, copied, exchange_parameter, set_parameter
+from superweight_ensembles.models import calling, check_functions, copied, exchange_parameter, set_parameter
 from superweight_ensembles.plan import (
     Cluster,
     Members,
@@ -123,10 +123,11 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         like = first_parameter(modules)
         _check_weights(plan, modules, like)
         _tell_shared(modules)
-        self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
-        self.members = MemberDict(
-            {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
-        )
+        with torch.inference_mode(False):  # what is made inside could not be trained
+            self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
+            self.members = MemberDict(
+                {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
+            )
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 
@@ -213,13 +214,14 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: No member of that name; the member's call fails (names it and what it was given).
         """
         member = self._member(name)
+        images = images.clone() if images.is_inference() else images  # which nobody sees a member write to
         running = Call(name, member, weights)
         with self.with_weights(name, running.weights), calling(name, images):
             return running.left((call or member)(images))
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """One member with its generated weights in their places, until the context ends.
+        """One member with its generated weights in their places, until the context ends; other threads wait so long.
 
         Run backward inside the context where the member checkpoints activations, or call :meth:`run_member`.
 
@@ -227,11 +229,12 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: No member, or no parameter, of that name.
         """
         member = self._member(name)
-        placement = Placement(name, member, weights)
-        try:
-            yield member
-        finally:
-            placement.remove()
+        with one_call_at_a_time(member):
+            placement = Placement(name, member, weights)
+            try:
+                yield member
+            finally:
+                placement.remove()
 
     @torch.no_grad()
     def materialize(self, name: str) -> nn.Module:
@@ -365,13 +368,13 @@ def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Te
 
 
 def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
-    """Say of a module or parameter that two members hold that each gets a copy of its own."""
+    """Say of a module, parameter or buffer that two members hold that each gets a copy of its own."""
     owners: dict[int, tuple[str, str]] = {}
     told: set[tuple[str, str]] = set()
     for member, module in modules.items():
-        held = [*module.named_modules(), *module.named_parameters()]  # modules first: they say more
+        held = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]  # modules say more
         for path, part in held:
-            if isinstance(part, nn.Module) and next(part.parameters(), None) is None:
+            if isinstance(part, nn.Module) and not any(True for _ in (*part.parameters(), *part.buffers())):
                 continue
             owner, name = owners.setdefault(id(part), (member, path))
             if owner != member and (owner, member) not in told:
@@ -384,7 +387,9 @@ def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
 
 def _hollow_copy(module: nn.Module, member: str, generated: tuple[str, ...]) -> nn.Module:
     """A copy whose generated parameters are None: names and order stay, the tensors are gone."""
-    hollow = copied(module, f"member {member!r}")
+    memo: dict[int, Any] = {}
+    hollow = copied(module, f"member {member!r}", memo)
+    check_functions(hollow, memo, f"member {member!r}")
     for name in generated:
         owner, local = _locate(hollow, name)
         set_parameter(owner, local, None)

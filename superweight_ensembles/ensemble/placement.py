@@ -9,8 +9,10 @@ what gradient comes to them is added at the edge where the call's weights enter,
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,18 @@ from torch.utils._pytree import tree_map_only
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import set_parameter
 
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _REPLAYS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Replay]] = weakref.WeakKeyDictionary()
+
+
+def one_call_at_a_time(member: nn.Module) -> AbstractContextManager[object]:
+    """Has the calls of several threads go through a member one after the other: they put their weights in one place.
+
+    A backward pass does not wait: on a GPU it runs in a thread of its own, for one that holds the lock.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return _LOCKS.setdefault(member, threading.RLock())
 
 
 class Placement:

@@ -82,9 +82,7 @@ def write_ensemble_files(
     Raises:
         SuperWeightError: What could not be loaded again, and what cannot be written.
     """
-    held = ensemble.get_submodule("members")
-    assert isinstance(held, MemberDict), "an ensemble's"
-    held.check_tensors()
+    check_unchanged(ensemble)
     architectures = {member.name: registered(members[member.name], member) for member in plan.members}
     write_json(
         folder / "config.json",
@@ -95,6 +93,24 @@ def write_ensemble_files(
     )
     write_text(folder / "plan.json", plan.to_json())
     write_module(folder / "model.safetensors", ensemble)
+
+
+def check_unchanged(ensemble: nn.Module) -> None:
+    """Refuse an ensemble that could not be loaded again: members that have changed, and tensors beside them.
+
+    Raises:
+        SuperWeightError: Names the member, or what is beside them.
+    """
+    held = ensemble.get_submodule("members")
+    assert isinstance(held, MemberDict), "an ensemble's"
+    held.check_tensors()
+    beside = [name for name, _ in ensemble.named_children() if name not in ("bank", "members")]
+    beside += [*ensemble._parameters, *ensemble._buffers]
+    if beside and type(ensemble).__module__.startswith("superweight_ensembles."):  # a subclass makes its own again
+        raise SuperWeightError(
+            f"the ensemble holds {beside[0]!r} beside its bank and members, which nothing would read again: put it "
+            "into a member before the ensemble is made, or make it in __init__ of a subclass"
+        )
 
 
 def registered(module: nn.Module, planned: PlannedMember) -> Architecture | None:

@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import copied, recall_architecture
+from superweight_ensembles.models import copied, is_out_of_memory, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import (
     PathError,
@@ -99,6 +99,8 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
         try:
             logits = plain(images)
         except Exception as error:  # whatever the network's own code raises
+            if is_out_of_memory(error):
+                raise
             try:
                 logits, takes_tokens = plain(tokens), True
             except Exception:

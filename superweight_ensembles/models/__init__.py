@@ -8,6 +8,7 @@ from superweight_ensembles.models.registry import build_architecture, build_memb
 from superweight_ensembles.models.surgery import (
     buffers_as_now,
     calling,
+    check_functions,
     copied,
     evaluating,
     exchange_parameter,
@@ -15,6 +16,7 @@ from superweight_ensembles.models.surgery import (
     is_out_of_memory,
     kept_modes,
     set_parameter,
+    unchanged,
     unfused_recurrence,
 )
 from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
@@ -28,6 +30,7 @@ __all__ = [
     "build_architecture",
     "build_member",
     "calling",
+    "check_functions",
     "copied",
     "evaluating",
     "exchange_parameter",
@@ -36,6 +39,7 @@ __all__ = [
     "kept_modes",
     "recall_architecture",
     "set_parameter",
+    "unchanged",
     "unfused_recurrence",
     "wide_resnet",
 ]

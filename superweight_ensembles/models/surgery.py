@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -17,10 +19,12 @@ from superweight_ensembles.errors import SuperWeightError
 _Copied = TypeVar("_Copied")
 _NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "std::bad_alloc", "ALLOC_FAILED")
 _REMEDIES = {
+    "index out of range": "a token must be below the size of its embedding, an index below that of its dimension",
     "more than 1 value per channel": "a batch norm needs two rows: raise batch_size, or let the loader drop_last",
     "more than 1 spatial element": "an instance norm needs two pixels or more: give larger images",
     "view size is not compatible": "let it flatten by torch.flatten, or set channels_last to false",
 }
+_OF_TYPES = ("dtype", "scalar type", "same type")  # errors about types
 _BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 
 
@@ -53,15 +57,62 @@ def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | N
         ) from error
 
 
+def check_functions(module: nn.Module, memo: Mapping[int, Any], named: str) -> None:
+    """Refuse a copy of a module that holds functions which refer to what it was copied from.
+
+    Python copies no function: one that closes over the network would go on with the network's own parameters.
+
+    Args:
+        module: The copy.
+        memo: Of the copying: the copy of each object by the id of the original.
+        named: How to call it.
+
+    Raises:
+        SuperWeightError: Names the function.
+    """
+    for path, part in module.named_modules():
+        for name, value in part.__dict__.items():
+            held = [*value.values()] if isinstance(value, dict) else value
+            for function in held if isinstance(held, (list, tuple)) else [held]:
+                for found in _referents(function, 3):
+                    if isinstance(found, (nn.Module, Tensor)) and memo.get(id(found), found) is not found:
+                        raise SuperWeightError(
+                            f"{named} holds a function, in {f'{path}.{name}'.lstrip('.')}, that refers to the network "
+                            "given itself and not to the copy that is trained here: make it a method of a module, or "
+                            "take it off (of a compiled forward: TrainConfig has compile=True)"
+                        )
+
+
+def _referents(function: object, depth: int) -> Iterator[object]:
+    """What a function holds on to: what it closes over, globals, defaults, a method's object, what it wraps."""
+    if isinstance(function, types.MethodType):
+        held: list[object] = [function.__self__]
+    elif isinstance(function, types.FunctionType):
+        held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values()]
+        held += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # one that is empty yet
+                held.append(cell.cell_contents)
+    elif isinstance(function, functools.partial):
+        held = [function.func, *function.args, *function.keywords.values()]
+    else:
+        return
+    for one in held:
+        yield one
+        if depth > 1:
+            yield from _referents(one, depth - 1)
+
+
 @contextmanager
 def calling(member: str, inputs: object) -> Iterator[None]:
     """Have whatever a member's call raises name the member and what it was given; memory that runs out stays as it is.
 
     Raises:
-        SuperWeightError: In the place of any other exception.
+        SuperWeightError: In the place of any other exception; a call that changes what it was given.
     """
     try:
-        yield
+        with unchanged(f"member {member!r}", inputs):
+            yield
     except SuperWeightError:
         raise
     except Exception as error:  # a member is anyone's code
@@ -71,7 +122,33 @@ def calling(member: str, inputs: object) -> Iterator[None]:
         remedy = next((f": {what}" for sign, what in _REMEDIES.items() if sign in str(error)), "")
         if isinstance(inputs, Tensor) and not inputs.is_floating_point():
             remedy = remedy or ": pixels must be floating-point numbers, such as images.float() / 255"
+        elif isinstance(inputs, Tensor) and torch.is_autocast_enabled(inputs.device.type):
+            kind = str(torch.get_autocast_dtype(inputs.device.type)).removeprefix("torch.")
+            if any(sign in str(error) for sign in _OF_TYPES):
+                remedy = remedy or f": layers run in {kind} here, and precision='float32' runs them as they are"
         raise SuperWeightError(f"member {member!r} cannot take {given}: {first_line(error)}{remedy}") from error
+
+
+@contextmanager
+def unchanged(named: str, inputs: object) -> Iterator[None]:
+    """Refuse, at the end, a call that has written to what it was given, as far as torch counts it.
+
+    Raises:
+        SuperWeightError: It has; also in the place of what the call raised.
+    """
+    counted = isinstance(inputs, Tensor) and not inputs.is_inference() and not torch.compiler.is_compiling()
+    if not (counted and isinstance(inputs, Tensor)):
+        yield
+        return
+    version = inputs._version
+    try:
+        yield
+    finally:
+        if inputs._version != version:
+            raise SuperWeightError(
+                f"{named} changes its images in place, which others see too: let it work on images.clone(), and leave "
+                "inplace=True out of its first layers"
+            )
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.data import check_labels, checked_batch
+from superweight_ensembles.data import check_labels, checked_batch, checked_loader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import calling, evaluating, unfused_recurrence
@@ -59,7 +59,7 @@ def weight_gradients(
         gradients = {
             (name, key): torch.zeros_like(tensor) for name in names for key, tensor in _untied(generated[name]).items()
         }
-        for batch in islice(loader, max_batches):
+        for batch in islice(checked_loader(loader), max_batches):
             images, labels = (tensor.to(device) for tensor in checked_batch(batch, dtype=like.dtype))
             if not len(labels):  # a rank's part of a small last batch
                 continue

@@ -16,6 +16,7 @@ from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_
 from superweight_ensembles.training.device import (
     build_fabric,
     compiled_calls,
+    explain_oom,
     faster_channels_last,
     precision_of,
     uses_bfloat16,
@@ -56,6 +57,7 @@ __all__ = [
     "check_own_mean",
     "check_same_data",
     "compiled_calls",
+    "explain_oom",
     "faster_channels_last",
     "joint_backward",
     "load_checkpoint",

@@ -52,6 +52,10 @@ def training_batches(
         members: Those that are trained.
         shard: This process and how many there are: of each batch, it has its rows alone.
     """
+    if validation is not None and (isinstance(validation, str) or not isinstance(validation, Iterable)):
+        raise SuperWeightError(
+            f"validation must yield (images, labels), as ImageData.loader(...) does; got {type(validation).__name__}"
+        )
     if hasattr(validation, "__next__"):
         raise SuperWeightError(
             f"validation is read every epoch, and a {type(validation).__name__} can be read once: give a DataLoader, "

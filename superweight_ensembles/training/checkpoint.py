@@ -18,9 +18,10 @@ import math
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
 from superweight_ensembles.data import ImageData
@@ -37,7 +37,11 @@ from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, wri
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import (
+    Amount,
+    Count,
+    Name,
     PathError,
+    Share,
     accessing,
     check_manifest,
     check_savable,
@@ -266,8 +270,13 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
     read_ensemble_tensors(state.ensemble, folder)
     try:
-        _restore(folder, content, state.optimizer, state.schedule)
-        state.progress = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
+        state.progress = _progress_of(content, state, folder.name)
+        _restore(folder, content, state.optimizer)
+        done = len(state.progress.history) * state.steps_per_epoch + state.progress.step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch takes steps of a schedule alone for a mistake
+            for _ in range(done):  # rates are functions of the config and the step: none is read from a file
+                state.schedule.step()
         return _read_states(folder)
     except SuperWeightError:
         raise
@@ -356,8 +365,7 @@ def _write(
         folder / "state.json",
         {
             "format": CHECKPOINT_FORMAT,
-            "optimizer": {"numbers": numbers, "groups": held["param_groups"]},
-            "schedule": state.schedule.state_dict(),
+            "optimizer": numbers,
             "config": asdict(state.config),
             "settings": state.settings,
             "hooks": plain,
@@ -368,10 +376,15 @@ def _write(
     )
 
 
-def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer, schedule: LRScheduler) -> None:
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(entries) for index, entries in content["optimizer"]["numbers"].items()
-    }
+def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimiser its state back; its settings are those that it was built with."""
+    state: dict[int, dict[str, Any]] = {}
+    # Files of before hold the groups and the schedule too.
+    numbers = content["optimizer"].get("numbers", content["optimizer"])
+    for index, entries in numbers.items():
+        if any(value is not None and type(value) not in (int, float) for value in entries.values()):
+            raise ValueError("the optimizer's state holds what is no number")
+        state[int(index)] = dict(entries)
     path = folder / "optimizer.safetensors"
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     header = read_header(path)
@@ -384,18 +397,55 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     for name, tensor in read_tensors(path, header).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    for group, new in zip(optimizer.param_groups, content["optimizer"]["groups"], strict=True):
-        if set(new) != set(group) or len(new["params"]) != len(group["params"]):
-            raise ValueError("the optimizer's groups are other ones")
-    optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]["groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 # in the parameter's memory format: fused optimisers walk through both in the order of memory
                 entries[key] = torch.empty_like(parameter).copy_(value)
-    if set(content["schedule"]) != set(schedule.state_dict()):
-        raise ValueError("the schedule is another one")
-    schedule.load_state_dict(content["schedule"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quality:
+    """Of a member, or the mean of all, on the validation images."""
+
+    accuracy: Share
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Validation:
+    members: dict[Name, _Quality]
+    ensemble: _Quality
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """What every epoch's record has; hooks add to it."""
+
+    epoch: Count
+    lr: Amount
+    train_loss: dict[Name, float]
+    skipped_steps: Count
+    validation: _Validation | None
+    seconds: Amount
+
+
+def _progress_of(content: dict[str, Any], state: TrainState, name: str) -> Progress:
+    """How far the training of a checkpoint was, where its numbers agree with each other, its name and the training."""
+    found = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
+    records = TypeAdapter(tuple[_Record, ...]).validate_python(found.history)
+    epochs, step = len(records), found.step
+    if [record.epoch for record in records] != list(range(1, epochs + 1)) or epochs > state.config.epochs:
+        raise ValueError(f"its epochs are not 1 to {epochs} of {state.config.epochs}")
+    if _name(epochs, step) != name or (step and epochs == state.config.epochs):
+        raise ValueError(f"it is of step {step} after epoch {epochs}, which its name does not say")
+    if step > state.steps_per_epoch:
+        raise SuperWeightError(
+            f"the checkpoint is at step {step} of an epoch of {state.steps_per_epoch}: resume with the data that it "
+            "began with"
+        )
+    return found
 
 
 def _read_states(folder: Path) -> list[dict[str, Tensor]]:

@@ -241,9 +241,17 @@ class OutOfMemoryError(SuperWeightError):
     """A training step did not fit the memory; says the batch, the member, and what to lower."""
 
 
+_IN_TRAINING = "raise training.micro_batches (or 'auto'), set recompute, lower batch_size"
+
+
 @contextmanager
 def explain_oom(
-    member: str | None, batch_size: int, micro_batches: int, *, otherwise: str = "between the members"
+    member: str | None,
+    batch_size: int,
+    micro_batches: int = 1,
+    *,
+    otherwise: str = "between the members",
+    remedy: str = _IN_TRAINING,
 ) -> Iterator[None]:
     """Say, where memory runs out inside, what was running.
 
@@ -252,6 +260,7 @@ def explain_oom(
         batch_size: Images of the step, in this process.
         micro_batches: Parts that they are run in.
         otherwise: Where that is, without a member.
+        remedy: What to do.
 
     Raises:
         OutOfMemoryError: In the place of torch's errors.
@@ -266,6 +275,5 @@ def explain_oom(
         running = otherwise if member is None else f"in member {member!r}"
         batch = f"a batch of {batch_size}" + (f" in {micro_batches} parts" if micro_batches > 1 else "")
         raise OutOfMemoryError(
-            f"out of memory {running}, at {batch}: raise training.micro_batches (or 'auto'), set recompute, lower "
-            f"batch_size, or leave the largest member out ({first_line(error):.160})"
+            f"out of memory {running}, at {batch}: {remedy}, or leave the largest member out ({first_line(error):.160})"
         ) from error

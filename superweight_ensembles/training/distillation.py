@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes
+from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes, unchanged
 from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import is_refusal
@@ -80,8 +80,12 @@ class FixedTeacher:
         return torch.cat([answer if answer.ndim == 3 else answer[None] for answer in answers])
 
     def _answer(self, network: nn.Module, images: Tensor) -> Tensor:
+        given = in_memory_format(images, channels_last=False) if self._contiguous else images
         try:
-            answer: Tensor = network(in_memory_format(images, channels_last=False) if self._contiguous else images)
+            with unchanged("the teacher", given):
+                answer: Tensor = network(given)
+        except SuperWeightError:
+            raise
         except Exception as error:  # a teacher is anyone's code
             if is_out_of_memory(error):
                 raise

@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning_fabric import Fabric
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.storage import Amount, Count
 from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Processes, current_processes
@@ -117,13 +118,13 @@ class Progress:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     history: list[dict[str, Any]] = field(default_factory=list)
-    step: int = 0
+    step: Count = 0
     loss_sums: dict[str, float] = field(default_factory=dict)
-    num_summed: int = 0
-    learning_rate: float = 0.0
-    seconds: float = 0.0
-    num_skipped: int = 0
-    micro_batches: int = 1
+    num_summed: Count = 0
+    learning_rate: Amount = 0.0
+    seconds: Amount = 0.0
+    num_skipped: Count = 0
+    micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1
 
 
 @dataclass(slots=True, kw_only=True)

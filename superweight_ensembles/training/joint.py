@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
 from superweight_ensembles.errors import SuperWeightError, names_options
-from superweight_ensembles.models import calling, first_line, is_out_of_memory
+from superweight_ensembles.models import calling, first_line, is_out_of_memory, unchanged
 from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.hooks import Penalty
@@ -196,7 +196,10 @@ class _Task:
             with calling(name, images):
                 logits = self.execution.compiled.get(name, member)(images)
             return self.loss_of(name, member, logits, rows, target)
-        with _failing(f"the objective fails for member {name!r}"):
+        with (
+            _failing(f"the objective fails for member {name!r}"),
+            unchanged(f"the objective of member {name!r}", images),
+        ):
             loss = self.joint.objective(member, images, self._labels_of(name)[rows])
         return self._with_penalty(name, loss, member)
 

@@ -20,9 +20,10 @@ from einops import reduce
 from torch import Tensor, nn
 
 from superweight_ensembles.data import ImageData, ImageLoader
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, check_unchanged, first_parameter
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.models import buffers_as_now, kept_modes
+from superweight_ensembles.storage import check_savable
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
@@ -135,7 +136,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         with state.fabric.autocast():
             logits = {}
             for name in members:
-                with explain_oom(name, len(labels), 1):
+                with explain_oom(name, len(labels), remedy="validate on smaller batches"):
                     logits[name] = ensemble.run_member(name, images, weights[name])
         check_logits(logits)
         every = torch.stack(list(logits.values())).float().log_softmax(2)
@@ -247,11 +248,6 @@ class _Loop:
         if random is None:
             _LOG.warning("nothing to resume in %s: training from the start", self.records.folder)
             return None
-        if state.progress.step > state.steps_per_epoch:
-            raise SuperWeightError(
-                f"the checkpoint is at step {state.progress.step} of an epoch of {state.steps_per_epoch}: "
-                "resume with the data that it began with"
-            )
         _LOG.info("resumed after epoch %d of %d, step %d", state.epoch - 1, state.config.epochs, state.progress.step)
         return random
 
@@ -463,6 +459,8 @@ def train(
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
+    if any(parameter.is_meta for parameter in ensemble.parameters()):
+        raise SuperWeightError("the ensemble is on the meta device and has no numbers to train: build it on another")
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, config, fabric)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)
@@ -500,8 +498,11 @@ def train(
             ending.callback(hook.end, state)
             hook.start(state)
         try_validation(state)
+        check_unchanged(ensemble)
         records = None
-        if folder is not None:
+        if folder is None:
+            _warn_of_saving(ensemble)
+        else:
             records = Records(folder, state)
             ending.callback(records.close)
         step = TrainStep(state, loss, execution)
@@ -517,6 +518,14 @@ def train(
         best_epoch=best_epoch(history),
         micro_batches=state.progress.micro_batches,
     )
+
+
+def _warn_of_saving(ensemble: SuperWeightEnsemble) -> None:
+    """Say ahead of a training without a folder that what comes of it could not be saved."""
+    try:
+        check_savable(ensemble, "what is trained here")
+    except SuperWeightError as error:
+        _LOG.warning("%s", error)
 
 
 def _check_job(processes: Processes, config: TrainConfig) -> None:

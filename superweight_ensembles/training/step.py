@@ -18,7 +18,7 @@ from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import buffers_as_now
+from superweight_ensembles.models import buffers_as_now, copied
 from superweight_ensembles.training.batches import (
     by_member,
     check_answers,
@@ -165,6 +165,8 @@ class TrainStep:
         losses = torch.stack(list(self._gradients(images, labels, weight, put_back).values())).double()
         if not self._begun:
             self._check_one_row(ready[0][0][:1])
+            for name in state.members:  # what a call leaves in a member may be more than can be copied
+                copied(state.ensemble.members[name], f"after a call, member {name!r}")
             self._agree_on_gradients()
             self._begun = True
         self._add_up(losses)
@@ -271,7 +273,8 @@ class TrainStep:
         while True:
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
-                return self._forward_and_backward(images, labels, weight)
+                look = None if self._begun else self._tell_unread
+                return self._forward_and_backward(images, labels, weight, look)
             except OutOfMemoryError:
                 size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
                 if not doubles or progress.micro_batches >= most_parts(size):
@@ -299,10 +302,11 @@ class TrainStep:
         labels: Images,
         weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
+        *,
+        together: bool = True,
     ) -> dict[str, Tensor]:
         state = self._state
-        # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
-        together = state.config.sync_batch_norm and look is None
+        together = together and state.config.sync_batch_norm
         loss = replace(self._loss, penalty=state.penalty())
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, labels))
@@ -311,6 +315,24 @@ class TrainStep:
             return joint_backward(
                 state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
                 look=look,
+            )  # fmt: skip
+
+    def _tell_unread(self, gradients: TargetGradients) -> None:
+        """Say of which generated weights the first step asks nothing."""
+        bank = self._state.ensemble.bank
+        targets = [target for cluster in bank.plan.clusters for target in cluster.targets]
+        learns = all(parameter.requires_grad for parameter in bank.parameters())  # of frozen ones no gradient comes
+        unread = [
+            target.label
+            for target in targets
+            if learns
+            and target.member in self._state.members
+            and not any((target.member, name) in gradients for name in target.names)
+        ]
+        if unread:
+            _LOG.warning(
+                "no gradient came to %s in the first step: the member does not read it from its layer (but from a copy "
+                "kept elsewhere?), or not on this batch", _listed(unread),
             )  # fmt: skip
 
     def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
@@ -330,7 +352,8 @@ class TrainStep:
             state.members,
             images,
             losses,
-            lambda look: self._forward_and_backward(images, labels, look=look),
+            # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms.
+            lambda look: self._forward_and_backward(images, labels, look=look, together=False),
             partial(self._targets, parts=progress.micro_batches),
         )
         why = max(state.processes.gather_objects(seen), key=len)  # of several, the one that has most to tell

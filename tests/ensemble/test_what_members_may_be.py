@@ -277,6 +277,77 @@ def test_shared_parts_are_told(caplog: pytest.LogCaptureFixture) -> None:
     assert ensemble.members["a"][0] is not ensemble.members["b"][0]
 
 
+def test_shared_buffers_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    norm = nn.BatchNorm2d(8, affine=False)
+    first, second = Network(), Network()
+    first.norm = second.norm = norm
+    swe.SuperWeightEnsemble({"a": first, "b": second}, budget=0.95)
+    assert "members 'a' and 'b' are given one object, 'norm'; here each gets" in caplog.text
+
+
+@pytest.mark.parametrize("reading", ["list", "view", "frozen bank"])
+def test_weights_that_are_read_from_elsewhere_are_told(reading: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Aside(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = [self.second.weight if reading == "list" else self.second.weight.view(8, 8, 3, 3)]
+
+        def features(self, images: Tensor) -> Tensor:
+            weight = self.second.weight if reading == "frozen bank" else self.kept[0]
+            return nn.functional.conv2d(self.norm(self.first(images)).relu(), weight, self.second.bias, padding=1)
+
+    ensemble = ensemble_of(Aside())
+    ensemble.bank.requires_grad_(reading != "frozen bank")
+    swe.train(ensemble, batches(), CONFIG)
+    told = [record.message for record in caplog.records if "no gradient came to" in record.message]
+    assert [line.partition(" in the")[0] for line in told] == (
+        [] if reading == "frozen bank" else ["no gradient came to it.second.weight"]
+    )
+
+
+def test_threads_call_a_member_one_after_the_other() -> None:
+    ensemble, images = ensemble_of(Network()).eval(), batches()[0][0]
+    expected, found = ensemble(images).detach(), []
+
+    def call() -> None:
+        with torch.no_grad():
+            found.extend(torch.equal(ensemble(images), expected) for _ in range(30))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 120
+    assert "members.it.first.weight" not in ensemble.state_dict()
+
+
+def test_ensembles_made_in_inference_mode_are_trained(tmp_path: Path) -> None:
+    ensemble_of(Network()).save(tmp_path / "saved")
+    with torch.inference_mode():
+        made = ensemble_of(Network())
+        loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved", {"it": Network(), "other": Network()})
+    for ensemble in (made, loaded):
+        assert swe.train(ensemble, batches(), CONFIG).history
+
+
+def test_memory_that_runs_out_names_the_member() -> None:
+    class Greedy(Network):
+        def forward(self, images: Tensor) -> Tensor:
+            torch.empty(1 << 50)
+            return super().forward(images)
+
+    ensemble = ensemble_of(Greedy())
+    for call in (
+        lambda: swe.evaluate(ensemble, batches()),
+        lambda: swe.AnytimePredictor(ensemble, input_shape=SHAPE),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=r"out of memory in member 'it', .*smaller batches"):
+            call()
+    with pytest.raises(RuntimeError, match="allocate"):  # not that the shape is wrong
+        swe.export_member(Greedy(), "it.safetensors", format="state-dict", input_shape=SHAPE)
+
+
 def with_lock() -> nn.Module:
     network = Network()
     network.lock = threading.Lock()
@@ -286,6 +357,59 @@ def with_lock() -> nn.Module:
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return Network()
+
+
+def patched() -> nn.Module:
+    network = Network()
+    before = network.forward
+    network.forward = lambda images: before(images)  # type: ignore[method-assign]
+    return network
+
+
+def compiled_forward() -> nn.Module:
+    network = Network()
+    network.forward = torch.compile(network.forward, backend="eager")  # type: ignore[method-assign]
+    return network
+
+
+def closing_hook() -> nn.Module:
+    network = Network()
+    network.kept = {}
+    network.second.register_forward_hook(lambda module, given, answer: network.kept.__setitem__("x", answer))
+    return network
+
+
+class InPlace(Network):
+    def __init__(self, how: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.how(images)
+        return super().forward(images)
+
+
+def scaling(images: Tensor) -> Tensor:
+    return images.mul_(3)
+
+
+def squares(member: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return member(images).square().sum()
+
+
+def in_place(act: Callable[[nn.Module, Tensor], object]) -> Callable[[Path], object]:
+    return lambda _: [act(InPlace(how), batches()[0][0]) for how in (scaling, nn.ReLU(inplace=True))]
+
+
+def beside(change: Callable[[Any], object]) -> Callable[[Path], object]:
+    def act(folder: Path) -> object:
+        ensemble = ensemble_of(Network())
+        change(ensemble)
+        with pytest.raises(swe.SuperWeightError, match="the ensemble holds 'more' beside its bank and members"):
+            ensemble.save(folder / "saved")
+        return swe.train(ensemble, batches(), CONFIG)
+
+    return act
 
 
 def member_of_an_ensemble() -> nn.Module:
@@ -331,10 +455,40 @@ def changed(change: Callable[[Any], object]) -> Callable[[Path], object]:
     return lambda folder: change(ensemble_of(Network()).members)
 
 
+def with_head(ensemble: swe.SuperWeightEnsemble) -> swe.SuperWeightEnsemble:
+    ensemble.members["it"].fc = nn.Linear(8, 5)
+    return ensemble
+
+
 CHANGED = "has changed since the ensemble was made"
 FIXED = "cannot be set or removed, since the plan was made for these members: build a new SuperWeightEnsemble"
 REFUSED: dict[str, list[tuple[Callable[[Path], object], str]]] = {
     "locks, open files": [(lambda _: ensemble_of(with_lock()), "member 'it' cannot be copied: .*lock.*: keep|; keep")],
+    "a function that refers to the network": [
+        (lambda _: ensemble_of(patched()), r"member 'it' holds a function, in forward, that refers to the network"),
+        (lambda _: ensemble_of(compiled_forward()), r"in forward, .*TrainConfig has compile=True"),
+        (lambda _: ensemble_of(closing_hook()), r"in second\._forward_hooks, that refers to the network"),
+    ],
+    "changes its images in place": [
+        (in_place(act), rf"{who} changes its images in place, .*images\.clone\(\)")
+        for who, act in (
+            ("member 'it'", lambda member, images: ensemble_of(member)(images)),
+            ("member 'it'", lambda member, images: swe.train(ensemble_of(member), [(images, torch.arange(8) % 3)])),
+            ("member 'it'", lambda member, images: swe.evaluate(ensemble_of(member), [(images, torch.arange(8) % 3)])),
+            ("member 'it'", lambda member, images: swe.AnytimePredictor(ensemble_of(member))(images)),
+            ("member 'it'", lambda member, images: swe.AnytimePredictor(ensemble_of(member), input_shape=SHAPE)),
+            (
+                "the teacher",
+                lambda member, images: swe.train(
+                    ensemble_of(Network()), batches(), hooks=[swe.Distillation(member, weight=0.5)]
+                ),
+            ),
+            (
+                "the objective of member 'it'",
+                lambda member, images: swe.train(ensemble_of(member), batches(), CONFIG, objective=squares),
+            ),
+        )
+    ],
     "a lazy layer": [(lambda _: ensemble_of(nn.Sequential(nn.LazyLinear(3))), r"it: 0\.weight has no shape yet")],
     "a parameter on the meta device": [(lambda _: ensemble_of(on_meta()), "it.first.weight is on the meta device")],
     "two dtypes": [(lambda _: ensemble_of(Network().half()), r"of one type: other\.first\.weight has torch\.float32")],
@@ -381,10 +535,21 @@ REFUSED: dict[str, list[tuple[Callable[[Path], object], str]]] = {
         (lambda folder: train_with(Extra(), folder), "_extra_state' is of the type dict"),
     ],
     "a head, buffer or layer exchanged": [
+        (
+            lambda folder: swe.train(with_head(ensemble_of(Network())), batches(), CONFIG),
+            rf"'it' {CHANGED}.*fc.weight is \(5, 8\)",
+        ),
         (exchanged(lambda one: setattr(one, "fc", nn.Linear(8, 5))), rf"'it' {CHANGED}.*fc.weight is \(5, 8\)"),
         (exchanged(lambda one: one.register_buffer("more", torch.zeros(2))), rf"'it' {CHANGED}.*more is \(2,\)"),
         (exchanged(lambda one: setattr(one, "norm", nn.Identity())), rf"'it' {CHANGED}"),
         (exchanged(lambda one: setattr(one, "second", nn.Conv2d(8, 8, 3))), rf"'it' {CHANGED}.*second.weight is"),
+    ],
+    "a module or parameter put on the ensemble": [
+        (beside(lambda ensemble: setattr(ensemble, "more", nn.Linear(2, 2))), "'more' beside its bank and members"),
+        (
+            beside(lambda ensemble: ensemble.register_buffer("more", torch.zeros(2))),
+            "'more' beside its bank and members, which nothing would read again",
+        ),
     ],
     "`ensemble.members[name] = ...`": [
         (changed(lambda members: members.__setitem__("it", Network())), f"member 'it' {FIXED}"),
@@ -408,10 +573,11 @@ def test_members_that_are_refused(line: str, tmp_path: Path) -> None:
 
 
 def test_every_line_of_the_page_is_tested() -> None:
-    """Each line begins as a case does; three have a test of their own."""
+    """Each line begins as a case does; five have a test of their own."""
     lines = [
         line[2:] for line in re.findall(r"^\| .*$", PAGE, re.MULTILINE) if not line.startswith(("| member ", "| ---"))
     ]
-    cases = (*LIVES, *REFUSED, "`torch.compile`d", "another dtype than", "a module or network that two members share")
+    own = ("`torch.compile`d", "another dtype than", "a module, buffer or network that two members share")
+    cases = (*LIVES, *REFUSED, *own, "a weight read from a copy", "called from several threads")
     assert [line for line in lines if not line.startswith(cases)] == []
     assert [case for case in cases if not any(line.startswith(case) for line in lines)] == []

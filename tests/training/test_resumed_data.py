@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,88 @@ def test_a_checkpoint_that_does_not_say_its_data_is_resumed_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert go_on(synthetic(), tmp_path) == 2
     assert "does not say what it was trained on" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress: swe.training.TrainProgress) -> None:
+        if (progress.epoch, progress.step) == (2, 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=folder, callback=kill)
+    return folder
+
+
+RESUMED = swe.TrainConfig(
+    epochs=3, batch_size=16, precision="float32", device="cpu", schedule="one_cycle", checkpoint_steps=1
+)  # fmt: skip
+
+
+def two_members() -> swe.SuperWeightEnsemble:
+    torch.manual_seed(0)
+    members = {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(16, 1, 4)}
+    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(0))
+
+
+def edited(stopped: Path, folder: Path, edit: Callable[[Any], Any]) -> Path:
+    """A copy of the run whose checkpoints all say something else."""
+    copy = shutil.copytree(stopped, folder / "run")
+    for path in (copy / "checkpoints").glob("*/state.json"):
+        edit_json(path, edit)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", -1), ("step", 2), ("step", "1"), ("step", True), ("num_summed", -1), ("num_skipped", -1),
+        ("micro_batches", 0), ("micro_batches", -1), ("seconds", -1.0), ("seconds", "x"), ("learning_rate", -0.1),
+        ("loss_sums", []), ("history", []), ("history", {}), ("history", [{}]),
+    ],
+)  # fmt: skip
+def test_progress_that_does_not_agree_is_refused(stopped: Path, tmp_path: Path, key: str, value: Any) -> None:
+    copy = edited(stopped, tmp_path, lambda content: content["progress"].update({key: value}))
+    with pytest.raises(swe.SuperWeightError, match=r"the checkpoint .*epoch-0001-step-00000\d is damaged"):
+        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=copy, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("epoch", "x"), ("epoch", 7), ("lr", -1), ("lr", "x"), ("train_loss", 3), ("skipped_steps", -1),
+        ("seconds", "x"), ("validation", {"members": {}, "ensemble": {"accuracy": "x", "nll": 0.1}}), ("validation", 1),
+        ("validation", {"members": {}, "ensemble": {"accuracy": 2.0, "nll": 0.1}}),
+    ],
+)  # fmt: skip
+def test_records_that_are_none_are_refused(stopped: Path, tmp_path: Path, key: str, value: Any) -> None:
+    copy = edited(stopped, tmp_path, lambda content: content["progress"]["history"][0].update({key: value}))
+    with pytest.raises(swe.SuperWeightError, match="is damaged"):
+        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=copy, resume=True)
+
+
+def test_rates_and_the_optimisers_settings_are_the_configs(stopped: Path, tmp_path: Path) -> None:
+    """What a checkpoint of before held of them is not read: it could turn descent into ascent."""
+    whole, resumed = two_members(), two_members()
+    data = swe.load_data("synthetic", num_train=64)
+
+    def as_before(content: dict[str, Any]) -> None:
+        groups = [{"maximize": True, "lr": -1.0, "params": [0]}]
+        content["optimizer"] = {"numbers": content["optimizer"], "groups": groups}
+        content["schedule"] = {"total_steps": -1}
+
+    swe.train(whole, data, RESUMED)
+    swe.train(resumed, data, RESUMED, out=edited(stopped, tmp_path, as_before), resume=True)
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    (tmp_path / "other").mkdir()
+    copy = edited(
+        stopped, tmp_path / "other", lambda content: content["optimizer"].update({"0": {"momentum_buffer": "x"}})
+    )
+    with pytest.raises(swe.SuperWeightError, match="state holds what is no number"):
+        swe.train(two_members(), data, RESUMED, out=copy, resume=True)

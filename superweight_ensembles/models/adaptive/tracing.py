@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.architecture import HiddenLayer, recall_architecture
-from superweight_ensembles.models.surgery import evaluating
+from superweight_ensembles.models.surgery import evaluating, is_out_of_memory
 
 _IMAGE_SIZE = 32
 
@@ -62,6 +62,8 @@ def _trace_pass(trace: _Trace, example: Tensor) -> list[str]:
     except SuperWeightError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise SuperWeightError(
             f"{type(module).__name__} does not run on an example of shape {tuple(example.shape)}: "
             f"{str(error) or type(error).__name__:.200}; give example=, a batch of its inputs"
