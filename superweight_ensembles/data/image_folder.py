@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -298,6 +299,10 @@ def _sub_folders(folder: Path, left: Counter[str] | None = None) -> list[str]:
         if _is_hidden(entry.name):
             kind = "hidden folders" if entry.is_dir() else _HIDDEN_FILES
         elif entry.is_dir():
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):  # bytes that are no UTF-8
+                raise SuperWeightError(
+                    f"image_folder: {folder} has a folder {entry.name!a}, a name that is no text: give it another"
+                )
             names.append(entry.name)
             continue
         else:
@@ -311,8 +316,14 @@ def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
     if len(names) == 1:
-        below = f": give folder={folder / names[0]}" if _sub_folders(folder / names[0]) else ": add another class"
-        raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}{below}")
+        inner = folder / names[0]
+        if not _sub_folders(inner):
+            below = "add another class"
+        elif _WORDS.get(_folded(folder.name)):  # given that folder, the other splits would be lost
+            below = f"move what is in {inner} up into {folder}, and likewise in the other splits"
+        else:
+            below = f"give folder={inner}"
+        raise SuperWeightError(f"image_folder: one class alone in {folder}, {names[0]!r}: {below}")
     spelled: dict[str, str] = {}
     for name in names:
         if (other := spelled.setdefault(_folded(name), name)) != name:
@@ -386,6 +397,8 @@ def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
                 left[_HIDDEN_FILES] += 1
             elif not name.lower().endswith(IMG_EXTENSIONS):
                 left[os.path.splitext(name)[1].lower() or "files without a suffix"] += 1
+            elif not stat.S_ISREG(os.stat(path).st_mode):
+                raise SuperWeightError(f"cannot read the image {path}: it is no regular file; take it out")
             elif not os.path.getsize(path):
                 raise SuperWeightError(f"cannot read the image {path}: it is empty; put it there again or take it out")
             else:

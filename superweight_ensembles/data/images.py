@@ -25,6 +25,8 @@ _ATTEMPTS = 10
 _FILES_A_TASK = 64
 # Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# JPEG has MPO with it. Pillow would try others by the content, and run Ghostscript on what looks like PostScript.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # How a picture is turned upright, by its EXIF orientation; of some, width and height change places.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -215,7 +217,7 @@ def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, i
 def _opened(path: str) -> Iterator[Image.Image]:
     """A file whose header is read; what goes wrong inside names it."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             if file.mode in _DEEP_MODES:
                 raise SuperWeightError(
                     f"{path} has more than 8 bits a channel (mode {file.mode}): convert it to 8 bits"
@@ -237,6 +239,9 @@ def _turn_of(file: Image.Image) -> Image.Transpose | None:
 
 def _as_colours(file: Image.Image) -> Image.Image:
     """RGB; where a picture is transparent, it is laid on white."""
+    clear = file.info.get("transparency")
+    if isinstance(clear, tuple) and max(clear) > 255:  # which Pillow would look for among pixels of 8 bits
+        raise SuperWeightError(f"{file.filename} has more than 8 bits a channel, and a transparent colour: convert it")
     if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
         return file.convert("RGB")
     picture = file.convert("RGBA")

@@ -32,6 +32,8 @@ FORMAT = 2
 _MOST_JSON = 2**20  # bytes
 _MOST_MODEL = 2**31  # bytes: a protobuf message ends there
 _MOST_MEMBERS = 1000
+_MOST_CLASSES = 2**16
+_LOGITS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _MOST_FIELDS = 2**21  # that are looked at in one ONNX file
 # Where an ONNX file may hold tensors: field numbers of its protobuf messages, and the message that each holds.
 _FIELDS = {
@@ -121,6 +123,8 @@ class OnnxCascade:
         for key, value in _CLOSED.items():
             options.add_session_config_entry(key, value)
         self.sessions = [_session(folder, member, options, chosen) for member in content["members"]]
+        for member, session in zip(content["members"], self.sessions):
+            _check_signature(folder / member["file"], session, self.input_shape, self.num_classes)
 
     def __call__(self, images: np.ndarray) -> Answer:
         """Predict; no member sees an image that has left. How many answers are not numbers is logged.
@@ -195,12 +199,17 @@ class OnnxCascade:
         return total / np.float32(len(parts))
 
     def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
-        (logits,) = self.sessions[index].run(["logits"], {"images": images})
+        try:
+            (logits,) = self.sessions[index].run(["logits"], {"images": images})
+        except Exception as error:  # onnxruntime has an exception a kind of trouble, and no common one
+            raise ValueError(
+                f"member {self.members[index]!r} fails on {len(images)} images: {str(error)[:400]}"
+            ) from None
         if logits.shape != (len(images), self.num_classes):
             raise ValueError(
                 f"member {self.members[index]!r} must answer ({len(images)}, {self.num_classes}); got {logits.shape}"
             )
-        return _softmax(logits)
+        return _softmax(logits.astype(np.float32, copy=False))
 
     def _confidence(self, index: int, mean: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """How sure the mean prediction of the members up to ``index`` is, at its temperature (B,)."""
@@ -251,16 +260,17 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: {path.parent} is no exported cascade")
     text = _content(path, _MOST_JSON)
     try:
-        content = json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    if type(found) is not int or found != FORMAT:
         raise ValueError(f"{path} has format {found!r}; this loader reads {FORMAT}: take the loader exported with it")
     policy, members = content.get("policy"), content.get("members")
     few = isinstance(members, list) and 1 <= len(members) <= _MOST_MEMBERS
     _expect(path, "members", few and all(map(_is_member, members)))
-    _expect(path, "policy", isinstance(policy, dict) and policy.get("order") == [one["name"] for one in members])
+    names = [one["name"] for one in members]
+    _expect(path, "policy", isinstance(policy, dict) and policy.get("order") == names and len(set(names)) == len(names))
     _expect(path, "policy.confidence", policy.get("confidence") in _CONFIDENCES)
     _expect(path, "policy.monotone", isinstance(policy.get("monotone"), bool))
     temperatures, thresholds = policy.get("temperatures"), policy.get("thresholds")
@@ -270,8 +280,16 @@ def _read(path: Path) -> dict[str, Any]:
     _expect(path, "policy.replaces", _is_replacing(policy.get("replaces", []), len(members)))
     shape, classes = content.get("input_shape"), content.get("num_classes")
     _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
-    _expect(path, "num_classes", _is_count(classes) and classes > 1)
+    _expect(path, "num_classes", _is_count(classes) and 1 < classes <= _MOST_CLASSES)
     return content
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one with a key twice says two things."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _expect(path: Path, key: str, good: bool) -> None:
@@ -323,6 +341,21 @@ def _session(
         return onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
     except Exception as error:  # onnxruntime has an exception a kind of damage, and no common one
         raise ValueError(f"{path} is no ONNX file that onnxruntime reads: {str(error)[:400]}") from None
+
+
+def _check_signature(
+    path: Path, session: onnxruntime.InferenceSession, input_shape: tuple[int, ...], num_classes: int
+) -> None:
+    """Refuse a model that does not take images (B, *input_shape) of float32, or not answers logits (B, K)."""
+    inputs, outputs = session.get_inputs(), {one.name: one for one in session.get_outputs()}
+    taken = [(one.name, one.type, list(one.shape)[1:]) for one in inputs]
+    if taken != [("images", "tensor(float)", list(input_shape))] or isinstance(inputs[0].shape[0], int):
+        raise ValueError(f"{path} must take images (batch, {input_shape}) of float32; it takes {str(taken)[:200]}")
+    logits = outputs.get("logits")
+    columns = logits.shape[1] if logits is not None and len(logits.shape) == 2 else 0  # a name where any will do
+    if logits is None or logits.type not in _LOGITS or (isinstance(columns, int) and columns != num_classes):
+        answered = [(one.name, one.type, one.shape) for one in outputs.values()]
+        raise ValueError(f"{path} must answer logits (batch, {num_classes}); it answers {str(answered)[:200]}")
 
 
 def _content(path: Path, most: int, size: int | None = None) -> bytes:

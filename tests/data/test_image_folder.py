@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -353,3 +354,43 @@ def test_one_class_is_refused() -> None:
             name="mine", classes=("only",), image_shape=(1, 2, 2), mean=(0.0,), std=(1.0,), train=split,
             validation=split, test=split,
         )  # fmt: skip
+
+
+def test_postscript_is_read_by_no_program(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, "")
+    (root / "cat/z.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(SuperWeightError, match=r"cannot read the image .*z\.png: cannot identify image file"):
+        load_data("image_folder", folder=root, image_size=8)
+
+
+def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    colour = struct.pack(">3H", 0x1234, 0x80FF, 0xFF00)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + colour * 8 for _ in range(8)))
+    parts = (b"IHDR", header), (b"tRNS", colour), (b"IDAT", rows), (b"IEND", b"")
+    path = write_tree(tmp_path, "") / "cat/z.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    with pytest.raises(SuperWeightError, match=r"z\.png has more than 8 bits a channel, and a transparent colour"):
+        load_data("image_folder", folder=tmp_path)
+
+
+def test_splits_that_are_one_folder_deeper_are_not_lost(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_tree(tmp_path / split / "images", "")
+    with pytest.raises(SuperWeightError, match=r"move what is in .*train.images up into .*train, and"):
+        load_data("image_folder", folder=tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
+def test_names_and_files_that_are_none(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, "")
+    os.mkfifo(root / "cat/pipe.png")
+    with pytest.raises(SuperWeightError, match=r"pipe\.png: it is no regular file; take it out"):
+        load_data("image_folder", folder=root)
+    (root / "cat/pipe.png").unlink()
+    os.mkdir(os.fsencode(root) + b"/b\xffd")
+    with pytest.raises(SuperWeightError, match=r"has a folder 'b\\udcffd', a name that is no text"):
+        load_data("image_folder", folder=root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 
 import anytime_reference
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import timm
@@ -694,6 +696,17 @@ def first_file(name: str):
         (lambda content: content["policy"].update(replaces=[None, 0, 0]), "policy.replaces is damaged"),
         (lambda content: content.update(input_shape=[3, "2"]), "input_shape is damaged"),
         (lambda content: content.update(num_classes=1), "num_classes is damaged"),
+        (lambda content: content.update(num_classes=2**34), "num_classes is damaged"),
+        (lambda content: content.update(num_classes=3), r"00-b_2\.onnx must answer logits \(batch, 3\); it answers"),
+        (lambda content: content.update(input_shape=[3, 2, 3]), r"must take images \(batch, \(3, 2, 3\)\) of float32"),
+        (lambda content: content.update(format=2.0), r"has format 2\.0"),
+        (
+            lambda content: [
+                content["members"][1].update(name="b/2"),
+                content["policy"]["order"].__setitem__(1, "b/2"),
+            ],
+            "policy is damaged",
+        ),
     ],
 )
 def test_damaged_cascades(cascade: Path, tmp_path: Path, change, message: str) -> None:
@@ -705,6 +718,77 @@ def test_damaged_cascades(cascade: Path, tmp_path: Path, change, message: str) -
         OnnxCascade(folder)
 
 
+TYPE = onnx.TensorProto
+
+
+def linear_model(logits: int = TYPE.FLOAT, images: int = TYPE.FLOAT, batch: int | None = None) -> bytes:
+    """A linear classifier that casts its logits to a type."""
+    helper = onnx.helper
+    weight = helper.make_tensor("w", onnx.TensorProto.FLOAT, [12, 4], np.linspace(-9, 9, 48))
+    nodes = [
+        helper.make_node("Cast", ["images"], ["given"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Flatten", ["given"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["answer"]),
+        helper.make_node("Cast", ["answer"], ["logits"], to=logits),
+    ]
+    given = [helper.make_tensor_value_info("images", images, (batch, *SMALL_SHAPE))]
+    graph = helper.make_graph(
+        nodes, "g", given, [helper.make_tensor_value_info("logits", logits, (batch, 4))], [weight]
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def with_model(cascade: Path, folder: Path, model: bytes) -> Path:
+    """A cascade whose first member is another model, its size and checksum as they should be."""
+    shutil.copytree(cascade, folder)
+    content = json.loads((folder / "cascade.json").read_text())
+    first = content["members"][0]
+    (folder / first["file"]).write_bytes(model)
+    first.update(bytes=len(model), sha256=hashlib.sha256(model).hexdigest())
+    (folder / "cascade.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (linear_model(TYPE.INT8), r"must answer logits \(batch, 4\); it answers .*int8"),
+        (linear_model(TYPE.BOOL), "must answer logits .*bool"),
+        (linear_model(TYPE.STRING), "must answer logits .*string"),
+        (linear_model(images=TYPE.DOUBLE), "must take images .* of float32; it takes .*double"),
+        (linear_model(batch=1), "must take images"),
+        (linear_model().replace(b"logits", b"logitz"), "must answer logits .*logitz"),
+        (linear_model().replace(b"images", b"imagez"), "must take images .*imagez"),
+    ],
+)
+def test_members_that_answer_something_else_are_refused(cascade: Path, tmp_path: Path, model, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnnxCascade(with_model(cascade, tmp_path / "cascade", model))
+
+
+@pytest.mark.parametrize("kind", [TYPE.FLOAT16, TYPE.DOUBLE])
+def test_logits_of_any_floating_point_type(cascade: Path, tmp_path: Path, kind: int) -> None:
+    images = np.random.default_rng(0).standard_normal((6, *SMALL_SHAPE)).astype(np.float32)
+    first = [
+        next(OnnxCascade(with_model(cascade, tmp_path / str(index), linear_model(one))).stream(images)).probabilities
+        for index, one in enumerate((TYPE.FLOAT, kind))
+    ]
+    np.testing.assert_allclose(first[1], first[0], atol=2e-2 if kind == TYPE.FLOAT16 else 1e-6)
+
+
+def test_a_member_that_fails_is_named(cascade: Path, tmp_path: Path) -> None:
+    loaded = OnnxCascade(with_model(cascade, tmp_path / "cascade", linear_model()))
+
+    class Failing:
+        def run(self, *given: object) -> None:
+            raise RuntimeError("no memory")
+
+    loaded.sessions[0] = Failing()
+    with pytest.raises(ValueError, match="member 'b/2' fails on 2 images: no memory"):
+        loaded(np.zeros((2, *SMALL_SHAPE), np.float32))
+
+
 def test_unreadable_cascades(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cascade\.json is missing: .* is no exported cascade"):
         OnnxCascade(tmp_path)
@@ -713,6 +797,9 @@ def test_unreadable_cascades(tmp_path: Path) -> None:
         OnnxCascade(tmp_path)
     (tmp_path / "cascade.json").write_text("[]")
     with pytest.raises(ValueError, match="has format None"):
+        OnnxCascade(tmp_path)
+    (tmp_path / "cascade.json").write_text('{"format": 2, "format": 2}')
+    with pytest.raises(ValueError, match="cannot be read as JSON: a key is there twice"):
         OnnxCascade(tmp_path)
 
 
