@@ -19,7 +19,6 @@ from superweight_ensembles.anytime.cascade import AnytimeAnswer
 from superweight_ensembles.anytime.costs import (
     LatencyTable,
     MemberCost,
-    count_flops,
     flops_of_members,
     member_costs,
     now,
@@ -86,7 +85,6 @@ __all__ = [
     "SubsetResult",
     "checked_order",
     "confidence_of",
-    "count_flops",
     "diversity",
     "evaluate",
     "evaluate_predictions",

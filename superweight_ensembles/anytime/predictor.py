@@ -29,7 +29,6 @@ from superweight_ensembles.anytime.cascade import (
     warn_of_nan,
 )
 from superweight_ensembles.anytime.costs import (
-    MEASURING,
     LatencyTable,
     answer_of,
     check_count,
@@ -40,7 +39,7 @@ from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
-from superweight_ensembles.models import VERSION_OF, copied, first_line
+from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
 

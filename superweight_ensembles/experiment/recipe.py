@@ -51,12 +51,12 @@ from superweight_ensembles.storage import (
     recipe_path,
 )
 from superweight_ensembles.training import (
-    OWN_MEAN,
+    EACH_OTHER,
+    PREFIXES,
     Distillation,
-    Teacher,
     TrainConfig,
     augmentation_of,
-    check_own_mean,
+    check_lessons,
     precision_of,
     recomputed_blocks,
     repeated_blocks,
@@ -145,8 +145,8 @@ class Recipe(Strict):
                 "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "
                 "sharing.clusters: none"
             )
-        if teacher == OWN_MEAN:
-            check_own_mean(len(self.members), self.training)
+        if teacher in EACH_OTHER:
+            check_lessons(teacher, len(self.members), self.training.member_batches)
         if teacher == INDEPENDENT and self.baseline != INDEPENDENT:
             raise ValueError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
         if not learns and self.training.width_rate not in (1.0, 0):
@@ -300,12 +300,13 @@ class Recipe(Strict):
         if shape is None:
             return None
         config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, own_mean = precision_of(config) != "float32", self.taught_by(OWN_MEAN)
-        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+        cast, hook = precision_of(config) != "float32", distillation_of(self) if self.taught_by(*EACH_OTHER) else None
+        together = hook is not None and hook.together
+        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, together=together)
 
-    def taught_by(self, teacher: str) -> bool:
-        """Whether the shared arm learns from this teacher."""
-        return self.teaching is not None and self.teaching.teacher == teacher
+    def taught_by(self, *teachers: str) -> bool:
+        """Whether the shared arm learns from one of these."""
+        return self.teaching is not None and self.teaching.teacher in teachers
 
     @property
     def teaching(self) -> DistillationRecipe | None:
@@ -508,10 +509,10 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
     given = recipe.teaching
     if given is None:
         return None
-    teacher: Teacher = OWN_MEAN
-    if given.teacher != OWN_MEAN:
-        teacher = SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent)
-    return Distillation(teacher, weight=given.weight, temperature=given.temperature)
+    if given.teacher in EACH_OTHER:
+        exits = None if recipe.anytime is None or given.teacher != PREFIXES else recipe.anytime.order
+        return given.hook(given.teacher, None if isinstance(exits, str) else exits)
+    return given.hook(SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent))
 
 
 def check_saved_teacher(recipe: Recipe) -> None:
@@ -520,7 +521,7 @@ def check_saved_teacher(recipe: Recipe) -> None:
     Raises:
         SuperWeightError: No saved ensemble is there.
     """
-    if recipe.teaching is None or recipe.teaching.teacher in (OWN_MEAN, INDEPENDENT):
+    if recipe.teaching is None or recipe.taught_by(*EACH_OTHER, INDEPENDENT):
         return
     taught, shape = distillation_of(recipe), image_shape_of(recipe.data.name, recipe.data.options)
     classes, _ = recipe.classes_and_channels()
@@ -536,8 +537,8 @@ def _saved(folder: Path) -> Path:
     """The folder of a saved ensemble, given that or the arm of a run that it is of."""
     if not folder.is_dir():
         raise SuperWeightError(
-            f"distillation.teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved "
-            "ensemble"
+            f"distillation.teacher: {folder} is no folder: give {', '.join(EACH_OTHER)}, {INDEPENDENT}, or the folder "
+            "of a saved ensemble"
         )
     if (folder / "recipe.yaml").is_file():
         raise SuperWeightError(

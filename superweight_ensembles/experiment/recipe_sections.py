@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
@@ -11,6 +12,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
 from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.search import LEARNING
+from superweight_ensembles.training import Distillation, Teacher
 
 
 class Strict(BaseModel):
@@ -206,15 +208,30 @@ class DistillationRecipe(Strict):
     """What the shared arm learns from besides the labels (:class:`superweight_ensembles.training.Distillation`).
 
     Attributes:
-        teacher: ``ensemble`` (the mean of its members), ``independent`` (that arm, trained first) or the folder of a
-            saved ensemble.
+        teacher: ``ensemble`` (the mean of its members), ``others`` (of the other members), ``prefixes`` (the mean of
+            all teaches that of the first members), ``history`` (the mean of what they answered in epochs before),
+            ``independent`` (that arm, trained first) or the folder of a saved ensemble.
         weight: Weight of the teacher's answers against the labels, 0 to 1; 0 is off.
         temperature: Divides the logits of both before the softmax.
+        ramp_up: Share of the training in which the weight grows from 0.
+        ramp_down: Share at its end in which the weight falls to 0.
     """
 
     teacher: str = Field(min_length=1)
     weight: StrictInt | StrictFloat = Field(ge=0, le=1)
     temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
+    ramp_up: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
+    ramp_down: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_after_the_other(self) -> DistillationRecipe:
+        if self.ramp_up + self.ramp_down > 1:
+            raise ValueError(f"ramp_up and ramp_down must be 1 together at most; got {self.ramp_up}, {self.ramp_down}")
+        return self
+
+    def hook(self, teacher: Teacher, order: Sequence[str] | None = None) -> Distillation:
+        """What trains so, with the teacher that is named here; ``order`` of the members is that of prefixes."""
+        return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
 
 
 _TARGETS = ("flops", "latency_ms", "max_accuracy_drop")

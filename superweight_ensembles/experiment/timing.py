@@ -131,7 +131,7 @@ def _teacher(recipe: Recipe, members: dict[str, nn.Module]) -> Distillation | No
     if given is None or given.teacher != INDEPENDENT:
         return distillation_of(recipe)
     apart = SuperWeightEnsemble(members, plan=independent_plan(members))
-    return Distillation(apart, weight=given.weight, temperature=given.temperature)
+    return given.hook(apart)
 
 
 def _seconds_of(

@@ -4,6 +4,7 @@ Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 """
 
 from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
+from superweight_ensembles.models.flops import MEASURING, count_flops, counted_flops
 from superweight_ensembles.models.registry import build_architecture, build_member
 from superweight_ensembles.models.surgery import (
     buffers_as_now,
@@ -20,6 +21,7 @@ from superweight_ensembles.models.surgery import (
 from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
 
 __all__ = [
+    "MEASURING",
     "VERSION_OF",
     "Architecture",
     "HiddenLayer",
@@ -29,6 +31,8 @@ __all__ = [
     "build_member",
     "calling",
     "copied",
+    "count_flops",
+    "counted_flops",
     "evaluating",
     "exchange_parameter",
     "first_line",

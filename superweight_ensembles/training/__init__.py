@@ -20,7 +20,14 @@ from superweight_ensembles.training.device import (
     precision_of,
     uses_bfloat16,
 )
-from superweight_ensembles.training.distillation import OWN_MEAN, Distillation, FixedTeacher, Teacher, check_own_mean
+from superweight_ensembles.training.distillation import (
+    EACH_OTHER,
+    PREFIXES,
+    Distillation,
+    FixedTeacher,
+    Teacher,
+    check_lessons,
+)
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState
 from superweight_ensembles.training.joint import Execution, JointLoss, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
@@ -31,7 +38,8 @@ from superweight_ensembles.training.widths import LearnedWidths
 
 __all__ = [
     "CHECKPOINT_FOLDER",
-    "OWN_MEAN",
+    "EACH_OTHER",
+    "PREFIXES",
     "RESUMABLE",
     "Batches",
     "Checkpoints",
@@ -53,7 +61,7 @@ __all__ = [
     "build_fabric",
     "build_optimizer",
     "build_schedule",
-    "check_own_mean",
+    "check_lessons",
     "check_same_data",
     "compiled_calls",
     "faster_channels_last",

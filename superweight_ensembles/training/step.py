@@ -162,6 +162,8 @@ class TrainStep:
         put_back = buffers_as_now(state.ensemble) if returns else _nothing
         weight, signal = self._share(len(ready[0][1]), signal)
         state.num_rows = len(ready[0][1]) * state.processes.size
+        if self._loss.distillation is not None and self._loss.distillation.history is not None:
+            self._loss.distillation.history.open(progress.step, len(ready[0][1]))
         losses = torch.stack(list(self._gradients(images, labels, weight, put_back).values())).double()
         if not self._begun:
             self._check_one_row(ready[0][0][:1])
@@ -303,7 +305,7 @@ class TrainStep:
         state = self._state
         # A process that looks for a reason may be the only one that still does: it cannot wait for the others' norms.
         together = state.config.sync_batch_norm and look is None
-        loss = replace(self._loss, penalty=state.penalty())
+        loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, labels))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
@@ -312,6 +314,10 @@ class TrainStep:
                 state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
                 look=look,
             )  # fmt: skip
+
+    def _weight_of_teacher(self) -> float:
+        distillation = self._loss.distillation
+        return 0.0 if distillation is None else distillation.weight_at(self._state.fraction_done)
 
     def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
         """As the loss function, once it is known what classes members answer, and that the labels are such."""

@@ -726,7 +726,7 @@ def test_of_several_threads_one_measures(monkeypatch) -> None:
     }
     predictor = swe.AnytimePredictor(dict(reversed(members.items())))
     running, most, timed_sizes, start = [], [], [], threading.Barrier(4)
-    whole_count, whole_time = costs._counted, costs.timed_call
+    whole_count, whole_time = costs.counted_flops, costs.timed_call
 
     def alone(call, *given):
         running.append(1)
@@ -741,7 +741,7 @@ def test_of_several_threads_one_measures(monkeypatch) -> None:
         timed_sizes.append(len(images))
         return alone(whole_time, module, images)
 
-    monkeypatch.setattr(costs, "_counted", lambda *given: alone(whole_count, *given))
+    monkeypatch.setattr(costs, "counted_flops", lambda *given: alone(whole_count, *given))
     monkeypatch.setattr(costs, "timed_call", timed)
     answers, images = {}, torch.randn(4, 4)
 
