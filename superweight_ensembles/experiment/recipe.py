@@ -27,6 +27,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.experiment.recipe_sections import (
     AnytimeRecipe,
+    AveragingRecipe,
     DataRecipe,
     DistillationRecipe,
     EvaluationRecipe,
@@ -53,6 +54,7 @@ from superweight_ensembles.storage import (
 from superweight_ensembles.training import (
     EACH_OTHER,
     PREFIXES,
+    AveragedWeights,
     Distillation,
     TrainConfig,
     augmentation_of,
@@ -74,7 +76,7 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
 }
 # Switches, and what each says when it is off; null, false, 0 and none say so too.
 _OFF: dict[tuple[str, ...], Any] = {
-    ("anytime",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
+    ("anytime",): None, ("averaging",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
     ("learn_widths",): None, ("width_loss",): None, ("sharing", "init"): "random", ("sharing", "search"): "none",
     ("sharing", "search_epochs"): None, ("sharing", "untie_epoch"): None,
 }  # fmt: skip
@@ -98,6 +100,7 @@ class Recipe(Strict):
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
         distillation: What the shared arm learns from besides the labels.
+        averaging: Whether all arms end with the mean of their weights over the last steps.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -113,6 +116,7 @@ class Recipe(Strict):
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
     distillation: DistillationRecipe | None = None
+    averaging: AveragingRecipe | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -324,6 +328,10 @@ class Recipe(Strict):
             return None
         batches = sharing.search_batches
         return Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches)
+
+    def averaged_weights(self) -> AveragedWeights | None:
+        """What averages the weights of an arm; None for nothing."""
+        return None if self.averaging is None else AveragedWeights(**self.averaging.model_dump())
 
     def search_training(self) -> TrainConfig:
         """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""

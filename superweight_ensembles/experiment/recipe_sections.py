@@ -234,6 +234,18 @@ class DistillationRecipe(Strict):
         return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
 
 
+class AveragingRecipe(Strict):
+    """Every arm ends with the mean of its weights (:class:`superweight_ensembles.training.AveragedWeights`).
+
+    Attributes:
+        start: Share of the training done when the mean begins, 0 to below 1.
+        decay: Of a moving mean; all steps count alike where it is left out.
+    """
+
+    start: StrictInt | StrictFloat = Field(default=0.75, ge=0, lt=1)
+    decay: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
+
+
 _TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 
 

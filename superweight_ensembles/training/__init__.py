@@ -4,6 +4,7 @@
 Several processes are in :mod:`superweight_ensembles.training.distributed`.
 """
 
+from superweight_ensembles.training.averaging import AveragedWeights
 from superweight_ensembles.training.batches import Batches, augmentation_of, prepared_batch, training_loader
 from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
@@ -41,6 +42,7 @@ __all__ = [
     "EACH_OTHER",
     "PREFIXES",
     "RESUMABLE",
+    "AveragedWeights",
     "Batches",
     "Checkpoints",
     "Distillation",
