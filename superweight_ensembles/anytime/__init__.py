@@ -55,7 +55,9 @@ from superweight_ensembles.anytime.policy import (
     confidence_of,
     exits_of,
     fit_temperature,
+    fit_weights,
     replaced_exits,
+    running_means,
     tempered,
 )
 from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
@@ -92,6 +94,7 @@ __all__ = [
     "exits_of",
     "fit_policy",
     "fit_temperature",
+    "fit_weights",
     "flops_of_members",
     "log_area",
     "measure_curves",
@@ -104,6 +107,7 @@ __all__ = [
     "probability_metrics",
     "reliability",
     "replaced_exits",
+    "running_means",
     "samples_per_member",
     "simulate",
     "tempered",

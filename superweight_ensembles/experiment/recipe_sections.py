@@ -260,6 +260,7 @@ class AnytimeRecipe(Strict):
         confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
         temperature: Whether each exit's temperature is fitted.
         monotone: Whether an earlier, surer prediction stands.
+        weights: ``equal``, or ``fitted`` on the validation images: what members count at each exit.
         flops: Mean of an image; up to 1.0, the fraction of all members'.
         latency_ms: Mean of an image, in batches of ``batch_size``.
         max_accuracy_drop: At most so much below all members, as a fraction.
@@ -274,6 +275,7 @@ class AnytimeRecipe(Strict):
     confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
     temperature: bool = True
     monotone: bool = False
+    weights: Literal["equal", "fitted"] = "equal"
     flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)

@@ -107,10 +107,7 @@ class AveragedWeights(Hook):
 
 def _estimate_norms(state: TrainState) -> None:
     """Running means and variances of batch norm, anew: the mean over the batches of an epoch, augmented as it was."""
-    norms = {
-        name: [module for module in state.ensemble.members[name].modules() if _estimates(module)]
-        for name in state.members
-    }
+    norms = {name: _norms_of(state.ensemble.members[name]) for name in state.members}
     if not any(norms.values()):
         return
     momenta = {module: module.momentum for found in norms.values() for module in found}
@@ -129,8 +126,8 @@ def _estimate_norms(state: TrainState) -> None:
     state.processes.broadcast_(list(state.ensemble.buffers()))
 
 
-def _estimates(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.track_running_stats
+def _norms_of(member: nn.Module) -> list[_BatchNorm]:
+    return [module for module in member.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
 def _images(state: TrainState) -> Iterator[tuple[str, Tensor]]:
