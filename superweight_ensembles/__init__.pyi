@@ -25,6 +25,7 @@ from .plan import SharingPlan as SharingPlan
 from .plan import independent_plan as independent_plan
 from .plan import plan_sharing as plan_sharing
 from .search import search_sharing as search_sharing
+from .training import AveragedWeights as AveragedWeights
 from .training import Distillation as Distillation
 from .training import Hook as Hook
 from .training import TrainConfig as TrainConfig

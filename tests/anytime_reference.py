@@ -19,10 +19,11 @@ def in_the_mean(members, replaces):
     return [m for m in range(members) if m not in gone]
 
 
-def mean_of(table, sample, members, replaces=()):
+def mean_of(table, sample, members, replaces=(), weights=()):
     """Mean softmax of the first so many members."""
     classes, held = range(len(table[0][sample])), in_the_mean(members, replaces)
-    return [sum(table[m][sample][k] for m in held) / len(held) for k in classes]
+    share = dict(enumerate(weights[members - 1])) if weights else dict.fromkeys(held, 1 / len(held))
+    return [sum(share[m] * table[m][sample][k] for m in held) for k in classes]
 
 
 def at_temperature(probabilities, temperature):
@@ -30,8 +31,8 @@ def at_temperature(probabilities, temperature):
     return [power / sum(powers) for power in powers]
 
 
-def confidence_of(name, table, sample, members, temperature, replaces=()):
-    mean = mean_of(table, sample, members, replaces)
+def confidence_of(name, table, sample, members, temperature, replaces=(), weights=()):
+    mean = mean_of(table, sample, members, replaces, weights)
     tempered = at_temperature(mean, temperature)
     ranked = sorted(tempered, reverse=True)
     if name == "max_probability":
@@ -46,23 +47,23 @@ def confidence_of(name, table, sample, members, temperature, replaces=()):
     return (max(votes - 1, 0) + ranked[0]) / len(held)
 
 
-def exits_of(table, sample, confidence, temperatures, monotone, replaces=()):
+def exits_of(table, sample, confidence, temperatures, monotone, replaces=(), weights=()):
     """Prediction and confidence of one sample after each member."""
     found = []
     for members in range(1, len(table) + 1):
-        now = mean_of(table, sample, members, replaces)
-        sure = confidence_of(confidence, table, sample, members, temperatures[members - 1], replaces)
+        now = mean_of(table, sample, members, replaces, weights)
+        sure = confidence_of(confidence, table, sample, members, temperatures[members - 1], replaces, weights)
         if monotone and found and found[-1][1] > sure:
             now, sure = found[-1]
         found.append((now, sure))
     return found
 
 
-def cascade(table, confidence, temperatures, thresholds, monotone, replaces=()):
+def cascade(table, confidence, temperatures, thresholds, monotone, replaces=(), weights=()):
     """(exit, prediction, confidence) of every sample; the first exit is 0."""
     answers = []
     for sample in range(len(table[0])):
-        exits = exits_of(table, sample, confidence, temperatures, monotone, replaces)
+        exits = exits_of(table, sample, confidence, temperatures, monotone, replaces, weights)
         for index, (prediction, sure) in enumerate(exits):
             if index == len(exits) - 1 or sure >= thresholds[index]:
                 answers.append((index, prediction, sure))

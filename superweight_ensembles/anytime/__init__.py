@@ -19,7 +19,6 @@ from superweight_ensembles.anytime.cascade import AnytimeAnswer
 from superweight_ensembles.anytime.costs import (
     LatencyTable,
     MemberCost,
-    count_flops,
     flops_of_members,
     member_costs,
     now,
@@ -56,7 +55,9 @@ from superweight_ensembles.anytime.policy import (
     confidence_of,
     exits_of,
     fit_temperature,
+    fit_weights,
     replaced_exits,
+    running_means,
     tempered,
 )
 from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
@@ -86,7 +87,6 @@ __all__ = [
     "SubsetResult",
     "checked_order",
     "confidence_of",
-    "count_flops",
     "diversity",
     "evaluate",
     "evaluate_predictions",
@@ -94,6 +94,7 @@ __all__ = [
     "exits_of",
     "fit_policy",
     "fit_temperature",
+    "fit_weights",
     "flops_of_members",
     "log_area",
     "measure_curves",
@@ -106,6 +107,7 @@ __all__ = [
     "probability_metrics",
     "reliability",
     "replaced_exits",
+    "running_means",
     "samples_per_member",
     "simulate",
     "tempered",

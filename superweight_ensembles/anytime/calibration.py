@@ -14,14 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from superweight_ensembles.anytime.evaluation import check_table
-from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, running_means
+from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, fit_weights, running_means
 from superweight_ensembles.errors import SuperWeightError
 
 MIN_SAMPLES = 100
@@ -138,6 +138,7 @@ def fit_policy(
     temperature: bool = True,
     monotone: bool = False,
     replaces: tuple[int | None, ...] = (),
+    weights: Literal["equal", "fitted"] = "equal",
 ) -> ExitPolicy:
     """The policy that meets a target on held-out samples.
 
@@ -152,15 +153,17 @@ def fit_policy(
         temperature: Whether each exit's temperature is fitted too.
         monotone: Whether an earlier, surer prediction stands.
         replaces: As :class:`ExitPolicy` has it.
+        weights: Whether members count alike at an exit, or by weights that are fitted too (:func:`fit_weights`).
 
     Raises:
         SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
             predictions do not reach; a table whose shapes do not fit, or with NaN.
     """
     check_table(order, probabilities, labels)
-    means = running_means(probabilities, replaces)
+    rows = fit_weights(probabilities, labels, replaces) if weights == "fitted" else ()
+    means = running_means(probabilities, replaces, rows)
     never_exit = ExitPolicy(
-        order=order, confidence=confidence, monotone=monotone, replaces=replaces,
+        order=order, confidence=confidence, monotone=monotone, replaces=replaces, weights=rows,
         temperatures=tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in means),
         thresholds=(math.inf,) * (len(order) - 1),
     )  # fmt: skip
@@ -315,7 +318,7 @@ def describe_calibration(
         num_samples=len(labels),
         target=target,
         accuracy=result.accuracy(labels),
-        full_accuracy=_accuracy(running_means(probabilities, policy.replaces)[-1], labels),
+        full_accuracy=_accuracy(running_means(probabilities, policy.replaces, policy.weights)[-1], labels),
         flops=result.mean_cost([float(value) for value in flops]),
         full_flops=sum(flops),
         exits=tuple(counts.tolist()),

@@ -99,6 +99,7 @@ def run_cascade(
     images: Tensor,
     policy: ExitPolicy | None,
     replaces: tuple[int | None, ...],
+    weights: tuple[tuple[float, ...], ...],
     rule: StoppingRule | None,
     deadline: Deadline | None = None,
 ) -> AnytimeAnswer:
@@ -110,11 +111,12 @@ def run_cascade(
         images: (B, ...).
         policy: How confidence is measured; the margin where None.
         replaces: As :class:`ExitPolicy` has it.
+        weights: Likewise.
         rule: Which samples go on; all where None.
         deadline: Where there is one.
     """
     began = now(images)
-    names, running = list(modules), RunningMean(replaces)
+    names, running = list(modules), RunningMean(replaces, weights)
     rows = torch.arange(len(images), device=images.device)  # places in the batch of the samples that are left
     exits: list[tuple[Tensor, ...]] = []  # of the samples that leave together: rows, what they leave with, members run
     skipped: tuple[str, ...] = ()

@@ -138,6 +138,7 @@ def measure_curves(
     confidence: str = "margin",
     temperature: bool = True,
     monotone: bool = False,
+    weights: Literal["equal", "fitted"] = "equal",
     num_points: int = 8,
     batch_size: int = 64,
     timed_images: int = 512,
@@ -156,6 +157,7 @@ def measure_curves(
         confidence: As :meth:`AnytimePredictor.calibrate` takes it.
         temperature: Likewise.
         monotone: Likewise.
+        weights: Likewise.
         num_points: Of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Images for the clock.
@@ -181,6 +183,7 @@ def measure_curves(
         confidence=confidence,
         temperature=temperature,
         monotone=monotone,
+        weights=weights,
         batch_size=batch_size,
     )
     chosen = predictor.policy
@@ -194,6 +197,7 @@ def measure_curves(
         "temperature": temperature,
         "monotone": monotone,
         "replaces": predictor.replaces,
+        "weights": weights,
     }
     policies = [
         fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)
@@ -212,7 +216,7 @@ def measure_curves(
         )
         for outcome, latency in zip(outcomes, cascade_ms)
     ]
-    means = running_means(probabilities, predictor.replaces)
+    means = running_means(probabilities, predictor.replaces, chosen.weights)
     stream = [
         CurvePoint(
             flops=float(sum(flops[: index + 1])), latency_ms=stream_ms[index], members_used=index + 1,

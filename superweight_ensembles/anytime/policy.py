@@ -1,7 +1,7 @@
 """When a sample leaves, and with which prediction. Shapes: M members, N or B samples, K classes.
 
 A policy is pure data: an order of members, a confidence, a temperature and a threshold an exit. The prediction at an
-exit is the mean of the members so far.
+exit is the mean of the members so far, which count alike or by weights of that exit.
 
 Sources: maximum probability as in Huang et al., *Multi-Scale Dense Networks for Resource Efficient Image
 Classification*, ICLR 2018; entropy as in Teerapittayanon et al., *BranchyNet*, ICPR 2016; agreement as in Wang et al.,
@@ -27,6 +27,8 @@ from superweight_ensembles.errors import SuperWeightError, names_options, unknow
 TEMPERATURES = (0.01, 100.0)  # from, to; what is fitted lies well inside
 MOST_THRESHOLD = 2.0  # no confidence is above 1, but for rounding
 _TINY = 1e-30
+_ROUNDING = 1e-6
+_EM_STEPS = 500
 _LOG_TEMPERATURES = (math.log(0.05), math.log(20.0))
 
 
@@ -106,6 +108,51 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     return float(math.exp(found.x))
 
 
+def fit_weights(
+    probabilities: Tensor, labels: Tensor, replaces: tuple[int | None, ...] = ()
+) -> tuple[tuple[float, ...], ...]:
+    """For each exit, the convex weights of the members so far that give the labels the highest likelihood.
+
+    Found by expectation maximisation, whose likelihood has one maximum. Where they are less accurate on these samples
+    than the best member so far alone, that member or equal weights take their place, whichever is more accurate.
+
+    Args:
+        probabilities: Softmax (M, N, K) of the members in their order, on held-out samples.
+        labels: (N,).
+        replaces: As :class:`ExitPolicy` has it.
+
+    Returns:
+        A row an exit: a weight for every member so far, 0 where its place was taken.
+
+    Source: stacking, Wolpert, Neural Networks 1992; the mixture's weights by Dempster, Laird, Rubin, JRSS B 1977.
+
+    Example:
+        >>> softmax = torch.tensor([[[0.6, 0.4], [0.5, 0.5]], [[0.9, 0.1], [0.1, 0.9]]])
+        >>> fit_weights(softmax, torch.tensor([0, 1]))
+        ((1.0,), (0.0, 1.0))
+    """
+    present: list[int] = []
+    rows = []
+    table = probabilities.double()
+    right = table.gather(2, labels.expand(len(table), -1)[..., None])[..., 0].clamp_min(_TINY)  # (M, N)
+    for index in range(len(table)):
+        gone = replaces[index] if replaces else None
+        present = [one for one in present if one != gone] + [index]
+        own, equal = right[present], torch.full((len(present),), 1 / len(present), dtype=torch.float64)
+        fitted = equal.to(own.device)
+        for _ in range(_EM_STEPS):
+            fitted = fitted * (own / (fitted @ own)).mean(1)
+        fitted = torch.where(fitted < _ROUNDING, 0, fitted)
+        fitted = fitted / fitted.sum()
+        choices = [fitted, equal.to(own.device), *torch.eye(len(present), dtype=torch.float64, device=own.device)]
+        means = [torch.einsum("m,mnk->nk", weights, table[present]) for weights in choices]
+        accuracies = [float((mean.argmax(1) == labels).double().mean()) for mean in means]
+        best = 0 if accuracies[0] >= max(accuracies[2:]) else accuracies.index(max(accuracies))
+        row = dict(zip(present, choices[best].tolist()))
+        rows.append(tuple(row.get(one, 0.0) for one in range(index + 1)))
+    return tuple(rows)
+
+
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPolicy:
@@ -122,6 +169,8 @@ class ExitPolicy:
             is a number.
         replaces: For each exit, the earlier exit whose answer its own takes the place of in the mean, or None; empty
             where none does (:func:`replaced_exits`).
+        weights: For each exit, the weight of every member so far in the mean: 0 or more, 1 together, and 0 where its
+            place was taken; empty where all count alike.
 
     Raises:
         SuperWeightError: No member or one twice, an unknown confidence, numbers missing or out of range.
@@ -137,10 +186,12 @@ class ExitPolicy:
     thresholds: tuple[float, ...]
     monotone: bool = False
     replaces: tuple[int | None, ...] = ()
+    weights: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("order", "temperatures", "thresholds", "replaces"):  # lists are taken too
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "weights", tuple(map(tuple, self.weights)))
         exits = len(self.order)
         if not exits or len(set(self.order)) < exits:
             raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)}")
@@ -170,14 +221,19 @@ class ExitPolicy:
                 f"replaces must name for each of {exits} exits an earlier one, each once, or none; got "
                 f"{list(self.replaces)!r:.80}"
             )
+        if self.weights and not _are_weights(self.weights, self.replaces or (None,) * exits):
+            raise SuperWeightError(
+                "weights must give each exit one number of 0 or more for every member so far, 1 together, and 0 for "
+                f"those whose place was taken; got {self.weights!r:.80}"
+            )
+        object.__setattr__(self, "weights", tuple(tuple(map(float, row)) for row in self.weights))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: a threshold that none passes is null, and ``replaces`` is left out where it is empty."""
+        """As JSON takes it: a threshold that none passes is null; empty ``replaces`` and ``weights`` are left out."""
         content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         content["thresholds"] = [value if value < math.inf else None for value in self.thresholds]
-        if not self.replaces:
-            del content["replaces"]
-        return content
+        content["weights"] = [list(row) for row in self.weights]
+        return {key: value for key, value in content.items() if value or key not in ("replaces", "weights")}
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "policy") -> ExitPolicy:
@@ -192,7 +248,7 @@ class ExitPolicy:
         for key in content:
             if key not in known:
                 raise SuperWeightError(f"{where}: {unknown_name('key', str(key), known)}")
-        content = {"replaces": [], **content}
+        content = {"replaces": [], "weights": [], **content}
         for key, kind in (("confidence", str), ("monotone", bool)):
             if not isinstance(content.get(key), kind):
                 raise SuperWeightError(f"{where}: {key} must be {kind.__name__}; got {content.get(key)!r:.80}")
@@ -203,6 +259,9 @@ class ExitPolicy:
             values = content.get(key)
             if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values):
                 raise SuperWeightError(f"{where}: {key} must be a list of {kinds[0].__name__}; got {values!r:.80}")
+        rows = content["weights"]
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise SuperWeightError(f"{where}: weights must be a list of lists; got {rows!r:.80}")
         try:
             temperatures = tuple(map(float, content["temperatures"]))
             thresholds = tuple(math.inf if value is None else float(value) for value in content["thresholds"])
@@ -214,6 +273,19 @@ class ExitPolicy:
         if math.inf in content["thresholds"]:
             raise SuperWeightError(f"{where}: thresholds must be finite, or null where none leaves; got infinity")
         return found
+
+
+def _are_weights(rows: Sequence[Sequence[float]], replaces: Sequence[int | None]) -> bool:
+    """Whether each exit has a convex weight for every exit so far that is in the mean, and 0 for those that are not."""
+    if [len(row) for row in rows] != list(range(1, len(replaces) + 1)):
+        return False
+    for index, row in enumerate(rows):
+        if any(isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1 for value in row):
+            return False
+        gone = [one for one in replaces[: index + 1] if one is not None]
+        if abs(sum(row) - 1) > _ROUNDING or any(row[one] for one in gone):
+            return False
+    return True
 
 
 def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple[int | None, ...]:
@@ -247,14 +319,16 @@ class RunningMean:
 
     Attributes:
         replaces: For every exit, the earlier one that it takes the place of; empty where none does.
+        weights: Of the members in the mean at every exit; empty where all count alike.
         num_run: Members so far, replaced ones among them.
-        total: Sum of the softmax (B, K) of the members in the mean.
+        total: Sum of the softmax (B, K) of the members in the mean, by their weights where they have some.
         answers: The class (B,) that each member in the mean answers, by exit.
-        parts: Softmax (B, K) of each member in the mean, by exit; only where some are replaced.
+        parts: Softmax (B, K) of each member in the mean, by exit; only where some are replaced or weigh more.
         surest: With a monotone policy: the prediction (B, K) that stands, and its confidence (B,).
     """
 
     replaces: tuple[int | None, ...] = ()
+    weights: tuple[tuple[float, ...], ...] = ()
     num_run: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
     answers: dict[int, Tensor] = field(default_factory=dict)
@@ -264,16 +338,19 @@ class RunningMean:
     @property
     def mean(self) -> Tensor:
         """Mean softmax (B, K)."""
-        return self.total / len(self.answers)
+        return self.total if self.weights else self.total / len(self.answers)
 
     def add(self, probabilities: Tensor) -> None:
         """Add the softmax (B, K) of one more member."""
-        if self.replaces:
-            replaced = self.replaces[self.num_run]
+        if self.replaces or self.weights:
+            replaced = self.replaces[self.num_run] if self.replaces else None
             if replaced is not None:
                 del self.parts[replaced], self.answers[replaced]
             self.parts[self.num_run] = probabilities
-            self.total = torch.stack([*self.parts.values()]).sum(0)  # what is not a number leaves with its part
+            row = self.weights[self.num_run] if self.weights else ()
+            # What is not a number leaves with its part; of no weight, it stays in: 0 x NaN is NaN.
+            weighed = [row[index] * part if row else part for index, part in self.parts.items()]
+            self.total = torch.stack(weighed).sum(0)
         else:
             self.total = self.total + probabilities
         self.answers[self.num_run] = probabilities.argmax(1)
@@ -305,9 +382,11 @@ class RunningMean:
             self.surest = (self.surest[0][rows], self.surest[1][rows])
 
 
-def running_means(probabilities: Tensor, replaces: tuple[int | None, ...] = ()) -> Tensor:
+def running_means(
+    probabilities: Tensor, replaces: tuple[int | None, ...] = (), weights: tuple[tuple[float, ...], ...] = ()
+) -> Tensor:
     """The mean softmax (M, N, K) of the members so far, after each of them."""
-    running, means = RunningMean(replaces), []
+    running, means = RunningMean(replaces, weights), []
     for member in probabilities:
         running.add(member)
         means.append(running.mean)
@@ -321,7 +400,7 @@ def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]
         probabilities: Softmax (M, N, K) of the members in the policy's order.
         policy: All but its thresholds is read.
     """
-    running, predictions, confidences = RunningMean(policy.replaces), [], []
+    running, predictions, confidences = RunningMean(policy.replaces, policy.weights), [], []
     for member in probabilities:
         running.add(member)
         prediction, confidence = running.at_exit(policy)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ from superweight_ensembles.anytime.cascade import (
     warn_of_nan,
 )
 from superweight_ensembles.anytime.costs import (
-    MEASURING,
     LatencyTable,
     answer_of,
     check_count,
@@ -40,11 +39,12 @@ from superweight_ensembles.anytime.evaluation import Predictions, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
-from superweight_ensembles.models import VERSION_OF, copied, first_line
+from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
 from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
 
 ORDERS = ("cost", "greedy")
+WEIGHTS = ("equal", "fitted")
 TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 Loader = Iterable[tuple[Tensor, Tensor]]
 
@@ -221,6 +221,11 @@ class AnytimePredictor:
         return replaced_exits(tuple(self.modules), self._version_of)
 
     @property
+    def weights(self) -> tuple[tuple[float, ...], ...]:
+        """The policy's weights of the members in the mean at each exit; empty where all count alike."""
+        return () if self.policy is None else self.policy.weights
+
+    @property
     def version_of(self) -> dict[str, str]:
         """The network that each exit is a version of, where it is not its own."""
         return dict(self._version_of)
@@ -263,7 +268,7 @@ class AnytimePredictor:
         return self._steps(images)
 
     def _steps(self, images: Tensor) -> Iterator[ExitStep]:
-        running, flops, told = RunningMean(self.replaces), 0, False
+        running, flops, told = RunningMean(self.replaces, self.weights), 0, False
         for name, module in self.modules.items():
             with torch.no_grad():
                 running.add(answer_of(name, module, images).float().softmax(1))
@@ -314,7 +319,7 @@ class AnytimePredictor:
             deadline_ms = _checked_amount("deadline_ms", deadline_ms, "milliseconds")
             deadline = Deadline(deadline_ms, self._latency_table(images[:1]))
             deadline.latencies.measure(len(images))
-        return run_cascade(self.modules, self._flops, images, policy, self.replaces, rule, deadline)
+        return run_cascade(self.modules, self._flops, images, policy, self.replaces, self.weights, rule, deadline)
 
     def predict(self, loader: Loader | Predictions) -> Predictions:
         """The table that thresholds are fitted on: every member run once on every sample.
@@ -340,6 +345,7 @@ class AnytimePredictor:
         confidence: str = "margin",
         temperature: bool = True,
         monotone: bool = False,
+        weights: Literal["equal", "fitted"] = "equal",
         batch_size: int = 1,
     ) -> Calibration:
         """Fit one threshold an exit on held-out data; give one of the three targets.
@@ -354,6 +360,9 @@ class AnytimePredictor:
             confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
             temperature: Whether each exit's temperature is fitted, so that confidences of exits compare.
             monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
+            weights: ``fitted`` lets members count at each exit by weights that are fitted on these data, so that a weak
+                member does not pull a strong one down: no exit is less accurate on them than its best member. Streams,
+                deadlines and budgets use them too.
             batch_size: Images in a batch, for ``latency_ms``.
 
         Returns:
@@ -377,6 +386,8 @@ class AnytimePredictor:
         amount = float(amount)
         check_count("batch_size", batch_size)
         check_confidence(confidence)
+        if weights not in WEIGHTS:
+            raise unknown_name("weights", weights, WEIGHTS)
         table = self.predict(loader)
         if len(table.labels) < MIN_SAMPLES:
             raise SuperWeightError(
@@ -398,6 +409,7 @@ class AnytimePredictor:
             temperature=temperature,
             monotone=monotone,
             replaces=self.replaces,
+            weights=weights,
         )
         self.calibration = describe_calibration(
             probabilities, table.labels, self.policy, [*self._flops.values()], (what, amount)

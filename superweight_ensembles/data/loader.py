@@ -250,6 +250,7 @@ class ImageLoader:
         self.seed = checked_seed(seed)
         self.epoch = 0
         self.first_batch = 0
+        self._order: tuple[int, torch.Tensor] | None = None  # of an epoch, for indices()
         self.device = torch.device(device)
         self.num_workers = checked_integer("num_workers", num_workers, 0)
         self._read = split.open(device=self.device, num_workers=self.num_workers)
@@ -283,6 +284,17 @@ class ImageLoader:
         if checked_integer("first_batch", first_batch, 0) > len(self):
             raise SuperWeightError(f"first_batch {first_batch} is past the end: an epoch has {len(self)} batches")
         self.epoch, self.first_batch = epoch, first_batch
+
+    @property
+    def num_images(self) -> int:
+        """Images of the split."""
+        return len(self.split)
+
+    def indices(self, batch: int) -> torch.Tensor:
+        """Which images of the split a batch of the epoch holds, those of all shards: int64 (B,)."""
+        if self._order is None or self._order[0] != self.epoch:
+            self._order = self.epoch, epoch_order(self.num_images, self.seed, self.epoch, self.shuffle)
+        return self._order[1][batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         # Drawn here, not in the generator below: a set_epoch during an epoch must not change that epoch.

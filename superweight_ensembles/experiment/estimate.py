@@ -20,10 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import kept_modes
+from superweight_ensembles.models import count_flops, kept_modes
 from superweight_ensembles.plan import Members, SharingPlan, SsnGroup, named_members
 from superweight_ensembles.training import TrainConfig, faster_channels_last, num_moments
 
@@ -61,8 +60,8 @@ class TrainingEstimate:
         input_shape: (C, H, W).
         bfloat16: Whether activations and generated weights are of that type (autocast).
         own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or their own mean as
-            a teacher).
+        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or members that
+            teach each other).
         parameter_bytes: Trainable and frozen parameters and buffers.
         optimizer_bytes: State of the optimiser.
         gradient_bytes: Gradients of all trainable parameters.
@@ -159,7 +158,7 @@ def estimate_training(
     *,
     bfloat16: bool = False,
     num_images: int | None = None,
-    own_mean: bool = False,
+    together: bool = False,
 ) -> TrainingEstimate:
     """Count what training members under a plan takes, without running them: shapes alone are passed through.
 
@@ -173,7 +172,7 @@ def estimate_training(
         config: Batch size, its parts, epochs, optimiser.
         bfloat16: Whether the training computes in bfloat16 (autocast).
         num_images: Training images, where known.
-        own_mean: Whether members learn from their own mean; another teacher is not counted.
+        together: Whether members learn from each other's answers; another teacher is not counted.
 
     Raises:
         SuperWeightError: Names the member that does not run on images of this shape, or not on shapes alone.
@@ -213,7 +212,7 @@ def estimate_training(
         input_shape=shape,
         bfloat16=bfloat16,
         own_batches=config.member_batches == "own",
-        keeps_all=config.ensemble_loss != 0 or own_mean,
+        keeps_all=config.ensemble_loss != 0 or together,
         parameter_bytes=(plan.num_parameters + sum(map(_num_gains, groups))) * type_bytes + not_trained,
         optimizer_bytes=num_moments(config) * plan.num_parameters * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,

@@ -27,6 +27,7 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.experiment.recipe_sections import (
     AnytimeRecipe,
+    AveragingRecipe,
     DataRecipe,
     DistillationRecipe,
     EvaluationRecipe,
@@ -51,12 +52,13 @@ from superweight_ensembles.storage import (
     recipe_path,
 )
 from superweight_ensembles.training import (
-    OWN_MEAN,
+    EACH_OTHER,
+    PREFIXES,
+    AveragedWeights,
     Distillation,
-    Teacher,
     TrainConfig,
     augmentation_of,
-    check_own_mean,
+    check_lessons,
     precision_of,
     recomputed_blocks,
     repeated_blocks,
@@ -74,7 +76,7 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
 }
 # Switches, and what each says when it is off; null, false, 0 and none say so too.
 _OFF: dict[tuple[str, ...], Any] = {
-    ("anytime",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
+    ("anytime",): None, ("averaging",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
     ("learn_widths",): None, ("width_loss",): None, ("sharing", "init"): "random", ("sharing", "search"): "none",
     ("sharing", "search_epochs"): None, ("sharing", "untie_epoch"): None,
 }  # fmt: skip
@@ -98,6 +100,7 @@ class Recipe(Strict):
         anytime: Whether and how stream and cascade are measured.
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
         distillation: What the shared arm learns from besides the labels.
+        averaging: Whether all arms end with the mean of their weights over the last steps.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -113,6 +116,7 @@ class Recipe(Strict):
     anytime: AnytimeRecipe | None = None
     baseline: Literal["independent", "none"] = "independent"
     distillation: DistillationRecipe | None = None
+    averaging: AveragingRecipe | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -145,8 +149,8 @@ class Recipe(Strict):
                 "widths change only while nothing is shared: learn them first (learn_widths: {epochs: N}), or set "
                 "sharing.clusters: none"
             )
-        if teacher == OWN_MEAN:
-            check_own_mean(len(self.members), self.training)
+        if teacher in EACH_OTHER:
+            check_lessons(teacher, len(self.members), self.training.member_batches)
         if teacher == INDEPENDENT and self.baseline != INDEPENDENT:
             raise ValueError(f"teacher {INDEPENDENT!r} is the baseline of that name: set baseline: {INDEPENDENT}")
         if not learns and self.training.width_rate not in (1.0, 0):
@@ -300,12 +304,13 @@ class Recipe(Strict):
         if shape is None:
             return None
         config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, own_mean = precision_of(config) != "float32", self.taught_by(OWN_MEAN)
-        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, own_mean=own_mean)
+        cast, hook = precision_of(config) != "float32", distillation_of(self) if self.taught_by(*EACH_OTHER) else None
+        together = hook is not None and hook.together
+        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, together=together)
 
-    def taught_by(self, teacher: str) -> bool:
-        """Whether the shared arm learns from this teacher."""
-        return self.teaching is not None and self.teaching.teacher == teacher
+    def taught_by(self, *teachers: str) -> bool:
+        """Whether the shared arm learns from one of these."""
+        return self.teaching is not None and self.teaching.teacher in teachers
 
     @property
     def teaching(self) -> DistillationRecipe | None:
@@ -323,6 +328,10 @@ class Recipe(Strict):
             return None
         batches = sharing.search_batches
         return Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches)
+
+    def averaged_weights(self) -> AveragedWeights | None:
+        """What averages the weights of an arm; None for nothing."""
+        return None if self.averaging is None else AveragedWeights(**self.averaging.model_dump())
 
     def search_training(self) -> TrainConfig:
         """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
@@ -508,10 +517,10 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
     given = recipe.teaching
     if given is None:
         return None
-    teacher: Teacher = OWN_MEAN
-    if given.teacher != OWN_MEAN:
-        teacher = SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent)
-    return Distillation(teacher, weight=given.weight, temperature=given.temperature)
+    if given.teacher in EACH_OTHER:
+        exits = None if recipe.anytime is None or given.teacher != PREFIXES else recipe.anytime.order
+        return given.hook(given.teacher, None if isinstance(exits, str) else exits)
+    return given.hook(SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent))
 
 
 def check_saved_teacher(recipe: Recipe) -> None:
@@ -520,7 +529,7 @@ def check_saved_teacher(recipe: Recipe) -> None:
     Raises:
         SuperWeightError: No saved ensemble is there.
     """
-    if recipe.teaching is None or recipe.teaching.teacher in (OWN_MEAN, INDEPENDENT):
+    if recipe.teaching is None or recipe.taught_by(*EACH_OTHER, INDEPENDENT):
         return
     taught, shape = distillation_of(recipe), image_shape_of(recipe.data.name, recipe.data.options)
     classes, _ = recipe.classes_and_channels()
@@ -536,8 +545,8 @@ def _saved(folder: Path) -> Path:
     """The folder of a saved ensemble, given that or the arm of a run that it is of."""
     if not folder.is_dir():
         raise SuperWeightError(
-            f"distillation.teacher: {folder} is no folder: give {OWN_MEAN}, {INDEPENDENT}, or the folder of a saved "
-            "ensemble"
+            f"distillation.teacher: {folder} is no folder: give {', '.join(EACH_OTHER)}, {INDEPENDENT}, or the folder "
+            "of a saved ensemble"
         )
     if (folder / "recipe.yaml").is_file():
         raise SuperWeightError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
@@ -11,6 +12,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
 from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.search import LEARNING
+from superweight_ensembles.training import Distillation, Teacher
 
 
 class Strict(BaseModel):
@@ -206,15 +208,42 @@ class DistillationRecipe(Strict):
     """What the shared arm learns from besides the labels (:class:`superweight_ensembles.training.Distillation`).
 
     Attributes:
-        teacher: ``ensemble`` (the mean of its members), ``independent`` (that arm, trained first) or the folder of a
-            saved ensemble.
+        teacher: ``ensemble`` (the mean of its members), ``others`` (of the other members), ``prefixes`` (the mean of
+            all teaches that of the first members), ``history`` (the mean of what they answered in epochs before),
+            ``independent`` (that arm, trained first) or the folder of a saved ensemble.
         weight: Weight of the teacher's answers against the labels, 0 to 1; 0 is off.
         temperature: Divides the logits of both before the softmax.
+        ramp_up: Share of the training in which the weight grows from 0.
+        ramp_down: Share at its end in which the weight falls to 0.
     """
 
     teacher: str = Field(min_length=1)
     weight: StrictInt | StrictFloat = Field(ge=0, le=1)
     temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
+    ramp_up: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
+    ramp_down: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_after_the_other(self) -> DistillationRecipe:
+        if self.ramp_up + self.ramp_down > 1:
+            raise ValueError(f"ramp_up and ramp_down must be 1 together at most; got {self.ramp_up}, {self.ramp_down}")
+        return self
+
+    def hook(self, teacher: Teacher, order: Sequence[str] | None = None) -> Distillation:
+        """What trains so, with the teacher that is named here; ``order`` of the members is that of prefixes."""
+        return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
+
+
+class AveragingRecipe(Strict):
+    """Every arm ends with the mean of its weights (:class:`superweight_ensembles.training.AveragedWeights`).
+
+    Attributes:
+        start: Share of the training done when the mean begins, 0 to below 1.
+        decay: Of a moving mean; all steps count alike where it is left out.
+    """
+
+    start: StrictInt | StrictFloat = Field(default=0.75, ge=0, lt=1)
+    decay: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
 
 
 _TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
@@ -231,6 +260,7 @@ class AnytimeRecipe(Strict):
         confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
         temperature: Whether each exit's temperature is fitted.
         monotone: Whether an earlier, surer prediction stands.
+        weights: ``equal``, or ``fitted`` on the validation images: what members count at each exit.
         flops: Mean of an image; up to 1.0, the fraction of all members'.
         latency_ms: Mean of an image, in batches of ``batch_size``.
         max_accuracy_drop: At most so much below all members, as a fraction.
@@ -245,6 +275,7 @@ class AnytimeRecipe(Strict):
     confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
     temperature: bool = True
     monotone: bool = False
+    weights: Literal["equal", "fitted"] = "equal"
     flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)

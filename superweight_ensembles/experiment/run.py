@@ -257,6 +257,7 @@ def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None
     if arm == "shared":
         independent = trained_arm(folder, INDEPENDENT) if recipe.taught_by(INDEPENDENT) else None
         hooks, config = [recipe.untying(), distillation_of(recipe, independent)], recipe.shared_training()
+    hooks.append(recipe.averaged_weights())
     if recipe.learn_widths is None:
         hooks.append(LearnedWidths(recipe.width_loss))
     else:

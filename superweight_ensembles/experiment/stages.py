@@ -64,7 +64,7 @@ _WARM_START_FOLDER = "warm_start"
 _WIDTHS = Path("widths")
 _BASELINE = Path("independent") / "ensemble"
 _NORM_BATCHES = 50
-_FITTED = ("confidence", "temperature", "monotone")  # options of fitting thresholds
+_FITTED = ("confidence", "temperature", "monotone", "weights")  # options of fitting thresholds
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 

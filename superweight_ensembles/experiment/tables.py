@@ -19,7 +19,7 @@ from superweight_ensembles.experiment.results import RunResults
 from superweight_ensembles.experiment.timing import UNKNOWN_STEPS, time_run
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell
-from superweight_ensembles.training import build_fabric
+from superweight_ensembles.training import EACH_OTHER, build_fabric
 
 
 def result_table(results: RunResults) -> Table:
@@ -178,7 +178,7 @@ def _estimate(
         return [f"no estimate of memory and time: {error}"]
     if estimate is None:
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
-    taught = recipe.teaching is not None and not recipe.taught_by("ensemble")
+    taught = recipe.teaching is not None and not recipe.taught_by(*EACH_OTHER)
     lines = estimate_lines(estimate, flops_per_second, "as given", taught=taught)
     return lines if flops_per_second is not None else [*lines, *_time_lines(recipe, members, plan, estimate)]
 

@@ -44,6 +44,7 @@ _START = 6.0  # seconds until Python, PyTorch and the members are there
 _LONG_STEP = 1.0  # seconds; of a longer step, a part of the batch is timed
 _TIMED = 2.0  # seconds of steps that each stage is timed for, about
 _EPOCHS, _MOST_STEPS = 4, 8
+_FORWARD = 1 / 3  # of a step
 _MEMBER_FLOOR = 0.01  # seconds of a step, of a member of any size
 UNKNOWN_STEPS = 1000  # of a training whose number of images only files tell
 _CLOCK_ROUNDS = 3  # of measure_curves
@@ -111,6 +112,7 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
                 searched=sharing.search != "k_means",
             )
         )  # fmt: skip
+    averaging = 0.0 if recipe.averaging is None else _FORWARD  # norms are estimated again
     for arm in training_order(recipe):
         if arm == "shared":
             teacher = _teacher(recipe, members)
@@ -118,11 +120,20 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
                 _Stage(
                     name=arm, members=members, plan=plan, config=recipe.shared_training(),
                     hooks=(*widths, *([] if teacher is None else [teacher])),
-                    gradient_passes=float(sharing.untie_epoch is not None),
+                    gradient_passes=float(sharing.untie_epoch is not None) + averaging,
                 )
             )  # fmt: skip
         else:
-            stages.append(_Stage(name=arm, members=members, plan=apart, config=recipe.training, hooks=widths))
+            stages.append(
+                _Stage(
+                    name=arm,
+                    members=members,
+                    plan=apart,
+                    config=recipe.training,
+                    hooks=widths,
+                    gradient_passes=averaging,
+                )
+            )
     return stages
 
 
@@ -131,7 +142,7 @@ def _teacher(recipe: Recipe, members: dict[str, nn.Module]) -> Distillation | No
     if given is None or given.teacher != INDEPENDENT:
         return distillation_of(recipe)
     apart = SuperWeightEnsemble(members, plan=independent_plan(members))
-    return Distillation(apart, weight=given.weight, temperature=given.temperature)
+    return given.hook(apart)
 
 
 def _seconds_of(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from superweight_ensembles.anytime import ExitPolicy, count_flops
+from superweight_ensembles.anytime import ExitPolicy
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.export.member import (
     ONNX_PACKAGES,
@@ -22,6 +22,7 @@ from superweight_ensembles.export.member import (
     plain_member,
     write_onnx,
 )
+from superweight_ensembles.models import count_flops
 from superweight_ensembles.storage import accessing, file_entry, whole_folder, write_json
 
 CASCADE_FORMAT = 2

@@ -57,6 +57,7 @@ _CLOSED = {
 }
 _LOG = logging.getLogger("onnx_cascade")
 _TINY = np.float32(1e-30)
+_ROUNDING = 1e-6
 _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
 
 
@@ -118,6 +119,7 @@ class OnnxCascade:
         self.thresholds = tuple(math.inf if value is None else float(value) for value in policy["thresholds"])
         self.monotone: bool = policy["monotone"]
         self.replaces = tuple(policy.get("replaces") or [None] * len(self.members))
+        self.weights = tuple(map(tuple, policy.get("weights", [])))
         chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
         options = session_options or onnxruntime.SessionOptions()
         for key, value in _CLOSED.items():
@@ -194,9 +196,9 @@ class OnnxCascade:
         parts.pop(self.replaces[index], None)
         parts[index] = own
         total = np.zeros((len(images), self.num_classes), np.float32)
-        for part in parts.values():
-            total = total + part
-        return total / np.float32(len(parts))
+        for one, part in parts.items():
+            total = total + (np.float32(self.weights[index][one]) * part if self.weights else part)
+        return total if self.weights else total / np.float32(len(parts))
 
     def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
         try:
@@ -278,6 +280,7 @@ def _read(path: Path) -> dict[str, Any]:
     floats = [0 if one is None else one for one in thresholds] if isinstance(thresholds, list) else None
     _expect(path, "policy.thresholds", _numbers(floats, len(members) - 1, 0, _MOST_THRESHOLD))
     _expect(path, "policy.replaces", _is_replacing(policy.get("replaces", []), len(members)))
+    _expect(path, "policy.weights", _are_weights(policy.get("weights", []), policy.get("replaces", []), len(members)))
     shape, classes = content.get("input_shape"), content.get("num_classes")
     _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
     _expect(path, "num_classes", _is_count(classes) and 1 < classes <= _MOST_CLASSES)
@@ -310,6 +313,18 @@ def _is_member(value: Any) -> bool:
         and _is_count(value.get("bytes"))
         and isinstance(value.get("sha256"), str)
     )
+
+
+def _are_weights(rows: Any, replaces: list[int | None], count: int) -> bool:
+    """For each exit one weight, 0 to 1, of every member so far, 1 together, and 0 for those whose place was taken."""
+    if not isinstance(rows, list) or len(rows) not in (0, count):
+        return False
+    for index, row in enumerate(rows):
+        if not _numbers(row, index + 1, 0, 1) or abs(sum(row) - 1) > _ROUNDING:
+            return False
+        if any(one is not None and row[one] for one in replaces[: index + 1]):
+            return False
+    return True
 
 
 def _is_replacing(values: Any, count: int) -> bool:

@@ -4,6 +4,7 @@ Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 """
 
 from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
+from superweight_ensembles.models.flops import MEASURING, count_flops, counted_flops
 from superweight_ensembles.models.registry import build_architecture, build_member
 from superweight_ensembles.models.surgery import (
     buffers_as_now,
@@ -22,6 +23,7 @@ from superweight_ensembles.models.surgery import (
 from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
 
 __all__ = [
+    "MEASURING",
     "VERSION_OF",
     "Architecture",
     "HiddenLayer",
@@ -32,6 +34,8 @@ __all__ = [
     "calling",
     "check_functions",
     "copied",
+    "count_flops",
+    "counted_flops",
     "evaluating",
     "exchange_parameter",
     "first_line",

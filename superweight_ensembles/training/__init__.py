@@ -4,6 +4,7 @@
 Several processes are in :mod:`superweight_ensembles.training.distributed`.
 """
 
+from superweight_ensembles.training.averaging import AveragedWeights
 from superweight_ensembles.training.batches import Batches, augmentation_of, prepared_batch, training_loader
 from superweight_ensembles.training.checkpoint import (
     CHECKPOINT_FOLDER,
@@ -21,7 +22,14 @@ from superweight_ensembles.training.device import (
     precision_of,
     uses_bfloat16,
 )
-from superweight_ensembles.training.distillation import OWN_MEAN, Distillation, FixedTeacher, Teacher, check_own_mean
+from superweight_ensembles.training.distillation import (
+    EACH_OTHER,
+    PREFIXES,
+    Distillation,
+    FixedTeacher,
+    Teacher,
+    check_lessons,
+)
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState
 from superweight_ensembles.training.joint import Execution, JointLoss, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
@@ -32,8 +40,10 @@ from superweight_ensembles.training.widths import LearnedWidths
 
 __all__ = [
     "CHECKPOINT_FOLDER",
-    "OWN_MEAN",
+    "EACH_OTHER",
+    "PREFIXES",
     "RESUMABLE",
+    "AveragedWeights",
     "Batches",
     "Checkpoints",
     "Distillation",
@@ -54,7 +64,7 @@ __all__ = [
     "build_fabric",
     "build_optimizer",
     "build_schedule",
-    "check_own_mean",
+    "check_lessons",
     "check_same_data",
     "compiled_calls",
     "explain_oom",

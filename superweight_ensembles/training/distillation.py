@@ -1,17 +1,20 @@
-"""Knowledge distillation: members learn from the answers of a teacher besides the labels.
+"""Knowledge distillation: members learn from the answers of a teacher, or from each other's, besides the labels.
 
-Shapes: M networks of a teacher, B batch, K classes. w is the weight of the teacher, T the temperature.
+Shapes: M members, or networks of a teacher, B batch, K classes. w is the weight of the teacher, T the temperature.
 
 Source: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531, section 2.
+Members that teach each other: Zhang et al., Deep Mutual Learning, CVPR 2018; prefixes: Ruiz and Verbeek, Anytime
+Inference with Distilled Hierarchical Neural Ensembles, AAAI 2021; history: Laine and Aila, Temporal Ensembling for
+Semi-Supervised Learning, ICLR 2017.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +22,16 @@ from torch.nn import functional as F
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import first_line, is_out_of_memory, kept_modes, unchanged
+from superweight_ensembles.models import count_flops, first_line, is_out_of_memory, kept_modes, unchanged
+from superweight_ensembles.training.answer_history import AnswerHistory
 from superweight_ensembles.training.batches import in_memory_format
-from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import is_refusal
 from superweight_ensembles.training.hooks import Hook, TrainState
 
-OWN_MEAN: Literal["ensemble"] = "ensemble"
-Teacher = nn.Module | Literal["ensemble"]
+Lessons = Literal["ensemble", "others", "prefixes", "history"]
+EACH_OTHER: tuple[Lessons, ...] = get_args(Lessons)  # teachers that are the members themselves
+OWN_MEAN, OTHERS, PREFIXES, HISTORY = EACH_OTHER
+Teacher = nn.Module | Lessons
 
 
 class FixedTeacher:
@@ -119,21 +124,34 @@ class FixedTeacher:
 class Distillation(Hook):
     """Members learn from a teacher besides the labels.
 
-    A member's loss is (1 - w) cross-entropy + w T^2 KL(teacher at T || member at T).
+    A member's loss is (1 - w) cross-entropy + w T^2 KL(teacher at T || member at T). The teacher is
+
+    - a network: its answers, without gradient;
+    - ``"ensemble"``: the mean of all members' softmax at T on the batch;
+    - ``"others"``: the mean of the other members';
+    - ``"history"``: the mean of all members' answers to the image in the epochs before (momentum 0.6), which takes no
+      activations of several members at once, and N x K numbers; an image that is new has its label alone;
+    - ``"prefixes"``: the mean of all members' teaches the mean of the first j, for each j below M, in the order of
+      their cost: what anytime prediction answers with. The cross-entropy counts whole: the sum of losses is
+      sum CE + w T^2 sum over j of KL(mean of M at T || mean of j at T).
 
     Args:
         teacher: A network that answers logits (B, K) for the same images; a SuperWeightEnsemble, or a network that
-            answers (M, B, K), for the mean of their softmax; or ``"ensemble"`` for the mean of the members themselves
-            on each batch. Its numbers stay as they are; it ends on the training device. It is not saved: to resume,
-            give the same again.
+            answers (M, B, K), for the mean of their softmax; or one of the names above. Its numbers stay as they are;
+            it ends on the training device. It is not saved: to resume, give the same again.
         weight: w, 0 to 1; 0 is off: the teacher is not asked.
         temperature: T, which divides the logits of both before the softmax.
+        ramp_up: Share of the training, 0 to 1, in which w grows from 0, linearly: young members have little to teach.
+        ramp_down: Share at the end in which w falls to 0.
+        order: Of ``"prefixes"``: members as anytime prediction asks them; by their FLOPs where None.
 
     Raises:
-        SuperWeightError: A teacher that is none, a weight or temperature out of range. When the training starts: a
-            teacher that is part of the ensemble, the mean of one member or of members that see different batches.
+        SuperWeightError: A teacher that is none, a number out of range. When the training starts: a teacher that is
+            part of the ensemble; members that teach each other and are one alone, or that see different batches (but
+            for ``"history"``); a loader that does not say which images a batch holds, as ``"history"`` needs.
 
-    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, section 2.
+    Source: Hinton, Vinyals, Dean, arXiv 1503.02531, section 2; Zhang et al., CVPR 2018; Ruiz and Verbeek, AAAI 2021;
+    Laine and Aila, ICLR 2017.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -144,32 +162,67 @@ class Distillation(Hook):
         >>> result = swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=64), hooks=[own_mean])
     """
 
-    def __init__(self, teacher: Teacher, *, weight: float, temperature: float = 4.0) -> None:
-        if isinstance(teacher, str) and teacher != OWN_MEAN:
-            raise unknown_name("teacher", teacher, [OWN_MEAN])
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        weight: float,
+        temperature: float = 4.0,
+        ramp_up: float = 0.0,
+        ramp_down: float = 0.0,
+        order: Sequence[str] | None = None,
+    ) -> None:
+        if isinstance(teacher, str) and teacher not in EACH_OTHER:
+            raise unknown_name("teacher", teacher, EACH_OTHER)
         if not isinstance(teacher, (str, nn.Module)):
             raise SuperWeightError(
-                f"teacher= takes a network (nn.Module) or {OWN_MEAN!r}; got {type(teacher).__name__}"
+                f"teacher= takes a network (nn.Module) or one of {', '.join(EACH_OTHER)}; got {type(teacher).__name__}"
             )
         for what, value, fits, limits in (
             ("weight", weight, lambda number: 0 <= number <= 1, "0 to 1"),
             ("temperature", temperature, lambda number: 0 < number < math.inf, "positive and finite"),
+            ("ramp_up", ramp_up, lambda number: 0 <= number <= 1, "0 to 1"),
+            ("ramp_down", ramp_down, lambda number: 0 <= number <= 1, "0 to 1"),
         ):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
                 raise SuperWeightError(f"the {what} of a distillation must be {limits}; got {value!r}")
+        if ramp_up + ramp_down > 1:
+            raise SuperWeightError(f"ramp_up and ramp_down must be 1 together at most; got {ramp_up} and {ramp_down}")
+        if order is not None and teacher != PREFIXES:
+            raise SuperWeightError(f"order= is of the teacher {PREFIXES!r}: leave it out")
         self.weight = weight
         self.temperature = temperature
+        self.ramp_up, self.ramp_down = ramp_up, ramp_down
+        self.lessons: Lessons | None = teacher if isinstance(teacher, str) else None
         self.teacher = None if isinstance(teacher, str) else FixedTeacher(teacher)
+        self.history: AnswerHistory | None = None
+        self._given_order = self._order = None if order is None else tuple(order)
         self._ending = ExitStack()
 
+    @property
+    def together(self) -> bool:
+        """Whether what a member learns needs the others' answers to the same batch."""
+        return self.lessons is not None and self.lessons != HISTORY
+
     def settings(self) -> dict[str, Any]:
-        teacher = OWN_MEAN if self.teacher is None else self.teacher.fingerprint()
-        return {"teacher": teacher, "weight": self.weight, "temperature": self.temperature}
+        teacher = self.lessons if self.teacher is None else self.teacher.fingerprint()
+        found = {"teacher": teacher, "weight": self.weight, "temperature": self.temperature}
+        further = {"ramp_up": self.ramp_up, "ramp_down": self.ramp_down, "order": self._given_order}
+        return found | {key: value for key, value in further.items() if value}  # as checkpoints from before have it
 
     def start(self, state: TrainState) -> None:
-        if self.teacher is None:
-            check_own_mean(len(state.members), state.config)
+        if self.lessons is not None:
+            check_lessons(self.lessons, len(state.members), state.config.member_batches)
+            if self._given_order is not None and sorted(self._given_order) != sorted(state.members):
+                raise SuperWeightError(
+                    f"order= must name each member that is trained once: {', '.join(state.members)}; got "
+                    f"{', '.join(map(str, self._given_order))}"
+                )
+            self._order = self._given_order
+            if self.lessons == HISTORY:
+                self.history = AnswerHistory(state.loaders, state.members, state.processes)
             return
+        assert self.teacher is not None
         if self.teacher.shares_modules(state.ensemble):
             raise SuperWeightError(
                 f"the teacher is part of the ensemble that is trained: {OWN_MEAN!r} has members learn from their mean"
@@ -179,16 +232,36 @@ class Distillation(Hook):
     def end(self, state: TrainState) -> None:
         self._ending.close()
 
+    def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
+        if self.history is not None:
+            self.history.close()
+
+    def state_dict(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = {} if self.history is None else self.history.state_dict()
+        return found if self._order is None else {**found, "order": list(self._order)}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        if self.history is not None:
+            self.history.load_state_dict(content)
+        if "order" in content:
+            self._order = tuple(content["order"])
+
+    def weight_at(self, fraction_done: float) -> float:
+        """w when so much of the training is done, 0 to 1."""
+        grown = fraction_done / self.ramp_up if self.ramp_up else 1.0
+        left = (1 - fraction_done) / self.ramp_down if self.ramp_down else 1.0
+        return self.weight * min(1.0, grown, left)
+
     def target(self, logits: Tensor) -> Tensor:
         """The mean softmax (B, K) at T of logits (M, B, K), without gradient."""
         return (at_least_float32(logits.detach()) / self.temperature).softmax(2).mean(0)
 
     def taught(self, images: Tensor) -> Tensor:
         """The teacher's target (B, K) for images (B, ...)."""
-        assert self.teacher is not None, "the members' own mean needs their logits"
+        assert self.teacher is not None, "members that teach each other need their logits"
         return self.target(self.teacher.logits(images))
 
-    def loss(self, name: str, hard: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, name: str, hard: Tensor, logits: Tensor, target: Tensor, weight: float | None = None) -> Tensor:
         """(1 - w) times the loss on the labels + w T^2 KL(target || the member's softmax at T), a mean over the batch.
 
         T^2 keeps the size of the gradient, which falls with its inverse.
@@ -198,6 +271,7 @@ class Distillation(Hook):
             hard: Its loss on the labels, a scalar.
             logits: Its answer (B, K).
             target: (B, K).
+            weight: w of this step; the full one where None.
 
         Raises:
             SuperWeightError: Other classes than the member's.
@@ -207,18 +281,80 @@ class Distillation(Hook):
                 f"the teacher answers {target.shape[1]} classes, member {name!r} {logits.shape[1]}: "
                 "give a teacher of the same classes"
             )
-        tempered = (at_least_float32(logits) / self.temperature).log_softmax(1)
-        soft = F.kl_div(tempered, target.to(tempered.dtype), reduction="batchmean")
-        return (1 - self.weight) * hard + self.weight * self.temperature**2 * soft
+        weight = self.weight if weight is None else weight
+        return (1 - weight) * hard + weight * self._divergence(self._tempered(logits), target)
+
+    def recalled_loss(self, name: str, hard: Tensor, logits: Tensor, rows: slice, weight: float) -> Tensor:
+        """As :meth:`loss`, of some rows of a member's batch, with its history as the target; notes the answer there.
+
+        w counts for the images that were seen before alone.
+        """
+        assert self.history is not None, "a training has begun"
+        tempered = self._tempered(logits)
+        target, known = self.history.target(name, rows, tempered)
+        self.history.note(name, rows, tempered.exp())
+        return (1 - weight * known) * hard + weight * self._divergence(tempered, target)  # of a row of zeros: 0
+
+    def joint_losses(
+        self, hard: Mapping[str, Tensor], logits: Mapping[str, Tensor], weight: float, order: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """The losses of members that learn from each other's answers to one batch.
+
+        Args:
+            hard: Each one's loss on the labels.
+            logits: Each one's answer (B, K).
+            weight: w of this step.
+            order: The members by cost.
+        """
+        if self.lessons != PREFIXES:
+            every = torch.stack(list(logits.values()))
+            target = self.target(every)
+            others = len(every) / (len(every) - 1) if self.lessons == OTHERS else 1.0
+            found = {}
+            for name, answer in logits.items():
+                taught = target
+                if self.lessons == OTHERS:
+                    own = self._tempered(answer.detach()).exp()
+                    taught = (others * target - own / (len(every) - 1)).clamp_min(0)
+                found[name] = self.loss(name, hard[name], answer, taught, weight)
+            return found
+        tempered = torch.stack([self._tempered(logits[name]) for name in order])
+        target = tempered.detach().exp().mean(0)
+        found, summed = dict(hard), tempered[0]
+        for index, name in enumerate(order[:-1]):
+            summed = torch.logaddexp(summed, tempered[index]) if index else summed
+            found[name] = found[name] + weight * self._divergence(summed - math.log(index + 1), target)
+        return found
+
+    def cheapest_first(self, ensemble: SuperWeightEnsemble, members: Sequence[str], image: Tensor) -> Sequence[str]:
+        """The members by their FLOPs for an image (1, ...), counted once; any order, where none is needed."""
+        if self.lessons != PREFIXES:
+            return members
+        if self._order is None:
+            flops = {name: count_flops(ensemble.materialize(name).eval(), image) for name in members}
+            self._order = tuple(sorted(members, key=flops.__getitem__))
+        return self._order
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        """Log-softmax (B, K) at T."""
+        return (at_least_float32(logits) / self.temperature).log_softmax(1)
+
+    def _divergence(self, tempered: Tensor, target: Tensor) -> Tensor:
+        """T^2 KL(target || what has these log-probabilities), a mean over the batch."""
+        return self.temperature**2 * F.kl_div(tempered, target.to(tempered.dtype), reduction="batchmean")
 
 
-def check_own_mean(num_members: int, config: TrainConfig) -> None:
-    """Refuse a mean of members that says nothing, or that is of no one batch."""
-    if num_members < 2:
-        raise SuperWeightError(f"teacher {OWN_MEAN!r} is the mean of the members: one alone would learn from itself")
-    if config.member_batches != "same":
+def check_lessons(lessons: Lessons, num_members: int, member_batches: str) -> None:
+    """Refuse members that teach each other where there is one, or no one batch."""
+    if num_members < 2 and lessons != HISTORY:
         raise SuperWeightError(
-            f"teacher {OWN_MEAN!r} is a mean on one batch that all members see: member_batches must be 'same'"
+            f"teacher {lessons!r} is of several members: one alone would learn from itself (teacher 'history' has it "
+            "learn from what it answered before)"
+        )
+    if member_batches != "same" and lessons != HISTORY:
+        raise SuperWeightError(
+            f"teacher {lessons!r} is of answers to one batch that all members see: member_batches must be 'same', or "
+            "the teacher 'history'"
         )
 
 

@@ -43,7 +43,8 @@ class JointLoss:
         ensemble_weight: Weight of the negative log likelihood of the members' mean softmax, added to the sum of the
             losses; where it is not 0, the activations of all members live at once.
         distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
-            it is their own mean, the activations of all members live at once.
+            they learn from each other's to the same batch, the activations of all members live at once.
+        teacher_weight: w of this step; the distillation's where None.
         penalty: Takes a member, its weights in place, gives a scalar that is added to its loss.
     """
 
@@ -51,12 +52,19 @@ class JointLoss:
     objective: Objective | None = None
     ensemble_weight: float = 0.0
     distillation: Distillation | None = None
+    teacher_weight: float | None = None
     penalty: Penalty | None = None
 
     @property
-    def own_mean(self) -> Distillation | None:
-        """The distillation, where members learn from their own mean."""
-        return self.distillation if self.distillation is not None and self.distillation.teacher is None else None
+    def together(self) -> bool:
+        """Whether a member's loss needs the others' answers."""
+        return bool(self.ensemble_weight) or (self.distillation is not None and self.distillation.together)
+
+    @property
+    def weight_of_teacher(self) -> float:
+        if self.teacher_weight is not None or self.distillation is None:
+            return self.teacher_weight or 0.0
+        return self.distillation.weight
 
 
 @names_options
@@ -94,8 +102,8 @@ def joint_backward(
     """Add the gradient of the summed member losses to every parameter; each weight is generated once.
 
     Member after member runs forward and backward down to its generated weights, which frees its activations and, but
-    for ``ensemble_weight`` and a teacher that is the members' own mean, its weights; a backward pass through the bank
-    follows, cluster by cluster, which frees the gradients of the weights.
+    for ``ensemble_weight`` and members that teach each other, its weights; a backward pass through the bank follows,
+    cluster by cluster, which frees the gradients of the weights.
 
     Args:
         ensemble: In training mode, as a rule.
@@ -130,8 +138,7 @@ def joint_backward(
     task = _Task(ensemble, images, labels, loss, execution or Execution(), weight)
     if not task.batch_size:
         raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
-    together = loss.ensemble_weight or loss.own_mean is not None
-    losses = _together(task, names, leaves) if together else _one_by_one(task, names, leaves)
+    losses = _together(task, names, leaves) if loss.together else _one_by_one(task, names, leaves)
     leaves.clear()
     if look is not None:
         look({label: gradient for cluster in clusters for label, gradient in cluster.labelled()})
@@ -215,9 +222,11 @@ class _Task:
         assert self.joint.loss_function is not None, "there is no objective"
         with _failing(f"the loss fails for member {name!r}"):
             loss = self.joint.loss_function(logits, labels)
-        if target is not None:
-            assert self.joint.distillation is not None, "a target is a teacher's"
-            loss = self.joint.distillation.loss(name, loss, logits, target)
+        distillation, weight = self.joint.distillation, self.joint.weight_of_teacher
+        if distillation is not None and target is not None:
+            loss = distillation.loss(name, loss, logits, target, weight)
+        elif distillation is not None and distillation.history is not None:
+            loss = distillation.recalled_loss(name, loss, logits, rows, weight)
         return self._with_penalty(name, loss, member)
 
     def _with_penalty(self, name: str, loss: Tensor, member: nn.Module) -> Tensor:
@@ -259,7 +268,7 @@ def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[st
 
 def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
     """All members forward, then one backward pass of their losses and what their mean adds."""
-    own_mean, ensemble_weight = task.joint.own_mean, task.joint.ensemble_weight
+    distillation, ensemble_weight = task.joint.distillation, task.joint.ensemble_weight
     assert task.joint.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
     losses: dict[str, Tensor] = {}
     for rows, share in task.parts():
@@ -272,9 +281,9 @@ def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str,
                 logits[name] = task.ensemble.run_member(name, images, leaves[name], call)
                 found[name] = task.loss_of(name, member, logits[name], rows, target)
         every = torch.stack(list(logits.values()))
-        if own_mean is not None:
-            target = own_mean.target(every)
-            found = {name: own_mean.loss(name, loss, logits[name], target) for name, loss in found.items()}
+        if distillation is not None and distillation.together:
+            order = distillation.cheapest_first(task.ensemble, list(names), task.images_of(name)[rows][:1])
+            found = distillation.joint_losses(found, logits, task.joint.weight_of_teacher, order)
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:

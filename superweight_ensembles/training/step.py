@@ -162,6 +162,8 @@ class TrainStep:
         put_back = buffers_as_now(state.ensemble) if returns else _nothing
         weight, signal = self._share(len(ready[0][1]), signal)
         state.num_rows = len(ready[0][1]) * state.processes.size
+        if self._loss.distillation is not None and self._loss.distillation.history is not None:
+            self._loss.distillation.history.open(progress.step, len(ready[0][1]))
         losses = torch.stack(list(self._gradients(images, labels, weight, put_back).values())).double()
         if not self._begun:
             self._check_one_row(ready[0][0][:1])
@@ -307,7 +309,7 @@ class TrainStep:
     ) -> dict[str, Tensor]:
         state = self._state
         together = together and state.config.sync_batch_norm
-        loss = replace(self._loss, penalty=state.penalty())
+        loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, labels))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
@@ -334,6 +336,10 @@ class TrainStep:
                 "no gradient came to %s in the first step: the member does not read it from its layer (but from a copy "
                 "kept elsewhere?), or not on this batch", _listed(unread),
             )  # fmt: skip
+
+    def _weight_of_teacher(self) -> float:
+        distillation = self._loss.distillation
+        return 0.0 if distillation is None else distillation.weight_at(self._state.fraction_done)
 
     def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
         """As the loss function, once it is known what classes members answer, and that the labels are such."""

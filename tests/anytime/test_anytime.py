@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import anytime_reference
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -34,9 +35,11 @@ from superweight_ensembles.anytime import (
     exits_of,
     fit_policy,
     fit_temperature,
+    fit_weights,
     order_greedily,
     overthinking,
     replaced_exits,
+    running_means,
     samples_per_member,
     simulate,
     tempered,
@@ -80,17 +83,23 @@ def test_simulation_equals_the_literal_cascade(table, confidence, monotone, data
     thresholds = tuple(data.draw(st.sampled_from([0.0, 0.2, 0.5, 0.8, math.inf])) for _ in range(members - 1))
     networks = data.draw(st.lists(st.sampled_from("abcd"), min_size=members, max_size=members))
     replaces = replaced_exits(NAMES[:members], dict(zip(NAMES, networks)))
-    listed = table.tolist()
+    rows = []
+    if data.draw(st.booleans()):
+        for index in range(members):
+            held = anytime_reference.in_the_mean(index + 1, replaces)
+            drawn = [data.draw(st.integers(0, 3)) + (one == held[-1]) if one in held else 0 for one in range(index + 1)]
+            rows.append(tuple(value / sum(drawn) for value in drawn))
+    weights, listed = tuple(rows), table.tolist()
     for sample in range(table.shape[1]):  # rounding decides nothing
-        exits = anytime_reference.exits_of(listed, sample, confidence, temperatures, False, replaces)
+        exits = anytime_reference.exits_of(listed, sample, confidence, temperatures, False, replaces, weights)
         assume(all(abs(sure - limit) > 1e-9 for (_, sure), limit in zip(exits, thresholds) if limit))
     policy = policy_of(
         members, confidence=confidence, temperatures=temperatures, thresholds=thresholds, monotone=monotone,
-        replaces=replaces,
+        replaces=replaces, weights=weights,
     )  # fmt: skip
     assert swe.anytime.ExitPolicy.from_dict(policy.to_dict()) == policy
     outcome = simulate(table, policy)
-    expected = anytime_reference.cascade(listed, confidence, temperatures, thresholds, monotone, replaces)
+    expected = anytime_reference.cascade(listed, confidence, temperatures, thresholds, monotone, replaces, weights)
     assert outcome.exits.tolist() == [index for index, _, _ in expected]
     close = {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(outcome.predictions, table.new_tensor([mean for _, mean, _ in expected]), **close)
@@ -256,6 +265,89 @@ def test_calibration_refuses_costs_out_of_reach() -> None:
     for target in (0.5, 7.5):
         with pytest.raises(swe.SuperWeightError, match=rf"between .* 1 to 7 \(0\.143 to 1 of all\); got {target}"):
             fit_policy(table, labels, COSTS[:3], NAMES[:3], ("cost", target))
+
+
+def test_fitted_weights_are_the_most_likely() -> None:
+    """Against SciPy's solver on the simplex, by the logarithms of the weights."""
+    table, labels = held_out(0)
+    rows = fit_weights(table, labels)
+    right = table.double()[:, range(len(labels)), labels]
+    for index, row in enumerate(rows):
+        assert len(row) == index + 1 and sum(row) == pytest.approx(1) and min(row) >= 0
+
+        def loss(logits: np.ndarray, index: int = index) -> float:
+            return -float((torch.from_numpy(logits).softmax(0) @ right[: index + 1]).log().mean())
+
+        best = scipy.optimize.minimize(loss, np.zeros(index + 1), method="Nelder-Mead", options={"xatol": 1e-6})
+        found = -float((torch.tensor(row, dtype=torch.float64) @ right[: index + 1]).log().mean())
+        assert found == pytest.approx(float(best.fun), abs=2e-4)
+
+
+@given(table=tables, data=st.data())
+def test_no_exit_is_less_accurate_than_its_best_member(table, data) -> None:
+    samples, classes = table.shape[1:]
+    labels = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), min_size=samples, max_size=samples)))
+    networks = data.draw(st.lists(st.sampled_from("abcd"), min_size=len(table), max_size=len(table)))
+    replaces = replaced_exits(NAMES[: len(table)], dict(zip(NAMES, networks)))
+    rows = fit_weights(table, labels, replaces)
+    policy_of(len(table), replaces=replaces, weights=rows)  # which checks them
+    for index, mean in enumerate(running_means(table, replaces, rows)):
+        held = anytime_reference.in_the_mean(index + 1, replaces)
+        alone = (table[held].argmax(2) == labels).double().mean(1)
+        assert float((mean.argmax(1) == labels).double().mean()) >= float(alone.max()) - 1e-12
+
+
+def test_a_weak_member_does_not_pull_a_strong_one_down() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (400,), generator=generator)
+    strong = torch.nn.functional.one_hot(labels, 4) * 1.5 + torch.randn(400, 4, generator=generator)
+    weak = 6 * torch.randn(400, 4, generator=generator)  # sure, and knows nothing
+    table = torch.stack([strong, weak]).softmax(2)
+    options = {"costs": COSTS[:2], "order": NAMES[:2], "target": ("cost", 3.0)}
+    equal, fitted = (fit_policy(table, labels, weights=kind, **options) for kind in ("equal", "fitted"))
+    assert equal.weights == () and fitted.weights[1][0] > 0.9
+    accuracies = [simulate(table, policy).accuracy(labels) for policy in (equal, fitted)]
+    assert accuracies[1] > accuracies[0] + 0.1
+    assert accuracies[1] >= float((strong.argmax(1) == labels).double().mean())
+
+
+@pytest.mark.parametrize("confidence", ["margin", "agreement"])
+def test_every_way_to_answer_uses_the_weights(data, confidence, tmp_path) -> None:
+    members = versions()
+    predictor = swe.AnytimePredictor(members, tuple(members), input_shape=(3, 8, 8))
+    found = predictor.calibrate(data, flops=0.5, confidence=confidence, weights="fitted")
+    weights = predictor.policy.weights
+    images, labels = torch.cat([part for part, _ in data]), torch.cat([part for _, part in data])
+    table = table_of(predictor, images)
+    assert weights == fit_weights(table, labels, predictor.replaces) == predictor.weights
+    assert any(len(set(row) - {0.0}) > 1 for row in weights[1:]), "some member counts more than another"
+    means = [torch.einsum("m,mnk->nk", torch.tensor(row), table[: len(row)]) for row in weights]
+    for step, mean in zip(predictor.stream(images), means, strict=True):
+        torch.testing.assert_close(step.probabilities, mean)
+    torch.testing.assert_close(predictor(images, early_exit=False).probabilities, means[-1])
+    torch.testing.assert_close(predictor(images, deadline_ms=1e9, early_exit=False).probabilities, means[-1])
+    everything = sum(predictor.flops.values()) * len(images)
+    torch.testing.assert_close(predictor(images, batch_flops=everything).probabilities, means[-1])
+    outcome = simulate(table, predictor.policy)
+    torch.testing.assert_close(predictor(images).probabilities, outcome.predictions)
+    assert found.full_accuracy == pytest.approx(float((means[-1].argmax(1) == labels).double().mean()))
+    read = swe.anytime.ExitPolicy.from_dict(json.loads(json.dumps(predictor.policy.to_dict())))
+    assert read == predictor.policy
+    with pytest.raises(swe.SuperWeightError, match="unknown weights 'fited': did you mean 'fitted'"):
+        predictor.calibrate(data, flops=0.5, weights="fited")
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        ((1.0,),), ((1.0,), (0.5, 0.5)), ((1.0,), (0.5, 0.5), (0.5, 0.5)), ((1.0,), (0.5, 0.4), (0.2, 0.3, 0.5)),
+        ((1.0,), (1.5, -0.5), (0.2, 0.3, 0.5)), ((1.0,), (math.nan, 1.0), (0.2, 0.3, 0.5)),
+        ((1.0,), (True, 0.0), (0.2, 0.3, 0.5)), ((1.0,), (0.5, 0.5), (0.2, 0.3, 0.5)),
+    ],
+)  # fmt: skip
+def test_weights_that_are_none(weights) -> None:
+    with pytest.raises(swe.SuperWeightError, match="weights must give each exit one number of 0 or more for every"):
+        policy_of(3, weights=weights, replaces=(None, None, 0))
 
 
 # -- Budgets of a batch, orders ----------------------------------------------------------------------------------------
@@ -726,7 +818,7 @@ def test_of_several_threads_one_measures(monkeypatch) -> None:
     }
     predictor = swe.AnytimePredictor(dict(reversed(members.items())))
     running, most, timed_sizes, start = [], [], [], threading.Barrier(4)
-    whole_count, whole_time = costs._counted, costs.timed_call
+    whole_count, whole_time = costs.counted_flops, costs.timed_call
 
     def alone(call, *given):
         running.append(1)
@@ -741,7 +833,7 @@ def test_of_several_threads_one_measures(monkeypatch) -> None:
         timed_sizes.append(len(images))
         return alone(whole_time, module, images)
 
-    monkeypatch.setattr(costs, "_counted", lambda *given: alone(whole_count, *given))
+    monkeypatch.setattr(costs, "counted_flops", lambda *given: alone(whole_count, *given))
     monkeypatch.setattr(costs, "timed_call", timed)
     answers, images = {}, torch.randn(4, 4)
 
@@ -1044,6 +1136,10 @@ MISSING = object()
         ("policy.monotone", 1, "policy: monotone must be bool; got 1"),
         ("policy.replaces", [None, 1], "policy: replaces must name for each of 2 exits an earlier one"),
         ("policy.replaces", [None, True], "policy: replaces must be a list of int"),
+        ("policy.weights", [[1.0]], "policy: weights must give each exit one number of 0 or more"),
+        ("policy.weights", [[1.0], [0.5, "0.5"]], "policy: weights must give each exit one number"),
+        ("policy.weights", [1.0, 0.5], "policy: weights must be a list of lists"),
+        ("policy.weights", {"a": 1.0}, "policy: weights must be a list of lists"),
         ("policy.replaces", [None, 0], r"in the policy, exits take the place of \[None, 0\]"),
     ],
 )

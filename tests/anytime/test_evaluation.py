@@ -14,13 +14,13 @@ from torch.nn.utils import parametrizations
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import (
-    count_flops,
     diversity,
     evaluate_predictions,
     predict,
     probability_metrics,
     reliability,
 )
+from superweight_ensembles.models import count_flops
 
 
 def test_metrics_of_four_samples_by_hand() -> None:

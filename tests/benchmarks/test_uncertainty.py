@@ -18,8 +18,8 @@ from torch import nn
 from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.experiment import build_arms, parse_recipe
+from superweight_ensembles.models import count_flops
 from superweight_ensembles.plan import count_parameters
 
 NUM_ESTIMATORS = {"batchensemble": 4, "packed": 4, "mimo": 3, "masksembles": 4}

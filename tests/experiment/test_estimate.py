@@ -10,7 +10,6 @@ from command_line import superweights
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.data import image_shape_of, num_training_images
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import estimate as reference_speed
@@ -24,6 +23,7 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.experiment import tables as plan_preview
 from superweight_ensembles.experiment.timing import time_run
+from superweight_ensembles.models import count_flops
 from superweight_ensembles.plan import PlannedMember, SsnGroup, Target, independent_plan
 from superweight_ensembles.training import TrainProgress, build_optimizer, joint_backward
 

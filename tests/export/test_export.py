@@ -392,6 +392,7 @@ def test_dynamic_quantisation(networks, name: str) -> None:
 ORDER = ("b/2", "a", "../c")
 FLOPS = {"a": 20, "b/2": 3, "../c": 100}
 TEMPERATURES = (1.0, 0.6, 1.7)
+WEIGHTS = ((1.0,), (0.3, 0.7), (0.2, 0.1, 0.7))
 
 
 def literal(networks, policy: ExitPolicy, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -405,6 +406,8 @@ def literal(networks, policy: ExitPolicy, images: torch.Tensor) -> tuple[torch.T
                 softmaxes.append(copy.deepcopy(networks[name]).double()(image[None])[0].softmax(0))
             held = [softmaxes[m] for m in anytime_reference.in_the_mean(index + 1, policy.replaces)]
             mean = torch.stack(held).mean(0)
+            if policy.weights:
+                mean = sum(weight * softmax for weight, softmax in zip(policy.weights[index], softmaxes))
             tempered = (mean.log() / policy.temperatures[index]).softmax(0)
             best, second = sorted(tempered.tolist(), reverse=True)[:2]
             votes = [int(softmax.argmax()) for softmax in held].count(int(mean.argmax()))
@@ -475,12 +478,13 @@ def test_the_loader_elsewhere_decides_as_the_policy_says(cascade: Path, small_ne
     images = torch.randn(60, *SMALL_SHAPE)
     np.save(tmp_path / "images.npy", images.numpy())
     cases: dict[Path, tuple[ExitPolicy, torch.Tensor, torch.Tensor]] = {}
-    for confidence, monotone, replaces in itertools.product(CONFIDENCES, (False, True), ((), (None, None, 0))):
+    kinds = ((), ()), ((None, None, 0), ()), ((), WEIGHTS), ((None, None, 0), ((1.0,), (0.3, 0.7), (0.0, 0.6, 0.4)))
+    for confidence, monotone, (replaces, weights) in itertools.product(CONFIDENCES, (False, True), kinds):
         options = {"order": ORDER, "confidence": confidence, "temperatures": TEMPERATURES, "monotone": monotone}
-        options["replaces"] = replaces
+        options |= {"replaces": replaces, "weights": weights}
         predictions, sure = literal(small_networks, ExitPolicy(thresholds=(0.0, 0.0), **options), images)
         policy = ExitPolicy(thresholds=(float(sure[0].quantile(0.7)), float(sure[1].quantile(0.6))), **options)
-        folder = with_policy(cascade, tmp_path / f"{confidence} {monotone} {len(replaces)}", policy)
+        folder = with_policy(cascade, tmp_path / f"{confidence} {monotone} {len(replaces)} {len(weights)}", policy)
         cases[folder] = policy, predictions, sure
     subprocess.run(
         [sys.executable, "-c", ELSEWHERE, cascade, tmp_path / "images.npy", *cases],
@@ -694,6 +698,10 @@ def first_file(name: str):
         (lambda content: content["policy"].update(replaces=[None, 0]), "policy.replaces is damaged"),
         (lambda content: content["policy"].update(replaces=[None, None, 2]), "policy.replaces is damaged"),
         (lambda content: content["policy"].update(replaces=[None, 0, 0]), "policy.replaces is damaged"),
+        (lambda content: content["policy"].update(weights=[[1.0]]), "policy.weights is damaged"),
+        (lambda content: content["policy"].update(weights=[[1], [0.5, 0.4], [0, 0, 1]]), "policy.weights is damaged"),
+        (lambda content: content["policy"].update(weights=[[1], [2, -1], [0, 0, 1]]), "policy.weights is damaged"),
+        (lambda content: content["policy"].update(weights=[1, 1, 1]), "policy.weights is damaged"),
         (lambda content: content.update(input_shape=[3, "2"]), "input_shape is damaged"),
         (lambda content: content.update(num_classes=1), "num_classes is damaged"),
         (lambda content: content.update(num_classes=2**34), "num_classes is damaged"),

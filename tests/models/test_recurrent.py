@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import count_flops
 from superweight_ensembles.experiment import estimate_training
 from superweight_ensembles.export import export_cascade, export_member
+from superweight_ensembles.models import count_flops
 from superweight_ensembles.search import weight_gradients
 from superweight_ensembles.training import Execution, JointLoss, joint_backward, recomputed_blocks
 

@@ -34,6 +34,7 @@ CPU = torch.device("cpu")
 FAST = swe.TrainConfig(
     epochs=2, batch_size=16, learning_rate=0.02, precision="float32", device="cpu"
 )  # fmt: skip
+TOGETHER = ("ensemble", "others", "prefixes")
 IMAGES = torch.randn(6, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
 
@@ -189,15 +190,144 @@ def test_gradients_with_the_members_own_mean(ensemble_weight: float) -> None:
     assert_equal(found, literal_gradients(lambda logits: (logits / 2.5).softmax(2).mean(0), ensemble_weight))
 
 
-@pytest.mark.parametrize("own_mean", [False, True])
+def test_gradients_with_the_mean_of_the_others() -> None:
+    others = Distillation("others", weight=0.6, temperature=2.5)
+    assert_equal(found_gradients(others), literal_gradients(lambda logits: (logits / 2.5).softmax(2).flip(0)))
+
+
+def three_members() -> swe.SuperWeightEnsemble:
+    torch.manual_seed(0)
+    members = {"wide": network(24), "narrow": network(8), "middle": network(12)}
+    return swe.SuperWeightEnsemble(members, budget=0.95, rng=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("order", [("narrow", "middle", "wide"), ("middle", "wide", "narrow")])
+def test_gradients_with_prefixes(order: tuple[str, ...]) -> None:
+    """sum CE + w T^2 sum over j < M of sum p log(p / mean of the first j), p the mean of all without gradient."""
+    by_cost = order == ("narrow", "middle", "wide")
+    prefixes = Distillation("prefixes", weight=0.6, temperature=2.5, order=None if by_cost else order)
+    ensemble = three_members()
+    loss = JointLoss(loss_function=F.cross_entropy, distillation=prefixes)
+    found = joint_backward(ensemble, IMAGES, LABELS, loss), gradients_of(ensemble)
+    ensemble = three_members()
+    logits = dict(zip(ensemble.member_names, ensemble(IMAGES)))
+    one, two, three = (logits[name] for name in order)
+    first, second = (one / 2.5).softmax(1), ((one / 2.5).softmax(1) + (two / 2.5).softmax(1)) / 2
+    p = ((2 * second + (three / 2.5).softmax(1)) / 3).detach()
+    losses = {name: F.cross_entropy(answer, LABELS) for name, answer in logits.items()}
+    for name, q in zip(order, (first, second)):
+        losses[name] = losses[name] + 0.6 * 2.5**2 * (p * (p / q).log()).sum(1).mean()
+    sum(losses.values()).backward()
+    assert_equal(found, ({name: value.detach() for name, value in losses.items()}, gradients_of(ensemble)))
+
+
+@pytest.mark.parametrize("kind", ["network", *TOGETHER])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_of_a_batch_give_the_gradient_of_the_whole(own_mean: bool, parts: int) -> None:
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(kind: Any, parts: int) -> None:
     teacher, rows = network(20), []
     teacher.register_forward_hook(lambda *given: rows.append(len(given[1][0])))
     with teaching(teacher) as fixed:
-        given = Distillation("ensemble", weight=0.6, temperature=2.5) if own_mean else fixed
+        given = fixed if kind == "network" else Distillation(kind, weight=0.6, temperature=2.5)
         assert_equal(found_gradients(given, micro_batches=parts), found_gradients(given))
-    assert rows == ([] if own_mean else [{2: [3, 3], 4: [2, 2, 2]}[parts], [6]][0] + [6])
+    assert rows == ({2: [3, 3], 4: [2, 2, 2]}[parts] + [6] if kind == "network" else [])
+
+
+class Known:
+    """Two batches of three images an epoch, and which those are."""
+
+    num_images = 8
+    rows = (torch.tensor([0, 2, 4]), torch.tensor([5, 3, 7]))  # nothing answers to 1 and 6
+    images, labels = torch.cat([IMAGES, -IMAGES[:2]]), torch.cat([LABELS, LABELS[:2]])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Any:
+        for rows in self.rows:
+            yield self.images[rows], self.labels[rows]
+
+    def indices(self, batch: int) -> Tensor:
+        return self.rows[batch]
+
+
+def soft_targets(logits: Tensor, p: Tensor) -> Tensor:
+    """T^2 KL(p || each member at T = 2.5), of each image: (M, B)."""
+    return 2.5**2 * (p * (p / (logits / 2.5).softmax(2)).log()).sum(2)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_history_is_the_mean_of_earlier_answers(parts: int) -> None:
+    """By a plain loop: z(t) = m z(t - 1) + (1 - m) mean softmax at T, m = 0.6, and z(t) / (1 - m^t) teaches."""
+    config = dataclasses.replace(
+        FAST, epochs=3, batch_size=3, micro_batches=parts, momentum=0.0, weight_decay=0.0, schedule="constant"
+    )
+    trained, history = plain_ensemble(), Distillation("history", weight=0.6, temperature=2.5)
+    records = swe.train(trained, Known(), config, hooks=[history]).history
+    plain, seen, losses = plain_ensemble(), torch.zeros(8, 4, dtype=torch.float64), []
+    for epoch in range(3):
+        for rows, (images, labels) in zip(Known.rows, Known()):
+            logits = plain(images)
+            own = torch.stack([F.cross_entropy(one, labels) for one in logits])
+            if epoch:
+                own = 0.4 * own + 0.6 * soft_targets(logits, seen[rows] / (1 - 0.6**epoch)).mean(1)
+            seen[rows] = 0.6 * seen[rows] + 0.4 * (logits.detach() / 2.5).softmax(2).mean(0)
+            plain.zero_grad()
+            own.sum().backward()
+            with torch.no_grad():
+                for value in plain.parameters():
+                    value -= FAST.learning_rate * value.grad
+            losses.append(own.tolist())
+    found = torch.tensor([list(record["train_loss"].values()) for record in records])
+    torch.testing.assert_close(found, torch.tensor(losses).view(3, 2, 2).mean(1), rtol=1e-5, atol=0)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+    assert history.history is not None
+    weights = history.history.state_dict()["weights"]
+    assert weights[[1, 6]].tolist() == [0, 0] and float(weights[0]) == pytest.approx(1 - 0.6**3)
+
+
+def test_an_image_that_is_new_has_its_label_alone() -> None:
+    class Changing(Known):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.rows = (torch.tensor([0, 2]), torch.tensor([5, 3])) if epoch == 1 else (torch.tensor([0, 6, 1]),) * 2
+
+    config = dataclasses.replace(FAST, epochs=2, batch_size=3, learning_rate=1e-12, schedule="constant")
+    ensemble, history = plain_ensemble(), Distillation("history", weight=0.6, temperature=2.5)
+    found = swe.train(ensemble, Changing(), config, hooks=[history]).history[1]["train_loss"]
+    logits, labels = plain_ensemble()(Known.images[[0, 6, 1]]).detach(), Known.labels[[0, 6, 1]]
+    p = (logits / 2.5).softmax(2).mean(0)  # what nearly no learning leaves as it was
+    far, first = soft_targets(logits, p), torch.tensor([1.0, 0.0, 0.0])
+    for index, name in enumerate(ensemble.member_names):
+        hard = F.cross_entropy(logits[index], labels)
+        new, known = ((1 - 0.6 * seen.mean()) * hard + 0.6 * (far[index] * seen).mean() for seen in (first, first**0))
+        assert found[name] == pytest.approx(float(new + known) / 2, rel=1e-5), name  # two batches of the same images
+
+
+@pytest.mark.parametrize(
+    ("ramps", "expected"),
+    [
+        ({}, [0.8, 0.8, 0.8, 0.8]),
+        ({"ramp_up": 0.5}, [0.0, 0.4, 0.8, 0.8]),
+        ({"ramp_down": 0.5}, [0.8, 0.8, 0.8, 0.0]),
+        ({"ramp_up": 0.25, "ramp_down": 0.75}, [0.0, 0.8, 0.8 * 2 / 3, 0.0]),
+    ],
+)
+def test_the_weight_grows_and_falls(ramps: dict[str, float], expected: list[float]) -> None:
+    distillation = Distillation("ensemble", weight=0.8, **ramps)
+    assert [distillation.weight_at(done) for done in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(expected)
+
+
+def test_a_training_follows_the_weight() -> None:
+    found = []
+    for hooks in ([], [Distillation("ensemble", weight=0.8, ramp_up=0.5)], taught_by("ensemble")):
+        ensemble = plain_ensemble()
+        swe.train(ensemble, Rows((0, 1)), dataclasses.replace(FAST, epochs=1, batch_size=6), hooks=hooks)
+        found.append(ensemble.state_dict())
+    labels, grown, taught = ([*state.values()] for state in found)
+    assert all(map(torch.equal, labels, grown))  # w is 0 at the first step
+    assert not all(map(torch.equal, labels, taught))
 
 
 def test_members_with_batches_of_their_own_are_taught_on_them() -> None:
@@ -214,7 +344,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         if (progress.epoch, progress.step) == (2, 1):
             raise Interrupted
 
-    for kind, teacher in (("network", conv_teacher()), ("ensemble", conv_ensemble(7)), ("own mean", "ensemble")):
+    for kind, teacher in (
+        ("network", conv_teacher()), ("ensemble", conv_ensemble(7)), ("own mean", "ensemble"), ("others", "others"),
+        ("prefixes", "prefixes"), ("history", "history"),
+    ):  # fmt: skip
         whole, data, folder = conv_ensemble(), small_data(), tmp_path / kind
         swe.train(whole, data, FAST, hooks=taught_by(teacher))
         with pytest.raises(Interrupted, match=r"^$"):
@@ -237,7 +370,7 @@ def test_settings_of_how_steps_are_computed_change_nothing(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda member: member)
-    for teacher in (conv_teacher(), "ensemble"):
+    for teacher in (conv_teacher(), "ensemble", "prefixes", "history"):
         plain, other = conv_ensemble(), conv_ensemble()
         expected = swe.train(plain, small_data(), FAST, hooks=taught_by(teacher)).history
         found = swe.train(other, small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher)).history
@@ -262,11 +395,23 @@ class Rows:
 def taught_losses(shard: tuple[int, int]) -> Tensor:
     found = []
     torch.manual_seed(1)
-    for teacher in (network(20), "ensemble"):
+    for teacher in (network(20), "ensemble", "others", "prefixes"):
         config = dataclasses.replace(FAST, epochs=6, batch_size=6)
         history = swe.train(plain_ensemble(), Rows(shard), config, hooks=taught_by(teacher)).history
         found.append([list(record["train_loss"].values()) for record in history])
     return torch.tensor(found, dtype=torch.float64)
+
+
+def remembering() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state, and the history, after epochs whose batches the processes share."""
+    torch.manual_seed(1)
+    members = {"narrow": network(8), "wide": network(12)}
+    pooled = {name: nn.Sequential(nn.AvgPool2d(2), module.float()) for name, module in members.items()}
+    ensemble = swe.SuperWeightEnsemble(pooled, budget=0.95, rng=torch.Generator().manual_seed(1))
+    history = Distillation("history", weight=0.6)
+    swe.train(ensemble, small_data(), dataclasses.replace(FAST, epochs=3, batch_size=15), hooks=[history])
+    assert history.history is not None
+    return ensemble.state_dict(), history.history.state_dict()
 
 
 def job(rank: int, folder: Path) -> dict:
@@ -277,8 +422,8 @@ def job(rank: int, folder: Path) -> dict:
     try:
         swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, hooks=taught_by(teacher))
     except swe.SuperWeightError as error:
-        return {"losses": losses, "error": str(error)}
-    return {"losses": losses, "error": ""}
+        return {"losses": losses, "error": str(error), "remembered": remembering()}
+    return {"losses": losses, "error": "", "remembered": remembering()}
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
@@ -286,6 +431,9 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     for answer in answers:
         torch.testing.assert_close(answer["losses"], expected, rtol=1e-12, atol=0)
         assert "teacher" in answer["error"]  # one of other numbers in each process
+        for found, wanted in zip(answer["remembered"], remembering()):
+            for name, value in wanted.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
 class Viewing(nn.Module):
@@ -321,10 +469,10 @@ class Answering(nn.Module):
 @pytest.mark.parametrize(
     ("teacher", "changes", "match"),
     [
-        (None, {}, r"teacher= takes a network \(nn.Module\) or 'ensemble'; got NoneType"),
+        (None, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got NoneType"),
         ("ensembel", {}, "unknown teacher 'ensembel': did you mean 'ensemble'"),
-        (lambda images: images, {}, r"teacher= takes a network \(nn.Module\) or 'ensemble'; got function"),
-        ("ensemble", {"member_batches": "own"}, "member_batches must be 'same'"),
+        (lambda images: images, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got function"),
+        *((name, {"member_batches": "own"}, "member_batches must be 'same'") for name in TOGETHER),
         (swe.wide_resnet(10, 1, 5), {}, "the teacher answers 5 classes, member 'deep' 4"),
         (swe.wide_resnet(10, 1, 4, in_channels=1), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
         (nn.ModuleList(), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
@@ -346,6 +494,11 @@ def test_teachers_that_do_not_go_with_what_is_trained() -> None:
         swe.train(ensemble, data, FAST, hooks=taught_by(ensemble.members["deep"]))
     with pytest.raises(swe.SuperWeightError, match="one alone would learn from itself"):
         swe.train(ensemble, data, FAST, hooks=taught_by("ensemble"), members=["deep"])
+    batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
+    with pytest.raises(swe.SuperWeightError, match=r"remembers answers by image: train on ImageData, or on a loader"):
+        swe.train(ensemble, batches, FAST, hooks=taught_by("history"))
+    with pytest.raises(swe.SuperWeightError, match=r"order= must name each member .*: deep, wide; got deep"):
+        swe.train(ensemble, data, FAST, hooks=[Distillation("prefixes", weight=0.5, order=["deep"])])
     with pytest.raises(swe.SuperWeightError, match="distillation is of the members' logits: it cannot go with"):
         swe.train(
             ensemble, data, FAST, hooks=taught_by("ensemble"), objective=lambda member, images, labels: images.sum()
@@ -379,6 +532,9 @@ def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
         ({"weight": True}, "the weight of a distillation must be 0 to 1; got True"),
         ({"weight": 0.5, "temperature": 0.0}, "the temperature of a distillation must be positive and finite; got 0.0"),
         ({"weight": 0.5, "temperature": math.inf}, "must be positive and finite; got inf"),
+        ({"weight": 0.5, "ramp_up": 1.5}, "the ramp_up of a distillation must be 0 to 1; got 1.5"),
+        ({"weight": 0.5, "ramp_up": 0.7, "ramp_down": 0.7}, "must be 1 together at most; got 0.7 and 0.7"),
+        ({"weight": 0.5, "order": ["a", "b"]}, "order= is of the teacher 'prefixes': leave it out"),
     ],
 )
 def test_settings_that_are_refused(changes: dict[str, Any], match: str) -> None:
@@ -463,8 +619,9 @@ def test_a_saved_ensemble_teaches_as_the_arm_itself_did(taught_apart: Path, tmp_
     assert tensors_of(tmp_path / "run" / "shared") == tensors_of(taught_apart / "shared")
 
 
-def test_a_run_with_the_members_own_mean(tmp_path: Path) -> None:
-    recipe = recipe_of(teacher="ensemble")
+@pytest.mark.parametrize("teacher", ["ensemble", "prefixes", "history"])
+def test_a_run_whose_members_teach_each_other(teacher: str, tmp_path: Path) -> None:
+    recipe = recipe_of(distillation={"teacher": teacher, "weight": 0.7, "ramp_up": 0.2, "ramp_down": 0.3})
     train_run(recipe, tmp_path / "whole")
     with pytest.raises(Stop, match=r"^$"):
         train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch("shared"))
@@ -476,7 +633,10 @@ def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None
     (tmp_path / "begun" / "shared").mkdir(parents=True)
     (tmp_path / "begun" / "recipe.yaml").write_text("")
     for folder, match in (
-        (tmp_path / "none", "teacher: .*none is no folder: give ensemble, independent, or the folder"),
+        (
+            tmp_path / "none",
+            "teacher: .*none is no folder: give ensemble, .*, independent, or the folder",
+        ),
         (taught_apart, "is a run: give one of its arms, such as .*shared"),
         (tmp_path / "begun" / "shared", "the arm .* is not trained to its end"),
         (tmp_path / "begun" / "shared" / "..", "is a run"),
@@ -493,9 +653,13 @@ def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None
         ({"teacher": "independent"}, "'independent' is the baseline of that name: set baseline: independent"),
         ({"teacher": ""}, "distillation.teacher: String should have at least 1 character"),
         ({"teacher": "ensemble", "members": [{"name": "a", "model": "wide_resnet"}]}, "would learn from itself"),
-        ({"teacher": "ensemble", "training": {"member_batches": "own"}}, "member_batches must be 'same'"),
+        *(
+            ({"teacher": name, "training": {"member_batches": "own"}}, "member_batches must be 'same'")
+            for name in TOGETHER
+        ),
         ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, "distillation.weight: .*less than or equal to 1"),
         ({"distillation": {"teacher": "ensemble"}}, "distillation.weight"),
+        ({"distillation": {"teacher": "others", "weight": 0.5, "ramp_up": 1, "ramp_down": 1}}, "1 together at most"),
         ({"distillation": {"weight": 0.5}}, "distillation.teacher"),
         (
             {"training": {"distillation": 0.5}},

@@ -1,0 +1,138 @@
+"""The running mean of what members answered to each training image: a teacher without another call.
+
+Shapes: N training images, B batch, K classes.
+
+Source: Laine and Aila, Temporal Ensembling for Semi-Supervised Learning, ICLR 2017, arXiv 1610.02242, section 2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from superweight_ensembles.data import ImageLoader
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.training.distributed import Processes
+
+MOMENTUM = 0.6  # the published one
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@runtime_checkable
+class KnowsImages(Protocol):
+    """A loader that says which images its batches hold."""
+
+    num_images: int
+
+    def indices(self, batch: int) -> Tensor:
+        """Which images a batch has, over all processes: int64 (B,), 0 to ``num_images`` - 1; ``batch`` counts from 0 in
+        the epoch that was set last."""
+
+
+class AnswerHistory:
+    """What members answered to each image in the epochs before, newer answers weighing more.
+
+    A batch is opened, asked for and noted member by member, and closed when its step is taken.
+
+    Args:
+        loaders: One for all members, or one for each.
+        members: Their names.
+        processes: That share each batch.
+
+    Raises:
+        SuperWeightError: A loader that does not say which images a batch holds.
+    """
+
+    def __init__(self, loaders: Sequence[Any], members: Sequence[str], processes: Processes) -> None:
+        if not all(isinstance(loader, KnowsImages) for loader in loaders):
+            raise SuperWeightError(
+                "teacher 'history' remembers answers by image: train on ImageData, or on a loader that has num_images "
+                "and indices(batch)"
+            )
+        if processes.size > 1 and not all(isinstance(loader, ImageLoader) for loader in loaders):
+            raise SuperWeightError("teacher 'history' in several processes needs ImageData, whose batches all know")
+        self._loaders = dict(zip(members, loaders if len(loaders) > 1 else [*loaders] * len(members)))
+        self._same = len(loaders) == 1
+        self._num_images = loaders[0].num_images
+        self._processes = processes
+        self._sums: Tensor | None = None  # (N, K)
+        self._weights: Tensor | None = None  # (N,): of what the sums hold
+        self._batch: dict[str, Tensor] = {}  # indices (B,) of the whole batch
+        self._places: dict[str, Tensor] = {}  # of this process's rows in it
+        self._noted: dict[str, list[tuple[slice, Tensor]]] = {}
+
+    def open(self, batch: int, num_rows: int) -> None:
+        """Go to a batch of the epoch, with ``num_rows`` rows of this process; one that was not closed is let go."""
+        self._noted = {}
+        index, count = self._processes.shard
+        for name, loader in self._loaders.items():
+            whole = loader.indices(batch)
+            start = index * len(whole) // count
+            rows = (index + 1) * len(whole) // count - start
+            if rows != num_rows:
+                raise SuperWeightError(
+                    f"the loader's indices({batch}) names {rows} images, its batch has {num_rows}: it must name each"
+                )
+            self._batch[name], self._places[name] = whole, torch.arange(start, start + rows)
+
+    def target(self, name: str, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What a member is to learn on some rows of its batch.
+
+        Args:
+            name: Of the member.
+            rows: Of the batch of this process.
+            like: The member's answer (B, K).
+
+        Returns:
+            The mean answers (B, K), 0 for images that were not seen before, and the share (scalar) of the whole batch
+            that was.
+        """
+        if self._sums is None or self._weights is None:
+            return torch.zeros_like(like), like.new_zeros(())
+        self._sums, self._weights = self._sums.to(like.device), self._weights.to(like.device)
+        whole = self._batch[name].to(like.device)
+        own = whole[self._places[name][rows].to(like.device)]
+        found = self._sums[own] / self._weights[own].clamp_min(_TINY).unsqueeze(1)
+        return found, (self._weights[whole] > 0).float().mean()
+
+    def note(self, name: str, rows: slice, answers: Tensor) -> None:
+        """Keep a member's softmax (B, K) on some rows until the batch is closed."""
+        self._noted.setdefault(name, []).append((rows, answers.detach().float()))
+
+    def close(self) -> None:
+        """Take what was noted, of all processes, into the mean: of all members at once, or of each in its turn where
+        each has a batch of its own."""
+        found = {name: self._answers(name, noted) for name, noted in self._noted.items()}
+        self._processes.all_reduce_(list(found.values()))
+        if found and self._same:
+            name, momentum = next(iter(found)), MOMENTUM
+            found = {name: torch.stack(list(found.values())).mean(0)}
+        else:
+            momentum = MOMENTUM ** (1 / max(1, len(found)))
+        for name, answers in found.items():
+            if self._sums is None or self._weights is None:
+                self._sums = answers.new_zeros(self._num_images, answers.shape[1])
+                self._weights = answers.new_zeros(self._num_images)
+            whole = self._batch[name].to(answers.device)
+            self._sums[whole] = momentum * self._sums[whole] + (1 - momentum) * answers
+            self._weights[whole] = momentum * self._weights[whole] + (1 - momentum)
+        self._noted = {}
+
+    def _answers(self, name: str, noted: Sequence[tuple[slice, Tensor]]) -> Tensor:
+        """What a member answered to the batch (B, K), 0 in the rows of other processes."""
+        like = noted[0][1]
+        answers = like.new_zeros(len(self._batch[name]), like.shape[1])
+        for rows, found in noted:
+            answers[self._places[name][rows].to(like.device)] = found
+        return answers
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The mean answers, to go on with."""
+        return {} if self._sums is None or self._weights is None else {"sums": self._sums, "weights": self._weights}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` gave."""
+        self._sums, self._weights = content.get("sums"), content.get("weights")
