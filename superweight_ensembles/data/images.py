@@ -222,6 +222,9 @@ def _opened(path: str) -> Iterator[Image.Image]:
                 raise SuperWeightError(
                     f"{path} has more than 8 bits a channel (mode {file.mode}): convert it to 8 bits"
                 )
+            clear = file.info.get("transparency")
+            if isinstance(clear, tuple) and max(clear) > 255:  # which Pillow would look for among pixels of 8 bits
+                raise SuperWeightError(f"{path} has more than 8 bits a channel, and a transparent colour: convert it")
             yield file
     except SuperWeightError:
         raise
@@ -239,9 +242,6 @@ def _turn_of(file: Image.Image) -> Image.Transpose | None:
 
 def _as_colours(file: Image.Image) -> Image.Image:
     """RGB; where a picture is transparent, it is laid on white."""
-    clear = file.info.get("transparency")
-    if isinstance(clear, tuple) and max(clear) > 255:  # which Pillow would look for among pixels of 8 bits
-        raise SuperWeightError(f"{file.filename} has more than 8 bits a channel, and a transparent colour: convert it")
     if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
         return file.convert("RGB")
     picture = file.convert("RGBA")
