@@ -12,7 +12,7 @@ from superweight_ensembles.training.checkpoint import (
     check_same_data,
     load_checkpoint,
 )
-from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
+from superweight_ensembles.training.config import RESUMABLE, CheckedTrainConfig, TrainConfig, tuned_config
 from superweight_ensembles.training.device import (
     build_fabric,
     compiled_calls,
@@ -34,6 +34,7 @@ __all__ = [
     "OWN_MEAN",
     "RESUMABLE",
     "Batches",
+    "CheckedTrainConfig",
     "Checkpoints",
     "Distillation",
     "Execution",
