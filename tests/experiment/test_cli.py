@@ -14,6 +14,7 @@ from command_line import superweights
 from PIL import Image
 
 import superweight_ensembles as swe
+from superweight_ensembles.errors import stop_now
 
 TINY = {
     "name": "tiny",
@@ -322,6 +323,29 @@ def test_plan_refuses_folders_of_the_recipe_that_are_not_there(monkeypatch, caps
     assert "distillation.teacher: missing/teacher is no folder" in capsys.readouterr().err
     assert superweights(monkeypatch, "plan", recipe, *start) == 2
     assert "sharing.init: no start from missing/start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "plot", "report", "export"])
+def test_an_option_is_no_path_to_write_to(monkeypatch, capsys, tmp_path: Path, recipe: Path, verb: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert superweights(monkeypatch, verb, recipe, "--out", "--resume") == 2
+    assert "error: --out --resume: a path is missing after --out" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(("verb", "heard"), [("train", True), ("compare", True), ("evaluate", False), ("plan", False)])
+def test_sigterm_is_heard_where_there_is_something_to_go_on_with(monkeypatch, tmp_path: Path, verb, heard) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert superweights(monkeypatch, verb, tmp_path / "missing") == 2
+        handler = signal.getsignal(signal.SIGTERM)
+        assert handler is (stop_now if heard else signal.SIG_DFL)
+        if heard:
+            with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the next one ends the process
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:
