@@ -52,6 +52,17 @@ Overrides = Annotated[
 ]
 
 
+def _no_option(given: Path | None) -> Path | None:
+    """Refuse what was meant for the next option."""
+    if given is not None and str(given).startswith("--"):
+        raise SuperWeightError(f"--out {given}: a path is missing after --out, and no path may begin with '--'")
+    return given
+
+
+def _out(help: str, metavar: str | None = None) -> Any:
+    return typer.Option("--out", metavar=metavar, help=help, callback=_no_option)
+
+
 class _EscapingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return escape_controls(super().format(record))
@@ -63,6 +74,8 @@ def _options(
 ) -> None:
     if _SEVERAL and context.invoked_subcommand != "train":
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
+    if context.invoked_subcommand in ("train", "compare"):  # which say how to go on
+        _hear_sigterm()
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
@@ -71,10 +84,15 @@ def _options(
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds its cache of fonts
 
 
+def _hear_sigterm() -> None:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, stop_now)
+
+
 @app.command()
 def train(
     recipe: RecipePath,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME where not given.")] = None,
+    out: Annotated[Path | None, _out("Run folder; runs/NAME where not given.")] = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in a run folder that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run folder that is there.")] = False,
@@ -124,9 +142,7 @@ def plot(
             help="Evaluated run folders; or the folder of a comparison.",
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the figures; RUN/figures, or runs/comparison for several.")
-    ] = None,
+    out: Annotated[Path | None, _out("Folder for the figures; RUN/figures, or runs/comparison for several.")] = None,
 ) -> None:
     """Draw the figures of one run, those that compare several, or those of a comparison."""
     from superweight_ensembles.experiment import naming_files, read_comparison, read_results, read_search
@@ -161,9 +177,7 @@ def _refuse_benchmark(folder: Path) -> None:
 @app.command()
 def report(
     run: RunPath,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The page; RUN/report.html where not given.")
-    ] = None,
+    out: Annotated[Path | None, _out(metavar="FILE", help="The page; RUN/report.html where not given.")] = None,
 ) -> None:
     """Write an evaluated run as one HTML page that needs nothing else: results, figures, sharing, provenance."""
     from superweight_ensembles.report import write_report
@@ -184,9 +198,7 @@ def export(
         bool, typer.Option("--cascade", help="The whole calibrated cascade, as ONNX files with their loader.")
     ] = False,
     arm: Annotated[str, typer.Option("--arm", help="shared or independent.")] = "shared",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="File or folder; RUN/export/MEMBER.* or RUN/export/cascade.")
-    ] = None,
+    out: Annotated[Path | None, _out("File or folder; RUN/export/MEMBER.* or RUN/export/cascade.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that is there.")] = False,
 ) -> None:
     """Write one member of a trained run, or its calibrated cascade, as files that do not need this library."""
@@ -233,7 +245,7 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds, from the recipe's upwards.")] = 3,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; runs/NAME-comparison where not given.")] = None,
+    out: Annotated[Path | None, _out("Folder; runs/NAME-comparison where not given.")] = None,
     overrides: Overrides = None,
     overrides_of_arms: Annotated[
         list[str] | None,
@@ -341,8 +353,6 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
         arguments: Of the command; those of the process where None.
         baselines: What ``compare`` takes ``--against`` besides the library's own, by name.
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, stop_now)
     try:
         app(arguments, obj=baselines)
     except (SuperWeightError, OSError) as error:

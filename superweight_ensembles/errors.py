@@ -35,7 +35,12 @@ class SuperWeightError(ValueError):
     """What was given, what was expected, where, and the remedy, in one or two lines.
 
     What was given may be as long as a file: the middle of a message that is longer than a few lines is left out.
+
+    Attributes:
+        names_place: Whether the message says itself which file it is about.
     """
+
+    names_place = False
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -53,7 +58,7 @@ def naming(*places: Path) -> Iterator[None]:
     try:
         yield
     except SuperWeightError as error:
-        if any(str(place) in str(error) for place in places):
+        if error.names_place or any(str(place) in str(error) for place in places):
             raise
         raise SuperWeightError(f"{', '.join(map(str, places))}: {error}") from error
 
@@ -146,5 +151,9 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 def stop_now(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler that ends what runs at once."""
+    """A handler that ends what runs at once; the next signal of this number ends the process, whatever runs.
+
+    Python drops what is raised while it frees an object, so that this one may be lost.
+    """
+    signal.signal(number, signal.SIG_DFL)
     raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)

@@ -23,10 +23,25 @@ from pydantic import AfterValidator, Field
 from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.arms import Arm, Baseline, ProgressCallback, Variant, build_arms, folder_name
+from superweight_ensembles.experiment.arms import (
+    Arm,
+    Baseline,
+    ProgressCallback,
+    Variant,
+    build_arms,
+    folder_name,
+    naming_arm,
+    train_seed,
+)
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
 from superweight_ensembles.experiment.results import Provenance, Training
-from superweight_ensembles.experiment.run import check_data, check_output_folder, hold_to_data, read_run
+from superweight_ensembles.experiment.run import (
+    check_data,
+    check_output_folder,
+    first_difference,
+    hold_to_data,
+    read_run,
+)
 from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,
@@ -43,6 +58,7 @@ from superweight_ensembles.storage import (
     write_json,
     write_text,
 )
+from superweight_ensembles.training import build_fabric
 
 COMPARISON_FORMAT = 1  # of compare.json and comparison.json
 _LOG = logging.getLogger(__name__)
@@ -239,7 +255,8 @@ def compare_arms(
         The content of comparison.json.
 
     Raises:
-        SuperWeightError: An unknown arm, a folder that is there.
+        SuperWeightError: An unknown arm, a folder that is there; an arm that could not be trained, or that would be
+            tested on other images than the others. Nothing is trained or written before that.
     """
     if num_seeds < 1:
         raise SuperWeightError(f"a comparison needs at least one seed; got {num_seeds}")
@@ -255,9 +272,12 @@ def compare_arms(
     for arm in arms:
         if (arm.num_seeds or 0) > num_seeds:
             raise SuperWeightError(f"arm '{arm.name}:{arm.num_seeds}' has more seeds than the comparison: {num_seeds}")
-        if arm.recipe.data == recipe.data:
-            check_data(arm.recipe, data)
     seeds = tuple(range(recipe.seed, recipe.seed + num_seeds))
+    if seeds[-1] + recipe.training.seed - recipe.seed >= 2**32 or seeds[-1] >= 2**32:
+        raise SuperWeightError(
+            f"{num_seeds} seeds from {seeds[0]} upwards go beyond the last one, 2**32 - 1: set a lower seed"
+        )
+    _check_arms(arms, recipe, data, seeds, folder if resume else None)
     plan = ComparisonPlan(against=tuple(against), variants=tuple(variants), overrides=tuple(overrides), seeds=seeds)
     with locked_folder(folder):
         if resume:
@@ -268,6 +288,65 @@ def compare_arms(
         write_json(folder / "compare.json", asdict(plan))
         hold_to_data(folder, data)
         return _compare(recipe, folder, arms, data, plan, progress_of)
+
+
+def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Sequence[int], begun: Path | None) -> None:
+    """Hold every arm and seed against this machine, its data and what is there of it, before any is trained.
+
+    Args:
+        arms: Of the comparison.
+        common: Recipe of the comparison.
+        data: That recipe's; every arm is tested on their test images.
+        seeds: Of the comparison.
+        begun: The folder of a comparison that is resumed.
+
+    Raises:
+        SuperWeightError: Names the arm.
+    """
+    of_data: dict[str, list[tuple[Arm, Recipe, Path | None]]] = {}
+    for arm in arms:
+        with naming_arm(f"arm {arm.name!r}"):
+            if arm.train is train_seed:
+                build_fabric(arm.recipe.training)
+                build_fabric(arm.recipe.shared_training())
+            for seed in seeds[: arm.num_seeds]:
+                recipe = with_seed(arm.recipe, seed)
+                own = None if begun is None else begun / folder_name(arm.name) / f"seed-{seed}"
+                if own is not None:
+                    _check_same_recipe(own, recipe)
+                if seed == seeds[0] or (own is not None and (own / "data.json").is_file()):
+                    key = repr((seed, recipe.data.model_dump()))
+                    of_data.setdefault(key, []).append((arm, recipe, own))
+    for entries in of_data.values():  # one after the other: two data sets may not fit into memory
+        first = entries[0][1]
+        loaded = data if (first.seed, first.data) == (common.seed, common.data) else None
+        for arm, recipe, own in entries:
+            with naming_arm(f"arm {arm.name!r}"):
+                loaded = recipe.load_data() if loaded is None else loaded
+                if recipe.seed == seeds[0]:
+                    _check_same_test(loaded, data)
+                    check_data(recipe, loaded)
+                if own is not None and (own / "data.json").is_file():
+                    hold_to_data(own, loaded)
+
+
+def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse results that another recipe gave."""
+    if not ((folder / "results.json").is_file() and (folder / "recipe.yaml").is_file()):
+        return
+    if difference := first_difference(folder, read_run(folder), recipe):
+        raise SuperWeightError(f"{folder} was trained with another recipe ({difference}): give the arm another name")
+
+
+def _check_same_test(data: ImageData, common: ImageData) -> None:
+    """Refuse an arm that would be tested on other images than those it is compared with."""
+    own, others = data.fingerprint(), common.fingerprint()
+    told = [key for key in others if "test" in key.split() and own.get(key) != others[key] and "marks" not in key]
+    if told:
+        raise SuperWeightError(
+            f"it would be tested on other images than the others ({', '.join(told)} differ), and differences between "
+            "arms say nothing then: give it data with the same test images"
+        )
 
 
 def _tell_what_is_left(folder: Path, plan: ComparisonPlan, arms: Sequence[str]) -> None:
@@ -322,8 +401,6 @@ def _run(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | No
     done = folder / "results.json"
     if not done.is_file():
         arm.train(arm, recipe, folder, progress)
-    elif (folder / "recipe.yaml").is_file() and read_run(folder) != recipe:
-        raise SuperWeightError(f"{folder} was trained with another recipe: give the arm another name")
     return read_as(SeedResults, done, "remove its folder and compare again with --resume").arms[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -9,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StrictInt, ValidationError, model_validator
 from torch import nn
 
 from superweight_ensembles.anytime import MIN_SAMPLES, checked_order, flops_of_members
@@ -36,7 +36,7 @@ from superweight_ensembles.experiment.recipe_sections import (
     Strict,
     WidthStageRecipe,
 )
-from superweight_ensembles.models import build_member, evaluating
+from superweight_ensembles.models import build_member, evaluating, is_out_of_memory
 from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
@@ -45,6 +45,7 @@ from superweight_ensembles.storage import (
     PathError,
     Problem,
     check_plain,
+    dump_yaml,
     first_problem,
     no_recipe,
     parse_yaml,
@@ -55,6 +56,7 @@ from superweight_ensembles.training import (
     EACH_OTHER,
     PREFIXES,
     AveragedWeights,
+    CheckedTrainConfig,
     Distillation,
     TrainConfig,
     augmentation_of,
@@ -66,6 +68,8 @@ from superweight_ensembles.training import (
 )
 
 INDEPENDENT = "independent"
+_MOST_PIXELS = 2**26  # numbers of one image, of every channel
+_MOST_MADE_UP = 2**33  # numbers of all images that are made up
 # Keys of older recipes: the value with which each did nothing, and what takes its place.
 _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
     ("teacher",): (None, "write distillation: {teacher: ..., weight: ..., temperature: ...}"),
@@ -104,11 +108,11 @@ class Recipe(Strict):
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32)
     data: DataRecipe
     members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
-    training: TrainConfig = Field(default_factory=TrainConfig)
+    training: CheckedTrainConfig = Field(default_factory=TrainConfig)
     fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
     learn_widths: WidthStageRecipe | None = None
     width_loss: WidthLoss | None = None
@@ -179,6 +183,15 @@ class Recipe(Strict):
         """Hold training and exits against what is known of the data set before it is read."""
         name, options = self.data.name, self.data.options
         shape, num_train = image_shape_of(name, options), num_training_images(name, options)
+        if shape is not None and math.prod(shape) > _MOST_PIXELS:
+            raise SuperWeightError(
+                f"data: images of {list(shape)} have {math.prod(shape):,} numbers each, more than {_MOST_PIXELS:,}: "
+                "make them smaller"
+            )
+        if name == "synthetic" and shape is not None and num_train and num_train * math.prod(shape) > _MOST_MADE_UP:
+            raise SuperWeightError(
+                f"data: {num_train:,} images of {list(shape)} would not fit into memory: make them fewer or smaller"
+            )
         slack = self.classes_and_channels()[0] or 0  # splits round by class
         for section, config in (("training", self.training), ("fine_tuning", self.shared_training())):
             with _at(section):
@@ -208,12 +221,19 @@ class Recipe(Strict):
         return content
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_content(), sort_keys=False, width=100, allow_unicode=True)
+        return dump_yaml(self.to_content())
 
     def load_data(self) -> ImageData:
         """Load the data set and hold it against what the recipe says of it."""
         with _at("data"):
-            data = load_data(self.data.name, **{"seed": self.seed, **self.data.options})
+            try:
+                data = load_data(self.data.name, **{"seed": self.seed, **self.data.options})
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise SuperWeightError(
+                    f"{self.data.name} does not fit into memory: take fewer or smaller images"
+                ) from error
             self.data.check_says(data.num_classes, data.image_shape[0])
         return data
 

@@ -36,8 +36,8 @@ class DataRecipe(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
-    num_classes: int | None = Field(default=None, ge=2)
-    channels: int | None = Field(default=None, ge=1)
+    num_classes: StrictInt | None = Field(default=None, ge=2)
+    channels: StrictInt | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _known(self) -> DataRecipe:
@@ -130,11 +130,11 @@ class SharingRecipe(Strict):
     budget: StrictInt | StrictFloat
     generator: str = "auto"
     clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
-    bins: int = 4
+    bins: StrictInt = 4
     num_groups: StrictInt | None = None
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
-    cap: int = 8
+    cap: StrictInt = 8
     coefficients: str | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
@@ -201,7 +201,7 @@ class SharingRecipe(Strict):
 class EvaluationRecipe(Strict):
     """``evaluation:``."""
 
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: StrictInt = Field(default=256, ge=1)
 
 
 class DistillationRecipe(Strict):
@@ -273,15 +273,15 @@ class AnytimeRecipe(Strict):
 
     order: str | tuple[str, ...] = "cost"
     confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
-    temperature: bool = True
-    monotone: bool = False
+    temperature: StrictBool = True
+    monotone: StrictBool = False
     weights: Literal["equal", "fitted"] = "equal"
     flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
     max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
-    num_points: int = Field(default=8, ge=2, le=100)
-    batch_size: int = Field(default=64, ge=1)
-    timed_images: int = Field(default=512, ge=1)
+    num_points: StrictInt = Field(default=8, ge=2, le=100)
+    batch_size: StrictInt = Field(default=64, ge=1)
+    timed_images: StrictInt = Field(default=512, ge=1)
     truncations: tuple[StrictFloat, ...] = Field(default=(), max_length=20)
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,7 +95,6 @@ from superweight_ensembles.training import (
     Checkpoints,
     Hook,
     LearnedWidths,
-    TrainConfig,
     build_fabric,
     check_same_data,
     train,
@@ -104,6 +104,7 @@ from superweight_ensembles.training.distributed import current_processes
 
 _LOG = logging.getLogger(__name__)
 _KEPT = {CHECKPOINT_FOLDER, "ensemble"}
+_WHERE_DATA_ARE = ("folder", "memory_limit_mb")  # options of data that change no number
 _RUN_FILES = {
     "recipe.yaml", "run.json", "data.json", "plan.json", "results.json", "report.html", "figures", "search", "export",
     "shared", "independent", "widths",
@@ -330,20 +331,52 @@ def check_output_folder(
         foreign = names - set(contents())
         if foreign:
             raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
-    elif _what_counts(load_recipe(folder / "recipe.yaml")) != _what_counts(recipe):
+    elif difference := first_difference(folder, load_recipe(folder / "recipe.yaml"), recipe):
         raise SuperWeightError(
-            f"{folder} was begun with another recipe or other overrides: resume with the same, but for training."
-            f"{', '.join(RESUMABLE)}"
+            f"{folder} was begun with another recipe or other overrides ({difference}): resume with the same, but for "
+            f"training.{', '.join(RESUMABLE)} and data.{', '.join(_WHERE_DATA_ARE)}"
         )
 
 
-def _what_counts(recipe: Recipe) -> Recipe:
-    """A recipe without what may differ from one part of a run to the next."""
-    defaults = asdict(TrainConfig())
-    training = replace(recipe.training, **{key: defaults[key] for key in RESUMABLE})
-    changes = recipe.fine_tuning
-    tuned = None if changes is None else {key: value for key, value in changes.items() if key not in RESUMABLE}
-    return recipe.model_copy(update={"training": training, "fine_tuning": tuned})
+def first_difference(folder: Path, before: Recipe, now: Recipe) -> str:
+    """The first key in which two recipes of a folder differ, with what it says in both; empty where they train alike.
+
+    Args:
+        folder: Of the run. Where it holds what tells its data apart, that decides whether they are the same.
+        before: That it was begun with.
+        now: That it is to go on with.
+    """
+    known = (folder / "data.json").is_file()
+    return _difference(_what_counts(before, known), _what_counts(now, known))
+
+
+def _difference(before: Any, now: Any, path: str = "") -> str:
+    """Of plain data."""
+    if before == now:
+        return ""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = {key: (before.get(key), now.get(key)) for key in [*before, *now]}
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = dict(enumerate(zip(before, now)))
+    else:
+        return f"{path} was {_given(before)}, now {_given(now)}"
+    key = next(key for key, (one, other) in pairs.items() if one != other)
+    return _difference(*pairs[key], f"{path}.{key}" if path else str(key))
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else f"{value!r:.80}"
+
+
+def _what_counts(recipe: Recipe, data_known: bool) -> dict[str, Any]:
+    """A recipe's content without what may differ from one part of a run to the next."""
+    content = recipe.to_content()
+    for section in ("training", "fine_tuning"):
+        if section in content:
+            content[section] = {key: value for key, value in content[section].items() if key not in RESUMABLE}
+    if data_known:
+        content["data"] = {key: value for key, value in content["data"].items() if key not in _WHERE_DATA_ARE}
+    return content
 
 
 def evaluate_run(folder: Path) -> RunResults:
@@ -353,10 +386,7 @@ def evaluate_run(folder: Path) -> RunResults:
         data = recipe.load_data()
         if not len(data.test):
             raise SuperWeightError(f"{data.name} has no test images to evaluate on")
-        try:
-            hold_to_data(folder, data)
-        except SuperWeightError as error:  # pixels may also be decoded otherwise on another machine
-            _LOG.warning("%s; evaluated all the same", error)
+        _hold_to_evaluated(folder, data)
         device = build_fabric(recipe.training).device
         results = RunResults(
             name=recipe.name,
@@ -369,6 +399,38 @@ def evaluate_run(folder: Path) -> RunResults:
         )
         write_json(folder / "results.json", as_content(results))
         return results
+
+
+def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
+    """Hold data against those that a run was trained with; other pixels alone are a warning.
+
+    Raises:
+        SuperWeightError: Other classes, labels or numbers of images, or test images that were trained on.
+    """
+    try:
+        hold_to_data(folder, data)
+    except SuperWeightError:
+        before, now = read_json(folder / "data.json"), data.fingerprint()
+        decided = [key for key in now if key == "classes" or key.endswith("labels") or key.startswith("number")]
+        if any(before.get(key) != now[key] for key in decided):
+            raise
+        seen, known, tested = (
+            {marks[place : place + 8] for marks in found for place in range(0, len(marks), 8)}
+            for found in (
+                [str(before.get(f"{split} image marks", "")) for split in ("train", "validation")],
+                [str(before.get("test image marks", ""))],
+                [now.get("test image marks", "")],
+            )
+        )
+        if (tested - known) & seen:
+            raise
+        new = data.unknown_images(before)
+        named = f" (such as {', '.join(new[:3])})" if new else ""
+        _LOG.warning(
+            "images%s are not those that %s was trained with, or this machine decodes them otherwise; their labels are "
+            "the same, so it is evaluated on them",
+            named, folder,
+        )  # fmt: skip
 
 
 def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, device: torch.device) -> ArmResults:

@@ -49,6 +49,7 @@ from .tensors import read_tensors as read_tensors
 from .tensors import write_module as write_module
 from .tensors import write_tensors as write_tensors
 from .yaml_file import bundled_recipes as bundled_recipes
+from .yaml_file import dump_yaml as dump_yaml
 from .yaml_file import no_recipe as no_recipe
 from .yaml_file import parse_yaml as parse_yaml
 from .yaml_file import read_yaml as read_yaml

@@ -47,6 +47,8 @@ class PathError(SuperWeightError):
         cause: What it raised.
     """
 
+    names_place = True
+
     def __init__(self, path: Path | None, done: str, cause: OSError | ValueError) -> None:
         named = path if path is not None else getattr(cause, "filename", None) or "a file"
         reason = getattr(cause, "strerror", None) or str(cause)

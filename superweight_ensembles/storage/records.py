@@ -82,7 +82,12 @@ def first_problem(error: ValidationError, tags: Collection[str] = (), before: Co
     found = error.errors()
     first = next((one for one in found if one["type"] in before), found[0])
     path = tuple(part for part in first["loc"] if part not in tags)
-    return Problem(path, str(first["msg"]).removeprefix("Value error, "), first["type"], first["input"])
+    said = str(first["msg"]).removeprefix("Value error, ")
+    of_one_union = [one for one in found if one["loc"] and one["loc"][:-1] == first["loc"][:-1]]
+    alternatives = {one["type"] for one in of_one_union if one["loc"][-1] in tags}
+    if alternatives == {"int_type", "float_type"}:
+        said = "must be a number"
+    return Problem(path, said, first["type"], first["input"])
 
 
 def as_content(record: Any) -> Any:

@@ -6,6 +6,7 @@ The node graph is looked at before anything is made of it.
 from __future__ import annotations
 
 import difflib
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from superweight_ensembles.storage.limits import MOST_LEVELS, MOST_VALUES, check
 
 _MOST_BYTES = 2**18
 _MOST_NODES = 20_000  # of the text itself; aliases may repeat them up to MOST_VALUES
+# Numbers of YAML 1.2 that YAML 1.1, which PyYAML reads, takes for text: 3e8, 1e-1, 1.5e3.
+_EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -89,6 +92,19 @@ class _Loader(yaml.SafeLoader):
                     raise _refused(f"the key {key.value!r:.80} is given twice", key.start_mark)
                 seen.add(key.value)
         return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper; it quotes texts that the loader would read as numbers."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain data as YAML that :func:`parse_yaml` reads alike."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 
 def _refused(problem: str, mark: Any) -> yaml.YAMLError:

@@ -13,7 +13,7 @@ from superweight_ensembles.training.checkpoint import (
     check_same_data,
     load_checkpoint,
 )
-from superweight_ensembles.training.config import RESUMABLE, TrainConfig, tuned_config
+from superweight_ensembles.training.config import RESUMABLE, CheckedTrainConfig, TrainConfig, tuned_config
 from superweight_ensembles.training.device import (
     build_fabric,
     compiled_calls,
@@ -45,6 +45,7 @@ __all__ = [
     "RESUMABLE",
     "AveragedWeights",
     "Batches",
+    "CheckedTrainConfig",
     "Checkpoints",
     "Distillation",
     "Execution",

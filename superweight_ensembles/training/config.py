@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict
 
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.storage import first_problem
 
 _GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
 
@@ -201,7 +200,13 @@ class TrainConfig:
                 raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 
-_CONFIG = TypeAdapter(TrainConfig)
+def _as_given(content: Any) -> Any:
+    """Made by its own constructor, which takes no ``true`` for 1 and no text for a number, as pydantic would."""
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(**content) if isinstance(content, dict) and content.keys() <= known else content
+
+
+CheckedTrainConfig = Annotated[TrainConfig, BeforeValidator(_as_given)]  # of a section of a recipe
 
 
 def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -225,8 +230,6 @@ def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
         if changes.get(of, kept[of]) != kept[of]:
             kept = {key: value for key, value in kept.items() if key not in keys}
     try:
-        return _CONFIG.validate_python({**kept, **changes})
-    except ValidationError as error:
-        found = first_problem(error)
-        spot = f"fine_tuning.{found.where}" if found.path else "fine_tuning"
-        raise SuperWeightError(f"{spot}: {found.said}") from None
+        return TrainConfig(**{**kept, **changes})
+    except SuperWeightError as error:
+        raise SuperWeightError(f"fine_tuning: {error}") from None

@@ -14,6 +14,7 @@ from command_line import superweights
 from PIL import Image
 
 import superweight_ensembles as swe
+from superweight_ensembles.errors import stop_now
 
 TINY = {
     "name": "tiny",
@@ -74,7 +75,7 @@ def test_existing_runs_are_kept_resumed_or_replaced(monkeypatch, capsys, tmp_pat
     assert superweights(monkeypatch, *arguments, "--resume") == 0  # nothing is left to do
     assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns == trained
     assert superweights(monkeypatch, *arguments, "--resume", "--set", "seed=1") == 2
-    assert "begun with another recipe" in capsys.readouterr().err
+    assert "begun with another recipe or other overrides (seed was 0, now 1)" in capsys.readouterr().err
     assert superweights(monkeypatch, *arguments, "--overwrite", "--resume") == 2
     assert superweights(monkeypatch, *arguments, "--overwrite") == 0
     assert (run / "shared" / "ensemble" / "model.safetensors").stat().st_mtime_ns != trained
@@ -186,7 +187,38 @@ def test_a_run_holds_to_its_data_between_arms(monkeypatch, capsys, caplog, tmp_p
     assert superweights(monkeypatch, *arguments, "--resume") == 0
     Image.new("RGB", (8, 8), (0, 255, 0)).save(images / "dog" / "5.png")
     assert superweights(monkeypatch, "evaluate", run) == 0
-    assert "dog/5.png: put them back as they were, or begin anew; evaluated all the same" in caplog.text
+    told = f"images (such as {images / 'dog' / '5.png'}) are not those that {run} was trained with"
+    assert told in caplog.text and "put them back" not in caplog.text
+    (images / "cat").rename(images / "yak")
+    assert superweights(monkeypatch, "evaluate", run) == 2
+    assert "what differs: classes" in " ".join(capsys.readouterr().err.split())
+    (images / "yak").rename(images / "cat")
+    (images / "cat" / "0.png").unlink()
+    assert superweights(monkeypatch, "evaluate", run) == 2
+    assert "images (" in capsys.readouterr().err
+
+
+def test_what_was_trained_on_is_not_evaluated(monkeypatch, capsys, tmp_path: Path) -> None:
+    run, images = tmp_path / "run", tmp_path / "images"
+    for index in range(48):
+        path = images / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (5 * index, 0, 0)).save(path)
+    data = {"name": "image_folder", "folder": str(images), "validation_fraction": 0.0}
+    recipe, training = tmp_path / "tiny.yaml", {**TINY["training"], "batch_size": 8, "epochs": 1}
+    recipe.write_text(yaml.safe_dump({**TINY, "data": data, "training": training, "baseline": "none"}))
+    assert superweights(monkeypatch, "train", recipe, "--out", run) == 0
+    images.rename(tmp_path / "moved")
+    assert superweights(monkeypatch, "train", recipe, "--out", run, "--set", "data.folder=elsewhere", "--resume") == 2
+    moved = ["--set", f"data.folder={tmp_path / 'moved'}", "--set", "data.memory_limit_mb=100"]
+    assert superweights(monkeypatch, "train", recipe, "--out", run, *moved, "--resume") == 0
+    assert superweights(monkeypatch, "evaluate", run) == 0
+    (tmp_path / "moved" / "train").rename(tmp_path / "train")
+    (tmp_path / "moved" / "test").rename(tmp_path / "moved" / "train")
+    (tmp_path / "train").rename(tmp_path / "moved" / "test")
+    capsys.readouterr()
+    assert superweights(monkeypatch, "evaluate", run) == 2
+    assert f"the data are not those of {run}" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -291,6 +323,29 @@ def test_plan_refuses_folders_of_the_recipe_that_are_not_there(monkeypatch, caps
     assert "distillation.teacher: missing/teacher is no folder" in capsys.readouterr().err
     assert superweights(monkeypatch, "plan", recipe, *start) == 2
     assert "sharing.init: no start from missing/start" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["train", "compare", "plot", "report", "export"])
+def test_an_option_is_no_path_to_write_to(monkeypatch, capsys, tmp_path: Path, recipe: Path, verb: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert superweights(monkeypatch, verb, recipe, "--out", "--resume") == 2
+    assert "error: --out --resume: a path is missing after --out" in " ".join(capsys.readouterr().err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(("verb", "heard"), [("train", True), ("compare", True), ("evaluate", False), ("plan", False)])
+def test_sigterm_is_heard_where_there_is_something_to_go_on_with(monkeypatch, tmp_path: Path, verb, heard) -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert superweights(monkeypatch, verb, tmp_path / "missing") == 2
+        handler = signal.getsignal(signal.SIGTERM)
+        assert handler is (stop_now if heard else signal.SIG_DFL)
+        if heard:
+            with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # the next one ends the process
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_help_and_usage(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from tiny_recipe import CONTENT
 from typer.testing import CliRunner
 
@@ -187,10 +189,76 @@ def test_a_comparison_holds_to_its_data(finished):
     (folder / "data.json").write_text(known)
 
 
+def write_images(folder, shade=0, count=48):
+    for index in range(count):
+        path = folder / ("train", "test")[index % 2] / ("cat", "dog")[index // 2 % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grey = shade if index % 2 == 0 else 0  # of training images alone
+        Image.new("RGB", (8, 8), (5 * index, grey, 0)).save(path)
+    return folder
+
+
+def of_images(folder):
+    data = {"name": "image_folder", "folder": str(folder), "validation_fraction": 0.0}
+    return parse_recipe({**CONTENT, "data": data, "training": {**CONTENT["training"], "batch_size": 8}})
+
+
+def test_an_arm_with_data_of_its_own_holds_to_them(tmp_path):
+    recipe = of_images(write_images(tmp_path / "images"))
+    other = write_images(tmp_path / "other", shade=90)
+    variants = [Variant(name="other", overrides=(f"data.folder={other}",))]
+
+    def compare(**options):
+        return compare_arms(recipe, tmp_path / "out", against=[], variants=variants, **options)
+
+    assert [arm.name for arm in compare(num_seeds=1).arms] == ["shared", "other"]
+    write_images(other, shade=120)
+    with pytest.raises(SuperWeightError, match=r"arm 'other': the data are not those of .*other/seed-0"):
+        compare(num_seeds=2, resume=True)
+    assert not (tmp_path / "out" / "shared" / "seed-1").exists()
+    write_images(other, shade=90)
+    other.rename(tmp_path / "moved")
+    variants = [Variant(name="other", overrides=(f"data.folder={tmp_path / 'moved'}",))]
+    assert [len(arm.runs) for arm in compare(num_seeds=2, resume=True).arms] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"overrides": ["shared:data.num_train=500"]},
+            r"arm 'shared': it would be tested on other images than the others \(test .* differ",
+        ),
+        ({"against": ["single"], "overrides": ["single:data.num_classes=3"]}, "arm 'single': it would be tested on"),
+        (
+            {"variants": [Variant(name="gone", overrides=("data={name: image_folder, folder: /nonexistent}",))]},
+            "'gone': data: ",
+        ),
+        ({"num_seeds": 2, "recipe": {"seed": 2**32 - 1}}, "2 seeds from 4294967295 upwards go beyond the last one"),
+    ],
+)
+def test_arms_are_held_against_their_data_before_any_is_trained(options, match, tmp_path):
+    recipe = parse_recipe({**CONTENT, **options.get("recipe", {})})
+    with pytest.raises(SuperWeightError, match=match):
+        compare_arms(**{"folder": tmp_path / "out", "against": [], **options, "recipe": recipe})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_an_arm_for_another_machine_is_refused_before_any_is_trained(tmp_path):
+    with pytest.raises(SuperWeightError, match="arm 'single': device 'cuda' is not available"):
+        compare_arms(
+            parse_recipe(CONTENT), tmp_path / "out", against=["single"], overrides=["single:training.device=cuda"]
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
     folder, _ = finished
     other = [Variant(name="less", overrides=("sharing.budget=0.6",))]
-    with pytest.raises(SuperWeightError, match="less/seed-0 was trained with another recipe"):
+    with pytest.raises(
+        SuperWeightError, match=r"less/seed-0 was trained with another recipe \(sharing.budget was 0.7, now 0.6\)"
+    ):
         compare_arms(parse_recipe(CONTENT), folder, against=[], variants=other, num_seeds=1, resume=True)
 
 

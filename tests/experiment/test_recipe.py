@@ -10,7 +10,7 @@ import yaml
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import check_overrides, load_recipe, parse_recipe, planned_run
 from superweight_ensembles.experiment.recipe import distillation_of
-from superweight_ensembles.storage import bundled_recipes
+from superweight_ensembles.storage import bundled_recipes, dump_yaml, parse_yaml, read_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 RESULTS = Path(__file__).parents[2] / "benchmarks/results"
@@ -86,6 +86,26 @@ def test_overrides_reach_mappings_and_lists(tmp_path) -> None:
     assert recipe.sharing.budget == 400_000 and isinstance(recipe.sharing.budget, int)
 
 
+@pytest.mark.parametrize("text", ["3e8", "1e-1", "1.5E+3", "-2e0", "+.5e1", "2.e3"])
+def test_exponents_are_numbers_of_yaml_1_2(text: str, tmp_path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(minimal()) + f"x: {text}\n")
+    assert read_yaml(path)["x"] == float(text) == parse_yaml(text, "--set")
+    assert parse_yaml(dump_yaml([text, float(text)]), "again") == [text, float(text)]
+    path.write_text(yaml.safe_dump(minimal()))
+    assert load_recipe(path, [f"training.weight_decay={abs(float(text)):e}", "anytime.flops=3e8"]).anytime.flops == 3e8
+
+
+@pytest.mark.parametrize("text", ["e8", "3e", "1e5x", "0x1e5g", "e", "1.2e3.4"])
+def test_what_only_looks_like_an_exponent_is_text(text: str) -> None:
+    assert parse_yaml(text, "--set") == text
+
+
+def test_a_recipe_whose_name_looks_like_a_number_is_read_again() -> None:
+    recipe = parse_recipe({**minimal(), "name": "1e5"})
+    assert parse_recipe(parse_yaml(recipe.to_yaml(), "again")) == recipe
+
+
 def test_one_seed_rules_the_whole_run() -> None:
     assert parse_recipe({**minimal(), "seed": 7}).training.seed == 7
     assert parse_recipe({**minimal(), "seed": 7, "training": {"seed": 2}}).training.seed == 2
@@ -103,7 +123,22 @@ def test_members_come_from_the_recipes_seed() -> None:
     [
         (["trainin"], {}, "top level: unknown key 'trainin': did you mean 'training'"),
         (["training"], {"epoch": 3}, "training: unknown key 'epoch': did you mean 'epochs'"),
-        (["training"], {"epochs": "many"}, r"training\.epochs: .*valid integer.*'many'"),
+        (["training"], {"epochs": "many"}, r"training: epochs must be a whole number; got 'many'"),
+        (["training"], {"epochs": "1"}, r"training: epochs must be a whole number; got '1'"),
+        (["training"], {"batch_size": True}, r"training: batch_size must be a whole number; got True"),
+        (["training"], {"learning_rate": "0.1"}, r"training: learning_rate must be a number; got '0.1'"),
+        (["training"], {"flip": 1}, r"training: flip must be true or false; got 1"),
+        (["training"], {"compile": "yes"}, r"training: compile must be true or false; got 'yes'"),
+        (["training"], {"milestones": [True], "schedule": "step"}, r"training: milestones must be a list of epochs"),
+        (["training"], [1], r"training: "),
+        (["fine_tuning"], {"epochs": "1"}, r"fine_tuning: epochs must be a whole number; got '1'"),
+        (["data"], {"name": "synthetic", "num_classes": 5.0}, r"data\.num_classes: .*valid integer \(got 5\.0\)"),
+        (["data"], {"name": "synthetic", "channels": True}, r"data\.channels: .*valid integer \(got True\)"),
+        (["sharing"], {"budget": 0.8, "bins": "4"}, r"sharing\.bins: .*valid integer \(got '4'\)"),
+        (["evaluation"], {"batch_size": 2.0}, r"evaluation\.batch_size: .*valid integer \(got 2\.0\)"),
+        (["anytime"], {"monotone": 1}, r"anytime\.monotone: .*valid boolean \(got 1\)"),
+        (["anytime"], {"flops": "much"}, r"^recipe: anytime\.flops: must be a number \(got 'much'\)$"),
+        (["anytime"], {"flops": -1.0}, r"^recipe: anytime\.flops: Input should be greater than 0 \(got -1.0\)$"),
         (["training"], {"epochs": 0}, "training: epochs must be at least 1; got 0"),
         (["training"], {"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         (["sharing"], {"budgte": 0.8, "budget": 0.8}, "sharing: unknown key 'budgte': did you mean 'budget'"),
@@ -183,6 +218,8 @@ REFUSED = [
     ({"data": {**DATA, "num_tests": 3}}, "data: unknown option of synthetic 'num_tests': did you mean 'num_test'"),
     ({"data": {**DATA, "num_train": "many"}}, "data: num_train must be a whole number of at least 1; got 'many'"),
     ({"data": {**DATA, "shape": [3, 8]}}, r"data: shape must be \(channels, height, width\)"),
+    ({"data": {**DATA, "shape": [3, 100_000, 100_000]}}, "data: images of .* have 30,000,000,000 numbers each"),
+    ({"data": {**DATA, "shape": [3, 4000, 4000]}}, "data: 1,800 images of .* would not fit into memory"),
     ({"data": {**DATA, "channels": 5}}, "data: the recipe says 4 classes and 5 channels; synthetic has 4 and 3"),
     ({"data": {"name": "digits", "num_train": 5000}}, "data: num_train is 5000; digits has about 809"),
     ({"data": {"name": "cifar10", "pool": 3}}, "data: pool=3 does not divide the 32 x 32 pixels of cifar10"),

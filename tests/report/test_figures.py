@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -17,8 +19,10 @@ import pytest
 from figure_checks import assert_apart, drawn_boxes, legend_texts, run_results, with_gid
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 import superweight_ensembles as swe
+from superweight_ensembles.experiment import read_results
 from superweight_ensembles.report import figures
 from superweight_ensembles.report.figures import (
     cluster_looks,
@@ -41,6 +45,9 @@ LONG_NAMES = (
 )
 LONG_FLOPS = (13e9, 1.2e8, 8.2e9, 2.2e9, 8e8, 6.4e9, 3.6e9, 9.2e9)
 LONG_ACCURACIES = (0.83, 0.67, 0.80, 0.75, 0.77, 0.82, 0.70, 0.81)
+
+
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "digits"
 
 
 def make_plan(sizes: Sequence[tuple[int, int]], budget: float = 0.83, **options: Any) -> swe.SharingPlan:
@@ -460,6 +467,22 @@ def test_a_comparison_tells_runs_of_one_name_apart() -> None:
     labels = with_gid(other, "label")
     assert len({label.get_text() for label in labels}) == 4
     assert_apart(drawn_boxes(labels))
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_the_figures(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(COMMITTED, run)
+    for name in ("results.json", "plan.json", "recipe.yaml"):
+        text = re.sub(r"wrn1[06]-[12]", lambda found: found[0] + "x" * 190, (run / name).read_text())
+        (run / name).write_text(re.sub(r' "fingerprint": "[^"]*",', "", text, count=1))
+    results, plan = read_results(run)
+    assert len(figures.draw_run(results, plan, tmp_path / "figures")) >= 6
+    figure = figures.accuracy_parameters(results)
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert all(len(word) <= 40 for text in texts for word in text.split())
+    assert any(re.search("^wrn16-2x+…x+$", text) for text in texts)
 
 
 def test_pareto_front_keeps_the_dearer_point_only_if_it_is_better() -> None:

@@ -125,6 +125,17 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, door: str)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_what_cannot_be_written_is_not_said_of_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.copytree(COMMITTED, tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(swe.SuperWeightError, match="cannot be written: No space left on device") as raised:
+        write_report(tmp_path / "run", tmp_path / "page.html")
+    assert "results.json" not in str(raised.value)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_what_is_written_to_an_open_file_has_its_name() -> None:
     match, full = "x cannot be read: No space left on device; free space there", Path("/dev/full")

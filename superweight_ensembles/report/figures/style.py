@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import TextWrapper
 from typing import Any, Literal
@@ -12,9 +13,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.patches import Rectangle
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
@@ -37,6 +39,7 @@ _MARKERS = ("o", "^", "D", "v", "P", "X", "s")
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_LONGEST_NAME = 40
 
 Scale = Callable[[Axes, Sequence[float]], str]  # makes the x axis one of these values and returns its label
 
@@ -71,7 +74,42 @@ def series_color(index: int) -> str:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, sized in inches, that lays itself out."""
-    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout=_ShortNames(), facecolor="white")
+
+
+class _ShortNames(ConstrainedLayoutEngine):
+    """The constrained layout of texts whose names are no longer than there is room for in any figure."""
+
+    def execute(self, fig: Figure) -> None:
+        for axes in fig.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                formatter = axis.get_major_formatter()
+                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Shortened):
+                    formatter.func = _Shortened(formatter.func)  # as ticks with labels have
+        for text in fig.findobj(Text):
+            if isinstance(text, Text) and len(text.get_text()) > _LONGEST_NAME:
+                text.set_text(short_names(text.get_text()))
+        super().execute(fig)
+
+
+class _Shortened:
+    """What a formatter of ticks says, with short names."""
+
+    def __init__(self, says: Callable[..., str]) -> None:
+        self._says = says
+
+    def __call__(self, *tick: Any) -> str:
+        return short_names(self._says(*tick))
+
+
+def short_names(text: str) -> str:
+    """The text with the middle of every name cut out that is longer than 40 characters.
+
+    Example:
+        >>> short_names("a" * 30 + "b" * 30 + ", depth 10")
+        'aaaaaaaaaaaaaaaaaaaa…bbbbbbbbbbbbbbbbbb, depth 10'
+    """
+    return re.sub(rf"\S{{{_LONGEST_NAME + 1},}}", lambda found: _cut(found[0], _LONGEST_NAME, tail=19), text)
 
 
 def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
