@@ -40,7 +40,7 @@ class AveragedWeights(Hook):
         >>> import superweight_ensembles as swe
         >>> data = swe.load_data("synthetic", num_train=128)
         >>> ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, data.num_classes)], budget=1.0)
-        >>> config = swe.TrainConfig(epochs=2, batch_size=64)
+        >>> config = swe.TrainConfig(epochs=4, batch_size=len(data.train))
         >>> result = swe.train(ensemble, data, config, hooks=[swe.AveragedWeights(start=0.5)])
         >>> result.history[-1]["averaged_steps"]
         2
