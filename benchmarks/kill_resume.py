@@ -4,7 +4,7 @@
 
 Each trial trains a small run (a search, training, un-tying, training to the end, evaluation) in a process of its own,
 kills it after a time that is uniform over the length of an undisturbed run, and has another process resume it. Trials
-are forked from a process that has imported everything, so that a moment falls into the run and not into imports. A
+are forked from a server that has imported everything, so that a moment falls into the run and not into imports. A
 checkpoint is written every other step. Where the killed process left a half-written checkpoint, the trial counts as one
 that hit the writing.
 """
@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def measure(recipe: Recipe, kills: int, chance: random.Random, scratch: Path) ->
     seconds = []
     for number in range(3):
         start = time.perf_counter()
-        assert _ended(_forked(recipe, scratch / f"whole-{number}")) == 0, "an undisturbed run must train"
+        assert _ended(_begun(recipe, scratch / f"whole-{number}")) == 0, "an undisturbed run must train"
         seconds.append(time.perf_counter() - start)
     expected = outcome(scratch / "whole-0")
     assert outcome(scratch / "whole-1") == expected, "undisturbed runs must be alike"
@@ -80,14 +79,14 @@ def measure(recipe: Recipe, kills: int, chance: random.Random, scratch: Path) ->
     while len(trials) < kills:
         folder = scratch / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        process = _forked(recipe, folder)
+        process = _begun(recipe, folder)
         moment = chance.uniform(0, length)
         time.sleep(moment)
-        os.kill(process, signal.SIGKILL)
-        if os.WIFEXITED(os.waitpid(process, 0)[1]):
+        process.kill()
+        if _ended(process) >= 0:
             continue  # it had ended before the signal came
         stage, writing = _standing(folder)
-        resumed = _ended(_forked(recipe, folder))
+        resumed = _ended(_begun(recipe, folder))
         identical = resumed == 0 and outcome(folder) == expected
         trials.append({"seconds": moment, "stage": stage, "writing": writing, "identical": identical})
     return {
@@ -120,25 +119,27 @@ def _without_the_clock(content: Any) -> Any:
     return [_without_the_clock(value) for value in content] if isinstance(content, list) else content
 
 
-def _forked(recipe: Recipe, folder: Path) -> int:
+def _begun(recipe: Recipe, folder: Path) -> BaseProcess:
     """A process that trains and evaluates, resuming what is there."""
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        train_run(recipe, folder, resume=True)
-        if not (folder / "results.json").is_file():
-            evaluate_run(folder)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    context = multiprocessing.get_context("forkserver")  # autograd's threads do not outlive a fork of this process
+    context.set_forkserver_preload(["superweight_ensembles.experiment"])
+    process = context.Process(target=_run, args=(recipe, folder, torch.get_num_threads()))
+    process.start()
+    return process
 
 
-def _ended(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def _run(recipe: Recipe, folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train_run(recipe, folder, resume=True)
+    if not (folder / "results.json").is_file():
+        evaluate_run(folder)
+
+
+def _ended(process: BaseProcess) -> int:
+    """Its exit code, below 0 where a signal has ended it."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def _standing(folder: Path) -> tuple[str, bool]:

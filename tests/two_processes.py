@@ -20,8 +20,10 @@ def run(job, folder: Path, count: int = 2, lost: int | None = None) -> list:
         count: Processes.
         lost: A rank that does not answer.
     """
-    # Importing torch again takes seconds; a forked process has it, but may not use CUDA.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    # Importing torch again takes seconds. A process forked from this one would have it, but autograd's threads, once
+    # begun, do not outlive a fork: they are of a server that has imported it and done nothing else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["superweight_ensembles.experiment"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
