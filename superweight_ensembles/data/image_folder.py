@@ -397,9 +397,9 @@ def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
                 left[_HIDDEN_FILES] += 1
             elif not name.lower().endswith(IMG_EXTENSIONS):
                 left[os.path.splitext(name)[1].lower() or "files without a suffix"] += 1
-            elif not stat.S_ISREG(os.stat(path).st_mode):
+            elif not stat.S_ISREG((status := os.stat(path)).st_mode):
                 raise SuperWeightError(f"cannot read the image {path}: it is no regular file; take it out")
-            elif not os.path.getsize(path):
+            elif not status.st_size:
                 raise SuperWeightError(f"cannot read the image {path}: it is empty; put it there again or take it out")
             else:
                 paths.append(path)

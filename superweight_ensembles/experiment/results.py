@@ -23,7 +23,8 @@ from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
 from superweight_ensembles.search import SEARCH_FORMAT
-from superweight_ensembles.storage import Amount, Count, Name, Share
+from superweight_ensembles.storage import Amount, Count, Name
+from superweight_ensembles.training import Validation
 
 RUN_FORMAT = 1  # of run.json and results.json
 WIDTHS_FORMAT = 1
@@ -78,22 +79,6 @@ class DatasetFacts:
             classes=tuple(data.classes),
             image_shape=tuple(data.image_shape),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """Of one predictor on validation images."""
-
-    accuracy: Share
-    nll: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """What the members and their mean came to on validation images, after an epoch."""
-
-    members: dict[Name, Quality]
-    ensemble: Quality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ from superweight_ensembles.training.distillation import (
     Teacher,
     check_lessons,
 )
-from superweight_ensembles.training.hooks import Hook, Progress, TrainState
+from superweight_ensembles.training.hooks import Hook, Progress, TrainState, Validation
 from superweight_ensembles.training.joint import Execution, JointLoss, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
 from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
@@ -60,6 +60,7 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "TrainStep",
+    "Validation",
     "augmentation_of",
     "best_epoch",
     "build_fabric",

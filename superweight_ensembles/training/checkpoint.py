@@ -41,7 +41,6 @@ from superweight_ensembles.storage import (
     Count,
     Name,
     PathError,
-    Share,
     accessing,
     check_manifest,
     check_savable,
@@ -59,7 +58,7 @@ from superweight_ensembles.storage import (
     write_text,
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
-from superweight_ensembles.training.hooks import Progress, TrainState, check_plain_data
+from superweight_ensembles.training.hooks import Progress, TrainState, Validation, check_plain_data
 
 CHECKPOINT_FOLDER = "checkpoints"
 CHECKPOINT_FORMAT = 4
@@ -406,20 +405,6 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Quality:
-    """Of a member, or the mean of all, on the validation images."""
-
-    accuracy: Share
-    nll: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Validation:
-    members: dict[Name, _Quality]
-    ensemble: _Quality
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
     """What every epoch's record has; hooks add to it."""
 
@@ -427,7 +412,7 @@ class _Record:
     lr: Amount
     train_loss: dict[Name, float]
     skipped_steps: Count
-    validation: _Validation | None
+    validation: Validation | None
     seconds: Amount
 
 

@@ -307,23 +307,19 @@ class Distillation(Hook):
             order: The members by cost.
         """
         if self.lessons != PREFIXES:
-            every = torch.stack(list(logits.values()))
-            target = self.target(every)
-            others = len(every) / (len(every) - 1) if self.lessons == OTHERS else 1.0
+            mean, count = self.target(torch.stack(list(logits.values()))), len(logits)
             found = {}
             for name, answer in logits.items():
-                taught = target
+                taught = mean
                 if self.lessons == OTHERS:
-                    own = self._tempered(answer.detach()).exp()
-                    taught = (others * target - own / (len(every) - 1)).clamp_min(0)
+                    taught = ((count * mean - self._tempered(answer.detach()).exp()) / (count - 1)).clamp_min(0)
                 found[name] = self.loss(name, hard[name], answer, taught, weight)
             return found
         tempered = torch.stack([self._tempered(logits[name]) for name in order])
         target = tempered.detach().exp().mean(0)
-        found, summed = dict(hard), tempered[0]
+        found, summed = dict(hard), tempered.logcumsumexp(0)
         for index, name in enumerate(order[:-1]):
-            summed = torch.logaddexp(summed, tempered[index]) if index else summed
-            found[name] = found[name] + weight * self._divergence(summed - math.log(index + 1), target)
+            found[name] = found[name] + weight * self._divergence(summed[index] - math.log(index + 1), target)
         return found
 
     def cheapest_first(self, ensemble: SuperWeightEnsemble, members: Sequence[str], image: Tensor) -> Sequence[str]:

@@ -19,7 +19,7 @@ from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.storage import Amount, Count
+from superweight_ensembles.storage import Amount, Count, Name, Share
 from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Processes, current_processes
@@ -98,6 +98,22 @@ class Hook:
 
     def reshape(self, state: TrainState, plan: SharingPlan) -> None:
         """Give the ensemble the shape of a checkpoint whose plan is ``plan``; for hooks that change shapes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Of one predictor on validation images."""
+
+    accuracy: Share
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What the members and their mean came to on validation images, after an epoch."""
+
+    members: dict[Name, Quality]
+    ensemble: Quality
 
 
 @dataclass(slots=True, kw_only=True)

@@ -322,13 +322,13 @@ class TrainStep:
     def _tell_unread(self, gradients: TargetGradients) -> None:
         """Say of which generated weights the first step asks nothing."""
         bank = self._state.ensemble.bank
-        targets = [target for cluster in bank.plan.clusters for target in cluster.targets]
-        learns = all(parameter.requires_grad for parameter in bank.parameters())  # of frozen ones no gradient comes
+        if not all(parameter.requires_grad for parameter in bank.parameters()):  # of frozen ones no gradient comes
+            return
         unread = [
             target.label
-            for target in targets
-            if learns
-            and target.member in self._state.members
+            for cluster in bank.plan.clusters
+            for target in cluster.targets
+            if target.member in self._state.members
             and not any((target.member, name) in gradients for name in target.names)
         ]
         if unread:
