@@ -159,45 +159,82 @@ def fit_policy(
         SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
             predictions do not reach; a table whose shapes do not fit, or with NaN.
     """
-    check_table(order, probabilities, labels)
-    rows = fit_weights(probabilities, labels, replaces) if weights == "fitted" else ()
-    means = running_means(probabilities, replaces, rows)
-    never_exit = ExitPolicy(
-        order=order, confidence=confidence, monotone=monotone, replaces=replaces, weights=rows,
-        temperatures=tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in means),
-        thresholds=(math.inf,) * (len(order) - 1),
+    fit = ExitFit(
+        probabilities, labels, order, confidence=confidence, temperature=temperature, monotone=monotone,
+        replaces=replaces, weights=weights,
     )  # fmt: skip
-    predictions, confidences = exits_of(probabilities, never_exit)  # the same at all thresholds
+    return fit.policy(costs, target)
 
-    def thresholds_at(log_rate: float) -> tuple[float, ...]:
-        return thresholds_for(confidences, exit_shares(len(order), math.exp(log_rate)))
 
-    def result_of(thresholds: tuple[float, ...]) -> CascadeResult:
-        return _apply_thresholds(predictions, confidences, thresholds)
+class ExitFit:
+    """The answers of every exit on held-out samples: weights and temperatures fitted once, thresholds for any target.
 
-    what, amount = target
-    if what == "cost":
-        low, high = costs[0], sum(costs)
-        if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
-            raise SuperWeightError(
-                f"a mean cost must lie between the first member's and all members', {low:.4g} to {high:.4g} "
-                f"({low / high:.3g} to 1 of all); got {amount:.4g}"
-            )
-        if amount >= high:
-            return never_exit
-        rate = _largest_log_rate(lambda rate: result_of(thresholds_at(rate)).mean_cost(costs) <= amount)
-        return replace(never_exit, thresholds=thresholds_at(rate))
-    full = _accuracy(means[-1], labels)
-    low, high = _LOG_RATES
-    grid = [low, *(low / 4 + step * (high - low) / 4 / _GRID_STEPS for step in range(_GRID_STEPS + 1))]
-    for thresholds in (*map(thresholds_at, grid), never_exit.thresholds):  # from the cheapest up
-        if result_of(thresholds).accuracy(labels) >= full - amount:  # need not rise with every step
-            return replace(never_exit, thresholds=thresholds)
-    least = full - result_of(never_exit.thresholds).accuracy(labels)
-    raise SuperWeightError(
-        f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
-        f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
-    )
+    Args: as :func:`fit_policy` takes them.
+
+    Raises:
+        SuperWeightError: A table whose shapes do not fit, or with NaN.
+    """
+
+    def __init__(
+        self,
+        probabilities: Tensor,
+        labels: Tensor,
+        order: tuple[str, ...],
+        *,
+        confidence: str = "margin",
+        temperature: bool = True,
+        monotone: bool = False,
+        replaces: tuple[int | None, ...] = (),
+        weights: Literal["equal", "fitted"] = "equal",
+    ) -> None:
+        check_table(order, probabilities, labels)
+        rows = fit_weights(probabilities, labels, replaces) if weights == "fitted" else ()
+        means = running_means(probabilities, replaces, rows)
+        self._labels = labels
+        self._full_accuracy = _accuracy(means[-1], labels)
+        self._never_exit = ExitPolicy(
+            order=order, confidence=confidence, monotone=monotone, replaces=replaces, weights=rows,
+            temperatures=tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in means),
+            thresholds=(math.inf,) * (len(order) - 1),
+        )  # fmt: skip
+        self._predictions, self._confidences = exits_of(probabilities, self._never_exit)  # the same at all thresholds
+
+    def policy(self, costs: Sequence[float], target: tuple[str, float]) -> ExitPolicy:
+        """The policy that meets a target; ``costs`` of each member alone, in the unit of the target.
+
+        Raises:
+            SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
+                predictions do not reach.
+        """
+        never_exit = self._never_exit
+        what, amount = target
+        if what == "cost":
+            low, high = costs[0], sum(costs)
+            if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
+                raise SuperWeightError(
+                    f"a mean cost must lie between the first member's and all members', {low:.4g} to {high:.4g} "
+                    f"({low / high:.3g} to 1 of all); got {amount:.4g}"
+                )
+            if amount >= high:
+                return never_exit
+            rate = _largest_log_rate(lambda rate: self._leaving(self._thresholds_at(rate)).mean_cost(costs) <= amount)
+            return replace(never_exit, thresholds=self._thresholds_at(rate))
+        low, high = _LOG_RATES
+        grid = [low, *(low / 4 + step * (high - low) / 4 / _GRID_STEPS for step in range(_GRID_STEPS + 1))]
+        for thresholds in (*map(self._thresholds_at, grid), never_exit.thresholds):  # from the cheapest up
+            if self._leaving(thresholds).accuracy(self._labels) >= self._full_accuracy - amount:
+                return replace(never_exit, thresholds=thresholds)  # accuracy need not rise with every step
+        least = self._full_accuracy - self._leaving(never_exit.thresholds).accuracy(self._labels)
+        raise SuperWeightError(
+            f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
+            f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
+        )
+
+    def _thresholds_at(self, log_rate: float) -> tuple[float, ...]:
+        return thresholds_for(self._confidences, exit_shares(len(self._confidences), math.exp(log_rate)))
+
+    def _leaving(self, thresholds: tuple[float, ...]) -> CascadeResult:
+        return _apply_thresholds(self._predictions, self._confidences, thresholds)
 
 
 def exit_shares(exits: int, rate: float) -> list[float]:

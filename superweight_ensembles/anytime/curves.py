@@ -16,14 +16,14 @@ from torch import Tensor
 from superweight_ensembles.anytime.calibration import (
     OVERTHINKING_KEYS,
     Calibration,
-    fit_policy,
+    ExitFit,
     order_greedily,
     overthinking,
     simulate,
 )
 from superweight_ensembles.anytime.costs import check_count, now
-from superweight_ensembles.anytime.evaluation import Predictions, probability_metrics
-from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means
+from superweight_ensembles.anytime.evaluation import Metrics, Predictions, probability_metrics
+from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means, tempered
 from superweight_ensembles.anytime.predictor import TARGETS, AnytimePredictor, Loader
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -103,6 +103,7 @@ class AnytimeResult:
         policy: The one that was kept.
         calibration: What it did to the samples that it was fitted on.
         calibrated: What it does on test data.
+        tempered: All members on test data, at the temperature of the policy's last exit; None in older files.
         overthinking: How often more compute takes a right answer away, of ``stream``, ``policy`` and ``calibration``.
         truncated: The same of members and their truncations, where a recipe asks for some.
         exits: Of those, each alone.
@@ -117,6 +118,7 @@ class AnytimeResult:
     calibration: Calibration
     calibrated: CurvePoint
     overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]
+    tempered: Metrics | None = None
     truncated: AnytimeResult | None = None
     exits: Annotated[tuple[ExitPoint, ...], Field(max_length=4096)] | None = None
 
@@ -199,10 +201,8 @@ def measure_curves(
         "replaces": predictor.replaces,
         "weights": weights,
     }
-    policies = [
-        fit_policy(held.of(predictor.order), held.labels, costs, predictor.order, ("cost", amount), **options)
-        for amount in costs_between(costs[0], sum(costs), num_points)
-    ]
+    fit = ExitFit(held.of(predictor.order), held.labels, predictor.order, **options)
+    policies = [fit.policy(costs, ("cost", amount)) for amount in costs_between(costs[0], sum(costs), num_points)]
     batches = _timed_batches(test, batch_size, timed_images, predictor.device)
     stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
     predictor.set_policy(chosen)
@@ -239,6 +239,7 @@ def measure_curves(
         policy=chosen,
         calibration=found,
         calibrated=cascade[-1],
+        tempered=probability_metrics(tempered(means[-1], chosen.temperatures[-1]), labels),
         overthinking={
             "stream": overthinking(means, labels),
             "policy": overthinking(predictions, labels),
@@ -398,7 +399,7 @@ def order_exits(
         probabilities: Softmax (M, N, K) on held-out samples.
         labels: (N,).
         flops: An image, of each.
-        options: Of :func:`fit_policy`: how thresholds are fitted.
+        options: Of :class:`ExitFit`: how thresholds are fitted.
 
     Returns:
         Names, not always all; every member whole.
@@ -408,12 +409,10 @@ def order_exits(
 
     def area(order: tuple[str, ...]) -> float:
         table, costs = torch.stack([rows[name] for name in order]), [float(flops[name]) for name in order]
+        fit = ExitFit(table, labels, order, replaces=replaced_exits(order, version_of), **options)
         points = []
         for cost in costs_between(costs[0], sum(costs), _ORDER_POINTS):
-            policy = fit_policy(
-                table, labels, costs, order, ("cost", cost), replaces=replaced_exits(order, version_of), **options
-            )
-            outcome = simulate(table, policy)
+            outcome = simulate(table, fit.policy(costs, ("cost", cost)))
             points.append((outcome.mean_cost(costs), outcome.accuracy(labels)))
         return log_area(points, low, high, before=1 / probabilities.shape[2], steps=False)
 

@@ -149,7 +149,9 @@ def build_arms(
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
     # Then each run of the shared ensemble trains its teacher, or what it starts from.
     needs_apart = recipe.taught_by(INDEPENDENT) or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
-    alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none", "anytime": None})
+    alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none"})
+    if len(recipe.members) == 1:
+        alone = _changed(alone, {"anytime": None})  # one network has no exits
     members, plan = planned_run(alone)
     size = plan.num_parameters
     shared = Arm(name="shared", kind="shared", label="shared bank", recipe=alone, num_parameters=size)
@@ -250,7 +252,7 @@ def _single(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
     """The largest member alone."""
     largest = _largest(members)
     kept = [member for member in shared.recipe.to_content()["members"] if member["name"] == largest]
-    recipe = _changed(_apart(shared.recipe), {"members": kept})
+    recipe = _changed(_apart(shared.recipe), {"members": kept, "anytime": None})
     return replace(shared, label="largest member", recipe=recipe, num_parameters=count_parameters(members[largest]))
 
 

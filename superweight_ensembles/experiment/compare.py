@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult
+from superweight_ensembles.anytime import Evaluation, Metrics, SubsetResult, log_area
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.arms import (
@@ -47,6 +47,7 @@ from superweight_ensembles.storage import (
     Amount,
     Count,
     Name,
+    Positive,
     Share,
     accessing,
     as_content,
@@ -82,6 +83,40 @@ def _with_accuracy(summary: dict[str, Spread]) -> dict[str, Spread]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CostPoint:
+    """FLOPs, mean of an image, and what they give: fraction right, and mean negative log likelihood in nats."""
+
+    flops: Positive
+    accuracy: Share
+    nll: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyCurve:
+    """One curve of those that ``anytime`` holds: see :class:`superweight_ensembles.anytime.Curve`."""
+
+    name: Name
+    points: Annotated[tuple[CostPoint, ...], Field(min_length=1, max_length=10_000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyAnswers:
+    """What a comparison reads of ``anytime``, which arms of other kinds may write as well.
+
+    Attributes:
+        curves: One of them is named ``cascade``.
+        tempered: All members at a temperature fitted on validation images.
+    """
+
+    curves: Annotated[tuple[EarlyCurve, ...], Field(max_length=100)]
+    tempered: Metrics | None = None
+
+    @property
+    def cascade(self) -> tuple[CostPoint, ...] | None:
+        return next((curve.points for curve in self.curves if curve.name == "cascade"), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeedResult(Evaluation):
     """What an arm came to with one seed.
 
@@ -89,11 +124,13 @@ class SeedResult(Evaluation):
         architecture: In words, of a network that is no recipe's.
         num_parameters: Trainable scalars.
         training: How it was trained.
+        anytime: Of an arm with exits.
     """
 
     architecture: Annotated[Name | None, Field(default=None)]
     num_parameters: _Size
     training: Training
+    anytime: EarlyAnswers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +152,8 @@ class SeedSummary:
         diversity: Mean pairwise disagreement over the ensemble's error.
         training_seconds: Time of the whole training.
         subsets: Every subset of members, where there are several.
+        cascade: Points of the cascade's curve, of an arm with exits.
+        tempered: Metrics of the ensemble at a temperature fitted on validation images, of an arm with exits.
     """
 
     seed: Count
@@ -124,10 +163,12 @@ class SeedSummary:
     diversity: float | None
     training_seconds: Amount
     subsets: Annotated[tuple[SubsetResult, ...], Field(max_length=2**14)]
+    cascade: Annotated[tuple[CostPoint, ...], Field(min_length=1, max_length=10_000)] | None = None
+    tempered: Metrics | None = None
 
     @classmethod
     def of(cls, seed: int, result: SeedResult) -> SeedSummary:
-        members = {member.name: member.metrics.accuracy for member in result.members}
+        members, anytime = {one.name: one.metrics.accuracy for one in result.members}, result.anytime
         return cls(
             seed=seed,
             metrics=result.ensemble.metrics,
@@ -136,7 +177,19 @@ class SeedSummary:
             diversity=result.diversity,
             training_seconds=result.training.seconds,
             subsets=result.subsets if len(members) > 1 else (),
+            cascade=None if anytime is None else anytime.cascade,
+            tempered=None if anytime is None else anytime.tempered,
         )
+
+    def area(self, low: float, high: float, chance: float) -> float | None:
+        """Mean accuracy of the cascade over the logarithm of the FLOPs in a range; None without a cascade.
+
+        Below its cheapest answer the accuracy is that of chance.
+        """
+        if self.cascade is None or low >= high:
+            return None
+        points = [(point.flops, point.accuracy) for point in self.cascade]
+        return log_area(points, low, high, before=chance, steps=False)
 
     @property
     def numbers(self) -> dict[str, float | None]:
@@ -146,6 +199,7 @@ class SeedSummary:
             "diversity": self.diversity,
             "mean_member_accuracy": self.mean_member_accuracy,
             "training_seconds": self.training_seconds,
+            **{f"tempered_{name}": getattr(self.tempered, name, None) for name in ("nll", "ece")},
             **{f"member {name}": accuracy for name, accuracy in self.members.items()},
         }
 
@@ -167,6 +221,9 @@ class ComparedArm:
         runs: One a seed.
         summary: Spread of every number that all seeds have.
         difference: The first arm's minus its own, paired by seed.
+
+    ``area`` among the numbers is the anytime area of an arm with exits: mean accuracy of its cascade over the logarithm
+    of the FLOPs, from the cheapest to the dearest point of the first arm's curve; chance where it cannot answer yet.
     """
 
     provenance: Provenance | None = None
@@ -182,6 +239,11 @@ class ComparedArm:
     summary: Annotated[dict[Name, Spread], AfterValidator(_with_accuracy)]
     difference: dict[Name, Spread]
 
+    @property
+    def has_exits(self) -> bool:
+        """Whether every seed has a cascade."""
+        return "area" in self.summary and all(run.cascade for run in self.runs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedData:
@@ -192,6 +254,7 @@ class ComparedData:
     num_validation: Count
     num_test: Count
     image_shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+    num_classes: Count | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,11 +449,12 @@ def _compare(
             num_train=len(data.train),
             num_validation=len(data.validation),
             num_test=len(data.test),
+            num_classes=data.num_classes,
             image_shape=tuple(data.image_shape),
         ),
         seeds=plan.seeds,
         overrides=plan.overrides,
-        arms=summarise(arms, results),
+        arms=summarise(arms, results, 1 / data.num_classes),
     )
     write_json(folder / "comparison.json", as_content(comparison))
     return comparison
@@ -411,18 +475,27 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     return parse_recipe({**content, "seed": seed})
 
 
-def summarise(arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult]]) -> tuple[ComparedArm, ...]:
+def summarise(
+    arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult]], chance: float
+) -> tuple[ComparedArm, ...]:
     """Every seed's numbers, their mean and spread, and the first arm's minus an arm's own, seed by seed.
 
     Args:
         arms: The one that differences are taken from first.
         results: By arm and seed.
+        chance: Accuracy of a guess, 0 to 1.
     """
     runs = {arm.name: [SeedSummary.of(*item) for item in results[arm.name].items()] for arm in arms}
+    costs = [point.flops for run in runs[arms[0].name] for point in run.cascade or ()]
+    low, high = min(costs, default=0.0), max(costs, default=0.0)
+    numbers = {
+        name: _known_numbers([{**run.numbers, "area": run.area(low, high, chance)} for run in own])
+        for name, own in runs.items()
+    }
     entries = []
     for arm in arms:
         own, one = runs[arm.name], next(iter(results[arm.name].values()))
-        numbers, paired = _known_numbers(own), _known_numbers(runs[arms[0].name][: len(own)])
+        paired = numbers[arms[0].name]
         entries.append(
             ComparedArm(
                 name=arm.name,
@@ -434,10 +507,10 @@ def summarise(arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult
                 num_parameters=one.num_parameters,
                 flops=one.ensemble.flops,
                 runs=tuple(own),
-                summary={name: spread(values) for name, values in numbers.items()},
+                summary={name: spread(values) for name, values in numbers[arm.name].items()},
                 difference={
                     name: spread([ours - theirs for ours, theirs in zip(paired[name], values)])
-                    for name, values in numbers.items()
+                    for name, values in numbers[arm.name].items()
                     if name in paired
                 },
             )
@@ -445,12 +518,11 @@ def summarise(arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult
     return tuple(entries)
 
 
-def _known_numbers(runs: Sequence[SeedSummary]) -> dict[str, list[float]]:
+def _known_numbers(runs: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
     """Every number that all runs have, run by run."""
-    numbers = [run.numbers for run in runs]
     found = {}
-    for name in numbers[0]:
-        values = [value for run in numbers if (value := run.get(name)) is not None]
+    for name in runs[0]:
+        values = [value for run in runs if (value := run.get(name)) is not None]
         if len(values) == len(runs):
             found[name] = values
     return found

@@ -12,7 +12,7 @@ from torch import nn
 from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.data import reads_files
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.compare import Comparison, Spread
+from superweight_ensembles.experiment.compare import ComparedArm, Comparison, Spread
 from superweight_ensembles.experiment.estimate import TrainingEstimate
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import RunResults
@@ -84,8 +84,11 @@ def anytime_table(results: RunResults) -> Table | None:
     return table
 
 
-def comparison_tables(comparison: Comparison) -> tuple[Table, Table]:
-    """One row an arm, at most 80 columns for usual names: quality, then cost. Mean and deviation over seeds."""
+def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
+    """One row an arm, at most 80 columns for usual names: quality, early answers of arms with exits, cost.
+
+    Mean and deviation over seeds.
+    """
     arms, dataset, seeds = comparison.arms, comparison.dataset, len(comparison.seeds)
     fewer = any(arm.summary["accuracy"].n < seeds for arm in arms)
     quality = _table(
@@ -123,7 +126,31 @@ def comparison_tables(comparison: Comparison) -> tuple[Table, Table]:
             f"{mean['training_seconds'] / 60:.1f}",
             style=style,
         )
-    return quality, cost
+    early = [arm for arm in arms if arm.has_exits]
+    return (quality, _early_table(early, arms[0]), cost) if early else (quality, cost)
+
+
+def _early_table(arms: Sequence[ComparedArm], first: ComparedArm) -> Table:
+    """Areas of the cascades, what each gives for the least and for half of its FLOPs, and fitted temperatures."""
+    table = _table(
+        ("", "area %", "ours minus it", "cheapest %", "NLL at T", "ECE % at T"),
+        caption="area: mean accuracy of the cascade over the logarithm of the FLOPs; cheapest: accuracy of its first "
+        "answer; at T: all members, at a temperature fitted on validation images",
+        close=True,
+    )
+    for arm in arms:
+        mean = {name: value.mean for name, value in arm.summary.items()}
+        cheapest = [min(run.cascade or (), key=lambda point: point.flops).accuracy for run in arm.runs]
+        table.add_row(
+            cell(arm.label),
+            _spread(arm.summary["area"]),
+            "" if arm is first or "area" not in arm.difference else _spread(arm.difference["area"], sign="+"),
+            f"{100 * sum(cheapest) / len(cheapest):.2f}",
+            f"{mean['tempered_nll']:.4f}" if "tempered_nll" in mean else "",
+            f"{100 * mean['tempered_ece']:.2f}" if "tempered_ece" in mean else "",
+            style="bold" if arm is first else None,
+        )
+    return table
 
 
 def _table(columns: Sequence[str], *, caption: str, title: str | None = None, close: bool = False) -> Table:

@@ -13,18 +13,30 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import AnytimeResult, log_area, measure_curves, predict
+from superweight_ensembles.anytime import (
+    AnytimeResult,
+    calibration,
+    fit_temperature,
+    log_area,
+    measure_curves,
+    predict,
+    probability_metrics,
+    tempered,
+)
 from superweight_ensembles.experiment import (
     anytime_table,
     build_arms,
+    compare_arms,
+    comparison_tables,
     evaluate_run,
     load_recipe,
     parse_recipe,
+    read_comparison,
     read_results,
     train_run,
 )
 from superweight_ensembles.models import WideResNet
-from superweight_ensembles.report.figures import anytime_curves
+from superweight_ensembles.report.figures import anytime_curves, draw_arms
 from superweight_ensembles.storage import as_content, content_as
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -269,6 +281,27 @@ def test_curves_that_cannot_be_measured(options, match) -> None:
         measure_curves(predictor, loader, **{"test": loader, "target": ("flops", 0.75), **options})
 
 
+def test_weights_and_temperatures_are_fitted_once_for_all_points(measured, monkeypatch) -> None:
+    predictor, found, _ = measured
+    data = swe.load_data("digits", validation_fraction=0.3)
+    held, tested = (predictor.predict(data.loader(split, 128)) for split in ("validation", "test"))
+    fits = []
+
+    def counting(*args: object) -> float:
+        fits.append(args)
+        return fit_temperature(*args)
+
+    monkeypatch.setattr(calibration, "fit_temperature", counting)
+    again = measure_curves(predictor, held, data.loader("test", 128), tested=tested, num_points=4, timed_images=128)
+    assert len(fits) == 2 * len(predictor.order)  # for the policy that is kept, and for the points
+    same = ("flops", "accuracy", "nll", "members_used")
+    for point, other in zip(again.curve("cascade").points, found.curve("cascade").points, strict=True):
+        assert [getattr(point, name) for name in same] == [getattr(other, name) for name in same]
+    assert again.tempered == probability_metrics(
+        tempered(tested.of(predictor.order).mean(0), again.policy.temperatures[-1]), tested.labels
+    )
+
+
 def test_an_unreachable_target_names_the_range(measured) -> None:
     predictor, _, _ = measured
     data = swe.load_data("digits", validation_fraction=0.3)
@@ -276,7 +309,35 @@ def test_an_unreachable_target_names_the_range(measured) -> None:
         predictor.calibrate(data.loader("validation", 128), flops=1.01 * sum(predictor.flops.values()))
 
 
-def test_a_comparison_measures_whole_ensembles() -> None:
-    arms = build_arms(load_recipe(DIGITS), ["independent", "single"], [])
-    assert [len(arm.recipe.members) for arm in arms] == [4, 4, 1]
-    assert all(arm.recipe.anytime is None for arm in arms)
+def test_arms_of_a_comparison_have_exits_where_they_have_several_members() -> None:
+    recipe = load_recipe(DIGITS)
+    arms = build_arms(recipe, ["independent", "single", "narrower"], [])
+    assert [len(arm.recipe.members) for arm in arms] == [4, 4, 1, 1]
+    assert [arm.recipe.anytime for arm in arms] == [recipe.anytime, recipe.anytime, None, None]
+
+
+def test_a_comparison_says_how_accurate_early_answers_are(tmp_path: Path) -> None:
+    recipe = load_recipe(DIGITS, (*SMALL, "training.epochs=1"))
+    found = compare_arms(recipe, tmp_path / "out", against=["independent", "single:1"], num_seeds=2)
+    assert found == read_comparison(tmp_path / "out")
+    shared, independent, single = found.arms
+    assert (shared.has_exits, independent.has_exits, single.has_exits) == (True, True, False)
+    assert not {"area", "tempered_nll", "tempered_ece"} & set(single.summary)
+    for arm in (shared, independent):
+        areas = []
+        for seed, run in enumerate(arm.runs):
+            anytime = read_results(tmp_path / "out" / arm.name / f"seed-{seed}")[0].arms[0].anytime
+            points = [(point.flops, point.accuracy, point.nll) for point in anytime.curve("cascade").points]
+            assert [(point.flops, point.accuracy, point.nll) for point in run.cascade] == points
+            assert run.tempered == anytime.tempered and run.tempered.accuracy == run.metrics.accuracy
+            areas.append(anytime.curve("cascade").area)
+        assert arm.summary["area"].mean == pytest.approx(sum(areas) / 2)
+    ends = [shared.runs[0].cascade[place].flops for place in (0, -1)]
+    gains = [ours.area(*ends, 0.1) - theirs.area(*ends, 0.1) for ours, theirs in zip(shared.runs, independent.runs)]
+    assert independent.difference["area"].mean == pytest.approx(sum(gains) / 2)
+    quality, early, cost = comparison_tables(found)
+    assert (quality.row_count, early.row_count, cost.row_count) == (3, 2, 3)
+    console = Console(width=80, record=True)
+    console.print(early)
+    assert f"{100 * shared.summary['area'].mean:.2f} +- " in console.export_text()
+    assert [path.name for path in draw_arms(found, tmp_path / "figures")][-1] == "arms_anytime.png"

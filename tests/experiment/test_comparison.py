@@ -15,6 +15,7 @@ from superweight_ensembles.__main__ import app
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import (
     ComparisonPlan,
+    CostPoint,
     SeedResult,
     SeedSummary,
     Variant,
@@ -353,7 +354,15 @@ def test_summaries_need_no_second_seed():
     assert as_content(spread([2.0])) == {"mean": 2.0, "std": 0.0, "n": 1}
     recipe = parse_recipe(CONTENT)
     arm = build_arms(recipe, [], [])[0]
-    (entry,) = summarise([arm], {"shared": {0: own_result(7)}})
+    (entry,) = summarise([arm], {"shared": {0: own_result(7)}}, 0.25)
     assert entry.summary["training_seconds"].mean == 60
     assert (entry.num_parameters, entry.flops) == (7, 3)
     assert entry.runs == (SeedSummary.of(0, own_result(7)),) and "diversity" not in entry.summary
+
+
+def test_an_area_is_that_of_the_first_arms_range_and_chance_before_the_first_answer():
+    points = tuple(CostPoint(flops=flops, accuracy=accuracy, nll=1.0) for flops, accuracy in ((2.0, 0.6), (8.0, 0.9)))
+    run = replace(SeedSummary.of(0, own_result(7)), cascade=points)
+    assert run.area(1.0, 16.0, 0.2) == pytest.approx((0.2 + 2 * 0.75 + 0.9) / 4)
+    assert run.area(4.0, 4.0, 0.2) is None
+    assert SeedSummary.of(0, own_result(7)).area(1.0, 16.0, 0.2) is None

@@ -16,7 +16,12 @@ from superweight_ensembles.report.figures.accuracy import (
     compare_flops,
     compare_parameters,
 )
-from superweight_ensembles.report.figures.measured import ablation_bars, arms_flops, arms_parameters
+from superweight_ensembles.report.figures.measured import (
+    ablation_bars,
+    arms_anytime,
+    arms_flops,
+    arms_parameters,
+)
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     reliability_diagram,
@@ -87,12 +92,15 @@ def draw_search(search: SearchRecord, plans: Mapping[str, SharingPlan], folder: 
 
 
 def draw_arms(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw the arms of a comparison as PNG: ``arms_parameters``, ``arms_flops``; ``ablation_bars`` if in groups.
+    """Draw the arms of a comparison as PNG: ``arms_parameters``, ``arms_flops``; ``arms_anytime`` where some have
+    exits, ``ablation_bars`` where some are in groups.
 
     Raises:
         SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
     """
     figures = {"arms_parameters": arms_parameters(comparison), "arms_flops": arms_flops(comparison)}
+    if any(arm.has_exits for arm in comparison.arms):
+        figures["arms_anytime"] = arms_anytime(comparison)
     if any(arm.group for arm in comparison.arms):
         figures["ablation_bars"] = ablation_bars(comparison)
     return save_figures(figures, folder)

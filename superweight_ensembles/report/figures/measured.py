@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations, groupby
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -15,12 +16,15 @@ from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
 from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
+
+Values = NDArray[np.float64]
 
 _APART = style.arm_color("independent")
 _FEW, _SHORT = 6, 20
@@ -277,6 +281,68 @@ def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
         for box in boxes
     )
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+
+
+@style.plain_text
+def arms_anytime(comparison: Comparison) -> Figure:
+    """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early.
+
+    Lines are means over the seeds, bands a standard deviation to either side; a marker is a network that has one
+    answer alone. The legend has each arm's area: its mean accuracy over the logarithm of the FLOPs. Artists carry a
+    ``gid``: ``NAME cascade``, ``NAME band``, ``NAME mean``.
+
+    Raises:
+        SuperWeightError: No arm has exits.
+    """
+    arms = read_measured(comparison)
+    curves = {one.name: _mean_cascade(one.runs) for one in comparison.arms if one.has_exits}
+    if not curves:
+        raise SuperWeightError(
+            f"no arm of comparison {comparison.name!r} has exits: give its recipe an anytime section"
+        )
+    alone = [arm for arm in arms if arm.name not in curves]
+    costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.flops for arm in alone]
+    ends = [float(end) for _, mean, std in curves.values() for end in (*(mean - std), *(mean + std))]
+    percents = ends + [percent for arm in alone for percent in arm.spread]
+    figure, axes = style.accuracy_axes((style.PAGE_INCHES, 3.9), style.flops_axis, costs, percents)
+    handles = []
+    variants = iter(range(1, len(arms) + 1))
+    for arm, one in zip(arms, comparison.arms):
+        color = style.run_color(next(variants)) if arm.kind == "variant" else arm.color
+        look: dict[str, Any] = {"color": color, "marker": arm.marker}
+        label = arm.label
+        if arm.name in curves:
+            xs, mean, std = curves[arm.name]
+            order = 4 if arm.kind == "shared" else 3
+            look |= {"linewidth": 1.5, "markersize": 3.5, "zorder": order}
+            axes.plot(xs, mean, gid=f"{arm.name} cascade", **look)
+            axes.fill_between(
+                xs, mean - std, mean + std, color=color, alpha=0.15, linewidth=0, zorder=2, gid=f"{arm.name} band"
+            )
+            label = f"{label}, {style.quantity(arm.num_parameters)}: {100 * one.summary['area'].mean:.2f}"
+        else:
+            style.draw_markers(axes, [(arm.flops, arm.mean)], size=30, gid=f"{arm.name} mean", **look)
+            bar = (arm.mean - arm.std, arm.mean + arm.std)
+            axes.plot([arm.flops, arm.flops], bar, color=color, linewidth=1.3, zorder=3, gid=f"{arm.name} deviation")
+            label = f"{label}, {style.quantity(arm.num_parameters)}"
+            look |= {"linewidth": 0, "markersize": 5}
+        handles.append(Line2D([], [], label=label, **look))
+    note = f"mean of {num_seeds(arms)}, band: deviation; numbers: size, area (%)"
+    handles.append(Line2D([], [], linewidth=0, label=note))
+    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
+    return figure
+
+
+def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
+    """FLOPs, mean accuracy and deviation (per cent) of a cascade over the seeds.
+
+    Thresholds from validation images spend a little more or less on test images, seed by seed: accuracies are read at
+    the same costs, between the points, on the logarithm of the cost.
+    """
+    curves = [np.array(sorted((point.flops, 100 * point.accuracy) for point in run.cascade or ())).T for run in runs]
+    costs = curves[0][0]
+    rows = np.array([np.interp(np.log(costs), np.log(curve[0]), curve[1]) for curve in curves])
+    return costs, rows.mean(0), rows.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(costs)
 
 
 @style.plain_text
