@@ -198,9 +198,7 @@ def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, in
     name, colon, count = entry.partition(":")
     if name not in _BASELINES and name not in baselines:
         error = unknown_name("arm", name, [*_BASELINES, *baselines])
-        further = (
-            "" if baselines else "; benchmarks/compare_uncertainty.py has those of torch-uncertainty (packed, ...)"
-        )
+        further = "" if baselines else "; benchmarks/compare_peers.py has others (packed, exits, ...)"
         raise SuperWeightError(f"{error}{further}")
     if colon and not (count.isdecimal() and int(count) >= 1):
         raise SuperWeightError(f"arm {entry!r}: write {name}:SEEDS with at least one seed")

@@ -109,7 +109,7 @@ def test_bad_variants(text, match):
             ["packed"],
             [],
             [],
-            r"unknown arm 'packed': .*benchmarks/compare_uncertainty\.py has those of torch-uncertainty",
+            r"unknown arm 'packed': .*benchmarks/compare_peers\.py has others",
         ),
         (["single", "single"], [], [], "two arms are named 'single'"),
         (["single:0"], [], [], "arm 'single:0': write single:SEEDS with at least one seed"),

@@ -1,11 +1,12 @@
-"""``superweights compare`` with four more baselines: BatchEnsemble, Packed, MIMO, Masksembles of torch-uncertainty.
+"""``superweights compare`` with six more baselines: other ensembles in one network, and other networks with exits.
 
     pip install "superweight-ensembles[bench]"
-    python benchmarks/compare_uncertainty.py recipes/digits.yaml --against independent,packed,mimo --seeds 3
+    python benchmarks/compare_peers.py recipes/digits.yaml --against independent,packed,exits,slimmable --seeds 3
 
-Takes the options of ``superweights compare`` and writes its files; ``--against`` knows batchensemble, packed, mimo and
-masksembles as well, each as a ResNet with as many parameters as the shared ensemble or as near as it can come. Every
-arm is trained and evaluated exactly as the library's own are.
+Takes the options of ``superweights compare`` and writes its files; ``--against`` knows, besides, batchensemble, packed,
+mimo and masksembles of torch-uncertainty, each as a ResNet with as many parameters as the shared ensemble or as near as
+it can come, and exits and slimmable, which are made of the largest member. Every arm is trained and evaluated exactly
+as the library's own are.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from exit_networks import EXIT_ARMS, build_exit_network, run_exit_arm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network, check_installed
@@ -27,11 +29,12 @@ from superweight_ensembles.anytime import diversity, evaluate
 from superweight_ensembles.data import checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment import Arm, Baseline, ProgressCallback, Recipe
-from superweight_ensembles.plan import independent_plan
+from superweight_ensembles.plan import count_parameters, independent_plan
 from superweight_ensembles.storage import as_content, write_json
 from superweight_ensembles.training import CHECKPOINT_FOLDER, train
 
 _LABELS = {"batchensemble": "BatchEnsemble", "packed": "Packed", "mimo": "MIMO", "masksembles": "Masksembles"}
+_EXIT_LABELS = {"exits": "network with exits", "slimmable": "slimmable network"}
 _NOT_DECAYED = ("bias", "r_group", "s_group")
 
 
@@ -49,12 +52,33 @@ def baseline(kind: str) -> Baseline:
     return build
 
 
-BASELINES = {kind: baseline(kind) for kind in UNCERTAINTY_ARMS}
+def exit_baseline(kind: str) -> Baseline:
+    """One of :data:`EXIT_ARMS` as what :func:`compare_arms` takes."""
+
+    def build(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
+        size = count_parameters(build_exit_network(kind, list(members.values())))
+        return replace(shared, label=_EXIT_LABELS[kind], num_parameters=size, train=train_exits)
+
+    return build
+
+
+BASELINES = {
+    **{kind: baseline(kind) for kind in UNCERTAINTY_ARMS},
+    **{kind: exit_baseline(kind) for kind in EXIT_ARMS},
+}
 
 
 def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
     """Train and evaluate an arm for one seed, as a comparison asks for."""
-    found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
+    _keep(folder, run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress))
+
+
+def train_exits(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
+    """The same for a network with exits."""
+    _keep(folder, run_exit_arm(arm.kind, recipe, folder, progress))
+
+
+def _keep(folder: Path, found: dict[str, Any]) -> None:
     write_json(folder / "results.json", {"arms": [found]})
     shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import compare_uncertainty
+import compare_peers
 import pytest
 import torch
-from compare_uncertainty import BASELINES, EstimatorMember, run_estimator_arm
+from compare_peers import BASELINES, EstimatorMember, run_estimator_arm
 from tiny_recipe import CONTENT
 from torch import nn
 from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network
@@ -24,7 +24,7 @@ from superweight_ensembles.plan import count_parameters
 
 NUM_ESTIMATORS = {"batchensemble": 4, "packed": 4, "mimo": 3, "masksembles": 4}
 NUM_CLASSES = 7
-SCRIPT = Path(compare_uncertainty.__file__)
+SCRIPT = Path(compare_peers.__file__)
 
 
 def build(arm: str, num_parameters: int = 120_000) -> EstimatorNetwork:
@@ -253,7 +253,7 @@ def test_an_estimator_arm_is_trained_and_evaluated_as_the_others(
         asked.update(options, arm=arm)
         return twins()
 
-    monkeypatch.setattr(compare_uncertainty, "build_estimator_network", build)
+    monkeypatch.setattr(compare_peers, "build_estimator_network", build)
     recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "epochs": 2, "label_smoothing": 0.1}})
     found = run_estimator_arm("packed", recipe, 1234, tmp_path)
     assert asked == {"arm": "packed", "num_parameters": 1234, "num_classes": 4, "in_channels": 3}
@@ -278,7 +278,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) ->
 
 
 def test_arms_are_as_large_as_the_shared_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_uncertainty, "check_installed", lambda kind: None)
+    monkeypatch.setattr(compare_peers, "check_installed", lambda kind: None)
     shared, packed = build_arms(parse_recipe(CONTENT), ["packed:1"], [], baselines=BASELINES)
     assert packed.num_parameters == shared.num_parameters and packed.recipe == shared.recipe
     assert (packed.name, packed.kind, packed.label, packed.num_seeds) == ("packed", "packed", "Packed", 1)
@@ -293,11 +293,14 @@ def test_a_missing_package_is_told_before_anything_is_trained(
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_arms_know_the_four(
+def test_unknown_arms_know_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert compare(monkeypatch, tmp_path, "--against", "pakced") == 2
-    assert "unknown arm 'pakced': did you mean 'packed'? Known: batchensemble, independent" in capsys.readouterr().err
+    assert (
+        "unknown arm 'pakced': did you mean 'packed'? Known: batchensemble, exits, independent"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_command_trains_and_tells(
