@@ -335,3 +335,42 @@ def test_a_comparison_is_two_pngs_or_three(tmp_path: Path, case: str) -> None:
 def test_unreadable_comparisons_are_refused(function: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=message):
         getattr(figures, function)(comparison_of({**CASES["usual"], **change}))
+
+
+def with_cascade(arm: dict[str, Any], curves: Sequence[Sequence[tuple[float, float]]], area: float) -> dict[str, Any]:
+    """The arm with a curve of (FLOPs, accuracy) a seed."""
+    runs = [
+        {**run, "cascade": [{"flops": flops, "accuracy": accuracy, "nll": 1.0} for flops, accuracy in curve]}
+        for run, curve in zip(arm["runs"], curves, strict=True)
+    ]
+    return {**arm, "runs": runs, "summary": {**arm["summary"], "area": {"mean": area, "std": 0.0, "n": len(runs)}}}
+
+
+def test_cascades_are_drawn_as_means_with_bands_at_the_same_costs() -> None:
+    shared = make_arm("shared", "shared bank", "shared", 10**6, FLOPS, [0.7, 0.8])
+    # At 4 MFLOPs, half way from 1 to 16 on the log axis, the second seed has 0.55.
+    ours = with_cascade(shared, [[(1e6, 0.3), (4e6, 0.45), (16e6, 0.7)], [(1e6, 0.4), (16e6, 0.7)]], 0.5)
+    half = with_cascade(
+        make_arm("half", "half", "variant", 5 * 10**5, FLOPS, [0.6, 0.6]), [[(2e6, 0.5), (16e6, 0.6)]] * 2, 0.4
+    )
+    single = make_arm("single", "largest member", "single", 7 * 10**5, 6 * 10**6, [0.6, 0.62])
+    figure = figures.arms_anytime(comparison_of(make_comparison(ours, half, single)))
+    figure.draw_without_rendering()
+    (line,) = with_gid(figure, "shared cascade")
+    assert list(line.get_xdata()) == [1e6, 4e6, 16e6]
+    assert list(line.get_ydata()) == pytest.approx([35, 50, 70])
+    (band,) = with_gid(figure, "shared band")
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (min(heights), max(heights)) == (pytest.approx(35 - np.std([30, 40], ddof=1)), pytest.approx(70))
+    (mark,) = with_gid(figure, "single mean")
+    assert mark.get_offsets()[0].tolist() == pytest.approx([6e6, 61])
+    (other,) = with_gid(figure, "half cascade")
+    assert other.get_color() != line.get_color() and other.get_marker() != line.get_marker()
+    texts = legend_texts(figure)
+    assert texts[:3] == ["shared bank, 1 M: 50.00", "half, 500 k: 40.00", "largest member, 700 k"]
+    assert not with_gid(figure, "single cascade")
+
+
+def test_arms_without_exits_have_no_such_figure() -> None:
+    with pytest.raises(swe.SuperWeightError, match="no arm of comparison 'cifar10-small' has exits"):
+        figures.arms_anytime(comparison_of(CASES["usual"]))

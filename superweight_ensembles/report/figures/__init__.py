@@ -11,7 +11,13 @@ from superweight_ensembles.report.figures.accuracy import (
 )
 from superweight_ensembles.report.figures.draw import draw_arms, draw_comparison, draw_run, draw_search, save_figures
 from superweight_ensembles.report.figures.layers import cluster_looks, layers_by_depth
-from superweight_ensembles.report.figures.measured import ablation_bars, arms_flops, arms_parameters, read_measured
+from superweight_ensembles.report.figures.measured import (
+    ablation_bars,
+    arms_anytime,
+    arms_flops,
+    arms_parameters,
+    read_measured,
+)
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     reliability_diagram,
@@ -35,6 +41,7 @@ __all__ = [
     "accuracy_flops",
     "accuracy_parameters",
     "anytime_curves",
+    "arms_anytime",
     "arms_flops",
     "arms_parameters",
     "budget_split",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import combinations, count, groupby
 from typing import Any
 
 import numpy as np
@@ -43,8 +43,10 @@ _LOOKS = {
     "packed": ("#009E73", "D"),
     "mimo": ("#CC79A7", "v"),
     "masksembles": ("#E69F00", "P"),
+    "exits": ("#6F4E37", "<"),
+    "slimmable": ("#882255", "d"),
 }
-_OTHER = ("#882255", "X")
+_OTHER = ("#332288", "X")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,10 +308,13 @@ def arms_anytime(comparison: Comparison) -> Figure:
     percents = ends + [percent for arm in alone for percent in arm.spread]
     figure, axes = style.accuracy_axes((style.PAGE_INCHES, 3.9), style.flops_axis, costs, percents)
     handles = []
-    variants = iter(range(1, len(arms) + 1))
+    variants = count(1)
     for arm, one in zip(arms, comparison.arms):
-        color = style.run_color(next(variants)) if arm.kind == "variant" else arm.color
-        look: dict[str, Any] = {"color": color, "marker": arm.marker}
+        color, marker = arm.color, arm.marker
+        if arm.kind == "variant":
+            place = next(variants)
+            color, marker = style.run_color(place), style.run_marker(place)
+        look: dict[str, Any] = {"color": color, "marker": marker}
         label = arm.label
         if arm.name in curves:
             xs, mean, std = curves[arm.name]
