@@ -131,7 +131,7 @@ def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
 
 
 def _early_table(arms: Sequence[ComparedArm], first: ComparedArm) -> Table:
-    """Areas of the cascades, what each gives for the least and for half of its FLOPs, and fitted temperatures."""
+    """Areas of the cascades, the accuracy of their first answers, and quality at a fitted temperature."""
     table = _table(
         ("", "area %", "ours minus it", "cheapest %", "NLL at T", "ECE % at T"),
         caption="area: mean accuracy of the cascade over the logarithm of the FLOPs; cheapest: accuracy of its first "
