@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30, help="pairs of calls a member")
-    parser.add_argument("--images", type=int, default=1024, help="test images that cascades are timed on, at batch 64")
+    parser.add_argument("--images", type=int, default=1024, help="test images that cascades are timed on")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 1])
     parser.add_argument("--calls", type=int, default=1000, help="with a deadline")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -56,9 +57,9 @@ def main() -> None:
         "num_validation": len(data.validation),
         "materialized": materialized(recipe, ensemble, data, options.rounds),
         "cascade": [
-            cascade(predictor, data, fraction, size, count)
+            cascade(predictor, data, fraction, size, options.images if size > 1 else options.images // 4)
             for fraction in (0.5, 0.25)
-            for size, count in ((64, options.images), (1, options.images // 4))
+            for size in options.batch_sizes
         ],
         "deadlines": [deadlines(predictor, data, size, options.calls) for size in (1, 16)],
     }

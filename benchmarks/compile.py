@@ -29,14 +29,15 @@ from superweight_ensembles.training import TrainConfig, build_fabric
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="recipes/cifar10-small.yaml")
+    parser.add_argument("--set", nargs="+", default=[], dest="overrides", help="key.path=value, of the recipe")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--image-size", type=int, help="the data's where left out")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precisions", default="float32,bfloat16")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    recipe, made_by = load_recipe(options.recipe), provenance()
+    recipe, made_by = load_recipe(options.recipe, options.overrides), provenance()
     arms = [measure(recipe, precision, options) for precision in options.precisions.split(",")]
     write_json(options.out, {"benchmark": "compile", "provenance": made_by, "arms": arms})
     for arm in arms:
@@ -50,7 +51,7 @@ def main() -> None:
 def measure(recipe: Recipe, precision: str, options: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig(precision=precision, device=options.device)
     fabric = build_fabric(config)
-    batch = recipe_batch(config, options.batch_size, options.image_size)
+    batch = recipe_batch(recipe, config, options.batch_size, options.image_size)
     steps = {
         name: joint_step(recipe_ensemble(recipe, config).train(), config, name == "compiled")[0]
         for name in ("eager", "compiled")
@@ -75,7 +76,7 @@ def measure(recipe: Recipe, precision: str, options: argparse.Namespace) -> dict
         "device": str(fabric.device),
         "recipe": recipe.name,
         "batch_size": options.batch_size,
-        "image_size": options.image_size,
+        "image_size": batch[0].shape[-1],
         "rounds": options.rounds,
         "compiled_ms": 1e3 * statistics.median(times["compiled"]),
         "eager_ms": 1e3 * statistics.median(times["eager"]),

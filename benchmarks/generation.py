@@ -38,6 +38,7 @@ TEMPLATES = (1, 2, 4, 8)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--width", type=int, default=384, help="channels of the layers of the sweep over templates")
@@ -49,7 +50,7 @@ def main() -> None:
     made_by = provenance()
     results, sweep = [], []
     for precision in ("float32", "bfloat16"):
-        for name in RECIPES:
+        for name in options.recipes:
             recipe = load_recipe(f"recipes/{name}.yaml")
             ensemble = recipe_ensemble(recipe, TrainConfig(precision=precision, device=options.device))
             results.append({"recipe": name, **measure(ensemble, precision, options)})

@@ -1,11 +1,12 @@
 """Memory of a training step and of what it leaves behind: the bank against the same members with their own weights.
 
     python benchmarks/memory.py --out benchmarks/results/memory.json
+    python benchmarks/memory.py --device cuda --out cuda.json
 
 Both arms run member by member and hold one optimiser. The peak is counted in live tensor bytes (parameters, optimiser
-state, batch and all that a step makes), with the resident set of the process beside it, each run in a process of its
-own. Optimiser state, saved ensembles and checkpoints stand beside the budget's fraction; so does the time to plan four
-members of many targets.
+state, batch and all that a step makes), with the resident set of the process beside it (on CUDA: what the allocator
+reserved), each run in a process of its own. Optimiser state, saved ensembles and checkpoints stand beside the budget's
+fraction; so does the time to plan four members of many targets.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Setting:
     image_size: int
     precision: str
     threads: int
+    device: str
 
 
 def main() -> None:
@@ -56,7 +58,7 @@ def main() -> None:
     sizes = [size.rpartition(":")[::2] for size in options.recipes]
     settings = [
         Setting(recipe=recipe, batch_size=int(batch), image_size=options.image_size, precision=precision,
-                threads=options.threads)
+                threads=options.threads, device=options.device)
         for recipe, batch in sizes for precision in ("float32", "bfloat16")
     ]  # fmt: skip
     content = {
@@ -78,6 +80,7 @@ def read_options() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--plan-members", type=int, default=4)
     parser.add_argument("--plan-targets", type=int, default=300, help="of each member that is planned")
     parser.add_argument("--threads", type=int, default=0)
@@ -108,15 +111,16 @@ def peak_of(setting: Setting, arm: str, live: bool) -> Peak:
     logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    config = TrainConfig(precision=setting.precision, device="cpu", learning_rate=0.01)
+    config = TrainConfig(precision=setting.precision, device=setting.device, learning_rate=0.01)
     fabric = build_fabric(config)
     small = {"small": swe.wide_resnet(10, 1, 10)}
     with fabric.autocast():
-        joint_step(swe.SuperWeightEnsemble(small, budget=0.9), config)[0](*random_batch(2, setting.image_size))
-    del small
+        warming = swe.SuperWeightEnsemble(small, budget=0.9).to(fabric.device)
+        joint_step(warming, config)[0](*(part.to(fabric.device) for part in random_batch(2, setting.image_size)))
+    del small, warming
     before = look_before()
     recipe = load_recipe(setting.recipe)
-    batch = recipe_batch(config, setting.batch_size, setting.image_size)
+    batch = recipe_batch(recipe, config, setting.batch_size, setting.image_size)
     step: Step
     if arm == "bank":
         step, optimizer = joint_step(recipe_ensemble(recipe, config), config)

@@ -39,7 +39,8 @@ class Peak:
         live: At the peak, everything that must be in memory: parameters, buffers, optimiser state, batch, and what the
             step makes.
         persistent: Of that, what is there before the step and after it: all but gradients and what the step makes.
-        resident: High-water mark of the resident set over two steps, less the resident set before anything was built.
+        resident: High-water mark of the resident set over two steps, less the resident set before anything was built;
+            on CUDA what the allocator had reserved.
     """
 
     live: int
@@ -77,6 +78,8 @@ def measure_peak(step: Callable[[], object], optimizer: torch.optim.Optimizer, b
         live: Whether to count live bytes as well, with another step under the profiler; else they are 0.
     """
     optimizer.zero_grad(set_to_none=True)
+    if any(parameter.is_cuda for group in optimizer.param_groups for parameter in group["params"]):
+        return cuda_peak(step)
     drop_freed()
     reset_high_water_mark()
     step()
@@ -87,6 +90,18 @@ def measure_peak(step: Callable[[], object], optimizer: torch.optim.Optimizer, b
     optimizer.zero_grad(set_to_none=True)
     persistent = living_bytes()
     return Peak(live=persistent + live_growth(step), persistent=persistent, resident=resident)
+
+
+def cuda_peak(step: Callable[[], object]) -> Peak:
+    """The same on a CUDA device: what torch's allocator handed out at most, and what it took from the device."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    persistent = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    live, resident = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return Peak(live=live, persistent=persistent, resident=resident)
 
 
 def live_growth(step: Callable[[], object]) -> int:

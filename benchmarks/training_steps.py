@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import superweight_ensembles as swe
+from superweight_ensembles.data import image_shape_of
 from superweight_ensembles.experiment import Recipe
 from superweight_ensembles.training import (
     Execution,
@@ -92,16 +93,31 @@ def generation_step(ensemble: swe.SuperWeightEnsemble) -> Callable[[], None]:
     return step
 
 
-def recipe_batch(config: TrainConfig, batch_size: int, image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random batch on the device and in the memory format of a training."""
-    images, labels = (tensor.to(build_fabric(config).device) for tensor in random_batch(batch_size, image_size))
+def recipe_batch(
+    recipe: Recipe, config: TrainConfig, batch_size: int, image_size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random batch such as a recipe trains on, on the device and in the memory format of a training.
+
+    Args:
+        recipe: Its data tell classes, channels and size of an image; 3 x 32 x 32 where only their files do.
+        config: Tells device and format.
+        batch_size: B.
+        image_size: In place of the data's.
+    """
+    classes, channels = recipe.classes_and_channels()
+    known = image_shape_of(recipe.data.name, recipe.data.options)
+    size = image_size or (32 if known is None else known[1])
+    device = build_fabric(config).device
+    images, labels = (part.to(device) for part in random_batch(batch_size, size, classes or 10, channels or 3))
     return images.contiguous(memory_format=trained_format(config)), labels
 
 
-def random_batch(batch_size: int, image_size: int, num_classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 3, H, W) and labels (B,), the same ones each time."""
+def random_batch(
+    batch_size: int, image_size: int, num_classes: int = 10, channels: int = 3
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, C, H, W) and labels (B,), the same ones each time."""
     source = torch.Generator().manual_seed(0)
-    images = torch.randn((batch_size, 3, image_size, image_size), generator=source)
+    images = torch.randn((batch_size, channels, image_size, image_size), generator=source)
     return images, torch.randint(0, num_classes, (batch_size,), generator=source)
 
 
