@@ -133,9 +133,9 @@ def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
 def _early_table(arms: Sequence[ComparedArm], first: ComparedArm) -> Table:
     """Areas of the cascades, the accuracy of their first answers, and quality at a fitted temperature."""
     table = _table(
-        ("", "area %", "ours minus it", "cheapest %", "NLL at T", "ECE % at T"),
-        caption="area: mean accuracy of the cascade over the logarithm of the FLOPs; cheapest: accuracy of its first "
-        "answer; at T: all members, at a temperature fitted on validation images",
+        ("", "area %", "ours minus it", "first %", "NLL (T)", "ECE (T)"),
+        caption="area: mean accuracy of the cascade over the logarithm of the FLOPs; first: accuracy of its cheapest "
+        "answers; (T): all members, at a temperature fitted on validation images, ECE in %",
         close=True,
     )
     for arm in arms:
