@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.anytime import (
     Metrics,
+    costs_between,
     evaluate,
     fit_policy,
     fit_temperature,
@@ -43,7 +44,6 @@ from superweight_ensembles.anytime import (
     simulate,
     tempered,
 )
-from superweight_ensembles.anytime.curves import costs_between
 from superweight_ensembles.data import ImageLoader, checked_batch
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError

@@ -25,10 +25,9 @@ from peak_memory import in_fresh_process, live_growth
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe
 from superweight_ensembles.storage import provenance, write_json
-from superweight_ensembles.training import EACH_OTHER, Hook
-from superweight_ensembles.training.distillation import Lessons
+from superweight_ensembles.training import EACH_OTHER, Hook, Teacher
 
-ARMS: dict[str, tuple[Lessons | None, bool]] = {
+ARMS: dict[str, tuple[Teacher | None, bool]] = {
     "labels alone": (None, False),
     "labels alone, recomputed": (None, True),
     **{teacher: (teacher, False) for teacher in EACH_OTHER},
