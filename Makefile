@@ -18,6 +18,7 @@ figures: $(VENV)/.installed
 	$(BIN)/superweights plot benchmarks/results/digits --out figures/digits
 	$(BIN)/superweights plot benchmarks/results/digits-search --out figures/digits-search
 	$(BIN)/superweights plot benchmarks/results/cifar10-small --out figures/cifar10-small
+	$(BIN)/superweights plot benchmarks/results/cifar10-few-images --out figures/cifar10-few-images
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px --out figures/cifar10-16px
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px-ablations --out figures/cifar10-16px-ablations
 	$(BIN)/superweights plot benchmarks/results/cifar10-16px-overfit --out figures/cifar10-16px-overfit
