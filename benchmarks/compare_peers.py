@@ -14,24 +14,24 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from exit_networks import EXIT_ARMS, build_exit_network, run_exit_arm
+from peer_training import answer_table, evaluated, run_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from uncertainty_networks import UNCERTAINTY_ARMS, EstimatorNetwork, build_estimator_network, check_installed
 
 from superweight_ensembles import __main__ as command_line
-from superweight_ensembles.anytime import diversity, evaluate
-from superweight_ensembles.data import checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.anytime import diversity
+from superweight_ensembles.data import ImageData
 from superweight_ensembles.experiment import Arm, Baseline, ProgressCallback, Recipe
-from superweight_ensembles.plan import count_parameters, independent_plan
-from superweight_ensembles.storage import as_content, write_json
-from superweight_ensembles.training import CHECKPOINT_FOLDER, train
+from superweight_ensembles.plan import count_parameters
+from superweight_ensembles.storage import write_json
+from superweight_ensembles.training import CHECKPOINT_FOLDER
 
 _LABELS = {"batchensemble": "BatchEnsemble", "packed": "Packed", "mimo": "MIMO", "masksembles": "Masksembles"}
 _EXIT_LABELS = {"exits": "network with exits", "slimmable": "slimmable network"}
@@ -118,14 +118,6 @@ def run_estimator_arm(
     Returns:
         An entry of ``arms`` as :class:`SeedResults` reads it, and the history.
     """
-    data = recipe.load_data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        estimators = build_estimator_network(
-            kind, num_parameters=num_parameters, num_classes=data.num_classes, in_channels=data.image_shape[0]
-        )
-    members = {kind: EstimatorMember(estimators)}
-    ensemble = SuperWeightEnsemble(members, plan=independent_plan(members))
     smoothing = recipe.training.label_smoothing
 
     def objective(member: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -133,42 +125,18 @@ def run_estimator_arm(
         logits, rows = member.estimators.training_logits(images, labels)
         return F.cross_entropy(logits, rows, label_smoothing=smoothing)
 
-    result = train(
-        ensemble,
-        data,
-        replace(recipe.training, label_smoothing=0.0, ensemble_loss=0.0, member_batches="same"),
-        objective=objective,
-        out=folder,
-        resume=True,
-        callback=progress,
-    )
-    device = next(ensemble.parameters()).device
-    loader = data.loader("test", recipe.evaluation.batch_size, device=device)
-    found = as_content(evaluate(ensemble, loader))
-    probabilities, labels = _estimator_probabilities(ensemble.materialize(kind), loader)
-    training = asdict(result)
-    history = training.pop("history")
-    return {
-        "name": kind,
-        "architecture": estimators.architecture,
-        "num_parameters": ensemble.num_parameters,
-        **found,
-        "diversity": diversity(probabilities, labels),
-        "training": training,
-        "history": history,
-    }
+    def build(data: ImageData) -> EstimatorMember:
+        return EstimatorMember(
+            build_estimator_network(
+                kind, num_parameters=num_parameters, num_classes=data.num_classes, in_channels=data.image_shape[0]
+            )
+        )
 
-
-@torch.inference_mode()
-def _estimator_probabilities(member: nn.Module, loader: Any) -> tuple[Tensor, Tensor]:
-    """Softmax of every estimator (M, N, K), and labels (N,)."""
+    member, data, found = run_network(kind, recipe, build, objective, folder, progress)
     assert isinstance(member, EstimatorMember)
-    device = next(member.parameters()).device
-    parts, truth = [], []
-    for images, labels in map(checked_batch, loader):
-        parts.append(member.eval().estimators(images.to(device)).float().softmax(2).cpu())
-        truth.append(labels.cpu())
-    return torch.cat(parts, dim=1), torch.cat(truth)
+    loader = evaluated(recipe, data, "test", next(member.parameters()).device)
+    spread = diversity(*answer_table(member.estimators, loader))
+    return {**found, "architecture": member.estimators.architecture, "diversity": spread}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 Legend: E exits, B batch, N images, K classes.
 
-=========  ===========================================  ==============================  ====================
-arm        an exit                                      what it costs in a cascade      norms
-=========  ===========================================  ==============================  ====================
-exits      norm, relu, mean, linear after each block    the blocks since the last exit  one set
+=========  ============================================  ==============================  ======================
+arm        an exit                                       what it costs in a cascade      norms
+=========  ============================================  ==============================  ======================
+exits      norm, relu, mean, linear after each block     the blocks since the last exit  one set
 slimmable  the first 1/4, 1/2, 3/4, 4/4 of all channels  the whole narrower network      one set for each width
-=========  ===========================================  ==============================  ====================
+=========  ============================================  ==============================  ======================
 
 Both are trained on the sum of the exits' losses; where the recipe teaches, the last exit teaches the others, with the
 recipe's weight and temperature. A later exit's answer takes the place of the earlier ones'. Their cascades leave by
@@ -24,34 +24,30 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from peer_training import answer_table, evaluated, run_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superweight_ensembles.anytime import (
+    ExitFit,
     Metrics,
     costs_between,
-    evaluate,
-    fit_policy,
-    fit_temperature,
     log_area,
     probability_metrics,
     simulate,
     tempered,
 )
-from superweight_ensembles.data import ImageLoader, checked_batch
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import CostPoint, EarlyAnswers, EarlyCurve, ProgressCallback, Recipe
 from superweight_ensembles.models import WideResNet, count_flops
-from superweight_ensembles.plan import count_parameters, independent_plan
+from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import as_content
-from superweight_ensembles.training import train
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 
@@ -211,11 +207,6 @@ def run_exit_arm(kind: str, recipe: Recipe, folder: Path, progress: ProgressCall
         An entry of ``arms`` as :class:`SeedResults` reads it, with the curve as ``anytime`` where the recipe has such a
         section, and the history.
     """
-    data = recipe.load_data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        members = {kind: build_exit_network(kind, list(recipe.build_members().values()))}
-    ensemble = SuperWeightEnsemble(members, plan=independent_plan(members))
     smoothing, teaching = recipe.training.label_smoothing, recipe.distillation
 
     def objective(member: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -230,26 +221,17 @@ def run_exit_arm(kind: str, recipe: Recipe, folder: Path, progress: ProgressCall
             loss = loss + own
         return loss
 
-    config = replace(recipe.training, label_smoothing=0.0, ensemble_loss=0.0, member_batches="same")
-    result = train(ensemble, data, config, objective=objective, out=folder, resume=True, callback=progress)
-    device = next(ensemble.parameters()).device
-    loaders = {name: data.loader(name, recipe.evaluation.batch_size, device=device) for name in ("validation", "test")}
-    found = as_content(evaluate(ensemble, loaders["test"]))
+    def build(data: ImageData) -> ExitNetwork:
+        return build_exit_network(kind, list(recipe.build_members().values()))
+
+    network, data, found = run_network(kind, recipe, build, objective, folder, progress)
+    assert isinstance(network, ExitNetwork)
     if recipe.anytime is not None:
-        network = ensemble.materialize(kind).eval()
-        assert isinstance(network, ExitNetwork)
+        device = next(network.parameters()).device
+        loaders = {split: evaluated(recipe, data, split, device) for split in ("validation", "test")}
         found["anytime"] = as_content(early_answers(network, loaders, recipe.anytime.num_points))
-    training = asdict(result)
-    history = training.pop("history")
-    return {
-        "name": kind,
-        "architecture": f"the largest member, {len(WIDTHS)} widths" if kind == "slimmable" else "the largest member, a "
-        "head after each block",
-        "num_parameters": ensemble.num_parameters,
-        **found,
-        "training": training,
-        "history": history,
-    }  # fmt: skip
+    how = f"{len(WIDTHS)} widths" if kind == "slimmable" else "a head after each block"
+    return {**found, "architecture": f"the largest member, {how}"}
 
 
 def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -262,32 +244,31 @@ def soft_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def early_answers(network: ExitNetwork, loaders: dict[str, ImageLoader], num_points: int) -> EarlyAnswers:
     """The curve of a network on test images, all that is fitted fitted on validation images."""
-    held, truth, image = exit_table(network, loaders["validation"])
-    probabilities, labels, _ = exit_table(network, loaders["test"])
-    slim = isinstance(network, Slimmable)
-    costs = [float(cost) for cost in network.costs(image)]
+
+    def answer(images: Tensor) -> Tensor:
+        return torch.stack(network.answers(images, network.num_exits))
+
+    held, truth = answer_table(answer, loaders["validation"])
+    probabilities, labels = answer_table(answer, loaders["test"])
+    costs = [float(cost) for cost in network.costs(next(iter(loaders["test"]))[0][:1])]
     names = tuple(f"exit {index}" for index in range(1, network.num_exits + 1))
-    replaces = (None, *range(network.num_exits - 1))
-    chance = 1 / held.shape[2]
-    policies = [
-        fit_policy(held, truth, costs, names, ("cost", amount), replaces=replaces)
-        for amount in costs_between(costs[0], sum(costs), num_points)
-    ]
+    fit = ExitFit(held, truth, names, replaces=(None, *range(network.num_exits - 1)))
+    policies = [fit.policy(costs, ("cost", amount)) for amount in costs_between(costs[0], sum(costs), num_points)]
 
     def cascade(table: Tensor, classes: Tensor) -> list[CostPoint]:
         outcomes = [simulate(table, policy) for policy in policies]
         return [_point(one.mean_cost(costs), probability_metrics(one.predictions, classes)) for one in outcomes]
 
     def alone(table: Tensor, classes: Tensor) -> list[CostPoint]:
-        spent = costs if slim else torch.tensor(costs).cumsum(0).tolist()
+        spent = costs if isinstance(network, Slimmable) else torch.tensor(costs).cumsum(0).tolist()
         return [_point(cost, probability_metrics(rows, classes)) for cost, rows in zip(spent, table)]
 
     def area(points: list[CostPoint]) -> float:
         pairs = [(point.flops, point.accuracy) for point in points]
-        return log_area(pairs, costs[0], sum(costs), before=chance, steps=False)
+        return log_area(pairs, costs[0], sum(costs), before=1 / held.shape[2], steps=False)
 
     best = max((cascade, alone), key=lambda curve: area(curve(held, truth)))
-    whole = tempered(probabilities[-1], fit_temperature(held[-1], truth))
+    whole = tempered(probabilities[-1], policies[-1].temperatures[-1])
     curves = {"cascade": best(probabilities, labels), "alone": alone(probabilities, labels)}
     return EarlyAnswers(
         curves=tuple(EarlyCurve(name=name, points=tuple(points)) for name, points in curves.items()),
@@ -297,17 +278,3 @@ def early_answers(network: ExitNetwork, loaders: dict[str, ImageLoader], num_poi
 
 def _point(flops: float, metrics: Metrics) -> CostPoint:
     return CostPoint(flops=flops, accuracy=metrics.accuracy, nll=metrics.nll)
-
-
-@torch.inference_mode()
-def exit_table(network: ExitNetwork, loader: ImageLoader) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax of every exit (E, N, K), labels (N,), and the first image (1, C, H, W)."""
-    device = next(network.parameters()).device
-    parts, truth, first = [], [], None
-    for images, labels in map(checked_batch, loader):
-        first = images[:1].to(device) if first is None else first
-        answers = network.answers(images.to(device), network.num_exits)
-        parts.append(torch.stack(answers).float().softmax(2).cpu())
-        truth.append(labels.cpu())
-    assert first is not None, "a split that is evaluated has images"
-    return torch.cat(parts, dim=1), torch.cat(truth), first
