@@ -232,16 +232,17 @@ def _draw_arms(
     return figure
 
 
-def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -> None:
+def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool, color: str | None = None) -> None:
     """The seeds and their deviation, at this x, or where they lie at this y; nothing for one seed."""
+    color = color or arm.color
     if len(arm.seeds) < 2:
         return
     ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
     xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
     size, width = (9, 1.3) if upright else (10, 1.4)
-    pale = style.mix(arm.color, "white", 0.55)
+    pale = style.mix(color, "white", 0.55)
     axes.scatter(xs, ys, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
-    axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
+    axes.plot(*bar, color=color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
 def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
@@ -291,7 +292,7 @@ def arms_anytime(comparison: Comparison) -> Figure:
 
     Lines are means over the seeds, bands a standard deviation to either side; a marker is a network that has one
     answer alone. The legend has each arm's area: its mean accuracy over the logarithm of the FLOPs. Artists carry a
-    ``gid``: ``NAME cascade``, ``NAME band``, ``NAME mean``.
+    ``gid``: ``NAME cascade``, ``NAME band``, ``NAME mean``, ``NAME deviation``, ``NAME seeds``.
 
     Raises:
         SuperWeightError: No arm has exits.
@@ -327,8 +328,7 @@ def arms_anytime(comparison: Comparison) -> Figure:
             label = f"{label}, {style.quantity(arm.num_parameters)}: {100 * one.summary['area'].mean:.2f}"
         else:
             style.draw_markers(axes, [(arm.flops, arm.mean)], size=30, gid=f"{arm.name} mean", **look)
-            bar = (arm.mean - arm.std, arm.mean + arm.std)
-            axes.plot([arm.flops, arm.flops], bar, color=color, linewidth=1.3, zorder=3, gid=f"{arm.name} deviation")
+            _draw_spread(axes, arm, arm.flops, upright=True, color=color)
             label = f"{label}, {style.quantity(arm.num_parameters)}"
             look |= {"linewidth": 0, "markersize": 5}
         handles.append(Line2D([], [], label=label, **look))
