@@ -6,8 +6,9 @@
 Of a trained run's shared ensemble: (1) each member, materialised, against the module that the registry builds, call by
 call in turn; (2) the cascade calibrated for fractions of all members' FLOPs, on validation images, against running all
 members, batch by batch in turn on test images: speed-up on the clock beside speed-up in FLOPs; (3) calls with deadlines
-drawn evenly from what the first member takes to 1.2 times what all take: how many end more than 10 % late. The load of
-the machine is kept beside them.
+drawn evenly from what the first member takes to 1.2 times what all take: how many end more than 10 % late; (4) all
+members in the forms that ``accelerate`` finds, and in onnxruntime on a CPU, against the plain ones, call by call in
+turn. The load of the machine is kept beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import os
 import random
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import superweight_ensembles as swe
 from superweight_ensembles.anytime import now, timed_call
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.experiment import Recipe, read_run, trained_arm
+from superweight_ensembles.export import onnx_networks
 from superweight_ensembles.storage import provenance, write_json
 
 
@@ -62,6 +65,7 @@ def main() -> None:
             for size in options.batch_sizes
         ],
         "deadlines": [deadlines(predictor, data, size, options.calls) for size in (1, 16)],
+        "accelerated": [entry for size in (1, 64) for entry in accelerated(predictor, data, size, options.rounds)],
     }
     result["load"]["after"] = os.getloadavg()
     write_json(options.out, result)
@@ -75,6 +79,12 @@ def main() -> None:
         )
     for entry in result["deadlines"]:
         print(f"deadlines, batch {entry['batch_size']}: {100 * entry['late']:.2f} % of {entry['calls']} calls late")
+    for entry in result["accelerated"]:
+        print(
+            f"{entry['how']}, batch {entry['batch_size']}: {entry['speedup']:.2f} times as fast, "
+            f"{entry['plain_ms']:.2f} to {entry['ms']:.2f} ms, accuracy {100 * entry['accuracy']:.2f} against "
+            f"{100 * entry['plain_accuracy']:.2f} %"
+        )
 
 
 def materialized(recipe: Recipe, ensemble: swe.SuperWeightEnsemble, data: ImageData, rounds: int) -> list[Any]:
@@ -140,6 +150,49 @@ def cascade(predictor: swe.AnytimePredictor, data: ImageData, fraction: float, s
         "full_accuracy": right[False] / len(data.test),
         "accuracy": right[True] / len(data.test),
     }
+
+
+def accelerated(predictor: swe.AnytimePredictor, data: ImageData, size: int, rounds: int) -> list[dict[str, Any]]:
+    """All members, whichever way they are computed: medians of calls in turn, accuracies on all test images."""
+    device = predictor.device
+
+    def held_out() -> Any:
+        return data.loader("validation", 256, device=device)
+
+    kinds = {
+        "float32": predictor.accelerate(held_out(), batch_size=size),
+        "bfloat16": predictor.accelerate(held_out(), batch_size=size, dtype=torch.bfloat16, max_changed=0.02),
+    }
+    if device.type == "cpu":
+        networks = onnx_networks(predictor.modules, input_shape=data.image_shape)
+        kinds["onnxruntime"] = predictor.with_networks(networks)
+    everyone = {"plain": predictor, **kinds}
+    images = first_batches(data, size, size, device)[0]
+    times: dict[str, list[float]] = {how: [] for how in everyone}
+    for turn in range(rounds + 3):
+        for how, one in everyone.items():
+            start = now(images)
+            one(images, early_exit=False)
+            if turn >= 3:
+                times[how].append(now(images) - start)
+    right = dict.fromkeys(everyone, 0)
+    for batch, labels in data.loader("test", 256, device=device):
+        for how, one in everyone.items():
+            right[how] += int((one(batch, early_exit=False).probabilities.argmax(1) == labels).sum())
+    median = {how: statistics.median(own) for how, own in times.items()}
+    return [
+        {
+            "how": how,
+            "batch_size": size,
+            "plain_ms": 1e3 * median["plain"],
+            "ms": 1e3 * median[how],
+            "speedup": median["plain"] / median[how],
+            "plain_accuracy": right["plain"] / len(data.test),
+            "accuracy": right[how] / len(data.test),
+            "members": {name: asdict(speed) for name, speed in one.speeds.items()},
+        }
+        for how, one in kinds.items()
+    ]
 
 
 def deadlines(predictor: swe.AnytimePredictor, data: ImageData, size: int, calls: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Evaluation of members and subsets, FLOPs and latency, streams, deadlines, calibrated cascades, accuracy-compute curves.
 """
 
+from superweight_ensembles.anytime.acceleration import MemberSpeed
 from superweight_ensembles.anytime.calibration import (
     MIN_SAMPLES,
     Calibration,
@@ -84,6 +85,7 @@ __all__ = [
     "MemberCost",
     "MemberPoint",
     "MemberResult",
+    "MemberSpeed",
     "Metrics",
     "Predictions",
     "ReliabilityBin",

@@ -22,10 +22,9 @@ from superweight_ensembles.anytime.calibration import (
     simulate,
 )
 from superweight_ensembles.anytime.costs import check_count, now
-from superweight_ensembles.anytime.evaluation import Metrics, Predictions, probability_metrics
+from superweight_ensembles.anytime.evaluation import Metrics, Predictions, first_images, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means, tempered
 from superweight_ensembles.anytime.predictor import TARGETS, AnytimePredictor, Loader
-from superweight_ensembles.data import checked_batch
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import Count, Name, Positive, Share
 
@@ -280,14 +279,7 @@ def costs_between(low: float, high: float, count: int) -> list[float]:
 
 
 def _timed_batches(test: Loader, batch_size: int, count: int, device: torch.device) -> list[Tensor]:
-    images: list[Tensor] = []
-    for batch in test:
-        images.append(checked_batch(batch)[0])
-        if sum(len(part) for part in images) >= count:
-            break
-    if not sum(len(part) for part in images):
-        raise SuperWeightError("test has no samples")
-    whole = torch.cat(images)[:count].to(device)
+    whole = first_images(test, count).to(device)
     full = whole[: max(1, len(whole) // batch_size) * batch_size]
     return list(full.split(batch_size))
 

@@ -217,14 +217,14 @@ def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tu
 def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
     """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
-    return predict_all(modules, loader, next(ensemble.parameters()).device)
+    return predict_all(modules, loader, first_parameter(modules))
 
 
 @torch.no_grad()
 def predict_all(
     modules: Mapping[str, nn.Module],
     loader: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
+    like: Tensor,
     check_images: Callable[[Tensor], None] | None = None,
 ) -> Predictions:
     """Run every network, in eval mode, once on every sample.
@@ -232,21 +232,20 @@ def predict_all(
     Args:
         modules: The networks.
         loader: (images, labels); a batch without images is passed over.
-        device: Where the networks are.
+        like: A tensor of the device that the networks are on and of the type of their images.
         check_images: What the images of a batch, there, are held against first.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
             classes of the networks, or the networks answer different shapes, one class, or what is no number.
     """
-    like = first_parameter(modules)
-    dtype = None if torch.is_autocast_enabled(device.type) else like.dtype
+    dtype = None if torch.is_autocast_enabled(like.device.type) else like.dtype
     parts, labels, first = [], [], None
     for index, batch in enumerate(checked_loader(loader)):
         images, truth = checked_batch(batch, dtype=dtype)
         if not len(images):
             continue
-        moved = images.to(device)
+        moved = images.to(like.device)
         if check_images is not None:
             check_images(moved)
         logits = {name: answer_of(name, module, moved) for name, module in modules.items()}
@@ -262,6 +261,22 @@ def predict_all(
         raise SuperWeightError(f"the loader has no samples{once}")
     probabilities = torch.cat(parts, dim=1)
     return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
+
+
+def first_images(loader: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    """The first images of a loader (N, ...), at most so many.
+
+    Raises:
+        SuperWeightError: There are none, or its batches are no (images, class indices).
+    """
+    parts: list[Tensor] = []
+    for batch in checked_loader(loader):
+        parts.append(checked_batch(batch)[0])
+        if sum(map(len, parts)) >= count:
+            break
+    if not sum(map(len, parts)):
+        raise SuperWeightError("the loader has no samples")
+    return torch.cat(parts)[:count]
 
 
 def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from superweight_ensembles.anytime.acceleration import MemberSpeed, check_options, fastest_form
 from superweight_ensembles.anytime.calibration import (
     MIN_SAMPLES,
     Calibration,
@@ -35,7 +37,7 @@ from superweight_ensembles.anytime.costs import (
     checked_shape,
     flops_of_members,
 )
-from superweight_ensembles.anytime.evaluation import Predictions, predict_all
+from superweight_ensembles.anytime.evaluation import Predictions, first_images, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
@@ -148,6 +150,7 @@ class AnytimePredictor:
         modules: The plain networks by name, in order once that is known.
         policy: When samples leave, once calibrated.
         calibration: What the policy does to the samples that it was fitted on; None for a loaded policy.
+        speeds: Of each member, what :meth:`accelerate` found; empty before.
 
     Raises:
         SuperWeightError: No member, an unknown order or member, ``greedy`` without a loader.
@@ -189,7 +192,9 @@ class AnytimePredictor:
         self._version_of = {name: network for name, network in marked.items() if network != name}
         self.policy: ExitPolicy | None = None
         self.calibration: Calibration | None = None
+        self.speeds: dict[str, MemberSpeed] = {}
         self._latencies: LatencyTable | None = None
+        self._takes: Tensor | None = None  # of the device and type of the images, where parameters do not tell
         # What the first image tells: none of it is known before.
         self._flops: dict[str, int] = {}
         self._input_shape: tuple[int, ...] = ()
@@ -241,7 +246,15 @@ class AnytimePredictor:
         return self._like.device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnytimePredictor:
-        """Move the members; latencies are measured anew."""
+        """Move the members; latencies are measured anew.
+
+        Raises:
+            SuperWeightError: Another type for networks that :meth:`with_networks` was given, which have their own.
+        """
+        if dtype is not None and self._takes is not None:
+            raise SuperWeightError("these networks have types of their own: convert the predictor before")
+        if self._takes is not None:
+            self._takes = self._takes.to(device)
         for module in self.modules.values():
             module.to(device=device, dtype=dtype)
         self._latencies = None
@@ -333,7 +346,7 @@ class AnytimePredictor:
         if isinstance(loader, Predictions):
             self._check_images(loader.image.to(self.device))
             return loader
-        return predict_all(self.modules, loader, self.device, self._check_images)
+        return predict_all(self.modules, loader, self._like, self._check_images)
 
     def calibrate(
         self,
@@ -433,6 +446,83 @@ class AnytimePredictor:
             )
         self.policy, self.calibration = policy, None
 
+    def with_networks(self, networks: Members) -> AnytimePredictor:
+        """A predictor with the same order, costs and policy, whose answers come from other forms of the members.
+
+        Such as quantised ones, or those of another runtime: modules that take the same images and answer the same
+        logits (B, K). That they do is not looked at here; :meth:`accelerate` does.
+
+        Args:
+            networks: By the members' names. They are not copied; this puts them into eval mode.
+
+        Raises:
+            SuperWeightError: Other names than the members'; no cost is known yet (give ``input_shape``).
+        """
+        self._check_measured()
+        given = named_members(networks)
+        for name in given:
+            if name not in self.modules:
+                raise unknown_name("member", name, self.modules)
+        for name in self.modules:
+            if name not in given:
+                raise SuperWeightError(f"no network is given for member {name!r}")
+        other = copy.copy(self)
+        other.modules = {name: given[name].eval() for name in self.order}
+        other._takes, other._latencies, other._ensemble, other.calibration = self._like[:0].clone(), None, None, None
+        return other
+
+    def accelerate(
+        self,
+        loader: Loader,
+        *,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        batch_size: int = 64,
+        max_changed: float = 0.01,
+        num_images: int = 512,
+    ) -> AnytimePredictor:
+        """A predictor whose members run in the fastest form that answers as they do.
+
+        Each member is tried with norms fused into the convolutions before them (PyTorch's own fusion), with channels
+        last, and with products in ``dtype``, in every combination; all are timed against the plain network, in turn,
+        and the fastest is kept. This predictor stays as it is; the policy is taken over, so calibrate before or after.
+
+        Args:
+            loader: Held-out (images, labels), by whose images the forms are compared with the plain members.
+            dtype: ``torch.bfloat16`` or ``torch.float16`` allows it for products; None stays with the members' type.
+            compile: Whether to try ``torch.compile`` too, which takes minutes and a compiler.
+            batch_size: Images of a call on the clock: what is fastest for one image is not for many.
+            max_changed: Fraction of the images whose most probable class may change, of each member.
+            num_images: Images to compare on.
+
+        Returns:
+            The predictor; its :attr:`speeds` say, by member, the form, how much faster it is, what changes, and why
+            other forms cannot be had.
+
+        Raises:
+            SuperWeightError: Images that the members do not take, none at all, options out of range.
+
+        Example:
+            >>> members = {"a": nn.Linear(4, 3), "b": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))}
+            >>> images = [(torch.randn(64, 4), torch.zeros(64, dtype=torch.long))]
+            >>> fast = AnytimePredictor(members).accelerate(images)
+            >>> fast.speeds["a"].changed
+            0.0
+        """
+        check_options(dtype, max_changed, batch_size)
+        check_count("num_images", num_images)
+        images = first_images(loader, num_images).to(self.device)
+        self._check_images(images)
+        formed = {
+            name: fastest_form(
+                name, module, images, dtype=dtype, compile=compile, batch_size=int(batch_size), max_changed=max_changed
+            )
+            for name, module in self.modules.items()
+        }
+        fast = self.with_networks({name: network for name, (network, _) in formed.items()})
+        fast.speeds = {name: speed for name, (_, speed) in formed.items()}
+        return fast
+
     def measure(self, batch_size: int, input_shape: Sequence[int] | None = None) -> dict[str, float]:
         """Median milliseconds of each member for a batch, measured on this device now or before.
 
@@ -458,7 +548,10 @@ class AnytimePredictor:
         """
         self._check_measured()
         if self._ensemble is None:
-            raise SuperWeightError("a predictor of plain networks has no ensemble to save: save their state dicts")
+            raise SuperWeightError(
+                "a predictor of plain networks has no ensemble to save: save their state dicts, or the predictor that "
+                "this one was made of"
+            )
         for name, module in self.modules.items():
             now = self._ensemble.materialize(name).state_dict()
             for key, value in module.state_dict().items():
@@ -495,8 +588,8 @@ class AnytimePredictor:
 
     @property
     def _like(self) -> Tensor:
-        """A tensor of the members' device and type."""
-        return first_parameter(self.modules)
+        """A tensor of the device and type that the members take."""
+        return first_parameter(self.modules) if self._takes is None else self._takes
 
     def _blank(self, shape: tuple[int, ...]) -> Tensor:
         """One image (1, ...) of the device and type that the members take."""

@@ -1,0 +1,188 @@
+"""Members in the form in which they run fastest. Shapes: B images, K classes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from numbers import Real
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from superweight_ensembles.anytime.costs import answer_of, check_count, timed_call
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models import MEASURING, copied, first_line, is_out_of_memory
+
+FUSED, CHANNELS_LAST, COMPILED = "fused", "channels_last", "compiled"
+LOW_TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_SAME = 1.02  # less is noise
+_ROUNDS, _SECONDS = 7, 0.1  # of the clock, at least
+_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSpeed:
+    """The form that was chosen for one member, against the plain network.
+
+    Attributes:
+        forms: Of ``fused``, ``channels_last``, ``bfloat16`` or ``float16``, and ``compiled``; none where the plain
+            network is the fastest.
+        speedup: Time of the plain network over that of this form, medians of calls in turn.
+        largest_difference: Of a class's probability, over the images looked at.
+        changed: Fraction of those images whose most probable class is another one.
+        left_out: Why a form cannot be had, by its name, or those of several together: a network that cannot be
+            traced, answers that change. What is neither here nor in ``forms`` is slower.
+    """
+
+    forms: tuple[str, ...]
+    speedup: float
+    largest_difference: float
+    changed: float
+    left_out: dict[str, str]
+
+
+class FastNetwork(nn.Module):
+    """A network that takes images as the plain one does, and answers float32 logits.
+
+    Args:
+        network: Changed in place.
+        channels_last: Whether weights and images of four dimensions lie channels last.
+        dtype: Type in which products are computed (autocast), or None. Weights of linear and convolutional layers are
+            kept in it, all others as they are.
+    """
+
+    def __init__(self, network: nn.Module, *, channels_last: bool, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        if dtype is not None:
+            for layer in network.modules():
+                if type(layer) in _CAST:  # no subclass, which may do more with its weights than multiply
+                    layer.to(dtype)
+        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self._channels_last, self._dtype = channels_last, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, ...) to logits (B, K)."""
+        if self._channels_last and images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self._dtype is None:
+            logits: Tensor = self.network(images)
+            return logits
+        with torch.autocast(images.device.type, dtype=self._dtype):
+            logits = self.network(images)
+        return logits.float()
+
+
+def check_options(dtype: torch.dtype | None, max_changed: float, batch_size: int) -> None:
+    """Refuse what :func:`fastest_form` cannot take."""
+    if dtype is not None and dtype not in LOW_TYPES:
+        raise SuperWeightError(f"dtype must be None, {' or '.join(map(str, LOW_TYPES))}; got {dtype!r:.80}")
+    if isinstance(max_changed, bool) or not isinstance(max_changed, Real) or not 0 <= max_changed <= 1:
+        raise SuperWeightError(f"max_changed must be a fraction of the answers, 0 to 1; got {max_changed!r:.80}")
+    check_count("batch_size", batch_size)
+
+
+@torch.no_grad()
+def fastest_form(
+    name: str,
+    plain: nn.Module,
+    images: Tensor,
+    *,
+    dtype: torch.dtype | None,
+    compile: bool,
+    batch_size: int,
+    max_changed: float,
+) -> tuple[nn.Module, MemberSpeed]:
+    """The fastest of the forms that a network can be had in, by the clock, among those that answer as it does.
+
+    Args:
+        name: Of the member.
+        plain: In eval mode; left as it is.
+        images: (N, ...) on the network's device, by which answers are compared.
+        dtype: As :meth:`AnytimePredictor.accelerate` takes it, like the others.
+        compile: Likewise.
+        batch_size: Images of a call on the clock.
+        max_changed: Likewise.
+
+    Returns:
+        The network, and what is to be said of it.
+    """
+    wanted = [answer_of(name, plain, part).float().softmax(1) for part in images.split(batch_size)]
+    timed = images[:batch_size]
+    left_out: dict[str, str] = {}
+    best: nn.Module = plain
+    found = MemberSpeed(forms=(), speedup=1.0, largest_difference=0.0, changed=0.0, left_out=left_out)
+
+    def consider(forms: tuple[str, ...], build: Callable[[], nn.Module]) -> None:
+        nonlocal best, found
+        if any(form in left_out for form in forms):
+            return
+        try:
+            network = build()
+            difference, changed = _differences(network, images.split(batch_size), wanted)
+        except Exception as error:  # of the network in a form that its author did not think of
+            if is_out_of_memory(error):
+                raise
+            left_out[", ".join(forms)] = first_line(error)
+            return
+        if not changed <= max_changed:  # also where it is no number
+            left_out[", ".join(forms)] = f"{changed:.2%} of the answers change"
+            return
+        speedup = _speedup(plain, network, timed)
+        if speedup > max(found.speedup, _SAME):
+            best = network
+            found = MemberSpeed(
+                forms=forms, speedup=speedup, largest_difference=difference, changed=changed, left_out=left_out
+            )
+
+    for forms in _combinations(plain, images, dtype):
+        consider(forms, partial(_built, plain, forms, dtype))
+    if compile:
+        consider((*found.forms, COMPILED), partial(_compiled, best))
+    return best, found
+
+
+def _combinations(plain: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Iterator[tuple[str, ...]]:
+    """Every set of forms that may make a difference, none left out."""
+    layers = [type(layer) for layer in plain.modules()]
+    fused = [(), (FUSED,)] if any(issubclass(layer, nn.modules.batchnorm._BatchNorm) for layer in layers) else [()]
+    last = [(), (CHANNELS_LAST,)] if images.ndim == 4 and nn.Conv2d in layers else [()]
+    low: list[tuple[str, ...]] = [()] if dtype is None else [(), (LOW_TYPES[dtype],)]
+    for parts in product(fused, last, low):
+        if forms := tuple(form for part in parts for form in part):
+            yield forms
+
+
+def _built(plain: nn.Module, forms: tuple[str, ...], dtype: torch.dtype | None) -> nn.Module:
+    network: nn.Module = fuse(plain) if FUSED in forms else copied(plain, "the network")
+    low = dtype if dtype is not None and LOW_TYPES[dtype] in forms else None
+    return FastNetwork(network, channels_last=CHANNELS_LAST in forms, dtype=low).eval().requires_grad_(False)
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    """Compiled for any batch size: samples that leave a cascade make batches of many."""
+    return cast(nn.Module, torch.compile(network, dynamic=True))
+
+
+def _differences(network: nn.Module, parts: tuple[Tensor, ...], wanted: list[Tensor]) -> tuple[float, float]:
+    """The largest difference of a probability, and the fraction of images with another answer; NaN where it is NaN."""
+    answers = [network(part).float().softmax(1) for part in parts]
+    given, expected = torch.cat(answers), torch.cat(wanted)
+    if bool(given.isnan().any()):
+        return float("nan"), float("nan")
+    changed = (given.argmax(1) != expected.argmax(1)).double().mean()
+    return float((given - expected).abs().max()), float(changed)
+
+
+def _speedup(plain: nn.Module, network: nn.Module, images: Tensor) -> float:
+    """Median time of one over that of the other, called in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with MEASURING:
+        while len(times[0]) < _ROUNDS or sum(times[0]) < _SECONDS:
+            for own, module in zip(times, (plain, network)):
+                own.append(timed_call(module, images))
+    return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
