@@ -129,10 +129,22 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
                 start=start,
                 shape=found[0].place.shape,
                 uses=tuple(found),
+                whole=_whole_weights(found, groups, len(used[slot])),
             )
             for (slot, start), found in sorted(uses.items())
         ),
     )
+
+
+def _whole_weights(
+    uses: Sequence[BlockUse], groups: Sequence[ShapeGroup], num_vectors: int
+) -> tuple[tuple[int, int], ...]:
+    """As :class:`Block` has it: every use is of whole weights, and every vector in one of them."""
+    if any(use.place.start or use.place.shape != groups[use.group].shape for use in uses):
+        return ()
+    found = {vector: (use.group, index) for use in uses for index, vector in enumerate(use.vectors)}
+    once = len(found) == num_vectors == sum(len(use.vectors) for use in uses)
+    return tuple(found[vector] for vector in range(num_vectors)) if once else ()
 
 
 def _positions(numbers: Sequence[int]) -> Positions:

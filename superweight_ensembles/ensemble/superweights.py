@@ -61,6 +61,8 @@ class Block:
     start: int  # place in the slot's vectors at which the block's numbers begin
     shape: Shape  # (O, I, *k)
     uses: tuple[BlockUse, ...]  # of the groups that have a part of it
+    # Where a vector is one weight and nothing else: group of each vector's weight and index in it; else empty.
+    whole: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,10 @@ class ClusterProgram:
     @property
     def targets(self) -> tuple[PlannedTarget, ...]:
         return tuple(target for group in self.groups for target in group.targets)
+
+    def covers(self, slot: int, templates: Tensor) -> bool:
+        """Whether blocks in use are made of every number of a slot's templates (K, Q)."""
+        return sum(math.prod(block.shape) for block in self.blocks if block.slot == slot) == templates.shape[1]
 
     @property
     def num_weights(self) -> int:
@@ -143,7 +149,13 @@ class _Compose(Composition):
         with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
             for block in program.blocks:
                 alpha, numbers = coefficients[block.slot], templates[block.slot]
+                flat = _flat_weights(block, groups) if numbers.dtype == dtype else []
                 for rows in _pieces(block, len(alpha), device):
+                    if flat:  # the products are the weights: there is nothing to put in place
+                        columns = _columns(block, rows)
+                        for use, weights in zip(block.uses, flat):
+                            torch.mm(take(alpha, use.positions), numbers[:, columns], out=weights[:, columns])
+                        continue
                     made = _superweights(alpha, numbers, block, rows)
                     for use in block.uses:
                         part = _part(groups[use.group].movedim(2, -1), use.place, rows)
@@ -156,8 +168,11 @@ class _Compose(Composition):
         program: ClusterProgram = ctx.program
         coefficients, templates = _halves(ctx.saved_tensors)
         needed = ctx.needs_input_grad[3:]
-        found = [torch.zeros_like(factor) if wanted else None for factor, wanted in zip(ctx.saved_tensors, needed)]
-        of_coefficients, of_templates = _halves(found)
+        of_coefficients = [torch.zeros_like(own) if wanted else None for own, wanted in zip(coefficients, needed)]
+        of_templates = [
+            (torch.empty_like if program.covers(slot, own) else torch.zeros_like)(own) if wanted else None
+            for slot, (own, wanted) in enumerate(zip(templates, needed[len(coefficients) :]))
+        ]
         one_by_one = iter(gradients)
         grouped = [[next(one_by_one) for _ in group.targets] for group in program.groups]
         device = templates[0].device
@@ -167,11 +182,20 @@ class _Compose(Composition):
                 for rows in _pieces(block, len(alpha), device):
                     made = _gathered(block, rows, grouped, len(alpha), numbers).view(len(alpha), -1)
                     columns = _columns(block, rows)
-                    if of_coefficients[block.slot] is not None:
-                        of_coefficients[block.slot].addmm_(made, numbers[:, columns].T)
-                    if of_templates[block.slot] is not None:
-                        torch.mm(alpha.T, made, out=of_templates[block.slot][:, columns])
-        return None, None, None, *found
+                    of_alpha, of_numbers = of_coefficients[block.slot], of_templates[block.slot]
+                    if of_alpha is not None:
+                        of_alpha.addmm_(made, numbers[:, columns].T)
+                    if of_numbers is not None:
+                        torch.mm(alpha.T, made, out=of_numbers[:, columns])
+        return None, None, None, *of_coefficients, *of_templates
+
+
+def _flat_weights(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
+    """The weights (n, O, I, *k) of each use as rows (n, numbers of the slot), if they lie in memory as slots do."""
+    if not block.whole:
+        return []
+    held = [groups[use.group].movedim(2, -1) for use in block.uses]
+    return [weights.view(len(weights), -1) for weights in held] if held[0].is_contiguous() else []
 
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
@@ -185,6 +209,9 @@ def _gathered(
 ) -> Tensor:
     """The gradients of some rows of a block of every SuperWeight, summed over its uses: (N, H, *k, I)."""
     made = like.new_empty(num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
+    one_each = [gradients[group][index] for group, index in block.whole]
+    if one_each and not any(gradient is None for gradient in one_each):
+        return torch.stack([gradient.movedim(1, -1)[rows] for gradient in one_each if gradient is not None], out=made)
     fresh = [True] * num_vectors
     for use in block.uses:
         for vector, gradient in zip(use.vectors, gradients[use.group]):
