@@ -21,6 +21,7 @@ from superweight_ensembles.models import MEASURING, copied, first_line, is_out_o
 FUSED, CHANNELS_LAST, COMPILED = "fused", "channels_last", "compiled"
 LOW_TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _SAME = 1.02  # less is noise
+_COMPARED = 64  # images of a call whose answers are compared
 _ROUNDS, _SECONDS = 7, 0.1  # of the clock, at least
 _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -111,8 +112,8 @@ def fastest_form(
     Returns:
         The network, and what is to be said of it.
     """
-    wanted = [answer_of(name, plain, part).float().softmax(1) for part in images.split(batch_size)]
-    timed = images[:batch_size]
+    parts, timed = images.split(_COMPARED), images[:batch_size]
+    wanted = [answer_of(name, plain, part).float().softmax(1) for part in parts]
     left_out: dict[str, str] = {}
     best: nn.Module = plain
     found = MemberSpeed(forms=(), speedup=1.0, largest_difference=0.0, changed=0.0, left_out=left_out)
@@ -123,7 +124,7 @@ def fastest_form(
             return
         try:
             network = build()
-            difference, changed = _differences(network, images.split(batch_size), wanted)
+            difference, changed = _differences(network, parts, wanted)
         except Exception as error:  # of the network in a form that its author did not think of
             if is_out_of_memory(error):
                 raise

@@ -47,6 +47,7 @@ def compile_plan(plan: SharingPlan, members: Collection[str] | None = None) -> t
     return tuple(program for program in programs if program is not None)
 
 
+@torch.compiler.disable  # products and slices that differ in every cluster: traced, they would be compiled one by one
 def run_program(
     programs: Sequence[Program],
     templates: Mapping[str, Tensor],

@@ -148,3 +148,18 @@ def test_a_member_that_fails_without_the_compiler_too_says_why(monkeypatch: pyte
         swe.SuperWeightError, match=r"member 'narrow' cannot take images \(4, 3, 9, 9\) .*: mat1 and mat2"
     ):
         swe.train(ensemble(), wrong, FAST)
+
+
+def test_a_whole_ensemble_compiles_within_the_recompile_limit() -> None:
+    members = {f"wrn{depth}-{width}": swe.wide_resnet(depth, width, 3) for depth, width in ((16, 2), (10, 2), (16, 1))}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.83).eval()
+    torch._dynamo.reset()
+    images = torch.randn(2, 3, 8, 8)
+    expected = torch.autograd.grad(ensemble(images).square().sum(), list(ensemble.bank.parameters()))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        compiled = torch.compile(ensemble, backend="aot_eager")
+        for _ in range(2):
+            answer = compiled(images)
+            given = torch.autograd.grad(answer.square().sum(), list(ensemble.bank.parameters()))
+    torch.testing.assert_close(answer, ensemble(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-5)
