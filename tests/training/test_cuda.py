@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 import superweight_ensembles as swe
+from superweight_ensembles.export import export_member, load_member
 from superweight_ensembles.search import weight_gradients
-from superweight_ensembles.training import joint_backward
+from superweight_ensembles.training import Execution, compiled_calls, joint_backward, recomputed_blocks
 
 pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+QUICK = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, schedule="constant", precision="float32")
 
 
 def ensemble() -> swe.SuperWeightEnsemble:
@@ -89,3 +93,117 @@ def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
     result = swe.train(ensemble(), swe.load_data("synthetic"), config, hooks=[hook])
     assert result.device == "cuda:0"
     assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())
+
+
+def gradients(each: swe.SuperWeightEnsemble, device: str, **execution: Any) -> list[torch.Tensor]:
+    images, labels = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    each.zero_grad()
+    joint_backward(
+        each, images.to(device, next(each.parameters()).dtype), labels.to(device), torch.nn.functional.cross_entropy,
+        execution=Execution(**execution),
+    )  # fmt: skip
+    return [parameter.grad.cpu() for parameter in each.parameters()]
+
+
+@pytest.mark.parametrize("sharing", [{}, {"generator": "ssn"}, {"coefficients": "tied"}], ids=str)
+def test_gradients_equal_the_cpus(sharing: dict[str, Any]) -> None:
+    def built() -> swe.SuperWeightEnsemble:
+        torch.manual_seed(0)
+        members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
+        return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(0), **sharing).double()
+
+    for given, expected in zip(gradients(built().to(DEVICE), DEVICE), gradients(built(), "cpu"), strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_other_ways_to_run_a_step_give_the_same_gradients() -> None:
+    expected = gradients(ensemble().double().to(DEVICE), DEVICE)
+    last, again, compiled = (ensemble().double().to(DEVICE) for _ in range(3))
+    last.to(memory_format=torch.channels_last)
+    calls = compiled_calls(dict(compiled.members.items()))
+    found = {
+        "channels last": gradients(last, DEVICE),
+        "recomputed": gradients(again, DEVICE, recomputed=recomputed_blocks(dict(again.members.items()))),
+        "compiled": gradients(compiled, DEVICE, compiled=calls),
+    }
+    for how, given in found.items():
+        for one, other in zip(given, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=how)
+
+
+class Stops(swe.Hook):
+    """Ends a training in its second epoch, unless told to go on."""
+
+    def __init__(self, *, goes_on: bool = False) -> None:
+        self.epochs, self.goes_on = 0, goes_on
+
+    def after_epoch(self, state: Any) -> dict[str, Any]:
+        self.epochs += 1
+        return {}
+
+    def after_step(self, state: Any, scalars: Any) -> None:
+        if self.epochs and not self.goes_on:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("options", [{"recompute": True}, {"micro_batches": 2}, {"num_workers": 2}], ids=str)
+def test_a_training_that_stops_goes_on_as_if_it_had_not(options: dict[str, Any], tmp_path) -> None:
+    data = swe.load_data("synthetic")
+    whole, halves = ensemble(), ensemble()
+    config = dataclasses.replace(QUICK, **options)
+    assert swe.train(whole, data, config).device.startswith(DEVICE)
+    with pytest.raises(ZeroDivisionError):
+        swe.train(ensemble(), data, config, out=tmp_path, hooks=[Stops()])
+    swe.train(halves, data, config, out=tmp_path, hooks=[Stops(goes_on=True)], resume=True)
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(halves.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_batch_that_does_not_fit_is_run_in_parts() -> None:
+    class Greedy(torch.nn.Module):
+        """Takes a third of the memory for 32 images, and no more for each part than it has to."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(192, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            numbers = torch.cuda.get_device_properties(0).total_memory // 32 * len(images) // 4
+            held = torch.empty(numbers if self.training else 1, device=images.device) if images.is_cuda else images
+            return self.layer(images.flatten(1)) + 0 * held.flatten()[:1].detach().nan_to_num()
+
+    built = swe.SuperWeightEnsemble({"a": Greedy(), "b": Greedy()}, budget=1.2)
+    config = dataclasses.replace(QUICK, epochs=1, batch_size=64, micro_batches="auto")
+    result = swe.train(built, swe.load_data("synthetic"), config)
+    assert result.micro_batches > 1
+
+
+def test_images_on_the_device_are_those_on_the_cpu() -> None:
+    data = swe.load_data("synthetic")
+    for (images, labels), (expected, truth) in zip(
+        data.loader("test", 50, device=DEVICE), data.loader("test", 50), strict=True
+    ):
+        assert images.device.type == DEVICE and torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), truth)
+
+
+def test_a_member_on_the_device_is_exported_and_an_ensemble_saved(tmp_path) -> None:
+    trained = ensemble().to(DEVICE).eval()
+    network, images = trained.materialize("deep"), torch.randn(2, 3, 8, 8)
+    path = export_member(network, tmp_path / "deep.safetensors", format="state-dict", input_shape=(3, 8, 8))
+    torch.testing.assert_close(load_member(path)(images), network(images.to(DEVICE)).cpu(), rtol=1e-3, atol=1e-4)
+    assert next(network.parameters()).device.type == DEVICE
+    trained.save(tmp_path / "saved")
+    loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved").eval()
+    torch.testing.assert_close(loaded(images), trained(images.to(DEVICE)).cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_reads_the_device_once() -> None:
+    built = ensemble().to(DEVICE)
+    images, labels = torch.randn(8, 3, 8, 8, device=DEVICE), torch.arange(8, device=DEVICE) % 4
+    joint_backward(built, images, labels, torch.nn.functional.cross_entropy)  # what is made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        built.zero_grad()
+        joint_backward(built, images, labels, torch.nn.functional.cross_entropy)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
