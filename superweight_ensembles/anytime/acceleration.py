@@ -33,7 +33,7 @@ class MemberSpeed:
     Attributes:
         forms: Of ``fused``, ``channels_last``, ``bfloat16`` or ``float16``, and ``compiled``; none where the plain
             network is the fastest.
-        speedup: Time of the plain network over that of this form, medians of calls in turn.
+        speedup: Time of the plain network over that of this form, the median over pairs of calls in turn.
         largest_difference: Of a class's probability, over the images looked at.
         changed: Fraction of those images whose most probable class is another one.
         left_out: Why a form cannot be had, by its name, or those of several together: a network that cannot be
@@ -180,10 +180,10 @@ def _differences(network: nn.Module, parts: tuple[Tensor, ...], wanted: list[Ten
 
 
 def _speedup(plain: nn.Module, network: nn.Module, images: Tensor) -> float:
-    """Median time of one over that of the other, called in turn."""
+    """Time of one over that of the other: the median over pairs of calls in turn, so that a busy machine slows both."""
     times: tuple[list[float], list[float]] = ([], [])
     with MEASURING:
         while len(times[0]) < _ROUNDS or sum(times[0]) < _SECONDS:
             for own, module in zip(times, (plain, network)):
                 own.append(timed_call(module, images))
-    return statistics.median(times[0][1:]) / statistics.median(times[1][1:])
+    return statistics.median(own / other for own, other in list(zip(*times))[1:])
