@@ -20,14 +20,21 @@ def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert variables["ensemble"].num_parameters <= 0.83 * variables["ensemble"].independent_parameters
 
 
+def headings(page: Path) -> list[str]:
+    """As links name them."""
+    names = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in names]
+
+
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
 def test_named_files_exist(page: str) -> None:
     found = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert found
-    text = (ROOT / page).read_text(encoding="utf-8")
-    headings = ["#" + name.lower().replace(" ", "-") for name in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)]
-    for path in found:
-        assert path in headings or ((ROOT / page).parent / path).exists(), path
+    for link in found:
+        path, _, heading = link.partition("#")
+        place = (ROOT / page).parent / path if path else ROOT / page
+        assert place.exists(), link
+        assert not heading or heading in headings(place), link
 
 
 def test_named_recipes_and_targets_exist() -> None:
