@@ -6,10 +6,9 @@
 Of a trained run's shared ensemble: (1) each member, materialised, against the module that the registry builds, call by
 call in turn; (2) the cascade calibrated for fractions of all members' FLOPs, on validation images, against running all
 members, batch by batch in turn on test images: speed-up on the clock beside speed-up in FLOPs, of the plain members and
-of their faster forms; (3) calls with deadlines
-drawn evenly from what the first member takes to 1.2 times what all take: how many end more than 10 % late; (4) all
-members in the forms that ``accelerate`` finds, and in onnxruntime on a CPU, against the plain ones, call by call in
-turn. The load of the machine is kept beside them.
+of their faster forms; (3) calls with deadlines drawn evenly from what the first member takes to 1.2 times what all
+take: how many end more than 10 % late; (4) all members in the forms that ``accelerate`` finds, and in onnxruntime on a CPU,
+against the plain ones, call by call in turn. The load of the machine is kept beside them.
 """
 
 from __future__ import annotations
@@ -81,8 +80,7 @@ def main() -> None:
             f"cascade at {entry['fraction']:.2f} of the FLOPs, {entry['forms']}, batch {entry['batch_size']}: "
             f"{entry['speedup']:.2f} x on the clock, {entry['flops_speedup']:.2f} x in FLOPs; "
             f"{entry['cascade_ms']:.2f} ms, of which members take {entry['members_ms']:.2f}; accuracy "
-            f"{100 * entry['accuracy']:.2f} against "
-            f"{100 * entry['full_accuracy']:.2f} %"
+            f"{100 * entry['accuracy']:.2f} against {100 * entry['full_accuracy']:.2f} %"
         )
     for entry in result["deadlines"]:
         print(f"deadlines, batch {entry['batch_size']}: {100 * entry['late']:.2f} % of {entry['calls']} calls late")

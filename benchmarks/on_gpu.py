@@ -136,7 +136,7 @@ def anytime(call: Call) -> list[list[str]]:
     run = str(call.work / "run")
     recipe, epochs, sizes = "recipes/cifar10-small.yaml", "3", ["1", "64", "512"]
     options = call.data(10, 8192)
-    measured = ["--device", call.device, "--batch-sizes", *sizes]
+    measured = ["--device", call.device, "--batch-sizes", *sizes, "--rounds", "10", "--images", "512", "--calls", "300"]
     if call.small:
         recipe, epochs, options = "recipes/digits.yaml", "1", ["--set", "anytime.timed_images=64"]
         measured = ["--device", call.device, "--batch-sizes", "1", "--rounds", "2", "--images", "64", "--calls", "20"]

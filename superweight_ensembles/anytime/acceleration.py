@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from numbers import Real
 from typing import cast
@@ -16,7 +15,7 @@ from torch.fx.experimental.optimization import fuse
 
 from superweight_ensembles.anytime.costs import answer_of, check_count, timed_call
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import MEASURING, copied, first_line, is_out_of_memory
+from superweight_ensembles.models import MEASURING, copied, first_line
 
 FUSED, CHANNELS_LAST, COMPILED = "fused", "channels_last", "compiled"
 LOW_TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -110,41 +109,33 @@ def fastest_form(
         max_changed: Likewise.
 
     Returns:
-        The network, and what is to be said of it.
+        The network, which shares nothing with the plain one, and what is to be said of it.
     """
     parts, timed = images.split(_COMPARED), images[:batch_size]
     wanted = [answer_of(name, plain, part).float().softmax(1) for part in parts]
     left_out: dict[str, str] = {}
     best: nn.Module = plain
     found = MemberSpeed(forms=(), speedup=1.0, largest_difference=0.0, changed=0.0, left_out=left_out)
-
-    def consider(forms: tuple[str, ...], build: Callable[[], nn.Module]) -> None:
-        nonlocal best, found
+    for forms in (*_combinations(plain, images, dtype), *([(COMPILED,)] if compile else [])):
         if any(form in left_out for form in forms):
-            return
+            continue
+        tried = (*found.forms, COMPILED) if COMPILED in forms else forms
         try:
-            network = build()
+            network = _compiled(best) if COMPILED in forms else _built(plain, forms, dtype)
             difference, changed = _differences(network, parts, wanted)
-        except Exception as error:  # of the network in a form that its author did not think of
-            if is_out_of_memory(error):
-                raise
-            left_out[", ".join(forms)] = first_line(error)
-            return
+        except Exception as error:  # of the network in a form that its author did not think of, or too large for memory
+            left_out[", ".join(tried)] = first_line(error)
+            continue
         if not changed <= max_changed:  # also where it is no number
-            left_out[", ".join(forms)] = f"{changed:.2%} of the answers change"
-            return
+            left_out[", ".join(tried)] = f"{changed:.2%} of the answers change"
+            continue
         speedup = _speedup(plain, network, timed)
         if speedup > max(found.speedup, _SAME):
             best = network
             found = MemberSpeed(
-                forms=forms, speedup=speedup, largest_difference=difference, changed=changed, left_out=left_out
+                forms=tried, speedup=speedup, largest_difference=difference, changed=changed, left_out=left_out
             )
-
-    for forms in _combinations(plain, images, dtype):
-        consider(forms, partial(_built, plain, forms, dtype))
-    if compile:
-        consider((*found.forms, COMPILED), partial(_compiled, best))
-    return best, found
+    return copied(plain, f"member {name!r}") if best is plain else best, found
 
 
 def _combinations(plain: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Iterator[tuple[str, ...]]:

@@ -27,7 +27,7 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, ...) on the CPU to logits (B, K)."""
-        return torch.from_numpy(self.session.run(["logits"], {"images": images.numpy()})[0])
+        return torch.from_numpy(self.session.run(["logits"], {"images": images.detach().numpy()})[0])
 
 
 def onnx_networks(

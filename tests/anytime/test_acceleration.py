@@ -151,6 +151,14 @@ def test_a_difference_within_the_noise_of_the_clock_changes_nothing(monkeypatch:
     assert {speed.forms for speed in fast.speeds.values()} == {()}
 
 
+def test_a_member_that_stays_as_it_is_belongs_to_one_predictor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(monkeypatch)
+    plain = swe.AnytimePredictor(members(), input_shape=SHAPE)
+    fast = plain.accelerate(SAMPLES)
+    fast.to("meta")
+    assert plain(IMAGES).probabilities.shape == (160, 5)
+
+
 def test_tokens_have_no_other_form() -> None:
     model = nn.Sequential(nn.Embedding(11, 8), nn.Flatten(), nn.Linear(24, 5))
     tokens = [(torch.arange(300).reshape(100, 3) % 11, torch.arange(100) % 5)]

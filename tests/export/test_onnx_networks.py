@@ -38,6 +38,8 @@ def test_stream_cascade_budget_and_deadline_answer_as_pytorch_does(predictors: A
     for step, wanted in zip(fast.stream(IMAGES), plain.stream(IMAGES), strict=True):
         assert (step.member, step.flops) == (wanted.member, wanted.flops)
         torch.testing.assert_close(step.probabilities, wanted.probabilities, rtol=0, atol=1e-5)
+    tracked = IMAGES.clone().requires_grad_()
+    torch.testing.assert_close(fast(tracked).probabilities, plain(tracked).probabilities, rtol=0, atol=1e-5)
     late = fast(IMAGES, deadline_ms=1e-3, early_exit=False)
     assert late.skipped == ("large",) and late.members_used.eq(1).all()
     found = fast.calibrate(SAMPLES, flops=0.6)

@@ -161,7 +161,7 @@ def test_a_training_that_stops_goes_on_as_if_it_had_not(options: dict[str, Any],
 
 def test_a_batch_that_does_not_fit_is_run_in_parts() -> None:
     class Greedy(torch.nn.Module):
-        """Takes a third of the memory for 32 images, and no more for each part than it has to."""
+        """Takes as much memory as there is for 32 images of a training step, and in proportion for fewer."""
 
         def __init__(self) -> None:
             super().__init__()
