@@ -7,8 +7,8 @@ Of a trained run's shared ensemble: (1) each member, materialised, against the m
 call in turn; (2) the cascade calibrated for fractions of all members' FLOPs, on validation images, against running all
 members, batch by batch in turn on test images: speed-up on the clock beside speed-up in FLOPs, of the plain members and
 of their faster forms; (3) calls with deadlines drawn evenly from what the first member takes to 1.2 times what all
-take: how many end more than 10 % late; (4) all members in the forms that ``accelerate`` finds, and in onnxruntime on a CPU,
-against the plain ones, call by call in turn. The load of the machine is kept beside them.
+take: how many end more than 10 % late; (4) all members in the forms that ``accelerate`` finds, and in onnxruntime on a
+CPU, against the plain ones, call by call in turn. The load of the machine is kept beside them.
 """
 
 from __future__ import annotations
