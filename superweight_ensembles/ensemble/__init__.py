@@ -5,7 +5,7 @@ Also how an ensemble starts from trained members, moves to another plan, and is 
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits, first_parameter
-from superweight_ensembles.ensemble.generation import Weights, decompose, slot_key
+from superweight_ensembles.ensemble.generation import Begun, Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
     Deviations,
     initial_values,
@@ -33,6 +33,7 @@ from superweight_ensembles.ensemble.warm_starting import (
 )
 
 __all__ = [
+    "Begun",
     "Deviations",
     "SuperWeightBank",
     "SuperWeightEnsemble",

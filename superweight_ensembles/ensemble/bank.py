@@ -7,9 +7,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble.generation import Program, Weights, compile_plan, run_program
+from superweight_ensembles.ensemble.generation import Begun, Weights, begin_programs, compile_plan, run_programs
 from superweight_ensembles.ensemble.initialization import Deviations, initial_values
-from superweight_ensembles.ensemble.superweights import combination
+from superweight_ensembles.ensemble.superweights import Program, combination
 from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import check_parameters_fit
@@ -85,16 +85,30 @@ class SuperWeightBank(nn.Module):
         Raises:
             SuperWeightError: No member of that name.
         """
+        names = self._names(members)
+        weights = run_programs(*self._inputs(names), self.memory_format)
+        return {name: weights.get(name, {}) for name in names}
+
+    def begin(self, members: Collection[str] | None = None) -> Begun:
+        """As :meth:`generate`, for a backward pass in two halves: to the weights, which are leaves, and from there."""
+        names = self._names(members)
+        begun = begin_programs(*self._inputs(names), self.memory_format)
+        begun.weights = {name: begun.weights.get(name, {}) for name in names}
+        return begun
+
+    def _names(self, members: Collection[str] | None) -> tuple[str, ...]:
         names = self.plan.member_names if members is None else tuple(members)
         for name in names:
             if name not in self.plan.member_names:
                 raise unknown_name("member", name, self.plan.member_names)
+        return names
+
+    def _inputs(self, names: tuple[str, ...]) -> tuple[tuple[Program, ...], dict[str, Tensor], dict[str, Tensor]]:
+        """What makes the weights of some members, coefficients as they combine templates, and these."""
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
         coefficients = {key: self.combination(key) for key in dict.fromkeys([*self.coefficients, *self.gains._buffers])}
-        templates = dict(self.templates.items())
-        weights = run_program(self._programs[names], templates, coefficients, self.memory_format)
-        return {name: weights.get(name, {}) for name in names}
+        return self._programs[names], coefficients, dict(self.templates.items())
 
     forward = generate
 

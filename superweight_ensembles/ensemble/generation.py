@@ -1,32 +1,38 @@
 """All weights of all members from templates and coefficients, batched per (cluster, slot).
 
-The plan is compiled once into programs (``compile_plan``) that run every step (``run_program``).
+The plan is compiled once into programs (``compile_plan``) that run every step: as a part of a graph
+(``run_programs``), or beside the members' graphs (``begin_programs``), which costs less.
 
 Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, P numbers in a flat bank.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Union
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from superweight_ensembles.ensemble.ssn_weights import GroupProgram, compile_group, compose_group
+from superweight_ensembles.ensemble.ssn_weights import compile_group
 from superweight_ensembles.ensemble.superweights import (
     Block,
     BlockUse,
     ClusterProgram,
     Positions,
+    Program,
     ShapeGroup,
+    autocast_type,
     compose,
-    take,
 )
 from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan, SlotBlocks, placements
 
 Weights = dict[str, dict[str, Tensor]]
-Program = Union[ClusterProgram, GroupProgram]
+
+_NUMBERS_TOGETHER = 2**18  # of a cluster: fewer than that, and one product for all members saves more than it holds
 
 
 def slot_key(cluster: int, slot: int) -> str:
@@ -48,10 +54,10 @@ def compile_plan(plan: SharingPlan, members: Collection[str] | None = None) -> t
 
 
 @torch.compiler.disable  # products and slices that differ in every cluster: traced, they would be compiled one by one
-def run_program(
+def run_programs(
     programs: Sequence[Program],
-    templates: Mapping[str, Tensor],
     coefficients: Mapping[str, Tensor],
+    templates: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Weights:
     """Generate weights, in the autocast dtype where one is active; tied names hold one tensor.
@@ -61,14 +67,99 @@ def run_program(
     """
     weights: Weights = {}
     for program in programs:
-        if isinstance(program, GroupProgram):
-            made = compose_group(program, templates[program.bank], coefficients, memory_format)
-        else:
-            alphas = [take(coefficients[key], rows) for key, rows in zip(program.keys, program.rows)]
-            made = compose(program, alphas, [templates[key] for key in program.keys], memory_format)
-        for target, weight in zip(program.targets, made):
-            weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
+        _sort_in(weights, program, compose(program, program.factors(coefficients, templates), memory_format))
     return weights
+
+
+def _sort_in(weights: Weights, program: Program, made: Sequence[Tensor]) -> None:
+    for target, weight in zip(program.targets, made):
+        weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
+
+
+class Begun:
+    """Generated weights that are leaves of the members' graphs, and what takes their gradients to the bank.
+
+    Attributes:
+        weights: As ``SuperWeightBank.generate`` gives them; nothing else here holds on to them.
+    """
+
+    def __init__(self, weights: Weights, parts: Sequence[_Part]) -> None:
+        self.weights = weights
+        self._end: Tensor = _End.apply(parts, *(factor for part in parts for factor in part.factors))
+        self._parts = parts
+        self._places: dict[str, list[tuple[str, list[Tensor | None], int]]] = {}
+        for part in parts:
+            for place, target in enumerate(part.program.targets):
+                self._places.setdefault(target.member, []).append((target.names[0], part.gradients, place))
+
+    def collect(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Take the gradients off a member's weights."""
+        for key, gradients, place in self._places.get(name, ()):
+            gradients[place], weights[key].grad = weights[key].grad, None
+
+    def labelled(self) -> dict[tuple[str, str], Tensor]:
+        """The gradients that were collected, by (member, parameter name); of tied names the first."""
+        return {
+            (target.member, target.names[0]): gradient
+            for part in self._parts
+            for target, gradient in zip(part.program.targets, part.gradients)
+            if gradient is not None
+        }
+
+    def backward(self) -> None:
+        """Hand on the gradients that were collected, once: each is let go with its cluster."""
+        if self._end.requires_grad and any(one is not None for part in self._parts for one in part.gradients):
+            self._end.backward()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one program has made, but for the weights."""
+
+    program: Program
+    factors: tuple[Tensor, ...]
+    gradients: list[Tensor | None]
+
+
+class _End(torch.autograd.Function):
+    """The end of the factors' graph: backward begins here, with gradients that were collected apart."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Sequence[_Part], *factors: Tensor) -> Tensor:
+        ctx.parts = parts
+        return torch.zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, start: Tensor) -> tuple[Tensor | None, ...]:
+        needed, found = list(ctx.needs_input_grad[1:]), []
+        for part in ctx.parts:
+            count = len(part.factors)
+            wanted, needed = needed[:count], needed[count:]
+            if any(wanted) and any(gradient is not None for gradient in part.gradients):
+                found += part.program.gradients(part.factors, wanted, part.gradients)
+            else:
+                found += [None] * count
+            part.gradients.clear()
+        return None, *found
+
+
+def begin_programs(
+    programs: Sequence[Program],
+    coefficients: Mapping[str, Tensor],
+    templates: Mapping[str, Tensor],
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Begun:
+    """As :func:`run_programs`, for a backward pass in two halves: to the weights, and from there through the bank."""
+    weights: Weights = {}
+    parts = []
+    for program in programs:
+        factors = program.factors(coefficients, templates)
+        with torch.no_grad():
+            made = program.compose(factors, autocast_type(factors[0]), memory_format)
+        parts.append(_Part(program, factors, [None] * len(made)))
+        _sort_in(weights, program, [weight.requires_grad_() for weight in made])
+    return Begun(weights, parts)
 
 
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
@@ -113,13 +204,16 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     order = [{vector: position for position, vector in enumerate(vectors)} for vectors in used]
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
-    for last, member in dict.fromkeys((target.slot, target.member) for target in targets):
-        same = tuple(target for target in targets if (target.slot, target.member) == (last, member))
+    together = sum(math.prod(cluster.slots[target.slot].shape) for target in targets) <= _NUMBERS_TOGETHER
+    grouped: dict[tuple[int, str], list[PlannedTarget]] = {}
+    for target in targets:
+        grouped.setdefault((target.slot, "" if together else target.member), []).append(target)
+    for (last, _), same in grouped.items():
         for place in placements(cluster.blocks[: last + 1]):
             vectors = tuple(order[place.slot][target.vectors[place.slot]] for target in same)
             use = BlockUse(group=len(groups), place=place, positions=_positions(vectors), vectors=vectors)
             uses.setdefault((place.slot, place.start), []).append(use)
-        groups.append(ShapeGroup(shape=cluster.slots[last].shape, targets=same))
+        groups.append(ShapeGroup(shape=cluster.slots[last].shape, targets=tuple(same)))
     return ClusterProgram(
         keys=tuple(slot_key(index, slot) for slot in range(deepest + 1)),
         rows=tuple(_positions(vectors) for vectors in used),

@@ -29,13 +29,12 @@ from superweight_ensembles.ensemble.generation import slot_key
 from superweight_ensembles.ensemble.ssn_weights import (
     bank_key,
     compile_group,
-    compose_group,
     group_layers,
     masks_key,
     tiles_key,
     vectors_by_key,
 )
-from superweight_ensembles.ensemble.superweights import combination
+from superweight_ensembles.ensemble.superweights import combination, compose
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup
 
@@ -175,7 +174,7 @@ def _scale_(index: int, group: SsnGroup, values: StartValues, wanted: list[float
         key: combination(values.coefficients.get(key), values.mixers.get(key), values.gains.get(key))
         for key in program.keys
     }
-    made = compose_group(program, values.templates[program.bank], combined)
+    made = compose(program, program.factors(combined, values.templates))
     for layer, weight, deviation in zip(program.layers, made, wanted):
         found = float(weight.double().square().mean().sqrt())
         factor = deviation / found if found else 0.0

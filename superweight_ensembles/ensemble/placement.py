@@ -46,16 +46,18 @@ class Placement:
     """
 
     def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        modules = dict(member.named_modules(remove_duplicate=False))
         self._places: list[tuple[nn.Module, str]] = []
         for key in weights:
-            path, _, local = key.rpartition(".")
-            if path not in modules or local not in modules[path]._parameters:
+            *path, local = key.split(".")
+            owner: nn.Module | None = member
+            for part in path:
+                owner = None if owner is None else owner._modules.get(part)
+            if owner is None or local not in owner._parameters:
                 raise SuperWeightError(
                     f"member {name!r} has no {key}, which the bank generates: its layers are those that it had when "
                     "the ensemble was made; for others, build a new SuperWeightEnsemble"
                 )
-            self._places.append((modules[path], local))
+            self._places.append((owner, local))
         self._before = [owner._parameters[local] for owner, local in self._places]
         for key, before in zip(weights, self._before):
             if isinstance(before, nn.Parameter):

@@ -19,14 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble.superweights import Composition, autocast_type, empty_weights, fitting_threads
+from superweight_ensembles.ensemble.superweights import empty_weights, fitting_threads
 from superweight_ensembles.plan import Shape, SsnGroup, Target, WindowSpec
 
 
@@ -81,7 +79,7 @@ class GroupProgram:
     """What one group computes."""
 
     index: int  # of the group in its plan
-    keys: tuple[str, ...]  # of the coefficients it reads, in the order in which :func:`compose_group` takes them
+    keys: tuple[str, ...]  # of the coefficients it reads, in the order in which it takes them
     targets: tuple[Target, ...]  # what it makes
     layers: tuple[LayerProgram, ...]  # how, one by one
     length: int  # of the bank with what wraps
@@ -95,6 +93,42 @@ class GroupProgram:
     def num_weights(self) -> int:
         """Numbers in all that it makes."""
         return sum(layer.num_weights for layer in self.layers)
+
+    def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The bank (P,), then coefficients: (N, K) of the layers with K windows, (m, 2) of tiles, (numbers,) of masks.
+        """
+        return templates[self.bank], *(coefficients[key] for key in self.keys)
+
+    def compose(
+        self, factors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Program`."""
+        bank, *own = factors
+        numbers, coefficients = wrapped_bank(self, bank), dict(zip(self.keys, own))
+        weights = []
+        with torch.autocast(bank.device.type, enabled=False), fitting_threads(self.num_weights, bank.device):
+            for layer in self.layers:
+                made = layer_numbers(self, layer, numbers, coefficients)
+                rows, columns, *kernel = layer.shape
+                weight = empty_weights(1, layer.shape, memory_format, dtype, bank.device)[0]
+                weight.movedim(1, -1).copy_(made.view(rows, *kernel, columns))
+                weights.append(weight)
+        return tuple(weights)
+
+    def gradients(
+        self, factors: Sequence[Tensor], needed: Sequence[bool], gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """As :class:`Program`, of all factors."""
+        bank, *own = factors
+        numbers, coefficients = wrapped_bank(self, bank), dict(zip(self.keys, own))
+        of_numbers = torch.zeros_like(numbers)
+        found = {key: torch.zeros_like(factor) for key, factor in coefficients.items()}
+        with torch.autocast(bank.device.type, enabled=False), fitting_threads(self.num_weights, bank.device):
+            for layer, gradient in zip(self.layers, gradients):
+                if gradient is not None:
+                    flat = gradient.movedim(1, -1).reshape(-1).to(bank.dtype)
+                    _add_gradients_(self, layer, flat, numbers, coefficients, of_numbers, found)
+        return unwrap_gradient(of_numbers, len(bank)), *found.values()
 
 
 def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> GroupProgram | None:
@@ -143,56 +177,6 @@ def group_layers(index: int, group: SsnGroup) -> tuple[LayerProgram, ...]:
         )
         tiles, masks = tiles + num_tiles, masks + num_masks
     return tuple(layers)
-
-
-def compose_group(
-    program: GroupProgram,
-    bank: Tensor,
-    coefficients: Mapping[str, Tensor],
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[Tensor, ...]:
-    """Compose the weights (O, I, *k) of ``program.targets``, in the autocast type where one is active.
-
-    Differentiable once. The bank is (P,), coefficients by key (N, K) for the layers with K windows, (m, 2) of tiles,
-    (numbers,) of masks. Weights of other dimensions than the memory format's are contiguous.
-    """
-    factors = [coefficients[key] for key in program.keys]
-    made: tuple[Tensor, ...] = _ComposeGroup.apply(program, autocast_type(bank), memory_format, bank, *factors)
-    return made
-
-
-class _ComposeGroup(Composition):
-    @staticmethod
-    def forward(
-        program: GroupProgram, dtype: torch.dtype, memory_format: torch.memory_format, bank: Tensor, *factors: Tensor
-    ) -> tuple[Tensor, ...]:
-        numbers = wrapped_bank(program, bank)
-        coefficients = dict(zip(program.keys, factors))
-        weights = []
-        with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
-            for layer in program.layers:
-                made = layer_numbers(program, layer, numbers, coefficients)
-                rows, columns, *kernel = layer.shape
-                weight = empty_weights(1, layer.shape, memory_format, dtype, bank.device)[0]
-                weight.movedim(1, -1).copy_(made.view(rows, *kernel, columns))
-                weights.append(weight)
-        return tuple(weights)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        program: GroupProgram = ctx.program
-        bank, *factors = ctx.saved_tensors
-        numbers = wrapped_bank(program, bank)
-        coefficients = dict(zip(program.keys, factors))
-        of_numbers = torch.zeros_like(numbers)
-        found = {key: torch.zeros_like(factor) for key, factor in coefficients.items()}
-        with torch.autocast(bank.device.type, enabled=False), fitting_threads(program.num_weights, bank.device):
-            for layer, gradient in zip(program.layers, gradients):
-                if gradient is not None:
-                    flat = gradient.movedim(1, -1).reshape(-1).to(bank.dtype)
-                    _add_gradients_(program, layer, flat, numbers, coefficients, of_numbers, found)
-        return None, None, None, unwrap_gradient(of_numbers, len(bank)), *found.values()
 
 
 def layer_numbers(

@@ -15,18 +15,18 @@ Source: Teterwak et al., WACV 2024
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Union
+from typing import Any, Protocol, Union
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.plan import Placement, PlannedTarget, Shape
+from superweight_ensembles.plan import GeneratedTensor, Placement, PlannedTarget, Shape
 
 Positions = Union[slice, tuple[int, ...]]
 
@@ -37,7 +37,10 @@ _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeGroup:
-    """Targets of one member and one shape, (O, I, *k): parts of one tensor, which is freed when the member has run."""
+    """Targets of one shape, (O, I, *k): parts of one tensor.
+
+    They are of one member, which frees it when it has run; of all members where they have few numbers.
+    """
 
     shape: Shape
     targets: tuple[PlannedTarget, ...]
@@ -78,14 +81,71 @@ class ClusterProgram:
     def targets(self) -> tuple[PlannedTarget, ...]:
         return tuple(target for group in self.groups for target in group.targets)
 
-    def covers(self, slot: int, templates: Tensor) -> bool:
-        """Whether blocks in use are made of every number of a slot's templates (K, Q)."""
-        return sum(math.prod(block.shape) for block in self.blocks if block.slot == slot) == templates.shape[1]
-
     @property
     def num_weights(self) -> int:
         """Numbers in all that it makes."""
         return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
+
+    def covers(self, slot: int, templates: Tensor) -> bool:
+        """Whether blocks in use are made of every number of a slot's templates (K, Q)."""
+        return sum(math.prod(block.shape) for block in self.blocks if block.slot == slot) == templates.shape[1]
+
+    def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Coefficients (N, K) of each slot, then templates (K, numbers of the slot) of each.
+
+        The numbers of a slot are its blocks one after the other, each in the order (O, *k, I).
+        """
+        alphas = (take(coefficients[key], rows) for key, rows in zip(self.keys, self.rows))
+        return *alphas, *(templates[key] for key in self.keys)
+
+    def compose(
+        self, factors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format
+    ) -> tuple[Tensor, ...]:
+        """As :class:`Program`; weights of one group are parts of one tensor."""
+        coefficients, templates = _halves(factors)
+        device = templates[0].device
+        groups = [empty_weights(len(group.targets), group.shape, memory_format, dtype, device) for group in self.groups]
+        with torch.autocast(device.type, enabled=False), fitting_threads(self.num_weights, device):
+            for block in self.blocks:
+                alpha, numbers = coefficients[block.slot], templates[block.slot]
+                flat = _flat_weights(block, groups) if numbers.dtype == dtype else []
+                for rows in _pieces(block, len(alpha), device):
+                    if flat:  # the products are the weights: there is nothing to put in place
+                        columns = _columns(block, rows)
+                        for use, weights in zip(block.uses, flat):
+                            torch.mm(take(alpha, use.positions), numbers[:, columns], out=weights[:, columns])
+                        continue
+                    made = _superweights(alpha, numbers, block, rows)
+                    for use in block.uses:
+                        part = _part(groups[use.group].movedim(2, -1), use.place, rows)
+                        part.copy_(take(made[:, : part.shape[1], ..., : part.shape[-1]], use.positions))
+        return tuple(weight for group in groups for weight in group.unbind(0))
+
+    def gradients(
+        self, factors: Sequence[Tensor], needed: Sequence[bool], gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """As :class:`Program`."""
+        coefficients, templates = _halves(factors)
+        of_coefficients = [torch.zeros_like(own) if wanted else None for own, wanted in zip(coefficients, needed)]
+        of_templates = [
+            (torch.empty_like if self.covers(slot, own) else torch.zeros_like)(own) if wanted else None
+            for slot, (own, wanted) in enumerate(zip(templates, needed[len(coefficients) :]))
+        ]
+        one_by_one = iter(gradients)
+        grouped = [[next(one_by_one) for _ in group.targets] for group in self.groups]
+        device = templates[0].device
+        with torch.autocast(device.type, enabled=False), fitting_threads(self.num_weights, device):
+            for block in self.blocks:
+                alpha, numbers = coefficients[block.slot], templates[block.slot]
+                for rows in _pieces(block, len(alpha), device):
+                    made = _gathered(block, rows, grouped, len(alpha), numbers).view(len(alpha), -1)
+                    columns = _columns(block, rows)
+                    of_alpha, of_numbers = of_coefficients[block.slot], of_templates[block.slot]
+                    if of_alpha is not None:
+                        of_alpha.addmm_(made, numbers[:, columns].T)
+                    if of_numbers is not None:
+                        torch.mm(alpha.T, made, out=of_numbers[:, columns])
+        return *of_coefficients, *of_templates
 
 
 def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
@@ -107,8 +167,45 @@ def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains:
     return coefficients if gains is None else coefficients.softmax(1) * gains
 
 
-class Composition(torch.autograd.Function):
-    """Weights of (program, type, memory format, tensors...): backward is given the program and the tensors alone."""
+class Program(Protocol):
+    """What makes some of the weights of a plan of its factors, outside of autograd, and the way back."""
+
+    @property
+    def targets(self) -> Sequence[GeneratedTensor]:
+        """What it makes."""
+
+    def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What it reads of those of a bank, by key."""
+
+    def compose(
+        self, factors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format
+    ) -> tuple[Tensor, ...]:
+        """The weights (O, I, *k) of its targets."""
+
+    def gradients(
+        self, factors: Sequence[Tensor], needed: Sequence[bool], gradients: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of those factors that need one, from those of the weights."""
+
+
+def compose(
+    program: Program, factors: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format
+) -> tuple[Tensor, ...]:
+    """The weights (O, I, *k) of ``program.targets``; differentiable once.
+
+    Products are taken in the factors' own type, and rounded once to the autocast type where one is active. Weights of
+    other dimensions than the memory format's are contiguous.
+    """
+    made: tuple[Tensor, ...] = _Composition.apply(program, autocast_type(factors[0]), memory_format, *factors)
+    return made
+
+
+class _Composition(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        program: Program, dtype: torch.dtype, memory_format: torch.memory_format, *factors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return program.compose(factors, dtype, memory_format)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -116,78 +213,10 @@ class Composition(torch.autograd.Function):
         ctx.save_for_backward(*inputs[3:])
         ctx.set_materialize_grads(False)
 
-
-def compose(
-    program: ClusterProgram,
-    coefficients: Sequence[Tensor],
-    templates: Sequence[Tensor],
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> tuple[Tensor, ...]:
-    """Compose the weights (O, I, *k) of ``program.targets``; differentiable once.
-
-    Each slot has coefficients (N, K) and templates (K, numbers of the slot): its blocks one after the other, each in
-    the order (O, *k, I). Products are taken in the templates' own type, and rounded once to the autocast type where one
-    is active. Weights of one member and shape are parts of one tensor; those of other dimensions than the memory
-    format's are contiguous.
-    """
-    made: tuple[Tensor, ...] = _Compose.apply(
-        program, autocast_type(templates[0]), memory_format, *coefficients, *templates
-    )
-    return made
-
-
-class _Compose(Composition):
-    @staticmethod
-    def forward(
-        program: ClusterProgram, dtype: torch.dtype, memory_format: torch.memory_format, *factors: Tensor
-    ) -> tuple[Tensor, ...]:
-        coefficients, templates = _halves(factors)
-        device = templates[0].device
-        groups = [
-            empty_weights(len(group.targets), group.shape, memory_format, dtype, device) for group in program.groups
-        ]
-        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
-            for block in program.blocks:
-                alpha, numbers = coefficients[block.slot], templates[block.slot]
-                flat = _flat_weights(block, groups) if numbers.dtype == dtype else []
-                for rows in _pieces(block, len(alpha), device):
-                    if flat:  # the products are the weights: there is nothing to put in place
-                        columns = _columns(block, rows)
-                        for use, weights in zip(block.uses, flat):
-                            torch.mm(take(alpha, use.positions), numbers[:, columns], out=weights[:, columns])
-                        continue
-                    made = _superweights(alpha, numbers, block, rows)
-                    for use in block.uses:
-                        part = _part(groups[use.group].movedim(2, -1), use.place, rows)
-                        part.copy_(take(made[:, : part.shape[1], ..., : part.shape[-1]], use.positions))
-        return tuple(weight for group in groups for weight in group.unbind(0))
-
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        program: ClusterProgram = ctx.program
-        coefficients, templates = _halves(ctx.saved_tensors)
-        needed = ctx.needs_input_grad[3:]
-        of_coefficients = [torch.zeros_like(own) if wanted else None for own, wanted in zip(coefficients, needed)]
-        of_templates = [
-            (torch.empty_like if program.covers(slot, own) else torch.zeros_like)(own) if wanted else None
-            for slot, (own, wanted) in enumerate(zip(templates, needed[len(coefficients) :]))
-        ]
-        one_by_one = iter(gradients)
-        grouped = [[next(one_by_one) for _ in group.targets] for group in program.groups]
-        device = templates[0].device
-        with torch.autocast(device.type, enabled=False), fitting_threads(program.num_weights, device):
-            for block in program.blocks:
-                alpha, numbers = coefficients[block.slot], templates[block.slot]
-                for rows in _pieces(block, len(alpha), device):
-                    made = _gathered(block, rows, grouped, len(alpha), numbers).view(len(alpha), -1)
-                    columns = _columns(block, rows)
-                    of_alpha, of_numbers = of_coefficients[block.slot], of_templates[block.slot]
-                    if of_alpha is not None:
-                        of_alpha.addmm_(made, numbers[:, columns].T)
-                    if of_numbers is not None:
-                        torch.mm(alpha.T, made, out=of_numbers[:, columns])
-        return None, None, None, *of_coefficients, *of_templates
+        return None, None, None, *ctx.program.gradients(ctx.saved_tensors, ctx.needs_input_grad[3:], gradients)
 
 
 def _flat_weights(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
@@ -259,9 +288,9 @@ def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def take(tensor: Tensor, positions: Positions) -> Tensor:
-    """Rows of a tensor: a view where they follow one another."""
+    """Rows of a tensor: a view where they follow one another, itself where they are all."""
     if isinstance(positions, slice):
-        return tensor[positions]
+        return tensor if positions == slice(0, len(tensor)) else tensor[positions]
     return tensor.index_select(0, _index(positions, tensor.device))
 
 

@@ -9,16 +9,13 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble, Weights, check_logits
+from superweight_ensembles.ensemble import Begun, SuperWeightEnsemble, check_logits
 from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models import calling, first_line, is_out_of_memory, unchanged
 from superweight_ensembles.training.device import Calls, explain_oom
@@ -133,17 +130,16 @@ def joint_backward(
         (['a', 'b'], True)
     """
     names = tuple(ensemble.member_names if members is None else members)
-    leaves, clusters = _leaves(ensemble.bank.generate(names))
+    begun = ensemble.bank.begin(names)
     loss = loss if isinstance(loss, JointLoss) else JointLoss(loss_function=loss)
     task = _Task(ensemble, images, labels, loss, execution or Execution(), weight)
     if not task.batch_size:
         raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
-    losses = _together(task, names, leaves) if loss.together else _one_by_one(task, names, leaves)
-    leaves.clear()
+    losses = (_together if loss.together else _one_by_one)(task, begun)
     if look is not None:
-        look({label: gradient for cluster in clusters for label, gradient in cluster.labelled()})
+        look(begun.labelled())
     with explain_oom(None, task.batch_size, task.num_parts):
-        _backward_through_bank(clusters)
+        begun.backward()
     return losses
 
 
@@ -250,11 +246,11 @@ class _Task:
         return self.labels if isinstance(self.labels, Tensor) else self.labels[name]
 
 
-def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
+def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
     """Each member forward and backward on its own; its weights are let go with it."""
     losses: dict[str, Tensor] = {}
-    for name in names:
-        weights = leaves.pop(name)
+    for name in tuple(begun.weights):
+        weights = begun.weights.pop(name)
         for rows, share in task.parts():
             target = task.target(name, rows)
             with task.with_weights(name, weights) as member:
@@ -262,11 +258,12 @@ def _one_by_one(task: _Task, names: Collection[str], leaves: Weights) -> dict[st
                 with _failing(f"the backward pass of member {name!r} fails"):
                     task.execution.backward(loss)
             losses[name] = losses[name] + loss.detach() if name in losses else loss.detach()
+        begun.collect(name, weights)
         weights = {}
     return losses
 
 
-def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str, Tensor]:
+def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
     """All members forward, then one backward pass of their losses and what their mean adds."""
     distillation, ensemble_weight = task.joint.distillation, task.joint.ensemble_weight
     assert task.joint.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
@@ -274,15 +271,15 @@ def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str,
     for rows, share in task.parts():
         found: dict[str, Tensor] = {}
         logits: dict[str, Tensor] = {}
-        for name in names:
+        for name, weights in begun.weights.items():
             target = task.target(name, rows)
             images, call = task.images_of(name)[rows], task.execution.compiled.get(name)
-            with task.with_weights(name, leaves[name]) as member:
-                logits[name] = task.ensemble.run_member(name, images, leaves[name], call)
+            with task.with_weights(name, weights) as member:
+                logits[name] = task.ensemble.run_member(name, images, weights, call)
                 found[name] = task.loss_of(name, member, logits[name], rows, target)
         every = torch.stack(list(logits.values()))
         if distillation is not None and distillation.together:
-            order = distillation.cheapest_first(task.ensemble, list(names), task.images_of(name)[rows][:1])
+            order = distillation.cheapest_first(task.ensemble, list(logits), task.images_of(name)[rows][:1])
             found = distillation.joint_losses(found, logits, task.joint.weight_of_teacher, order)
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
@@ -292,6 +289,8 @@ def _together(task: _Task, names: Collection[str], leaves: Weights) -> dict[str,
         with oom, _failing("the backward pass of the members together fails"):
             task.execution.backward(total)
         losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
+    while begun.weights:
+        begun.collect(*begun.weights.popitem())
     return losses
 
 
@@ -325,76 +324,3 @@ def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log likelihood of the mean softmax of logits (M, B, K) at labels (B,)."""
     log_mean = at_least_float32(logits).log_softmax(2).logsumexp(0) - math.log(len(logits))
     return F.nll_loss(log_mean, labels)
-
-
-class _GradientRelay(torch.autograd.Function):
-    """The end of the graph of some weights, which keeps none of them: backward hands on gradients collected apart."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: list[Tensor | None], *weights: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return weights[0].new_zeros(())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, start: Tensor) -> tuple[Tensor | None, ...]:
-        found = tuple(ctx.gradients)
-        ctx.gradients.clear()
-        return None, *found
-
-
-@dataclass(frozen=True, slots=True)
-class _LeafGroup:
-    """Weights of one cluster that are gone but for their place in the graph, and the gradients that came to them."""
-
-    end: Tensor
-    gradients: list[Tensor | None]
-    labels: list[tuple[str, str]]
-
-    def labelled(self) -> Iterator[tuple[tuple[str, str], Tensor]]:
-        """Gradients by the (member, parameter name) of the first use of their weight."""
-        for label, gradient in zip(self.labels, self.gradients):
-            if gradient is not None:
-                yield label, gradient
-
-
-def _leaves(weights: Weights) -> tuple[Weights, list[_LeafGroup]]:
-    """Each generated tensor as a leaf that hands on its gradient; tied names share one leaf."""
-    distinct: dict[int, Tensor] = {}
-    labels: dict[int, tuple[str, str]] = {}
-    for member, generated in weights.items():
-        for name, weight in generated.items():
-            distinct[id(weight)] = weight
-            labels.setdefault(id(weight), (member, name))
-    leaf_of = {key: weight.detach().requires_grad_() for key, weight in distinct.items()}
-    by_cluster: dict[Any, list[Tensor]] = {}
-    for weight in distinct.values():
-        if weight.requires_grad:
-            by_cluster.setdefault(weight.grad_fn, []).append(weight)
-    clusters: list[_LeafGroup] = []
-    for found in by_cluster.values():
-        gradients: list[Tensor | None] = [None] * len(found)
-        for place, weight in enumerate(found):
-            leaf_of[id(weight)].register_post_accumulate_grad_hook(partial(_collect, gradients, place))
-        clusters.append(
-            _LeafGroup(_GradientRelay.apply(gradients, *found), gradients, [labels[id(weight)] for weight in found])
-        )
-    leaves = {
-        member: {name: leaf_of[id(weight)] for name, weight in generated.items()}
-        for member, generated in weights.items()
-    }
-    return leaves, clusters
-
-
-def _collect(gradients: list[Tensor | None], place: int, leaf: Tensor) -> None:
-    """Take the gradient off a leaf; where backward reaches the leaf again, add to it."""
-    new, leaf.grad = leaf.grad, None
-    before = gradients[place]
-    gradients[place] = new if before is None or new is None else before + new
-
-
-def _backward_through_bank(clusters: list[_LeafGroup]) -> None:
-    """Hand the gradients on, one cluster's after the other; each is freed with its cluster."""
-    for cluster in clusters:
-        if any(gradient is not None for gradient in cluster.gradients):
-            cluster.end.backward()

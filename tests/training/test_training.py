@@ -50,8 +50,8 @@ def test_joint_backward_is_the_gradient_of_the_summed_losses() -> None:
 
 def test_joint_backward_generates_each_weight_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble, calls = small_ensemble(), []
-    generate = ensemble.bank.generate
-    monkeypatch.setattr(ensemble.bank, "generate", lambda *names: calls.append(names) or generate(*names))
+    begin = ensemble.bank.begin
+    monkeypatch.setattr(ensemble.bank, "begin", lambda *names: calls.append(names) or begin(*names))
     joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3]), F.cross_entropy)
     assert calls == [(("deep", "wide"),)]
 
