@@ -85,8 +85,10 @@ class Begun:
 
     def __init__(self, weights: Weights, parts: Sequence[_Part]) -> None:
         self.weights = weights
-        self._end: Tensor = _End.apply(parts, *(factor for part in parts for factor in part.factors))
         self._parts = parts
+        self._end: Tensor | None = None
+        if parts:
+            self._end = _End.apply(parts, *(factor for part in parts for factor in part.factors))
         self._places: dict[str, list[tuple[str, list[Tensor | None], int]]] = {}
         for part in parts:
             for place, target in enumerate(part.program.targets):
@@ -108,7 +110,8 @@ class Begun:
 
     def backward(self) -> None:
         """Hand on the gradients that were collected, once: each is let go with its cluster."""
-        if self._end.requires_grad and any(one is not None for part in self._parts for one in part.gradients):
+        came = any(gradient is not None for part in self._parts for gradient in part.gradients)
+        if came and self._end is not None and self._end.requires_grad:
             self._end.backward()
 
 
@@ -127,7 +130,7 @@ class _End(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parts: Sequence[_Part], *factors: Tensor) -> Tensor:
         ctx.parts = parts
-        return torch.zeros(())
+        return factors[0].new_zeros(())
 
     @staticmethod
     @once_differentiable

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from superweight_ensembles import SuperWeightEnsemble, plan_sharing, warm_start, wide_resnet
-from superweight_ensembles.ensemble import SuperWeightBank, own_deviations
+from superweight_ensembles.ensemble import SuperWeightBank, generation, own_deviations
 from superweight_ensembles.ensemble import superweights as composition
 
 
@@ -208,6 +208,75 @@ def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, m
         found.append([*weights.values(), *gradients])
     for whole, pieces in zip(*found, strict=True):
         assert_close(pieces, whole, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["wrn", "growing", "cropping convolutions"])
+def test_members_together_and_apart_make_the_same_weights_and_gradients(case, monkeypatch):
+    found = []
+    for numbers in (2**30, 0):
+        monkeypatch.setattr(generation, "_NUMBERS_TOGETHER", numbers)
+        torch.manual_seed(0)
+        bank = bank_of(case)
+        weights = flat(bank.generate())
+        gradients = torch.autograd.grad(
+            sum(weight.square().sum() for weight in weights.values()), list(bank.parameters())
+        )
+        found.append(([*weights.values(), *gradients], {w.untyped_storage().data_ptr() for w in weights.values()}))
+    (together, few), (apart, many) = found
+    assert len(few) < len(many), "one tensor for the members together"
+    for one, other in zip(together, apart, strict=True):
+        assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", ["", "templates", "coefficients"])
+def test_gradients_in_two_halves_equal_those_of_one_graph(frozen):
+    bank = bank_of("wrn", bins=3)
+    if frozen:
+        getattr(bank, frozen).requires_grad_(False)
+    trained = {name: value for name, value in bank.named_parameters() if value.requires_grad}
+    read = ("a", "c")  # nothing is asked of the other member's weights
+    loss = sum(weight.square().sum() for (member, _), weight in flat(bank.generate()).items() if member in read)
+    expected = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    seen = []
+    for name, value in trained.items():
+        value.register_hook(lambda gradient, name=name: seen.append(name))
+    begun = bank.begin()
+    weights = begun.weights
+    assert all(weight.is_leaf for weight in flat(weights).values())
+    for member in read:
+        sum(weight.square().sum() for weight in weights[member].values()).backward()
+        begun.collect(member, weights[member])
+    begun.collect("b", weights["b"])
+    assert begun.labelled().keys() == {key for key in flat(weights) if key[0] in read}
+    begun.backward()
+    assert not begun.labelled(), "the gradients of the weights are let go"
+    assert all(value.grad is None for name, value in bank.named_parameters() if name not in trained)
+    for (name, value), gradient in zip(trained.items(), expected):
+        assert (value.grad is None) == (gradient is None) == (name not in seen)
+        if gradient is not None:
+            assert_close(value.grad, gradient, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("generator", ["superweight", "ssn"])
+def test_nothing_goes_back_to_a_bank_that_is_frozen(generator):
+    members = MEMBERS["wrn"]()
+    ensemble = SuperWeightEnsemble(members, budget=0.9, generator=generator)
+    ensemble.bank.requires_grad_(False)
+    begun = ensemble.bank.begin()
+    for member, weights in begun.weights.items():
+        sum(weight.sum() for weight in weights.values()).backward()
+        begun.collect(member, weights)
+    begun.backward()
+    assert all(parameter.grad is None for parameter in ensemble.bank.parameters())
+
+
+def test_a_member_that_keeps_all_its_weights_needs_no_bank():
+    ensemble = SuperWeightEnsemble({"a": linear_chain(3, 4, 4), "b": nn.Linear(3, 3)}, budget=0.99)
+    begun = ensemble.bank.begin(["b"])
+    assert begun.weights == {"b": {}}
+    begun.collect("b", {})
+    begun.backward()
+    assert not begun.labelled()
 
 
 @pytest.mark.parametrize("subset", [["a"], ["b"], ["c", "a"]])
