@@ -4,7 +4,8 @@
     python benchmarks/generation.py --device cuda --out cuda.json
 
 A copy reads and writes once the bytes of all generated weights, tensor by tensor, in their type and memory format, into
-tensors that are there already. Both alternate; medians, and ratios of medians. Weights are fresh tensors in each call,
+tensors that are there already. Products are the bank's matrix products alone, coefficients with templates, in float32
+into tensors that are there already: what arithmetic takes at least. All alternate; medians, and their ratios. Weights are fresh tensors in each call,
 as in training; on Linux a process gets memory for them from the system page by page, unless it was told to keep what it
 freed: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment, which the result notes.
 """
@@ -77,7 +78,7 @@ def line(name: str, found: dict[str, Any]) -> str:
     return (
         f"{name}, {found['precision']}: {found['megabytes']:.1f} MB in {found['num_tensors']} tensors; forward "
         f"{found['forward_ms']:.2f} ms, {found['forward_to_copy']:.2f} of a copy ({found['copy_ms']:.2f} ms); backward "
-        f"{found['backward_ms']:.2f} ms"
+        f"{found['backward_ms']:.2f} ms; products alone {found['products_ms']:.2f} ms, {found['gflops_products']:.0f} GFLOP/s"
     )
 
 
@@ -100,7 +101,15 @@ def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse
         for source, target in zip(sources, targets):
             target.copy_(source)
 
-    times: dict[str, list[float]] = {"forward": [], "copy": [], "backward": []}
+    bank = ensemble.bank
+    factors = [(bank.combination(key).detach(), templates.detach()) for key, templates in bank.templates.items()]
+    made = [alpha @ templates for alpha, templates in factors]
+
+    def products() -> None:
+        for (alpha, templates), room in zip(factors, made):
+            torch.mm(alpha, templates, out=room)
+
+    times: dict[str, list[float]] = {"forward": [], "copy": [], "backward": [], "products": []}
     for round_number in range(options.rounds + 3):
         weights = generate()
         gradients = [torch.ones_like(weight) for weight in weights]
@@ -108,6 +117,7 @@ def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse
             "forward": forward,
             "copy": copy,
             "backward": partial(torch.autograd.backward, weights, gradients),
+            "products": products,
         }
         for name, call in calls.items():
             seconds = timed(call, fabric.device)
@@ -123,6 +133,9 @@ def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse
         "megabytes": sum(weight.nbytes for weight in sources) / 1e6,
         **medians,
         "forward_to_copy": medians["forward_ms"] / medians["copy_ms"],
+        "forward_to_products": medians["forward_ms"] / medians["products_ms"],
+        "gflops_products": sum(2e-6 * len(alpha) * templates.numel() for alpha, templates in factors)
+        / medians["products_ms"],
     }
 
 

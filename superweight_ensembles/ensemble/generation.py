@@ -203,14 +203,17 @@ def _shape_after(blocks: Sequence[SlotBlocks]) -> tuple[int, ...]:
 
 def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarget]) -> ClusterProgram:
     deepest = max((target.slot for target in targets), default=-1)
-    used = [sorted({t.vectors[slot] for t in targets if t.slot >= slot}) for slot in range(deepest + 1)]
-    order = [{vector: position for position, vector in enumerate(vectors)} for vectors in used]
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
     together = sum(math.prod(cluster.slots[target.slot].shape) for target in targets) <= _NUMBERS_TOGETHER
     grouped: dict[tuple[int, str], list[PlannedTarget]] = {}
     for target in targets:
         grouped.setdefault((target.slot, "" if together else target.member), []).append(target)
+    used = [  # in the order of their uses, which so read runs of them
+        list(dict.fromkeys(t.vectors[slot] for (last, _), same in grouped.items() if last >= slot for t in same))
+        for slot in range(deepest + 1)
+    ]
+    order = [{vector: position for position, vector in enumerate(vectors)} for vectors in used]
     for (last, _), same in grouped.items():
         for place in placements(cluster.blocks[: last + 1]):
             vectors = tuple(order[place.slot][target.vectors[place.slot]] for target in same)

@@ -95,7 +95,7 @@ class GroupProgram:
         return sum(layer.num_weights for layer in self.layers)
 
     def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The bank (P,), then coefficients: (N, K) of the layers with K windows, (m, 2) of tiles, (numbers,) of masks."""
+        """The bank (P,), then coefficients: (N, K) of layers with K windows, (m, 2) of tiles, (numbers,) of masks."""
         return templates[self.bank], *(coefficients[key] for key in self.keys)
 
     def compose(
