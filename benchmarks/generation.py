@@ -5,9 +5,10 @@
 
 A copy reads and writes once the bytes of all generated weights, tensor by tensor, in their type and memory format, into
 tensors that are there already. Products are the bank's matrix products alone, coefficients with templates, in float32
-into tensors that are there already: what arithmetic takes at least. All alternate; medians, and their ratios. Weights are fresh tensors in each call,
-as in training; on Linux a process gets memory for them from the system page by page, unless it was told to keep what it
-freed: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment, which the result notes.
+into tensors that are there already: what arithmetic takes at least. All alternate; medians, and their ratios. Weights
+are fresh tensors in each call, as in training; on Linux a process gets memory for them from the system page by page,
+unless it was told to keep what it freed: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=4294967296 in the environment, which
+the result notes.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def line(name: str, found: dict[str, Any]) -> str:
     return (
         f"{name}, {found['precision']}: {found['megabytes']:.1f} MB in {found['num_tensors']} tensors; forward "
         f"{found['forward_ms']:.2f} ms, {found['forward_to_copy']:.2f} of a copy ({found['copy_ms']:.2f} ms); backward "
-        f"{found['backward_ms']:.2f} ms; products alone {found['products_ms']:.2f} ms, {found['gflops_products']:.0f} GFLOP/s"
+        f"{found['backward_ms']:.2f} ms; products alone {found['products_ms']:.2f} ms, "
+        f"{found['gflops_products']:.0f} GFLOP/s"
     )
 
 
