@@ -169,6 +169,17 @@ def test_imports_warn_of_nothing() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_every_room_is_imported_without_optional_packages() -> None:
+    extras = project()["project"]["optional-dependencies"]
+    wanted = [re.split("[<>=]", one)[0] for name in ("bench", "export") for one in extras[name]]
+    optional = [name.replace("-", "_") for name in wanted]
+    assert "onnxruntime" in optional
+    rooms = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+    imports = "".join(f"import superweight_ensembles.{room}; " for room in rooms)
+    done = run(sys.executable, "-c", f"import sys; sys.modules.update(dict.fromkeys({optional})); {imports}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_line_tells_its_options_without_pytorch() -> None:
     told = "import sys, superweight_ensembles.__main__; sys.exit('torch' in sys.modules)"
     assert run(sys.executable, "-W", "error", "-c", told).returncode == 0
