@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from peak_memory import allocator_settings
 from torch import nn
 from training_steps import recipe_ensemble, timed
 
@@ -60,8 +61,7 @@ def main() -> None:
         for count in TEMPLATES:
             sweep.append({"num_templates": count, **measure(alike(count, options.width), precision, options)})
             print(line(f"{count} templates a slot", sweep[-1]), flush=True)
-    kept = {name: os.environ[name] for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_") if name in os.environ}
-    content = {"benchmark": "generation", "provenance": made_by, "environment": kept}
+    content = {"benchmark": "generation", "provenance": made_by, "environment": allocator_settings()}
     write_json(options.out, {**content, "recipes": results, "templates": sweep})
 
 

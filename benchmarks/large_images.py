@@ -5,8 +5,8 @@
 FOLDER gets --images JPEG files of 500 x 375 pixels (a few hundred random pictures, shifted and encoded again), unless
 it has them already; keep it outside the repository. Measured are images a second through the loader (random resized
 crop to 224 pixels, flip) with 0, 1 and 2 workers in turn; the resident memory of this process and its workers along one
-epoch over all images; and the data's share of training steps: cifar10-small from memory, ResNets at 224 pixels from
-files.
+epoch over all images (alone with --memory-only: with MALLOC_MMAP_THRESHOLD_=65536 in the environment, glibc gives back
+what is freed); and the data's share of training steps: cifar10-small from memory, ResNets at 224 pixels from files.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from peak_memory import allocator_settings
 from PIL import Image
 from training_steps import joint_step, recipe_ensemble, timed
 
@@ -51,18 +52,29 @@ def main() -> None:
     parser.add_argument("--timed-images", type=int, default=1_024)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20, help="of cifar10-small; a fifth as many of the ResNets")
+    parser.add_argument("--memory-only", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     made_by = provenance()
     make_images(options.folder, options.images)
     data = folder_data(options.folder)
-    results = {
+    results: dict[str, Any] = {
         "benchmark": "large_images",
         "provenance": made_by,
+        "environment": allocator_settings(),
         "image_pixels": list(SIZE),
         "image_size": IMAGE_SIZE,
         "mean_file_bytes": mean_file_bytes(options.folder),
         "memory": measure_memory(data),  # first: what this process decoded itself would hide what its workers take
+    }
+    if not options.memory_only:
+        results |= measure_speed(data, options)
+    write_json(options.out, results)
+    report(results)
+
+
+def measure_speed(data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
+    return {
         "throughput": measure_throughput(data, options.timed_images, options.rounds),
         "steps": [
             measure_steps(load_recipe("recipes/cifar10-small.yaml"), random_images(128 * options.steps), 128, [0]),
@@ -74,8 +86,6 @@ def main() -> None:
             ),
         ],
     }
-    write_json(options.out, results)
-    report(results)
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -248,7 +258,7 @@ def step_shares(workers: int, times: list[tuple[float, float]]) -> dict[str, Any
 
 
 def report(results: dict[str, Any]) -> None:
-    for arm in results["throughput"]:
+    for arm in results.get("throughput", []):
         low, high = arm["quartiles"]
         print(f"{arm['workers']} workers: {arm['images_per_second']:.0f} images/s ({low:.0f} to {high:.0f})")
     memory = results["memory"]
@@ -257,7 +267,7 @@ def report(results: dict[str, Any]) -> None:
         f"memory over {memory['images']:,} images: main {memory['main_mib_per_10000_images']:+.2f} MiB per 10,000 "
         f"images (peak {memory['main_mib']['peak']:.0f} MiB), workers {slopes}"
     )
-    for entry in results["steps"]:
+    for entry in results.get("steps", []):
         for arm in entry["arms"]:
             print(
                 f"{entry['recipe']}, batch {entry['batch_size']}, {arm['workers']} workers: data {arm['data_ms']:.1f} "

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from growth_point import median_seconds
-from peak_memory import Peak, in_fresh_process, look_before, measure_peak, state_bytes
+from peak_memory import Peak, allocator_settings, in_fresh_process, look_before, measure_peak, state_bytes
 from residual_mlp import ResidualMLP
 from safetensors.torch import save_file
 from torch import nn
@@ -64,6 +64,7 @@ def main() -> None:
     content = {
         "benchmark": "memory",
         "provenance": made_by,
+        "environment": allocator_settings(),
         "steps": [measure_step(setting, options.repetitions) for setting in settings],
         "kept": [in_fresh_process(measure_kept, recipe, int(batch), options.image_size) for recipe, batch in sizes],
         "planning": measure_planning(options.plan_members, options.plan_targets),

@@ -48,6 +48,11 @@ class Peak:
     resident: int
 
 
+def allocator_settings() -> dict[str, str]:
+    """What the environment tells glibc's allocator: it decides what a process keeps of what it frees."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")}
+
+
 def look_before() -> int:
     """The resident set before anything is built: call it in a fresh process, once a small step has brought in the code.
 

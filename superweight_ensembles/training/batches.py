@@ -152,7 +152,10 @@ def prepared_batch(
 ) -> tuple[Tensor, Tensor]:
     """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
     images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
-    images, labels = (one.to(device, copy=one.is_inference()) for one in (images, labels))  # backward keeps them
+    ahead = device.type == "cuda"  # into the host's memory, a copy would be read before it is there
+    images, labels = (  # copied where they are of inference mode: backward keeps them
+        one.to(device, non_blocking=ahead, copy=one.is_inference()) for one in (images, labels)
+    )
     return in_memory_format(images, channels_last), labels
 
 
