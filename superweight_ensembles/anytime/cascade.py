@@ -140,8 +140,10 @@ def run_cascade(
             exits.append((rows[outside], prediction[outside], confidence[outside], used))
             rows, images = rows[inside], images[inside]
             running.keep(inside)
-    place, *columns = map(torch.cat, zip(*exits))
-    probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
+    _, probabilities, confidence, used = exits[0]
+    if len(exits) > 1:
+        place, *columns = map(torch.cat, zip(*exits))
+        probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
     if warn_of_nan(confidence):
         confidence = confidence.nan_to_num(nan=0.0)
     return AnytimeAnswer(

@@ -32,29 +32,30 @@ _EM_STEPS = 500
 _LOG_TEMPERATURES = (math.log(0.05), math.log(20.0))
 
 
-def max_probability(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
+def max_probability(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
     """The probability of the answer (B,)."""
     return probabilities.amax(1)
 
 
-def margin(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
+def margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
     """The probability of the answer minus that of the next best class (B,)."""
-    best = probabilities.topk(2, dim=1).values
-    return best[:, 0] - best[:, 1]
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return first - second
 
 
-def entropy(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
+def entropy(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
     """One minus the entropy over that of the uniform distribution (B,)."""
     nats = -(probabilities * probabilities.clamp_min(_TINY).log()).sum(1)
     return (1 - nats / math.log(probabilities.shape[1])).clamp_min(0)  # rounding can take uniform ones below
 
 
-def agreement(probabilities: Tensor, votes: Tensor, num_members: int) -> Tensor:
+def agreement(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
     """Votes of the members so far for their mean's answer, the probability of the answer between equal votes (B,)."""
+    assert votes is not None, "this one counts them"
     return ((votes - 1).clamp_min(0) + probabilities.amax(1)) / num_members
 
 
-CONFIDENCES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+CONFIDENCES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
     measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
 
@@ -65,13 +66,15 @@ def check_confidence(name: str) -> None:
         raise unknown_name("confidence", name, CONFIDENCES)
 
 
-def confidence_of(name: str, mean: Tensor, votes: Tensor, num_members: int, temperature: float = 1.0) -> Tensor:
+def confidence_of(
+    name: str, mean: Tensor, votes: Tensor | None, num_members: int, temperature: float = 1.0
+) -> Tensor:
     """The confidence (B,) of a running mean, between 0 and 1.
 
     Args:
         name: A name of :data:`CONFIDENCES`.
         mean: Mean softmax (B, K) of the members so far.
-        votes: How many of them answer what their mean answers (B,).
+        votes: How many of them answer what their mean answers (B,); ``agreement`` alone reads it.
         num_members: Members so far.
         temperature: The logarithm of the mean is divided by it first; the answer stays the same.
 
@@ -322,8 +325,7 @@ class RunningMean:
         weights: Of the members in the mean at every exit; empty where all count alike.
         num_run: Members so far, replaced ones among them.
         total: Sum of the softmax (B, K) of the members in the mean, by their weights where they have some.
-        answers: The class (B,) that each member in the mean answers, by exit.
-        parts: Softmax (B, K) of each member in the mean, by exit; only where some are replaced or weigh more.
+        parts: Softmax (B, K) of each member in the mean, by exit.
         surest: With a monotone policy: the prediction (B, K) that stands, and its confidence (B,).
     """
 
@@ -331,39 +333,38 @@ class RunningMean:
     weights: tuple[tuple[float, ...], ...] = ()
     num_run: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
-    answers: dict[int, Tensor] = field(default_factory=dict)
     parts: dict[int, Tensor] = field(default_factory=dict)
     surest: tuple[Tensor, Tensor] | None = None
 
     @property
     def mean(self) -> Tensor:
         """Mean softmax (B, K)."""
-        return self.total if self.weights else self.total / len(self.answers)
+        return self.total if self.weights else self.total / len(self.parts)
 
     def add(self, probabilities: Tensor) -> None:
         """Add the softmax (B, K) of one more member."""
+        replaced = self.replaces[self.num_run] if self.replaces else None
+        if replaced is not None:
+            del self.parts[replaced]
+        self.parts[self.num_run] = probabilities
         if self.replaces or self.weights:
-            replaced = self.replaces[self.num_run] if self.replaces else None
-            if replaced is not None:
-                del self.parts[replaced], self.answers[replaced]
-            self.parts[self.num_run] = probabilities
             row = self.weights[self.num_run] if self.weights else ()
             # What is not a number leaves with its part; of no weight, it stays in: 0 x NaN is NaN.
             weighed = [row[index] * part if row else part for index, part in self.parts.items()]
             self.total = torch.stack(weighed).sum(0)
         else:
-            self.total = self.total + probabilities
-        self.answers[self.num_run] = probabilities.argmax(1)
+            self.total = self.total + probabilities if self.num_run else probabilities
         self.num_run += 1
 
     def at_exit(self, policy: ExitPolicy | None) -> tuple[Tensor, Tensor]:
         """What samples that leave now leave with (B, K), and its confidence (B,): the margin without a policy."""
-        mean = self.mean
-        votes = (torch.stack([*self.answers.values()]) == mean.argmax(1)).sum(0)
+        mean, count = self.mean, len(self.parts)
         if policy is None:
-            return mean, margin(mean, votes, len(self.answers))
-        temperature = policy.temperatures[self.num_run - 1]
-        confidence = confidence_of(policy.confidence, mean, votes, len(self.answers), temperature)
+            return mean, margin(mean, None, count)
+        votes = None
+        if policy.confidence == agreement.__name__:
+            votes = torch.stack([part.argmax(1) == mean.argmax(1) for part in self.parts.values()]).sum(0)
+        confidence = confidence_of(policy.confidence, mean, votes, count, policy.temperatures[self.num_run - 1])
         if not policy.monotone:
             return mean, confidence
         if self.surest is not None:
@@ -376,7 +377,6 @@ class RunningMean:
     def keep(self, rows: Tensor) -> None:
         """Keep these samples alone."""
         self.total = self.total[rows]
-        self.answers = {index: answer[rows] for index, answer in self.answers.items()}
         self.parts = {index: part[rows] for index, part in self.parts.items()}
         if self.surest is not None:
             self.surest = (self.surest[0][rows], self.surest[1][rows])

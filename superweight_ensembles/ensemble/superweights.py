@@ -15,6 +15,7 @@ Source: Teterwak et al., WACV 2024
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from functools import lru_cache
 from typing import Any, Protocol, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -30,8 +31,9 @@ from superweight_ensembles.plan import GeneratedTensor, Placement, PlannedTarget
 
 Positions = Union[slice, tuple[int, ...]]
 
-_NUMBERS_IN_CACHE = 2**22  # of float32: 16 MiB, which a last-level cache holds: smaller pieces were slower, measured
+_NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, which a last-level cache holds; half or four times of it took longer
 _NUMBERS_A_THREAD = 2**23  # below that, waking a thread costs more than its work saves: measured on two cores
+_ROOMS = threading.local()  # of each thread, by type
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
@@ -229,15 +231,16 @@ def _flat_weights(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
 
 def _superweights(alpha: Tensor, templates: Tensor, block: Block, rows: slice) -> Tensor:
     """Some rows of a block of every SuperWeight: (N, H, *k, I)."""
-    made = alpha @ templates[:, _columns(block, rows)]
-    return made.view(len(alpha), -1, *block.shape[2:], block.shape[1])
+    made = _room((len(alpha), rows.stop - rows.start, *block.shape[2:], block.shape[1]), templates)
+    torch.mm(alpha, templates[:, _columns(block, rows)], out=made.view(len(alpha), -1))
+    return made
 
 
 def _gathered(
     block: Block, rows: slice, gradients: list[list[Tensor | None]], num_vectors: int, like: Tensor
 ) -> Tensor:
     """The gradients of some rows of a block of every SuperWeight, summed over its uses: (N, H, *k, I)."""
-    made = like.new_empty(num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1])
+    made = _room((num_vectors, rows.stop - rows.start, *block.shape[2:], block.shape[1]), like)
     one_each = [gradients[group][index] for group, index in block.whole]
     if one_each and not any(gradient is None for gradient in one_each):
         return torch.stack([gradient.movedim(1, -1)[rows] for gradient in one_each if gradient is not None], out=made)
@@ -259,6 +262,18 @@ def _gathered(
         if nothing:
             made[vector].zero_()
     return made
+
+
+def _room(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for one piece at a time: on the CPU the same for all, whose pages and cache lines are there already."""
+    size = math.prod(shape)
+    if like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter) or size > _NUMBERS_IN_CACHE:
+        return like.new_empty(shape)
+    held: dict[torch.dtype, Tensor] = _ROOMS.__dict__.setdefault("held", {})
+    if like.dtype not in held or len(held[like.dtype]) < size:
+        with torch.inference_mode(False):  # calls outside of it will write there, too
+            held[like.dtype] = torch.empty(size, dtype=like.dtype, device=like.device)
+    return held[like.dtype][:size].view(shape)
 
 
 def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
