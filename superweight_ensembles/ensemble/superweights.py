@@ -267,7 +267,8 @@ def _gathered(
 def _room(shape: Sequence[int], like: Tensor) -> Tensor:
     """Memory for one piece at a time: on the CPU the same for all, whose pages and cache lines are there already."""
     size = math.prod(shape)
-    if like.device.type != "cpu" or type(like) not in (Tensor, nn.Parameter) or size > _NUMBERS_IN_CACHE:
+    stands_in = type(like) not in (Tensor, nn.Parameter) or torch._C._are_functorch_transforms_active()
+    if stands_in or like.device.type != "cpu" or size > _NUMBERS_IN_CACHE:
         return like.new_empty(shape)
     held: dict[torch.dtype, Tensor] = _ROOMS.__dict__.setdefault("held", {})
     if like.dtype not in held or len(held[like.dtype]) < size:
