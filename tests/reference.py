@@ -86,7 +86,7 @@ def generate(plan, templates, coefficients):
     """Every weight of a plan, {(member, parameter name): tensor}, from {"c0s0": (K, Q)} and {"c0s0": (N, K)}.
 
     Embeddings are to be mixed before (``affine``)."""
-    weights = {}
+    weights, parts = {}, {}
     for c, cluster in enumerate(plan.clusters):
         shapes = [slot.shape for slot in cluster.slots]
         for target in cluster.targets:
@@ -95,14 +95,23 @@ def generate(plan, templates, coefficients):
                 bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
                 superweights.append(superweight(alpha, bank))
             weight = compose(shapes[: target.slot + 1], superweights)
+            for _ in range(target.ones):
+                weight = weight[..., None]
             for name in target.names:
-                weights[target.member, name] = weight
+                if target.part is None:
+                    weights[target.member, name] = weight
+                else:
+                    parts.setdefault((target.member, name), {})[target.part[0]] = weight
+    for label, found in parts.items():
+        weights[label] = torch.cat([found[index] for index in range(len(found))])
     return weights
 
 
 def depth_bins(members, bins):
     """First clusters. ``members`` lists each member's kernels in construction order; a cluster is a set of
-    (member, position). A kernel that member 0 has not is counted in the first member that has it."""
+    (member, position). A kernel that member 0 has not is counted in the first member that has it;
+    linear layers (0) and convolutions of kernel 1 are alike."""
+    members = [[0 if kernel == 1 else kernel for kernel in kernels] for kernels in members]
     clusters = []
     for kernel in {kernel for kernels in members for kernel in kernels}:
         first = next(kernels for kernels in members if kernel in kernels)

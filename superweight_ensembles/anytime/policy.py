@@ -66,9 +66,7 @@ def check_confidence(name: str) -> None:
         raise unknown_name("confidence", name, CONFIDENCES)
 
 
-def confidence_of(
-    name: str, mean: Tensor, votes: Tensor | None, num_members: int, temperature: float = 1.0
-) -> Tensor:
+def confidence_of(name: str, mean: Tensor, votes: Tensor | None, num_members: int, temperature: float = 1.0) -> Tensor:
     """The confidence (B,) of a running mean, between 0 and 1.
 
     Args:

@@ -9,7 +9,7 @@ Shapes: N coefficient vectors of a slot, Q numbers in it, K templates, P numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from superweight_ensembles.ensemble.superweights import (
     autocast_type,
     compose,
 )
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan, SlotBlocks, placements
+from superweight_ensembles.plan import Cluster, GeneratedTensor, PlannedTarget, SharingPlan, SlotBlocks, placements
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -65,15 +65,49 @@ def run_programs(
     Templates are (K, Q) by :func:`slot_key`, or (P,) by ``bank_key``; coefficients (N, K) by :func:`slot_key`, or those
     of groups by the keys of ``ssn_weights``. Weights of other dimensions than the memory format's are contiguous.
     """
-    weights: Weights = {}
+    weights = _Sorted(torch.cat)
     for program in programs:
-        _sort_in(weights, program, compose(program, program.factors(coefficients, templates), memory_format))
-    return weights
+        weights.add(program.targets, compose(program, program.factors(coefficients, templates), memory_format))
+    return weights.by_member
 
 
-def _sort_in(weights: Weights, program: Program, made: Sequence[Tensor]) -> None:
-    for target, weight in zip(program.targets, made):
-        weights.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
+class _Sorted:
+    """Weights by member and name, as layers read them.
+
+    Args:
+        join: Makes one tensor of the parts of a fused one.
+    """
+
+    def __init__(self, join: Callable[[list[Tensor]], Tensor]) -> None:
+        self.by_member: Weights = {}
+        self._join = join
+        self._parts: dict[tuple[str, str], dict[int, Tensor]] = {}
+
+    def add(self, targets: Sequence[GeneratedTensor], made: Sequence[Tensor]) -> None:
+        for target, weight in zip(targets, made):
+            weight = target.as_layer(weight)
+            if target.part is not None:
+                index, count = target.part
+                parts = self._parts.setdefault((target.member, target.name), {})
+                parts[index] = weight
+                if len(parts) < count:
+                    continue
+                weight = self._join([parts[index] for index in range(count)])
+                del self._parts[target.member, target.name]
+            self.by_member.setdefault(target.member, {}).update(dict.fromkeys(target.names, weight))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of its parts: a view where they follow one another in memory; out of autograd."""
+    first, size = parts[0], parts[0].numel()
+    if all(
+        part.is_contiguous()
+        and part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and part.storage_offset() == first.storage_offset() + index * size
+        for index, part in enumerate(parts)
+    ):
+        return first.as_strided((len(parts) * len(first), *first.shape[1:]), first.stride())
+    return torch.cat(parts)
 
 
 class Begun:
@@ -89,24 +123,28 @@ class Begun:
         self._end: Tensor | None = None
         if parts:
             self._end = _End.apply(parts, *(factor for part in parts for factor in part.factors))
-        self._places: dict[str, list[tuple[str, list[Tensor | None], int]]] = {}
+        self._places: dict[str, list[tuple[GeneratedTensor, list[Tensor | None], int]]] = {}
         for part in parts:
             for place, target in enumerate(part.program.targets):
-                self._places.setdefault(target.member, []).append((target.names[0], part.gradients, place))
+                self._places.setdefault(target.member, []).append((target, part.gradients, place))
 
     def collect(self, name: str, weights: Mapping[str, Tensor]) -> None:
         """Take the gradients off a member's weights."""
-        for key, gradients, place in self._places.get(name, ()):
-            gradients[place], weights[key].grad = weights[key].grad, None
+        for target, gradients, place in self._places.get(name, ()):
+            gradient = weights[target.name].grad
+            gradients[place] = None if gradient is None else target.of(gradient)
+        for weight in weights.values():
+            weight.grad = None
 
     def labelled(self) -> dict[tuple[str, str], Tensor]:
         """The gradients that were collected, by (member, parameter name); of tied names the first."""
-        return {
-            (target.member, target.names[0]): gradient
-            for part in self._parts
-            for target, gradient in zip(part.program.targets, part.gradients)
-            if gradient is not None
-        }
+        found = _Sorted(torch.cat)
+        for part in self._parts:
+            targets, gradients = part.program.targets, part.gradients
+            came = [(target, gradient) for target, gradient in zip(targets, gradients) if gradient is not None]
+            found.add([target for target, _ in came], [gradient for _, gradient in came])
+        first = {(target.member, target.name) for part in self._parts for target in part.program.targets}
+        return {key: found.by_member[key[0]][key[1]] for key in first if key[1] in found.by_member.get(key[0], {})}
 
     def backward(self) -> None:
         """Hand on the gradients that were collected, once: each is let go with its cluster."""
@@ -154,15 +192,17 @@ def begin_programs(
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Begun:
     """As :func:`run_programs`, for a backward pass in two halves: to the weights, and from there through the bank."""
-    weights: Weights = {}
+    weights = _Sorted(_joined)
     parts = []
     for program in programs:
         factors = program.factors(coefficients, templates)
         with torch.no_grad():
             made = program.compose(factors, autocast_type(factors[0]), memory_format)
+            weights.add(program.targets, made)
         parts.append(_Part(program, factors, [None] * len(made)))
-        _sort_in(weights, program, [weight.requires_grad_() for weight in made])
-    return Begun(weights, parts)
+    for weight in (weight for own in weights.by_member.values() for weight in own.values()):
+        weight.requires_grad_()
+    return Begun(weights.by_member, parts)
 
 
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:

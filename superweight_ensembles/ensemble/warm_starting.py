@@ -208,7 +208,8 @@ def _users(
     for target in cluster.targets:
         if target.slot < slot:
             continue
-        blocks, weight = cluster.blocks[: target.slot + 1], weights[target.member][target.name].detach()
+        blocks = cluster.blocks[: target.slot + 1]
+        weight = target.of(weights[target.member][target.name].detach())
         if target.slot not in present:
             present[target.slot] = decompose(blocks, torch.ones(weight.shape, device=device))[slot].bool()
         exact = torch.promote_types(weight.dtype, torch.float32)  # means in half precision would not be
@@ -369,7 +370,10 @@ def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: 
     assert program is not None, "a group has targets"
     held_bank = bank.templates[bank_key(index)]
     wanted = [
-        weights[target.member][target.name].detach().movedim(1, -1).flatten().to(held_bank.device, torch.float64)
+        target.of(weights[target.member][target.name].detach())
+        .movedim(1, -1)
+        .flatten()
+        .to(held_bank.device, torch.float64)
         for target in group.targets
     ]
     numbers = held_bank.double()

@@ -6,8 +6,9 @@ Source: Teterwak et al., WACV 2024 (depth bins).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Union
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -16,8 +17,8 @@ from superweight_ensembles.plan.targets import Target, matches
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
 _MOST_BINS = 10_000
-_NAMES: dict[str, Callable[[Target], str]] = {  # of the cluster that a target is in
-    "shape": lambda target: f"{target.kind} {_times(target.shape)}",
+_KEYS: dict[str, Callable[[Target], object]] = {  # of the cluster that a target is in
+    "shape": lambda target: (target.family, target.shape[:2]),
     "type": lambda target: target.kind,
     "one": lambda target: "all",
 }
@@ -35,7 +36,7 @@ class TargetGroup:
 def group_targets(
     targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4, num_groups: int | None = None, seed: int = 0
 ) -> tuple[TargetGroup, ...]:
-    """Partition targets into clusters.
+    """Partition targets into clusters. Plain matrices are of one kind, whatever layer reads them, but for ``type``.
 
     Args:
         targets: Of all members, member after member, each in construction order.
@@ -67,11 +68,11 @@ def group_targets(
         if bins > _MOST_BINS:
             raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
         return _depth_bins(targets, bins)
-    if isinstance(rule, str) and rule in _NAMES:
-        found: dict[str, list[Target]] = {}
+    if isinstance(rule, str) and rule in _KEYS:
+        found: dict[object, list[Target]] = {}
         for target in targets:
-            found.setdefault(_NAMES[rule](target), []).append(target)
-        return tuple(TargetGroup(name=name, targets=tuple(group)) for name, group in found.items())
+            found.setdefault(_KEYS[rule](target), []).append(target)
+        return tuple(TargetGroup(name=_group_name(rule, group), targets=tuple(group)) for group in found.values())
     if rule == "random":
         assert num_groups is not None, "checked"
         return _at_random(targets, num_groups, seed)
@@ -91,26 +92,37 @@ def depth_runs(length: int, bins: int) -> tuple[int, ...]:
     return tuple(size for size in (short + (index < longer) for index in range(bins)) if size)
 
 
+def _group_name(rule: str, group: Sequence[Target]) -> str:
+    if rule == "shape":
+        return f"matrix {_times(group[0].shape[:2])}" if _spellings(group)[1:] else _shape_name(group[0])
+    return group[0].kind if rule == "type" else "all"
+
+
+def _shape_name(target: Target) -> str:
+    return f"{target.kind} {_times(target.shape)}"
+
+
 def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]:
-    by_member: dict[str, list[Target]] = {}
-    for target in targets:
-        by_member.setdefault(target.member, []).append(target)
+    by_member: dict[str, list[list[Target]]] = {}  # tensor by tensor: the parts of one stay together
+    for _, parts in groupby(targets, key=lambda target: (target.member, target.name)):
+        tensor = list(parts)
+        by_member.setdefault(tensor[0].member, []).append(tensor)
+    families: dict[object, list[Target]] = {}
+    for target in sorted(targets, key=lambda target: (target.kind, target.kernel)):
+        families.setdefault(target.family, []).append(target)
     groups: list[TargetGroup] = []
-    for kernel in sorted({(target.kind, target.kernel) for target in targets}):
-        runs = {
-            member: [target for target in own if (target.kind, target.kernel) == kernel]
-            for member, own in by_member.items()
-        }
+    for family, alike in families.items():
+        runs = {member: [tensor for tensor in own if tensor[0].family == family] for member, own in by_member.items()}
         first = next(member for member, run in runs.items() if run)
         num_bins = max(1, round(bins * len(runs[first]) / len(by_member[first])))
         binned: list[list[Target]] = [[] for _ in range(num_bins)]
         for run in runs.values():
             start = 0
             for index, size in enumerate(depth_runs(len(run), num_bins)):
-                binned[index] += run[start : start + size]
+                binned[index] += chain.from_iterable(run[start : start + size])
                 start += size
-        kind, spatial = kernel
-        label = f"{kind} {_times(spatial)}".strip()
+        spellings = _spellings(alike)
+        label = spellings[0] if len(spellings) == 1 else "matrix"
         groups += [
             TargetGroup(name=f"{label} bin {index + 1}/{num_bins}", targets=tuple(members))
             for index, members in enumerate(binned)
@@ -176,8 +188,13 @@ def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what:
 
 def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
     """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
-    kernels = sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in group.targets})
-    return tuple(kernels) if len(kernels) > 1 else ()
+    families = {target.family for target in group.targets}
+    return tuple(_spellings(group.targets)) if len(families) > 1 else ()
+
+
+def _spellings(targets: Iterable[Target]) -> list[str]:
+    """Their kinds and kernels, as layers store them."""
+    return sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in targets})
 
 
 def _times(numbers: Sequence[int]) -> str:

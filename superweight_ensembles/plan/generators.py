@@ -234,18 +234,25 @@ def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPoli
 
 def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
     """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
-    shapes = ordered_shapes(_shapes(group))
+    kernels = {(target.kind, target.kernel) for target in group.targets}
+    own = {target: target.shape if len(kernels) == 1 else target.shape[:2] for target in group.targets}
+    shapes = ordered_shapes(own.values())
     slot_of = {shape: index for index, shape in enumerate(shapes)}
     leaders = group.leaders if group.leaders is not None else range(len(group.targets))
     used: list[dict[int, int]] = [{} for _ in shapes]
     planned = []
-    for target, leader in sorted(zip(group.targets, leaders), key=lambda pair: slot_of[pair[0].shape]):
-        slot = slot_of[target.shape]
+    for target, leader in sorted(zip(group.targets, leaders), key=lambda pair: slot_of[own[pair[0]]]):
+        slot = slot_of[own[target]]
         vectors = tuple(used[index].setdefault(leader, len(used[index])) for index in range(slot + 1))
-        planned.append(PlannedTarget(member=target.member, names=target.names, slot=slot, vectors=vectors))
+        ones = len(target.shape) - len(own[target])
+        planned.append(
+            PlannedTarget(
+                member=target.member, names=target.names, part=target.part, slot=slot, vectors=vectors, ones=ones
+            )
+        )
     return Cluster(
         name=group.name,
-        kind=group.targets[0].kind,
+        kind=group.targets[0].kind if len(kernels) == 1 else "matrix",
         slots=tuple(
             PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
         ),

@@ -269,10 +269,11 @@ def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None
             for name in target.names:
                 if name not in parameters:
                     raise SuperWeightError(f"the plan does not fit: member {target.member!r} has no parameter {name!r}")
-                shape = tuple(parameters[name].shape)
-                if shape != planned:
+                shape, count = tuple(parameters[name].shape), 1 if target.part is None else target.part[1]
+                if shape != (count * planned[0], *planned[1:]):
                     raise SuperWeightError(
-                        f"the plan does not fit: {target.member}.{name} is {shape}, planned {planned}"
+                        f"the plan does not fit: {target.member}.{name} is {shape}, planned "
+                        + (f"{count} parts of {planned}" if count > 1 else f"{planned}")
                     )
                 if parameters[name] is not parameters[target.name]:
                     raise SuperWeightError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Union
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan.slots import CoefficientForm, Shape, SlotBlocks, coefficient_count, slot_blocks
@@ -74,12 +75,23 @@ class PlannedTarget(GeneratedTensor):
     Attributes:
         slot: Index of the slot whose shape it has; it composes slots 0 to this one.
         vectors: Its coefficient vector in each of those slots; equal numbers are tied coefficients.
+        ones: Dimensions of its layer beyond those of the slots, each of size 1: of a convolution among linear layers.
     """
 
     __pydantic_config__ = _STRICT
 
     slot: Annotated[int, Field(le=MOST_SLOTS)]
     vectors: Annotated[tuple[int, ...], Field(max_length=MOST_SLOTS)]
+    ones: Annotated[int, Field(ge=0, le=3)] = 0
+
+    def of(self, whole: Tensor) -> Tensor:
+        """As in the base class, in the shape of its slot."""
+        part = GeneratedTensor.of(self, whole)
+        return part.flatten(1) if self.ones else part
+
+    def as_layer(self, made: Tensor) -> Tensor:
+        """What was made of the slots, in the shape that its layer has: a view."""
+        return made.view(*made.shape, *[1] * self.ones) if self.ones else made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +147,13 @@ class Cluster:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def shape_of(self, target: PlannedTarget) -> Shape:
-        return self.slots[target.slot].shape
+        return self.slots[target.slot].shape + (1,) * target.ones
+
+    def kind_of(self, target: PlannedTarget) -> str:
+        """What reads a target: of a cluster of matrices, a linear layer or a convolution of kernel 1."""
+        if self.kind != "matrix":
+            return self.kind
+        return f"conv{target.ones}d" if target.ones else "linear"
 
     def _coefficients(self, num_templates: Sequence[int]) -> int:
         return sum(
@@ -272,7 +290,12 @@ class SharingPlan:
         return plan
 
     def _content(self) -> str:
-        return json.dumps({"format": PLAN_FORMAT, **asdict(self), **_ALLOCATION}, indent=1)
+        content = asdict(self)
+        for target in (target for cluster in content["clusters"] for target in cluster["targets"]):
+            for key in ("part", "ones"):
+                if not target.get(key):
+                    target.pop(key, None)
+        return json.dumps({"format": PLAN_FORMAT, **content, **_ALLOCATION}, indent=1)
 
     def __str__(self) -> str:
         return _table(self)
@@ -295,7 +318,7 @@ def _check_consistent(plan: SharingPlan, where: str) -> None:
     if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
         raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
     shared = dict.fromkeys(plan.member_names, 0)
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], list[GeneratedTensor]] = {}
     named: set[str] = set()
     for cluster in plan.clusters:
         if cluster.name in named:
@@ -310,6 +333,11 @@ def _check_consistent(plan: SharingPlan, where: str) -> None:
     for member in plan.members:
         if member.num_private + shared[member.name] != member.num_parameters:
             raise refuse("members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters")
+    for same in seen.values():
+        count = 1 if same[0].part is None else same[0].part[1]
+        found = sorted((0, 1) if one.part is None else one.part for one in same)
+        if found != [(index, count) for index in range(count)] or any(one.names != same[0].names for one in same):
+            raise refuse("clusters", f"{same[0].label:.200} needs each of its parts once, with the same names")
     most = max(plan.num_parameters, plan.independent_parameters)
     if most > MOST_PARAMETERS:
         raise refuse("clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken")
@@ -357,14 +385,17 @@ def _problem_of_group(group: SsnGroup) -> str:
     return ""
 
 
-def _problem_of_targets(cluster: Cluster | SsnGroup, members: dict[str, int], seen: set[tuple[str, str]]) -> str:
+def _problem_of_targets(
+    cluster: Cluster | SsnGroup, members: dict[str, int], seen: dict[tuple[str, str], list[GeneratedTensor]]
+) -> str:
     for target in cluster.targets:
         if target.member not in members or not target.names:
             return f"a target of member {target.member!r:.80} without a member or a name"
-        names = {(target.member, name) for name in target.names}
-        if seen & names:
-            return f"{target.label:.200} stands there twice"
-        seen |= names
+        for name in dict.fromkeys(target.names):
+            same = seen.setdefault((target.member, name), [])
+            if any(one.part is None or one.part == target.part for one in same) or (same and target.part is None):
+                return f"{target.label:.200} stands there twice"
+            same.append(target)
     return ""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union
 
 import torch
 from pydantic import ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
@@ -23,6 +23,7 @@ MOST_CLUSTERS = 2**17
 MOST_SLOTS = 2**12  # of a cluster
 MOST_TARGETS = 2**20
 MOST_NAMES = 1000  # that are tied to one tensor
+MOST_PARTS = 16  # of one tensor
 MOST_TEMPLATES = 2**12  # of a slot
 
 Name = Annotated[str, Field(max_length=4096)]
@@ -31,6 +32,8 @@ Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequen
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_MATRICES = ("linear", "conv1d", "conv2d", "conv3d")
+_FUSED = {"qkv": 3, "Wqkv": 3, "to_qkv": 3, "qkv_proj": 3, "in_proj_weight": 3, "kv": 2, "to_kv": 2}  # projections
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _COMPUTED_FROM = ("_orig", "_g", "_v")  # torch.nn.utils.prune, spectral_norm and weight_norm leave these
@@ -45,12 +48,20 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.modul
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedTensor:
-    """One generated tensor."""
+    """One generated tensor, or one of the parts that a fused one is generated in.
+
+    Attributes:
+        member: The member that reads it.
+        names: Its parameter name in the member, then those tied to it.
+        part: Index and count of equal parts of its rows, as of the query, key and value of one attention projection;
+            None where it is whole.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    member: Name  # member that reads it
-    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]  # parameter name in the member, then those tied
+    member: Name
+    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]
+    part: tuple[Annotated[int, Field(ge=0, lt=MOST_PARTS)], Annotated[int, Field(ge=2, le=MOST_PARTS)]] | None = None
 
     @property
     def name(self) -> str:
@@ -58,7 +69,19 @@ class GeneratedTensor:
 
     @property
     def label(self) -> str:
-        return f"{self.member}.{self.name}"
+        part = "" if self.part is None else f"[{self.part[0] + 1}/{self.part[1]}]"
+        return f"{self.member}.{self.name}{part}"
+
+    def of(self, whole: Tensor) -> Tensor:
+        """What of a tensor like the member's parameter (a weight, a gradient) is in this part: a view."""
+        if self.part is None:
+            return whole
+        index, count = self.part
+        return whole.unflatten(0, (count, -1))[index]
+
+    def as_layer(self, made: Tensor) -> Tensor:
+        """What a bank has made, in the shape that its layer has: a view."""
+        return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +91,7 @@ class Target(GeneratedTensor):
     Attributes:
         kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
             SuperWeights share templates among targets of one kind and kernel alone.
-        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups).
+        shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups); of a part, its rows alone.
     """
 
     kind: Name
@@ -77,6 +100,12 @@ class Target(GeneratedTensor):
     @property
     def kernel(self) -> tuple[int, ...]:
         return self.shape[2:]
+
+    @property
+    def family(self) -> tuple[str, tuple[int, ...]]:
+        """Kind and kernel; one for all plain matrices: linear layers, projections, convolutions of kernel 1."""
+        is_matrix = self.kind in _MATRICES and math.prod(self.kernel) == 1
+        return ("matrix", ()) if is_matrix else (self.kind, self.kernel)
 
 
 def named_members(members: Members) -> dict[str, nn.Module]:
@@ -145,7 +174,8 @@ def find_targets(
     outside ``torch.nn`` that has two to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen
     parameters. Of modules outside ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``,
     ``*Embed*``), or has one dimension larger than one counts as such.
-    A tensor that several layers hold is one target with several names.
+    A tensor that several layers hold is one target with several names; one that fuses several projections (``qkv``,
+    ``kv``, ``in_proj_weight``) is a target for each, parts of it.
 
     Args:
         module: Any network.
@@ -159,7 +189,7 @@ def find_targets(
             ``sparse``, ``padding_idx``).
 
     Example:
-        >>> from torch import nn
+        >>> from torch import Tensor, nn
         >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> [target.name for target in find_targets(mlp)]
         ['0.weight', '2.weight']
@@ -168,7 +198,7 @@ def find_targets(
     """
     head = head_layers(module)
     names: dict[int, list[str]] = {}
-    taken: dict[int, tuple[tuple[int, ...], str]] = {}
+    taken: dict[int, tuple[tuple[int, ...], str, int]] = {}
     left: set[int] = set()
     for layer_name, layer, local, parameter in _layer_parameters(module):
         key, name = id(parameter), _joined(layer_name, local)
@@ -185,12 +215,19 @@ def find_targets(
             left.add(key)
         elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
             kind = kind or ("embedding" if isinstance(layer, _TABLES) else f"tensor{parameter.ndim}d")
-            taken.setdefault(key, (tuple(parameter.shape), kind))
+            taken.setdefault(key, (tuple(parameter.shape), kind, _num_parts(layer_name, local, parameter, kind)))
     _check_tables(module, member, taken.keys() - left)
     return tuple(
-        Target(member=member, names=tuple(dict.fromkeys(names[key])), shape=shape, kind=kind)
-        for key, (shape, kind) in taken.items()
+        Target(
+            member=member,
+            names=tuple(dict.fromkeys(names[key])),
+            part=None if count == 1 else (index, count),
+            shape=(shape[0] // count, *shape[1:]),
+            kind=kind,
+        )
+        for key, (shape, kind, count) in taken.items()
         if key not in left
+        for index in range(count)
     )
 
 
@@ -282,6 +319,13 @@ def num_classes(module: nn.Module) -> int | None:
     told = {declared} if isinstance(declared, int) else set()
     told |= {rows[-1]} if rows and named else set()
     return told.pop() if len(told) == 1 else None
+
+
+def _num_parts(layer_name: str, local: str, parameter: nn.Parameter, kind: str) -> int:
+    """Projections that a layer of a usual name fuses; 1 where it fuses none."""
+    name = layer_name.rpartition(".")[2] if local == "weight" else local
+    count = _FUSED.get(name, 1) if kind in _MATRICES and math.prod(parameter.shape[2:]) == 1 else 1
+    return count if parameter.shape[0] % count == 0 else 1
 
 
 def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:

@@ -237,7 +237,7 @@ def _cosines(
     found = {}
     for index in ensemble.plan.superweight_clusters:
         compared = [target for member in depths.compared(index) for target in depths.targets[member][index]]
-        found[index] = cropped_cosines([tensors[target.member, target.name] for target in compared])
+        found[index] = cropped_cosines([target.of(tensors[target.member, target.name]) for target in compared])
     return found
 
 
@@ -277,7 +277,13 @@ def _groups(evidence: ClusterEvidence, members: Sequence[str], tied: bool) -> li
             TargetGroup(
                 name=f"{cluster.name} set {number + 1}/{count}" if count > 1 else cluster.name,
                 targets=tuple(
-                    Target(member=one.member, names=one.names, shape=cluster.shape_of(one), kind=cluster.kind)
+                    Target(
+                        member=one.member,
+                        names=one.names,
+                        part=one.part,
+                        shape=cluster.shape_of(one),
+                        kind=cluster.kind_of(one),
+                    )
                     for one in targets
                 ),
                 leaders=tuple(local[evidence.leaders[place]] for place in places) if tied else None,

@@ -159,7 +159,7 @@ def use_gradients(
     key = slot_key(index, slot)
     made = torch.stack(
         [
-            decompose(cluster.blocks[: target.slot + 1], gradients[target.member, target.name])[slot]
+            decompose(cluster.blocks[: target.slot + 1], target.of(gradients[target.member, target.name]))[slot]
             for target in targets
         ]
     )

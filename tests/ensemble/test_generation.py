@@ -26,12 +26,37 @@ def conv_chain(*sizes):
     return nn.Sequential(*(nn.Conv2d(i, o, 3) for i, o in pairwise(sizes)), nn.Flatten(), nn.Linear(sizes[-1], 3))
 
 
+class Attention(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+    def forward(self, images):
+        query, key, value = self.qkv(images).chunk(3, -1)
+        return self.proj(torch.softmax(query * key, -1) * value)
+
+
+def projections(*sizes):
+    """Fused projections of a layer's own and of torch's."""
+    fused = nn.MultiheadAttention(sizes[-1], 2)
+    return nn.ModuleDict({f"block{size}": Attention(size) for size in sizes} | {"fused": fused, "fc": nn.Linear(4, 3)})
+
+
+def pointwise(*sizes):
+    return nn.Sequential(*(nn.Conv1d(i, o, 1) for i, o in pairwise(sizes)), nn.Flatten(), nn.Linear(sizes[-1], 3))
+
+
 MEMBERS = {
     "wrn": lambda: {"a": wide_resnet(16, 1, 3), "b": wide_resnet(10, 2, 3), "c": wide_resnet(10, 1, 3)},
     "growing": lambda: {"a": linear_chain(3, 4, 6, 6), "b": linear_chain(3, 4, 6, 8)},
     "cropping": lambda: {"a": linear_chain(6, 2, 5, 3, 5), "b": linear_chain(3, 5, 2, 9, 2, 6)},
     "cropping convolutions": lambda: {"a": conv_chain(6, 2, 5, 3, 5), "b": conv_chain(3, 5, 2, 9, 2, 6)},
     "a member alone": lambda: {"a": conv_chain(3, 4, 4, 4)},
+    "matrices of unlike layers": lambda: {
+        "a": projections(4, 6),
+        "b": linear_chain(3, 4, 6, 4),
+        "c": pointwise(6, 4, 4),
+    },
 }
 
 
@@ -92,7 +117,7 @@ def test_generation_equals_the_reference(case, bins):
     assert_equal_weights(flat(bank.generate()), literal(bank))
 
 
-@pytest.mark.parametrize("case", ["wrn", "growing", "cropping"])
+@pytest.mark.parametrize("case", ["wrn", "growing", "cropping", "matrices of unlike layers"])
 def test_generation_of_tied_coefficients_equals_the_reference(case):
     bank = bank_of(case, edit=first_to_last)
     free = bank_of(case)
@@ -111,7 +136,7 @@ def test_generation_of_some_members_equals_the_reference(subset, edit):
 
 
 @pytest.mark.parametrize("edit", [None, first_to_last])
-@pytest.mark.parametrize("case", ["wrn", "cropping", "cropping convolutions"])
+@pytest.mark.parametrize("case", ["wrn", "cropping", "cropping convolutions", "matrices of unlike layers"])
 def test_gradients_equal_the_reference(case, edit):
     bank = bank_of(case, edit=edit)
     leaves = dict(bank.named_parameters())

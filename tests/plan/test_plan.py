@@ -100,7 +100,7 @@ def test_templates_are_the_reference_allocation(members, options, excess, cap):
     plan = plan_sharing(members, budget=least_budget(members, options) + excess, cap=cap, **options)
     costs, users = [], []
     for cluster in plan.clusters:
-        shapes = reference.distinct_shapes(cluster.shape_of(target) for target in cluster.targets)
+        shapes = reference.distinct_shapes(cluster.slots[target.slot].shape for target in cluster.targets)
         for slot in range(len(shapes)):
             users.append(sum(target.slot >= slot for target in cluster.targets))
             costs.append(reference.slot_size(shapes, slot) + users[-1])
