@@ -177,7 +177,7 @@ class BudgetPolicy:
         """The least that a group of a Shapeshifter Network costs; a single layer may be a plain weight."""
         shapes = _shapes(group)
         fewest = least_cost(shapes, self.ssn_options(shapes, 0), self.count_all)
-        return min(fewest, _size(group)) if len(group.targets) == 1 else fewest
+        return min(fewest, _size(group)) if _may_be_plain(group) else fewest
 
     def bank_cost(self, bank: SsnGroup) -> int:
         """What a group of a Shapeshifter Network costs, as this policy counts."""
@@ -277,7 +277,7 @@ def _flat_banks(
     groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy
 ) -> tuple[tuple[SsnGroup, ...], tuple[TargetGroup, ...]]:
     """A bank a group; and the groups of one layer whose share is as large as it: plain weights."""
-    most = [_size(group) if len(group.targets) == 1 else math.inf for group in groups]
+    most = [_size(group) if _may_be_plain(group) else math.inf for group in groups]
     least = [policy.least_bank(group) for group in groups]
     shares = proportional_shares([_size(group) for group in groups], least, most, budget)
     is_plain = [share >= size for share, size in zip(shares, most)]
@@ -291,6 +291,11 @@ def _flat_banks(
         tuple(banks[index] for index in sorted(banks)),
         tuple(group for group, plain in zip(groups, is_plain) if plain),
     )
+
+
+def _may_be_plain(group: TargetGroup) -> bool:
+    """Whether it is one whole tensor, which a plain weight can be in the place of."""
+    return len(group.targets) == 1 and group.targets[0].part is None
 
 
 def _bank(group: TargetGroup, budget: int, policy: BudgetPolicy) -> SsnGroup:

@@ -30,6 +30,7 @@ from superweight_ensembles.plan.targets import (
 if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Unpack
 
+_HARDLY = 0.05  # of a member's parameters: it might as well be apart
 _LOG = logging.getLogger(__name__)
 _OF_SUPERWEIGHTS = {"coefficients": " (ssn: combine is like it)", "cap": " (ssn: windows is like it)"}
 
@@ -211,7 +212,21 @@ def plan_groups(
             f"{plan.num_parameters:,}",
             remedy,
         )
+    if groups:
+        _warn_of_strangers(plan)
     return plan
+
+
+def _warn_of_strangers(plan: SharingPlan) -> None:
+    """Say which of several members share next to nothing with the others."""
+    company = plan.company() if len(plan.members) > 1 else {}
+    for member, own in zip(plan.members, company.values()):
+        if own.between < _HARDLY * member.num_parameters:
+            _LOG.warning(
+                "member %r shares %.1f %% of its parameters with other members, as its layers are of other kinds or "
+                "kernels than theirs: choose members that are more alike, or generator='ssn' with clusters='one'",
+                member.name, 100 * own.between / member.num_parameters,
+            )  # fmt: skip
 
 
 def groups_minimum(members: Sequence[PlannedMember], groups: Sequence[TargetGroup], policy: BudgetPolicy) -> int:

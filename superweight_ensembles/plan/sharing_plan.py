@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Union
@@ -15,7 +15,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.plan.slots import CoefficientForm, Shape, SlotBlocks, coefficient_count, slot_blocks
+from superweight_ensembles.plan.slots import (
+    CoefficientForm,
+    Shape,
+    SlotBlocks,
+    coefficient_count,
+    placements,
+    slot_blocks,
+)
 from superweight_ensembles.plan.ssn import SsnGroup
 from superweight_ensembles.plan.targets import (
     MOST_CLUSTERS,
@@ -155,11 +162,38 @@ class Cluster:
             return self.kind
         return f"conv{target.ones}d" if target.ones else "linear"
 
+    def readers(self) -> Iterator[tuple[list[int], list[PlannedTarget]]]:
+        """Slot by slot: how many numbers of each target its templates make, and those targets."""
+        blocks, kernel = self.blocks, math.prod(self.kernel)
+        counts: list[dict[int, int]] = []  # by the slot whose shape a target has: numbers of each slot
+        for last in range(len(blocks)):
+            counts.append({})
+            for place in placements(blocks[: last + 1]):
+                counts[-1][place.slot] = counts[-1].get(place.slot, 0) + math.prod(place.size) * kernel
+        for slot in range(len(self.slots)):
+            targets = [target for target in self.targets if slot in counts[target.slot]]
+            yield [counts[target.slot][slot] for target in targets], targets
+
     def _coefficients(self, num_templates: Sequence[int]) -> int:
         return sum(
             coefficient_count(count, slot.num_vectors, self.embedding_size)
             for count, slot in zip(num_templates, self.slots)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Company:
+    """With whom a member's numbers are shared.
+
+    Attributes:
+        between: Weights made of templates, or of a flat bank, that other members read too.
+        within: Weights made of what several layers of this member read, and no other member.
+        alone: All else: the member's own parameters, and weights made of what nothing else reads.
+    """
+
+    between: int
+    within: int
+    alone: int
 
 
 PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
@@ -238,6 +272,20 @@ class SharingPlan:
     def ssn_groups(self) -> dict[int, SsnGroup]:
         """The groups of Shapeshifter Networks, by their place in the plan."""
         return {index: cluster for index, cluster in enumerate(self.clusters) if isinstance(cluster, SsnGroup)}
+
+    def company(self) -> dict[str, Company]:
+        """By member, with whom it shares the parameters that it would have apart."""
+        found = {name: {"between": 0, "within": 0} for name in self.member_names}
+        for cluster in self.clusters:
+            for numbers, targets in cluster.readers():
+                members = {target.member for target in targets}
+                for target, count in zip(targets, numbers):
+                    if len(targets) > 1:
+                        found[target.member]["between" if len(members) > 1 else "within"] += count
+        return {
+            member.name: Company(**own, alone=member.num_parameters - own["between"] - own["within"])
+            for member, own in ((member, found[member.name]) for member in self.members)
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -467,6 +515,8 @@ def _account(plan: SharingPlan) -> list[str]:
     held = "flat banks" if plan.ssn_groups and not plan.superweight_clusters else "templates"
     flat = sum(group.num_templates for group in plan.ssn_groups.values())
     mixed = f"{flat:,} of them in flat banks; " if flat and plan.superweight_clusters else ""
+    company = plan.company().values()
+    between, within, alone = (sum(getattr(one, what) for one in company) for what in ("between", "within", "alone"))
     entries = [
         (held, plan.num_templates, f"{mixed}minimum {plan.minimum_templates:,}"),
         ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
@@ -475,4 +525,6 @@ def _account(plan: SharingPlan) -> list[str]:
         ("budget", plan.budget, f"counts {counted}; {plan.budget - plan.spent:,} unspent"),
     ]
     width = max(len(f"{number:,}") for _, number, _ in entries)
-    return [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]
+    lines = [f"{name:<14}{number:>{width},}  {note}".rstrip() for name, number, note in entries]
+    shared = f"between members {between:,}, within one {within:,}, not at all {alone:,}"
+    return [*lines, f"{'shared':<14}of {independent:,} parameters apart: {shared}"]

@@ -8,7 +8,7 @@ Source: Plummer et al., ICLR 2022, section 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, get_args
@@ -349,6 +349,10 @@ class SsnGroup:
     def num_templates(self) -> int:
         """Trainable scalars in the bank."""
         return self.bank_size
+
+    def readers(self) -> Iterator[tuple[list[int], list[Target]]]:
+        """How many numbers each target has, and the targets."""
+        yield [math.prod(shape) for shape in self.shapes], [*self.targets]
 
     @property
     def minimum_templates(self) -> int:
