@@ -1,6 +1,7 @@
 """Networks of unlike layers in one bank: a ConvNeXt, a ViT and a ResNet, whose matrices share templates."""
 
 import itertools
+import json
 import logging
 
 import pytest
@@ -203,3 +204,43 @@ def test_a_part_alone_is_never_a_plain_weight(part):
         assert swe.SharingPlan.from_json(sharing.to_json()) == sharing
         weights = swe.SuperWeightEnsemble({"a": network}, plan=sharing).generate()["a"]
         assert weights["qkv.weight"].shape == (24, 8)
+
+
+def parts_of(content):
+    return [target for cluster in content["clusters"] for target in cluster["targets"] if "part" in target]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: parts_of(content)[0].pop("part"), "stands there twice"),
+        (lambda content: parts_of(content)[0].update(part=[1, 3]), "stands there twice"),
+        (lambda content: parts_of(content)[0].update(part=[3, 3]), "needs each of its parts once, with the same names"),
+        (lambda content: parts_of(content)[0].update(part=[0, 4]), "needs each of its parts once, with the same names"),
+        (lambda content: parts_of(content)[0].update(part=[0, 1]), r"targets\.\d+\.part\.1"),
+        (lambda content: parts_of(content)[0].update(part=[-1, 3]), r"targets\.\d+\.part\.0"),
+        (lambda content: parts_of(content)[0].update(part="0/3"), r"targets\.\d+\.part"),
+        (
+            lambda content: parts_of(content)[0].update(names=[*parts_of(content)[0]["names"], "other"]),
+            "needs each of its parts once, with the same names",
+        ),
+        (lambda content: parts_of(content)[0].update(ones=-1), r"targets\.\d+\.ones"),
+        (lambda content: parts_of(content)[0].update(ones=10**9), r"targets\.\d+\.ones"),
+    ],
+)
+def test_damaged_parts_are_refused(damage, message):
+    content = json.loads(plan(bins=1).to_json())
+    content.pop("fingerprint")
+    damage(content)
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.SharingPlan.from_json(json.dumps(content))
+
+
+def test_parts_of_another_shape_do_not_fit():
+    content = json.loads(plan(bins=1).to_json())
+    content.pop("fingerprint")
+    parts_of(content)[0]["ones"] = 1
+    with pytest.raises(
+        swe.SuperWeightError, match=r"vit\.blocks\.0\.attn\.qkv\.weight is \(48, 16\), planned 3 parts of"
+    ):
+        swe.SuperWeightEnsemble(members(), plan=swe.SharingPlan.from_json(json.dumps(content)))
