@@ -140,7 +140,7 @@ class Recipe(Strict):
         learns = any(member.adaptive is not None for member in self.members)
         plain = self.learn_widths is not None and not self.learn_widths.keep_importance
         teacher = None if self.teaching is None else self.teaching.teacher
-        self.refuse_idle(svd, "without sharing.init: svd", "fine_tuning")
+        self.refuse_idle(self.starts_warm, "without sharing.init: svd or trained members", "fine_tuning")
         self.refuse_idle(learns, "without a member that is adaptive: {pairs: ...}", "learn_widths", "width_loss")
         if untie_epoch is not None and untie_epoch >= epochs:
             raise ValueError(f"sharing.untie_epoch {untie_epoch} must come before the last of {epochs} epochs")
@@ -237,6 +237,11 @@ class Recipe(Strict):
             self.data.check_says(data.num_classes, data.image_shape[0])
         return data
 
+    @property
+    def starts_warm(self) -> bool:
+        """Whether the bank starts from trained members: by ``sharing.init``, or as they come with weights."""
+        return self.sharing.init == "svd" or any(member.is_trained for member in self.members)
+
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
         """Make the members with start values drawn from the recipe's seed; without data where none are needed.
 
@@ -257,7 +262,10 @@ class Recipe(Strict):
 
     def _build(self, member: MemberRecipe, classes: int, channels: int) -> nn.Module:
         with _at(f"members: {member.name!r}"):
-            module = build_member(member.model, num_classes=classes, in_channels=channels, **(member.model_extra or {}))
+            module = build_member(
+                member.model, num_classes=classes, in_channels=channels, pretrained=bool(member.pretrained),
+                weights=member.weights, **(member.model_extra or {}),
+            )  # fmt: skip
         if member.adaptive is None:
             return module
         shape = image_shape_of(self.data.name, self.data.options)

@@ -80,12 +80,24 @@ class AdaptiveRecipe(Strict):
 
 
 class MemberRecipe(BaseModel):
-    """One of ``members:``: a name, a registry name, the model's options, and the widths that it learns."""
+    """One of ``members:``: a name, a registry name, the model's options, and the widths that it learns.
+
+    Attributes:
+        pretrained: As :func:`build_member` takes it. Where a member comes trained, the bank starts from the members'
+            weights (:func:`warm_start`).
+        weights: Likewise.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
     model: str
+    pretrained: StrictBool | None = None
+    weights: str | None = None
     adaptive: AdaptiveRecipe | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.pretrained) or self.weights is not None
 
 
 class WidthStageRecipe(Strict):

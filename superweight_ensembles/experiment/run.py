@@ -244,7 +244,7 @@ def _train_stages(run: RunContext, plan: SharingPlan) -> None:
     for arm in training_order(recipe):
         if not first((folder / arm / "training.json").is_file):
             ensemble = run.ensemble(plan if arm == "shared" else independent_plan(run.members))
-            if arm == "shared" and recipe.sharing.init == "svd":
+            if arm == "shared" and recipe.starts_warm:
                 first(partial(start_warm, run, ensemble))  # training copies it to all
             _train_arm(run, arm, ensemble)
         first(partial(_keep_best, folder / arm))

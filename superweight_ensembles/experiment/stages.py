@@ -12,7 +12,7 @@ RUN/ARM/ensemble/anytime.json  the calibrated cascade of an arm
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from superweight_ensembles.anytime import (
 from superweight_ensembles.data import ImageData, ImageLoader
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment.recipe import Recipe, check_held_out
+from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_held_out
 from superweight_ensembles.experiment.results import (
     LearnedWidth,
     NamedMetrics,
@@ -62,7 +62,8 @@ from superweight_ensembles.training.distributed import Processes
 WARM_START_FILE = "warm_start.json"
 _WARM_START_FOLDER = "warm_start"
 _WIDTHS = Path("widths")
-_BASELINE = Path("independent") / "ensemble"
+_BASELINE = Path(INDEPENDENT) / "ensemble"
+_MEMBERS = "members"  # that came with trained weights: what the bank then starts from
 _NORM_BATCHES = 50
 _FITTED = ("confidence", "temperature", "monotone", "weights")  # options of fitting thresholds
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
@@ -201,17 +202,22 @@ def check_init_from(recipe: Recipe, members: dict[str, nn.Module]) -> None:
 
 def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
     """Give the shared arm its start from trained members: found once, and read again by a run that is resumed."""
-    own, given = run.folder / "shared", run.recipe.sharing.init_from
+    own, sharing = run.folder / "shared", run.recipe.sharing
     if not (own / WARM_START_FILE).is_file():
-        trained = run.folder / _BASELINE if given is None else Path(given)
-        found = warm_start(ensemble, _trained(trained, run.members))
+        source = _MEMBERS
+        trained: Mapping[str, nn.Module] | SuperWeightEnsemble = run.members
+        if sharing.init == "svd":
+            source = sharing.init_from or INDEPENDENT
+            folder = run.folder / _BASELINE if sharing.init_from is None else Path(sharing.init_from)
+            trained = _trained(folder, run.members)
+        found = warm_start(ensemble, trained)
         with accessing(own):
             own.mkdir(exist_ok=True)
         ensemble.save(own / _WARM_START_FOLDER)
         errors = tuple(
             StartError(member=member, parameter=name, error=error) for (member, name), error in found.errors.items()
         )
-        record = WarmStartRecord(init_from=given or "independent", mean_error=found.mean_error, errors=errors)
+        record = WarmStartRecord(init_from=source, mean_error=found.mean_error, errors=errors)
         write_json(own / WARM_START_FILE, as_content(record))
     check_ensemble_files(own / _WARM_START_FOLDER)
     read_ensemble_tensors(ensemble, own / _WARM_START_FOLDER)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -22,6 +23,7 @@ from torch.nn.modules import module as registration
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models.adaptive import multilayer_perceptron, restore_widths
 from superweight_ensembles.models.architecture import Architecture, remember_architecture
+from superweight_ensembles.models.pretrained import load_pretrained, load_weights
 from superweight_ensembles.models.wideresnet import wide_resnet
 from superweight_ensembles.storage import check_levels, check_parameters_fit
 
@@ -36,26 +38,46 @@ _LOADS_WEIGHTS = (
 
 
 @names_options
-def build_member(model: str, *, num_classes: int, in_channels: int = 3, **options: Any) -> nn.Module:
-    """Make a network by name, untrained: the bank draws the start values of what it generates.
+def build_member(
+    model: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Make a network by name; a bank starts from its weights only by :func:`warm_start`.
 
     Args:
         model: ``wide_resnet`` (options depth, width, which may be a fraction), ``mlp`` (options widths, pixels of an
             image), ``timm/NAME`` or ``torchvision/NAME``.
         num_classes: Rows of its head.
         in_channels: Channels of its images.
+        pretrained: Whether it has the trained weights that timm or torchvision offers, fetched where they are not
+            there; a head of other classes is drawn anew.
+        weights: A safetensors file of such a network's state dict, in their place.
         **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.
 
     Raises:
-        SuperWeightError: No such model (suggests the nearest), options that it does not take, or options that read
-            weights from files or the network.
+        SuperWeightError: No such model (suggests the nearest), options that it does not take, other options that read
+            weights, weights that cannot be had or are of another architecture (names the first tensor).
 
     Example:
         >>> build_member("timm/resnet18", num_classes=10).fc.out_features
         10
     """
+    if not isinstance(pretrained, bool):
+        raise SuperWeightError(f"pretrained must be true or false; got {pretrained!r:.80}")
+    if pretrained and weights is not None:
+        raise SuperWeightError("pretrained and weights both say where a network's weights come from: give one")
     made = Architecture(model=model, num_classes=num_classes, in_channels=in_channels, options=options)
-    return build_architecture(made)
+    module = build_architecture(made)
+    if pretrained:
+        load_pretrained(module, made)
+    elif weights is not None:
+        load_weights(module, weights, num_classes)
+    return module
 
 
 def build_architecture(made: Architecture, most_numbers: int | None = None) -> nn.Module:
@@ -72,7 +94,8 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
     loads = next((option for option in options if option in _LOADS_WEIGHTS), None)
     if loads is not None:
         raise SuperWeightError(
-            f"model {model!r}: {loads!r} reads trained weights, which the bank replaces: leave it out"
+            f"model {model!r}: {loads!r} reads trained weights, which no description of a network does: give "
+            "build_member pretrained=True, or weights= and a .safetensors file"
         )
     what = f"model {model!r:.200} with {options or 'no options'!s:.200}"
     for name, size in (("num_classes", made.num_classes), ("in_channels", made.in_channels)):

@@ -77,7 +77,8 @@ def _start(arm: ArmResults) -> list[str]:
     start = arm.warm_start
     if start is None:
         return []
-    source = "the members trained apart" if start.init_from == "independent" else start.init_from
+    known = {"independent": "the members trained apart", "members": "the weights that its members came with"}
+    source = known.get(start.init_from, start.init_from)
     return [
         f"The bank started from {source}, by SVD: the weights that it generated were off by {start.mean_error:.3f} "
         f"of their norm on average, and the ensemble was right on {100 * start.ensemble.accuracy:.2f} % of the "

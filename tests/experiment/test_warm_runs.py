@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import Recipe, build_arms, evaluate_run, load_recipe, parse_recipe, train_run
 from superweight_ensembles.experiment import stages as warm_runs
+from superweight_ensembles.plan import independent_plan
 from superweight_ensembles.report import write_report
 from superweight_ensembles.training import TrainProgress
 
@@ -101,6 +103,34 @@ def test_the_shared_arm_starts_from_the_baseline(whole: Path) -> None:
         for arm in ("shared", "independent")
     }
     assert lengths == {"shared": 1, "independent": 2}
+
+
+def test_members_that_come_trained_are_where_both_arms_start(whole: Path, tmp_path: Path) -> None:
+    trained = swe.SuperWeightEnsemble.load(whole / "independent" / "ensemble")
+    members = content()["members"]
+    for member in members:
+        file = tmp_path / f"{member['name']}.safetensors"
+        save_file(trained.materialize(member["name"]).state_dict(), file)
+        member["weights"] = str(file)
+    recipe = recipe_of(members=members, sharing={"budget": 0.7}, fine_tuning=None)
+    assert recipe.starts_warm and parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    folder = tmp_path / "run"
+    assert stages_of(recipe, folder) == ["shared", "independent"]
+    start = json.loads((folder / "shared" / "warm_start.json").read_text())
+    assert start == {**json.loads((whole / "shared" / "warm_start.json").read_text()), "init_from": "members"}
+    by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=independent_plan(recipe.build_members()))
+    for name in by_hand.member_names:
+        for one, other in zip(by_hand.materialize(name).parameters(), trained.materialize(name).parameters()):
+            assert torch.equal(one, other)
+    swe.train(by_hand, recipe.load_data(), recipe.training)
+    apart = swe.SuperWeightEnsemble.load(folder / "independent" / "ensemble")
+    for key, tensor in by_hand.state_dict().items():
+        assert torch.equal(apart.state_dict()[key], tensor), key
+    evaluate_run(folder)
+    write_report(folder)
+    assert (
+        "The bank started from the weights that its members came with, by SVD" in (folder / "report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +242,7 @@ def test_fine_tuning_is_training_but_for_what_it_says() -> None:
         ({"sharing": {"budget": 0.7, "init": "sdv"}}, r"sharing\.init: .*'random' or 'svd'.*'sdv'"),
         ({"baseline": "none"}, r"sharing\.init svd needs trained members: baseline: independent, or"),
         ({"sharing": {"budget": 0.7, "init_from": "x"}}, r"sharing: init_from does nothing without init: svd"),
-        ({"sharing": {"budget": 0.7}}, r"fine_tuning does nothing without sharing\.init: svd: leave it out"),
+        ({"sharing": {"budget": 0.7}}, r"fine_tuning does nothing without sharing\.init: svd or trained members"),
         ({"fine_tuning": {"epoch": 3}}, "fine_tuning: unknown key 'epoch': did you mean 'epochs'"),
         ({"fine_tuning": {"epochs": "many"}}, r"fine_tuning: epochs must be a whole number"),
         ({"fine_tuning": {"epochs": 0}}, "fine_tuning: epochs must be at least 1; got 0"),
