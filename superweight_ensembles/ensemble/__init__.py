@@ -4,6 +4,7 @@ Also how an ensemble starts from trained members, moves to another plan, and is 
 """
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
+from superweight_ensembles.ensemble.changing import reset_classifier, with_member, without_member
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits, first_parameter
 from superweight_ensembles.ensemble.generation import Begun, Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
@@ -57,11 +58,14 @@ __all__ = [
     "read_ensemble_tensors",
     "read_plan",
     "rebuild_member",
+    "reset_classifier",
     "slot_key",
     "tiles_key",
     "user_deviations",
     "vectors_by_key",
     "warm_start",
+    "with_member",
+    "without_member",
     "write_ensemble",
     "write_ensemble_files",
 ]

@@ -3,7 +3,13 @@
 Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 """
 
-from superweight_ensembles.models.architecture import VERSION_OF, Architecture, HiddenLayer, recall_architecture
+from superweight_ensembles.models.architecture import (
+    VERSION_OF,
+    Architecture,
+    HiddenLayer,
+    recall_architecture,
+    remember_architecture,
+)
 from superweight_ensembles.models.flops import MEASURING, count_flops, counted_flops
 from superweight_ensembles.models.registry import build_architecture, build_member
 from superweight_ensembles.models.surgery import (
@@ -42,6 +48,7 @@ __all__ = [
     "is_out_of_memory",
     "kept_modes",
     "recall_architecture",
+    "remember_architecture",
     "set_parameter",
     "unchanged",
     "unfused_recurrence",

@@ -45,7 +45,14 @@ from superweight_ensembles.plan.ssn import (
     least_cost,
     window_specs,
 )
-from superweight_ensembles.plan.targets import GeneratedTensor, Members, Target, find_targets, named_members
+from superweight_ensembles.plan.targets import (
+    GeneratedTensor,
+    Members,
+    Target,
+    find_targets,
+    head_layers,
+    named_members,
+)
 
 __all__ = [
     "BudgetPolicy",
@@ -80,6 +87,7 @@ __all__ = [
     "group_cost",
     "group_targets",
     "groups_minimum",
+    "head_layers",
     "independent_plan",
     "least_cost",
     "minimum_cost",
