@@ -56,8 +56,9 @@ class Case:
 
 
 def small_vit() -> nn.Module:
-    options = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
-    return build_member("timm/vit_tiny_patch16_224", num_classes=10, **options)
+    return build_member(
+        "timm/vit_tiny_patch16_224", num_classes=10, img_size=32, patch_size=4, embed_dim=192, depth=6, num_heads=3
+    )
 
 
 CASES = (
