@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble
+from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, generated_names
 from superweight_ensembles.ensemble.warm_starting import WarmStart, warm_start
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import recall_architecture, remember_architecture
@@ -89,18 +89,11 @@ def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWe
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise SuperWeightError(f"num_classes must be a positive integer; got {num_classes!r:.80}")
-    generated = {
-        (target.member, name)
-        for cluster in ensemble.plan.clusters
-        for target in cluster.targets
-        for name in target.names
-    }
     members = _members(ensemble)
     for name, module in members.items():
         heads = {id(parameter) for layer in head_layers(module).values() for parameter in layer.parameters()}
-        shared = next(
-            (key for key, one in module.named_parameters() if id(one) in heads and (name, key) in generated), None
-        )
+        own = dict(module.named_parameters(remove_duplicate=False))
+        shared = next((key for key in generated_names(ensemble.plan, name) if id(own[key]) in heads), None)
         if shared is not None:
             raise SuperWeightError(f"member {name!r}: its head {shared} is generated: build a new ensemble without it")
         _exchange_head(name, module, num_classes)

@@ -126,7 +126,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         with torch.inference_mode(False):  # what is made inside could not be trained
             self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
             self.members = MemberDict(
-                {name: _hollow_copy(module, name, _generated_names(plan, name)) for name, module in modules.items()}
+                {name: _hollow_copy(module, name, generated_names(plan, name)) for name, module in modules.items()}
             )
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
@@ -408,7 +408,7 @@ def _leave_block(layer: nn.RNNBase) -> None:
             parameter.data = parameter.data.clone()
 
 
-def _generated_names(plan: SharingPlan, member: str) -> tuple[str, ...]:
+def generated_names(plan: SharingPlan, member: str) -> tuple[str, ...]:
     return tuple(
         name
         for cluster in plan.clusters

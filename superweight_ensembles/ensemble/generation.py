@@ -143,7 +143,7 @@ class Begun:
             targets, gradients = part.program.targets, part.gradients
             came = [(target, gradient) for target, gradient in zip(targets, gradients) if gradient is not None]
             found.add([target for target, _ in came], [gradient for _, gradient in came])
-        first = {(target.member, target.name) for part in self._parts for target in part.program.targets}
+        first = dict.fromkeys((target.member, target.name) for part in self._parts for target in part.program.targets)
         return {key: found.by_member[key[0]][key[1]] for key in first if key[1] in found.by_member.get(key[0], {})}
 
     def backward(self) -> None:

@@ -94,12 +94,9 @@ def depth_runs(length: int, bins: int) -> tuple[int, ...]:
 
 def _group_name(rule: str, group: Sequence[Target]) -> str:
     if rule == "shape":
-        return f"matrix {_times(group[0].shape[:2])}" if _spellings(group)[1:] else _shape_name(group[0])
+        alike = len(_spellings(group)) == 1
+        return f"{group[0].kind} {_times(group[0].shape)}" if alike else f"matrix {_times(group[0].shape[:2])}"
     return group[0].kind if rule == "type" else "all"
-
-
-def _shape_name(target: Target) -> str:
-    return f"{target.kind} {_times(target.shape)}"
 
 
 def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]:

@@ -189,7 +189,7 @@ def find_targets(
             ``sparse``, ``padding_idx``).
 
     Example:
-        >>> from torch import Tensor, nn
+        >>> from torch import nn
         >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
         >>> [target.name for target in find_targets(mlp)]
         ['0.weight', '2.weight']
