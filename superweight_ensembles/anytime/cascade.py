@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from superweight_ensembles.anytime.costs import LatencyTable, answer_of, now
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean
+from superweight_ensembles.data import Inputs, num_rows, rows_of, tensors_of
+from superweight_ensembles.ensemble import CLASSIFICATION, Task
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,10 +24,10 @@ class AnytimeAnswer:
 
     Attributes:
         probabilities: (B, K), the mean softmax of the members that each sample ran; NaN, which is warned of, where a
-            member answered NaN.
+            member answered NaN. Of another task, the mean (B, ...) of its members' predictions.
         members_used: How many that were (B,). A sample with NaN never leaves early.
         confidence: How sure each answer is (B,), by the policy's measure; margin at temperature 1 without one; 0 where
-            the answer is NaN.
+            the answer is NaN; NaN where the task has no classes to be sure of.
         flops: What was computed for each sample (B,).
         skipped: Members that the deadline left no time for.
         latency_ms: From the call to the answer.
@@ -96,61 +98,75 @@ def warn_of_nan(values: Tensor) -> bool:
 def run_cascade(
     modules: Mapping[str, nn.Module],
     flops: Mapping[str, int],
-    images: Tensor,
+    inputs: Inputs,
     policy: ExitPolicy | None,
     replaces: tuple[int | None, ...],
     weights: tuple[tuple[float, ...], ...],
     rule: StoppingRule | None,
     deadline: Deadline | None = None,
+    task: Task = CLASSIFICATION,
 ) -> AnytimeAnswer:
     """Run members in turn; samples leave by a rule, and all of them where the next member would end too late.
 
     Args:
         modules: Members, in order.
         flops: FLOPs of each an image, in the same order.
-        images: (B, ...).
+        inputs: Of B rows.
         policy: How confidence is measured; the margin where None.
         replaces: As :class:`ExitPolicy` has it.
         weights: Likewise.
         rule: Which samples go on; all where None.
         deadline: Where there is one.
+        task: What members answer.
     """
-    began = now(images)
+    began, count = now(inputs), num_rows(inputs)
+    device = tensors_of(inputs)[0].device
     names, running = list(modules), RunningMean(replaces, weights)
-    rows = torch.arange(len(images), device=images.device)  # places in the batch of the samples that are left
+    rows = torch.arange(count, device=device)  # places in the batch of the samples that are left
     exits: list[tuple[Tensor, ...]] = []  # of the samples that leave together: rows, what they leave with, members run
     skipped: tuple[str, ...] = ()
     for index, name in enumerate(names):
-        entered = now(images) if deadline is not None else 0.0
-        running.add(answer_of(name, modules[name], images).float().softmax(1))
-        prediction, confidence = running.at_exit(policy)
+        entered = now(inputs) if deadline is not None else 0.0
+        running.add(task.predicted(answer_of(name, modules[name], inputs, task)))
+        if task.has_classes:
+            prediction, confidence = running.at_exit(policy)
+        else:
+            prediction, confidence = running.mean, _no_confidence(running.mean)
         if deadline is not None:
-            deadline.observe(name, len(images), now(images) - entered)
+            deadline.observe(name, count, now(inputs) - entered)
         last = index == len(names) - 1
         goes_on = None if last or rule is None else rule(index, confidence)
-        left = 0 if last else len(images) if goes_on is None else int(goes_on.sum())
-        if left and deadline is not None and deadline.forbids(names[index + 1], left, now(images) - began):
+        left = 0 if last else count if goes_on is None else int(goes_on.sum())
+        if left and deadline is not None and deadline.forbids(names[index + 1], left, now(inputs) - began):
             left, skipped = 0, tuple(names[index + 1 :])
         if not left:
             exits.append((rows, prediction, confidence, torch.full_like(rows, index + 1)))
             break
-        if goes_on is not None and left < len(images):
+        if goes_on is not None and left < count:
             inside, outside = goes_on.nonzero()[:, 0], (~goes_on).nonzero()[:, 0]
             used = torch.full_like(outside, index + 1)
             exits.append((rows[outside], prediction[outside], confidence[outside], used))
-            rows, images = rows[inside], images[inside]
+            rows, inputs, count = rows[inside], rows_of(inputs, inside), left
             running.keep(inside)
     _, probabilities, confidence, used = exits[0]
     if len(exits) > 1:
         place, *columns = map(torch.cat, zip(*exits))
         probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
-    if warn_of_nan(confidence):
+    if (
+        warn_of_nan(confidence if task.has_classes else probabilities.reshape(len(probabilities), -1)[:, 0])
+        and task.has_classes
+    ):
         confidence = confidence.nan_to_num(nan=0.0)
     return AnytimeAnswer(
         probabilities=probabilities,
         members_used=used,
         confidence=confidence,
-        flops=torch.tensor([*flops.values()], device=images.device).cumsum(0)[used - 1],
+        flops=torch.tensor([*flops.values()], device=device).cumsum(0)[used - 1],
         skipped=skipped,
-        latency_ms=1e3 * (now(images) - began),
+        latency_ms=1e3 * (now(inputs) - began),
     )
+
+
+def _no_confidence(answers: Tensor) -> Tensor:
+    """NaN for each row (B,)."""
+    return torch.full((len(answers),), math.nan, device=answers.device)

@@ -12,9 +12,18 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits
+from superweight_ensembles.data import Inputs, mapped, num_rows, rows_of, tensors_of
+from superweight_ensembles.ensemble import CLASSIFICATION, SuperWeightEnsemble, Task, check_answers, own_copy
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.models import MEASURING, calling, counted_flops, first_line, is_out_of_memory
+from superweight_ensembles.models import (
+    MEASURING,
+    answer_in,
+    call_with,
+    calling,
+    counted_flops,
+    first_line,
+    is_out_of_memory,
+)
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.training import explain_oom
 
@@ -66,17 +75,25 @@ def member_costs(
     check_count("batch_size", batch_size)
     check_count("rounds", rounds)
     like = next(ensemble.parameters())
-    images = torch.zeros(batch_size, *checked_shape(input_shape), device=like.device, dtype=dtype or like.dtype)
+    image = torch.zeros(1, *checked_shape(input_shape), device=like.device, dtype=dtype or like.dtype)
+    return costs_of(ensemble, image, batch_size=batch_size, rounds=rounds)
+
+
+def costs_of(
+    ensemble: SuperWeightEnsemble, row: Inputs, *, batch_size: int = 1, rounds: int = 5
+) -> dict[str, MemberCost]:
+    """What :func:`member_costs` finds, on copies of one row of inputs, on the ensemble's device."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
+    batch = repeated(row, batch_size)
     seconds: dict[str, list[float]] = {name: [] for name in modules}
     with MEASURING, torch.no_grad():
-        flops = flops_of_members(modules, images[:1])
+        flops = flops_of_members(modules, rows_of(batch, slice(0, 1)), ensemble.task)
         for _ in range(rounds):
             for name, module in modules.items():
-                answer_of(name, module, images)  # to warm up
+                answer_of(name, module, batch, ensemble.task)  # to warm up
                 times: list[float] = []
                 while sum(times) < _TIMED_SECONDS:
-                    times.append(timed_call(module, images))
+                    times.append(timed_call(module, batch))
                 seconds[name] += times
     return {
         name: MemberCost(
@@ -89,57 +106,63 @@ def member_costs(
     }
 
 
+def repeated(row: Inputs, size: int) -> Inputs:
+    """A batch of so many rows (size, ...), each a copy of one (1, ...), in its memory format."""
+    return mapped(lambda tensor: torch.cat([tensor] * size) if tensor.ndim else tensor, row)
+
+
 @torch.no_grad()
-def flops_of_members(modules: Mapping[str, nn.Module], image: Tensor) -> dict[str, int]:
-    """FLOPs of each member for one image (1, ...); members that cannot take it, or answer together, are refused.
+def flops_of_members(modules: Mapping[str, nn.Module], row: Inputs, task: Task = CLASSIFICATION) -> dict[str, int]:
+    """FLOPs of each member for one row (1, ...); members that cannot take it, or answer together, are refused.
 
     What the counter does not know counts nothing, and is warned of.
     """
-    flops, logits = {}, {}
+    flops, answers = {}, {}
     for name, module in modules.items():
-        with explain_oom(name, len(image), remedy=SMALLER), calling(name, image):
+        with explain_oom(name, num_rows(row), remedy=SMALLER), calling(name, row):
             try:
-                flops[name], logits[name], left_out = counted_flops(module, image)
+                flops[name], output, left_out = counted_flops(module, row)
             except Exception as error:  # of the member, or of the counter
                 if is_out_of_memory(error):
                     raise
-                flops[name], logits[name], left_out = 0, module(image), {first_line(error)}
-        check_answers({name: logits[name]}, len(image))
+                flops[name], output, left_out = 0, call_with(module, row), {first_line(error)}
+        answers[name] = answer_in(output)
+        check_rows({name: answers[name]}, num_rows(row), task)
         if left_out or not flops[name]:
             _LOG.warning(
                 "member %r counts %d FLOPs: torch's counter does not know %s; order= names members in your own order",
                 name, flops[name], ", ".join(sorted(left_out)) or "its operators",
             )  # fmt: skip
-    check_logits(logits)
+    check_answers(answers, task)
     return flops
 
 
-def answer_of(name: str, module: nn.Module, images: Tensor) -> Tensor:
-    """The logits (B, K) of a member.
+def answer_of(name: str, module: nn.Module, inputs: Inputs, task: Task = CLASSIFICATION) -> Tensor:
+    """The logits (B, K) of a member, or its answer (B, ...) of another task.
 
     Raises:
         SuperWeightError: The call fails, or answers anything else; names the member.
     """
-    images = images.clone() if images.is_inference() else images  # which nobody sees a member write to
-    with explain_oom(name, len(images), remedy=SMALLER), calling(name, images):
-        logits: Tensor = module(images)
-    check_answers({name: logits}, len(images))
-    return logits
+    inputs = mapped(own_copy, inputs)
+    with explain_oom(name, num_rows(inputs), remedy=SMALLER), calling(name, inputs):
+        answer: Tensor = answer_in(call_with(module, inputs))
+    check_rows({name: answer}, num_rows(inputs), task)
+    return answer
 
 
-def check_answers(logits: Mapping[str, Tensor], num_images: int) -> None:
-    """Refuse answers that are no logits (B, K) of two classes or more, one row an image.
+def check_rows(answers: Mapping[str, Tensor], count: int, task: Task) -> None:
+    """Refuse answers that are none of the task, of two classes or more where it has such, one row a row of the inputs.
 
     Raises:
         SuperWeightError: Names the member.
     """
-    check_logits(logits)
-    for name, answer in logits.items():
+    check_answers(answers, task)
+    for name, answer in answers.items():
         if not answer.is_floating_point():
             raise SuperWeightError(f"member {name!r} must answer floating-point logits; got {answer.dtype}")
-        if len(answer) != num_images:
-            raise SuperWeightError(f"member {name!r} must answer one row an image; got {len(answer)} of {num_images}")
-        if answer.shape[1] < 2:
+        if len(answer) != count:
+            raise SuperWeightError(f"member {name!r} must answer one row an image; got {len(answer)} of {count}")
+        if task is CLASSIFICATION and answer.shape[1] < 2:
             raise SuperWeightError(f"members must answer logits of two classes or more; {name!r} answers one")
 
 
@@ -169,12 +192,12 @@ class LatencyTable:
 
     Args:
         modules: The members.
-        image: One image of a batch (1, ...), on the device and of the type that they take.
+        row: One row of a batch (1, ...), on the device and of the type that they take.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], image: Tensor) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], row: Inputs) -> None:
         self._modules = modules
-        self._image = image.detach().clone()  # not a view that holds the caller's whole batch
+        self._row = mapped(lambda one: one.detach().clone(), row)  # no view that holds the caller's whole batch
         # Replaced as a whole, so that a call in another thread reads what was before or what is after.
         self._seconds: dict[tuple[str, int], float] = {}
         self._ratios: tuple[float, ...] = ()
@@ -222,12 +245,12 @@ class LatencyTable:
 
     @torch.no_grad()
     def _time(self, size: int) -> None:
-        images = torch.cat([self._image] * size)  # in the memory format of the image
+        batch = repeated(self._row, size)
         times: dict[str, list[float]] = {name: [] for name in self._modules}
         for turn in range(_ROUNDS + 1):
             for name, module in self._modules.items():
-                with explain_oom(name, size, remedy=SMALLER), calling(name, images):
-                    seconds = timed_call(module, images)
+                with explain_oom(name, size, remedy=SMALLER), calling(name, batch):
+                    seconds = timed_call(module, batch)
                 if turn:  # the first is to warm up
                     times[name].append(seconds)
         medians = {(name, size): statistics.median(values) for name, values in times.items()}
@@ -238,15 +261,16 @@ class LatencyTable:
         self._largest = size
 
 
-def timed_call(module: nn.Module, images: Tensor) -> float:
+def timed_call(module: nn.Module, inputs: Inputs) -> float:
     """Seconds of one call, the device's work included."""
-    start = now(images)
-    module(images)
-    return now(images) - start
+    start = now(inputs)
+    call_with(module, inputs)
+    return now(inputs) - start
 
 
-def now(like: Tensor) -> float:
-    """The time in seconds when a tensor's device has done all that it was given."""
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
+def now(inputs: Inputs) -> float:
+    """The time in seconds when the device of some inputs has done all that it was given."""
+    device = next((tensor.device for tensor in tensors_of(inputs)), torch.device("cpu"))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

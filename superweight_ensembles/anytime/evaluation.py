@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, overload
 
 import torch
 from einops import reduce
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from superweight_ensembles.anytime.costs import MemberCost, answer_of, member_costs
-from superweight_ensembles.data import checked_batch, checked_loader
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
+from superweight_ensembles.anytime.costs import MemberCost, answer_of, costs_of
+from superweight_ensembles.data import (
+    Inputs,
+    check_labels,
+    checked_batch,
+    checked_loader,
+    checked_pair,
+    mapped,
+    num_rows,
+    rows_of,
+    tensors_of,
+)
+from superweight_ensembles.ensemble import SuperWeightEnsemble, Task, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.models import described, first_line
 from superweight_ensembles.storage import Amount, Count, Name, Share
 
 MAX_EXHAUSTIVE = 10
@@ -76,6 +89,33 @@ class SubsetResult(EnsembleResult):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetScores:
+    """What metrics come to for the mean prediction of some members, and what it costs: see :class:`SubsetResult`."""
+
+    members: tuple[str, ...]
+    scores: dict[str, float]
+    flops: int
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What :func:`evaluate` found by metrics of the caller's own.
+
+    Attributes:
+        num_samples: Rows evaluated.
+        members: Each metric by name, of each member.
+        ensemble: Likewise, of the mean of all members' predictions.
+        subsets: Likewise, of every subset that :class:`Evaluation` has.
+    """
+
+    num_samples: int
+    members: dict[str, dict[str, float]]
+    ensemble: dict[str, float]
+    subsets: tuple[SubsetScores, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
     """The samples whose confidence lies in a range: how sure they are, and how many are right; None without any."""
 
@@ -120,7 +160,7 @@ class Predictions:
         members: Names of the networks.
         probabilities: Their softmax (M, N, K), on the CPU in float32.
         labels: (N,), on the CPU.
-        image: The first image (1, ...), as the loader gave it.
+        image: The first image (1, ...), or row of inputs, as the loader gave it.
 
     Raises:
         SuperWeightError: Names, probabilities and labels do not fit each other; probabilities that are no numbers.
@@ -129,7 +169,7 @@ class Predictions:
     members: tuple[str, ...]
     probabilities: Tensor
     labels: Tensor
-    image: Tensor
+    image: Inputs
 
     def __post_init__(self) -> None:
         check_table(self.members, self.probabilities, self.labels)
@@ -153,21 +193,138 @@ class Predictions:
         return self.probabilities[[self.members.index(name) for name in names]]
 
 
+@overload
+def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[object]) -> Evaluation: ...
+
+
+@overload
+def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[object], *, metrics: Mapping[str, Metric]) -> Scores: ...
+
+
 @names_options
-def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(
+    ensemble: SuperWeightEnsemble, loader: Iterable[object], *, metrics: Mapping[str, Metric] | None = None
+) -> Evaluation | Scores:
     """Evaluate members, ensemble and every subset of members.
 
     Args:
         ensemble: Evaluated in eval mode with materialised members; its own mode is left as it is.
-        loader: Batches of images (B, C, H, W), normalised, and labels (B,).
+        loader: Batches of images (B, C, H, W), normalised, and labels (B,), or as :func:`superweight_ensembles.train`
+            takes them.
+        metrics: Metrics of torchmetrics by name, which are not changed, in the place of the standard ones of
+            ``classification``; other tasks need them. Each is given the mean prediction of some members, in the shape
+            of their answers (probabilities, or numbers of ``regression``), and the targets.
+
+    Returns:
+        The standard metrics, or what ``metrics`` come to.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
-            classes of the members, or the members answer one class or what is no number.
+            classes of the members, or the members answer one class or what is no number; a metric that does not fit
+            the task, or that is not one number.
 
     Source: Teterwak et al., WACV 2024
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> from torchmetrics import MeanAbsoluteError
+        >>> members = {name: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)) for name in "ab"}
+        >>> ensemble = swe.SuperWeightEnsemble(members, budget=1.0, task="regression")
+        >>> numbers = [(torch.randn(8, 4), torch.randn(8, 1))]
+        >>> list(swe.evaluate(ensemble, numbers, metrics={"mae": MeanAbsoluteError()}).ensemble)
+        ['mae']
     """
+    if metrics is not None:
+        return _scores(ensemble, loader, metrics)
+    if not ensemble.task.has_classes:
+        raise SuperWeightError(
+            f"the standard metrics are of one class an image: for task {ensemble.task.name!r} give metrics= of "
+            "torchmetrics by name, such as {'mae': torchmetrics.MeanAbsoluteError()}"
+        )
     return evaluate_predictions(ensemble, predict(ensemble, loader))
+
+
+@torch.no_grad()
+def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Mapping[str, Metric]) -> Scores:
+    """Every metric of every subset, batch by batch: no table of predictions, which may be maps."""
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise SuperWeightError(f"metrics must be metrics of torchmetrics by name; got {metrics!r:.80}")
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise SuperWeightError(f"metric {name!r} must be a metric object of torchmetrics; got {metric!r:.80}")
+    modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
+    like, task = first_parameter(modules), ensemble.task
+    costs: dict[str, MemberCost] = {}
+    running: dict[tuple[str, ...], dict[str, Metric]] = {}
+    count = 0
+    for index, batch in enumerate(checked_loader(loader)):
+        inputs, given = checked_pair(batch, dtype=like.dtype)
+        if not num_rows(inputs):
+            continue
+        inputs, targets = (mapped(lambda one: one.to(like.device), part) for part in (inputs, given))
+        answers = {name: answer_of(name, module, inputs, task) for name, module in modules.items()}
+        check_answers(answers, task)
+        first = next(iter(answers.values()))
+        truth = task.targets(targets, first)
+        task.check_range(truth, num_classes_in(first))
+        if not costs:
+            costs = costs_of(ensemble, rows_of(inputs, slice(0, 1)))
+            for names in _subsets(ensemble.member_names, costs):
+                running[names] = {key: metric.clone().to(like.device) for key, metric in metrics.items()}
+                for metric in running[names].values():
+                    metric.reset()
+        predicted = {name: task.predicted(answer) for name, answer in answers.items()}
+        for name, own in predicted.items():
+            if bool(own.isnan().any()):
+                raise SuperWeightError(f"member {name!r} answers NaN to batch {index}")
+        for names, held in running.items():
+            mean = torch.stack([predicted[name] for name in names]).mean(0)
+            for key, metric in held.items():
+                with _measuring(key, mean, task):
+                    metric.update(mean, task.truth(truth))
+        count += num_rows(inputs)
+    if not count:
+        once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
+        raise SuperWeightError(f"the loader has no samples{once}")
+    subsets = tuple(
+        SubsetScores(
+            members=names,
+            scores={key: _number(key, metric, task) for key, metric in held.items()},
+            flops=sum(costs[name].flops for name in names),
+            latency_ms=sum(costs[name].latency_ms for name in names),
+        )
+        for names, held in running.items()
+    )
+    found = {subset.members: subset.scores for subset in subsets}
+    return Scores(
+        num_samples=count,
+        members={name: found[(name,)] for name in ensemble.member_names},
+        ensemble=found[ensemble.member_names],
+        subsets=subsets,
+    )
+
+
+@contextmanager
+def _measuring(key: str, predicted: Tensor | None, task: Task) -> Iterator[None]:
+    """Say of which metric an exception is.
+
+    Raises:
+        SuperWeightError: In the place of any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        given = "" if predicted is None else f", whose predictions are {tuple(predicted.shape)}"
+        raise SuperWeightError(f"metric {key!r} does not fit task {task.name!r}{given}: {first_line(error)}") from error
+
+
+def _number(key: str, metric: Metric, task: Task) -> float:
+    with _measuring(key, None, task):
+        found = metric.compute()
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise SuperWeightError(f"metric {key!r} must come to one number, as by average='macro'; got {given}")
+    return float(found)
 
 
 def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> Evaluation:
@@ -181,7 +338,8 @@ def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> E
         SuperWeightError: The table lacks a member.
     """
     probabilities, labels = table.of(ensemble.member_names), table.labels
-    costs = member_costs(ensemble, tuple(table.image.shape[1:]), dtype=table.image.dtype)
+    device = first_parameter({"": ensemble}).device
+    costs = costs_of(ensemble, mapped(lambda one: one.to(device), table.image))
     subsets = tuple(
         SubsetResult(
             members=names,
@@ -214,7 +372,7 @@ def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tu
     return [(name,) for name in names] + running
 
 
-def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object]) -> Predictions:
     """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     return predict_all(modules, loader, first_parameter(modules))
@@ -223,9 +381,9 @@ def predict(ensemble: SuperWeightEnsemble, loader: Iterable[tuple[Tensor, Tensor
 @torch.no_grad()
 def predict_all(
     modules: Mapping[str, nn.Module],
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[object],
     like: Tensor,
-    check_images: Callable[[Tensor], None] | None = None,
+    check_inputs: Callable[[Inputs], None] | None = None,
 ) -> Predictions:
     """Run every network, in eval mode, once on every sample.
 
@@ -233,7 +391,7 @@ def predict_all(
         modules: The networks.
         loader: (images, labels); a batch without images is passed over.
         like: A tensor of the device that the networks are on and of the type of their images.
-        check_images: What the images of a batch, there, are held against first.
+        check_inputs: What the inputs of a batch, there, are held against first.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
@@ -242,20 +400,21 @@ def predict_all(
     dtype = None if torch.is_autocast_enabled(like.device.type) else like.dtype
     parts, labels, first = [], [], None
     for index, batch in enumerate(checked_loader(loader)):
-        images, truth = checked_batch(batch, dtype=dtype)
-        if not len(images):
+        inputs, truth = checked_batch(batch, dtype=dtype)
+        if not num_rows(inputs):
             continue
-        moved = images.to(like.device)
-        if check_images is not None:
-            check_images(moved)
+        moved = mapped(lambda one: one.to(like.device), inputs)
+        if check_inputs is not None:
+            check_inputs(moved)
         logits = {name: answer_of(name, module, moved) for name, module in modules.items()}
-        check_logits(logits)
+        check_answers(logits)
         softmax = torch.stack([answer.float().softmax(1) for answer in logits.values()]).cpu()
-        checked_batch((images, truth), num_classes=softmax.shape[2])
-        _check_numbers(tuple(modules), softmax, f"batch {index}", images)
+        check_labels(truth, softmax.shape[2])
+        _check_numbers(tuple(modules), softmax, f"batch {index}", inputs)
         parts.append(softmax)
         labels.append(truth.cpu())
-        first = images[:1].detach().clone() if first is None else first
+        if first is None:
+            first = mapped(lambda one: one.detach().clone(), rows_of(inputs, slice(0, 1)))
     if first is None:
         once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
         raise SuperWeightError(f"the loader has no samples{once}")
@@ -263,7 +422,7 @@ def predict_all(
     return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
 
 
-def first_images(loader: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
+def first_images(loader: Iterable[object], count: int) -> Tensor:
     """The first images of a loader (N, ...), at most so many.
 
     Raises:
@@ -271,7 +430,10 @@ def first_images(loader: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
     """
     parts: list[Tensor] = []
     for batch in checked_loader(loader):
-        parts.append(checked_batch(batch)[0])
+        images = checked_batch(batch)[0]
+        if not isinstance(images, Tensor):
+            raise SuperWeightError(f"this is for images, one tensor (batch, ...); got {described(images)}")
+        parts.append(images)
         if sum(map(len, parts)) >= count:
             break
     if not sum(map(len, parts)):
@@ -294,14 +456,14 @@ def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> 
     _check_numbers(names, probabilities, "the samples")
 
 
-def _check_numbers(names: Sequence[str], softmax: Tensor, where: str, images: Tensor | None = None) -> None:
-    """Refuse a softmax (M, B, K) with NaN; names the images (B, ...) if they are what is no number, else members."""
+def _check_numbers(names: Sequence[str], softmax: Tensor, where: str, inputs: Inputs = None) -> None:
+    """Refuse a softmax (M, B, K) with NaN; names the inputs if they are what is no number, else members."""
     broken = softmax.isnan().any(2)
     if not bool(broken.any()):
         return
     rows = broken.any(0).nonzero()[:, 0].tolist()
     listed = f"{', '.join(map(str, rows[:5]))}{f' and {len(rows) - 5} more' if len(rows) > 5 else ''} of {where}"
-    if images is not None and not bool(images[rows].isfinite().all()):
+    if not all(bool(one[rows].isfinite().all()) for one in tensors_of(inputs) if one.ndim):
         raise SuperWeightError(
             f"images hold NaN or infinite values, and so do the answers: rows {listed}; mend them or leave them out"
         )

@@ -39,7 +39,17 @@ from superweight_ensembles.anytime.costs import (
 )
 from superweight_ensembles.anytime.evaluation import Predictions, first_images, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
-from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, write_ensemble
+from superweight_ensembles.data import Inputs, mapped, num_rows, plain, rows_of, tensors_of
+from superweight_ensembles.ensemble import (
+    CLASSIFICATION,
+    Select,
+    SuperWeightEnsemble,
+    Task,
+    check_classes,
+    first_parameter,
+    task_named,
+    write_ensemble,
+)
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
@@ -48,7 +58,7 @@ from superweight_ensembles.storage import accessing, check_manifest, list_file, 
 ORDERS = ("cost", "greedy")
 WEIGHTS = ("equal", "fitted")
 TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
-Loader = Iterable[tuple[Tensor, Tensor]]
+Loader = Iterable[object]  # of pairs of inputs and labels
 
 ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
@@ -74,7 +84,7 @@ def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int],
 
 
 def _write(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
-    values = (ANYTIME_FORMAT, list(order), list(input_shape), None if policy is None else policy.to_dict())
+    values = (ANYTIME_FORMAT, list(order), list(input_shape) or None, None if policy is None else policy.to_dict())
     content = dict(zip(_KEYS, values))
     _parsed(content, ANYTIME_FILE)  # what could not be read again is not written
     write_json(folder / ANYTIME_FILE, content)
@@ -106,7 +116,9 @@ def _parsed(content: Mapping[str, Any], path: str) -> tuple[tuple[str, ...], tup
     if not isinstance(order, list) or not order or any(not isinstance(name, str) for name in order):
         raise SuperWeightError(f"{path}: order must be a list of member names; got {order!r:.80}")
     sizes = isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(size) is int and size > 0 for size in shape)
-    if not sizes or math.prod(shape) > _MOST_NUMBERS:
+    if shape is None:  # of inputs that are no single tensor: the first tell
+        shape = []
+    elif not sizes or math.prod(shape) > _MOST_NUMBERS:
         raise SuperWeightError(
             f"{path}: input_shape must list 1 to 8 sizes of at most {_MOST_NUMBERS:,} numbers in all; got {shape!r:.80}"
         )
@@ -121,7 +133,7 @@ class ExitStep:
         member: The member that ran last.
         members_used: Members so far.
         flops: FLOPs an image, of all members so far.
-        probabilities: Mean softmax (B, K) of the members so far.
+        probabilities: Mean softmax (B, K) of the members so far; of another task, their mean prediction (B, ...).
     """
 
     member: str
@@ -145,8 +157,12 @@ class AnytimePredictor:
         loader: Held-out (images, labels), or the members' predictions on them, for ``greedy``.
         input_shape: Shape of one image, such as (3, 32, 32). Where None, the first images tell, and every member runs
             once on one of them for its FLOPs.
+        task: What plain networks answer, as :class:`SuperWeightEnsemble` takes it; an ensemble has its own. Streams and
+            deadlines are for every task; exits, budgets and calibration are for ``classification``, where an answer has
+            a confidence.
 
     Attributes:
+        task: The task.
         modules: The plain networks by name, in order once that is known.
         policy: When samples leave, once calibrated.
         calibration: What the policy does to the samples that it was fitted on; None for a loaded policy.
@@ -169,13 +185,19 @@ class AnytimePredictor:
         *,
         loader: Loader | Predictions | None = None,
         input_shape: Sequence[int] | None = None,
+        task: str | None = None,
     ) -> None:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
+        if self._ensemble is not None and task is not None:
+            raise SuperWeightError(f"task= is for plain networks: the ensemble's is {self._ensemble.task.name!r}")
+        self.task: Task = task_named(task or CLASSIFICATION.name) if self._ensemble is None else self._ensemble.task
         members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
         names = tuple(members) if self._ensemble is None else self._ensemble.member_names
         self._order = checked_order("cost" if order is None else order, names)
         if self._order == "greedy" and loader is None:
             raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
+        if self._order == "greedy":
+            check_classes(self.task, "order 'greedy'")
         if self._order != "greedy" and loader is not None:
             raise SuperWeightError("loader= is for order='greedy'; calibrate(loader, ...) fits thresholds")
         self.modules: dict[str, nn.Module] = {}
@@ -198,6 +220,7 @@ class AnytimePredictor:
         # What the first image tells: none of it is known before.
         self._flops: dict[str, int] = {}
         self._input_shape: tuple[int, ...] = ()
+        self._row: Inputs = None
         self._tokens: torch.dtype | None = None
         if input_shape is not None:
             self._measure_shape(checked_shape(input_shape))
@@ -237,7 +260,7 @@ class AnytimePredictor:
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """Shape of one image; None before the first."""
+        """Shape of one image; None before the first, and where inputs are no single tensor."""
         return self._input_shape or None
 
     @property
@@ -257,14 +280,15 @@ class AnytimePredictor:
             self._takes = self._takes.to(device)
         for module in self.modules.values():
             module.to(device=device, dtype=dtype)
-        self._latencies = None
+        self._latencies, floating = None, self._like.dtype
+        self._row = mapped(lambda one: one.to(self.device, floating if one.is_floating_point() else None), self._row)
         return self
 
-    def stream(self, images: Tensor) -> Iterator[ExitStep]:
+    def stream(self, images: Inputs) -> Iterator[ExitStep]:
         """Run members one by one; a member is not run before it is asked for.
 
         Args:
-            images: (B, ...), normalised as in training.
+            images: (B, ...), normalised as in training; or a dictionary or a tuple, as the ensemble takes them.
 
         Raises:
             SuperWeightError: Images of another shape, type or device than the members take.
@@ -277,22 +301,23 @@ class AnytimePredictor:
             >>> step.member, step.members_used
             ('a', 1)
         """
-        self._check_images(images)
-        return self._steps(images)
+        inputs = plain(images)
+        self._check_images(inputs)
+        return self._steps(inputs)
 
-    def _steps(self, images: Tensor) -> Iterator[ExitStep]:
+    def _steps(self, inputs: Inputs) -> Iterator[ExitStep]:
         running, flops, told = RunningMean(self.replaces, self.weights), 0, False
         for name, module in self.modules.items():
             with torch.no_grad():
-                running.add(answer_of(name, module, images).float().softmax(1))
+                running.add(self.task.predicted(answer_of(name, module, inputs, self.task)))
                 mean = running.mean
-            told = told or warn_of_nan(mean[:, 0])
+            told = told or warn_of_nan(mean.reshape(len(mean), -1)[:, 0])
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
     def __call__(
         self,
-        images: Tensor,
+        images: Inputs,
         *,
         deadline_ms: float | None = None,
         batch_flops: float | None = None,
@@ -304,7 +329,7 @@ class AnytimePredictor:
         are compacted, and only they are computed. Uncalibrated, every sample runs all members.
 
         Args:
-            images: (B, ...), normalised as in training.
+            images: (B, ...), normalised as in training; or a dictionary or a tuple, as the ensemble takes them.
             deadline_ms: Milliseconds from the call. A member is not started when it would end later, by what 95 % of
                 the recent calls took; the first always runs. Latencies are measured, before the clock starts, the first
                 time that a batch is larger than any before: call :meth:`measure` ahead.
@@ -315,24 +340,28 @@ class AnytimePredictor:
             SuperWeightError: Images of another shape, type or device than the members take; a deadline that is no
                 positive number; a budget below the first member's; ``early_exit=True`` before :meth:`calibrate`.
         """
+        images = plain(images)
         self._check_images(images)
         if batch_flops is not None and (deadline_ms is not None or early_exit):
             raise SuperWeightError("batch_flops says by itself who goes on: give no deadline_ms or early_exit with it")
         if early_exit and self.policy is None:
             raise SuperWeightError("the cascade is not calibrated: call calibrate(loader, flops=...) on held-out data")
-        policy, rule, deadline = self.policy, None, None
+        policy, rule, deadline, count = self.policy, None, None, num_rows(images)
         if batch_flops is not None:
+            check_classes(self.task, "batch_flops")
             batch_flops = _checked_amount("batch_flops", batch_flops, "FLOPs")
-            rule = stop_at_counts(samples_per_member(len(images), [*self._flops.values()], batch_flops))
+            rule = stop_at_counts(samples_per_member(count, [*self._flops.values()], batch_flops))
         elif early_exit is False:
             policy = None
         elif policy is not None:
             rule = stop_when_sure(policy)
         if deadline_ms is not None:
             deadline_ms = _checked_amount("deadline_ms", deadline_ms, "milliseconds")
-            deadline = Deadline(deadline_ms, self._latency_table(images[:1]))
-            deadline.latencies.measure(len(images))
-        return run_cascade(self.modules, self._flops, images, policy, self.replaces, self.weights, rule, deadline)
+            deadline = Deadline(deadline_ms, self._latency_table(rows_of(images, slice(0, 1))))
+            deadline.latencies.measure(count)
+        return run_cascade(
+            self.modules, self._flops, images, policy, self.replaces, self.weights, rule, deadline, self.task
+        )
 
     def predict(self, loader: Loader | Predictions) -> Predictions:
         """The table that thresholds are fitted on: every member run once on every sample.
@@ -344,8 +373,9 @@ class AnytimePredictor:
             SuperWeightError: Images that the members do not take, labels that are no classes of theirs, no samples.
         """
         if isinstance(loader, Predictions):
-            self._check_images(loader.image.to(self.device))
+            self._check_images(mapped(lambda one: one.to(self.device), loader.image))
             return loader
+        check_classes(self.task, "a table of probabilities")
         return predict_all(self.modules, loader, self._like, self._check_images)
 
     def calibrate(
@@ -398,6 +428,7 @@ class AnytimePredictor:
             )
         amount = float(amount)
         check_count("batch_size", batch_size)
+        check_classes(self.task, "calibrate()")
         check_confidence(confidence)
         if weights not in WEIGHTS:
             raise unknown_name("weights", weights, WEIGHTS)
@@ -408,7 +439,7 @@ class AnytimePredictor:
             )
         probabilities, costs = table.of(self.order), [float(value) for value in self._flops.values()]
         if what == "latency_ms":
-            latencies = self._latency_table(table.image.to(self.device))
+            latencies = self._latency_table(mapped(lambda one: one.to(self.device), table.image))
             costs = [1e3 * latencies.median(name, batch_size) / batch_size for name in self.order]
         elif what == "flops" and amount <= 1:
             amount *= sum(costs)
@@ -511,6 +542,7 @@ class AnytimePredictor:
         """
         check_options(dtype, max_changed, batch_size)
         check_count("num_images", num_images)
+        check_classes(self.task, "accelerate()")
         images = first_images(loader, num_images).to(self.device)
         self._check_images(images)
         formed = {
@@ -536,7 +568,7 @@ class AnytimePredictor:
                 self._measure_shape(shape)
             self._check_images(self._blank(shape))
         self._check_measured()
-        table = self._latency_table(self._blank(self._input_shape))
+        table = self._latency_table(self._row)
         return {name: 1e3 * table.median(name, batch_size) for name in self.order}
 
     def save(self, folder: str | Path) -> None:
@@ -565,19 +597,24 @@ class AnytimePredictor:
         write_predictor(self._ensemble, Path(folder), self.order, self._input_shape, self.policy)
 
     @classmethod
-    def load(cls, folder: str | Path, members: Members | None = None) -> AnytimePredictor:
+    def load(
+        cls, folder: str | Path, members: Members | None = None, *, select: Select | None = None
+    ) -> AnytimePredictor:
         """Read what :meth:`save` wrote; nothing in the folder is executed.
 
         Args:
             folder: A saved predictor.
             members: As :meth:`SuperWeightEnsemble.load` takes them.
+            select: Likewise.
 
         Raises:
             SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
         """
         with naming(Path(folder)):
             order, input_shape, policy = read_predictor(Path(folder))
-            predictor = cls(SuperWeightEnsemble.load(folder, members), order, input_shape=input_shape)
+            predictor = cls(
+                SuperWeightEnsemble.load(folder, members, select=select), order, input_shape=input_shape or None
+            )
             if policy is not None:
                 predictor.set_policy(policy)
         return predictor
@@ -595,32 +632,42 @@ class AnytimePredictor:
         """One image (1, ...) of the device and type that the members take."""
         return torch.zeros(1, *shape, device=self.device, dtype=self._tokens or self._like.dtype)
 
-    def _latency_table(self, image: Tensor) -> LatencyTable:
+    def _latency_table(self, row: Inputs) -> LatencyTable:
         table = self._latencies
         if table is None:
             with MEASURING:
-                table = self._latencies = self._latencies or LatencyTable(self.modules, image)
+                table = self._latencies = self._latencies or LatencyTable(self.modules, row)
         return table
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_images(self, images: Inputs) -> None:
         """Refuse what the members cannot take; the first image that they take is measured."""
-        if not isinstance(images, Tensor) or images.ndim < 2 or not len(images):
+        tensors = [tensor for tensor in tensors_of(images) if tensor.ndim]
+        if (isinstance(images, Tensor) and images.ndim < 2) or not tensors or not len(tensors[0]):
             given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise SuperWeightError(f"images must be a tensor (batch, ...) of at least one; got {given}")
-        like, floating = self._like, images.is_floating_point()
-        if images.device != like.device:
-            raise SuperWeightError(f"the images are on {images.device}, the members on {like.device}: move one of them")
-        if floating and images.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
-            raise SuperWeightError(f"the images are {images.dtype}, the members {like.dtype}: convert one of them")
+        like, autocast = self._like, torch.is_autocast_enabled(self._like.device.type)
+        for tensor in tensors:
+            if tensor.device != like.device:
+                raise SuperWeightError(
+                    f"the images are on {tensor.device}, the members on {like.device}: move one of them"
+                )
+            if tensor.is_floating_point() and tensor.dtype != like.dtype and not autocast:
+                raise SuperWeightError(f"the images are {tensor.dtype}, the members {like.dtype}: convert one of them")
         if not self._flops:
             with MEASURING:
                 if not self._flops:  # another thread may have measured meanwhile
-                    self._measure(images[:1])
+                    self._measure(rows_of(images, slice(0, 1)))
+        if _keys_of(images) != _keys_of(self._row):
+            raise SuperWeightError(f"inputs must have {_keys_of(self._row)}, as the first had; got {_keys_of(images)}")
+        if isinstance(images, Tensor):
+            self._check_shape(images, like)
+
+    def _check_shape(self, images: Tensor, like: Tensor) -> None:
         if images.shape[1:] != self._input_shape:
             wanted = ", ".join(map(str, self._input_shape))
             raise SuperWeightError(f"images must be (batch, {wanted}); got {tuple(images.shape)}")
-        if floating == (self._tokens is not None):
-            wanted = "integers" if floating else str(like.dtype)
+        if images.is_floating_point() == (self._tokens is not None):
+            wanted = "integers" if images.is_floating_point() else str(like.dtype)
             raise SuperWeightError(f"the images are {images.dtype}, the members take {wanted}: convert the images")
 
     def _check_measured(self) -> None:
@@ -640,16 +687,25 @@ class AnytimePredictor:
             except SuperWeightError:
                 raise error from None
 
-    def _measure(self, image: Tensor) -> None:
-        """Count FLOPs with one image, and with them settle the order by cost."""
-        flops, self._input_shape = flops_of_members(self.modules, image), tuple(image.shape[1:])
-        self._tokens = None if image.is_floating_point() else image.dtype
+    def _measure(self, row: Inputs) -> None:
+        """Count FLOPs with one row, and with them settle the order by cost."""
+        flops = flops_of_members(self.modules, row, self.task)
+        self._row = mapped(lambda one: one.detach().clone(), row)
+        if isinstance(row, Tensor):
+            self._input_shape, self._tokens = tuple(row.shape[1:]), None if row.is_floating_point() else row.dtype
         cheapest = sorted(flops, key=flops.__getitem__)  # equal ones as they were given
         self._set_order(cheapest if self._order == "cost" else [*flops], flops)
 
     def _set_order(self, order: Sequence[str], flops: Mapping[str, int]) -> None:
         self.modules = {name: self.modules[name] for name in order}
         self._flops = {name: flops[name] for name in order}  # last: by it, other threads see that all is measured
+
+
+def _keys_of(inputs: Inputs) -> str:
+    """What inputs are made of, in words."""
+    if isinstance(inputs, dict):
+        return f"the keywords {', '.join(map(str, inputs))}"
+    return f"{len(inputs)} arguments" if isinstance(inputs, tuple) else "one tensor"
 
 
 def checked_order(order: str | Sequence[str], names: Sequence[str]) -> str | tuple[str, ...]:

@@ -4,6 +4,20 @@ Every data set becomes an :class:`ImageData`; its loaders give the same batches 
 """
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.batch import (
+    Inputs,
+    Targets,
+    check_labels,
+    checked_batch,
+    checked_labels,
+    checked_loader,
+    checked_pair,
+    mapped,
+    num_rows,
+    plain,
+    rows_of,
+    tensors_of,
+)
 from superweight_ensembles.data.datasets import (
     DATA_SETS,
     DataSet,
@@ -18,7 +32,7 @@ from superweight_ensembles.data.datasets import (
     takes_option,
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
-from superweight_ensembles.data.loader import ImageData, ImageLoader, check_labels, checked_batch, checked_loader
+from superweight_ensembles.data.loader import ImageData, ImageLoader
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
 
@@ -31,13 +45,17 @@ __all__ = [
     "ImageData",
     "ImageLoader",
     "ImageReader",
+    "Inputs",
     "MemorySplit",
     "PathTable",
+    "Targets",
     "centre_square",
     "check_labels",
     "check_options",
     "checked_batch",
+    "checked_labels",
     "checked_loader",
+    "checked_pair",
     "checksum",
     "classes_and_channels",
     "crop_and_flip",
@@ -49,11 +67,16 @@ __all__ = [
     "image_key",
     "image_shape_of",
     "load_data",
+    "mapped",
+    "num_rows",
     "num_test_images",
     "num_training_images",
     "num_validation_images",
+    "plain",
     "random_region",
     "reads_files",
+    "rows_of",
     "stratified_split",
     "takes_option",
+    "tensors_of",
 ]

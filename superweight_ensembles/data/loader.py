@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
 from superweight_ensembles.data.options import checked_integer, checked_seed, checked_shape
@@ -21,7 +19,6 @@ from superweight_ensembles.errors import SuperWeightError, unknown_name
 _LOG = logging.getLogger(__name__)
 _MARKS = "image marks"
 _FAR = 50.0  # standard deviations: no pixel is that far from the mean
-_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,70 +318,3 @@ class ImageLoader:
         images = crop_and_flip(images, draws, self.augmentation.crop_padding)
         normalised = images.float().mul_(self._scale).add_(self._shift)
         return cut_out_(normalised, draws, self.augmentation.cutout)
-
-
-def checked_loader(loader: Any) -> Iterator[Any]:
-    """What a loader yields.
-
-    Raises:
-        SuperWeightError: It cannot be iterated.
-    """
-    if not isinstance(loader, Iterable):
-        raise SuperWeightError(
-            f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
-        )
-    return iter(loader)
-
-
-def checked_batch(
-    batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """What a loader must yield: images (B, ...) and class indices (B,) of an integer type, which become int64.
-
-    Args:
-        batch: Of a loader.
-        num_classes: K of the members, where that is known: labels are held against it.
-        dtype: Floating-point type of the members, where images have one, too.
-
-    Raises:
-        SuperWeightError: No pair of tensors, labels of another shape or type or out of range, images of another type.
-    """
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
-        kind = type(batch).__name__
-        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
-        raise SuperWeightError(f"a batch must be a pair (images, labels) of tensors; the loader yields a {kind}{size}")
-    images, labels = batch
-    if images.is_meta or labels.is_meta:
-        raise SuperWeightError("a batch of meta tensors holds no numbers: load it on a device with memory")
-    if images.layout != torch.strided or labels.layout != torch.strided:
-        raise SuperWeightError(f"a batch must be dense tensors; its images are {images.layout}: images.to_dense()")
-    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or images.ndim < 1 or len(labels) != len(images):
-        column = labels.ndim == 2 and labels.shape[1] == 1
-        remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
-        raise SuperWeightError(
-            "labels must be class indices (batch,) of an integer type, one an image; "
-            f"got {labels.dtype} {tuple(labels.shape)} for images {tuple(images.shape)}"
-            + (f": {remedy}" if labels.ndim in (1, 2) and images.ndim and len(labels) == len(images) else "")
-        )
-    if dtype is not None and images.is_floating_point() and images.dtype != dtype:
-        raise SuperWeightError(f"the images are {images.dtype}, the members {dtype}: convert one of them")
-    labels = labels.long()
-    if num_classes is not None:
-        check_labels(labels, num_classes)
-    return images, labels
-
-
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that are no classes of the members.
-
-    Raises:
-        SuperWeightError: Says the least and the highest label.
-    """
-    if not len(labels):
-        return
-    least, most = (int(bound) for bound in labels.aminmax())
-    if least < 0 or most >= num_classes:
-        raise SuperWeightError(
-            f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
-            + (": leave out the images without a class" if least < 0 else "")
-        )

@@ -5,7 +5,13 @@ Also how an ensemble starts from trained members, moves to another plan, and is 
 
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.changing import reset_classifier, with_member, without_member
-from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, adopt_plan, check_logits, first_parameter
+from superweight_ensembles.ensemble.ensemble import (
+    SuperWeightEnsemble,
+    adopt_plan,
+    check_answers,
+    first_parameter,
+    own_copy,
+)
 from superweight_ensembles.ensemble.generation import Begun, Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
     Deviations,
@@ -25,6 +31,15 @@ from superweight_ensembles.ensemble.saving import (
     write_ensemble_files,
 )
 from superweight_ensembles.ensemble.ssn_weights import compile_group, masks_key, tiles_key, vectors_by_key
+from superweight_ensembles.ensemble.tasks import (
+    CLASSIFICATION,
+    TASKS,
+    Select,
+    Task,
+    check_classes,
+    num_classes_in,
+    task_named,
+)
 from superweight_ensembles.ensemble.warm_starting import (
     WarmStart,
     best_affine_factors,
@@ -34,17 +49,22 @@ from superweight_ensembles.ensemble.warm_starting import (
 )
 
 __all__ = [
+    "CLASSIFICATION",
+    "TASKS",
     "Begun",
     "Deviations",
+    "Select",
     "SuperWeightBank",
     "SuperWeightEnsemble",
+    "Task",
     "WarmStart",
     "Weights",
     "adopt_plan",
     "best_affine_factors",
     "best_factors",
+    "check_answers",
+    "check_classes",
     "check_ensemble_files",
-    "check_logits",
     "check_unchanged",
     "compile_group",
     "decompose",
@@ -52,14 +72,17 @@ __all__ = [
     "fit_rows",
     "initial_values",
     "masks_key",
+    "num_classes_in",
     "orthogonal_templates",
     "orthonormal_runs",
+    "own_copy",
     "own_deviations",
     "read_ensemble_tensors",
     "read_plan",
     "rebuild_member",
     "reset_classifier",
     "slot_key",
+    "task_named",
     "tiles_key",
     "user_deviations",
     "vectors_by_key",

@@ -108,7 +108,7 @@ def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWe
     grown = sum(more.values()) - ensemble.plan.independent_parameters
     counts = ensemble.plan.budget_counts == "all"
     plan = replace(ensemble.plan, members=planned, budget=ensemble.plan.budget + (grown if counts else 0))
-    changed = _like(ensemble, SuperWeightEnsemble(members, plan=plan))
+    changed = _like(ensemble, SuperWeightEnsemble(members, plan=plan, task=ensemble.task.name))
     changed.bank.load_state_dict(ensemble.bank.state_dict())
     return changed
 
@@ -121,12 +121,15 @@ def _fitted(
     ensemble: SuperWeightEnsemble, members: dict[str, nn.Module], budget: float | None, plan_options: PlanOptions
 ) -> tuple[SuperWeightEnsemble, WarmStart]:
     fraction = ensemble.plan.budget / ensemble.plan.independent_parameters
-    changed = SuperWeightEnsemble(members, budget=fraction if budget is None else budget, **plan_options)
+    changed = SuperWeightEnsemble(
+        members, budget=fraction if budget is None else budget, task=ensemble.task.name, **plan_options
+    )
     return _like(ensemble, changed), warm_start(changed, members)
 
 
 def _like(ensemble: SuperWeightEnsemble, changed: SuperWeightEnsemble) -> SuperWeightEnsemble:
-    """In the memory format and the mode of another."""
+    """In the memory format and the mode of another, whose members, and what selects their answers, it has."""
+    changed.selects = ensemble.selects
     return changed.to(memory_format=ensemble.bank.memory_format).train(ensemble.training)
 
 

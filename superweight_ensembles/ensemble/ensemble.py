@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
+from superweight_ensembles.data import Inputs, mapped, plain
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
 from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
@@ -27,13 +28,23 @@ from superweight_ensembles.ensemble.saving import (
     build_members,
     check_ensemble_files,
     check_tensors_suffice,
+    read_config,
     read_ensemble_tensors,
     read_plan,
     registered,
     write_ensemble,
 )
+from superweight_ensembles.ensemble.tasks import CLASSIFICATION, TASKS, Select, Task, task_named
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
-from superweight_ensembles.models import calling, check_functions, copied, exchange_parameter, set_parameter
+from superweight_ensembles.models import (
+    answer_in,
+    call_with,
+    calling,
+    check_functions,
+    copied,
+    exchange_parameter,
+    set_parameter,
+)
 from superweight_ensembles.plan import (
     Cluster,
     Members,
@@ -63,13 +74,20 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     Args:
         members: Networks by name, (name, network) pairs, or networks alone, which become ``member0``, ``member1``, ...;
-            all answer logits (B, K) for the same images.
+            all answer logits (B, K) for the same images, or what ``task`` says. Of a member that answers more than one
+            tensor, its ``logits``, or else the first, is the answer.
         budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
         plan: A plan made, found or loaded before.
         rng: Source of the bank's start values; torch's global one where None.
+        task: ``classification``: logits (B, K), one class a row; ``segmentation``: logits (B, K, H, W), or of other
+            places, a class index each; ``multilabel``: logits (B, L), yes or no each; ``regression``: numbers (B, ...).
+            It decides the default loss and what members' mean is of: their softmax, sigmoid, or answers.
+        select: Picks the answer where a member answers several tensors and another is meant than the rule above finds:
+            called with what the member answers. It is a part of the members from here on, and not saved.
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
+        task: The :class:`superweight_ensembles.ensemble.Task`.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as an ``nn.ModuleDict`` that stays as it is.
 
@@ -96,9 +114,15 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         budget: float | None = None,
         plan: SharingPlan | None = None,
         rng: torch.Generator | None = None,
+        task: str = CLASSIFICATION.name,
+        select: Select | None = None,
         **plan_options: Unpack[PlanOptions],
     ) -> None:
         super().__init__()
+        self.task: Task = task_named(task)
+        if select is not None and not callable(select):
+            raise SuperWeightError(f"select must be a function of what a member answers; got {select!r:.80}")
+        self.selects = select is not None
         if "init" in plan_options:
             raise SuperWeightError(
                 "init= was retired: build the ensemble, then call swe.warm_start(ensemble, trained_members)"
@@ -128,10 +152,13 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             self.members = MemberDict(
                 {name: _hollow_copy(module, name, generated_names(plan, name)) for name, module in modules.items()}
             )
+        if select is not None:
+            for member in self.members.values():
+                member.register_forward_hook(_Selecting(select))
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 
-        def __call__(self, images: Tensor) -> Tensor: ...
+        def __call__(self, inputs: Inputs = None, **named: Any) -> Tensor: ...
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
@@ -186,27 +213,33 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         """All generated weights, differentiable: ``{member: {parameter name: tensor}}``."""
         return self.bank.generate()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, ...) to the logits of all members, in their order: (M, B, K).
+    def forward(self, inputs: Inputs = None, **named: Any) -> Tensor:
+        """Images (B, ...) to the logits of all members, in their order: (M, B, K), or (M, B, ...) of another task.
+
+        Args:
+            inputs: (B, ...); a dictionary, which members take as keywords; or a tuple, which they take as arguments.
+            **named: The keywords, in the place of a dictionary.
 
         Raises:
-            SuperWeightError: Members answer different shapes.
+            SuperWeightError: Members answer different shapes, or other than the task has it.
         """
-        weights = self.generate()
-        logits = [self.run_member(name, images, weights[name]) for name in self.member_names]
-        check_logits(dict(zip(self.member_names, logits)))
-        return torch.stack(logits)
+        if (inputs is None) != bool(named):
+            raise SuperWeightError("an ensemble is called with its inputs, or with keywords for its members")
+        given, weights = plain(named or inputs), self.generate()
+        answers = {name: self.run_member(name, given, weights[name]) for name in self.member_names}
+        check_answers(answers, self.task)
+        return torch.stack(list(answers.values()))
 
     def run_member(
-        self, name: str, images: Tensor, weights: Mapping[str, Tensor], call: Callable[[Tensor], Any] | None = None
+        self, name: str, inputs: Inputs, weights: Mapping[str, Tensor], call: Callable[..., Any] | None = None
     ) -> Tensor:
-        """The logits (B, K) of one member with the weights given.
+        """The logits (B, K) of one member with the weights given, or its answer (B, ...) of another task.
 
         Backward may come at any time after, also where the member checkpoints activations.
 
         Args:
             name: Of the member.
-            images: (B, ...).
+            inputs: As the ensemble takes them.
             weights: By parameter name, of :meth:`generate`.
             call: What runs in the place of the member's call, such as its compiled call.
 
@@ -214,10 +247,10 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             SuperWeightError: No member of that name; the member's call fails (names it and what it was given).
         """
         member = self._member(name)
-        images = images.clone() if images.is_inference() else images  # which nobody sees a member write to
+        inputs = mapped(own_copy, inputs)
         running = Call(name, member, weights)
-        with self.with_weights(name, running.weights), calling(name, images):
-            return running.left((call or member)(images))
+        with self.with_weights(name, running.weights), calling(name, inputs):
+            return running.left(answer_in(call_with(call or member, inputs)))
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
@@ -269,24 +302,31 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         write_ensemble(self, self.plan, dict(self.members.items()), Path(folder))
 
     @classmethod
-    def load(cls, folder: str | Path, members: Members | None = None) -> SuperWeightEnsemble:
+    def load(
+        cls, folder: str | Path, members: Members | None = None, *, select: Select | None = None
+    ) -> SuperWeightEnsemble:
         """Read a saved ensemble; nothing in the folder is executed.
 
         Args:
             folder: What :meth:`save` wrote.
             members: Networks of the saved names and shapes; None where all were made by registry name
                 (:func:`wide_resnet`, :func:`build_member`).
+            select: As the ensemble had it when it was saved.
 
         Raises:
-            SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan.
+            SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan; no
+                ``select`` for an ensemble that had one, or one for an ensemble that had none.
         """
         folder = Path(folder)
         with naming(folder):
             check_ensemble_files(folder)
             plan = read_plan(folder)
             check_tensors_suffice(folder, plan)
-            modules = build_members(folder, plan) if members is None else members
-            ensemble = cls(modules, plan=plan)
+            config = read_config(folder)
+            if (select is not None) != config.selects:
+                raise SuperWeightError(f"the ensemble was made {'with' if config.selects else 'without'} select=")
+            modules = build_members(config, folder, plan) if members is None else members
+            ensemble = cls(modules, plan=plan, task=config.task, select=select)
             read_ensemble_tensors(ensemble, folder)
         return ensemble
 
@@ -316,23 +356,37 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         return self.members[name]
 
 
-def check_logits(logits: Mapping[str, Tensor]) -> None:
-    """Refuse member answers that cannot stand in one (M, B, K) tensor.
+def own_copy(tensor: Tensor) -> Tensor:
+    """A tensor of inference mode copied, as nobody sees a member write to it."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def check_answers(answers: Mapping[str, Any], task: Task = CLASSIFICATION) -> None:
+    """Refuse member answers that cannot stand in one tensor of all members.
 
     Raises:
-        SuperWeightError: No (B, K) tensor, or shapes that differ.
+        SuperWeightError: Another shape than the task's, or shapes that differ.
     """
-    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in logits.items()}
+    shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in answers.items()}
     for name, shape in shapes.items():
-        if len(shape) != 2:
-            remedy = "" if shape else ": let it answer that alone, in training mode too (torchvision: aux_logits=False)"
-            raise SuperWeightError(
-                f"member {name!r} must answer one tensor of logits (batch, classes); "
-                f"got {shape or type(logits[name]).__name__}{remedy}"
-            )
+        if not shape or not task.fits(shape):
+            given = shape if isinstance(answers[name], Tensor) else type(answers[name]).__name__
+            others = [other.name for other in TASKS.values() if shape and other is not task and other.fits(shape)]
+            remedy = f"; of another task ({', '.join(others)})? or: select=" if shape else "; select= picks it"
+            raise SuperWeightError(f"member {name!r} must answer {task.answers}; got {given}{remedy}")
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{name}: {shape}" for name, shape in shapes.items())
-        raise SuperWeightError(f"members must answer the same batch and classes; got {listed}")
+        raise SuperWeightError(f"members must answer one shape, of the same batch and classes; got {listed}")
+
+
+class _Selecting:
+    """A hook of members that has them answer what a function picks of their output."""
+
+    def __init__(self, select: Select) -> None:
+        self._select = select
+
+    def __call__(self, member: nn.Module, inputs: Any, output: Any) -> Tensor:
+        return self._select(output)
 
 
 def _check_plain(modules: Mapping[str, nn.Module]) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from superweight_ensembles.ensemble.members import MemberDict, TensorKinds, first_difference, kinds_of
+from superweight_ensembles.ensemble.tasks import CLASSIFICATION, task_named
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import PlannedMember, SharingPlan, count_parameters
@@ -84,10 +85,13 @@ def write_ensemble_files(
     """
     check_unchanged(ensemble)
     architectures = {member.name: registered(members[member.name], member) for member in plan.members}
+    held: Any = ensemble
     write_json(
         folder / "config.json",
         {
             "format": ENSEMBLE_FORMAT,
+            "task": held.task.name,
+            "select": held.selects,
             "members": {name: made and asdict(made) for name, made in architectures.items()},
         },
     )
@@ -190,24 +194,46 @@ def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
         raise SuperWeightError(f"{path} does not fit the plan: it holds {held:,} numbers, the bank has {claimed:,}")
 
 
-def build_members(folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
-    """Make the members of a saved ensemble again by registry name, with start values."""
-    config = read_json(folder / "config.json")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedConfig:
+    """What config.json says of an ensemble.
+
+    Attributes:
+        members: How each was made, by name; None where no registry name makes it.
+        task: What members answer.
+        selects: Whether a function of the user's own picks it.
+    """
+
+    members: Mapping[str, Any]
+    task: str = CLASSIFICATION.name
+    selects: bool = False
+
+
+def read_config(folder: Path) -> SavedConfig:
+    """What config.json of a saved ensemble says."""
+    path = folder / "config.json"
+    config = read_json(path)
     if config.get("format") != ENSEMBLE_FORMAT:
-        raise SuperWeightError(
-            f"{folder / 'config.json'} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}"
-        )
-    made: Any = config.get("members")
-    if not isinstance(made, dict):
-        raise SuperWeightError(f"{folder / 'config.json'}: members must be an object of names")
+        raise SuperWeightError(f"{path} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}")
+    members: Any = config.get("members")
+    if not isinstance(members, dict):
+        raise SuperWeightError(f"{path}: members must be an object of names")
+    task, selects = config.get("task", CLASSIFICATION.name), config.get("select", False)
+    if not isinstance(selects, bool):
+        raise SuperWeightError(f"{path}: select must be true or false; got {selects!r:.80}")
+    return SavedConfig(members=members, task=task_named(task).name, selects=selects)
+
+
+def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
+    """Make the members of a saved ensemble again by registry name, with start values."""
     members = {}
     for planned in plan.members:
-        name = planned.name
-        if not isinstance(made.get(name), dict):
+        name, made = planned.name, config.members.get(planned.name)
+        if not isinstance(made, dict):
             raise SuperWeightError(
                 f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
             )
-        members[name] = rebuild_member(made[name], folder / "config.json", f"members.{name}", planned.num_parameters)
+        members[name] = rebuild_member(made, folder / "config.json", f"members.{name}", planned.num_parameters)
     return members
 
 

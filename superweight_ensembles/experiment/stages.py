@@ -259,8 +259,8 @@ def measure_anytime(
     check_held_out(data.name, len(data.validation))
     device = next(ensemble.parameters()).device
     held = predict(ensemble, evaluated(recipe, data, "validation", device))
-    greedy = {"loader": held} if settings.order == "greedy" else {}
-    predictor = AnytimePredictor(ensemble, settings.order, input_shape=data.image_shape, **greedy)
+    chosen_on = held if settings.order == "greedy" else None
+    predictor = AnytimePredictor(ensemble, settings.order, loader=chosen_on, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
     found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
     write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)

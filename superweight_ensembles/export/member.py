@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, rebuild_member
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import copied, is_out_of_memory, recall_architecture
 from superweight_ensembles.plan import count_parameters
@@ -108,7 +108,7 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
                     f"the network does not take images {tuple(images.shape)}: {_reason(error)} "
                     "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
                 ) from error
-    check_logits({type(module).__name__: logits})
+    check_answers({type(module).__name__: logits})
     if len(logits) != len(images):
         raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(images)} images")
     return PlainMember(

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from torch.utils.module_tracker import ModuleTracker
 
-from superweight_ensembles.models.surgery import unfused_recurrence
+from superweight_ensembles.models.surgery import call_with, unfused_recurrence
 
 # Counting changes settings of the process, and a time is right where nothing else is measured.
 MEASURING = threading.RLock()
@@ -81,8 +81,8 @@ class _FlopCounter(FlopCounterMode):
         return super()._count_flops(func_packet, out, args, kwargs)
 
 
-def count_flops(module: nn.Module, images: Tensor) -> int:
-    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them.
+def count_flops(module: nn.Module, images: Any) -> int:
+    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them; inputs as :func:`call_with`.
 
     Counted are products of matrices and vectors, convolutions, attention and recurrent layers, and what a
     parametrization computes anew in each call. Not counted are work element by element, Fourier transforms, sparse and
@@ -91,7 +91,7 @@ def count_flops(module: nn.Module, images: Tensor) -> int:
     return counted_flops(module, images)[0]
 
 
-def counted_flops(module: nn.Module, images: Tensor) -> tuple[int, Any, set[str]]:
+def counted_flops(module: nn.Module, images: Any) -> tuple[int, Any, set[str]]:
     """Operations of one call, its answer, and which operators are not counted."""
     counter = _FlopCounter()
     with MEASURING:
@@ -100,7 +100,7 @@ def counted_flops(module: nn.Module, images: Tensor) -> tuple[int, Any, set[str]
         try:
             # Attention as products, which it counts.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), unfused_recurrence(module), counter:
-                answer = module(images)
+                answer = call_with(module, images)
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()), answer, counter.left_out

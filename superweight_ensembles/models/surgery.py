@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from superweight_ensembles.errors import SuperWeightError
 
@@ -118,7 +119,7 @@ def calling(member: str, inputs: object) -> Iterator[None]:
     except Exception as error:  # a member is anyone's code
         if is_out_of_memory(error):
             raise
-        given = f"images {tuple(inputs.shape)} of {inputs.dtype}" if isinstance(inputs, Tensor) else f"{inputs!r:.80}"
+        given = described(inputs)
         remedy = next((f": {what}" for sign, what in _REMEDIES.items() if sign in str(error)), "")
         if isinstance(inputs, Tensor) and not inputs.is_floating_point():
             remedy = remedy or ": pixels must be floating-point numbers, such as images.float() / 255"
@@ -129,6 +130,17 @@ def calling(member: str, inputs: object) -> Iterator[None]:
         raise SuperWeightError(f"member {member!r} cannot take {given}: {first_line(error)}{remedy}") from error
 
 
+def described(inputs: object) -> str:
+    """What a member was given, in a few words."""
+    if isinstance(inputs, Tensor):
+        return f"images {tuple(inputs.shape)} of {inputs.dtype}"
+    parts = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs) if isinstance(inputs, tuple) else ()
+    listed = ", ".join(
+        f"{key} {tuple(one.shape)} of {one.dtype}" if isinstance(one, Tensor) else f"{key}" for key, one in parts
+    )
+    return f"inputs {listed:.200}" if listed else f"{inputs!r:.80}"
+
+
 @contextmanager
 def unchanged(named: str, inputs: object) -> Iterator[None]:
     """Refuse, at the end, a call that has written to what it was given, as far as torch counts it.
@@ -136,19 +148,50 @@ def unchanged(named: str, inputs: object) -> Iterator[None]:
     Raises:
         SuperWeightError: It has; also in the place of what the call raised.
     """
-    counted = isinstance(inputs, Tensor) and not inputs.is_inference() and not torch.compiler.is_compiling()
-    if not (counted and isinstance(inputs, Tensor)):
+    if torch.compiler.is_compiling():
         yield
         return
-    version = inputs._version
+    tensors = [one for one in tree_leaves(inputs) if isinstance(one, Tensor) and not one.is_inference()]
+    versions = [tensor._version for tensor in tensors]
     try:
         yield
     finally:
-        if inputs._version != version:
+        if [tensor._version for tensor in tensors] != versions:
             raise SuperWeightError(
                 f"{named} changes its images in place, which others see too: let it work on images.clone(), and leave "
                 "inplace=True out of its first layers"
             )
+
+
+def call_with(function: Callable[..., Any], inputs: Any) -> Any:
+    """A network's call: inputs that are a dictionary are its keywords, a tuple its arguments, others the one argument.
+
+    Example:
+        >>> call_with(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3))).shape
+        torch.Size([5, 4])
+    """
+    if isinstance(inputs, Mapping):
+        return function(**inputs)
+    return function(*inputs) if isinstance(inputs, tuple) else function(inputs)
+
+
+def answer_in(output: Any) -> Any:
+    """The one tensor that a network answers with: the output, its ``logits``, or the first tensor that it holds.
+
+    What holds none comes back as it is.
+
+    Example:
+        >>> answer_in((torch.zeros(2, 3), None)).shape, answer_in({"loss": torch.zeros(()), "logits": torch.ones(1)})
+        (torch.Size([2, 3]), tensor([1.]))
+    """
+    if isinstance(output, Tensor):
+        return output
+    mapping = isinstance(output, Mapping)
+    named = output.get("logits") if mapping else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    held = output.values() if mapping else output if isinstance(output, (tuple, list)) else ()
+    return next((part for part in held if isinstance(part, Tensor)), output)
 
 
 def first_line(error: BaseException) -> str:

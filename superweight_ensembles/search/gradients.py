@@ -11,10 +11,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.data import check_labels, checked_batch, checked_loader
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, first_parameter
+from superweight_ensembles.data import Inputs, Targets, checked_loader, checked_pair, mapped, num_rows
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import calling, evaluating, unfused_recurrence
+from superweight_ensembles.models import answer_in, call_with, calling, evaluating, unfused_recurrence
 from superweight_ensembles.training import Batches
 from superweight_ensembles.training.distributed import current_processes
 
@@ -60,12 +60,14 @@ def weight_gradients(
             (name, key): torch.zeros_like(tensor) for name in names for key, tensor in _untied(generated[name]).items()
         }
         for batch in islice(checked_loader(loader), max_batches):
-            images, labels = (tensor.to(device) for tensor in checked_batch(batch, dtype=like.dtype))
-            if not len(labels):  # a rank's part of a small last batch
+            inputs, targets = (
+                mapped(lambda one: one.to(device), part) for part in checked_pair(batch, dtype=like.dtype)
+            )
+            if not num_rows(inputs):  # a rank's part of a small last batch
                 continue
-            num_samples += len(labels)
+            num_samples += num_rows(inputs)
             for name in names:
-                for key, gradient in _summed_gradients(ensemble, name, generated[name], images, labels).items():
+                for key, gradient in _summed_gradients(ensemble, name, generated[name], inputs, targets).items():
                     gradients[name, key] += gradient
     processes, sums = current_processes(), list(gradients.values())
     processes.all_reduce_(sums)
@@ -79,20 +81,21 @@ def weight_gradients(
 
 
 def _summed_gradients(
-    ensemble: SuperWeightEnsemble, name: str, weights: dict[str, Tensor], images: Tensor, labels: Tensor
+    ensemble: SuperWeightEnsemble, name: str, weights: dict[str, Tensor], inputs: Inputs, targets: Targets
 ) -> dict[str, Tensor]:
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
     member = ensemble.members[name]
     with torch.enable_grad(), _frozen(member), ensemble.with_weights(name, places), unfused_recurrence(member):
-        with calling(name, images):
-            logits = member(images)
-        check_logits({name: logits})
-        check_labels(labels, logits.shape[1])
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        with calling(name, inputs):
+            answer = answer_in(call_with(member, inputs))
+        check_answers({name: answer}, ensemble.task)
+        truth = ensemble.task.targets(targets, answer)
+        ensemble.task.check_range(truth, num_classes_in(answer))
+        loss = ensemble.task.loss(answer.float(), truth) * len(answer)
         if loss.requires_grad:
-            with calling(name, images):
+            with calling(name, inputs):
                 loss.backward()  # not autograd.grad, which checkpoints of torch's older kind refuse
     return {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from superweight_ensembles.data import Inputs
 from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.training.batches import prepared_batch
@@ -118,9 +119,9 @@ def _estimate_norms(state: TrainState) -> None:
     weights = state.ensemble.bank.generate(state.members)
     together = state.processes if state.config.sync_batch_norm else None
     with nullcontext() if together is None else synchronised(together), state.fabric.autocast():
-        for name, images in _images(state):
+        for name, inputs in _inputs(state):
             if norms[name]:
-                state.ensemble.run_member(name, images, weights[name])
+                state.ensemble.run_member(name, inputs, weights[name])
     for module, momentum in momenta.items():
         module.momentum = momentum
     state.processes.broadcast_(list(state.ensemble.buffers()))
@@ -130,12 +131,14 @@ def _norms_of(member: nn.Module) -> list[_BatchNorm]:
     return [module for module in member.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
-def _images(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+def _inputs(state: TrainState) -> Iterator[tuple[str, Inputs]]:
     """Each member's batches of an epoch."""
     for loader in state.loaders:
         if callable(set_epoch := getattr(loader, "set_epoch", None)):
             set_epoch(state.epoch)
     for batches in zip(*state.loaders):
-        ready = [prepared_batch(batch, state.fabric.device, state.channels_last)[0] for batch in batches]
+        ready = [
+            prepared_batch(batch, state.fabric.device, state.channels_last, labelled=False)[0] for batch in batches
+        ]
         for index, name in enumerate(state.members):
             yield name, ready[index if len(ready) > 1 else 0]

@@ -18,18 +18,33 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from superweight_ensembles.data import Augmentation, ImageData, ImageLoader, check_labels, checked_batch, checksum
+from superweight_ensembles.data import (
+    Augmentation,
+    ImageData,
+    ImageLoader,
+    Inputs,
+    Targets,
+    check_labels,
+    checked_batch,
+    checked_labels,
+    checked_pair,
+    checksum,
+    mapped,
+    num_rows,
+    tensors_of,
+)
+from superweight_ensembles.ensemble import CLASSIFICATION, Task
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.config import TrainConfig
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[object]  # pairs of inputs and targets, or mappings
 _SEEDS_APART = 1_000_003
 
 
 class SizedBatches(Protocol):
-    """Batches of images and labels that can be iterated every epoch and tell how many they are."""
+    """Batches of inputs and targets that can be iterated every epoch and tell how many they are."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[object]: ...
 
     def __len__(self) -> int: ...
 
@@ -133,10 +148,8 @@ def fingerprint_of(name: str, loader: Batches | None, num_processes: int = 1) ->
     labels = _labels_of(dataset) if isinstance(dataset, Sized) else None
     if labels is not None:
         found[f"{name} labels"] = checksum(labels)
-    held = [part for batch in loader for part in batch] if isinstance(loader, (list, tuple)) else []
-    tensors = (
-        dataset.tensors if isinstance(dataset, TensorDataset) else [one for one in held if isinstance(one, Tensor)]
-    )
+    held = [one for batch in loader for one in tensors_of(batch)] if isinstance(loader, (list, tuple)) else []
+    tensors = dataset.tensors if isinstance(dataset, TensorDataset) else held
     if tensors:
         found[f"{name} tensors"] = checksum("".join(map(checksum, tensors)))
     return found
@@ -149,14 +162,36 @@ def prepared_batch(
     *,
     num_classes: int | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """A batch as :func:`checked_batch` has it, on the device and in the memory format of the members."""
-    images, labels = checked_batch(batch, num_classes=num_classes, dtype=dtype)
+    task: Task = CLASSIFICATION,
+    labelled: bool = True,
+) -> tuple[Inputs, Targets]:
+    """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members.
+
+    Args:
+        batch: Of a loader.
+        device: Where it is to be.
+        channels_last: Whether images are to be in that memory format.
+        num_classes: Of the members, where the targets' numbers are to be held against them.
+        dtype: Floating-point type of the members.
+        task: What the targets are for.
+        labelled: Whether a member's answers are held against the targets, which an objective's are not.
+    """
+    inputs, targets = checked_pair(batch, dtype=dtype)
+    if labelled and task is CLASSIFICATION and not _are_soft(targets):
+        targets = checked_labels(targets, inputs)
+    if labelled and num_classes is not None:
+        task.check_range(targets, num_classes)
     ahead = device.type == "cuda"  # into the host's memory, a copy would be read before it is there
-    images, labels = (  # copied where they are of inference mode: backward keeps them
-        one.to(device, non_blocking=ahead, copy=one.is_inference()) for one in (images, labels)
-    )
-    return in_memory_format(images, channels_last), labels
+
+    def moved(tensor: Tensor) -> Tensor:  # copied where it is of inference mode: backward keeps it
+        return tensor.to(device, non_blocking=ahead, copy=tensor.is_inference())
+
+    return mapped(lambda one: in_memory_format(moved(one), channels_last), inputs), mapped(moved, targets)
+
+
+def _are_soft(targets: Targets) -> bool:
+    """Whether they are probabilities of classes (B, K)."""
+    return isinstance(targets, Tensor) and targets.ndim == 2 and targets.is_floating_point()
 
 
 def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
@@ -170,17 +205,19 @@ def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
     )  # one channel may have both at once: convolutions ask strides
 
 
-def check_answers(num_classes: int, labels: Tensor, loaders: Iterable[Batches]) -> None:
-    """Hold labels, and those that loaders are known to have, against the classes that members turn out to answer.
+def check_targets(num_classes: int, targets: Targets, loaders: Iterable[Batches], task: Task) -> None:
+    """Hold targets, and labels that loaders are known to have, against the classes that members turn out to answer.
 
     A data set's list of its labels alone is no reason to refuse it: the image that it suspects must have such a label.
 
     Raises:
-        SuperWeightError: One class, or labels that are no classes.
+        SuperWeightError: One class, or targets out of range.
     """
-    if num_classes < 2:
+    if task is CLASSIFICATION and num_classes < 2:
         raise SuperWeightError("members must answer logits of two classes or more; these answer one")
-    check_labels(labels, num_classes)
+    task.check_range(targets, num_classes)
+    if task is not CLASSIFICATION or _are_soft(targets):
+        return
     for loader in loaders:
         known = _known_labels(loader)
         if known is None:
@@ -205,7 +242,7 @@ def needs_checks(loader: Batches) -> bool:
 def leaves_one_row(loader: Batches) -> bool:
     """Whether it is known that some batch of an epoch has one row."""
     if type(loader) in (list, tuple):
-        return any(len(checked_batch(batch)[1]) == 1 for batch in loader)
+        return any(num_rows(checked_pair(batch)[0]) == 1 for batch in loader)
     if not isinstance(loader, DataLoader) or not _reads_all(loader):
         return False
     size = loader.batch_size or 1
@@ -217,7 +254,8 @@ def _known_labels(loader: Batches) -> Tensor | None:
     if isinstance(loader, ImageLoader):
         return loader.split.labels
     if type(loader) in (list, tuple):
-        return torch.cat([checked_batch(batch)[1] for batch in loader])
+        pairs = map(checked_pair, loader)
+        return torch.cat([checked_labels(targets, inputs) for inputs, targets in pairs if not _are_soft(targets)])
     return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
 
 
@@ -238,11 +276,3 @@ def _labels_of(dataset: Any) -> Tensor | None:
         return None
     fits = labels.ndim == 1 and not labels.is_floating_point() and len(labels) == len(dataset)
     return labels if fits else None
-
-
-def by_member(
-    members: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Images and labels of each member's own batch."""
-    images, labels = zip(*batches)
-    return dict(zip(members, images)), dict(zip(members, labels))

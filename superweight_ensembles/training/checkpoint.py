@@ -225,10 +225,12 @@ def holds_run(folder: Path) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The epoch at which the mean of the members was most accurate on the validation images; None without any."""
-    found = [
-        (record["validation"]["ensemble"]["accuracy"], -record["epoch"]) for record in history if record["validation"]
-    ]
+    """The epoch at which the mean of the members was most accurate on validation rows, or of the least squared error.
+
+    None without any.
+    """
+    scores = {record["epoch"]: record["validation"]["ensemble"] for record in history if record["validation"]}
+    found = [(one["accuracy"] if "accuracy" in one else -one["mse"], -epoch) for epoch, one in scores.items()]
     return -max(found)[1] if found else None
 
 

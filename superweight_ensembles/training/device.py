@@ -25,7 +25,7 @@ from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Launch, join, launch_of
 from superweight_ensembles.training.hooks import Hook, TrainState
 
-Calls = Mapping[str, Callable[[Tensor], Any]]
+Calls = Mapping[str, Callable[..., Any]]
 _SHAPES = 8  # of images, as torch compiles one function for
 _COMPILER = ("torch._dynamo", "torch._inductor")
 _LOG = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def is_refusal(error: Exception) -> bool:
     return "view size is not compatible" in str(error)
 
 
-def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[[Tensor], Any]]:
+def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[..., Any]]:
     """What runs in the place of each member's call in training steps; compilation waits for the first images.
 
     Generated weights stand in the members' ``_parameters`` as leaves of the same shapes every step, so that nothing is
@@ -212,7 +212,7 @@ def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[[Tens
     return {name: _compiled_call(name, member, limit) for name, member in members.items()}
 
 
-def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor], Any]:
+def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[..., Any]:
     """A member's compiled call.
 
     Raises:
@@ -220,15 +220,15 @@ def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[[Tensor
     """
     compiled = torch.compile(member)
 
-    def call(images: Tensor) -> Any:
+    def call(*inputs: Any, **named: Any) -> Any:
         try:
             with torch._dynamo.config.patch(recompile_limit=limit):  # past it members of one class would run plain
-                return compiled(images)
+                return compiled(*inputs, **named)
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise
             with torch.no_grad():
-                member(images)  # says what is wrong where the compiler has nothing to do with it
+                member(*inputs, **named)  # says what is wrong where the compiler has nothing to do with it
             raise SuperWeightError(
                 f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
                 "install a C++ compiler such as g++ if there is none, or train with compile: false"

@@ -20,9 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superweight_ensembles.data import Inputs, mapped, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models import count_flops, first_line, is_out_of_memory, kept_modes, unchanged
+from superweight_ensembles.models import (
+    answer_in,
+    call_with,
+    count_flops,
+    described,
+    first_line,
+    is_out_of_memory,
+    kept_modes,
+    unchanged,
+)
 from superweight_ensembles.training.answer_history import AnswerHistory
 from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.device import is_refusal
@@ -64,31 +74,31 @@ class FixedTeacher:
                 self._networks = []
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, inputs: Inputs) -> Tensor:
         """Its answers (M, B, K).
 
         Raises:
             SuperWeightError: It cannot run on the images, or answers something else.
         """
-        answers = [self._answer(network, images) for network in self._networks]
+        answers, count = [self._answer(network, inputs) for network in self._networks], num_rows(inputs)
         for answer in answers:
-            fits = isinstance(answer, Tensor) and answer.ndim in (2, 3) and answer.shape[-2] == len(images)
+            fits = isinstance(answer, Tensor) and answer.ndim in (2, 3) and answer.shape[-2] == count
             if not fits:
                 shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
                 raise SuperWeightError(
                     f"a teacher must answer logits (batch, classes) or (networks, batch, classes); got {shape} for a "
-                    f"batch of {len(images)}"
+                    f"batch of {count}"
                 )
         if len({answer.shape for answer in answers}) > 1:
             shapes = ", ".join(str(tuple(answer.shape)) for answer in answers)
             raise SuperWeightError(f"the networks of a teacher must answer the same classes; got {shapes}")
         return torch.cat([answer if answer.ndim == 3 else answer[None] for answer in answers])
 
-    def _answer(self, network: nn.Module, images: Tensor) -> Tensor:
-        given = in_memory_format(images, channels_last=False) if self._contiguous else images
+    def _answer(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        given = mapped(lambda one: in_memory_format(one, channels_last=False), inputs) if self._contiguous else inputs
         try:
             with unchanged("the teacher", given):
-                answer: Tensor = network(given)
+                answer: Tensor = answer_in(call_with(network, given))
         except SuperWeightError:
             raise
         except Exception as error:  # a teacher is anyone's code
@@ -98,10 +108,8 @@ class FixedTeacher:
                 self._contiguous = True  # it takes views that channels-last feature maps do not have
                 for one in self._networks:
                     one.to(memory_format=torch.contiguous_format)
-                return self._answer(network, images)
-            raise SuperWeightError(
-                f"the teacher cannot run on images {tuple(images.shape)} of {images.dtype}: {first_line(error)}"
-            ) from error
+                return self._answer(network, inputs)
+            raise SuperWeightError(f"the teacher cannot run on {described(inputs)}: {first_line(error)}") from error
         return answer
 
     def shares_modules(self, ensemble: nn.Module) -> bool:
@@ -256,10 +264,10 @@ class Distillation(Hook):
         """The mean softmax (B, K) at T of logits (M, B, K), without gradient."""
         return (at_least_float32(logits.detach()) / self.temperature).softmax(2).mean(0)
 
-    def taught(self, images: Tensor) -> Tensor:
-        """The teacher's target (B, K) for images (B, ...)."""
+    def taught(self, inputs: Inputs) -> Tensor:
+        """The teacher's target (B, K) for inputs of B rows."""
         assert self.teacher is not None, "members that teach each other need their logits"
-        return self.target(self.teacher.logits(images))
+        return self.target(self.teacher.logits(inputs))
 
     def loss(self, name: str, hard: Tensor, logits: Tensor, target: Tensor, weight: float | None = None) -> Tensor:
         """(1 - w) times the loss on the labels + w T^2 KL(target || the member's softmax at T), a mean over the batch.

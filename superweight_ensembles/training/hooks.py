@@ -102,10 +102,17 @@ class Hook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Of one predictor on validation images."""
+    """Of one predictor on validation rows: what its task scores.
 
-    accuracy: Share
-    nll: float
+    Attributes:
+        accuracy: Fraction of right answers, of rows, places or labels; None for regression.
+        nll: Mean negative log likelihood, in nats; None for regression.
+        mse: Mean squared error, of regression.
+    """
+
+    accuracy: Share | None = None
+    nll: float | None = None
+    mse: Amount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,21 +10,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.ensemble import Begun, SuperWeightEnsemble, check_logits
+from superweight_ensembles.data import Inputs, Targets, num_rows, plain, rows_of
+from superweight_ensembles.ensemble import Begun, SuperWeightEnsemble, check_answers
 from superweight_ensembles.errors import SuperWeightError, names_options
-from superweight_ensembles.models import calling, first_line, is_out_of_memory, unchanged
+from superweight_ensembles.models import answer_in, call_with, calling, first_line, is_out_of_memory, unchanged
 from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
 from superweight_ensembles.training.hooks import Penalty
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Any], Tensor]
+Objective = Callable[[nn.Module, Any, Any], Tensor]
 TargetGradients = Mapping[tuple[str, str], Tensor]
 
 
@@ -34,9 +36,9 @@ class JointLoss:
     """What members minimise in a step; one of the first two is given.
 
     Attributes:
-        loss_function: Takes a member's logits (B, K) and the labels (B,), gives a scalar: a mean over the batch.
-        objective: Takes a member, its weights in place, the images and the labels, gives a scalar: for losses that need
-            more than logits.
+        loss_function: Takes a member's answer (B, ...) and the targets, gives a scalar: a mean over the batch.
+        objective: Takes a member, its weights in place, the inputs and the targets, gives a scalar: for losses that
+            need more than the answer.
         ensemble_weight: Weight of the negative log likelihood of the members' mean softmax, added to the sum of the
             losses; where it is not 0, the activations of all members live at once.
         distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
@@ -64,6 +66,10 @@ class JointLoss:
         return self.distillation.weight
 
 
+class OwnBatches(dict[str, Any]):
+    """Inputs, or targets, of each member's own batch, by the member's name."""
+
+
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
@@ -87,8 +93,8 @@ class Execution:
 @names_options
 def joint_backward(
     ensemble: SuperWeightEnsemble,
-    images: Tensor | Mapping[str, Tensor],
-    labels: Tensor | Mapping[str, Tensor],
+    inputs: Inputs | OwnBatches,
+    targets: Targets | OwnBatches,
     loss: JointLoss | LossFunction,
     *,
     members: Collection[str] | None = None,
@@ -104,18 +110,19 @@ def joint_backward(
 
     Args:
         ensemble: In training mode, as a rule.
-        images: (B, ...), or such a batch for each member by name.
-        labels: (B,) class indices, or those of each member.
-        loss: What members minimise; a function of logits (B, K) and labels alone, such as ``cross_entropy``, will do.
+        inputs: (B, ...); a dictionary of such, which are a member's keywords; or a tuple, its arguments. Those of each
+            member as :class:`OwnBatches`.
+        targets: (B,) class indices, or whatever the loss takes; those of each member as :class:`OwnBatches`.
+        loss: What members minimise; a function of answers and targets alone, such as ``cross_entropy``, will do.
         members: Those to run; all where None.
         execution: How it is computed; the defaults where None.
         weight: Factor of all losses: the share of these rows in a batch that several processes have parts of.
         look: Sees the gradients of the generated weights before the bank does.
 
     Raises:
-        SuperWeightError: A member that fails, that does not answer (B, K), or not the classes of the members before it,
-            or whose answer depends on nothing that is trained; a loss or an objective that fails; no memory left (names
-            the member and the batch).
+        SuperWeightError: A member that fails, that does not answer as the ensemble's task has it, or not the shape of
+            the members before it, or whose answer depends on nothing that is trained; a loss or an objective that
+            fails; no memory left (names the member and the batch).
 
     Returns:
         The detached loss of each member, times the weight.
@@ -132,7 +139,8 @@ def joint_backward(
     names = tuple(ensemble.member_names if members is None else members)
     begun = ensemble.bank.begin(names)
     loss = loss if isinstance(loss, JointLoss) else JointLoss(loss_function=loss)
-    task = _Task(ensemble, images, labels, loss, execution or Execution(), weight)
+    inputs, targets = (one if isinstance(one, OwnBatches) else plain(one) for one in (inputs, targets))
+    task = _Task(ensemble, inputs, targets, loss, execution or Execution(), weight)
     if not task.batch_size:
         raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
     losses = (_together if loss.together else _one_by_one)(task, begun)
@@ -148,17 +156,17 @@ class _Task:
     """What each member is to do in a step."""
 
     ensemble: SuperWeightEnsemble
-    images: Tensor | Mapping[str, Tensor]
-    labels: Tensor | Mapping[str, Tensor]
+    inputs: Inputs | OwnBatches
+    targets: Targets | OwnBatches
     joint: JointLoss
     execution: Execution
     weight: float
     answers: dict[str, Tensor] = field(default_factory=dict)
-    targets: dict[int, Tensor] = field(default_factory=dict)
+    taught: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def batch_size(self) -> int:
-        return len(self.labels if isinstance(self.labels, Tensor) else next(iter(self.labels.values())))
+        return num_rows(next(iter(self.inputs.values())) if isinstance(self.inputs, OwnBatches) else self.inputs)
 
     @property
     def num_parts(self) -> int:
@@ -183,46 +191,45 @@ class _Task:
         """What a teacher answers on some rows of a member's batch, (B, K); once where all members see the same."""
         if self.joint.distillation is None or self.joint.distillation.teacher is None:
             return None
-        same = isinstance(self.images, Tensor)
-        if same and rows.start in self.targets:
-            return self.targets[rows.start]
+        same = not isinstance(self.inputs, OwnBatches)
+        if same and rows.start in self.taught:
+            return self.taught[rows.start]
         with explain_oom(None, self.batch_size, self.num_parts, otherwise="in the teacher"):
-            target = self.joint.distillation.taught(self.images_of(name)[rows])
+            target = self.joint.distillation.taught(self.inputs_of(name, rows))
         if same:
-            self.targets[rows.start] = target
+            self.taught[rows.start] = target
         return target
 
     def loss(self, name: str, member: nn.Module, rows: slice, target: Tensor | None) -> Tensor:
         """The loss of a member, its weights in place, on some rows of its batch."""
-        images = self.images_of(name)[rows]
+        inputs = self.inputs_of(name, rows)
         if self.joint.objective is None:
-            with calling(name, images):
-                logits = self.execution.compiled.get(name, member)(images)
-            return self.loss_of(name, member, logits, rows, target)
+            with calling(name, inputs):
+                answer = answer_in(call_with(self.execution.compiled.get(name, member), inputs))
+            return self.loss_of(name, member, answer, rows, target)
         with (
             _failing(f"the objective fails for member {name!r}"),
-            unchanged(f"the objective of member {name!r}", images),
+            unchanged(f"the objective of member {name!r}", inputs),
         ):
-            loss = self.joint.objective(member, images, self._labels_of(name)[rows])
+            loss = self.joint.objective(member, inputs, self.targets_of(name, rows))
         return self._with_penalty(name, loss, member)
 
-    def loss_of(self, name: str, member: nn.Module, logits: Tensor, rows: slice, target: Tensor | None) -> Tensor:
+    def loss_of(self, name: str, member: nn.Module, answer: Tensor, rows: slice, target: Tensor | None) -> Tensor:
         """The loss of a member, its weights in place, that has answered some rows of its batch."""
-        labels = self._labels_of(name)[rows]
-        check_logits({name: logits})
-        if len(logits) != len(labels):
-            raise SuperWeightError(f"member {name!r} answers {len(logits)} rows for {len(labels)} images")
+        check_answers({name: answer}, self.ensemble.task)
+        if len(answer) != rows.stop - rows.start:
+            raise SuperWeightError(f"member {name!r} answers {len(answer)} rows for {rows.stop - rows.start} images")
         if rows.start == 0:  # members are held against each other on the first part
-            self.answers[name] = logits.detach()
-            check_logits(self.answers)
+            self.answers[name] = answer.detach()
+            check_answers(self.answers, self.ensemble.task)
         assert self.joint.loss_function is not None, "there is no objective"
         with _failing(f"the loss fails for member {name!r}"):
-            loss = self.joint.loss_function(logits, labels)
+            loss = self.joint.loss_function(answer, self.targets_of(name, rows))
         distillation, weight = self.joint.distillation, self.joint.weight_of_teacher
         if distillation is not None and target is not None:
-            loss = distillation.loss(name, loss, logits, target, weight)
+            loss = distillation.loss(name, loss, answer, target, weight)
         elif distillation is not None and distillation.history is not None:
-            loss = distillation.recalled_loss(name, loss, logits, rows, weight)
+            loss = distillation.recalled_loss(name, loss, answer, rows, weight)
         return self._with_penalty(name, loss, member)
 
     def _with_penalty(self, name: str, loss: Tensor, member: nn.Module) -> Tensor:
@@ -239,11 +246,11 @@ class _Task:
         with _failing(f"a hook's penalty fails for member {name!r}"):
             return loss + self.joint.penalty(member)
 
-    def images_of(self, name: str) -> Tensor:
-        return self.images if isinstance(self.images, Tensor) else self.images[name]
+    def inputs_of(self, name: str, rows: slice) -> Inputs:
+        return rows_of(self.inputs[name] if isinstance(self.inputs, OwnBatches) else self.inputs, rows)
 
-    def _labels_of(self, name: str) -> Tensor:
-        return self.labels if isinstance(self.labels, Tensor) else self.labels[name]
+    def targets_of(self, name: str, rows: slice) -> Targets:
+        return rows_of(self.targets[name] if isinstance(self.targets, OwnBatches) else self.targets, rows)
 
 
 def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
@@ -266,25 +273,25 @@ def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
 def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
     """All members forward, then one backward pass of their losses and what their mean adds."""
     distillation, ensemble_weight = task.joint.distillation, task.joint.ensemble_weight
-    assert task.joint.objective is None and isinstance(task.labels, Tensor), "one batch, and logits to take the mean of"
+    assert task.joint.objective is None and not isinstance(task.inputs, OwnBatches), "one batch, and a mean of logits"
     losses: dict[str, Tensor] = {}
     for rows, share in task.parts():
         found: dict[str, Tensor] = {}
         logits: dict[str, Tensor] = {}
         for name, weights in begun.weights.items():
             target = task.target(name, rows)
-            images, call = task.images_of(name)[rows], task.execution.compiled.get(name)
+            inputs, call = task.inputs_of(name, rows), task.execution.compiled.get(name)
             with task.with_weights(name, weights) as member:
-                logits[name] = task.ensemble.run_member(name, images, weights, call)
+                logits[name] = task.ensemble.run_member(name, inputs, weights, call)
                 found[name] = task.loss_of(name, member, logits[name], rows, target)
         every = torch.stack(list(logits.values()))
         if distillation is not None and distillation.together:
-            order = distillation.cheapest_first(task.ensemble, list(logits), task.images_of(name)[rows][:1])
+            order = distillation.cheapest_first(task.ensemble, list(logits), task.inputs_of(name, slice(0, 1)))
             found = distillation.joint_losses(found, logits, task.joint.weight_of_teacher, order)
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:
-            total = total + ensemble_weight * _scaled(ensemble_nll(every, task.labels[rows]), share)
+            total = total + ensemble_weight * _scaled(ensemble_nll(every, rows_of(task.targets, rows)), share)
         oom = explain_oom(None, task.batch_size, task.num_parts)
         with oom, _failing("the backward pass of the members together fails"):
             task.execution.backward(total)
@@ -321,6 +328,8 @@ def _scaled(loss: Tensor, share: float) -> Tensor:
 
 
 def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Negative log likelihood of the mean softmax of logits (M, B, K) at labels (B,)."""
+    """Cross-entropy of the mean softmax of logits (M, B, K) at labels (B,), or at probabilities (B, K)."""
     log_mean = at_least_float32(logits).log_softmax(2).logsumexp(0) - math.log(len(logits))
+    if labels.is_floating_point():
+        return -(labels * log_mean).sum(1).mean()
     return F.nll_loss(log_mean, labels)

@@ -16,18 +16,25 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
-from superweight_ensembles.data import ImageData, ImageLoader
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_logits, check_unchanged, first_parameter
+from superweight_ensembles.data import ImageData, ImageLoader, Targets, num_rows
+from superweight_ensembles.ensemble import (
+    SuperWeightEnsemble,
+    Task,
+    check_answers,
+    check_classes,
+    check_unchanged,
+    first_parameter,
+    num_classes_in,
+)
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.models import buffers_as_now, kept_modes
 from superweight_ensembles.storage import check_savable
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
-    check_answers,
+    check_targets,
     needs_checks,
     prepared_batch,
     training_batches,
@@ -103,7 +110,7 @@ class StopRequests:
 
 
 def validate(state: TrainState, batches: Batches, num_batches: int | None = None) -> dict[str, Any]:
-    """Accuracy and NLL of every trained member and of their mean, in eval mode, over the images of all processes.
+    """What the task scores, of every trained member and of their mean, in eval mode, over the rows of all processes.
 
     Args:
         state: Of the training.
@@ -122,40 +129,44 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
 
 @torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
 def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> dict[str, Any]:
-    ensemble, members, device = state.ensemble, state.members, state.fabric.device
+    ensemble, members, device, task = state.ensemble, state.members, state.fabric.device, state.ensemble.task
     ensemble.eval()
     weights = ensemble.bank.generate(members)
     dtype, num_classes = first_parameter({"": ensemble}).dtype, None
-    sums = torch.zeros(len(members) + 1, 2, dtype=torch.float64, device=device)
-    num_images = torch.zeros((), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(members) + 1, len(task.scores), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in islice(batches, num_batches):
         expected = num_classes if needs_checks(batches) else None
-        images, labels = prepared_batch(batch, device, state.channels_last, num_classes=expected, dtype=dtype)
-        if not len(labels):  # a process's part of a small last batch
+        inputs, targets = prepared_batch(
+            batch, device, state.channels_last, num_classes=expected, dtype=dtype, task=task
+        )
+        count = num_rows(inputs)
+        if not count:  # a process's part of a small last batch
             continue
         with state.fabric.autocast():
-            logits = {}
+            answers = {}
             for name in members:
-                with explain_oom(name, len(labels), remedy="validate on smaller batches"):
-                    logits[name] = ensemble.run_member(name, images, weights[name])
-        check_logits(logits)
-        every = torch.stack(list(logits.values())).float().log_softmax(2)
+                with explain_oom(name, count, remedy="validate on smaller batches"):
+                    answers[name] = ensemble.run_member(name, inputs, weights[name])
+        check_answers(answers, task)
+        first = next(iter(answers.values()))
         if num_classes is None:
-            num_classes = every.shape[2]
-            check_answers(num_classes, labels, [batches])
-        mean = reduce(every.exp(), "m n k -> n k", "mean").clamp_min(1e-38).log()
-        sums += torch.stack([_sums(found, labels) for found in (*every, mean)])
-        num_images += len(labels)
-    current_processes().all_reduce_([sums, num_images])
-    if not int(num_images):
+            num_classes = num_classes_in(first)
+            check_targets(num_classes, targets, [batches], task)
+        truth = task.targets(targets, first)
+        every = torch.stack([task.predicted(answer) for answer in answers.values()])
+        sums += torch.stack([task.score(found, truth) for found in (*every, every.mean(0))])
+        total += count
+    current_processes().all_reduce_([sums, total])
+    if not int(total):
         raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
-    *each, ensemble_row = (sums / num_images).tolist()
+    *each, ensemble_row = (sums / total).tolist()
     for name, row in zip(members, each):
-        if math.isnan(row[1]):
+        if math.isnan(row[-1]):
             raise SuperWeightError(f"member {name!r} answers NaN: the images, or what it keeps, are not finite")
     return {
-        "members": {name: _quality(row) for name, row in zip(members, each)},
-        "ensemble": _quality(ensemble_row),
+        "members": {name: dict(zip(task.scores, row)) for name, row in zip(members, each)},
+        "ensemble": dict(zip(task.scores, ensemble_row)),
     }
 
 
@@ -185,14 +196,15 @@ def try_validation(state: TrainState) -> None:
         generator.set_state(before)
 
 
-def _sums(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Right answers, and the negative log likelihood, over a batch (N, K)."""
-    right = (log_probabilities.argmax(1) == labels).double().sum()
-    return torch.stack([right, nn.functional.nll_loss(log_probabilities.double(), labels, reduction="sum")])
+@dataclass(frozen=True, slots=True)
+class TaskLoss:
+    """The default loss of a task: of an answer (B, ...) and its targets."""
 
+    task: Task
+    label_smoothing: float = 0.0
 
-def _quality(row: list[float]) -> dict[str, float]:
-    return {"accuracy": row[0], "nll": row[1]}
+    def __call__(self, answer: Tensor, targets: Targets) -> Tensor:
+        return self.task.loss(answer, self.task.targets(targets, answer), self.label_smoothing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +399,7 @@ def train(
     resume: bool = False,
     callback: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
-    """Train all members jointly: the loss is the sum of their cross-entropies on one batch.
+    """Train all members jointly: the loss is the sum of their losses on one batch, by the ensemble's task.
 
     The data order, the augmentation and dropout are functions of seed and epoch, and a checkpoint holds the states of
     all generators, so a run that is resumed ends like one that was never stopped, on the CPU bit by bit. A loader of
@@ -400,13 +412,15 @@ def train(
 
     Args:
         ensemble: Trained in place; left in eval mode on the training device.
-        data: From :func:`load_data`, or any sized iterable of (images, labels) batches, such as a DataLoader.
+        data: From :func:`load_data`, or any sized iterable of (inputs, targets) batches, such as a DataLoader: tensors
+            with one row a sample, or dictionaries and tuples of such. A batch may be one mapping with ``labels``, as
+            Hugging Face's are.
         config: How; the defaults where None.
         validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own. One of them is
             tried before the first step.
         members: Train these alone, by name; what only the others use stays as it is.
-        objective: In the place of the cross-entropy: of a member (its weights in place), images (B, ...) and labels
-            (B,) to a scalar loss.
+        objective: In the place of the task's loss: of a member (its weights in place), inputs and targets, as the batch
+            has them, to a scalar loss; it calls the member itself, as often as it likes.
         hooks: What the training does besides: :class:`Distillation`, :class:`superweight_ensembles.search.Untying`,
             :class:`superweight_ensembles.training.LearnedWidths` with priors, or your own subclasses of :class:`Hook`.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
@@ -415,7 +429,7 @@ def train(
         callback: Called after every step and every epoch.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, batches that are no (images, class indices) or of other classes or
+        SuperWeightError: Fewer samples than a batch, batches whose targets are not the task's, or of other classes or
             types than the members', a member that fails on them, a device that is not there, ``recompute`` where no
             member repeats a block, a loss or gradient that is not finite (names the step, members and targets), no
             memory left (names the member and what to lower), ``resume`` without ``out``, a teacher of other classes, a
@@ -446,6 +460,7 @@ def train(
     if len(teaching) > 1:
         raise SuperWeightError("a member learns from one teacher: give one Distillation")
     _check_objective(objective, config, teaching)
+    _check_task(ensemble.task, config, teaching)
     modules = {name: ensemble.members[name] for name in trained}
     recomputed = recomputed_blocks(modules) if config.recompute else {}
     compiled = compiled_calls(modules) if config.compile else {}
@@ -481,7 +496,7 @@ def train(
     )
     _agree(state)
     loss = JointLoss(
-        loss_function=None if objective is not None else nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        loss_function=None if objective is not None else TaskLoss(ensemble.task, config.label_smoothing),
         objective=objective,
         ensemble_weight=config.ensemble_loss,
         distillation=teaching[0] if teaching else None,
@@ -569,6 +584,16 @@ def _check_objective(objective: Objective | None, config: TrainConfig, teaching:
         raise SuperWeightError("distillation is of the members' logits: it cannot go with an objective")
     if config.compile:
         raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
+
+
+def _check_task(task: Task, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
+    """Refuse what is of classes where members answer something else."""
+    if teaching:
+        check_classes(task, "distillation")
+    if config.ensemble_loss:
+        check_classes(task, "ensemble_loss")
+    if config.label_smoothing and task.name not in ("classification", "segmentation"):
+        check_classes(task, "label_smoothing")
 
 
 def _trained_members(ensemble: SuperWeightEnsemble, members: Collection[str] | None) -> tuple[str, ...]:

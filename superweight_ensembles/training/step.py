@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter
+from superweight_ensembles.data import Inputs, Targets, mapped, num_rows, rows_of, tensors_of
+from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import buffers_as_now, copied
 from superweight_ensembles.training.batches import (
-    by_member,
-    check_answers,
+    check_targets,
     in_memory_format,
     leaves_one_row,
     needs_checks,
@@ -35,6 +35,7 @@ from superweight_ensembles.training.joint import (
     Execution,
     JointLoss,
     LossFunction,
+    OwnBatches,
     TargetGradients,
     joint_backward,
     most_parts,
@@ -42,7 +43,6 @@ from superweight_ensembles.training.joint import (
 
 _SHOWN = 3
 _LOG = logging.getLogger(__name__)
-Images = Tensor | Mapping[str, Tensor]  # of all members, or of each by name; so are labels
 
 
 def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
@@ -65,24 +65,24 @@ def are_finite(parameters: Iterable[Tensor]) -> bool:
 def locate_nonfinite(
     ensemble: SuperWeightEnsemble,
     members: Collection[str],
-    images: Images,
+    inputs: Inputs | OwnBatches,
     losses: Mapping[str, float],
     repeat: Callable[[Callable[[TargetGradients], None]], object],
-    targets: Callable[[Tensor], Iterable[Tensor]] = lambda images: (),
+    targets: Callable[[Inputs], Iterable[Tensor]] = lambda inputs: (),
 ) -> str:
     """Name members and targets, in one line.
 
     Args:
         ensemble: After the backward pass of the step; its gradients are overwritten.
         members: Those that were run.
-        images: Of the step.
+        inputs: Of the step.
         losses: Of each member.
         repeat: Runs the backward pass of the step again, and has a function see the gradients of generated weights.
         targets: What a teacher has members learn on a batch.
     """
     found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    batches = [images] if isinstance(images, Tensor) else list(images.values())
-    if any(batch.is_floating_point() and not _is_finite(batch) for batch in batches):
+    batches = list(inputs.values()) if isinstance(inputs, OwnBatches) else [inputs]
+    if any(one.is_floating_point() and not _is_finite(one) for batch in batches for one in tensors_of(batch)):
         return "; ".join([*found, "the images hold numbers that are not finite: look at the data"])
     if not all(_is_finite(target) for batch in batches for target in targets(batch)):
         return "; ".join([*found, "the teacher's answers are not finite: look at the teacher"])
@@ -157,16 +157,19 @@ class TrainStep:
         """
         state, progress = self._state, self._state.progress
         ready = [self._prepared(batch) for batch in batches]
-        images, labels = ready[0] if len(ready) == 1 else by_member(state.members, ready)
+        inputs, targets = ready[0]
+        if len(ready) > 1:
+            inputs, targets = (OwnBatches(zip(state.members, parts)) for parts in zip(*ready))
+        count = num_rows(ready[0][0])
         returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
         put_back = buffers_as_now(state.ensemble) if returns else _nothing
-        weight, signal = self._share(len(ready[0][1]), signal)
-        state.num_rows = len(ready[0][1]) * state.processes.size
+        weight, signal = self._share(count, signal)
+        state.num_rows = count * state.processes.size
         if self._loss.distillation is not None and self._loss.distillation.history is not None:
-            self._loss.distillation.history.open(progress.step, len(ready[0][1]))
-        losses = torch.stack(list(self._gradients(images, labels, weight, put_back).values())).double()
+            self._loss.distillation.history.open(progress.step, count)
+        losses = torch.stack(list(self._gradients(inputs, targets, weight, put_back).values())).double()
         if not self._begun:
-            self._check_one_row(ready[0][0][:1])
+            self._check_one_row(rows_of(ready[0][0], slice(0, 1)))
             for name in state.members:  # what a call leaves in a member may be more than can be copied
                 copied(state.ensemble.members[name], f"after a call, member {name!r}")
             self._agree_on_gradients()
@@ -186,7 +189,7 @@ class TrainStep:
                 progress.loss_sums[name] = progress.loss_sums.get(name, 0.0) + loss
             progress.num_summed += 1
         else:
-            self._skip_step(images, labels, dict(zip(state.members, found)))
+            self._skip_step(inputs, targets, dict(zip(state.members, found)))
             put_back()
         taken = counts and finite
         if taken:
@@ -202,11 +205,13 @@ class TrainStep:
         progress.step += 1
         return signal
 
-    def _prepared(self, batch: Any) -> tuple[Tensor, Tensor]:
-        num_classes = self._num_classes if all(map(needs_checks, self._state.loaders)) else None
+    def _prepared(self, batch: Any) -> tuple[Inputs, Targets]:
+        state = self._state
+        num_classes = self._num_classes if all(map(needs_checks, state.loaders)) else None
         return prepared_batch(
-            batch, self._state.fabric.device, self._state.channels_last, num_classes=num_classes, dtype=self._dtype
-        )
+            batch, state.fabric.device, state.channels_last, num_classes=num_classes, dtype=self._dtype,
+            task=state.ensemble.task, labelled=self._loss.objective is None,
+        )  # fmt: skip
 
     def _overflows(self) -> bool:
         """Whether gradients that are not finite come of the scale, which falls then."""
@@ -247,7 +252,7 @@ class TrainStep:
         return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
 
     @torch.no_grad()
-    def _check_one_row(self, image: Tensor) -> None:
+    def _check_one_row(self, row: Inputs) -> None:
         """Refuse, before any step, members that would fail on a batch that is still to come.
 
         Batch norm over several processes has rows of others, too.
@@ -260,14 +265,14 @@ class TrainStep:
         with state.fabric.autocast():
             for name in state.members:
                 try:
-                    state.ensemble.run_member(name, image, weights[name])
+                    state.ensemble.run_member(name, row, weights[name])
                 except SuperWeightError as error:
                     raise SuperWeightError(f"a batch of each epoch has one row: {error}") from error
         put_back()
         set_random_states(before, state.fabric.device)
 
     def _gradients(
-        self, images: Images, labels: Images, weight: float, put_back: Callable[[], None]
+        self, inputs: Inputs, targets: Targets, weight: float, put_back: Callable[[], None]
     ) -> dict[str, Tensor]:
         """Fill ``.grad``; what the config leaves open (``auto``) gives way to memory and to what members take."""
         progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
@@ -276,9 +281,9 @@ class TrainStep:
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
                 look = None if self._begun else self._tell_unread
-                return self._forward_and_backward(images, labels, weight, look)
+                return self._forward_and_backward(inputs, targets, weight, look)
             except OutOfMemoryError:
-                size = len(labels if isinstance(labels, Tensor) else next(iter(labels.values())))
+                size = num_rows(next(iter(inputs.values())) if isinstance(inputs, OwnBatches) else inputs)
                 if not doubles or progress.micro_batches >= most_parts(size):
                     raise
                 short = True
@@ -291,7 +296,7 @@ class TrainStep:
                 progress.micro_batches = min(2 * progress.micro_batches, most_parts(size))
                 _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
             else:
-                images = _contiguous(images)
+                inputs = _contiguous(inputs)
             put_back()
             assert states is not None
             set_random_states(states, self._state.fabric.device)
@@ -300,8 +305,8 @@ class TrainStep:
 
     def _forward_and_backward(
         self,
-        images: Images,
-        labels: Images,
+        inputs: Inputs,
+        targets: Targets,
         weight: float = 1.0,
         look: Callable[[TargetGradients], None] | None = None,
         *,
@@ -311,11 +316,11 @@ class TrainStep:
         together = together and state.config.sync_batch_norm
         loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
         if loss.loss_function is not None and self._num_classes is None:
-            loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, labels))
+            loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, targets))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
         with synchronised(state.processes) if together else nullcontext(), state.fabric.autocast():
             return joint_backward(
-                state.ensemble, images, labels, loss, members=state.members, execution=execution, weight=weight,
+                state.ensemble, inputs, targets, loss, members=state.members, execution=execution, weight=weight,
                 look=look,
             )  # fmt: skip
 
@@ -341,26 +346,26 @@ class TrainStep:
         distillation = self._loss.distillation
         return 0.0 if distillation is None else distillation.weight_at(self._state.fraction_done)
 
-    def _first_loss(self, loss_function: LossFunction, every: Images, logits: Tensor, labels: Tensor) -> Tensor:
-        """As the loss function, once it is known what classes members answer, and that the labels are such."""
+    def _first_loss(self, loss_function: LossFunction, every: Targets, answer: Tensor, targets: Targets) -> Tensor:
+        """As the loss function, once it is known what members answer, and that the targets are such."""
         if self._num_classes is None:
             with own_randomness(self._state.fabric.device):
-                for one in [every] if isinstance(every, Tensor) else every.values():
-                    check_answers(logits.shape[1], one, self._state.loaders)
-            self._num_classes = logits.shape[1]
-        return loss_function(logits, labels)
+                for one in every.values() if isinstance(every, OwnBatches) else [every]:
+                    check_targets(num_classes_in(answer), one, self._state.loaders, self._state.ensemble.task)
+            self._num_classes = num_classes_in(answer)
+        return loss_function(answer, targets)
 
-    def _skip_step(self, images: Images, labels: Images, losses: Mapping[str, float]) -> None:
+    def _skip_step(self, inputs: Inputs, targets: Targets, losses: Mapping[str, float]) -> None:
         """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
         state, progress = self._state, self._state.progress
         seen = locate_nonfinite(
             state.ensemble,
             state.members,
-            images,
+            inputs,
             losses,
             # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms.
-            lambda look: self._forward_and_backward(images, labels, look=look, together=False),
-            partial(self._targets, parts=progress.micro_batches),
+            lambda look: self._forward_and_backward(inputs, targets, look=look, together=False),
+            partial(self._taught, parts=progress.micro_batches),
         )
         why = max(state.processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
         state.optimizer.zero_grad(set_to_none=True)
@@ -372,18 +377,21 @@ class TrainStep:
         progress.num_skipped += 1
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
 
-    def _targets(self, images: Tensor, parts: int) -> Iterator[Tensor]:
+    def _taught(self, inputs: Inputs, parts: int) -> Iterator[Tensor]:
         """What a teacher has members learn on a batch, part by part; nothing without one."""
         if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
+        count = num_rows(inputs)
+        size = math.ceil(count / min(parts, most_parts(count)))
         with self._state.fabric.autocast():
-            yield from map(self._loss.distillation.taught, images.tensor_split(min(parts, most_parts(len(images)))))
+            for start in range(0, count, size):
+                yield self._loss.distillation.taught(rows_of(inputs, slice(start, start + size)))
 
 
-def _contiguous(images: Images) -> Images:
-    if isinstance(images, Tensor):
-        return in_memory_format(images, channels_last=False)
-    return {name: in_memory_format(batch, channels_last=False) for name, batch in images.items()}
+def _contiguous(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, OwnBatches):
+        return OwnBatches({name: _contiguous(batch) for name, batch in inputs.items()})
+    return mapped(lambda one: in_memory_format(one, channels_last=False), inputs)
 
 
 def _nothing() -> None:

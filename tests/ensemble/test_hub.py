@@ -164,7 +164,7 @@ def test_a_push_uploads_the_bank_and_a_card(uploads: list[dict], tmp_path: Path)
     assert [(seen["repo_id"], seen["revision"]) for seen in uploads] == [("user/mine", "next")]
     uploaded = tmp_path / "uploaded"
     assert names(uploaded) == SAVED  # no pickle, no second configuration
-    assert sorted(json.loads((uploaded / "config.json").read_text())) == ["format", "members"]
+    assert sorted(json.loads((uploaded / "config.json").read_text())) == ["format", "members", "select", "task"]
     card = huggingface_hub.ModelCard((uploaded / "README.md").read_text())
     assert card.data.library_name == "superweight-ensembles" and "ensemble" in card.data.tags
     assert f"{ensemble.num_parameters:,} trainable parameters" in card.text and "| wide | wide_resnet |" in card.text
@@ -221,7 +221,7 @@ def test_names_that_the_hub_cannot_give(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_the_constructor_is_as_before() -> None:
     signature = inspect.signature(swe.SuperWeightEnsemble)
-    assert list(signature.parameters) == ["members", "budget", "plan", "rng", "plan_options"]
+    assert list(signature.parameters) == ["members", "budget", "plan", "rng", "task", "select", "plan_options"]
     with pytest.raises(swe.SuperWeightError, match="missing a required argument: 'members'"):
         swe.SuperWeightEnsemble()
     with pytest.raises(swe.SuperWeightError, match=r"give either budget= .* or plan="):

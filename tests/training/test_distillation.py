@@ -24,6 +24,7 @@ from superweight_ensembles.training import (
     Execution,
     FixedTeacher,
     JointLoss,
+    OwnBatches,
     TrainProgress,
     build_fabric,
     joint_backward,
@@ -331,7 +332,8 @@ def test_a_training_follows_the_weight() -> None:
 
 
 def test_members_with_batches_of_their_own_are_taught_on_them() -> None:
-    images, labels = {"narrow": IMAGES, "wide": IMAGES.flip(0)}, {"narrow": LABELS, "wide": LABELS.flip(0)}
+    images = OwnBatches(narrow=IMAGES, wide=IMAGES.flip(0))
+    labels = OwnBatches(narrow=LABELS, wide=LABELS.flip(0))
     with teaching(network(20)) as fixed:
         assert_equal(found_gradients(fixed, images, labels), found_gradients(fixed))
 
@@ -477,7 +479,7 @@ class Answering(nn.Module):
         (swe.wide_resnet(10, 1, 4, in_channels=1), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
         (nn.ModuleList(), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
         (Answering(lambda images: images.sum()), {}, r"logits \(batch, classes\) or .*; got \(\) for a batch of 16"),
-        (Answering(lambda images: [images]), {}, "must answer logits .*; got list for a batch of 16"),
+        (Answering(lambda images: [0]), {}, "must answer logits .*; got list for a batch of 16"),
         (Answering(lambda images: images.new_full((16, 4), math.nan)), {}, "the teacher's answers are not finite"),
     ],
 )  # fmt: skip

@@ -89,12 +89,12 @@ class InstanceNormed(Plain):
 class TwoInTraining(Plain):
     def forward(self, images: Tensor) -> Any:
         found = super().forward(images)
-        return (found, found) if self.training else found
+        return (None, [found]) if self.training else found
 
 
 class Named(Plain):
     def forward(self, images: Tensor) -> Any:
-        return {"logits": super().forward(images)}
+        return {"logits": [super().forward(images)]}
 
 
 class NeverTrains(Plain):
@@ -210,7 +210,7 @@ BATCHES: dict[str, tuple[Callable[[], Any], str]] = {
     "channels": (lambda: loader(images(channels=1), labels()), r"('plain'|teacher) cannot .* \(8, 1, 8, 8\) .*3 chan"),
     "size": (lambda: loader(images(size=9), labels()), r"member 'odd' cannot take images \(8, 3, 9, 9\) .*: mat1 and"),
     "no rows": (lambda: [(images(0), labels(0))], "rows"),
-    "dictionaries": (lambda: [{"images": images(8)}], r"a batch must be a pair .*yields a dict"),
+    "dictionaries": (lambda: [{"images": images(8)}], r"one mapping needs inputs and 'labels'; got images"),
 }  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def test_images_in_memory_of_more_classes_than_the_members() -> None:
 # What a member does, and what is said of it.
 MEMBERS = {
     InstanceNormed: r"member 'odd' cannot take .*: an instance norm needs two pixels or more: give larger images",
-    TwoInTraining: r"member 'odd' must answer one tensor .* got tuple: let it answer that alone, in training mode too",
+    TwoInTraining: r"member 'odd' must answer one tensor .* got tuple; select= picks it",
     Named: r"member 'odd' must answer one tensor of logits \(batch, classes\); got dict",
     NeverTrains: r"member 'odd' cannot take images \(8, 3, 8, 8\) of torch\.float32: KeyError: 'tokens'",
     Detached: r"the loss of member 'odd' depends on nothing that is trained: .* detach\(\)",

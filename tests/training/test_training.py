@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import superweight_ensembles as swe
 from superweight_ensembles.training import (
     JointLoss,
+    OwnBatches,
     TrainProgress,
     build_optimizer,
     build_schedule,
@@ -336,7 +337,7 @@ def test_a_run_is_resumed_with_its_own_config_or_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ({"images": 1}, "a batch must be a pair .* yields a dict"),
+        ({"images": 1}, "one mapping needs inputs and 'labels'; got images"),
         ((torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2)), "yields a tuple of 3"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0.0, 1.0])), r"integer type, one an image; got torch\.float32"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])), r"got torch\.int64 \(2, 2\)"),
@@ -384,8 +385,9 @@ def test_training_leaves_the_callers_random_numbers_alone() -> None:
 
 def test_each_member_can_have_a_batch_of_its_own() -> None:
     ensemble = small_ensemble()
-    images = {name: torch.randn(4, 3, 8, 8) for name in ensemble.member_names}
-    labels = {name: torch.tensor([0, 1, 2, 3]).roll(index) for index, name in enumerate(ensemble.member_names)}
+    images = OwnBatches({name: torch.randn(4, 3, 8, 8) for name in ensemble.member_names})
+    rolled = {name: torch.tensor([0, 1, 2, 3]).roll(index) for index, name in enumerate(ensemble.member_names)}
+    labels = OwnBatches(rolled)
     joint_backward(ensemble, images, labels, F.cross_entropy)
     found = {name: parameter.grad.clone() for name, parameter in ensemble.named_parameters()}
     ensemble.zero_grad()

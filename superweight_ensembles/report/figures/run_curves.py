@@ -79,12 +79,21 @@ def _draw_accuracy(axes: Axes, arms: Sequence[DrawnArm]) -> None:
     for arm in arms:
         history = [(epoch.epoch, epoch.validation) for epoch in arm.results.history if epoch.validation]
         for name in dict.fromkeys(name for _, found in history for name in found.members):
-            points = [(epoch, 100 * found.members[name].accuracy) for epoch, found in history if name in found.members]
-            draw(arm, points, "member", linewidth=0.6, alpha=0.5)
-        points = [(epoch, 100 * found.ensemble.accuracy) for epoch, found in history]
-        draw(arm, points, "ensemble", linewidth=1.8, zorder=4)
+            own = [(epoch, found.members[name].accuracy) for epoch, found in history if name in found.members]
+            draw(arm, _percents(own), "member", linewidth=0.6, alpha=0.5)
+        draw(
+            arm,
+            _percents([(epoch, found.ensemble.accuracy) for epoch, found in history]),
+            "ensemble",
+            linewidth=1.8,
+            zorder=4,
+        )
     style.style_axes(axes, ylabel="validation accuracy (%)")
     style.accuracy_axis(axes, settled or drawn)
+
+
+def _percents(points: Sequence[tuple[int, float | None]]) -> list[Point]:
+    return [(epoch, 100 * share) for epoch, share in points if share is not None]
 
 
 def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **look: Any) -> None:

@@ -1,0 +1,205 @@
+"""What a loader yields: inputs and targets of any structure of tensors. Shapes: B rows of a batch, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from superweight_ensembles.errors import SuperWeightError
+
+# A tensor (B, ...), or a dictionary, which members take as keywords, or a tuple, which they take as arguments.
+Inputs = Any
+Targets = Any
+LABELS = "labels"
+_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_PLAIN = (bool, int, float, type(None))
+
+
+def tensors_of(structure: Any) -> list[Tensor]:
+    """Every tensor of a structure, in order.
+
+    Example:
+        >>> [tuple(one.shape) for one in tensors_of({"ids": torch.zeros(2, 5), "pair": (torch.ones(2), None)})]
+        [(2, 5), (2,)]
+    """
+    return [structure] if isinstance(structure, Tensor) else [x for x in tree_leaves(structure) if _is_tensor(x)]
+
+
+def mapped(function: Callable[[Tensor], Tensor], structure: Any) -> Any:
+    """The structure with a function applied to each of its tensors."""
+    return function(structure) if isinstance(structure, Tensor) else tree_map_only(Tensor, function, structure)
+
+
+def rows_of(structure: Any, rows: slice | Tensor) -> Any:
+    """Some rows of every tensor that has rows.
+
+    Example:
+        >>> rows_of({"ids": torch.arange(6).view(3, 2), "scale": 2.0}, slice(0, 1))
+        {'ids': tensor([[0, 1]]), 'scale': 2.0}
+    """
+    return mapped(lambda tensor: tensor[rows] if tensor.ndim else tensor, structure)
+
+
+def num_rows(structure: Any) -> int:
+    """B: the rows of the first tensor that has rows; 0 without one."""
+    return next((len(tensor) for tensor in tensors_of(structure) if tensor.ndim), 0)
+
+
+def checked_loader(loader: Any) -> Iterator[Any]:
+    """What a loader yields.
+
+    Raises:
+        SuperWeightError: It cannot be iterated.
+    """
+    if not isinstance(loader, Iterable):
+        raise SuperWeightError(
+            f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
+        )
+    return iter(loader)
+
+
+def checked_pair(batch: Any, *, dtype: torch.dtype | None = None) -> tuple[Inputs, Targets]:
+    """Inputs and targets, as plain dictionaries and tuples of tensors that have the same rows.
+
+    Args:
+        batch: Of a loader: a pair, or one mapping in which the targets are ``labels``, as Hugging Face's have it.
+        dtype: Floating-point type of the members, where inputs have one, too.
+
+    Raises:
+        SuperWeightError: No pair, what is neither tensor nor number, other rows, inputs of another type.
+
+    Example:
+        >>> checked_pair({"ids": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})[1]
+        tensor([0, 1])
+    """
+    if isinstance(batch, Mapping):
+        if LABELS not in batch or len(batch) < 2:
+            raise SuperWeightError(
+                f"a batch that is one mapping needs inputs and {LABELS!r}; got {', '.join(map(str, batch)) or 'none'}"
+            )
+        batch = ({key: value for key, value in batch.items() if key != LABELS}, batch[LABELS])
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise SuperWeightError(
+            f"a batch must be a pair (images, labels) of tensors; the loader yields a {type(batch).__name__}{size}"
+        )
+    inputs, targets = (plain(part) for part in batch)
+    count = _check_tensors(inputs, targets)
+    for name, tensor in _named_tensors(inputs, "images"):
+        if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+            raise SuperWeightError(f"the {name} are {tensor.dtype}, the members {dtype}: convert one of them")
+    for name, tensor in (*_named_tensors(inputs, "images"), *_named_tensors(targets, "targets")):
+        if tensor.ndim and len(tensor) != count and not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
+            raise SuperWeightError(f"a batch must have the same rows throughout: {name} has {len(tensor)}, not {count}")
+    return inputs, targets
+
+
+def checked_batch(
+    batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
+) -> tuple[Inputs, Tensor]:
+    """Inputs (B, ...) as :func:`checked_pair` has them, and class indices (B,) of an integer type, which become int64.
+
+    Args:
+        batch: Of a loader.
+        num_classes: K of the members, where that is known: labels are held against it.
+        dtype: Floating-point type of the members, where images have one, too.
+
+    Raises:
+        SuperWeightError: What :func:`checked_pair` refuses, labels of another shape or type or out of range.
+    """
+    inputs, labels = checked_pair(batch, dtype=dtype)
+    return inputs, checked_labels(labels, inputs, num_classes)
+
+
+def checked_labels(labels: Any, inputs: Inputs, num_classes: int | None = None) -> Tensor:
+    """Class indices (B,) as int64.
+
+    Raises:
+        SuperWeightError: Labels of another shape or type or out of range.
+    """
+    count = num_rows(inputs)
+    if not isinstance(labels, Tensor):
+        raise SuperWeightError(f"labels must be one tensor of class indices (batch,); got {type(labels).__name__}")
+    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or len(labels) != count:
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
+        shape = f"images {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"{count} rows of inputs"
+        raise SuperWeightError(
+            "labels must be class indices (batch,) of an integer type, one an image; "
+            f"got {labels.dtype} {tuple(labels.shape)} for {shape}"
+            + (f": {remedy}" if labels.ndim in (1, 2) and len(labels) == count else "")
+        )
+    labels = labels.long()
+    if num_classes is not None:
+        check_labels(labels, num_classes)
+    return labels
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that are no classes of the members.
+
+    Raises:
+        SuperWeightError: Says the least and the highest label.
+    """
+    if not labels.numel():
+        return
+    least, most = (int(bound) for bound in labels.aminmax())
+    if least < 0 or most >= num_classes:
+        raise SuperWeightError(
+            f"labels must be 0 to {num_classes - 1}, the members' classes; the loader has {least} to {most}"
+            + (": leave out the images without a class" if least < 0 else "")
+        )
+
+
+def plain(structure: Any) -> Any:
+    """Mappings of any class as dictionaries, sequences as tuples.
+
+    Raises:
+        SuperWeightError: Something inside is neither a tensor nor a number.
+    """
+    if isinstance(structure, Tensor):
+        return structure
+    if isinstance(structure, Mapping):
+        return {str(key): plain(value) for key, value in structure.items()}
+    if isinstance(structure, (tuple, list)):
+        return tuple(map(plain, structure))
+    if not isinstance(structure, (Tensor, *_PLAIN)):
+        raise SuperWeightError(
+            "a batch must be a pair (images, labels) of tensors, or of dictionaries and tuples of such; it holds a "
+            f"{type(structure).__name__}"
+        )
+    return structure
+
+
+def _check_tensors(inputs: Inputs, targets: Targets) -> int:
+    """B, of inputs that hold numbers."""
+    for tensor in (*tensors_of(inputs), *tensors_of(targets)):
+        if tensor.is_meta:
+            raise SuperWeightError("a batch of meta tensors holds no numbers: load it on a device with memory")
+        if tensor.layout != torch.strided:
+            raise SuperWeightError(f"a batch must be dense tensors; its images are {tensor.layout}: images.to_dense()")
+    if not any(tensor.ndim for tensor in tensors_of(inputs)):
+        raise SuperWeightError(
+            "a batch must be a pair (images, labels) of tensors, its images (batch, ...); got no tensor with rows"
+        )
+    return num_rows(inputs)
+
+
+def _named_tensors(structure: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(structure, Tensor):
+        yield name, structure
+    parts = structure.items() if isinstance(structure, dict) else enumerate(structure) if _is_tuple(structure) else ()
+    for key, part in parts:
+        yield from _named_tensors(part, f"{name}[{key!r}]")
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)

@@ -1,0 +1,428 @@
+"""Batches of any structure, losses and answers of every task. Shapes: B rows, K classes, L labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy
+
+import superweight_ensembles as swe
+from superweight_ensembles.training import Execution, OwnBatches, joint_backward
+
+CONFIG = swe.TrainConfig(epochs=2, batch_size=16, learning_rate=0.05, device="cpu", precision="float32")
+ROWS = 48
+
+
+class Dense(nn.Module):
+    """A hidden layer of its own width; answers (B, *shape), in the form asked for."""
+
+    def __init__(self, width: int, *shape: int, form: str = "tensor", inputs: str = "x") -> None:
+        super().__init__()
+        self.first, self.middle = nn.Linear(6, width), nn.Linear(width, width)
+        self.last = nn.Linear(width, max(1, torch.Size(shape).numel()))
+        self.shape, self.form, self.inputs = shape, form, inputs
+
+    def forward(self, *given: Tensor, **named: Tensor) -> Any:
+        x = torch.cat([*given, *named.values()], 1)
+        answer = self.last(self.middle(self.first(x).relu()).relu()).view(len(x), *self.shape)
+        if self.form == "tensor":
+            return answer
+        if self.form == "logits":
+            return {"loss": answer.sum(), "logits": answer}
+        return (answer, x) if self.form == "first" else (x, answer)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, what its members answer a row, and what they learn of inputs (B, 6)."""
+
+    task: str
+    shape: tuple[int, ...]
+    targets: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    mean: Callable[[Tensor], Tensor]
+    metric: Any
+
+
+def _softmax(answers: Tensor) -> Tensor:
+    return answers.softmax(2).mean(0)
+
+
+CASES = {
+    "regression": Case(
+        "regression", (2,), lambda x: x[:, :2] * x[:, 2:4], F.mse_loss, lambda a: a.mean(0), MeanSquaredError()
+    ),
+    "regression of numbers": Case(
+        "regression", (), lambda x: x[:, 0] * x[:, 1], F.mse_loss, lambda a: a.mean(0), MeanSquaredError()
+    ),
+    "multilabel": Case(
+        "multilabel", (3,), lambda x: (x[:, :3] > 0).float(), F.binary_cross_entropy_with_logits,
+        lambda a: a.sigmoid().mean(0), MultilabelAccuracy(num_labels=3),
+    ),
+    "segmentation": Case(
+        "segmentation", (3, 2, 2), lambda x: (x[:, :4].reshape(-1, 2, 2) > 0).long(), F.cross_entropy, _softmax,
+        MulticlassAccuracy(num_classes=3),
+    ),
+}  # fmt: skip
+
+
+def build(case: Case, **options: Any) -> swe.SuperWeightEnsemble:
+    torch.manual_seed(0)
+    members = {"a": Dense(8, *case.shape, **options), "b": Dense(16, *case.shape, **options)}
+    return swe.SuperWeightEnsemble(members, budget=0.9, task=case.task)
+
+
+def numbers() -> Tensor:
+    return torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(1))
+
+
+def loader(case: Case) -> DataLoader[Any]:
+    x = numbers()
+    return DataLoader(TensorDataset(x, case.targets(x)), 16)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_task_decides_the_loss_the_scores_and_the_mean(name: str) -> None:
+    case = CASES[name]
+    ensemble, x = build(case), numbers()
+    targets, answers = case.targets(x), ensemble(x)
+    assert answers.shape == (2, ROWS, *case.shape)
+    expected = {member: float(case.loss(own, targets).detach()) for member, own in zip("ab", answers)}
+    result = swe.train(ensemble, [(x, targets)], CONFIG, validation=loader(case))
+    assert result.history[0]["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert sum(result.history[1]["train_loss"].values()) < sum(expected.values())
+    scores = result.history[1]["validation"]["ensemble"]
+    assert list(scores) == (["mse"] if case.task == "regression" else ["accuracy", "nll"])
+    mean = case.mean(ensemble(x).detach())
+    if case.task == "regression":
+        assert scores["mse"] == pytest.approx(float(F.mse_loss(mean, targets)), rel=1e-4)
+    elif case.task == "multilabel":
+        assert scores["nll"] == pytest.approx(float(F.binary_cross_entropy(mean, targets)), rel=1e-4)
+        assert scores["accuracy"] == pytest.approx(float(((mean > 0.5) == (targets > 0.5)).float().mean()))
+    else:
+        assert scores["nll"] == pytest.approx(float(F.nll_loss(mean.log(), targets)), rel=1e-4)
+        assert scores["accuracy"] == pytest.approx(float((mean.argmax(1) == targets).float().mean()))
+    best = [score["validation"]["ensemble"] for score in result.history]
+    better = max if "accuracy" in scores else min
+    assert result.best_epoch == 1 + best.index(better(best, key=lambda one: one[next(iter(scores))]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_metric_is_of_the_mean_prediction(name: str) -> None:
+    case = CASES[name]
+    ensemble, x = build(case), numbers()
+    found = swe.evaluate(ensemble, loader(case), metrics={"own": case.metric})
+    mean, truth = case.mean(ensemble.eval()(x).detach()), case.targets(x)
+    expected = case.metric.clone()
+    expected.update(mean, truth.long() if case.task == "multilabel" else truth)
+    assert found.ensemble["own"] == pytest.approx(float(expected.compute()), rel=1e-4)
+    assert found.num_samples == ROWS and [one.members for one in found.subsets] == [("a",), ("b",), ("a", "b")]
+    assert found.subsets[2].flops == found.subsets[0].flops + found.subsets[1].flops
+    assert found.members["a"] == found.subsets[0].scores
+    assert case.metric.update_count == 0  # the caller's own is not touched
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_streams_and_deadlines_answer_every_task(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    ensemble, x = build(case).eval(), numbers()
+    predictor = swe.AnytimePredictor(ensemble)
+    steps = list(predictor.stream(x))
+    answers = ensemble(x).detach()
+    assert [step.member for step in steps] == ["a", "b"]
+    torch.testing.assert_close(steps[0].probabilities, case.mean(answers[:1]))
+    torch.testing.assert_close(steps[1].probabilities, case.mean(answers))
+    hurried, whole = predictor(x, deadline_ms=1e-6), predictor(x)
+    torch.testing.assert_close(hurried.probabilities, steps[0].probabilities)
+    torch.testing.assert_close(whole.probabilities, steps[1].probabilities)
+    assert hurried.skipped == ("b",) and bool(whole.confidence.isnan().all())
+    for call in (
+        lambda: predictor.calibrate(loader(case), flops=0.5),
+        lambda: predictor(x, batch_flops=1e9),
+        lambda: predictor.accelerate(loader(case)),
+        lambda: swe.AnytimePredictor(ensemble, "greedy", loader=loader(case)),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=f"the ensemble's task is '{case.task}'"):
+            call()
+    predictor.save(tmp_path / "predictor")
+    members = {name: ensemble.materialize(name) for name in "ab"}
+    again = swe.AnytimePredictor.load(tmp_path / "predictor", members)
+    assert again.task.name == case.task
+    torch.testing.assert_close(again(x).probabilities, whole.probabilities)
+
+
+@pytest.mark.parametrize("form", ["logits", "first"])
+def test_the_answer_is_logits_or_the_first_tensor(form: str) -> None:
+    case = CASES["multilabel"]
+    plain, ensemble, x = build(case), build(case, form=form), numbers()
+    torch.testing.assert_close(ensemble(x), plain(x))
+    first, second = (swe.train(each, loader(case), CONFIG).history for each in (plain, ensemble))
+    assert first[-1]["train_loss"] == second[-1]["train_loss"]
+    torch.testing.assert_close(
+        swe.AnytimePredictor(ensemble)(x).probabilities, swe.AnytimePredictor(plain)(x).probabilities
+    )
+
+
+def test_select_picks_another_answer_and_is_asked_for_when_loaded(tmp_path: Path) -> None:
+    case, x = CASES["multilabel"], numbers()
+    members = {"a": Dense(8, 3, form="second"), "b": Dense(16, 3, form="second")}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.9, task="multilabel", select=lambda output: output[1])
+    assert ensemble(x).shape == (2, ROWS, 3)
+    swe.train(ensemble, loader(case), CONFIG)
+    ensemble.save(tmp_path / "saved")
+    with pytest.raises(swe.SuperWeightError, match="was made with select="):
+        swe.SuperWeightEnsemble.load(tmp_path / "saved", members)
+    again = swe.SuperWeightEnsemble.load(tmp_path / "saved", members, select=lambda output: output[1])
+    torch.testing.assert_close(again.eval()(x), ensemble.eval()(x))
+    smaller, _ = swe.ensemble.without_member(ensemble, "a")
+    assert smaller(x).shape == (1, ROWS, 3) and smaller.task.name == "multilabel"
+    smaller.save(tmp_path / "smaller")
+    with pytest.raises(swe.SuperWeightError, match="was made with select="):
+        swe.SuperWeightEnsemble.load(tmp_path / "smaller", {"b": members["b"]})
+    build(case).save(tmp_path / "plain")
+    with pytest.raises(swe.SuperWeightError, match="was made without select="):
+        swe.SuperWeightEnsemble.load(tmp_path / "plain", members, select=lambda output: output)
+
+
+def structured(kind: str, x: Tensor) -> Any:
+    if kind == "dictionary":
+        return {"left": x[:, :2], "right": x[:, 2:]}
+    return (x[:, :2], x[:, 2:]) if kind == "tuple" else [x[:, :2], x[:, 2:]]
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "tuple", "list"])
+def test_inputs_of_several_tensors_are_keywords_or_arguments(kind: str, tmp_path: Path) -> None:
+    x = numbers()
+    labels = (x[:, 0] > 0).long()
+    case = Case("classification", (2,), lambda x: labels, F.cross_entropy, _softmax, None)
+    plain, ensemble = build(case), build(case)
+    given = [(structured(kind, part), truth) for part, truth in zip(x.split(16), labels.split(16))]
+    whole = list(zip(x.split(16), labels.split(16)))
+    first, second = (
+        swe.train(each, data, CONFIG, validation=data) for each, data in ((plain, whole), (ensemble, given))
+    )
+    assert first.history[1]["train_loss"] == second.history[1]["train_loss"]
+    assert first.history[1]["validation"] == second.history[1]["validation"]
+    expected, found = swe.evaluate(plain, whole), swe.evaluate(ensemble, given)
+    assert found.ensemble.metrics == expected.ensemble.metrics and found.ensemble.flops == expected.ensemble.flops
+    torch.testing.assert_close(ensemble(structured(kind, x)), plain(x))
+    predictor = swe.AnytimePredictor(ensemble)
+    held = [(structured(kind, x.repeat(3, 1)), labels.repeat(3))]
+    predictor.calibrate(held, flops=0.6)
+    answer = predictor(structured(kind, x))
+    assert 0 < int((answer.members_used == 1).sum()) < ROWS
+    assert predictor.measure(4)["a"] > 0
+    with pytest.raises(swe.SuperWeightError, match="as the first had; got one tensor"):
+        predictor(x)
+    predictor.save(tmp_path / "predictor")
+    members = {name: ensemble.materialize(name) for name in "ab"}
+    again = swe.AnytimePredictor.load(tmp_path / "predictor", members)
+    torch.testing.assert_close(again(structured(kind, x)).probabilities, answer.probabilities)
+    found_plan, wanted = (
+        swe.search_sharing(each, data, method="gradient").plan for each, data in ((ensemble, given), (plain, whole))
+    )
+    assert found_plan.to_json() == wanted.to_json()
+
+
+def test_one_mapping_with_labels_is_a_batch_and_keywords_call_the_ensemble() -> None:
+    x = numbers()
+    labels = (x[:, 0] > 0).long()
+    case = Case("classification", (2,), lambda x: labels, F.cross_entropy, _softmax, None)
+    ensemble, again = build(case), build(case)
+    batches = [{"left": x[:, :2], "labels": labels, "right": x[:, 2:]}]
+    found = swe.train(ensemble, batches, CONFIG).history[-1]["train_loss"]
+    expected = swe.train(again, [(x, labels)], CONFIG).history[-1]["train_loss"]
+    assert found == expected
+    torch.testing.assert_close(ensemble(left=x[:, :2], right=x[:, 2:]), again(x))
+    with pytest.raises(swe.SuperWeightError, match="its inputs, or with keywords"):
+        ensemble()
+
+
+def test_an_objective_gets_the_targets_as_they_are() -> None:
+    x = numbers()
+    case = CASES["regression"]
+    seen: list[tuple[int, ...]] = []
+
+    def weighted(member: nn.Module, inputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        seen.append((*targets["weight"].shape, *targets["y"].shape))
+        errors: Tensor = (member(**inputs) - targets["y"]).square().mean(1)
+        return (targets["weight"] * errors).sum() / targets["weight"].sum()
+
+    weights = torch.linspace(0.1, 1, ROWS)
+    batch = (structured("dictionary", x), {"y": case.targets(x), "weight": weights, "scale": 2.0})
+    ensemble = build(case)
+    expected = [
+        float((weights * (own - case.targets(x)).square().mean(1)).sum() / weights.sum())
+        for own in ensemble(x).detach()
+    ]
+    config = swe.TrainConfig(epochs=1, batch_size=16, device="cpu", precision="float32", micro_batches=1)
+    result = swe.train(ensemble, [batch], config, objective=weighted)
+    assert list(result.history[0]["train_loss"].values()) == pytest.approx(expected, rel=1e-5)
+    assert seen == [(ROWS, ROWS, 2)] * 2
+
+
+def test_micro_batches_of_structures_give_the_same_gradient() -> None:
+    x = numbers()
+    found = []
+    for parts in (1, 3):
+        ensemble = build(CASES["regression"])
+        batch = structured("dictionary", x), CASES["regression"].targets(x)
+        joint_backward(ensemble, *batch, F.mse_loss, execution=Execution(micro_batches=parts))
+        found.append([parameter.grad for parameter in ensemble.parameters()])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other)
+
+
+def test_each_member_may_have_a_structure_of_its_own() -> None:
+    x = numbers()
+    truth = CASES["regression"].targets(x)
+    ensemble, apart = build(CASES["regression"]), build(CASES["regression"])
+    inputs = OwnBatches(a=structured("dictionary", x), b=structured("dictionary", x.flip(0)))
+    joint_backward(ensemble, inputs, OwnBatches(a=truth, b=truth.flip(0)), F.mse_loss)
+    joint_backward(apart, x, truth, F.mse_loss, members=["a"])
+    joint_backward(apart, x.flip(0), truth.flip(0), F.mse_loss, members=["b"])
+    for one, other in zip(ensemble.parameters(), apart.parameters()):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_soft_labels_are_trained_on() -> None:
+    x = numbers()
+    case = Case("classification", (3,), lambda x: x, F.cross_entropy, _softmax, None)
+    soft = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(2)).softmax(1)
+    for config in (CONFIG, swe.TrainConfig(epochs=1, batch_size=16, ensemble_loss=0.5, device="cpu")):
+        ensemble = build(case)
+        expected = [float(F.cross_entropy(own, soft).detach()) for own in ensemble(x)]
+        result = swe.train(ensemble, [(x, soft)], config)
+        assert list(result.history[0]["train_loss"].values()) == pytest.approx(expected, rel=2e-2)
+    with pytest.raises(swe.SuperWeightError, match=r"class indices \(batch,\)"):
+        swe.evaluate(build(case), [(x, soft)])
+
+
+def test_places_that_count_nothing_are_left_out() -> None:
+    case, x = CASES["segmentation"], numbers()
+    truth = case.targets(x)
+    truth[:, 0] = -100
+    ensemble = build(case)
+    expected = [float(F.cross_entropy(own[:, :, 1], truth[:, 1])) for own in ensemble(x)]
+    result = swe.train(ensemble, [(x, truth)], CONFIG, validation=[(x, truth)])
+    assert list(result.history[0]["train_loss"].values()) == pytest.approx(expected, rel=1e-5)
+    mean = ensemble(x).softmax(2).mean(0)[:, :, 1]
+    accuracy = float((mean.argmax(1) == truth[:, 1]).float().mean())
+    assert result.history[-1]["validation"]["ensemble"]["accuracy"] == pytest.approx(accuracy)
+
+
+X = numbers()
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "an unknown task": (
+        lambda: swe.SuperWeightEnsemble({"a": Dense(8, 2)}, budget=1.0, task="regresion"), "task.*regression"
+    ),
+    "logits for segmentation": (
+        lambda: swe.SuperWeightEnsemble({"a": Dense(8, 2)}, budget=1.0, task="segmentation")(X),
+        r"'a' must answer logits \(batch, classes, height, width\).*got \(48, 2\).*classification",
+    ),
+    "maps for classification": (
+        lambda: swe.SuperWeightEnsemble({"a": Dense(8, 2, 2, 2)}, budget=1.0)(X), "got .48, 2, 2, 2.*segmentation"
+    ),
+    "no tensor": (
+        lambda: swe.SuperWeightEnsemble({"a": Dense(8, 2)}, budget=1.0, select=lambda output: "text")(X),
+        "'a' must answer one tensor .*got str; select= picks it",
+    ),
+    "unlike shapes": (
+        lambda: swe.SuperWeightEnsemble({"a": Dense(8), "b": Dense(8, 1)}, budget=1.0, task="regression")(X),
+        r"must answer one shape.*a: \(48,\), b: \(48, 1\)",
+    ),
+    "a column for numbers": (
+        lambda: swe.train(build(CASES["regression"]), [(X, X[:, 0])], CONFIG), r"targets must be numbers, \(48, 2\)"
+    ),
+    "whole numbers": (
+        lambda: swe.train(build(CASES["regression"]), [(X, X[:, :2].long())], CONFIG), r"targets\.float\(\)"
+    ),
+    "labels beyond 1": (
+        lambda: swe.train(build(CASES["multilabel"]), [(X, X[:, :3].abs() + 1)], CONFIG), "targets must be 0 to 1"
+    ),
+    "later labels beyond 1": (
+        lambda: swe.train(
+            build(CASES["multilabel"]), [(X, (X[:, :3] > 0).float()), (X, 2 + X[:, :3].abs())], CONFIG
+        ),
+        "targets must be 0 to 1",
+    ),
+    "a class too many": (
+        lambda: swe.train(build(CASES["segmentation"]), [(X, torch.full((ROWS, 2, 2), 3))], CONFIG),
+        "labels must be 0 to 2",
+    ),
+    "a later class too many": (
+        lambda: swe.train(
+            build(CASES["segmentation"]), [(X, torch.full((ROWS, 2, 2), 2)), (X, torch.full((ROWS, 2, 2), 3))], CONFIG
+        ),
+        "labels must be 0 to 2",
+    ),
+    "distillation of numbers": (
+        lambda: swe.train(
+            build(CASES["regression"]), [(X, X[:, :2])], CONFIG, hooks=[swe.Distillation("others", weight=0.5)]
+        ),
+        "distillation is of one class an image: the ensemble's task is 'regression'",
+    ),
+    "smoothed labels of yes and no": (
+        lambda: swe.train(
+            build(CASES["multilabel"]), [(X, (X[:, :3] > 0).float())], swe.TrainConfig(label_smoothing=0.1)
+        ),
+        "label_smoothing is of one class an image",
+    ),
+    "other rows": (
+        lambda: swe.train(build(CASES["regression"]), [({"x": X, "y": X[:3]}, X[:, :2])], CONFIG),
+        r"same rows throughout: images\['y'\] has 3, not 48",
+    ),
+    "texts": (
+        lambda: swe.train(build(CASES["regression"]), [({"x": X, "name": ["a"] * 48}, X[:, :2])], CONFIG),
+        "it holds a str",
+    ),
+    "a mapping without labels": (
+        lambda: swe.train(build(CASES["regression"]), [{"x": X}], CONFIG), "needs inputs and 'labels'; got x"
+    ),
+    "no keyword of the member": (
+        lambda: swe.train(
+            swe.SuperWeightEnsemble({"a": nn.Sequential(nn.Linear(6, 2), nn.Linear(2, 2))}, budget=1.0),
+            [({"x": X}, X[:, 0].long())],
+        ),
+        r"member 'a' cannot take inputs x \(48, 6\) of torch.float32: .*unexpected keyword",
+    ),
+    "no metrics": (
+        lambda: swe.evaluate(build(CASES["regression"]), loader(CASES["regression"])), "give metrics= of torchmetrics"
+    ),
+    "a metric of classes": (
+        lambda: swe.evaluate(
+            build(CASES["regression"]), loader(CASES["regression"]), metrics={"m": MultilabelAccuracy(num_labels=3)}
+        ),
+        "metric 'm' does not fit task 'regression', whose predictions are",
+    ),
+    "a metric of several numbers": (
+        lambda: swe.evaluate(
+            build(CASES["multilabel"]), loader(CASES["multilabel"]),
+            metrics={"m": MultilabelAccuracy(num_labels=3, average=None)},
+        ),
+        r"metric 'm' must come to one number, as by average='macro'; got \(3,\)",
+    ),
+    "no metric": (
+        lambda: swe.evaluate(build(CASES["multilabel"]), loader(CASES["multilabel"]), metrics={"m": F.mse_loss}),
+        "must be a metric object of torchmetrics",
+    ),
+    "a task for an ensemble": (
+        lambda: swe.AnytimePredictor(build(CASES["regression"]), task="classification"), "the ensemble's is 'reg"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    call, told = REFUSED[name]
+    with pytest.raises(swe.SuperWeightError, match=told):
+        call()
