@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from superweight_ensembles.errors import SuperWeightError, stop_now
 from superweight_ensembles.storage import bundled_recipes, escape_controls
@@ -370,14 +370,9 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
 @contextmanager
 def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
     """Bars on the error stream, and what makes one for a stage by name."""
-    columns = (
-        TextColumn("{task.description:<11}", markup=False),
-        BarColumn(bar_width=16),
-        TaskProgressColumn(),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        TextColumn("{task.fields[state]}", markup=False),
-    )
-    with Progress(*columns, console=_BARS) as bars:
+    from superweight_ensembles.training import describe_epoch, progress_columns
+
+    with Progress(*progress_columns(), console=_BARS) as bars:
 
         def progress_of(stage: str) -> Callable[[TrainProgress], None]:
             tasks: dict[str, TaskID] = {}
@@ -390,18 +385,11 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
                 done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
                 bars.update(tasks[stage], completed=done)
                 if progress.record is not None:
-                    bars.update(tasks[stage], state=_state(progress.epoch, progress.record))
+                    bars.update(tasks[stage], state=describe_epoch(progress.record))
 
             return show
 
         yield bars, progress_of
-
-
-def _state(epoch: int, record: dict[str, Any]) -> str:
-    loss = sum(record["train_loss"].values()) / len(record["train_loss"])
-    validation = record["validation"]
-    accuracy = f", validation {100 * validation['ensemble']['accuracy']:.1f} %" if validation else ""
-    return f"epoch {epoch}: loss {loss:.3f}{accuracy}"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from superweight_ensembles.data.images import ImageReader, centre_square, decode
 from superweight_ensembles.data.loader import ImageData, ImageLoader
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
+from superweight_ensembles.data.transforms import Transforms, check_transforms
 
 __all__ = [
     "DATA_SETS",
@@ -49,9 +50,11 @@ __all__ = [
     "MemorySplit",
     "PathTable",
     "Targets",
+    "Transforms",
     "centre_square",
     "check_labels",
     "check_options",
+    "check_transforms",
     "checked_batch",
     "checked_labels",
     "checked_loader",

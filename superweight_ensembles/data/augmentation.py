@@ -5,13 +5,15 @@ Shapes: N images of an epoch, B images of a batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch.nn import functional
 
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.data.random_streams import generator_for
+from superweight_ensembles.data.transforms import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options
 
 
@@ -27,9 +29,11 @@ class Augmentation:
             image and the square is clipped at the border; 0 is off.
         random_resized_crop: Cut a random part of 8 to 100 % of the area out of each file and resize it, in the place
             of the centre square (:func:`random_region`); only for images that are read from files as needed.
+        transforms: Options of torchvision's transforms by name (:class:`Transforms`): those of pixels come before all
+            else, the others after it.
 
     Raises:
-        SuperWeightError: A setting that is no size in pixels.
+        SuperWeightError: A setting that is no size in pixels, or no transform.
 
     Source: DeVries & Taylor, arXiv:1708.04552, section 3.2 (Cutout).
     """
@@ -38,6 +42,7 @@ class Augmentation:
     crop_padding: int = 0
     cutout: int = 0
     random_resized_crop: bool = False
+    transforms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("flip", "random_resized_crop"):
@@ -45,6 +50,7 @@ class Augmentation:
                 raise SuperWeightError(f"{name} must be true or false; got {getattr(self, name)!r}")
         checked_integer("crop_padding", self.crop_padding, 0)
         checked_integer("cutout", self.cutout, 0)
+        check_transforms(self.transforms)
 
     def check_fits(self, image_shape: tuple[int, int, int]) -> None:
         """Refuse borders and squares that would hide a whole image, and flips of images of one column."""
@@ -64,19 +70,22 @@ class Draws:
         flip: bool (N,), True to mirror.
         crop: int64 (N, 2), the row and column in the padded image where the crop starts.
         cutout: int64 (N, 2), the row and column of the square's centre.
+        seed: int64 (N,), of the transforms.
     """
 
     flip: torch.Tensor | None = None
     crop: torch.Tensor | None = None
     cutout: torch.Tensor | None = None
+    seed: torch.Tensor | None = None
 
     def rows(self, rows: slice) -> Draws:
         """Those of some of the images."""
         return Draws(**{name: None if draws is None else draws[rows] for name, draws in self._named().items()})
 
     def to(self, device: torch.device) -> Draws:
-        """The same numbers on a device."""
-        return Draws(**{name: None if draws is None else draws.to(device) for name, draws in self._named().items()})
+        """The same numbers on a device, but for the seeds, which are read on the CPU."""
+        moved = {name: draws.to(device) for name, draws in self._named().items() if draws is not None}
+        return Draws(**{**moved, "seed": self.seed})
 
     def _named(self) -> dict[str, torch.Tensor | None]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -100,6 +109,7 @@ def draw(
         flip=uniform("flip", 2)[:, 0].bool() if augmentation.flip else None,
         crop=uniform("crop", shifts, shifts) if augmentation.crop_padding else None,
         cutout=uniform("cutout", height, width) if augmentation.cutout else None,
+        seed=uniform("transforms", 2**62)[:, 0] if augmentation.transforms else None,
     )
 
 

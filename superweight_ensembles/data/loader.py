@@ -14,6 +14,7 @@ from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_an
 from superweight_ensembles.data.options import checked_integer, checked_seed, checked_shape
 from superweight_ensembles.data.random_streams import epoch_order, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, MemorySplit, checked_shard, checksum
+from superweight_ensembles.data.transforms import Transforms
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 _LOG = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class ImageData:
             batch_size,
             mean=self.mean,
             std=self.std,
+            num_classes=self.num_classes,
             augmentation=augmentation,
             shuffle=shuffle,
             drop_last=drop_last,
@@ -202,6 +204,7 @@ class ImageLoader:
         batch_size: Images a batch, over all processes.
         mean: Per channel, of pixels scaled to [0, 1]; of float32 as it is.
         std: Per channel, likewise.
+        num_classes: K, for transforms that mix images, whose labels are float32 (B, K); those of the split where None.
         augmentation: None for none, as evaluation wants.
         shuffle: A new order each epoch; else that of the split.
         drop_last: Leave out a last batch that is smaller.
@@ -224,6 +227,7 @@ class ImageLoader:
         *,
         mean: Sequence[float],
         std: Sequence[float],
+        num_classes: int | None = None,
         augmentation: Augmentation | None = None,
         shuffle: bool = False,
         drop_last: bool = False,
@@ -242,6 +246,8 @@ class ImageLoader:
                 "random_resized_crop cuts parts out of files, and these images are in memory: use crop_padding, or, "
                 "for an image_folder, memory_limit_mb: 0"
             )
+        classes = num_classes or max(2, 1 + int(split.labels.max())) if len(split) else 2
+        self._transforms = Transforms(self.augmentation.transforms, classes)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = checked_seed(seed)
@@ -311,10 +317,11 @@ class ImageLoader:
         labels = self.split.labels[order].to(self.device)
         pixels = self._read(order, every_rows, crop_key)
         for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
-            yield self._augmented(images, draws.rows(rows)), labels[rows]
+            yield self._augmented(images, labels[rows], draws.rows(rows))
 
-    def _augmented(self, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """Crop, flip, normalise, Cutout: (B, C, H, W) to float32."""
-        images = crop_and_flip(images, draws, self.augmentation.crop_padding)
+    def _augmented(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transforms, crop, flip, normalise, Cutout, transforms: (B, C, H, W) to float32."""
+        seeds = [] if draws.seed is None else draws.seed.tolist()
+        images = crop_and_flip(self._transforms.of_pixels(images, seeds), draws, self.augmentation.crop_padding)
         normalised = images.float().mul_(self._scale).add_(self._shift)
-        return cut_out_(normalised, draws, self.augmentation.cutout)
+        return self._transforms.of_normalised(cut_out_(normalised, draws, self.augmentation.cutout), labels, seeds)

@@ -214,7 +214,7 @@ def estimate_training(
         own_batches=config.member_batches == "own",
         keeps_all=config.ensemble_loss != 0 or together,
         parameter_bytes=(plan.num_parameters + sum(map(_num_gains, groups))) * type_bytes + not_trained,
-        optimizer_bytes=num_moments(config) * plan.num_parameters * type_bytes + counters,
+        optimizer_bytes=round(num_moments(config) * plan.num_parameters) * type_bytes + counters,
         gradient_bytes=plan.num_parameters * type_bytes,
         generated_bytes=num_generated * shared_bytes,
         generated_gradient_bytes=num_generated * shared_bytes,

@@ -226,12 +226,15 @@ def exchange_parameter(
 ) -> None:
     """Have an optimiser hold a parameter in the group and at the place of another.
 
-    ``carried`` makes, of a moment of the old one's shape, that of the new one.
+    ``carried`` makes, of a moment of the old one's shape, that of the new one. State of other shapes, such as sums over
+    rows, fits neither: with it all state goes, and the optimiser begins anew with the parameter.
     """
     for group in optimizer.param_groups:
         group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
     if before in optimizer.state:
         state = optimizer.state.pop(before)
+        if any(isinstance(one, Tensor) and one.numel() > 1 and one.shape != before.shape for one in state.values()):
+            return
         optimizer.state[after] = {
             name: carried(value) if isinstance(value, Tensor) and value.shape == before.shape else value
             for name, value in state.items()

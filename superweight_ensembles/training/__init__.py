@@ -36,6 +36,16 @@ from superweight_ensembles.training.loop import TrainProgress, TrainResult, trai
 from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
 from superweight_ensembles.training.step import TrainStep
+from superweight_ensembles.training.tracking import (
+    CSVLog,
+    EarlyStopping,
+    MLflowLog,
+    ProgressBar,
+    TensorBoardLog,
+    WandbLog,
+    describe_epoch,
+    progress_columns,
+)
 from superweight_ensembles.training.widths import LearnedWidths
 
 __all__ = [
@@ -45,23 +55,29 @@ __all__ = [
     "RESUMABLE",
     "AveragedWeights",
     "Batches",
+    "CSVLog",
     "CheckedTrainConfig",
     "Checkpoints",
     "Distillation",
+    "EarlyStopping",
     "Execution",
     "FixedTeacher",
     "Hook",
     "JointLoss",
     "LearnedWidths",
+    "MLflowLog",
     "OwnBatches",
     "Progress",
+    "ProgressBar",
     "Teacher",
+    "TensorBoardLog",
     "TrainConfig",
     "TrainProgress",
     "TrainResult",
     "TrainState",
     "TrainStep",
     "Validation",
+    "WandbLog",
     "augmentation_of",
     "best_epoch",
     "build_fabric",
@@ -70,6 +86,7 @@ __all__ = [
     "check_lessons",
     "check_same_data",
     "compiled_calls",
+    "describe_epoch",
     "explain_oom",
     "faster_channels_last",
     "joint_backward",
@@ -78,6 +95,7 @@ __all__ = [
     "parameter_groups",
     "precision_of",
     "prepared_batch",
+    "progress_columns",
     "recomputed_blocks",
     "recomputing",
     "repeated_blocks",

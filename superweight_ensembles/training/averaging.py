@@ -81,9 +81,13 @@ class AveragedWeights(Hook):
         self._average([self._mean[name] for name in now], list(now.values()), self._num_steps)
         self._num_steps += 1
 
-    @torch.no_grad()
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
-        if state.epoch < state.config.epochs or not self._mean:
+        return self.take(state) if state.is_last_epoch else {}
+
+    @torch.no_grad()
+    def take(self, state: TrainState) -> Mapping[str, Any]:
+        """Give the ensemble the mean; returns entries of the epoch's record, none where no mean has begun."""
+        if not self._mean:
             return {}
         for name, value in state.ensemble.named_parameters():
             if name in self._mean:

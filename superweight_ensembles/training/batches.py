@@ -81,10 +81,10 @@ def training_batches(
             raise SuperWeightError(
                 "training data must be ImageData (from load_data) or a sized iterable of at least one batch"
             )
-        if any((config.flip, config.crop_padding, config.cutout, config.random_resized_crop, config.num_workers)):
+        if augmentation_of(config) != Augmentation() or config.num_workers:
             raise SuperWeightError(
-                "flip, crop_padding, cutout, random_resized_crop and num_workers are for ImageData: let your own "
-                "loader augment"
+                "flip, crop_padding, cutout, random_resized_crop, transforms and num_workers are for ImageData: let "
+                "your own loader augment"
             )
         if config.member_batches != "same":
             raise SuperWeightError("member_batches 'own' needs ImageData: a loader of your own has one order")
@@ -133,6 +133,7 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
         crop_padding=config.crop_padding,
         cutout=config.cutout,
         random_resized_crop=config.random_resized_crop,
+        transforms=config.transforms,
     )
 
 

@@ -59,6 +59,7 @@ from superweight_ensembles.storage import (
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, Validation, check_plain_data
+from superweight_ensembles.training.tracking import flat_numbers
 
 CHECKPOINT_FOLDER = "checkpoints"
 CHECKPOINT_FORMAT = 4
@@ -367,6 +368,7 @@ def _write(
         {
             "format": CHECKPOINT_FORMAT,
             "optimizer": numbers,
+            "optimizer_groups": [_counters(state.optimizer, group) for group in held["param_groups"]],
             "config": asdict(state.config),
             "settings": state.settings,
             "hooks": plain,
@@ -377,13 +379,23 @@ def _write(
     )
 
 
+def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, float | list[float]]:
+    """Numbers that an optimiser keeps with a group, such as its steps, and that are no setting; tensors in a list."""
+    settings = {*optimizer.defaults, "params", "weight_decay", "lr", "initial_lr", "lr_scale"}
+    held = {key: value for key, value in group.items() if key not in settings}
+    found: dict[str, float | list[float]] = {
+        key: [float(value)] for key, value in held.items() if isinstance(value, Tensor) and value.numel() == 1
+    }
+    return found | {key: value for key, value in held.items() if type(value) in (int, float)}
+
+
 def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Give an optimiser its state back; its settings are those that it was built with."""
     state: dict[int, dict[str, Any]] = {}
     # Files of before hold the groups and the schedule too.
     numbers = content["optimizer"].get("numbers", content["optimizer"])
     for index, entries in numbers.items():
-        if any(value is not None and type(value) not in (int, float) for value in entries.values()):
+        if any(value is not None and type(value) not in (int, float, bool) for value in entries.values()):
             raise ValueError("the optimizer's state holds what is no number")
         state[int(index)] = dict(entries)
     path = folder / "optimizer.safetensors"
@@ -391,14 +403,21 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     header = read_header(path)
     for name, (shape, _) in header.items():
         parameter = parameters[int(name.partition(".")[0])]
-        if tuple(shape) != tuple(parameter.shape) and math.prod(shape) != 1:
+        fits = tuple(shape) == tuple(parameter.shape) or math.prod(shape) == 1
+        if not fits and math.prod(shape) >= parameter.numel():  # smaller ones are sums over some dimensions
             raise ValueError(
                 f"{path.name}: {name} has the shape {tuple(shape)}, its parameter {tuple(parameter.shape)}"
             )
     for name, tensor in read_tensors(path, header).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    for group, counters in zip(groups, content.get("optimizer_groups", ())):
+        held = {key: torch.tensor(one[0]) if isinstance(one, list) else one for key, one in counters.items()}
+        group.update({**held, **group})
+        if _counters(optimizer, group) != counters:
+            raise ValueError("the optimizer's groups hold what is no counter")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -459,22 +478,12 @@ class RunLog:
     def append(self, record: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in _flatten(record):
+        for name, value in flat_numbers(record).items():
             self._writer.add_scalar(name, value, record["epoch"])
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    pairs: list[tuple[str, float]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            pairs += _flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and key != "epoch":
-            pairs.append((prefix + key, float(value)))
-    return pairs
 
 
 class Records:

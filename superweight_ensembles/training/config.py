@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
+from superweight_ensembles.data import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
-_GO_WITH = {"schedule": ("milestones", "gamma"), "optimizer": ("momentum", "nesterov")}
+_GO_WITH = {
+    "schedule": ("milestones", "gamma", "schedule_options"),
+    "optimizer": ("momentum", "nesterov", "optimizer_options"),
+}
 
-OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("constant", "step", "cosine", "one_cycle")
+OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
+SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
 MEMBER_BATCHES = ("same", "own")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _MOST = {
@@ -40,13 +45,22 @@ class TrainConfig:
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
         width_rate: Learning rate of what learned widths follow, as a multiple of that of everything else. A step of
             Adam by 0.1 changes a width by a tenth, whatever the gradient is.
-        optimizer: ``sgd`` (with ``momentum`` and ``nesterov``) or ``adamw``.
+        optimizer: ``sgd`` (with ``momentum`` and ``nesterov``), ``adamw``, or one of timm's by name, such as ``lamb``,
+            ``lion`` or ``muon`` (``timm.optim.list_optimizers()``).
+        optimizer_options: Its further settings, such as ``{"betas": [0.9, 0.95]}``.
         momentum: Of SGD.
         nesterov: Of SGD, where momentum is not 0.
         weight_decay: On templates, private weights and heads; never on coefficients, norms and biases.
             Differs from paper: the published run decays norms too.
         label_smoothing: Of the cross-entropy, 0 to 1.
-        schedule: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``), ``cosine`` to zero, ``one_cycle``.
+        schedule: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``), ``cosine`` to zero, ``one_cycle``,
+            or timm's ``poly``, ``tanh``, ``wsd`` and ``rsqrt``; a rate for each step.
+        schedule_options: Its further settings: of ``one_cycle`` those of torch's OneCycleLR, such as ``pct_start``; of
+            others those of timm's ``create_scheduler_v2``, such as ``min_lr``.
+        warmup_epochs: Epochs, or a part of one, in which the learning rate first rises linearly from a hundredth; of
+            every schedule but ``one_cycle``, which rises by itself. They are part of ``epochs``.
+        clip_norm: Gradients are scaled down so that their norm, over all parameters together, is at most this; 0 for no
+            limit.
         milestones: Epochs at which ``step`` falls.
         gamma: Factor by which ``step`` falls.
         member_batches: ``same``: all members see one batch a step, as published; ``own``: each member goes through the
@@ -58,6 +72,9 @@ class TrainConfig:
         crop_padding: Pad by so many pixels and crop back at random; 0 for none.
         cutout: Side in pixels of a square set to zero; 0 for none.
         random_resized_crop: Cut out random parts of image files, as ImageNet is trained; for files read as needed.
+        transforms: Transforms of torchvision.transforms.v2 by name, each with its options, applied in this order to
+            each training image before all else (``RandAugment``, ``ColorJitter``), after normalising
+            (``RandomErasing``), or to the batch (``MixUp`` or ``CutMix`` with ``alpha``, whose labels are soft).
         precision: ``float32``, ``bfloat16`` or ``float16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that
             multiply it (AMX or AVX-512 BF16), where it trains about twice as fast. ``float16`` is for GPUs without it:
             losses are scaled, and a step whose gradients overflow is left out while the scale falls.
@@ -88,6 +105,7 @@ class TrainConfig:
     learning_rate: float = 0.1
     width_rate: float = 1.0
     optimizer: str = "sgd"
+    optimizer_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
@@ -95,12 +113,16 @@ class TrainConfig:
     schedule: str = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.2
+    schedule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
     member_batches: str = "same"
     ensemble_loss: float = 0.0
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
     random_resized_crop: bool = False
+    transforms: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
     precision: str = "auto"
     channels_last: bool | str = "auto"
     recompute: bool = False
@@ -122,7 +144,7 @@ class TrainConfig:
                 f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card"
             )
         for name, given, known in (
-            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("optimizer", self.optimizer, _optimizers(self.optimizer)),
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
             ("member_batches", self.member_batches, MEMBER_BATCHES),
@@ -148,6 +170,8 @@ class TrainConfig:
             "weight_decay",
             "ensemble_loss",
             "width_rate",
+            "warmup_epochs",
+            "clip_norm",
             "momentum",
             "label_smoothing",
         ):
@@ -170,6 +194,12 @@ class TrainConfig:
             raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
         self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
         self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
+        self._refuse_idle("schedule", self.schedule != "one_cycle", ("warmup_epochs",))
+        if self.warmup_epochs >= self.epochs:
+            raise SuperWeightError(
+                f"warmup_epochs must be less than the {self.epochs} epochs; got {self.warmup_epochs}"
+            )
+        check_transforms(self.transforms)
         if self.ensemble_loss and self.member_batches != "same":
             raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
         if self.compile and self.recompute:
@@ -191,6 +221,20 @@ class TrainConfig:
         if not isinstance(epochs, (list, tuple)) or not all(type(epoch) is int for epoch in epochs):
             raise SuperWeightError(f"milestones must be a list of epochs, whole numbers; got {epochs!r}")
         object.__setattr__(self, "milestones", tuple(epochs))
+        for name in ("optimizer_options", "schedule_options", "transforms"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise SuperWeightError(f"{name} must be settings by name; got {value!r:.80}")
+            object.__setattr__(self, name, dict(value))
+        here = {
+            "lr": "learning_rate",
+            "weight_decay": "weight_decay",
+            "max_lr": "learning_rate",
+            "params": "the ensemble",
+        }
+        for key in (*self.optimizer_options, *self.schedule_options):
+            if key in here:
+                raise SuperWeightError(f"{key} is no option of its own: {here[key]} says it")
 
     def _refuse_idle(self, key: str, acts: bool, names: tuple[str, ...]) -> None:
         """Refuse settings that were given and would do nothing."""
@@ -198,6 +242,16 @@ class TrainConfig:
         for name in names:
             if not acts and getattr(self, name) not in (defaults[name], 0):  # what is off does nothing anyway
                 raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
+
+
+def _optimizers(name: str) -> Sequence[str]:
+    """Names to choose from; timm's are looked up where torch has none."""
+    if name in OPTIMIZERS:
+        return OPTIMIZERS
+    from timm.optim import list_optimizers  # seconds, which most runs can do without
+
+    left_out = ["bnb*", "fused*", "kron*", "adahessian"]  # of other packages; state of lists; second derivatives
+    return [*OPTIMIZERS, *(one for one in list_optimizers(exclude_filters=left_out) if one not in OPTIMIZERS)]
 
 
 def _as_given(content: Any) -> Any:

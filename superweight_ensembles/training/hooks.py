@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from lightning_fabric import Fabric
@@ -23,6 +23,7 @@ from superweight_ensembles.storage import Amount, Count, Name, Share
 from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Processes, current_processes
+from superweight_ensembles.training.optim import Schedule
 
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -31,8 +32,10 @@ class Hook:
     """Something that a training does besides. Every method may be left as it is; this class does nothing.
 
     A step calls :meth:`penalty`, then :meth:`scalars` after the backward pass, then, if the step is taken,
-    :meth:`after_step`. What a hook remembers from step to step goes through :meth:`state_dict`, so that a training that
-    is resumed ends as one that was never stopped.
+    :meth:`after_step`; an epoch calls :meth:`after_epoch`, then :meth:`after_validation`. ``state`` has the ensemble,
+    the optimizer, ``losses``, ``learning_rate``, ``step`` and ``epoch``; ``state.stop(reason)`` ends the training. What
+    a hook remembers from step to step goes through :meth:`state_dict`, so that a training that is resumed ends as one
+    that was never stopped.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -53,6 +56,9 @@ class Hook:
         >>> swe.train(ensemble, data, config, hooks=[CountSteps()]).history[0]["steps"]
         2
     """
+
+    watches: ClassVar[bool] = False
+    """Whether it only looks: such a hook may be there or not when a training is resumed."""
 
     @property
     def name(self) -> str:
@@ -88,6 +94,14 @@ class Hook:
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
         """Called after the last step of an epoch, before it is validated; returns entries of the epoch's record."""
         return {}
+
+    def after_validation(self, state: TrainState, record: Mapping[str, Any]) -> None:
+        """Called with the epoch's whole record, validation included, before it is saved.
+
+        Args:
+            state: State of the training; :meth:`TrainState.stop` ends it here.
+            record: As :class:`TrainResult` has it.
+        """
 
     def state_dict(self) -> Mapping[str, Any]:
         """What the hook remembers: tensors and plain data by name. Called before each checkpoint and the first step."""
@@ -136,6 +150,7 @@ class Progress:
         seconds: Time spent on that epoch so far.
         num_skipped: Steps skipped for numbers that are not finite, over all epochs.
         micro_batches: Parts that a step's batch is run in.
+        stopped: Why a hook has ended the training; None where none has.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -148,6 +163,7 @@ class Progress:
     seconds: Amount = 0.0
     num_skipped: Count = 0
     micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    stopped: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -168,6 +184,7 @@ class TrainState:
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
         num_rows: Rows of the batch of this step, over all processes.
+        losses: Each member's loss in the last step that was taken, over all processes.
         progress: How far the training is.
         settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
             when the training began, by hook and name.
@@ -177,7 +194,7 @@ class TrainState:
     members: tuple[str, ...]
     config: TrainConfig
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: Schedule
     fabric: Fabric
     hooks: tuple[Hook, ...] = ()
     data: ImageData | SizedBatches | None = None
@@ -186,13 +203,15 @@ class TrainState:
     channels_last: bool = False
     processes: Processes = field(default_factory=current_processes)
     num_rows: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.settings = {"members": list(self.members), "hooks": [hook.name for hook in self.hooks]}
-        for hook in self.hooks:  # once: a teacher's settings hold a checksum of all its numbers
+        bound = [hook for hook in self.hooks if not hook.watches]
+        self.settings = {"members": list(self.members), "hooks": [hook.name for hook in bound]}
+        for hook in bound:  # once: a teacher's settings hold a checksum of all its numbers
             own = check_plain_data(hook.name, hook.settings())
             self.settings |= {f"{hook.name}.{key}": value for key, value in own.items()}
 
@@ -214,6 +233,28 @@ class TrainState:
     @property
     def steps_per_epoch(self) -> int:
         return len(self.loaders[0]) if self.loaders else 1
+
+    @property
+    def step(self) -> int:
+        """Steps taken or left out so far, over all epochs."""
+        return len(self.progress.history) * self.steps_per_epoch + self.progress.step
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the optimizer's first group in this step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def stop(self, reason: str) -> None:
+        """Have the training end with the epoch that is trained; the epoch is validated and saved as any other is.
+
+        Of several processes any may ask for it.
+        """
+        self.progress.stopped = str(reason)
+
+    @property
+    def is_last_epoch(self) -> bool:
+        """Whether the training ends with the epoch that is trained, as far as is known."""
+        return self.epoch >= self.config.epochs or self.progress.stopped is not None
 
     @property
     def fraction_done(self) -> float:

@@ -31,6 +31,7 @@ from superweight_ensembles.ensemble import (
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.models import buffers_as_now, kept_modes
 from superweight_ensembles.storage import check_savable
+from superweight_ensembles.training.averaging import AveragedWeights
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
@@ -65,6 +66,7 @@ from superweight_ensembles.training.joint import Execution, JointLoss, Objective
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.step import TrainStep
+from superweight_ensembles.training.tracking import ProgressBar
 from superweight_ensembles.training.widths import LearnedWidths
 
 _RANKS_APART = 2**33 + 1
@@ -243,15 +245,19 @@ class _Loop:
         if isinstance(state.config.micro_batches, int):
             state.progress.micro_batches = state.config.micro_batches
         if self.records is not None:
-            if state.epoch <= state.config.epochs:
+            if not self._is_over:
                 self.records.try_saving()
             self.records.open_log()
         with self.requests:
-            while state.epoch <= state.config.epochs:
+            while not self._is_over:
                 self._steps(random)
                 random = None
                 self._close_epoch()
                 self._stop_if_asked(max(state.processes.gather_objects(self.requests.signal or 0)), saved=True)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.state.epoch > self.state.config.epochs or self.state.progress.stopped is not None
 
     def _resume(self) -> Mapping[str, Tensor] | None:
         """Go back to the newest checkpoint; the random states there, None where there is none."""
@@ -311,8 +317,10 @@ class _Loop:
         if not progress.num_summed:
             raise SuperWeightError(f"every step of epoch {epoch} was left out: lower learning_rate")
         state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        self._agree_on_stopping()
         of_hooks = [hook.after_epoch(state) for hook in state.hooks]
-        due = epoch == config.epochs or epoch % config.validate_every == 0
+        was_last = state.is_last_epoch
+        due = was_last or epoch % config.validate_every == 0
         found = None
         if due and state.validation is not None:
             found = validate(state, state.validation)
@@ -326,15 +334,36 @@ class _Loop:
         }
         for entries in of_hooks:
             record.update(entries or {})
+        for hook in state.hooks:
+            hook.after_validation(state, record)
+        self._agree_on_stopping()
+        if state.is_last_epoch and not was_last:
+            self._end_here(record)
         state.progress = Progress(
             history=[*progress.history, record],
             num_skipped=progress.num_skipped,
             micro_batches=progress.micro_batches,
+            stopped=progress.stopped,
         )
         if self.records is not None:
             self.records.append(record)  # before the checkpoint: a log that is ahead of it is cut when a run resumes
             self.records.save()
         self._tell(epoch, record)
+
+    def _agree_on_stopping(self) -> None:
+        """Stop all processes where a hook of one has asked for it."""
+        asked = self.state.processes.gather_objects(self.state.progress.stopped or "")
+        self.state.progress.stopped = next(filter(None, asked), None)
+
+    def _end_here(self, record: dict[str, Any]) -> None:
+        """Make this epoch the last, which it was not when it ended: averaged weights are taken and validated."""
+        state = self.state
+        _LOG.info("stopped after epoch %d: %s", state.epoch, state.progress.stopped)
+        taken = [hook.take(state) for hook in state.hooks if isinstance(hook, AveragedWeights)]
+        for entries in filter(None, taken):
+            record.update(entries)
+        if state.validation is not None and (any(taken) or record["validation"] is None):
+            record["validation"] = validate(state, state.validation)
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:
         """End here where a signal has come, to this process or to another."""
@@ -374,6 +403,7 @@ class TrainResult:
         device: Where it ran.
         best_epoch: That of the highest validation accuracy of the members' mean; None without validation.
         micro_batches: What ``auto`` came to.
+        stopped: Why a hook has ended the training before its last epoch; None where none has.
     """
 
     history: list[dict[str, Any]]
@@ -383,6 +413,7 @@ class TrainResult:
     device: str
     best_epoch: int | None
     micro_batches: int
+    stopped: str | None = None
 
 
 @names_options
@@ -421,12 +452,14 @@ def train(
         members: Train these alone, by name; what only the others use stays as it is.
         objective: In the place of the task's loss: of a member (its weights in place), inputs and targets, as the batch
             has them, to a scalar loss; it calls the member itself, as often as it likes.
-        hooks: What the training does besides: :class:`Distillation`, :class:`superweight_ensembles.search.Untying`,
-            :class:`superweight_ensembles.training.LearnedWidths` with priors, or your own subclasses of :class:`Hook`.
+        hooks: What the training does besides: :class:`Distillation`, :class:`AveragedWeights`,
+            :class:`superweight_ensembles.search.Untying`, those of :mod:`superweight_ensembles.training` (early
+            stopping, logs, learned widths with priors), or your own subclasses of :class:`Hook`.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
             is written where None.
         resume: Go on from the newest checkpoint in ``out`` that is whole; from the start where there is none.
-        callback: Called after every step and every epoch.
+        callback: Called after every step and every epoch. Without one, and without a
+            :class:`superweight_ensembles.training.ProgressBar`, terminals and notebooks show a bar.
 
     Raises:
         SuperWeightError: Fewer samples than a batch, batches whose targets are not the task's, or of other classes or
@@ -456,6 +489,8 @@ def train(
     hooks = tuple(hook for hook in check_hooks(hooks) if not (isinstance(hook, Distillation) and not hook.weight))
     if not any(isinstance(hook, LearnedWidths) for hook in hooks):
         hooks = (*hooks, LearnedWidths())
+    if callback is None and ProgressBar.is_seen() and not any(isinstance(hook, ProgressBar) for hook in hooks):
+        hooks = (*hooks, ProgressBar())
     teaching = [hook for hook in hooks if isinstance(hook, Distillation)]
     if len(teaching) > 1:
         raise SuperWeightError("a member learns from one teacher: give one Distillation")
@@ -504,6 +539,7 @@ def train(
     execution = Execution(backward=fabric.backward, recomputed=recomputed, compiled=compiled)
     threads = torch.get_num_threads()
     with ExitStack() as ending:
+        ending.enter_context(kept_modes(ensemble))
         ending.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
         ending.enter_context(torch.inference_mode(False))
@@ -532,6 +568,7 @@ def train(
         device=str(fabric.device),
         best_epoch=best_epoch(history),
         micro_batches=state.progress.micro_batches,
+        stopped=state.progress.stopped,
     )
 
 

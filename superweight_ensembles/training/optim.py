@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -52,40 +53,128 @@ def parameter_groups(
 
 
 def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over :func:`parameter_groups`, fused: one pass over memory, four times as fast on the CPU.
+    """The optimizer of a config over :func:`parameter_groups`.
+
+    SGD and AdamW are torch's, fused: one pass over memory, four times as fast on the CPU. All others are timm's.
 
     Raises:
-        SuperWeightError: Nothing is trainable.
+        SuperWeightError: Nothing is trainable; options that the optimizer does not have.
     """
     width_rate = None if config.width_rate == 1 else config.learning_rate * config.width_rate
     groups = parameter_groups(ensemble, config.weight_decay, width_rate)
     if not groups:
         raise SuperWeightError("the ensemble has no trainable parameter: every parameter is frozen")
+    return _optimizer(groups, config)
+
+
+def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.optimizer_options.items()
+    }
     fused = not any(parameter.is_complex() for group in groups for parameter in group["params"])  # torch fuses none
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    try:
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, **{"lr": config.learning_rate, "fused": fused, **options})
+        if config.optimizer == "sgd":
+            nesterov = config.nesterov and config.momentum > 0
+            set_here = {"lr": config.learning_rate, "momentum": config.momentum, "nesterov": nesterov, "fused": fused}
+            return torch.optim.SGD(groups, **{**set_here, **options})
+        from timm.optim import create_optimizer_v2  # seconds, which most runs can do without
+
+        return create_optimizer_v2(groups, config.optimizer, lr=config.learning_rate, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as error:
+        raise SuperWeightError(
+            f"optimizer {config.optimizer!r} with {options} cannot be made: {error!s:.200}"
+        ) from error
 
 
-def num_moments(config: TrainConfig) -> int:
-    """Tensors of a parameter's shape that the optimiser keeps for each: its state, but for AdamW's step counters."""
-    if config.optimizer == "adamw":
-        return 2
-    return 1 if config.momentum > 0 else 0
+def num_moments(config: TrainConfig) -> float:
+    """Numbers that the optimizer keeps for each of a matrix's: its state, but for step counters."""
+    matrix = nn.Parameter(torch.zeros(16, 16))
+    optimizer = _optimizer([{"params": [matrix]}], config)
+    matrix.grad = torch.zeros_like(matrix)
+    optimizer.step()
+    held = [value for value in optimizer.state[matrix].values() if isinstance(value, torch.Tensor)]
+    return sum(value.numel() for value in held if value.numel() > 1) / matrix.numel()
 
 
-def build_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
-) -> lr_scheduler.LRScheduler:
-    """A schedule that is stepped once a batch."""
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    """A schedule that is stepped once a batch: torch's, or timm's where it warms up, has options or another name.
+
+    Raises:
+        SuperWeightError: Options that the schedule does not have.
+    """
     steps = config.epochs * steps_per_epoch
-    if config.schedule == "step":
-        milestones = [epoch * steps_per_epoch for epoch in config.milestones]
-        return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=config.gamma)
-    if config.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    if config.schedule == "one_cycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        return lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps + 1, cycle_momentum=False)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    plain = not (config.warmup_epochs or config.schedule_options)
+    options: dict[str, Any] = dict(config.schedule_options)
+    try:
+        if config.schedule == "one_cycle":
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            fixed = {"max_lr": peaks, "total_steps": steps + 1, "cycle_momentum": False}
+            return lr_scheduler.OneCycleLR(optimizer, **{**options, **fixed})
+        if config.schedule == "step" and plain:
+            milestones = [epoch * steps_per_epoch for epoch in config.milestones]
+            return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=config.gamma)
+        if config.schedule == "cosine" and plain:
+            return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        if config.schedule == "constant" and plain:
+            return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        return _timm_schedule(optimizer, config, steps_per_epoch, options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise SuperWeightError(f"schedule {config.schedule!r} with {options}: {error!s:.200}") from error
+
+
+class Schedule(Protocol):
+    """What sets the learning rates after each step."""
+
+    def step(self) -> None: ...
+
+    def get_last_lr(self) -> Sequence[Any]: ...
+
+
+class StepwiseSchedule:
+    """A schedule of timm's with the interface of torch's: a rate for each step, counted here.
+
+    Args:
+        optimizer: Whose rates it sets.
+        schedule: Of timm's, by updates.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        self._optimizer, self._schedule, self._steps = optimizer, schedule, 0
+        schedule.step_update(0)
+
+    def step(self) -> None:
+        self._steps += 1
+        self._schedule.step_update(self._steps)
+
+    def get_last_lr(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+
+def _timm_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int, options: dict[str, Any]
+) -> StepwiseSchedule:
+    from timm.scheduler import create_scheduler_v2  # seconds, which most runs can do without
+
+    # a step schedule that falls nowhere is a constant one, of every version of timm
+    milestones = config.milestones if config.schedule == "step" else ()
+    name = "multistep" if config.schedule in ("step", "constant") else config.schedule
+    fixed: dict[str, Any] = {}
+    if name == "multistep":  # timm falls one step before its milestones; half a step later is where torch does
+        halfway = [milestone + 0.5 / steps_per_epoch for milestone in milestones]
+        fixed = {"decay_milestones": halfway, "decay_rate": config.gamma}
+    # the schedule begins at its peak where the warm-up ends, and ends with the training
+    fixed |= {"warmup_prefix": True, "num_epochs": config.epochs - config.warmup_epochs}
+    if name in ("multistep", "wsd", "rsqrt"):  # timm counts these from the start
+        fixed |= {"warmup_prefix": False, "num_epochs": config.epochs}
+    defaults = {"warmup_lr": config.learning_rate / 100}
+    if name == "poly":
+        defaults["decay_rate"] = 1.0  # the power, of which timm's default is that of other schedules
+    schedule, _ = create_scheduler_v2(
+        optimizer, name, warmup_epochs=config.warmup_epochs, step_on_epochs=False, updates_per_epoch=steps_per_epoch,
+        **{**defaults, **options, **fixed},
+    )  # fmt: skip
+    if schedule is None:
+        raise ValueError("timm has none of this name here")
+    return StepwiseSchedule(optimizer, schedule)

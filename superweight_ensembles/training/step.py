@@ -193,6 +193,9 @@ class TrainStep:
             put_back()
         taken = counts and finite
         if taken:
+            if state.config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), state.config.clip_norm)
+            state.losses = dict(zip(state.members, found))
             state.optimizer.step()
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
