@@ -122,14 +122,14 @@ def train(
 @app.command()
 def evaluate(run: RunPath) -> None:
     """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
-    from superweight_ensembles.experiment import anytime_table, evaluate_run, result_table
+    from superweight_ensembles.experiment import anytime_table, evaluate_run, result_table, uncertainty_table
 
     with _ERRORS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
     _CONSOLE.print(result_table(results))
-    early = anytime_table(results)
-    if early is not None:
-        _CONSOLE.print(early)
+    for table in (anytime_table(results), uncertainty_table(results)):
+        if table is not None:
+            _CONSOLE.print(table)
     _say(f"results: {run / 'results.json'}")
 
 

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from superweight_ensembles.anytime.costs import MemberCost, answer_of, costs_of
+from superweight_ensembles.anytime.uncertainty import Uncertainty, uncertainty
 from superweight_ensembles.data import (
     Inputs,
     check_labels,
@@ -138,6 +139,7 @@ class Evaluation:
             the running ensembles from the cheapest member up.
         diversity: Mean pairwise disagreement over the ensemble's error.
         reliability: Of the ensemble, in 15 bins of confidence.
+        uncertainty: Of the ensemble; None in results of before.
     """
 
     num_samples: Count
@@ -146,6 +148,7 @@ class Evaluation:
     subsets: Annotated[tuple[SubsetResult, ...], Field(min_length=1, max_length=2**14)]
     diversity: float | None
     reliability: Annotated[tuple[ReliabilityBin, ...], Field(min_length=1, max_length=1000)]
+    uncertainty: Uncertainty | None = None
 
     @property
     def by_name(self) -> dict[str, MemberResult]:
@@ -361,6 +364,7 @@ def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> E
         subsets=subsets,
         diversity=diversity(probabilities, labels),
         reliability=reliability(reduce(probabilities, "m n k -> n k", "mean"), labels),
+        uncertainty=uncertainty(probabilities, labels),
     )
 
 

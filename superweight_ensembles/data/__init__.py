@@ -18,6 +18,7 @@ from superweight_ensembles.data.batch import (
     rows_of,
     tensors_of,
 )
+from superweight_ensembles.data.corruptions import CORRUPTIONS, SEVERITIES, Corruption
 from superweight_ensembles.data.datasets import (
     DATA_SETS,
     DataSet,
@@ -38,8 +39,11 @@ from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable,
 from superweight_ensembles.data.transforms import Transforms, check_transforms
 
 __all__ = [
+    "CORRUPTIONS",
     "DATA_SETS",
+    "SEVERITIES",
     "Augmentation",
+    "Corruption",
     "DataSet",
     "Draws",
     "FileSplit",

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from superweight_ensembles.data.augmentation import Augmentation, Draws, crop_and_flip, cut_out_, draw
+from superweight_ensembles.data.corruptions import Corruption
 from superweight_ensembles.data.options import checked_integer, checked_seed, checked_shape
-from superweight_ensembles.data.random_streams import epoch_order, image_key
+from superweight_ensembles.data.random_streams import epoch_order, generator_for, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, MemorySplit, checked_shard, checksum
 from superweight_ensembles.data.transforms import Transforms
 from superweight_ensembles.errors import SuperWeightError, unknown_name
@@ -125,6 +126,7 @@ class ImageData:
         device: torch.device | str = "cpu",
         num_workers: int = 0,
         shard: tuple[int, int] = (0, 1),
+        corruption: Corruption | None = None,
     ) -> ImageLoader:
         """Normalised batches of ``train``, ``validation`` or ``test``; see :class:`ImageLoader` for the settings."""
         splits = self._splits()
@@ -143,6 +145,7 @@ class ImageData:
             device=device,
             num_workers=num_workers,
             shard=shard,
+            corruption=corruption,
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -214,6 +217,8 @@ class ImageLoader:
             loader. The batches are the same for any number. Images in memory need none.
         shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
             last batch smaller than the count, where it is kept, leaves some processes a part without images.
+        corruption: Makes every image worse, as robustness is measured; its noise follows from the seed, and the same
+            batches have the same.
 
     Raises:
         SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
@@ -235,8 +240,10 @@ class ImageLoader:
         device: torch.device | str = "cpu",
         num_workers: int = 0,
         shard: tuple[int, int] = (0, 1),
+        corruption: Corruption | None = None,
     ) -> None:
         self.split = split
+        self.corruption = corruption
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.shard = checked_shard(shard, self.batch_size)
         self.augmentation = augmentation or Augmentation()
@@ -315,8 +322,11 @@ class ImageLoader:
         self, order: torch.Tensor, every_rows: BatchRows, draws: Draws, crop_key: np.ndarray | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         labels = self.split.labels[order].to(self.device)
+        noise = generator_for(self.seed, self.epoch, "corruption")
         pixels = self._read(order, every_rows, crop_key)
         for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
+            if self.corruption is not None:
+                images = self.corruption(images.float() / self.split.unit, noise) * self.split.unit
             yield self._augmented(images, labels[rows], draws.rows(rows))
 
     def _augmented(self, images: torch.Tensor, labels: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:

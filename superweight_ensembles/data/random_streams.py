@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 # A stream of its own for each purpose: switching the flips on leaves the order and the crops as they were.
-_PURPOSES = ("order", "flip", "crop", "cutout", "resized_crop", "transforms")
+_PURPOSES = ("order", "flip", "crop", "cutout", "resized_crop", "transforms", "corruption")
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:

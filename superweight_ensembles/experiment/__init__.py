@@ -65,6 +65,8 @@ from superweight_ensembles.experiment.tables import (
     estimate_lines,
     preview_lines,
     result_table,
+    uncertainty_rows,
+    uncertainty_table,
 )
 
 __all__ = [
@@ -123,5 +125,7 @@ __all__ = [
     "summarise",
     "train_run",
     "trained_arm",
+    "uncertainty_rows",
+    "uncertainty_table",
     "with_seed",
 ]

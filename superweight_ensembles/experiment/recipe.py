@@ -30,10 +30,12 @@ from superweight_ensembles.experiment.recipe_sections import (
     AveragingRecipe,
     DataRecipe,
     DistillationRecipe,
+    EarlyStoppingRecipe,
     EvaluationRecipe,
     MemberRecipe,
     SharingRecipe,
     Strict,
+    UncertaintyRecipe,
     WidthStageRecipe,
 )
 from superweight_ensembles.models import build_member, evaluating, is_out_of_memory
@@ -58,6 +60,7 @@ from superweight_ensembles.training import (
     AveragedWeights,
     CheckedTrainConfig,
     Distillation,
+    EarlyStopping,
     TrainConfig,
     augmentation_of,
     check_lessons,
@@ -81,7 +84,8 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
 # Switches, and what each says when it is off; null, false, 0 and none say so too.
 _OFF: dict[tuple[str, ...], Any] = {
     ("anytime",): None, ("averaging",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
-    ("learn_widths",): None, ("width_loss",): None, ("sharing", "init"): "random", ("sharing", "search"): "none",
+    ("learn_widths",): None, ("width_loss",): None, ("early_stopping",): None, ("uncertainty",): None,
+    ("sharing", "init"): "random", ("sharing", "search"): "none",
     ("sharing", "search_epochs"): None, ("sharing", "untie_epoch"): None,
 }  # fmt: skip
 
@@ -105,6 +109,8 @@ class Recipe(Strict):
         baseline: ``independent`` trains the same members apart as well; ``none`` does not.
         distillation: What the shared arm learns from besides the labels.
         averaging: Whether all arms end with the mean of their weights over the last steps.
+        early_stopping: Whether arms end once they are no better on validation images.
+        uncertainty: What is measured on corrupted images, and on those of another data set.
     """
 
     name: str = Field(pattern=r"^\.?[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)
@@ -121,6 +127,8 @@ class Recipe(Strict):
     baseline: Literal["independent", "none"] = "independent"
     distillation: DistillationRecipe | None = None
     averaging: AveragingRecipe | None = None
+    early_stopping: EarlyStoppingRecipe | None = None
+    uncertainty: UncertaintyRecipe | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -209,6 +217,12 @@ class Recipe(Strict):
                     raise SuperWeightError(
                         f"{name} has about {num_train} training images, fewer than batch_size {config.batch_size}"
                     )
+        others = None if self.uncertainty is None else self.uncertainty.others
+        of_others = None if others is None else image_shape_of(others.name, others.options)
+        if others is not None and None not in (shape, of_others) and shape != of_others:
+            raise SuperWeightError(
+                f"uncertainty.others: {others.name} has images {of_others}, {name} {shape}: give images of one shape"
+            )
         held_out = num_validation_images(name, options)
         if self.anytime is not None and held_out is not None:
             check_held_out(name, held_out, slack)
@@ -360,6 +374,10 @@ class Recipe(Strict):
     def averaged_weights(self) -> AveragedWeights | None:
         """What averages the weights of an arm; None for nothing."""
         return None if self.averaging is None else AveragedWeights(**self.averaging.model_dump())
+
+    def stopping(self) -> EarlyStopping | None:
+        """What ends an arm early; None for nothing."""
+        return None if self.early_stopping is None else EarlyStopping(**self.early_stopping.model_dump())
 
     def search_training(self) -> TrainConfig:
         """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from superweight_ensembles.data import check_options, classes_and_channels, takes_option
+from superweight_ensembles.data import Corruption, check_options, classes_and_channels, takes_option
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
 from superweight_ensembles.plan import SsnOptions
@@ -256,6 +256,49 @@ class AveragingRecipe(Strict):
 
     start: StrictInt | StrictFloat = Field(default=0.75, ge=0, lt=1)
     decay: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
+
+
+class EarlyStoppingRecipe(Strict):
+    """Every arm ends once its ensemble is no better on validation images: see :class:`EarlyStopping`.
+
+    Attributes:
+        patience: Epochs without anything better.
+        score: ``accuracy`` or ``nll``.
+        min_delta: Less of a change is none.
+    """
+
+    patience: StrictInt = Field(ge=1, le=10**6)
+    score: Literal["accuracy", "nll"] = "accuracy"
+    min_delta: StrictInt | StrictFloat = Field(default=0.0, ge=0, lt=1e6)
+
+
+class UncertaintyRecipe(Strict):
+    """``uncertainty:`` has ``superweights evaluate`` ask what the ensemble knows of data that it was not trained on.
+
+    Attributes:
+        corruptions: Names of :data:`superweight_ensembles.data.CORRUPTIONS`, made of the test images.
+        severities: Of each, 1 to 5.
+        others: A data set of other things, written as ``data``: how well its test images are told from the run's.
+    """
+
+    corruptions: tuple[str, ...] = Field(default=(), max_length=100)
+    severities: tuple[StrictInt, ...] = Field(default=(1, 3, 5), min_length=1, max_length=5)
+    others: DataRecipe | None = None
+
+    @model_validator(mode="after")
+    def _acts(self) -> UncertaintyRecipe:
+        self.refuse_idle(bool(self.corruptions), "without corruptions", "severities")
+        if not self.corruptions and self.others is None:
+            raise ValueError("give corruptions, others or both, or leave the section out")
+        for what, given in (("corruptions", self.corruptions), ("severities", self.severities)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"{what} must name each once; got {', '.join(map(str, given))}")
+        self.made()
+        return self
+
+    def made(self) -> tuple[Corruption, ...]:
+        """Every corruption at every severity."""
+        return tuple(Corruption(name=name, severity=one) for name in self.corruptions for one in self.severities)
 
 
 _TARGETS = ("flops", "latency_ms", "max_accuracy_drop")

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics
+from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics, Shift
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
 from superweight_ensembles.search import SEARCH_FORMAT
@@ -114,6 +114,7 @@ class Training:
     device: Name
     best_epoch: Annotated[Count | None, Field(default=None)]
     micro_batches: Annotated[Count, Field(default=1)]
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,7 @@ class ArmResults(Evaluation):
         training: How it was trained.
         history: Epoch by epoch.
         anytime: With an anytime section.
+        shift: With an uncertainty section.
         warm_start: Where it started from trained members.
     """
 
@@ -179,6 +181,7 @@ class ArmResults(Evaluation):
     training: Training
     history: Annotated[tuple[Epoch, ...], Field(max_length=100_000)]
     anytime: AnytimeResult | None = None
+    shift: Shift | None = None
     warm_start: WarmStartResult | None = None
 
 

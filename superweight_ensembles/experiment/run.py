@@ -67,6 +67,7 @@ from superweight_ensembles.experiment.stages import (
     learned_members,
     learned_widths,
     measure_anytime,
+    measure_shift,
     searched_plan,
     start_warm,
     warm_results,
@@ -258,7 +259,7 @@ def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None
     if arm == "shared":
         independent = trained_arm(folder, INDEPENDENT) if recipe.taught_by(INDEPENDENT) else None
         hooks, config = [recipe.untying(), distillation_of(recipe, independent)], recipe.shared_training()
-    hooks.append(recipe.averaged_weights())
+    hooks += [recipe.averaged_weights(), recipe.stopping()]
     if recipe.learn_widths is None:
         hooks.append(LearnedWidths(recipe.width_loss))
     else:
@@ -441,6 +442,7 @@ def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, devic
     tested, trained = tested_by(ensemble), _training_of(folder / arm)
     warm = warm_results(folder / arm, tested_by)
     anytime = None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
+    shift = None if recipe.uncertainty is None else measure_shift(recipe, ensemble, data, tested)
     return ArmResults(
         name=arm,
         num_parameters=ensemble.num_parameters,
@@ -448,6 +450,7 @@ def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, devic
         budget=ensemble.plan.budget,
         **fields_of(evaluate_predictions(ensemble, tested)),
         anytime=anytime,
+        shift=shift,
         warm_start=warm,
         training=Training(**fields_of(trained, Training)),
         history=trained.history,

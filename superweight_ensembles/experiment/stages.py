@@ -24,14 +24,18 @@ from superweight_ensembles.anytime import (
     AnytimePredictor,
     AnytimeResult,
     ExitPoint,
+    OthersResult,
     Predictions,
+    Shift,
+    detect_others,
+    measure_corrupted,
     measure_curves,
     order_exits,
     predict,
     probability_metrics,
     write_policy,
 )
-from superweight_ensembles.data import ImageData, ImageLoader
+from superweight_ensembles.data import Corruption, ImageData, ImageLoader, load_data
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_held_out
@@ -267,6 +271,35 @@ def measure_anytime(
     if settings.truncations:
         found = replace(found, truncated=_measure_truncated(recipe, ensemble, data, device))
     return found
+
+
+def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions) -> Shift:
+    """What an arm knows of corrupted test images, and of those of another data set.
+
+    Raises:
+        SuperWeightError: The other data set cannot be read, has no test images, or images of another shape.
+    """
+    settings, device = recipe.uncertainty, next(ensemble.parameters()).device
+    assert settings is not None, "the caller has looked"
+
+    def worse(corruption: Corruption) -> ImageLoader:
+        return data.loader("test", recipe.evaluation.batch_size, device=device, corruption=corruption)
+
+    found = Shift(corrupted=measure_corrupted(ensemble, settings.made(), worse))
+    if settings.others is None:
+        return found
+    name = settings.others.name
+    others = load_data(name, **{"seed": recipe.seed, **settings.others.options})
+    if others.image_shape != data.image_shape:
+        raise SuperWeightError(
+            f"uncertainty.others: {name} has images {others.image_shape}, {data.name} {data.image_shape}: give images "
+            "of one shape"
+        )
+    if not len(others.test):
+        raise SuperWeightError(f"uncertainty.others: {name} has no test images")
+    alike = replace(others, mean=data.mean, std=data.std)
+    detections = detect_others(ensemble, tested, evaluated(recipe, alike, "test", device))
+    return replace(found, others=OthersResult(name=name, num_samples=len(others.test), detections=detections))
 
 
 def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
 
-from superweight_ensembles.anytime import EnsembleResult
+from superweight_ensembles.anytime import EnsembleResult, Shift
 from superweight_ensembles.data import reads_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import ComparedArm, Comparison, Spread
@@ -18,7 +18,7 @@ from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.results import RunResults
 from superweight_ensembles.experiment.timing import UNKNOWN_STEPS, time_run
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.storage import cell
+from superweight_ensembles.storage import cell, escape_controls
 from superweight_ensembles.training import EACH_OTHER, build_fabric
 
 
@@ -82,6 +82,46 @@ def anytime_table(results: RunResults) -> Table | None:
                 end_section=what == "cascade",
             )
     return table
+
+
+def uncertainty_table(results: RunResults) -> Table | None:
+    """What the ensembles know of what they do not know; None for results of before."""
+    rows = uncertainty_rows(results)
+    if not rows:
+        return None
+    table = _table(
+        ("", *(arm.name for arm in results.arms)),
+        title="uncertainty of the ensembles, on test images",
+        caption="entropies in nats; risk: mean error when the least sure images are left out first",
+    )
+    for label, values in rows.items():
+        table.add_row(cell(label), *values)
+    return table
+
+
+def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
+    """What is known of uncertainty, by what it is: a text for each arm, empty where an arm has none."""
+    every: list[dict[str, str]] = []
+    for arm in results.arms:
+        texts: dict[str, str] = {}
+        if arm.uncertainty is not None:
+            known = arm.uncertainty
+            texts["entropy"] = f"{known.entropy:.4f}"
+            texts["of it mutual information"] = f"{known.mutual_information:.4f}"
+            texts["disagreement of members %"] = f"{100 * known.disagreement:.2f}"
+            texts["risk over all coverages %"] = f"{100 * known.risk_coverage_area:.2f}"
+        shift = arm.shift or Shift()
+        for severity in sorted({one.severity for one in shift.corrupted}):
+            found = [one.metrics for one in shift.corrupted if one.severity == severity]
+            for what, values in (("accuracy", [one.accuracy for one in found]), ("ECE", [one.ece for one in found])):
+                texts[f"{what} %, corrupted, severity {severity}"] = f"{100 * sum(values) / len(values):.2f}"
+        for one in () if shift.others is None else shift.others.detections:
+            told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}" if shift.others else ""
+            texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
+            texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
+        every.append(texts)
+    labels = dict.fromkeys(label for texts in every for label in texts)
+    return {label: [texts.get(label, "") for texts in every] for label in labels}
 
 
 def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from superweight_ensembles.anytime import CurvePoint, EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import ArmResults, Epoch, Recipe, RunRecord, RunResults
+from superweight_ensembles.experiment import ArmResults, Epoch, Recipe, RunRecord, RunResults, uncertainty_rows
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, bank_words
 from superweight_ensembles.report.figures import widths_learned
 from superweight_ensembles.report.template import NOTHING, Html, head_row, join, row, scrolled, sheet, signed, tag
@@ -77,6 +77,11 @@ _CAPTIONS = {
         "Up and to the left is better. Solid lines are cascades, dashed steps streams, single markers members alone; "
         "by FLOPs on the left, by measured time on the right.",
     ),
+    "uncertainty_curves": (
+        "What the ensembles know",
+        "Above, the error when the least sure images are left out: lower is better. Below, accuracy on corrupted test "
+        "images: thick lines are means over corruptions, thin ones each of them.",
+    ),
     "width_history": (
         "Widths while they were learned",
         "A line a learned width, in its member's colour: hidden neurons after each epoch.",
@@ -102,6 +107,8 @@ def figure_names(results: RunResults, searched: bool) -> dict[str, tuple[str, ..
     }
     if any(arm.anytime for arm in results.arms):
         names["anytime"] = ("anytime_curves",)
+    if any(arm.shift for arm in results.arms):
+        names["uncertainty"] = ("uncertainty_curves",)
     if widths_learned(results):
         names["widths"] = ("width_history",)
     if searched:
@@ -228,6 +235,20 @@ def anytime_section(results: RunResults, drawn: str = "") -> Html:
             sheet("Points of the anytime curves", groups, head=point_head, caption="Means of a test image"),
         ]
     )
+
+
+def uncertainty_section(results: RunResults, drawn: str = "") -> Html | None:
+    """A table, a row a number, and the figure where there is one; None for results of before."""
+    rows = uncertainty_rows(results)
+    if not rows:
+        return None
+    head = head_row("of the ensembles", *(arm.name for arm in results.arms), left=1)
+    body = tag("tbody", [row(label, values) for label, values in rows.items()])
+    caption = (
+        "On test images. Entropies in nats; risk is the mean error when the least sure images are left out first. "
+        "AUROC and FPR at 95 % say how well images of another data set are told from these."
+    )
+    return join([sheet("Uncertainty", body, head=head, caption=caption, class_="lines"), drawn])
 
 
 def _point_rows(name: str, arm: Html, points: Sequence[CurvePoint]) -> Html:
@@ -434,6 +455,10 @@ def describe(name: str, results: RunResults, plan: SharingPlan) -> str:
         return f"Bars of trainable parameters, {plan.num_parameters:,} in all. {parts}."
     if name == "anytime_curves":
         return "Test accuracy against cost of streams and cascades, in FLOPs and in time. The table has their points."
+    if name == "uncertainty_curves":
+        known = {arm.name: arm.uncertainty for arm in arms if arm.uncertainty is not None}
+        areas = _each({arm: f"{100 * one.risk_coverage_area:.2f} %" for arm, one in known.items()})
+        return f"Error of the ensembles over the share of images that they are surest of. Mean over shares: {areas}."
     if name == "similarity_matrix":
         return (
             f"Matrices of how well the gradients of the layers of {names} agree, with the sets that the search found."

@@ -28,6 +28,7 @@ from superweight_ensembles.report.sections import (
     plan_section,
     read_pictures,
     result_section,
+    uncertainty_section,
 )
 from superweight_ensembles.report.template import Html, Section, join, page, tag
 from superweight_ensembles.storage import accessing, read_as, write_text
@@ -100,6 +101,7 @@ def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, nam
         Section("results", "Results", join([result_section(results), drawn["results"]])),
         Section("sharing", "Sharing", join(sharing)),
         Section("anytime", "Anytime", anytime_section(results, drawn["anytime"]) if "anytime" in drawn else None),
+        Section("uncertainty", "Uncertainty", uncertainty_section(results, drawn.get("uncertainty", ""))),
         Section("widths", "Widths", drawn.get("widths")),
         Section("search", "Search", drawn.get("search")),
         Section("others", "Other figures", drawn.get("others")),

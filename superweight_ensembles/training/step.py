@@ -19,7 +19,7 @@ from torch import Tensor
 from superweight_ensembles.data import Inputs, Targets, mapped, num_rows, rows_of, tensors_of
 from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import buffers_as_now, copied
+from superweight_ensembles.models import buffers_as_now, copied, first_line, is_out_of_memory
 from superweight_ensembles.training.batches import (
     check_targets,
     in_memory_format,
@@ -196,7 +196,13 @@ class TrainStep:
             if state.config.clip_norm:
                 torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), state.config.clip_norm)
             state.losses = dict(zip(state.members, found))
-            state.optimizer.step()
+            try:
+                state.optimizer.step()
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                told = f"optimizer {state.config.optimizer!r} fails in a step: {first_line(error)}"
+                raise SuperWeightError(told) from error
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
         if self._scaler is not None:

@@ -22,6 +22,7 @@ from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     reliability_diagram,
     training_curves,
+    uncertainty_curves,
     width_history,
     widths_learned,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "style",
     "tie_letters",
     "training_curves",
+    "uncertainty_curves",
     "width_history",
     "widths_learned",
 ]

@@ -26,6 +26,7 @@ from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     reliability_diagram,
     training_curves,
+    uncertainty_curves,
     width_history,
     widths_learned,
 )
@@ -36,8 +37,8 @@ from superweight_ensembles.storage import accessing, write_bytes
 
 
 def draw_run(results: RunResults, plan: SharingPlan, folder: Path) -> list[Path]:
-    """Draw the figures of a run as PNG, 200 dots an inch: six, ``anytime_curves`` where the results hold any, and
-    ``width_history`` where widths were learned.
+    """Draw the figures of a run as PNG, 200 dots an inch: six, ``anytime_curves`` and
+    ``uncertainty_curves`` where the results hold any, and ``width_history`` where widths were learned.
 
     Args:
         results: What evaluation found of the run.
@@ -60,6 +61,8 @@ def draw_run(results: RunResults, plan: SharingPlan, folder: Path) -> list[Path]
     }
     if any(arm.anytime for arm in results.arms):
         figures["anytime_curves"] = anytime_curves(results)
+    if any(arm.shift for arm in results.arms):
+        figures["uncertainty_curves"] = uncertainty_curves(results)
     if widths_learned(results):
         figures["width_history"] = width_history(results)
     return save_figures(figures, folder)

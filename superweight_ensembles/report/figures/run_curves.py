@@ -264,6 +264,52 @@ def reliability_diagram(results: RunResults) -> Figure:
     return figure
 
 
+@style.plain_text
+def uncertainty_curves(results: RunResults) -> Figure:
+    """Error (per cent) over the share of images that is answered, surest first; below, accuracy under corruption.
+
+    The lower panel, left out where no image was corrupted, has the mean over corruptions as a thick line and each one
+    as a thin line; severity 0 is the test images as they are. Artists carry a ``gid``: ``shared risk``,
+    ``shared corrupted``, ``shared corruption``.
+    """
+    arms = read_arms(results)
+    corrupted = any(arm.results.shift is not None and arm.results.shift.corrupted for arm in arms)
+    figure = style.new_figure(style.COLUMN_INCHES, 4.4 if corrupted else 2.7)
+    panels = figure.subplots(2 if corrupted else 1, 1, squeeze=False)[:, 0]
+    for arm in arms:
+        known = arm.results.uncertainty
+        points = [(100 * one.coverage, 100 * one.risk) for one in known.risk_coverage] if known else []
+        _line(panels[0], arm, points, linewidth=1.5, gid=f"{arm.name} risk")
+    style.style_axes(panels[0], xlabel="images answered, surest first (%)", ylabel="error (%)")
+    panels[0].set_xlim(0, 100)
+    panels[0].set_ylim(bottom=0)
+    if corrupted:
+        for arm in arms:
+            _draw_corrupted(panels[1], arm)
+        style.style_axes(panels[1], xlabel="severity of corruptions", ylabel="accuracy (%)")
+        panels[1].xaxis.set_major_locator(MultipleLocator(1))
+    handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
+    if corrupted:
+        handles.append(Line2D([], [], color=style.MUTED, linewidth=0.8, label="one corruption"))
+    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
+    return figure
+
+
+def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
+    clean = (0.0, 100 * arm.results.ensemble.metrics.accuracy)
+    found = arm.results.shift.corrupted if arm.results.shift else ()
+    if not found:
+        return
+    for name in dict.fromkeys(one.corruption for one in found):
+        own = [(float(one.severity), 100 * one.metrics.accuracy) for one in found if one.corruption == name]
+        _line(axes, arm, [clean, *sorted(own)], linewidth=0.6, alpha=0.45, gid=f"{arm.name} corruption")
+    means = [
+        (float(severity), 100 * _mean(one.metrics.accuracy for one in found if one.severity == severity))
+        for severity in sorted({one.severity for one in found})
+    ]
+    _line(axes, arm, [clean, *means], linewidth=1.8, zorder=4, gid=f"{arm.name} corrupted")
+
+
 def _draw_bins(axes: Axes, arm: DrawnArm) -> None:
     bins = [(one.confidence or 0.0, one.accuracy or 0.0, one.count) for one in arm.results.reliability if one.count]
     confidences = [100 * confidence for confidence, _, _ in bins]

@@ -1,0 +1,105 @@
+"""Data that an ensemble was not trained on: told apart from its own, or made worse on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from einops import reduce
+from pydantic import Field
+from torch import Tensor
+
+from superweight_ensembles.anytime.evaluation import Metrics, Predictions, predict, probability_metrics
+from superweight_ensembles.anytime.uncertainty import Detection, detection
+from superweight_ensembles.data import Corruption, Inputs, checked_loader, checked_pair, num_rows
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes
+from superweight_ensembles.errors import names_options
+from superweight_ensembles.storage import Count, Name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorruptedResult:
+    """The ensemble on test samples that are made worse: see :class:`superweight_ensembles.data.Corruption`."""
+
+    corruption: Name
+    severity: Count
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OthersResult:
+    """How well other data are told from a data set's own, by each score."""
+
+    name: Name
+    num_samples: Count
+    detections: Annotated[tuple[Detection, ...], Field(max_length=16)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """What was measured on data that differ from those trained on; None, or nothing, where it was not asked for."""
+
+    corrupted: Annotated[tuple[CorruptedResult, ...], Field(max_length=1000)] = ()
+    others: OthersResult | None = None
+
+
+@names_options
+def detect_others(
+    ensemble: SuperWeightEnsemble, own: Iterable[object] | Predictions, others: Iterable[object] | Predictions
+) -> tuple[Detection, ...]:
+    """How well the members' uncertainty tells other data from the data set's own; labels are not read.
+
+    Args:
+        ensemble: Whose predictions are asked.
+        own: Test samples of the data set, or the predictions on them.
+        others: Samples of another kind, normalised as the data set's own; likewise.
+
+    Returns:
+        One entry a score, the best AUROC first.
+
+    Raises:
+        SuperWeightError: Loaders without samples, or whose images the members do not take.
+
+    Source: Hendrycks and Gimpel, ICLR 2017 (AUROC); others are the positive class, as in Yang et al., OpenOOD, NeurIPS
+    2022.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> data = swe.load_data("synthetic", num_train=64)
+        >>> ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, data.num_classes)], budget=1.0)
+        >>> noise = [(torch.randn(32, 3, 8, 8), torch.zeros(32, dtype=torch.int64))]
+        >>> [found.score for found in swe.anytime.detect_others(ensemble, data.loader("test", 64), noise)][:1] != []
+        True
+    """
+    check_classes(ensemble.task, "detect_others()")
+    tables = [one if isinstance(one, Predictions) else predict(ensemble, _without_labels(one)) for one in (own, others)]
+    return detection(*(table.of(ensemble.member_names) for table in tables))
+
+
+def measure_corrupted(
+    ensemble: SuperWeightEnsemble,
+    corruptions: Sequence[Corruption],
+    loader_of: Callable[[Corruption], Iterable[object]],
+) -> tuple[CorruptedResult, ...]:
+    """The ensemble's metrics under each corruption.
+
+    Args:
+        ensemble: Of the task ``classification``.
+        corruptions: Any.
+        loader_of: Gives the test samples with a corruption, as ``ImageData.loader(..., corruption=...)`` does.
+    """
+    found = []
+    for one in corruptions:
+        table = predict(ensemble, loader_of(one))
+        mean = reduce(table.of(ensemble.member_names), "m n k -> n k", "mean")
+        metrics = probability_metrics(mean, table.labels)
+        found.append(CorruptedResult(corruption=one.name, severity=one.severity, metrics=metrics))
+    return tuple(found)
+
+
+def _without_labels(loader: Iterable[object]) -> Iterator[tuple[Inputs, Tensor]]:
+    for batch in checked_loader(loader):
+        inputs, _ = checked_pair(batch)
+        yield inputs, torch.zeros(num_rows(inputs), dtype=torch.int64)
