@@ -1,5 +1,6 @@
-# The library's face: twenty names, and the rooms as namespaces of the rest. swe.adaptive has learned widths, swe.plan
-# targets and options, swe.search un-tying, swe.training hooks, swe.anytime costs and exits, swe.experiment recipes.
+# The library's face: some twenty names, and the rooms as namespaces of the rest. swe.adaptive has learned widths,
+# swe.plan targets and options, swe.search un-tying, swe.training hooks, swe.anytime costs and exits, swe.experiment
+# recipes.
 from . import anytime as anytime
 from . import data as data
 from . import ensemble as ensemble
@@ -13,9 +14,12 @@ from .anytime import AnytimePredictor as AnytimePredictor
 from .anytime import evaluate as evaluate
 from .data import load_data as load_data
 from .ensemble import SuperWeightEnsemble as SuperWeightEnsemble
+from .ensemble import transform_of as transform_of
 from .ensemble import warm_start as warm_start
 from .errors import SuperWeightError as SuperWeightError
 from .errors import TrainingStopped as TrainingStopped
+from .experiment import results as results
+from .experiment import run as run
 from .export import export_cascade as export_cascade
 from .export import export_member as export_member
 from .models import adaptive as adaptive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -131,6 +132,31 @@ def evaluate(run: RunPath) -> None:
         if table is not None:
             _CONSOLE.print(table)
     _say(f"results: {run / 'results.json'}")
+
+
+@app.command()
+def predict(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of a saved ensemble or predictor.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option("--deadline-ms", help="Milliseconds for each batch."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that are answered together.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with every probability.")] = False,
+) -> None:
+    """Say what is on images: the most probable class of each, how sure that is, and how many members were asked."""
+    from superweight_ensembles.experiment import predict_files
+    from superweight_ensembles.storage import as_content
+
+    for found in predict_files(run, images, deadline_ms=deadline_ms, batch_size=batch_size):
+        if as_json:
+            print(json.dumps(as_content(found)))
+        else:
+            members = f"{found.members_used} member{'s' * (found.members_used != 1)}"
+            _say(f"{found.file}: {found.label} {100 * found.confidence:.1f} %, {members}")
 
 
 @app.command()

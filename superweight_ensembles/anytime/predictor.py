@@ -39,7 +39,7 @@ from superweight_ensembles.anytime.costs import (
 )
 from superweight_ensembles.anytime.evaluation import Predictions, first_images, predict_all
 from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
-from superweight_ensembles.data import Inputs, mapped, num_rows, plain, rows_of, tensors_of
+from superweight_ensembles.data import Inputs, Preprocessing, mapped, num_rows, plain, rows_of, tensors_of
 from superweight_ensembles.ensemble import (
     CLASSIFICATION,
     Select,
@@ -163,6 +163,7 @@ class AnytimePredictor:
 
     Attributes:
         task: The task.
+        images: How the ensemble's images are preprocessed, and the names of classes, where that is known.
         modules: The plain networks by name, in order once that is known.
         policy: When samples leave, once calibrated.
         calibration: What the policy does to the samples that it was fitted on; None for a loaded policy.
@@ -188,6 +189,7 @@ class AnytimePredictor:
         task: str | None = None,
     ) -> None:
         self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
+        self.images: Preprocessing | None = None if self._ensemble is None else self._ensemble.images
         if self._ensemble is not None and task is not None:
             raise SuperWeightError(f"task= is for plain networks: the ensemble's is {self._ensemble.task.name!r}")
         self.task: Task = task_named(task or CLASSIFICATION.name) if self._ensemble is None else self._ensemble.task

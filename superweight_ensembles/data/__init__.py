@@ -34,6 +34,7 @@ from superweight_ensembles.data.datasets import (
 )
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader
+from superweight_ensembles.data.preprocessing import Preprocessing
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
 from superweight_ensembles.data.transforms import Transforms, check_transforms
@@ -53,6 +54,7 @@ __all__ = [
     "Inputs",
     "MemorySplit",
     "PathTable",
+    "Preprocessing",
     "Targets",
     "Transforms",
     "centre_square",

@@ -402,7 +402,7 @@ def _cifar(
     images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)  # of (N, H, W, C)
     labels = (torch.tensor(part.targets, dtype=torch.int64) for part in parts)
     rest, test = ((average_pool(pixels, pool), answers) for pixels, answers in zip(images, labels))
-    return _in_memory(
+    found = _in_memory(
         name,
         parts[0].classes,
         rest,
@@ -411,6 +411,7 @@ def _cifar(
         std=tuple(level / 255 for level in std),
         held_out=(validation_fraction, seed),
     )
+    return replace(found, pool=pool)
 
 
 def _absent(name: str, source: type[CIFAR10], root: Path, download: bool, error: Exception) -> SuperWeightError:

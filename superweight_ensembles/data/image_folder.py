@@ -126,6 +126,7 @@ def image_folder(
         train=train_split,
         validation=validation_split,
         test=test_split,
+        pool=pool,
     )
 
 

@@ -57,6 +57,20 @@ def centre_square(width: int, height: int, size: int) -> Region:
     return left * across, top * down, (left + size) * across, (top + size) * down
 
 
+def centre_of(width: int, height: int, size: tuple[int, int]) -> Region:
+    """The largest centre of a picture that has the proportions of (H, W); :func:`centre_square` of a square.
+
+    Example:
+        >>> centre_of(400, 200, (100, 50))
+        (150.0, 0.0, 250.0, 200.0)
+    """
+    if size[0] == size[1]:
+        return centre_square(width, height, size[0])
+    scale = min(height / size[0], width / size[1])
+    across, down = scale * size[1], scale * size[0]
+    return (width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2
+
+
 def random_region(width: int, height: int, generator: np.random.Generator) -> Region:
     """A part of 8 to 100 % of a picture's area with sides in a ratio of 3/4 to 4/3, anywhere in it.
 
@@ -188,6 +202,25 @@ def decode(path: str, image_size: int | None) -> np.ndarray:
     if image_size is None:
         return _decode(path, None, None)
     return _decode(path, (image_size, image_size), lambda width, height: centre_square(width, height, image_size))
+
+
+def decode_whole(path: str, size: tuple[int, int]) -> np.ndarray:
+    """The centre of one file (:func:`centre_of`), resized to (H, W): uint8 (H, W, 3)."""
+    return _decode(path, size, lambda width, height: centre_of(width, height, size))
+
+
+def turned_colours(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The same of a picture that is open already.
+
+    Raises:
+        SuperWeightError: More than 8 bits a channel.
+    """
+    if picture.mode in _DEEP_MODES:
+        raise SuperWeightError(f"a picture has more than 8 bits a channel (mode {picture.mode}): convert it to 8 bits")
+    turn, picture = _turn_of(picture), _as_colours(picture)
+    picture = picture if turn is None else picture.transpose(turn)
+    region = centre_of(picture.width, picture.height, size)
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=region))
 
 
 def decode_random(path: str, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:

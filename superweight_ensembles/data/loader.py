@@ -36,6 +36,7 @@ class ImageData:
         train: For training.
         validation: For every decision, thresholds among them; may be empty.
         test: For figures alone.
+        pool: Factor of the average pooling that files are read with; 1 for none.
 
     Raises:
         SuperWeightError: Fewer than two classes or two of one name, no training images, what is no split or one of
@@ -59,6 +60,7 @@ class ImageData:
     train: ImageSplit
     validation: ImageSplit
     test: ImageSplit
+    pool: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or isinstance(self.classes, str) or not isinstance(self.classes, Sequence):

@@ -11,6 +11,7 @@ from superweight_ensembles.ensemble.ensemble import (
     check_answers,
     first_parameter,
     own_copy,
+    transform_of,
 )
 from superweight_ensembles.ensemble.generation import Begun, Weights, decompose, slot_key
 from superweight_ensembles.ensemble.initialization import (
@@ -84,6 +85,7 @@ __all__ = [
     "slot_key",
     "task_named",
     "tiles_key",
+    "transform_of",
     "user_deviations",
     "vectors_by_key",
     "warm_start",

@@ -110,6 +110,8 @@ def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWe
     plan = replace(ensemble.plan, members=planned, budget=ensemble.plan.budget + (grown if counts else 0))
     changed = _like(ensemble, SuperWeightEnsemble(members, plan=plan, task=ensemble.task.name))
     changed.bank.load_state_dict(ensemble.bank.state_dict())
+    if changed.images is not None:
+        changed.images = replace(changed.images, classes=())
     return changed
 
 
@@ -129,7 +131,7 @@ def _fitted(
 
 def _like(ensemble: SuperWeightEnsemble, changed: SuperWeightEnsemble) -> SuperWeightEnsemble:
     """In the memory format and the mode of another, whose members, and what selects their answers, it has."""
-    changed.selects = ensemble.selects
+    changed.selects, changed.images = ensemble.selects, ensemble.images
     return changed.to(memory_format=ensemble.bank.memory_format).train(ensemble.training)
 
 

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 
-from superweight_ensembles.data import Inputs, mapped, plain
+from superweight_ensembles.data import Inputs, Preprocessing, mapped, plain
 from superweight_ensembles.ensemble.bank import SuperWeightBank
 from superweight_ensembles.ensemble.generation import Weights, slot_key
 from superweight_ensembles.ensemble.hub import HubModel, local_folder, model_card
@@ -88,6 +88,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     Attributes:
         task: The :class:`superweight_ensembles.ensemble.Task`.
+        images: How images are preprocessed, and the names of classes, as :func:`superweight_ensembles.train` found them
+            in its data; None before, and where it trained on other batches. It is saved with the ensemble.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as an ``nn.ModuleDict`` that stays as it is.
 
@@ -123,6 +125,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         if select is not None and not callable(select):
             raise SuperWeightError(f"select must be a function of what a member answers; got {select!r:.80}")
         self.selects = select is not None
+        self.images: Preprocessing | None = None
         if "init" in plan_options:
             raise SuperWeightError(
                 "init= was retired: build the ensemble, then call swe.warm_start(ensemble, trained_members)"
@@ -328,6 +331,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             modules = build_members(config, folder, plan) if members is None else members
             ensemble = cls(modules, plan=plan, task=config.task, select=select)
             read_ensemble_tensors(ensemble, folder)
+            ensemble.images = config.images
         return ensemble
 
     def generate_model_card(self, *, repo_id: str | None = None) -> ModelCard:
@@ -354,6 +358,27 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         if name not in self.member_names:
             raise unknown_name("member", name, self.member_names)
         return self.members[name]
+
+
+def transform_of(ensemble: SuperWeightEnsemble) -> Preprocessing:
+    """What makes of an image file, a picture or pixels what an ensemble takes; it also has the names of the classes.
+
+    Raises:
+        SuperWeightError: The ensemble was trained on other batches than :class:`ImageData`, and was not told.
+
+    Example:
+        >>> import superweight_ensembles as swe
+        >>> ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 10, in_channels=1)}, budget=1.0)
+        >>> ensemble.images = swe.data.Preprocessing.of(swe.load_data("digits"))
+        >>> swe.transform_of(ensemble).classes[:3]
+        ('0', '1', '2')
+    """
+    if ensemble.images is None:
+        raise SuperWeightError(
+            "this ensemble does not know how its images are preprocessed: set ensemble.images = "
+            "swe.data.Preprocessing(image_shape=..., mean=..., std=..., classes=...)"
+        )
+    return ensemble.images
 
 
 def own_copy(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.ensemble.members import MemberDict, TensorKinds, first_difference, kinds_of
 from superweight_ensembles.ensemble.tasks import CLASSIFICATION, task_named
 from superweight_ensembles.errors import SuperWeightError
@@ -92,6 +93,7 @@ def write_ensemble_files(
             "format": ENSEMBLE_FORMAT,
             "task": held.task.name,
             "select": held.selects,
+            "images": None if held.images is None else asdict(held.images),
             "members": {name: made and asdict(made) for name, made in architectures.items()},
         },
     )
@@ -202,11 +204,13 @@ class SavedConfig:
         members: How each was made, by name; None where no registry name makes it.
         task: What members answer.
         selects: Whether a function of the user's own picks it.
+        images: How images are preprocessed, where that is known.
     """
 
     members: Mapping[str, Any]
     task: str = CLASSIFICATION.name
     selects: bool = False
+    images: Preprocessing | None = None
 
 
 def read_config(folder: Path) -> SavedConfig:
@@ -221,7 +225,13 @@ def read_config(folder: Path) -> SavedConfig:
     task, selects = config.get("task", CLASSIFICATION.name), config.get("select", False)
     if not isinstance(selects, bool):
         raise SuperWeightError(f"{path}: select must be true or false; got {selects!r:.80}")
-    return SavedConfig(members=members, task=task_named(task).name, selects=selects)
+    images: Any = config.get("images")
+    try:
+        found = None if images is None else TypeAdapter(Preprocessing).validate_json(json.dumps(images))
+    except ValidationError as error:
+        problem = first_problem(error)
+        raise SuperWeightError(f"{path}, images.{problem.where}: {problem.said}") from None
+    return SavedConfig(members=members, task=task_named(task).name, selects=selects, images=found)
 
 
 def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:

@@ -32,8 +32,22 @@ from superweight_ensembles.experiment.compare import (
     with_seed,
 )
 from superweight_ensembles.experiment.estimate import estimate_training
+from superweight_ensembles.experiment.file_predictions import FilePrediction, predict_files
 from superweight_ensembles.experiment.recipe import Recipe, check_overrides, load_recipe, parse_recipe
-from superweight_ensembles.experiment.results import (
+from superweight_ensembles.experiment.run_folder import (
+    evaluate_run,
+    export_run_cascade,
+    export_run_member,
+    planned_run,
+    read_results,
+    read_run,
+    read_search,
+    results,
+    run,
+    train_run,
+    trained_arm,
+)
+from superweight_ensembles.experiment.run_results import (
     RUN_FORMAT,
     ArmResults,
     DatasetFacts,
@@ -47,17 +61,6 @@ from superweight_ensembles.experiment.results import (
     WarmStartResult,
     WidthEpoch,
     naming_files,
-)
-from superweight_ensembles.experiment.run import (
-    evaluate_run,
-    export_run_cascade,
-    export_run_member,
-    planned_run,
-    read_results,
-    read_run,
-    read_search,
-    train_run,
-    trained_arm,
 )
 from superweight_ensembles.experiment.tables import (
     anytime_table,
@@ -82,6 +85,7 @@ __all__ = [
     "EarlyAnswers",
     "EarlyCurve",
     "Epoch",
+    "FilePrediction",
     "ProgressCallback",
     "Provenance",
     "Recipe",
@@ -115,12 +119,15 @@ __all__ = [
     "parse_recipe",
     "parse_variant",
     "planned_run",
+    "predict_files",
     "preview_lines",
     "read_comparison",
     "read_results",
     "read_run",
     "read_search",
     "result_table",
+    "results",
+    "run",
     "spread",
     "summarise",
     "train_run",

@@ -16,7 +16,7 @@ from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, parse_recipe, set_value
-from superweight_ensembles.experiment.run import evaluate_run, planned_run, train_run
+from superweight_ensembles.experiment.run_folder import evaluate_run, planned_run, train_run
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.training import TrainProgress

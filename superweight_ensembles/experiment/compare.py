@@ -34,14 +34,14 @@ from superweight_ensembles.experiment.arms import (
     train_seed,
 )
 from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
-from superweight_ensembles.experiment.results import Provenance, Training
-from superweight_ensembles.experiment.run import (
+from superweight_ensembles.experiment.run_folder import (
     check_data,
     check_output_folder,
     first_difference,
     hold_to_data,
     read_run,
 )
+from superweight_ensembles.experiment.run_results import Provenance, Training
 from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,

@@ -39,7 +39,7 @@ from superweight_ensembles.data import Corruption, ImageData, ImageLoader, load_
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_held_out
-from superweight_ensembles.experiment.results import (
+from superweight_ensembles.experiment.run_results import (
     LearnedWidth,
     NamedMetrics,
     StartError,

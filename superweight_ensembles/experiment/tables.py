@@ -15,7 +15,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import ComparedArm, Comparison, Spread
 from superweight_ensembles.experiment.estimate import TrainingEstimate
 from superweight_ensembles.experiment.recipe import Recipe
-from superweight_ensembles.experiment.results import RunResults
+from superweight_ensembles.experiment.run_results import RunResults
 from superweight_ensembles.experiment.timing import UNKNOWN_STEPS, time_run
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell, escape_controls

@@ -25,7 +25,7 @@ from superweight_ensembles.data import (
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, distillation_of
-from superweight_ensembles.experiment.run import training_order
+from superweight_ensembles.experiment.run_folder import training_order
 from superweight_ensembles.models.adaptive import adaptive_widths, drop_importance, freeze_widths
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.search import searched_members

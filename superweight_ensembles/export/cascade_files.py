@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from superweight_ensembles.anytime import ExitPolicy
+from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.export.member import (
     ONNX_PACKAGES,
@@ -39,6 +40,7 @@ def export_cascade(
     *,
     input_shape: Sequence[int],
     flops: Mapping[str, int] | None = None,
+    images: Preprocessing | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an ONNX file a member, cascade.json, and onnx_cascade.py, which predicts with them.
@@ -51,6 +53,8 @@ def export_cascade(
         folder: Made here.
         input_shape: Of one image, (C, H, W).
         flops: Of each member an image; counted where None.
+        images: How image files are read (``ensemble.images``), for the loader's ``read()``; without it, it takes
+            arrays alone.
         overwrite: Replace an exported cascade that is there; nothing else is ever replaced.
 
     Returns:
@@ -84,7 +88,7 @@ def export_cascade(
         if flops is not None:
             _check_flops(name, flops)
     check_onnx_packages()
-    members = {name: plain_member(modules[name], shape) for name in policy.order}
+    members = {name: plain_member(modules[name], shape, images=images) for name in policy.order}
     _check_members(members)
     with whole_folder(folder) as draft:
         listed = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import copied, is_out_of_memory, recall_architecture
@@ -58,6 +60,7 @@ class PlainMember:
         batch_size: The only batch size that the export must take; None for any.
         tokens: Whether it takes int64 instead of its floating-point type.
         num_classes: Logits an image.
+        images: How image files are read, and the names of the classes, where that is known.
     """
 
     module: nn.Module
@@ -65,6 +68,7 @@ class PlainMember:
     batch_size: int | None
     tokens: bool
     num_classes: int
+    images: Preprocessing | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,7 +77,9 @@ class PlainMember:
     @property
     def notes(self) -> dict[str, Any]:
         """What a JSON file beside the export says of its inputs and outputs."""
-        return {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+        known = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
+        reads = self.images is not None and self.images.image_shape[0] in (1, 3)  # what files hold
+        return {**known, "images": asdict(self.images)} if self.images is not None and reads else known
 
     def example(self, batch_size: int | None = None, seed: int = 0) -> Tensor:
         """Images (B, ...) that it takes."""
@@ -81,7 +87,12 @@ class PlainMember:
         return _example_images(self.module, self.input_shape, size, self.tokens, seed)
 
 
-def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int | None = None) -> PlainMember:
+def plain_member(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    batch_size: int | None = None,
+    images: Preprocessing | None = None,
+) -> PlainMember:
     """Copy a network and see that it answers logits (B, K) for images, or else for tokens."""
     if isinstance(module, SuperWeightEnsemble):
         raise SuperWeightError(
@@ -93,11 +104,11 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
     plain = copied(module).cpu().eval()
-    images, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
+    noise, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
     takes_tokens = False
     with torch.no_grad():
         try:
-            logits = plain(images)
+            logits = plain(noise)
         except Exception as error:  # whatever the network's own code raises
             if is_out_of_memory(error):
                 raise
@@ -105,15 +116,25 @@ def plain_member(module: nn.Module, input_shape: Sequence[int], batch_size: int 
                 logits, takes_tokens = plain(tokens), True
             except Exception:
                 raise SuperWeightError(
-                    f"the network does not take images {tuple(images.shape)}: {_reason(error)} "
+                    f"the network does not take images {tuple(noise.shape)}: {_reason(error)} "
                     "(check input_shape; a member of an ensemble is given as ensemble.materialize(name))"
                 ) from error
     check_answers({type(module).__name__: logits})
-    if len(logits) != len(images):
-        raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(images)} images")
+    if len(logits) != len(noise):
+        raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(noise)} images")
+    if images is not None:
+        _check_preprocessing(images, shape, int(logits.shape[1]))
     return PlainMember(
-        module=plain, input_shape=shape, batch_size=batch_size, tokens=takes_tokens, num_classes=int(logits.shape[1])
-    )
+        module=plain, input_shape=shape, batch_size=batch_size, tokens=takes_tokens, num_classes=int(logits.shape[1]),
+        images=images,
+    )  # fmt: skip
+
+
+def _check_preprocessing(images: Preprocessing, shape: tuple[int, ...], num_classes: int) -> None:
+    if images.image_shape != shape:
+        raise SuperWeightError(f"images are {images.image_shape} by their preprocessing, {shape} by input_shape")
+    if images.classes and len(images.classes) != num_classes:
+        raise SuperWeightError(f"images have {len(images.classes)} names of classes, the network answers {num_classes}")
 
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -157,7 +178,7 @@ def _reason(error: BaseException) -> str:
 def write_program(member: PlainMember, path: Path) -> None:
     """Write a torch.export program (.pt2); torch's own writer would end the process where the disk is full."""
     content = io.BytesIO()
-    torch.export.save(_traced(member), content)
+    torch.export.save(_traced(member), content, extra_files={"notes.json": json.dumps(member.notes)})
     write_bytes(path, content.getbuffer())
 
 
@@ -202,6 +223,7 @@ def write_onnx(member: PlainMember, path: Path) -> None:
             f"torch.onnx cannot translate {type(member.module).__name__}: {_reason(error)} (format='torch-export' can)"
         ) from error
     assert made is not None
+    made.model.metadata_props.update({key: json.dumps(value) for key, value in member.notes.items()})
     made.save(str(path))
     _compare_onnx(member, path)
 
@@ -324,6 +346,7 @@ def export_member(
     format: str,
     input_shape: Sequence[int],
     batch_size: int | None = None,
+    images: Preprocessing | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a plain network, such as ``ensemble.materialize(name)``, into a file that does not need this library.
@@ -340,6 +363,7 @@ def export_member(
         input_shape: Shape of one image, (C, H, W), or of one sequence; a network that refuses floating-point numbers
             is given tokens of int64.
         batch_size: The one batch size that the program takes; None for any. Not for ``state-dict``.
+        images: How image files are read, and the names of the classes (``ensemble.images``): kept in the file.
         overwrite: Replace a file that is there.
 
     Returns:
@@ -376,7 +400,7 @@ def export_member(
                 raise SuperWeightError(f"{taken} exists already: overwrite replaces it")
     if format == "onnx":
         check_onnx_packages()
-    member = plain_member(module, input_shape, batch_size)
+    member = plain_member(module, input_shape, batch_size, images)
     with _whole_files(path) as draft:
         FORMATS[format].write(member, draft / path.name)
     return path

@@ -5,6 +5,8 @@
     cascade = OnnxCascade("cascade")
     answer = cascade(images)                  # float32 (B, C, H, W)
     answer.probabilities, answer.members_used, answer.confidence, answer.flops
+    cascade(cascade.read("a.jpg", "b.png"))   # files of images; needs Pillow
+    cascade.classes                           # their names, where they are known
 
 Members run one after the other; after each, images whose prediction is sure enough leave, and those that are left
 alone go on. A prediction that is not a number is never sure enough. Shapes: B images, K classes.
@@ -56,6 +58,7 @@ _CLOSED = {
     "session.model_external_initializers_file_folder_path": f"{os.devnull}/none",
 }
 _LOG = logging.getLogger("onnx_cascade")
+_PICTURES = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # of Pillow, that run no other program
 _TINY = np.float32(1e-30)
 _ROUNDING = 1e-6
 _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
@@ -95,6 +98,7 @@ class OnnxCascade:
         flops: Of each, an image.
         input_shape: Of one image.
         num_classes: K.
+        classes: Their names; empty where they are not known.
         sessions: The onnxruntime session of each member.
 
     Raises:
@@ -114,6 +118,8 @@ class OnnxCascade:
         self.flops: tuple[int, ...] = tuple(member["flops"] for member in content["members"])
         self.input_shape: tuple[int, ...] = tuple(content["input_shape"])
         self.num_classes: int = content["num_classes"]
+        self._images: dict[str, Any] | None = content.get("images")
+        self.classes: tuple[str, ...] = tuple((self._images or {}).get("classes", ()))
         self.confidence: str = policy["confidence"]
         self.temperatures: tuple[float, ...] = tuple(policy["temperatures"])
         self.thresholds = tuple(math.inf if value is None else float(value) for value in policy["thresholds"])
@@ -190,6 +196,27 @@ class OnnxCascade:
             told = told or _tell(mean)
             yield Step(name, mean, sum(self.flops[: index + 1]))
 
+    def read(self, *files: str | os.PathLike[str]) -> np.ndarray:
+        """Images of files: float32 (B, C, H, W), upright, their centre resized and normalised as in training.
+
+        A level or so apart from training's own reading of a JPEG that is four times as large or more.
+
+        Raises:
+            ValueError: A file that is no image, or a cascade that was exported without this knowledge.
+        """
+        if self._images is None:
+            raise ValueError("this cascade was exported without images=: give it arrays, preprocessed as in training")
+        mean, std = (np.array(self._images[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        pool = self._images["pool"]
+        channels, height, width = self.input_shape
+        found = np.empty((len(files), *self.input_shape), np.float32)
+        for row, file in enumerate(files):
+            pixels = _pixels(file, (height * pool, width * pool), channels)
+            if pool > 1:
+                pixels = np.rint(pixels.reshape(channels, height, pool, width, pool).mean((2, 4)))
+            found[row] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        return found
+
     def _add(self, parts: dict[int, np.ndarray], index: int, images: np.ndarray) -> np.ndarray:
         """Run one more member, which may take the place of an earlier one; the mean by now."""
         own = self._probabilities(index, images)
@@ -239,6 +266,39 @@ class OnnxCascade:
             raise ValueError(f"{expected}; got the shape {images.shape}")
 
 
+def _pixels(file: str | os.PathLike[str], size: tuple[int, int], channels: int) -> np.ndarray:
+    """The centre of a picture that has the proportions of (H, W), resized to it: uint8 (C, H, W)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file, formats=_PICTURES) as opened:
+            picture = opened if opened.format == "TIFF" else ImageOps.exif_transpose(opened)
+            if picture.mode in ("I", "F", "I;16", "I;16L", "I;16B", "I;16N"):
+                raise ValueError(f"mode {picture.mode} has more than 8 bits a channel")
+            if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
+    except Exception as error:  # Pillow's plugins raise nearly anything on a broken file
+        raise ValueError(f"cannot read the image {file}: {str(error)[:300]}") from None
+    box = _centre(picture.width, picture.height, size)
+    picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(picture.convert("L" if channels == 1 else "RGB")).reshape(*size, channels).transpose(2, 0, 1)
+
+
+def _centre(width: int, height: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the largest centre with the proportions of (H, W), a square's in whole pixels."""
+    if size[0] != size[1]:
+        scale = min(height / size[0], width / size[1])
+        across, down = scale * size[1], scale * size[0]
+        return (width - across) / 2, (height - down) / 2, (width + across) / 2, (height + down) / 2
+    long = int(size[0] * max(width, height) / min(width, height))
+    resized = (long, size[0]) if width >= height else (size[0], long)
+    left, top = (round((length - size[0]) / 2.0) for length in resized)
+    across, down = width / resized[0], height / resized[1]
+    return left * across, top * down, (left + size[0]) * across, (top + size[0]) * down
+
+
 def _tell(probabilities: np.ndarray) -> bool:
     """Log how many answers (B, K) are not numbers; whether there are any."""
     wrong = int((~np.isfinite(probabilities).all(1)).sum())
@@ -284,7 +344,21 @@ def _read(path: Path) -> dict[str, Any]:
     shape, classes = content.get("input_shape"), content.get("num_classes")
     _expect(path, "input_shape", isinstance(shape, list) and 1 <= len(shape) <= 8 and all(map(_is_count, shape)))
     _expect(path, "num_classes", _is_count(classes) and 1 < classes <= _MOST_CLASSES)
+    _expect(path, "images", _are_images(content.get("images"), shape, classes))
     return content
+
+
+def _are_images(images: Any, shape: list[int], num_classes: int) -> bool:
+    """How files are read, for images of a shape; None where that is not known."""
+    if images is None:
+        return True
+    if not isinstance(images, dict) or images.get("image_shape") != shape or len(shape) != 3:
+        return False
+    names, pool = images.get("classes"), images.get("pool")
+    named = isinstance(names, list) and len(names) in (0, num_classes) and all(isinstance(one, str) for one in names)
+    normalised = _numbers(images.get("mean"), shape[0], -1e6, 1e6) and _numbers(images.get("std"), shape[0], 1e-6, 1e6)
+    sized = type(pool) is int and 1 <= pool <= 64 and shape[0] in (1, 3) and max(shape) * pool < 2**16
+    return named and normalised and sized
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -207,6 +207,9 @@ class TrainConfig:
         if self.label_smoothing > 1:
             raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
 
+    def __hash__(self) -> int:
+        return hash(repr(self))  # settings by name have none of their own
+
     def _check_types(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

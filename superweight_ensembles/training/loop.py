@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.data import ImageData, ImageLoader, Targets, num_rows
+from superweight_ensembles.data import ImageData, ImageLoader, Preprocessing, Targets, num_rows
 from superweight_ensembles.ensemble import (
     SuperWeightEnsemble,
     Task,
@@ -511,6 +511,8 @@ def train(
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
     if any(parameter.is_meta for parameter in ensemble.parameters()):
         raise SuperWeightError("the ensemble is on the meta device and has no numbers to train: build it on another")
+    if isinstance(data, ImageData):
+        ensemble.images = Preprocessing.of(data)
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, config, fabric)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)

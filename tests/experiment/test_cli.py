@@ -260,7 +260,7 @@ def test_what_changes_no_number_may_differ_when_a_run_goes_on(
 
 
 def test_a_failing_baseline_leaves_the_trained_ensemble(monkeypatch, capsys, tmp_path: Path, recipe: Path) -> None:
-    from superweight_ensembles.experiment import run as runs
+    from superweight_ensembles.experiment import run_folder as runs
 
     run, train, arms = tmp_path / "run", runs.train, []
 

@@ -16,7 +16,7 @@ import yaml
 import superweight_ensembles as swe
 from superweight_ensembles.ensemble import read_plan
 from superweight_ensembles.experiment import Recipe, load_recipe, parse_recipe, read_search, train_run
-from superweight_ensembles.experiment import run as runs
+from superweight_ensembles.experiment import run_folder as runs
 from superweight_ensembles.experiment import stages as search_runs
 from superweight_ensembles.search import GradientSearch, searched_members
 from superweight_ensembles.training import TrainProgress

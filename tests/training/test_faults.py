@@ -23,7 +23,7 @@ import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import TrainingStopped
 from superweight_ensembles.experiment import evaluate_run, parse_recipe, train_run
-from superweight_ensembles.experiment import run as runs
+from superweight_ensembles.experiment import run_folder as runs
 from superweight_ensembles.storage import draft_of, is_draft, whole_folder
 from superweight_ensembles.storage import folders as lock
 from superweight_ensembles.training import Checkpoints, Execution, JointLoss, TrainProgress, best_epoch, joint_backward

@@ -10,10 +10,11 @@ RUN/widths/widths.json      :class:`WidthRecord`
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -223,6 +224,33 @@ class RunResults:
 
     def arm(self, name: str) -> ArmResults | None:
         return next((arm for arm in self.arms if arm.name == name), None)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row for each member, subset and ensemble of each arm: names, costs, and every metric."""
+        rows: list[dict[str, Any]] = []
+        for arm in self.arms:
+            kinds = {1: "member", len(arm.members): "ensemble"}
+            for subset in arm.subsets:
+                size = len(subset.members)
+                rows.append({
+                    "run": self.name, "seed": self.seed, "arm": arm.name, "kind": kinds.get(size, "subset"),
+                    "members": "+".join(subset.members), "num_members": size, "flops": subset.flops,
+                    "latency_ms": subset.latency_ms, "ensemble_parameters": arm.num_parameters,
+                    **asdict(subset.metrics),
+                })  # fmt: skip
+        return rows
+
+    def to_pandas(self) -> Any:
+        """The rows of :meth:`to_rows` as a ``pandas.DataFrame``.
+
+        Raises:
+            SuperWeightError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise SuperWeightError("to_pandas() needs pandas: pip install pandas; to_rows() needs none") from None
+        return pandas.DataFrame(self.to_rows())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,11 @@ RUN/.lock              held by the process that is at work here
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -37,7 +39,7 @@ from torch import nn
 from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluate_predictions, predict
 from superweight_ensembles.data import ImageData, reads_files
 from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.experiment.recipe import (
     INDEPENDENT,
     Recipe,
@@ -45,8 +47,10 @@ from superweight_ensembles.experiment.recipe import (
     check_saved_teacher,
     distillation_of,
     load_recipe,
+    parse_recipe,
+    set_value,
 )
-from superweight_ensembles.experiment.results import (
+from superweight_ensembles.experiment.run_results import (
     ArmResults,
     DatasetFacts,
     Provenance,
@@ -192,6 +196,78 @@ def train_run(
             if processes.is_first and begun and not reached:
                 shutil.rmtree(folder, ignore_errors=True)  # there is nothing that could be gone on from
             raise
+
+
+@names_options
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    out: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunResults:
+    """Train every arm of a recipe into a run folder, and evaluate it: ``superweights train`` and ``evaluate``.
+
+    Args:
+        recipe: A file, the name of a recipe that the library carries, its content, or a recipe.
+        out: The run folder; runs/NAME where None.
+        overrides: Values by key, such as ``{"training.epochs": 5}``; not for a recipe that is one already.
+        resume: Go on in a folder that this recipe began.
+        overwrite: Replace a run folder that is there.
+
+    Returns:
+        What evaluation found, as :func:`results` reads it again.
+
+    Raises:
+        SuperWeightError: What :func:`load_recipe`, :func:`train_run` and :func:`evaluate_run` raise.
+        TrainingStopped: A signal; everything is saved.
+
+    Example:
+        >>> import tempfile, superweight_ensembles as swe
+        >>> members = [{"name": "a", "model": "wide_resnet", "depth": 10, "width": 1}]
+        >>> recipe = {"name": "tiny", "data": {"name": "synthetic"}, "members": members, "sharing": {"budget": 1.0}}
+        >>> for rate in (0.05, 0.1):
+        ...     overrides = {"training.learning_rate": rate, "training.epochs": 1}
+        ...     found = swe.run(recipe, out=f"{tempfile.mkdtemp()}/run", overrides=overrides)
+        >>> found.arms[0].name
+        'shared'
+    """
+    chosen = _chosen(recipe, overrides or {})
+    folder = Path("runs") / chosen.name if out is None else Path(out)
+    train_run(chosen, folder, resume=resume, overwrite=overwrite)
+    return evaluate_run(folder)
+
+
+def _chosen(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        if overrides:
+            raise SuperWeightError("overrides are for a file or its content: this is a recipe already")
+        return recipe
+    written = [f"{key}={json.dumps(value, default=_text)}" for key, value in overrides.items()]
+    if not isinstance(recipe, Mapping):
+        return load_recipe(recipe, written)
+    content = copy.deepcopy(dict(recipe))
+    for override in written:
+        set_value(content, override, "overrides")
+    return parse_recipe(content)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise SuperWeightError(
+        f"overrides hold plain data: numbers, texts, lists, dictionaries; got {type(value).__name__}"
+    )
+
+
+def results(folder: str | Path) -> RunResults:
+    """What evaluation found of a run: see :class:`RunResults`.
+
+    Raises:
+        SuperWeightError: No run folder, one that was not evaluated, or damaged results.
+    """
+    return read_results(Path(folder))[0]
 
 
 def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
@@ -543,6 +619,7 @@ def export_run_member(
         out or _default_folder(run, arm) / f"{file_name(member)}{FORMATS[format].suffix}",
         format=format,
         input_shape=_image_shape(run),
+        images=ensemble.images,
         overwrite=overwrite,
     )
 
@@ -575,6 +652,7 @@ def export_run_cascade(run: Path, *, arm: str = "shared", out: Path | None = Non
         out or _default_folder(run, arm) / "cascade",
         input_shape=predictor.input_shape or _image_shape(run),
         flops=predictor.flops,
+        images=predictor.images,
         overwrite=overwrite,
     )
 

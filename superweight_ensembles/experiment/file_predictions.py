@@ -1,0 +1,98 @@
+"""What a trained run says of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from superweight_ensembles.anytime import AnytimePredictor
+from superweight_ensembles.data import Preprocessing
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes, transform_of
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.experiment.run_folder import trained_arm
+from superweight_ensembles.storage import accessing
+
+_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilePrediction:
+    """What is said of one file.
+
+    Attributes:
+        file: As it was given, or as it was found in a folder that was.
+        label: Name of the most probable class; its number where names are not known.
+        confidence: Its probability, by the members that were asked.
+        members_used: How many those were.
+        flops: What they computed.
+        probabilities: Of every class, in the order of the labels.
+    """
+
+    file: str
+    label: str
+    confidence: float
+    members_used: int
+    flops: int
+    probabilities: tuple[float, ...]
+
+
+def predict_files(
+    source: Path, files: Sequence[Path], *, deadline_ms: float | None = None, batch_size: int = 64
+) -> Iterator[FilePrediction]:
+    """Predict the classes of image files, by the calibrated cascade where there is one, else by all members.
+
+    Args:
+        source: A run folder, or a saved predictor or ensemble.
+        files: Images, or folders, whose images are taken in the order of their names.
+        deadline_ms: Milliseconds for each batch, reading not counted.
+        batch_size: Images a batch.
+
+    Raises:
+        SuperWeightError: No such run or ensemble, one that does not know how its images are preprocessed, no image.
+    """
+    predictor, transform = load_predictor(source)
+    check_classes(predictor.task, "predict")
+    names = list(found_files(files))
+    if deadline_ms is not None:
+        predictor.measure(min(batch_size, len(names)))
+    for start in range(0, len(names), batch_size):
+        batch = names[start : start + batch_size]
+        answer = predictor(transform.batch(batch), deadline_ms=deadline_ms)
+        confidence, index = answer.probabilities.max(1)
+        rows = zip(
+            batch, index.tolist(), confidence.tolist(), answer.members_used.tolist(), answer.flops.tolist(),
+            answer.probabilities.tolist(),
+        )  # fmt: skip
+        for file, label, sure, used, flops, probabilities in rows:
+            yield FilePrediction(
+                file=str(file), label=transform.classes[label] if transform.classes else str(label), confidence=sure,
+                members_used=used, flops=flops, probabilities=tuple(probabilities),
+            )  # fmt: skip
+
+
+def load_predictor(source: Path) -> tuple[AnytimePredictor, Preprocessing]:
+    """A predictor of a run's shared arm or of a saved ensemble, on the CPU, and its preprocessing."""
+    with accessing(source, "read"):
+        is_run = (source / "recipe.yaml").is_file()
+    folder = trained_arm(source, "shared") if is_run else source
+    ensemble = SuperWeightEnsemble.load(folder)
+    transform = transform_of(ensemble)
+    if (folder / "anytime.json").is_file():
+        return AnytimePredictor.load(folder), transform
+    return AnytimePredictor(ensemble, input_shape=transform.image_shape), transform
+
+
+def found_files(files: Sequence[Path]) -> Iterator[Path]:
+    """Image files, those of folders in the order of their names."""
+    for file in files:
+        with accessing(file, "read"):
+            if not file.is_dir():
+                if not file.exists():
+                    raise SuperWeightError(f"{file} is missing: name image files, or folders of them")
+                yield file
+                continue
+            inside = sorted(path for path in file.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+        if not inside:
+            raise SuperWeightError(f"{file} holds no image file ({', '.join(_ENDINGS)})")
+        yield from inside
