@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from superweight_ensembles.errors import SuperWeightError, stop_now
-from superweight_ensembles.storage import bundled_recipes, escape_controls
+from superweight_ensembles.storage import bundled_recipes, escape_controls, trust_from_here
 
 if TYPE_CHECKING:
     from superweight_ensembles.experiment import Baseline, Recipe
@@ -71,8 +71,14 @@ class _EscapingFormatter(logging.Formatter):
 
 @app.callback()
 def _options(
-    context: typer.Context, verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run code that recipes and ensembles name (python:MODULE.NAME).")
+    ] = False,
 ) -> None:
+    if trust:
+        trust_from_here()
     if _SEVERAL and context.invoked_subcommand != "train":
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
     if context.invoked_subcommand in ("train", "compare"):  # which say how to go on

@@ -5,6 +5,7 @@ Points of the plane (``double_moon``, ``spiral``, ``spiral_hard``) are images of
 
 from __future__ import annotations
 
+import functools
 import http.client
 import inspect
 import math
@@ -36,8 +37,9 @@ from superweight_ensembles.data.options import (
 )
 from superweight_ensembles.data.splits import MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.storage import check_parameters_fit
+from superweight_ensembles.storage import PYTHON, check_parameters_fit, named_code, offered_code, offered_names
 
+DATASETS = "superweight_ensembles.datasets"  # group of entry points
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
 _DIGITS_TEST_SEED = 0  # never the user's: every run answers the same test images
 _POINTS_TEST_FRACTION = 0.2
@@ -64,7 +66,9 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     """Load a data set by name.
 
     Args:
-        name: A key of :data:`DATA_SETS`.
+        name: A key of :data:`DATA_SETS`, or what an installed package offers as an entry point of
+            ``superweight_ensembles.datasets``; inside :func:`superweight_ensembles.models.trusted`,
+            ``python:package.module.make``, a function of the options that gives :class:`ImageData`.
         num_train: Keep so many of the training images, stratified and chosen by the seed, for experiments with little
             data; all where None. A set that is made up on the spot (``synthetic``) makes so many.
         **options: ``validation_fraction`` (of the images that are not for test) and ``seed``; ``folder``, ``download``
@@ -80,7 +84,7 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
         (('pattern0', 'pattern1', 'pattern2'), 192, 64, 128)
     """
     check_options(name, {**options, "num_train": num_train})
-    load, defaults = DATA_SETS[name].load, _defaults(name)
+    load, defaults = _data_set(name).load, _defaults(name)
     if num_train is None:
         return load(**options)
     if "num_train" in defaults:
@@ -89,7 +93,7 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     if num_train > len(data.train):
         raise SuperWeightError(f"num_train is {num_train}; {data.name} has {len(data.train)} training images")
     kept, _ = stratified_split(
-        data.train.labels, 1 - num_train / len(data.train), options.get("seed", defaults["seed"])
+        data.train.labels, 1 - num_train / len(data.train), options.get("seed", defaults.get("seed", 0))
     )
     return replace(data, train=data.train.subset(kept))
 
@@ -105,9 +109,11 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             f"a data set has a name; got the path {os.fspath(name)!r}: its images are "
             "load_data('image_folder', folder=...)"
         )
-    if not isinstance(name, str) or name not in DATA_SETS:
-        raise unknown_name("data set", name, DATA_SETS)
-    defaults = {"num_train": None, **_defaults(name)}
+    own = isinstance(name, str) and name in DATA_SETS
+    defaults = {"num_train": None, **(_defaults(name) if own else {})}
+    if not own:
+        _check_other(name, options)
+        return
     for option, value in options.items():
         if option not in defaults:
             if option in _OF_TRAINING or "augment" in option or "transform" in option:
@@ -134,6 +140,41 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         slack = DATA_SETS[name].num_classes or 0  # as splits round by class
         if given["num_train"] > most + slack:
             raise SuperWeightError(f"num_train is {given['num_train']}; {name} has about {most} training images")
+
+
+def _check_other(name: str, options: Mapping[str, Any]) -> None:
+    """Hold options against the parameters of somebody's data set."""
+    load = _data_set(name).load
+    known = inspect.signature(load).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return
+    for option in options:
+        if option not in known and option != "num_train":  # which load_data understands itself
+            raise unknown_name(f"option of {name}", option, [*known, "num_train"])
+
+
+def _data_set(name: str) -> DataSet:
+    """A data set by its name: one of :data:`DATA_SETS`, one that a package offers, or what trusted code names.
+
+    Raises:
+        SuperWeightError: There is none, or its code is not trusted.
+    """
+    if isinstance(name, str) and name in DATA_SETS:
+        return DATA_SETS[name]
+    offered = None
+    if isinstance(name, str):
+        offered = named_code(name) if name.startswith(PYTHON) else offered_code(DATASETS, name)
+    if offered is None:
+        raise unknown_name("data set", name, [*DATA_SETS, *offered_names(DATASETS)])
+
+    @functools.wraps(offered)
+    def load(**options: Any) -> ImageData:
+        found = offered(**options)
+        if not isinstance(found, ImageData):
+            raise SuperWeightError(f"data set {name!r} must make ImageData; it makes a {type(found).__name__}")
+        return found
+
+    return DataSet(load, None, (None, None, None))
 
 
 def reads_files(name: str) -> bool:
@@ -211,8 +252,12 @@ def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    known = inspect.signature(DATA_SETS[name].load).parameters if name in DATA_SETS else {}
-    return {key: parameter.default for key, parameter in known.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    if name in DATA_SETS:
+        known = inspect.signature(DATA_SETS[name].load).parameters
+        return {key: one.default for key, one in known.items() if one.kind is one.KEYWORD_ONLY}
+    if not name.startswith(PYTHON) and name not in offered_names(DATASETS):
+        return {}
+    return {key: one.default for key, one in inspect.signature(_data_set(name).load).parameters.items()}
 
 
 def _in_memory(

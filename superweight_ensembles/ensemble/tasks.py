@@ -41,6 +41,9 @@ class Task(ABC):
     scores: ClassVar[tuple[str, ...]]
     has_classes: ClassVar[bool] = False
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return task_named, (self.name,)  # a copy, or what is unpickled, is the one object of its name
+
     @abstractmethod
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an answer may have this shape."""

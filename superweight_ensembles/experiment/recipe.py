@@ -241,7 +241,7 @@ class Recipe(Strict):
         """Load the data set and hold it against what the recipe says of it."""
         with _at("data"):
             try:
-                data = load_data(self.data.name, **{"seed": self.seed, **self.data.options})
+                data = load_data(self.data.name, **self.data.seeded(self.seed))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

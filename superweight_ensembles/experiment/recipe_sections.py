@@ -53,6 +53,10 @@ class DataRecipe(BaseModel):
             given["num_classes"] = self.num_classes
         return given
 
+    def seeded(self, seed: int) -> dict[str, Any]:
+        """The options with the recipe's seed, where the data set takes one and none is given."""
+        return {**({"seed": seed} if takes_option(self.name, "seed") else {}), **self.options}
+
     def check_says(self, classes: int | None, channels: int | None) -> None:
         """Refuse classes and channels that the data do not have; None where that is not known."""
         said = self.num_classes or classes, self.channels or channels

@@ -289,7 +289,7 @@ def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData
     if settings.others is None:
         return found
     name = settings.others.name
-    others = load_data(name, **{"seed": recipe.seed, **settings.others.options})
+    others = load_data(name, **settings.others.seeded(recipe.seed))
     if others.image_shape != data.image_shape:
         raise SuperWeightError(
             f"uncertainty.others: {name} has images {others.image_shape}, {data.name} {data.image_shape}: give images "

@@ -30,6 +30,7 @@ from superweight_ensembles.models.surgery import (
     unfused_recurrence,
 )
 from superweight_ensembles.models.wideresnet import WideResNet, wide_resnet
+from superweight_ensembles.storage import trusted
 
 __all__ = [
     "MEASURING",
@@ -56,6 +57,7 @@ __all__ = [
     "recall_architecture",
     "remember_architecture",
     "set_parameter",
+    "trusted",
     "unchanged",
     "unfused_recurrence",
     "wide_resnet",

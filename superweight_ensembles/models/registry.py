@@ -25,8 +25,16 @@ from superweight_ensembles.models.adaptive import multilayer_perceptron, restore
 from superweight_ensembles.models.architecture import Architecture, remember_architecture
 from superweight_ensembles.models.pretrained import load_pretrained, load_weights
 from superweight_ensembles.models.wideresnet import wide_resnet
-from superweight_ensembles.storage import check_levels, check_parameters_fit
+from superweight_ensembles.storage import (
+    PYTHON,
+    check_levels,
+    check_parameters_fit,
+    named_code,
+    offered_code,
+    offered_names,
+)
 
+MODELS = "superweight_ensembles.models"  # group of entry points
 MOST_MODULES = 10_000  # four times those of the largest network of timm
 _MOST_SIZE = 2**16  # of a whole number among options: sizes of images, widths, depths
 _MOST_VALUES = 10_000
@@ -51,7 +59,9 @@ def build_member(
 
     Args:
         model: ``wide_resnet`` (options depth, width, which may be a fraction), ``mlp`` (options widths, pixels of an
-            image), ``timm/NAME`` or ``torchvision/NAME``.
+            image), ``timm/NAME``, ``torchvision/NAME``, or a name that an installed package offers as an entry point
+            of ``superweight_ensembles.models``. Inside :func:`trusted`, ``python:package.module.Name`` is called with
+            the options, and with ``num_classes`` and ``in_channels`` where it has parameters of these names.
         num_classes: Rows of its head.
         in_channels: Channels of its images.
         pretrained: Whether it has the trained weights that timm or torchvision offers, fetched where they are not
@@ -154,9 +164,30 @@ def _build(model: str, num_classes: int, in_channels: int, options: dict[str, An
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
             return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    names = ["mlp", "wide_resnet", *(f"timm/{one}" for one in timm.list_models())]
+    if model.startswith(PYTHON):
+        return _made_by(named_code(model), model, num_classes, in_channels, options)
+    if (offered := offered_code(MODELS, model)) is not None:
+        return _made_by(offered, model, num_classes, in_channels, options)
+    names = ["mlp", "wide_resnet", *offered_names(MODELS), *(f"timm/{one}" for one in timm.list_models())]
     names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
     raise unknown_name("model", model, names)
+
+
+def _made_by(
+    make: Callable[..., Any], model: str, num_classes: int, in_channels: int, options: dict[str, Any]
+) -> nn.Module:
+    """What somebody's class or function makes; classes and channels are told to those that have such parameters."""
+    told = {"num_classes": num_classes, "in_channels": in_channels}
+    try:
+        parameters = list(inspect.signature(make).parameters.values())
+    except (TypeError, ValueError):  # of a program that Python cannot look into
+        parameters = []
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    names = {one.name for one in parameters}
+    module = make(**{key: value for key, value in told.items() if takes_any or key in names}, **options)
+    if not isinstance(module, nn.Module):
+        raise SuperWeightError(f"model {model!r:.200} must make a torch.nn.Module; it makes a {type(module).__name__}")
+    return module
 
 
 def _check_options(options: dict[str, Any], what: str) -> None:

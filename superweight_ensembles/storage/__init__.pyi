@@ -48,6 +48,12 @@ from .tensors import read_module as read_module
 from .tensors import read_tensors as read_tensors
 from .tensors import write_module as write_module
 from .tensors import write_tensors as write_tensors
+from .trusted_code import PYTHON as PYTHON
+from .trusted_code import named_code as named_code
+from .trusted_code import offered_code as offered_code
+from .trusted_code import offered_names as offered_names
+from .trusted_code import trust_from_here as trust_from_here
+from .trusted_code import trusted as trusted
 from .yaml_file import bundled_recipes as bundled_recipes
 from .yaml_file import dump_yaml as dump_yaml
 from .yaml_file import no_recipe as no_recipe

@@ -1,0 +1,101 @@
+"""Code that a text names: imported where it is trusted, and not otherwise.
+
+``python:package.module.Name`` in a recipe or a saved ensemble would run whatever that is. What an installed package
+offers under an entry point was trusted when it was installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from superweight_ensembles.errors import SuperWeightError
+
+PYTHON = "python:"
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted() -> Iterator[None]:
+    """Import what ``python:package.module.Name`` names inside: for recipes and saved ensembles that you trust.
+
+    Example:
+        >>> with trusted():
+        ...     named_code("python:math.prod")((2, 3))
+        6
+    """
+    before = _TRUSTED.set(True)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(before)
+
+
+def trust_from_here() -> None:
+    """The same to the end of the program, as the command line's --trust has it."""
+    _TRUSTED.set(True)
+
+
+def named_code(name: str) -> Callable[..., Any]:
+    """What ``python:package.module.Name`` names, also in the working directory.
+
+    Raises:
+        SuperWeightError: It is not trusted, there is no such thing, or it cannot be called.
+
+    Example:
+        >>> named_code("python:math.prod")
+        Traceback (most recent call last):
+        ...
+        superweight_ensembles.errors.SuperWeightError: 'python:math.prod' names code that would run here: ...
+    """
+    if not _TRUSTED.get():
+        raise SuperWeightError(
+            f"{name!r:.200} names code that would run here: superweights --trust COMMAND ... runs it, or, from Python, "
+            "with swe.models.trusted(): ..."
+        )
+    module, _, attribute = name.removeprefix(PYTHON).rpartition(".")
+    if not module:
+        raise SuperWeightError(f"{name!r:.200}: write python:package.module.Name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # of anyone's code
+        raise SuperWeightError(f"{name!r:.200} cannot be imported: {type(error).__name__}: {error!s:.200}") from error
+    return _callable(name, found)
+
+
+def offered_code(group: str, name: str) -> Callable[..., Any] | None:
+    """What an installed package offers under an entry point's name; None where none does.
+
+    Raises:
+        SuperWeightError: It cannot be imported or called.
+    """
+    for point in importlib.metadata.entry_points(group=group, name=name):
+        try:
+            return _callable(name, point.load())
+        except SuperWeightError:
+            raise
+        except Exception as error:  # of anyone's code
+            raise SuperWeightError(
+                f"{name!r}, which an installed package offers as {point.value}, cannot be imported: {error!s:.200}"
+            ) from error
+    return None
+
+
+def offered_names(group: str) -> list[str]:
+    """Names of a group's entry points."""
+    return sorted({point.name for point in importlib.metadata.entry_points(group=group)})
+
+
+def _callable(name: str, found: Any) -> Callable[..., Any]:
+    if not callable(found):
+        raise SuperWeightError(f"{name!r:.200} must be a class or a function; it is a {type(found).__name__}")
+    return found
