@@ -20,6 +20,17 @@ def test_python_snippets_run(snippet: str, monkeypatch: pytest.MonkeyPatch, tmp_
     assert variables["ensemble"].num_parameters <= 0.83 * variables["ensemble"].independent_parameters
 
 
+def test_the_snippets_of_a_page_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    page, variables = (ROOT / "docs" / "your-problem.md").read_text(encoding="utf-8"), {}
+    snippets = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(snippets) >= 6
+    for snippet in snippets:
+        exec(compile(snippet, "your-problem.md", "exec"), variables)
+    assert variables["predictor"].policy is not None and variables["found"].ensemble["r2"] > 0
+    assert len(variables["rows"]) == 2
+
+
 def headings(page: Path) -> list[str]:
     """As links name them."""
     names = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
