@@ -12,16 +12,26 @@ FLOPs, a stopping index from isotonic regressions of the gain nothing more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AliasChoices, Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from superweight_ensembles.anytime.costs import answer_of
 from superweight_ensembles.anytime.evaluation import check_table
-from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, fit_temperature, fit_weights, running_means
+from superweight_ensembles.anytime.policy import (
+    ExitPolicy,
+    RunningMean,
+    exits_of,
+    fit_temperature,
+    fit_weights,
+    running_means,
+)
+from superweight_ensembles.data import Inputs, checked_loader, checked_pair, mapped, num_rows
+from superweight_ensembles.ensemble import Task, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
 
 MIN_SAMPLES = 100
@@ -48,7 +58,7 @@ class CascadeResult:
 
     def mean_cost(self, costs: Sequence[float]) -> float:
         """Mean over the samples of what the members that they ran cost."""
-        return float(torch.tensor(costs, dtype=torch.float64, device=self.exits.device).cumsum(0)[self.exits].mean())
+        return _mean_cost(self.exits, costs)
 
     def accuracy(self, labels: Tensor) -> float:
         return _accuracy(self.predictions, labels)
@@ -68,12 +78,21 @@ def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
 
 def _apply_thresholds(predictions: Tensor, confidence: Tensor, thresholds: Sequence[float]) -> CascadeResult:
     """Where each sample leaves, of its predictions (M, N, K) and confidences (M, N) at every exit."""
+    exits = _exits_at(confidence, thresholds)
+    rows = torch.arange(len(exits), device=exits.device)
+    return CascadeResult(exits=exits, predictions=predictions[exits, rows], confidence=confidence[exits, rows])
+
+
+def _exits_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """The exit of each sample (N,), by its confidences (M, N)."""
     limits = torch.tensor([*thresholds, -math.inf], dtype=confidence.dtype, device=confidence.device)
     leaves = confidence >= limits[:, None]
     leaves[-1] = True  # also where the confidence is no number, which is above no threshold
-    exits = leaves.to(torch.uint8).argmax(0)
-    rows = torch.arange(len(exits), device=exits.device)
-    return CascadeResult(exits=exits, predictions=predictions[exits, rows], confidence=confidence[exits, rows])
+    return leaves.to(torch.uint8).argmax(0)
+
+
+def _mean_cost(exits: Tensor, costs: Sequence[float]) -> float:
+    return float(torch.tensor(costs, dtype=torch.float64, device=exits.device).cumsum(0)[exits].mean())
 
 
 def _accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -166,7 +185,77 @@ def fit_policy(
     return fit.policy(costs, target)
 
 
-class ExitFit:
+class ThresholdFit:
+    """Thresholds for any target, from what every exit is worth.
+
+    Args:
+        confidences: At every exit (M, N).
+        right: How right each exit's prediction is (M, N), 0 to 1.
+        full_accuracy: Of all members.
+        never_exit: The policy, but for its thresholds.
+    """
+
+    def __init__(self, confidences: Tensor, right: Tensor, full_accuracy: float, never_exit: ExitPolicy) -> None:
+        self._confidences, self._right = confidences, right.double()
+        self._full_accuracy, self._never_exit = full_accuracy, never_exit
+
+    def policy(self, costs: Sequence[float], target: tuple[str, float]) -> ExitPolicy:
+        """The policy that meets a target; ``costs`` of each member alone, in the unit of the target.
+
+        Raises:
+            SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
+                predictions do not reach.
+        """
+        never_exit = self._never_exit
+        what, amount = target
+        if what == "cost":
+            low, high = costs[0], sum(costs)
+            if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
+                raise SuperWeightError(
+                    f"a mean cost must lie between the first member's and all members', {low:.4g} to {high:.4g} "
+                    f"({low / high:.3g} to 1 of all); got {amount:.4g}"
+                )
+            if amount >= high:
+                return never_exit
+            rate = _largest_log_rate(lambda rate: _mean_cost(self._exits(self._thresholds_at(rate)), costs) <= amount)
+            return replace(never_exit, thresholds=self._thresholds_at(rate))
+        low, high = _LOG_RATES
+        grid = [low, *(low / 4 + step * (high - low) / 4 / _GRID_STEPS for step in range(_GRID_STEPS + 1))]
+        for thresholds in (*map(self._thresholds_at, grid), never_exit.thresholds):  # from the cheapest up
+            if self._accuracy_at(thresholds) >= self._full_accuracy - amount:
+                return replace(never_exit, thresholds=thresholds)  # accuracy need not rise with every step
+        least = self._full_accuracy - self._accuracy_at(never_exit.thresholds)
+        raise SuperWeightError(
+            f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
+            f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
+        )
+
+    def _thresholds_at(self, log_rate: float) -> tuple[float, ...]:
+        return thresholds_for(self._confidences, exit_shares(len(self._confidences), math.exp(log_rate)))
+
+    def _exits(self, thresholds: tuple[float, ...]) -> Tensor:
+        return _exits_at(self._confidences, thresholds)
+
+    def _accuracy_at(self, thresholds: tuple[float, ...]) -> float:
+        return float(self._right.gather(0, self._exits(thresholds)[None]).mean())
+
+    def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
+        """What a policy that was fitted here does to the samples."""
+        exits = self._exits(policy.thresholds)
+        counts = torch.bincount(exits, minlength=len(flops)).double() / len(exits)
+        return Calibration(
+            num_samples=len(exits),
+            target=target,
+            accuracy=self._accuracy_at(policy.thresholds),
+            full_accuracy=self._full_accuracy,
+            flops=_mean_cost(exits, [float(value) for value in flops]),
+            full_flops=sum(flops),
+            exits=tuple(counts.tolist()),
+            overthinking={},
+        )
+
+
+class ExitFit(ThresholdFit):
     """The answers of every exit on held-out samples: weights and temperatures fitted once, thresholds for any target.
 
     Args: as :func:`fit_policy` takes them.
@@ -190,51 +279,68 @@ class ExitFit:
         check_table(order, probabilities, labels)
         rows = fit_weights(probabilities, labels, replaces) if weights == "fitted" else ()
         means = running_means(probabilities, replaces, rows)
-        self._labels = labels
-        self._full_accuracy = _accuracy(means[-1], labels)
-        self._never_exit = ExitPolicy(
+        never_exit = ExitPolicy(
             order=order, confidence=confidence, monotone=monotone, replaces=replaces, weights=rows,
             temperatures=tuple(fit_temperature(mean, labels) if temperature else 1.0 for mean in means),
             thresholds=(math.inf,) * (len(order) - 1),
         )  # fmt: skip
-        self._predictions, self._confidences = exits_of(probabilities, self._never_exit)  # the same at all thresholds
+        predictions, confidences = exits_of(probabilities, never_exit)  # the same at all thresholds
+        right = predictions.argmax(2) == labels
+        super().__init__(confidences, right, _accuracy(means[-1], labels), never_exit)
 
-    def policy(self, costs: Sequence[float], target: tuple[str, float]) -> ExitPolicy:
-        """The policy that meets a target; ``costs`` of each member alone, in the unit of the target.
 
-        Raises:
-            SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
-                predictions do not reach.
-        """
-        never_exit = self._never_exit
-        what, amount = target
-        if what == "cost":
-            low, high = costs[0], sum(costs)
-            if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
-                raise SuperWeightError(
-                    f"a mean cost must lie between the first member's and all members', {low:.4g} to {high:.4g} "
-                    f"({low / high:.3g} to 1 of all); got {amount:.4g}"
-                )
-            if amount >= high:
-                return never_exit
-            rate = _largest_log_rate(lambda rate: self._leaving(self._thresholds_at(rate)).mean_cost(costs) <= amount)
-            return replace(never_exit, thresholds=self._thresholds_at(rate))
-        low, high = _LOG_RATES
-        grid = [low, *(low / 4 + step * (high - low) / 4 / _GRID_STEPS for step in range(_GRID_STEPS + 1))]
-        for thresholds in (*map(self._thresholds_at, grid), never_exit.thresholds):  # from the cheapest up
-            if self._leaving(thresholds).accuracy(self._labels) >= self._full_accuracy - amount:
-                return replace(never_exit, thresholds=thresholds)  # accuracy need not rise with every step
-        least = self._full_accuracy - self._leaving(never_exit.thresholds).accuracy(self._labels)
-        raise SuperWeightError(
-            f"monotone predictions of all members are {least:.4f} less accurate than their mean; "
-            f"allow as much (max_accuracy_drop={amount:g}), or leave monotone=True out"
-        )
+@torch.no_grad()
+def tabulate_exits(
+    modules: Mapping[str, nn.Module],
+    loader: Iterable[object],
+    task: Task,
+    policy: ExitPolicy,
+    like: Tensor,
+    check_inputs: Callable[[Inputs], None],
+) -> ThresholdFit:
+    """What every exit is worth where predictions are maps or sets of labels, of which no table is kept.
 
-    def _thresholds_at(self, log_rate: float) -> tuple[float, ...]:
-        return thresholds_for(self._confidences, exit_shares(len(self._confidences), math.exp(log_rate)))
+    Args:
+        modules: In the policy's order.
+        loader: Held-out inputs and targets.
+        task: Of theirs.
+        policy: But for its thresholds.
+        like: A tensor of the members' device and type.
+        check_inputs: What the inputs of a batch, there, are held against first.
 
-    def _leaving(self, thresholds: tuple[float, ...]) -> CascadeResult:
-        return _apply_thresholds(self._predictions, self._confidences, thresholds)
+    Raises:
+        SuperWeightError: Fewer than 100 samples; what the task's targets, or the members' answers, must not be.
+    """
+    confidences, rights, whole = [], [], []
+    for batch in checked_loader(loader):
+        inputs, targets = checked_pair(batch, dtype=like.dtype)
+        if not num_rows(inputs):
+            continue
+        inputs, targets = (mapped(lambda one: one.to(like.device), part) for part in (inputs, targets))
+        check_inputs(inputs)
+        running, own = RunningMean(policy.replaces), []
+        for name, module in modules.items():
+            answer = answer_of(name, module, inputs, task)
+            truth = task.targets(targets, answer)
+            running.add(task.predicted(answer))
+            prediction, confidence = running.at_exit(policy)
+            own.append((confidence.cpu(), task.right(prediction, truth).cpu()))
+        task.check_range(truth, num_classes_in(answer))
+        confidences.append(torch.stack([one for one, _ in own]))
+        rights.append(torch.stack([one for _, one in own]))
+        whole.append(task.right(running.mean, truth).cpu())
+    count = sum(map(len, whole))
+    check_enough(count)
+    table = torch.cat(confidences, 1)
+    if bool(table.isnan().any()):
+        raise SuperWeightError("members answer NaN: the inputs, or the members' weights, are not finite")
+    return ThresholdFit(table, torch.cat(rights, 1), float(torch.cat(whole).mean()), policy)
+
+
+def check_enough(num_samples: int) -> None:
+    """Refuse fewer held-out samples than thresholds can be fitted on."""
+    if num_samples < MIN_SAMPLES:
+        raise SuperWeightError(f"calibration needs at least {MIN_SAMPLES} held-out samples; got {num_samples}")
 
 
 def exit_shares(exits: int, rate: float) -> list[float]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from superweight_ensembles.anytime.costs import LatencyTable, answer_of, now
-from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean
+from superweight_ensembles.anytime.policy import TASK_CONFIDENCES, ExitPolicy, RunningMean, margin
 from superweight_ensembles.data import Inputs, num_rows, rows_of, tensors_of
 from superweight_ensembles.ensemble import CLASSIFICATION, Task
 
@@ -27,7 +27,7 @@ class AnytimeAnswer:
             member answered NaN. Of another task, the mean (B, ...) of its members' predictions.
         members_used: How many that were (B,). A sample with NaN never leaves early.
         confidence: How sure each answer is (B,), by the policy's measure; margin at temperature 1 without one; 0 where
-            the answer is NaN; NaN where the task has no classes to be sure of.
+            the answer is NaN; NaN where the task has none.
         flops: What was computed for each sample (B,).
         skipped: Members that the deadline left no time for.
         latency_ms: From the call to the answer.
@@ -121,6 +121,7 @@ def run_cascade(
     """
     began, count = now(inputs), num_rows(inputs)
     device = tensors_of(inputs)[0].device
+    measure = default_confidence(task)
     names, running = list(modules), RunningMean(replaces, weights)
     rows = torch.arange(count, device=device)  # places in the batch of the samples that are left
     exits: list[tuple[Tensor, ...]] = []  # of the samples that leave together: rows, what they leave with, members run
@@ -128,10 +129,9 @@ def run_cascade(
     for index, name in enumerate(names):
         entered = now(inputs) if deadline is not None else 0.0
         running.add(task.predicted(answer_of(name, modules[name], inputs, task)))
-        if task.has_classes:
-            prediction, confidence = running.at_exit(policy)
-        else:
-            prediction, confidence = running.mean, _no_confidence(running.mean)
+        prediction, confidence = (
+            running.at_exit(policy, measure) if measure else (running.mean, _no_confidence(running.mean))
+        )
         if deadline is not None:
             deadline.observe(name, count, now(inputs) - entered)
         last = index == len(names) - 1
@@ -152,10 +152,7 @@ def run_cascade(
     if len(exits) > 1:
         place, *columns = map(torch.cat, zip(*exits))
         probabilities, confidence, used = (torch.empty_like(column).index_copy_(0, place, column) for column in columns)
-    if (
-        warn_of_nan(confidence if task.has_classes else probabilities.reshape(len(probabilities), -1)[:, 0])
-        and task.has_classes
-    ):
+    if warn_of_nan(confidence if measure else probabilities.reshape(len(probabilities), -1)[:, 0]) and measure:
         confidence = confidence.nan_to_num(nan=0.0)
     return AnytimeAnswer(
         probabilities=probabilities,
@@ -165,6 +162,13 @@ def run_cascade(
         skipped=skipped,
         latency_ms=1e3 * (now(inputs) - began),
     )
+
+
+def default_confidence(task: Task) -> str | None:
+    """The name of a task's measure of confidence; None where it has none."""
+    if task.has_classes:
+        return margin.__name__
+    return TASK_CONFIDENCES[task.name].__name__ if task.name in TASK_CONFIDENCES else None
 
 
 def _no_confidence(answers: Tensor) -> Tensor:

@@ -55,14 +55,33 @@ def agreement(probabilities: Tensor, votes: Tensor | None, num_members: int) -> 
     return ((votes - 1).clamp_min(0) + probabilities.amax(1)) / num_members
 
 
+def label_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
+    """Of labels (B, L), how far their probabilities are from one half, mean over labels, 0 to 1: (B,)."""
+    return (2 * probabilities - 1).abs().mean(1)
+
+
+def place_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
+    """Of places (B, K, ...), the margin at each, mean over places: (B,)."""
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return (first - second).flatten(1).mean(1)
+
+
 CONFIDENCES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
     measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
 
 
+# Of tasks whose rows have several answers, by the task's name; what they measure is not compared between exits.
+TASK_CONFIDENCES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
+    "multilabel": label_margin,
+    "segmentation": place_margin,
+}
+_EVERY = {**CONFIDENCES, **{measure.__name__: measure for measure in TASK_CONFIDENCES.values()}}
+
+
 def check_confidence(name: str) -> None:
-    """Refuse what is no name of :data:`CONFIDENCES`."""
-    if name not in CONFIDENCES:
+    """Refuse what is no name of :data:`CONFIDENCES` or of :data:`TASK_CONFIDENCES`."""
+    if name not in _EVERY:
         raise unknown_name("confidence", name, CONFIDENCES)
 
 
@@ -70,7 +89,7 @@ def confidence_of(name: str, mean: Tensor, votes: Tensor | None, num_members: in
     """The confidence (B,) of a running mean, between 0 and 1.
 
     Args:
-        name: A name of :data:`CONFIDENCES`.
+        name: A name of :data:`CONFIDENCES`, or one of :data:`TASK_CONFIDENCES`.
         mean: Mean softmax (B, K) of the members so far.
         votes: How many of them answer what their mean answers (B,); ``agreement`` alone reads it.
         num_members: Members so far.
@@ -85,7 +104,7 @@ def confidence_of(name: str, mean: Tensor, votes: Tensor | None, num_members: in
         0.5
     """
     check_confidence(name)
-    return CONFIDENCES[name](tempered(mean, temperature), votes, num_members)
+    return _EVERY[name](tempered(mean, temperature), votes, num_members)
 
 
 def tempered(probabilities: Tensor, temperature: float) -> Tensor:
@@ -161,7 +180,8 @@ class ExitPolicy:
 
     Attributes:
         order: Members, in the order in which they run; exit e is after member e.
-        confidence: How sure a prediction is: a name of :data:`CONFIDENCES`.
+        confidence: How sure a prediction is: a name of :data:`CONFIDENCES`; ``label_margin`` of the task
+            ``multilabel``, ``place_margin`` of ``segmentation``.
         temperatures: One an exit, 0.01 to 100; the logarithm of the mean is divided by it before the confidence is
             taken.
         thresholds: One an exit but the last, where all that are left leave. A sample leaves where its confidence is at
@@ -354,11 +374,11 @@ class RunningMean:
             self.total = self.total + probabilities if self.num_run else probabilities
         self.num_run += 1
 
-    def at_exit(self, policy: ExitPolicy | None) -> tuple[Tensor, Tensor]:
-        """What samples that leave now leave with (B, K), and its confidence (B,): the margin without a policy."""
+    def at_exit(self, policy: ExitPolicy | None, measure: str = margin.__name__) -> tuple[Tensor, Tensor]:
+        """What samples that leave now leave with (B, K), and its confidence (B,): by ``measure`` without a policy."""
         mean, count = self.mean, len(self.parts)
         if policy is None:
-            return mean, margin(mean, None, count)
+            return mean, confidence_of(measure, mean, None, count)
         votes = None
         if policy.confidence == agreement.__name__:
             votes = torch.stack([part.argmax(1) == mean.argmax(1) for part in self.parts.values()]).sum(0)
@@ -367,7 +387,7 @@ class RunningMean:
             return mean, confidence
         if self.surest is not None:
             earlier = ~(confidence >= self.surest[1]) & ~self.surest[1].isnan()
-            mean = torch.where(earlier[:, None], self.surest[0], mean)
+            mean = torch.where(earlier.view(-1, *[1] * (mean.ndim - 1)), self.surest[0], mean)
             confidence = torch.where(earlier, self.surest[1], confidence)
         self.surest = (mean, confidence)
         return self.surest

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from superweight_ensembles.anytime.acceleration import MemberSpeed, check_options, fastest_form
 from superweight_ensembles.anytime.calibration import (
-    MIN_SAMPLES,
     Calibration,
+    check_enough,
     describe_calibration,
     fit_policy,
     order_greedily,
     samples_per_member,
+    tabulate_exits,
 )
 from superweight_ensembles.anytime.cascade import (
     AnytimeAnswer,
     Deadline,
+    default_confidence,
     run_cascade,
     stop_at_counts,
     stop_when_sure,
@@ -38,7 +40,7 @@ from superweight_ensembles.anytime.costs import (
     flops_of_members,
 )
 from superweight_ensembles.anytime.evaluation import Predictions, first_images, predict_all
-from superweight_ensembles.anytime.policy import ExitPolicy, RunningMean, check_confidence, replaced_exits
+from superweight_ensembles.anytime.policy import CONFIDENCES, ExitPolicy, RunningMean, replaced_exits
 from superweight_ensembles.data import Inputs, Preprocessing, mapped, num_rows, plain, rows_of, tensors_of
 from superweight_ensembles.ensemble import (
     CLASSIFICATION,
@@ -158,8 +160,8 @@ class AnytimePredictor:
         input_shape: Shape of one image, such as (3, 32, 32). Where None, the first images tell, and every member runs
             once on one of them for its FLOPs.
         task: What plain networks answer, as :class:`SuperWeightEnsemble` takes it; an ensemble has its own. Streams and
-            deadlines are for every task; exits, budgets and calibration are for ``classification``, where an answer has
-            a confidence.
+            deadlines are for every task; exits, budgets and calibration for all but ``regression``, whose answers have
+            no confidence; greedy orders and other forms of members for ``classification``.
 
     Attributes:
         task: The task.
@@ -350,7 +352,7 @@ class AnytimePredictor:
             raise SuperWeightError("the cascade is not calibrated: call calibrate(loader, flops=...) on held-out data")
         policy, rule, deadline, count = self.policy, None, None, num_rows(images)
         if batch_flops is not None:
-            check_classes(self.task, "batch_flops")
+            self._checked_confidence()
             batch_flops = _checked_amount("batch_flops", batch_flops, "FLOPs")
             rule = stop_at_counts(samples_per_member(count, [*self._flops.values()], batch_flops))
         elif early_exit is False:
@@ -387,7 +389,7 @@ class AnytimePredictor:
         flops: float | None = None,
         latency_ms: float | None = None,
         max_accuracy_drop: float | None = None,
-        confidence: str = "margin",
+        confidence: str | None = None,
         temperature: bool = True,
         monotone: bool = False,
         weights: Literal["equal", "fitted"] = "equal",
@@ -402,8 +404,10 @@ class AnytimePredictor:
             latency_ms: Mean milliseconds an image, in batches of ``batch_size``, by latencies measured here.
             max_accuracy_drop: The cheapest cascade whose accuracy on these data is at most so much (0.002: 0.2 points)
                 below that of all members.
-            confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
-            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare.
+            confidence: ``margin`` (where None), ``max_probability``, ``entropy`` or ``agreement``; tasks of several
+                answers a row have their own: the mean margin of labels, or of places.
+            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare; of
+                ``classification``.
             monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
             weights: ``fitted`` lets members count at each exit by weights that are fitted on these data, so that a weak
                 member does not pull a strong one down: no exit is less accurate on them than its best member. Streams,
@@ -430,37 +434,70 @@ class AnytimePredictor:
             )
         amount = float(amount)
         check_count("batch_size", batch_size)
-        check_classes(self.task, "calibrate()")
-        check_confidence(confidence)
+        measure = self._measure_of_confidence(confidence, weights)
         if weights not in WEIGHTS:
             raise unknown_name("weights", weights, WEIGHTS)
-        table = self.predict(loader)
-        if len(table.labels) < MIN_SAMPLES:
-            raise SuperWeightError(
-                f"calibration needs at least {MIN_SAMPLES} held-out samples; got {len(table.labels)}"
-            )
-        probabilities, costs = table.of(self.order), [float(value) for value in self._flops.values()]
+        table = fit = None
+        if self.task.has_classes:
+            table = self.predict(loader)
+            check_enough(len(table.labels))
+        else:
+            if isinstance(loader, Predictions):
+                raise SuperWeightError("a table of probabilities is of one class an image: give the loader")
+            exits = len(self.modules)
+            never = ExitPolicy(
+                order=tuple(self.modules), confidence=measure, temperatures=(1.0,) * exits, monotone=monotone,
+                thresholds=(math.inf,) * (exits - 1), replaces=self.replaces,
+            )  # fmt: skip
+            fit = tabulate_exits(self.modules, loader, self.task, never, self._like, self._check_images)
+        costs = [float(value) for value in self.flops.values()]
         if what == "latency_ms":
-            latencies = self._latency_table(mapped(lambda one: one.to(self.device), table.image))
+            latencies = self._latency_table(self._row)
             costs = [1e3 * latencies.median(name, batch_size) / batch_size for name in self.order]
         elif what == "flops" and amount <= 1:
             amount *= sum(costs)
+        target = (what if what == "max_accuracy_drop" else "cost", amount)
+        whole = [*self._flops.values()]
+        if table is None:
+            assert fit is not None, "made for this task"
+            self.policy = fit.policy(costs, target)
+            self.calibration = fit.described(self.policy, whole, (what, amount))
+            return self.calibration
+        probabilities = table.of(self.order)
         self.policy = fit_policy(
-            probabilities,
-            table.labels,
-            costs,
-            self.order,
-            (what if what == "max_accuracy_drop" else "cost", amount),
-            confidence=confidence,
-            temperature=temperature,
-            monotone=monotone,
-            replaces=self.replaces,
-            weights=weights,
-        )
-        self.calibration = describe_calibration(
-            probabilities, table.labels, self.policy, [*self._flops.values()], (what, amount)
-        )
+            probabilities, table.labels, costs, self.order, target, confidence=measure, temperature=temperature,
+            monotone=monotone, replaces=self.replaces, weights=weights,
+        )  # fmt: skip
+        self.calibration = describe_calibration(probabilities, table.labels, self.policy, whole, (what, amount))
         return self.calibration
+
+    def _measure_of_confidence(self, confidence: str | None, weights: str) -> str:
+        """The measure asked for, or the task's own."""
+        own = self._checked_confidence()
+        if self.task.has_classes:
+            if confidence is not None and confidence not in CONFIDENCES:
+                raise unknown_name("confidence", confidence, CONFIDENCES)
+            return confidence or own
+        if confidence not in (None, own) or weights != "equal":
+            raise SuperWeightError(
+                f"task {self.task.name!r} has one measure of confidence, {own!r}, and members that count alike: leave "
+                "confidence= and weights= out"
+            )
+        return own
+
+    def _checked_confidence(self) -> str:
+        """The name of the task's measure of confidence.
+
+        Raises:
+            SuperWeightError: It has none.
+        """
+        own = default_confidence(self.task)
+        if own is None:
+            raise SuperWeightError(
+                f"task {self.task.name!r} has no confidence, by which samples could leave: stream() and deadline_ms "
+                "answer it"
+            )
+        return own
 
     def set_policy(self, policy: ExitPolicy) -> None:
         """Take a policy that was fitted elsewhere.
@@ -470,6 +507,9 @@ class AnytimePredictor:
         """
         if not isinstance(policy, ExitPolicy):
             raise SuperWeightError(f"policy must be an ExitPolicy (ExitPolicy.from_dict reads one); got {policy!r:.80}")
+        of_task = CONFIDENCES if self.task.has_classes else (default_confidence(self.task),)
+        if policy.confidence not in of_task:
+            raise SuperWeightError(f"the policy's confidence {policy.confidence!r} is not of task {self.task.name!r}")
         if policy.order != self.order:
             raise SuperWeightError(f"the policy is for {list(policy.order)}; this predictor runs {list(self.order)}")
         if policy.replaces != self.replaces:

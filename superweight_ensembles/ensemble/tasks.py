@@ -76,6 +76,14 @@ class Task(ABC):
     def predicted(self, answer: Tensor) -> Tensor:
         """What is averaged over members, in the shape of the answer."""
 
+    def right(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """How right each row is (B,), 0 to 1: the share of its answers that are.
+
+        Raises:
+            SuperWeightError: The task has no right and wrong.
+        """
+        raise SuperWeightError(f"task {self.name!r} has no right and wrong answers")
+
     @abstractmethod
     def score(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Sums over the rows (len(scores),), in float64."""
@@ -146,12 +154,12 @@ class Segmentation(Task):
     def predicted(self, answer: Tensor) -> Tensor:
         return answer.float().softmax(1)
 
+    def right(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        return _mean_of_places((predicted.argmax(1) == targets).double(), targets)
+
     def score(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        counts = (targets != IGNORED).double()
-        right = (predicted.argmax(1) == targets).double() * counts
         nll = F.nll_loss(_logarithm(predicted), targets, reduction="none", ignore_index=IGNORED)
-        most = counts.flatten(1).sum(1).clamp_min(1)  # a row is the mean of its places
-        return torch.stack([(one.flatten(1).sum(1) / most).sum() for one in (right, nll)])
+        return torch.stack([self.right(predicted, targets).sum(), _mean_of_places(nll, targets).sum()])
 
 
 class Multilabel(Task):
@@ -183,8 +191,11 @@ class Multilabel(Task):
     def predicted(self, answer: Tensor) -> Tensor:
         return answer.float().sigmoid()
 
+    def right(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        return ((predicted > 0.5) == (targets > 0.5)).double().mean(1)
+
     def score(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        right = ((predicted > 0.5) == (targets > 0.5)).double().mean(1).sum()
+        right = self.right(predicted, targets).sum()
         nll = -(targets * _logarithm(predicted) + (1 - targets) * _logarithm(1 - predicted)).mean(1).sum()
         return torch.stack([right, nll])
 
@@ -258,6 +269,12 @@ def _of_shape(targets: Any, shape: tuple[int, ...], what: str) -> Tensor:
             + (": targets[:, None]" if column and len(shape) == 2 else "")
         )
     return targets
+
+
+def _mean_of_places(values: Tensor, targets: Tensor) -> Tensor:
+    """Of values (B, ...), the mean (B,) over places that count; 0 where none does."""
+    counts = (targets != IGNORED).double()
+    return (values * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 
 
 def _logarithm(predicted: Tensor) -> Tensor:

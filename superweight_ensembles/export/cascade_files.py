@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from superweight_ensembles.anytime import ExitPolicy
+from superweight_ensembles.anytime import CONFIDENCES, ExitPolicy
 from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.export.member import (
@@ -78,6 +78,8 @@ def export_cascade(
         >>> answer.probabilities.shape, answer.members_used.shape
         ((5, 4), (5,))
     """
+    if policy.confidence not in CONFIDENCES:
+        raise SuperWeightError(f"a cascade is of one class an image; this policy's confidence is {policy.confidence!r}")
     shape = checked_shape(input_shape)
     with accessing(Path(folder)):
         folder = Path(folder).resolve()

@@ -144,20 +144,73 @@ def test_streams_and_deadlines_answer_every_task(name: str, tmp_path: Path) -> N
     hurried, whole = predictor(x, deadline_ms=1e-6), predictor(x)
     torch.testing.assert_close(hurried.probabilities, steps[0].probabilities)
     torch.testing.assert_close(whole.probabilities, steps[1].probabilities)
-    assert hurried.skipped == ("b",) and bool(whole.confidence.isnan().all())
+    assert hurried.skipped == ("b",) and bool(whole.confidence.isnan().all()) == (case.task == "regression")
     for call in (
-        lambda: predictor.calibrate(loader(case), flops=0.5),
-        lambda: predictor(x, batch_flops=1e9),
         lambda: predictor.accelerate(loader(case)),
         lambda: swe.AnytimePredictor(ensemble, "greedy", loader=loader(case)),
     ):
         with pytest.raises(swe.SuperWeightError, match=f"the ensemble's task is '{case.task}'"):
             call()
+    if case.task == "regression":
+        for call in (lambda: predictor.calibrate(loader(case), flops=0.5), lambda: predictor(x, batch_flops=1e9)):
+            with pytest.raises(swe.SuperWeightError, match="task 'regression' has no confidence"):
+                call()
     predictor.save(tmp_path / "predictor")
     members = {name: ensemble.materialize(name) for name in "ab"}
     again = swe.AnytimePredictor.load(tmp_path / "predictor", members)
     assert again.task.name == case.task
     torch.testing.assert_close(again(x).probabilities, whole.probabilities)
+
+
+def sureness(case: Case, mean: Tensor) -> Tensor:
+    if case.task == "multilabel":
+        return (2 * mean - 1).abs().mean(1)
+    best = mean.topk(2, dim=1).values
+    return (best[:, 0] - best[:, 1]).flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("name", ["multilabel", "segmentation"])
+def test_rows_of_several_answers_leave_a_cascade_when_they_are_sure(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    ensemble = build(case)
+    swe.train(ensemble, loader(case), swe.TrainConfig(epochs=8, learning_rate=0.05, device="cpu"))
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(3))
+    held = [(part, case.targets(part)) for part in x.split(64)]
+    predictor = swe.AnytimePredictor(ensemble)
+    found = predictor.calibrate(held, flops=0.6)
+    first, last = (step.probabilities for step in predictor.stream(x))
+    answer = predictor(x)
+    early = sureness(case, first) >= predictor.policy.thresholds[0]
+    assert answer.members_used.tolist() == [1 if one else 2 for one in early.tolist()] and 20 < int(early.sum()) < 180
+    shape = (-1, *[1] * (first.ndim - 1))
+    torch.testing.assert_close(answer.probabilities, torch.where(early.view(shape), first, last))
+    torch.testing.assert_close(answer.confidence, torch.where(early, sureness(case, first), sureness(case, last)))
+    truth = case.targets(x)
+    guess = answer.probabilities > 0.5 if name == "multilabel" else answer.probabilities.argmax(1)
+    assert found.accuracy == pytest.approx(float((guess == truth).float().mean()), abs=1e-6)
+    assert found.flops == pytest.approx(float(answer.flops.double().mean()))
+    assert found.flops <= 0.6 * found.full_flops and sum(found.exits) == pytest.approx(1)
+    drop = predictor.calibrate(held, max_accuracy_drop=0.01)
+    assert drop.accuracy >= drop.full_accuracy - 0.01
+    budget = predictor(x, batch_flops=200 * 0.7 * found.full_flops)
+    assert float(budget.flops.double().mean()) <= 0.7 * found.full_flops
+    assert predictor.calibrate(held, flops=0.7, monotone=True).num_samples == 200
+    predictor.save(tmp_path / "predictor")
+    again = swe.AnytimePredictor.load(tmp_path / "predictor", {one: ensemble.materialize(one) for one in "ab"})
+    torch.testing.assert_close(again(x).probabilities, predictor(x).probabilities)
+    assert again.policy == predictor.policy
+    with pytest.raises(swe.SuperWeightError, match="a cascade is of one class an image"):
+        swe.export_cascade(predictor.modules, predictor.policy, tmp_path / "cascade", input_shape=(6,))
+    for call, told in (
+        (lambda: predictor.calibrate(held, flops=0.6, confidence="entropy"), "has one measure of confidence"),
+        (lambda: predictor.calibrate(held, flops=0.6, weights="fitted"), "has one measure of confidence"),
+        (lambda: predictor.calibrate(held[:1], flops=0.6), "at least 100 held-out samples; got 64"),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=told):
+            call()
+    classes = swe.AnytimePredictor({"a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}, input_shape=(6,))
+    with pytest.raises(swe.SuperWeightError, match="is not of task 'classification'"):
+        classes.set_policy(predictor.policy)
 
 
 @pytest.mark.parametrize("form", ["logits", "first"])
