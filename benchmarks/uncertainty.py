@@ -71,6 +71,8 @@ def numbers(arm: ArmResults) -> dict[str, float]:
         "disagreement": known.disagreement,
         "risk over coverage": known.risk_coverage_area,
     }
+    if shift.tempered is not None:
+        found |= {"tempered nll": shift.tempered.metrics.nll, "tempered ece": shift.tempered.metrics.ece}
     for severity in sorted({one.severity for one in shift.corrupted}):
         own = [one.metrics for one in shift.corrupted if one.severity == severity]
         for key in ("accuracy", "nll", "ece"):

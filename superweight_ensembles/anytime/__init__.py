@@ -66,7 +66,15 @@ from superweight_ensembles.anytime.policy import (
     tempered,
 )
 from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
-from superweight_ensembles.anytime.shift import CorruptedResult, OthersResult, Shift, detect_others, measure_corrupted
+from superweight_ensembles.anytime.shift import (
+    CorruptedResult,
+    OthersResult,
+    Shift,
+    TemperedResult,
+    detect_others,
+    measure_corrupted,
+    measure_tempered,
+)
 from superweight_ensembles.anytime.uncertainty import (
     Coverage,
     Detection,
@@ -108,6 +116,7 @@ __all__ = [
     "Shift",
     "SubsetResult",
     "SubsetScores",
+    "TemperedResult",
     "Uncertainty",
     "checked_order",
     "confidence_of",
@@ -125,6 +134,7 @@ __all__ = [
     "log_area",
     "measure_corrupted",
     "measure_curves",
+    "measure_tempered",
     "member_costs",
     "now",
     "order_exits",

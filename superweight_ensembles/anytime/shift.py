@@ -12,11 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from superweight_ensembles.anytime.evaluation import Metrics, Predictions, predict, probability_metrics
+from superweight_ensembles.anytime.policy import fit_temperature, tempered
 from superweight_ensembles.anytime.uncertainty import Detection, detection
 from superweight_ensembles.data import Corruption, Inputs, checked_loader, checked_pair, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes
 from superweight_ensembles.errors import names_options
-from superweight_ensembles.storage import Count, Name
+from superweight_ensembles.storage import Count, Name, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +39,42 @@ class OthersResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TemperedResult:
+    """The ensemble on test samples, its mean softmax at a temperature that was fitted on held-out samples."""
+
+    temperature: Positive
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """What was measured on data that differ from those trained on; None, or nothing, where it was not asked for."""
+    """What was measured besides on data that differ from those trained on; nothing where it was not asked for.
+
+    Attributes:
+        corrupted: Each corruption at each severity.
+        others: Another data set.
+        tempered: None without held-out samples.
+    """
 
     corrupted: Annotated[tuple[CorruptedResult, ...], Field(max_length=1000)] = ()
     others: OthersResult | None = None
+    tempered: TemperedResult | None = None
+
+
+def measure_tempered(held: Predictions, tested: Predictions) -> TemperedResult:
+    """The ensemble's metrics with its mean softmax at one temperature.
+
+    Args:
+        held: Predictions on held-out samples, which the temperature is fitted on.
+        tested: On test samples.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; of the pooled prediction, Rahaman and
+    Thiery, NeurIPS 2021.
+    """
+    before, mean = (reduce(table.probabilities, "m n k -> n k", "mean") for table in (held, tested))
+    temperature = fit_temperature(before, held.labels)
+    metrics = probability_metrics(tempered(mean, temperature), tested.labels)
+    return TemperedResult(temperature=temperature, metrics=metrics)
 
 
 @names_options

@@ -279,6 +279,8 @@ class EarlyStoppingRecipe(Strict):
 class UncertaintyRecipe(Strict):
     """``uncertainty:`` has ``superweights evaluate`` ask what the ensemble knows of data that it was not trained on.
 
+    With validation images it also fits one temperature for the whole ensemble on them.
+
     Attributes:
         corruptions: Names of :data:`superweight_ensembles.data.CORRUPTIONS`, made of the test images.
         severities: Of each, 1 to 5.

@@ -30,6 +30,7 @@ from superweight_ensembles.anytime import (
     detect_others,
     measure_corrupted,
     measure_curves,
+    measure_tempered,
     order_exits,
     predict,
     probability_metrics,
@@ -286,6 +287,9 @@ def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData
         return data.loader("test", recipe.evaluation.batch_size, device=device, corruption=corruption)
 
     found = Shift(corrupted=measure_corrupted(ensemble, settings.made(), worse))
+    if len(data.validation):
+        held = predict(ensemble, evaluated(recipe, data, "validation", device))
+        found = replace(found, tempered=measure_tempered(held, tested))
     if settings.others is None:
         return found
     name = settings.others.name

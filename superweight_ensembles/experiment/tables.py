@@ -111,6 +111,9 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
             texts["disagreement of members %"] = f"{100 * known.disagreement:.2f}"
             texts["risk over all coverages %"] = f"{100 * known.risk_coverage_area:.2f}"
         shift = arm.shift or Shift()
+        if shift.tempered is not None:
+            texts["NLL at a fitted temperature"] = f"{shift.tempered.metrics.nll:.4f}"
+            texts["ECE % at a fitted temperature"] = f"{100 * shift.tempered.metrics.ece:.2f}"
         for severity in sorted({one.severity for one in shift.corrupted}):
             found = [one.metrics for one in shift.corrupted if one.severity == severity]
             for what, values in (("accuracy", [one.accuracy for one in found]), ("ECE", [one.ece for one in found])):

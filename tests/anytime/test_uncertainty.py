@@ -11,7 +11,15 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import measure_corrupted, predict, risk_coverage, scores_of, uncertainty
+from superweight_ensembles.anytime import (
+    Predictions,
+    measure_corrupted,
+    measure_tempered,
+    predict,
+    risk_coverage,
+    scores_of,
+    uncertainty,
+)
 from superweight_ensembles.data import CORRUPTIONS, SEVERITIES, Corruption
 
 DATA = swe.load_data("synthetic", num_train=96, num_test=64)
@@ -90,6 +98,24 @@ def test_an_evaluation_holds_its_uncertainty(ensemble: swe.SuperWeightEnsemble) 
     table = predict(ensemble, DATA.loader("test", 32))
     assert found.uncertainty == uncertainty(table.probabilities, table.labels)
     assert found.uncertainty.risk_coverage[-1].risk == pytest.approx(1 - found.ensemble.metrics.accuracy)
+
+
+def test_one_temperature_for_the_whole_is_fitted_on_held_out_samples() -> None:
+    tables = []
+    for seed in (1, 2):
+        rows = draws(2, 200, 3, seed)
+        labels = (rows.mean(0).argmax(1) + (torch.arange(200) % 3 == 0)) % 3  # a third are wrong
+        tables.append(Predictions(members=("a", "b"), probabilities=rows, labels=labels, image=torch.zeros(1, 2)))
+    held, tested = tables
+    found = measure_tempered(held, tested)
+
+    def nll(table: Predictions, temperature: float) -> float:
+        logarithms = table.probabilities.mean(0).log() / temperature
+        return float(torch.nn.functional.cross_entropy(logarithms, table.labels))
+
+    least = nll(held, found.temperature)
+    assert all(least <= nll(held, found.temperature * factor) + 1e-6 for factor in (0.9, 1.1))
+    assert found.metrics.nll == pytest.approx(nll(tested, found.temperature), rel=1e-4)
 
 
 def test_tasks_without_classes_are_refused() -> None:

@@ -50,6 +50,7 @@ def test_a_run_stops_early_and_is_measured_on_other_data(tmp_path: Path) -> None
         cells = [(one.corruption, one.severity) for one in arm.shift.corrupted]
         assert cells == [("gaussian_noise", 1), ("gaussian_noise", 5), ("jpeg", 1), ("jpeg", 5)]
         assert arm.shift.others is not None and arm.shift.others.num_samples == 40
+        assert arm.shift.tempered is not None and arm.shift.tempered.metrics.accuracy == arm.ensemble.metrics.accuracy
         assert {one.score for one in arm.shift.others.detections} == {
             "entropy", "mutual_information", "disagreement", "max_probability",
         }  # fmt: skip
