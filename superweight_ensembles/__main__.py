@@ -157,12 +157,18 @@ def predict(
     from superweight_ensembles.experiment import predict_files
     from superweight_ensembles.storage import as_content
 
+    broken = 0
     for found in predict_files(run, images, deadline_ms=deadline_ms, batch_size=batch_size):
-        if as_json:
+        if found.error is not None:
+            broken += 1
+            _say(f"error: {found.error}", _ERRORS, style="red")
+        elif as_json:
             print(json.dumps(as_content(found)))
         else:
             members = f"{found.members_used} member{'s' * (found.members_used != 1)}"
             _say(f"{found.file}: {found.label} {100 * found.confidence:.1f} %, {members}")
+    if broken:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -288,6 +288,7 @@ class AnytimePredictor:
         self._row = mapped(lambda one: one.to(self.device, floating if one.is_floating_point() else None), self._row)
         return self
 
+    @names_options
     def stream(self, images: Inputs) -> Iterator[ExitStep]:
         """Run members one by one; a member is not run before it is asked for.
 
@@ -319,6 +320,7 @@ class AnytimePredictor:
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
+    @names_options
     def __call__(
         self,
         images: Inputs,
@@ -382,6 +384,7 @@ class AnytimePredictor:
         check_classes(self.task, "a table of probabilities")
         return predict_all(self.modules, loader, self._like, self._check_images)
 
+    @names_options
     def calibrate(
         self,
         loader: Loader | Predictions,

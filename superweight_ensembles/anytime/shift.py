@@ -86,7 +86,7 @@ def detect_others(
     Args:
         ensemble: Whose predictions are asked.
         own: Test samples of the data set, or the predictions on them.
-        others: Samples of another kind, normalised as the data set's own; likewise.
+        others: Samples of another kind, normalised as the data set's own; likewise. Batches may be images alone.
 
     Returns:
         One entry a score, the best AUROC first.
@@ -133,5 +133,5 @@ def measure_corrupted(
 
 def _without_labels(loader: Iterable[object]) -> Iterator[tuple[Inputs, Tensor]]:
     for batch in checked_loader(loader):
-        inputs, _ = checked_pair(batch)
+        inputs = batch if isinstance(batch, Tensor) else checked_pair(batch)[0]
         yield inputs, torch.zeros(num_rows(inputs), dtype=torch.int64)

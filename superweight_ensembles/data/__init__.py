@@ -32,6 +32,7 @@ from superweight_ensembles.data.datasets import (
     reads_files,
     takes_option,
 )
+from superweight_ensembles.data.image_folder import image_files
 from superweight_ensembles.data.images import ImageReader, centre_square, decode, decode_random, random_region
 from superweight_ensembles.data.loader import ImageData, ImageLoader
 from superweight_ensembles.data.preprocessing import Preprocessing
@@ -72,6 +73,7 @@ __all__ = [
     "decode",
     "decode_random",
     "draw",
+    "image_files",
     "image_generator",
     "image_key",
     "image_shape_of",

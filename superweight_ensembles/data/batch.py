@@ -89,10 +89,11 @@ def checked_pair(batch: Any, *, dtype: torch.dtype | None = None) -> tuple[Input
         )
     inputs, targets = (plain(part) for part in batch)
     count = _check_tensors(inputs, targets)
-    for name, tensor in _named_tensors(inputs, "images"):
+    what = "images" if isinstance(inputs, Tensor) else "inputs"
+    for name, tensor in _named_tensors(inputs, what):
         if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
             raise SuperWeightError(f"the {name} are {tensor.dtype}, the members {dtype}: convert one of them")
-    for name, tensor in (*_named_tensors(inputs, "images"), *_named_tensors(targets, "targets")):
+    for name, tensor in (*_named_tensors(inputs, what), *_named_tensors(targets, "targets")):
         if tensor.ndim and len(tensor) != count and not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
             raise SuperWeightError(f"a batch must have the same rows throughout: {name} has {len(tensor)}, not {count}")
     return inputs, targets
@@ -169,8 +170,8 @@ def plain(structure: Any) -> Any:
         return tuple(map(plain, structure))
     if not isinstance(structure, (Tensor, *_PLAIN)):
         raise SuperWeightError(
-            "a batch must be a pair (images, labels) of tensors, or of dictionaries and tuples of such; it holds a "
-            f"{type(structure).__name__}"
+            "a batch must be a pair (images, labels) of tensors, or of dictionaries and tuples of tensors and numbers; "
+            f"it holds a {type(structure).__name__}"
         )
     return structure
 

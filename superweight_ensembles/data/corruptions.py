@@ -92,12 +92,17 @@ class Corruption:
     severity: int
 
     def __post_init__(self) -> None:
-        if self.name not in _KINDS:
-            raise unknown_name("corruption", self.name, CORRUPTIONS)
-        if isinstance(self.severity, bool) or self.severity not in SEVERITIES:
+        if not isinstance(self.name, str) or self.name not in _KINDS:
+            raise unknown_name("corruption", str(self.name), CORRUPTIONS)
+        if type(self.severity) is not int or self.severity not in SEVERITIES:
             raise SuperWeightError(f"the severity of a corruption is 1 to 5; got {self.severity!r}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Images (B, C, H, W) of floating-point pixels from 0 to 1, worse, and again from 0 to 1."""
+        low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 1.0)
+        if low < 0 or high > 1:
+            raise SuperWeightError(
+                f"corruptions are of pixels from 0 to 1, or of uint8; these images go from {low:g} to {high:g}"
+            )
         make, settings = _KINDS[self.name]
         return make(images, settings[self.severity - 1], generator).clamp(0, 1)

@@ -407,6 +407,20 @@ def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
     return paths, sorted(inside)
 
 
+def image_files(folder: str | Path) -> list[str]:
+    """The images in a folder and those below it, as a class folder has them; what is left out is told.
+
+    Raises:
+        SuperWeightError: A file that is empty or no regular one, or none at all.
+    """
+    left: Counter[str] = Counter()
+    found, _ = _images(Path(folder), left)
+    _tell(Path(folder), left)
+    if not found:
+        raise SuperWeightError(f"{folder} holds no image file ({', '.join(IMG_EXTENSIONS)})")
+    return found
+
+
 def _tell(root: Path, left: Counter[str]) -> None:
     if listed := ", ".join(f"{kind} ({count:,})" for kind, count in left.most_common(_MOST_KINDS) if count):
         rest = sum(left.values()) - sum(count for _, count in left.most_common(_MOST_KINDS))

@@ -16,13 +16,14 @@ from superweight_ensembles.data.options import checked_integer, checked_seed, ch
 from superweight_ensembles.data.random_streams import epoch_order, generator_for, image_key
 from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, MemorySplit, checked_shard, checksum
 from superweight_ensembles.data.transforms import Transforms
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
 _LOG = logging.getLogger(__name__)
 _MARKS = "image marks"
 _FAR = 50.0  # standard deviations: no pixel is that far from the mean
 
 
+@names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageData:
     """Images and labels in three splits.
@@ -245,6 +246,8 @@ class ImageLoader:
         corruption: Corruption | None = None,
     ) -> None:
         self.split = split
+        if corruption is not None and not isinstance(corruption, Corruption):
+            raise SuperWeightError(f"corruption must be a swe.data.Corruption; got {corruption!r:.80}")
         self.corruption = corruption
         self.batch_size = checked_integer("batch_size", batch_size, 1)
         self.shard = checked_shard(shard, self.batch_size)

@@ -80,6 +80,8 @@ class Preprocessing:
 
     def batch(self, images: Sequence[str | Path | Image.Image | np.ndarray | Tensor]) -> Tensor:
         """float32 (B, C, H, W) of several images."""
+        if not len(images):
+            return torch.empty(0, *self.image_shape)
         return torch.stack([self(image) for image in images])
 
     def _pixels(self, image: Any) -> np.ndarray:
@@ -102,7 +104,13 @@ def _picture(image: Any, channels: int) -> Image.Image:
         return image
     if isinstance(image, Tensor) and image.ndim == 3:
         image = image.permute(1, 2, 0).cpu().numpy()
-    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] in (1, 3)
+    fits = (
+        isinstance(image, np.ndarray)
+        and image.dtype == np.uint8
+        and image.ndim == 3
+        and image.shape[2] in (1, 3)
+        and image.size
+    )
     if not fits:
         given = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
         raise SuperWeightError(

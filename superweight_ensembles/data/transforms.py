@@ -69,10 +69,11 @@ def _each(transforms: Mapping[str, v2.Transform], images: Tensor, seeds: Sequenc
             now = image
             for name, transform in transforms.items():
                 before, now = now, _applied(name, lambda: transform(now))  # noqa: B023  # called at once
-                if now.shape != before.shape or now.dtype != before.dtype:
+                if not isinstance(now, Tensor) or now.shape != before.shape or now.dtype != before.dtype:
+                    made = f"{tuple(now.shape)} of {now.dtype}" if isinstance(now, Tensor) else type(now).__name__
                     raise SuperWeightError(
-                        f"transform {name} makes images {tuple(now.shape)} of {now.dtype} of {tuple(before.shape)} of "
-                        f"{before.dtype}: it must keep both"
+                        f"transform {name} makes images {made} of {tuple(before.shape)} of {before.dtype}: it must "
+                        "keep both"
                     )
             found.append(now)
     return torch.stack(found)

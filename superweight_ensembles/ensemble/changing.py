@@ -108,7 +108,7 @@ def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWe
     grown = sum(more.values()) - ensemble.plan.independent_parameters
     counts = ensemble.plan.budget_counts == "all"
     plan = replace(ensemble.plan, members=planned, budget=ensemble.plan.budget + (grown if counts else 0))
-    changed = _like(ensemble, SuperWeightEnsemble(members, plan=plan, task=ensemble.task.name))
+    changed = _like(ensemble, SuperWeightEnsemble(members, plan=plan, task=ensemble.task.name, select=ensemble.select))
     changed.bank.load_state_dict(ensemble.bank.state_dict())
     if changed.images is not None:
         changed.images = replace(changed.images, classes=())
@@ -124,14 +124,15 @@ def _fitted(
 ) -> tuple[SuperWeightEnsemble, WarmStart]:
     fraction = ensemble.plan.budget / ensemble.plan.independent_parameters
     changed = SuperWeightEnsemble(
-        members, budget=fraction if budget is None else budget, task=ensemble.task.name, **plan_options
-    )
+        members, budget=fraction if budget is None else budget, task=ensemble.task.name, select=ensemble.select,
+        **plan_options,
+    )  # fmt: skip
     return _like(ensemble, changed), warm_start(changed, members)
 
 
 def _like(ensemble: SuperWeightEnsemble, changed: SuperWeightEnsemble) -> SuperWeightEnsemble:
-    """In the memory format and the mode of another, whose members, and what selects their answers, it has."""
-    changed.selects, changed.images = ensemble.selects, ensemble.images
+    """In the memory format and the mode of another, with what it knows of images."""
+    changed.images = ensemble.images
     return changed.to(memory_format=ensemble.bank.memory_format).train(ensemble.training)
 
 

@@ -6,7 +6,7 @@ Shapes: M members, B batch, K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -83,7 +83,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             places, a class index each; ``multilabel``: logits (B, L), yes or no each; ``regression``: numbers (B, ...).
             It decides the default loss and what members' mean is of: their softmax, sigmoid, or answers.
         select: Picks the answer where a member answers several tensors and another is meant than the rule above finds:
-            called with what the member answers. It is a part of the members from here on, and not saved.
+            called with what the member answers. It is a part of the members from here on, also of materialised ones,
+            and not saved. Members that select already, as materialised ones of such an ensemble do, go on so where
+            None.
         **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
 
     Attributes:
@@ -124,7 +126,6 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         self.task: Task = task_named(task)
         if select is not None and not callable(select):
             raise SuperWeightError(f"select must be a function of what a member answers; got {select!r:.80}")
-        self.selects = select is not None
         self.images: Preprocessing | None = None
         if "init" in plan_options:
             raise SuperWeightError(
@@ -155,9 +156,10 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             self.members = MemberDict(
                 {name: _hollow_copy(module, name, generated_names(plan, name)) for name, module in modules.items()}
             )
-        if select is not None:
+        self.select = select or selects_by(self.members.values())
+        if self.select is not None:
             for member in self.members.values():
-                member.register_forward_hook(_Selecting(select))
+                _have_select(member, self.select)
 
     if TYPE_CHECKING:  # nn.Module's call is of no type
 
@@ -326,7 +328,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             plan = read_plan(folder)
             check_tensors_suffice(folder, plan)
             config = read_config(folder)
-            if (select is not None) != config.selects:
+            given = {} if members is None else named_members(members)
+            if (select is not None or selects_by(given.values()) is not None) != config.selects:
                 raise SuperWeightError(f"the ensemble was made {'with' if config.selects else 'without'} select=")
             modules = build_members(config, folder, plan) if members is None else members
             ensemble = cls(modules, plan=plan, task=config.task, select=select)
@@ -404,14 +407,28 @@ def check_answers(answers: Mapping[str, Any], task: Task = CLASSIFICATION) -> No
         raise SuperWeightError(f"members must answer one shape, of the same batch and classes; got {listed}")
 
 
+def selects_by(members: Iterable[nn.Module]) -> Select | None:
+    """What picks the answer of networks that came from an ensemble with ``select``; None where nothing does."""
+    hooks = (hook for member in members for hook in member._forward_hooks.values())
+    return next((hook.select for hook in hooks if isinstance(hook, _Selecting)), None)
+
+
+def _have_select(member: nn.Module, select: Select) -> None:
+    """Have a member answer what is picked, once, whatever picked it before."""
+    for key, hook in list(member._forward_hooks.items()):
+        if isinstance(hook, _Selecting):
+            del member._forward_hooks[key]
+    member.register_forward_hook(_Selecting(select))
+
+
 class _Selecting:
     """A hook of members that has them answer what a function picks of their output."""
 
     def __init__(self, select: Select) -> None:
-        self._select = select
+        self.select = select
 
     def __call__(self, member: nn.Module, inputs: Any, output: Any) -> Tensor:
-        return self._select(output)
+        return self.select(output)
 
 
 def _check_plain(modules: Mapping[str, nn.Module]) -> None:

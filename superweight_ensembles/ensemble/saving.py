@@ -92,7 +92,7 @@ def write_ensemble_files(
         {
             "format": ENSEMBLE_FORMAT,
             "task": held.task.name,
-            "select": held.selects,
+            "select": held.select is not None,
             "images": None if held.images is None else asdict(held.images),
             "members": {name: made and asdict(made) for name, made in architectures.items()},
         },

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from superweight_ensembles.data import check_labels, checked_labels
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
+_ROUNDING = 0.02  # of probabilities in 16 bits
 IGNORED = -100  # the class index of a place that counts nothing, as torch's cross-entropy has it
 
 
@@ -88,6 +89,14 @@ class Task(ABC):
     def score(self, predicted: Tensor, targets: Tensor) -> Tensor:
         """Sums over the rows (len(scores),), in float64."""
 
+    def scored(self, targets: Tensor) -> Tensor:
+        """How many rows those sums are of, a scalar: all of them."""
+        return torch.tensor(float(len(targets)), dtype=torch.float64, device=targets.device)
+
+    def num_terms(self, targets: Any) -> Tensor | None:
+        """How many terms the loss of some targets is the mean of, a scalar; None where it is one a row."""
+        return None
+
 
 class Classification(Task):
     """Logits (B, K); class indices (B,), or, to train on, the classes' probabilities (B, K)."""
@@ -111,8 +120,12 @@ class Classification(Task):
         return checked_labels(targets, answer)
 
     def check_range(self, targets: Any, num_classes: int) -> None:
-        if isinstance(targets, Tensor) and not targets.is_floating_point():
+        if not isinstance(targets, Tensor) or not len(targets):
+            return
+        if not targets.is_floating_point():
             check_labels(targets, num_classes)
+        elif not (float(targets.min()) >= 0 and float((targets.sum(1) - 1).abs().max()) <= _ROUNDING):
+            raise SuperWeightError("soft labels must be probabilities: 0 or more, and 1 together in each row")
 
     def loss(self, answer: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return F.cross_entropy(answer, targets, label_smoothing=label_smoothing)
@@ -145,11 +158,20 @@ class Segmentation(Task):
         return found.long()
 
     def check_range(self, targets: Any, num_classes: int) -> None:
+        if isinstance(targets, Tensor) and bool((targets[targets != IGNORED] < 0).any()):
+            raise SuperWeightError(f"targets below 0 are no classes: {IGNORED} marks places that count nothing")
         if isinstance(targets, Tensor):
             check_labels(targets[targets != IGNORED], num_classes)
 
     def loss(self, answer: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(answer, targets, label_smoothing=label_smoothing, ignore_index=IGNORED)
+        options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": IGNORED, "reduction": "sum"}
+        return F.cross_entropy(answer, targets, **options) / (targets != IGNORED).sum().clamp_min(1)
+
+    def scored(self, targets: Tensor) -> Tensor:
+        return (targets != IGNORED).flatten(1).any(1).double().sum()
+
+    def num_terms(self, targets: Any) -> Tensor | None:
+        return (targets != IGNORED).sum() if isinstance(targets, Tensor) else None
 
     def predicted(self, answer: Tensor) -> Tensor:
         return answer.float().softmax(1)
@@ -217,7 +239,8 @@ class Regression(Task):
         return found.to(answer.dtype)
 
     def check_range(self, targets: Any, num_classes: int) -> None:
-        """Every number will do."""
+        if isinstance(targets, Tensor) and not bool(targets.isfinite().all()):
+            raise SuperWeightError("targets hold numbers that are not finite: look at the data")
 
     def loss(self, answer: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return F.mse_loss(answer, targets)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from superweight_ensembles.anytime import AnytimePredictor
-from superweight_ensembles.data import Preprocessing
+from superweight_ensembles.data import Preprocessing, image_files
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes, transform_of
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.run_folder import trained_arm
 from superweight_ensembles.storage import accessing
-
-_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +28,16 @@ class FilePrediction:
         members_used: How many those were.
         flops: What they computed.
         probabilities: Of every class, in the order of the labels.
+        error: Why the file could not be read; then there is no answer. None where it could.
     """
 
     file: str
-    label: str
-    confidence: float
-    members_used: int
-    flops: int
-    probabilities: tuple[float, ...]
+    label: str = ""
+    confidence: float = 0.0
+    members_used: int = 0
+    flops: int = 0
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
 
 
 def predict_files(
@@ -44,7 +47,7 @@ def predict_files(
 
     Args:
         source: A run folder, or a saved predictor or ensemble.
-        files: Images, or folders, whose images are taken in the order of their names.
+        files: Images, or folders, whose images are those that ``image_folder`` takes of a class.
         deadline_ms: Milliseconds for each batch, reading not counted.
         batch_size: Images a batch.
 
@@ -58,17 +61,34 @@ def predict_files(
         predictor.measure(min(batch_size, len(names)))
     for start in range(0, len(names), batch_size):
         batch = names[start : start + batch_size]
-        answer = predictor(transform.batch(batch), deadline_ms=deadline_ms)
-        confidence, index = answer.probabilities.max(1)
-        rows = zip(
-            batch, index.tolist(), confidence.tolist(), answer.members_used.tolist(), answer.flops.tolist(),
-            answer.probabilities.tolist(),
-        )  # fmt: skip
-        for file, label, sure, used, flops, probabilities in rows:
-            yield FilePrediction(
-                file=str(file), label=transform.classes[label] if transform.classes else str(label), confidence=sure,
-                members_used=used, flops=flops, probabilities=tuple(probabilities),
-            )  # fmt: skip
+        images, broken = {}, {}
+        for file in batch:
+            try:
+                images[file] = transform(file)
+            except SuperWeightError as error:  # the others are answered all the same
+                broken[file] = FilePrediction(file=str(file), error=str(error))
+        found = {**broken, **_answered(predictor, transform.classes, images, deadline_ms)}
+        yield from (found[file] for file in batch)
+
+
+def _answered(
+    predictor: AnytimePredictor, classes: Sequence[str], images: Mapping[Path, Tensor], deadline_ms: float | None
+) -> dict[Path, FilePrediction]:
+    if not images:
+        return {}
+    answer = predictor(torch.stack(list(images.values())), deadline_ms=deadline_ms)
+    confidence, index = answer.probabilities.max(1)
+    rows = zip(
+        images, index.tolist(), confidence.tolist(), answer.members_used.tolist(), answer.flops.tolist(),
+        answer.probabilities.tolist(),
+    )  # fmt: skip
+    return {
+        file: FilePrediction(
+            file=str(file), label=classes[label] if classes else str(label), confidence=sure, members_used=used,
+            flops=flops, probabilities=tuple(probabilities),
+        )
+        for file, label, sure, used, flops, probabilities in rows
+    }  # fmt: skip
 
 
 def load_predictor(source: Path) -> tuple[AnytimePredictor, Preprocessing]:
@@ -87,12 +107,9 @@ def found_files(files: Sequence[Path]) -> Iterator[Path]:
     """Image files, those of folders in the order of their names."""
     for file in files:
         with accessing(file, "read"):
-            if not file.is_dir():
-                if not file.exists():
-                    raise SuperWeightError(f"{file} is missing: name image files, or folders of them")
-                yield file
+            if file.is_dir():
+                yield from map(Path, image_files(file))
                 continue
-            inside = sorted(path for path in file.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
-        if not inside:
-            raise SuperWeightError(f"{file} holds no image file ({', '.join(_ENDINGS)})")
-        yield from inside
+            if not file.exists():
+                raise SuperWeightError(f"{file} is missing: name image files, or folders of them")
+        yield file

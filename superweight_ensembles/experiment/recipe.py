@@ -218,6 +218,8 @@ class Recipe(Strict):
                         f"{name} has about {num_train} training images, fewer than batch_size {config.batch_size}"
                     )
         others = None if self.uncertainty is None else self.uncertainty.others
+        if others is not None and (others.name, others.options) == (name, options):
+            raise SuperWeightError(f"uncertainty.others: {name} is the run's own data: name another data set")
         of_others = None if others is None else image_shape_of(others.name, others.options)
         if others is not None and None not in (shape, of_others) and shape != of_others:
             raise SuperWeightError(

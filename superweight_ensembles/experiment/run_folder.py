@@ -244,6 +244,10 @@ def _chosen(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[
         if overrides:
             raise SuperWeightError("overrides are for a file or its content: this is a recipe already")
         return recipe
+    if not isinstance(overrides, Mapping):
+        raise SuperWeightError(f'overrides are values by key, such as {{"training.epochs": 2}}; got {overrides!r:.80}')
+    if not isinstance(recipe, (str, Path, Mapping)):
+        raise SuperWeightError(f"a recipe is a file, a name, or what such a file holds; got {recipe!r:.80}")
     written = [f"{key}={json.dumps(value, default=_text)}" for key, value in overrides.items()]
     if not isinstance(recipe, Mapping):
         return load_recipe(recipe, written)
@@ -267,6 +271,8 @@ def results(folder: str | Path) -> RunResults:
     Raises:
         SuperWeightError: No run folder, one that was not evaluated, or damaged results.
     """
+    if not isinstance(folder, (str, Path)):
+        raise SuperWeightError(f"results are of a run folder; got {folder!r:.80}")
     return read_results(Path(folder))[0]
 
 
@@ -399,7 +405,8 @@ def check_output_folder(
         return
     if not (resume or overwrite):
         raise SuperWeightError(
-            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another"
+            f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another (resume=True, "
+            "overwrite=True, out=)"
         )
     just_begun = resume and names == {marks[0]}
     if not set(marks) <= names and not just_begun:

@@ -204,6 +204,8 @@ class OnnxCascade:
         Raises:
             ValueError: A file that is no image, or a cascade that was exported without this knowledge.
         """
+        if len(files) == 1 and isinstance(files[0], (list, tuple)):
+            files = tuple(files[0])
         if self._images is None:
             raise ValueError("this cascade was exported without images=: give it arrays, preprocessed as in training")
         mean, std = (np.array(self._images[key], np.float32)[:, None, None] for key in ("mean", "std"))

@@ -127,7 +127,7 @@ def build_architecture(made: Architecture, most_numbers: int | None = None) -> n
         if unknown and options:  # the plain network tells what it takes
             made = replace(made, options={})
             known = inspect.signature(type(build_architecture(made, most_numbers)).__init__).parameters
-            raise unknown_name(f"option of {model}", unknown[1], set(known) - {"self"}) from error
+            raise unknown_name(f"option of {model}", unknown[1], list(known)[1:]) from error  # but for self
         raise SuperWeightError(f"{what}: {str(error) or type(error).__name__:.400}") from error
 
 

@@ -36,7 +36,7 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
-from superweight_ensembles.training import Batches
+from superweight_ensembles.training import Batches, Objective
 from superweight_ensembles.training.distributed import current_processes
 
 SEARCH_FORMAT = 1
@@ -76,10 +76,12 @@ class GradientSearch(ClusterSearch):
 
     Attributes:
         max_batches: Read no more than so many batches; all where None.
+        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
     """
 
     similarity = "gradient"
     max_batches: int | None = None
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +231,9 @@ def _cosines(
     """By cluster index: the cosines of the targets that are compared, the anchor's first."""
     if isinstance(method, GradientSearch):
         assert loader is not None, "checked by search_sharing"
-        tensors = weight_gradients(ensemble, loader, depths.searched, max_batches=method.max_batches)
+        tensors = weight_gradients(
+            ensemble, loader, depths.searched, max_batches=method.max_batches, objective=method.objective
+        )
     else:
         with torch.no_grad():
             weights = ensemble.bank.generate(depths.searched)

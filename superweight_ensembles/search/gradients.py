@@ -15,7 +15,7 @@ from superweight_ensembles.data import Inputs, Targets, checked_loader, checked_
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import answer_in, call_with, calling, evaluating, unfused_recurrence
-from superweight_ensembles.training import Batches
+from superweight_ensembles.training import Batches, Objective
 from superweight_ensembles.training.distributed import current_processes
 
 TargetTensors = dict[tuple[str, str], Tensor]
@@ -27,6 +27,7 @@ def weight_gradients(
     members: Collection[str] | None = None,
     *,
     max_batches: int | None = None,
+    objective: Objective | None = None,
 ) -> TargetTensors:
     """The gradient of each member's mean cross-entropy with respect to each of its generated weights.
 
@@ -38,6 +39,7 @@ def weight_gradients(
         loader: Batches of images (B, ...) and labels (B,); in a process group, those of this rank.
         members: Those to run; all where None.
         max_batches: Read no more than so many; all where None.
+        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
 
     Returns:
         (O, I, *kernel) by (member, parameter name), detached.
@@ -67,7 +69,9 @@ def weight_gradients(
                 continue
             num_samples += num_rows(inputs)
             for name in names:
-                for key, gradient in _summed_gradients(ensemble, name, generated[name], inputs, targets).items():
+                for key, gradient in _summed_gradients(
+                    ensemble, name, generated[name], inputs, targets, objective
+                ).items():
                     gradients[name, key] += gradient
     processes, sums = current_processes(), list(gradients.values())
     processes.all_reduce_(sums)
@@ -81,23 +85,43 @@ def weight_gradients(
 
 
 def _summed_gradients(
-    ensemble: SuperWeightEnsemble, name: str, weights: dict[str, Tensor], inputs: Inputs, targets: Targets
+    ensemble: SuperWeightEnsemble,
+    name: str,
+    weights: dict[str, Tensor],
+    inputs: Inputs,
+    targets: Targets,
+    objective: Objective | None = None,
 ) -> dict[str, Tensor]:
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
     member = ensemble.members[name]
     with torch.enable_grad(), _frozen(member), ensemble.with_weights(name, places), unfused_recurrence(member):
-        with calling(name, inputs):
-            answer = answer_in(call_with(member, inputs))
-        check_answers({name: answer}, ensemble.task)
-        truth = ensemble.task.targets(targets, answer)
-        ensemble.task.check_range(truth, num_classes_in(answer))
-        loss = ensemble.task.loss(answer.float(), truth) * len(answer)
+        loss = _loss(ensemble, name, member, inputs, targets, objective) * num_rows(inputs)
         if loss.requires_grad:
             with calling(name, inputs):
                 loss.backward()  # not autograd.grad, which checkpoints of torch's older kind refuse
     return {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
+
+
+def _loss(
+    ensemble: SuperWeightEnsemble,
+    name: str,
+    member: nn.Module,
+    inputs: Inputs,
+    targets: Targets,
+    objective: Objective | None,
+) -> Tensor:
+    """A member's mean loss on a batch."""
+    if objective is not None:
+        with calling(name, inputs):
+            return objective(member, inputs, targets)
+    with calling(name, inputs):
+        answer = answer_in(call_with(member, inputs))
+    check_answers({name: answer}, ensemble.task)
+    truth = ensemble.task.targets(targets, answer)
+    ensemble.task.check_range(truth, num_classes_in(answer))
+    return ensemble.task.loss(answer.float(), truth)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
-from superweight_ensembles.training import Batches, Hook, TrainState
+from superweight_ensembles.training import Batches, Hook, Objective, TrainState
 from superweight_ensembles.training.distributed import current_processes
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +77,13 @@ class Untying(Hook):
                 loader = state.data.loader(
                     "train", state.config.batch_size, device=state.fabric.device, shard=state.processes.shard
                 )
-            plan = untie_coefficients(state.ensemble, loader, threshold=self.threshold, max_batches=self.max_batches)
+            plan = untie_coefficients(
+                state.ensemble,
+                loader,
+                threshold=self.threshold,
+                max_batches=self.max_batches,
+                objective=state.objective,
+            )
             adopt_plan(state.ensemble, plan, state.optimizer)
         return {}
 
@@ -92,6 +98,7 @@ def untie_coefficients(
     *,
     threshold: float = 0.9,
     max_batches: int | None = None,
+    objective: Objective | None = None,
 ) -> SharingPlan:
     """Give uses of a tied coefficient vector a vector of their own where their gradients conflict.
 
@@ -107,6 +114,7 @@ def untie_coefficients(
             this on every rank, each with its own share of the batches: all find one plan.
         threshold: Cosine above which two uses stay tied, -1 to 1.
         max_batches: Read no more than so many; all where None.
+        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
 
     Returns:
         The ensemble's plan with more vectors; the same plan where nothing is tied or nothing conflicts.
@@ -132,8 +140,9 @@ def untie_coefficients(
             "the ensemble is untrained, and its gradients say little: train it for some epochs first"
         )
     gradients = weight_gradients(
-        ensemble, loader, [name for name in plan.member_names if name in tied], max_batches=max_batches
-    )
+        ensemble, loader, [name for name in plan.member_names if name in tied], max_batches=max_batches,
+        objective=objective,
+    )  # fmt: skip
     clusters = tuple(
         _untie(ensemble.bank, index, cluster, gradients, threshold) if isinstance(cluster, Cluster) else cluster
         for index, cluster in enumerate(plan.clusters)

@@ -31,7 +31,7 @@ from superweight_ensembles.training.distillation import (
     check_lessons,
 )
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, Validation
-from superweight_ensembles.training.joint import Execution, JointLoss, OwnBatches, joint_backward
+from superweight_ensembles.training.joint import Execution, JointLoss, Objective, OwnBatches, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
 from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
@@ -66,6 +66,7 @@ __all__ = [
     "JointLoss",
     "LearnedWidths",
     "MLflowLog",
+    "Objective",
     "OwnBatches",
     "Progress",
     "ProgressBar",

@@ -6,6 +6,7 @@ batch norm estimated again); Polyak and Juditsky, SIAM Journal on Control and Op
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -21,6 +22,8 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.training.batches import prepared_batch
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import Hook, TrainState
+
+_LOG = logging.getLogger(__name__)
 
 
 @names_options
@@ -88,6 +91,7 @@ class AveragedWeights(Hook):
     def take(self, state: TrainState) -> Mapping[str, Any]:
         """Give the ensemble the mean; returns entries of the epoch's record, none where no mean has begun."""
         if not self._mean:
+            _LOG.warning("the training ends before its averaged weights begin: its last weights stay")
             return {}
         for name, value in state.ensemble.named_parameters():
             if name in self._mean:

@@ -418,11 +418,13 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
         if _counters(optimizer, group) != counters:
             raise ValueError("the optimizer's groups hold what is no counter")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for parameter, entries in optimizer.state.items():
+    for index, parameter in enumerate(parameters):
+        entries = optimizer.state.get(parameter, {})
         for key, value in entries.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                # in the parameter's memory format: fused optimisers walk through both in the order of memory
-                entries[key] = torch.empty_like(parameter).copy_(value)
+            saved = state.get(index, {}).get(key)
+            if isinstance(value, Tensor) and isinstance(saved, Tensor) and value.shape == parameter.shape:
+                # in the parameter's memory format, as fused optimisers walk through both; in the type that it had
+                entries[key] = torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

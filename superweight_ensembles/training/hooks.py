@@ -185,6 +185,7 @@ class TrainState:
         processes: Processes of the job.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
+        objective: That members minimise in the place of the task's loss; None for that.
         progress: How far the training is.
         settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
             when the training began, by hook and name.
@@ -204,6 +205,7 @@ class TrainState:
     processes: Processes = field(default_factory=current_processes)
     num_rows: int = 0
     losses: dict[str, float] = field(default_factory=dict)
+    objective: Callable[[nn.Module, Any, Any], Tensor] | None = None
     progress: Progress = field(default_factory=Progress)
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
@@ -236,7 +238,7 @@ class TrainState:
 
     @property
     def step(self) -> int:
-        """Steps taken or left out so far, over all epochs."""
+        """The step's number over all epochs, from 0; in :meth:`Hook.after_step`, that of the step just taken."""
         return len(self.progress.history) * self.steps_per_epoch + self.progress.step
 
     @property
@@ -283,6 +285,22 @@ def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return dict(content)
 
 
+def checked_entries(hook: Hook, entries: object, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hook adds to an epoch's record: plain data, under names of its own.
+
+    Raises:
+        SuperWeightError: Anything else.
+    """
+    if entries is None:
+        return {}
+    if not isinstance(entries, Mapping):
+        raise SuperWeightError(f"hook {hook.name!r}: after_epoch returns entries by name; got {entries!r:.80}")
+    taken = next((key for key in entries if key in record), None)
+    if taken is not None:
+        raise SuperWeightError(f"hook {hook.name!r}: after_epoch returns {taken!r}, which the record has already")
+    return check_plain_data(hook.name, entries)
+
+
 def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     """Refuse what is no hook, and two of one name."""
     if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
@@ -295,7 +313,7 @@ def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
             raise SuperWeightError(
                 f"hook {hook.name!r}: a name must have no dot, which parts it from what is remembered"
             )
-    names = [hook.name for hook in hooks]
+    names = [hook.name for hook in hooks if not hook.watches]  # keys of checkpoints, which others are not in
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two hooks are named {repeated!r}: give each a name of its own")

@@ -45,6 +45,8 @@ class JointLoss:
             they learn from each other's to the same batch, the activations of all members live at once.
         teacher_weight: w of this step; the distillation's where None.
         penalty: Takes a member, its weights in place, gives a scalar that is added to its loss.
+        num_terms: Of some targets, how many terms the loss is a mean of, where that is not their rows: parts of a batch
+            are weighed by it.
     """
 
     loss_function: LossFunction | None = None
@@ -53,6 +55,7 @@ class JointLoss:
     distillation: Distillation | None = None
     teacher_weight: float | None = None
     penalty: Penalty | None = None
+    num_terms: Callable[[Any], Tensor | None] | None = None
 
     @property
     def together(self) -> bool:
@@ -172,11 +175,18 @@ class _Task:
     def num_parts(self) -> int:
         return min(self.execution.micro_batches, most_parts(self.batch_size))
 
-    def parts(self) -> list[tuple[slice, float]]:
-        """Rows of the batch, and the factor of their loss."""
+    def parts(self, name: str) -> list[tuple[slice, float | Tensor]]:
+        """Rows of a member's batch, and the factor of their loss."""
         size, count = self.batch_size, self.num_parts
         bounds = [size * index // count for index in range(count + 1)]
-        return [(slice(start, stop), self.weight * (stop - start) / size) for start, stop in pairwise(bounds)]
+        parts = [slice(start, stop) for start, stop in pairwise(bounds)]
+        if self.joint.num_terms is not None and count > 1:
+            terms = [self.joint.num_terms(self.targets_of(name, rows)) for rows in parts]
+            known = [one for one in terms if one is not None]
+            if len(known) == len(parts):
+                whole = torch.stack(known).sum().clamp_min(1)
+                return [(rows, self.weight * own / whole) for rows, own in zip(parts, known)]
+        return [(rows, self.weight * (rows.stop - rows.start) / size) for rows in parts]
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
@@ -258,7 +268,7 @@ def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = {}
     for name in tuple(begun.weights):
         weights = begun.weights.pop(name)
-        for rows, share in task.parts():
+        for rows, share in task.parts(name):
             target = task.target(name, rows)
             with task.with_weights(name, weights) as member:
                 loss = _scaled(task.loss(name, member, rows, target), share)
@@ -275,7 +285,7 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
     distillation, ensemble_weight = task.joint.distillation, task.joint.ensemble_weight
     assert task.joint.objective is None and not isinstance(task.inputs, OwnBatches), "one batch, and a mean of logits"
     losses: dict[str, Tensor] = {}
-    for rows, share in task.parts():
+    for rows, share in task.parts(next(iter(begun.weights))):
         found: dict[str, Tensor] = {}
         logits: dict[str, Tensor] = {}
         for name, weights in begun.weights.items():
@@ -323,8 +333,8 @@ def most_parts(num_rows: int) -> int:
     return max(1, num_rows // 2)
 
 
-def _scaled(loss: Tensor, share: float) -> Tensor:
-    return loss if share == 1 else loss * share
+def _scaled(loss: Tensor, share: float | Tensor) -> Tensor:
+    return loss if isinstance(share, float) and share == 1 else loss * share
 
 
 def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:

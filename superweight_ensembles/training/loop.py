@@ -61,7 +61,7 @@ from superweight_ensembles.training.device import (
 )
 from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.distributed import Processes, current_processes
-from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks
+from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks, checked_entries
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.recomputation import recomputed_blocks
@@ -126,7 +126,8 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
     try:
         return _validate(state, batches, num_batches)
     except SuperWeightError as error:
-        raise SuperWeightError(f"validation: {error}") from error
+        own = " (it scores the task's targets, whatever the objective takes)" if state.objective is not None else ""
+        raise SuperWeightError(f"validation: {error}{own}") from error
 
 
 @torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
@@ -137,7 +138,10 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
     dtype, num_classes = first_parameter({"": ensemble}).dtype, None
     sums = torch.zeros(len(members) + 1, len(task.scores), dtype=torch.float64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in islice(batches, num_batches):
+    num_read = 0
+    for batch in batches:
+        if num_read == num_batches:
+            break
         expected = num_classes if needs_checks(batches) else None
         inputs, targets = prepared_batch(
             batch, device, state.channels_last, num_classes=expected, dtype=dtype, task=task
@@ -145,6 +149,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         count = num_rows(inputs)
         if not count:  # a process's part of a small last batch
             continue
+        num_read += 1
         with state.fabric.autocast():
             answers = {}
             for name in members:
@@ -158,10 +163,10 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         truth = task.targets(targets, first)
         every = torch.stack([task.predicted(answer) for answer in answers.values()])
         sums += torch.stack([task.score(found, truth) for found in (*every, every.mean(0))])
-        total += count
+        total += task.scored(truth)
     current_processes().all_reduce_([sums, total])
     if not int(total):
-        raise SuperWeightError("no batch with rows was read: give an iterable that can be read every epoch")
+        raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / total).tolist()
     for name, row in zip(members, each):
         if math.isnan(row[-1]):
@@ -332,8 +337,8 @@ class _Loop:
             "validation": found,
             "seconds": time.perf_counter() - start,
         }
-        for entries in of_hooks:
-            record.update(entries or {})
+        for hook, entries in zip(state.hooks, of_hooks):
+            record.update(checked_entries(hook, entries, record))
         for hook in state.hooks:
             hook.after_validation(state, record)
         self._agree_on_stopping()
@@ -401,7 +406,8 @@ class TrainResult:
         precision: What ``auto`` came to.
         channels_last: What ``auto`` came to.
         device: Where it ran.
-        best_epoch: That of the highest validation accuracy of the members' mean; None without validation.
+        best_epoch: That of the highest validation accuracy of the members' mean, or of the lowest squared error; None
+            without validation.
         micro_batches: What ``auto`` came to.
         stopped: Why a hook has ended the training before its last epoch; None where none has.
     """
@@ -530,11 +536,13 @@ def train(
         validation=validation,
         channels_last=channels_last,
         processes=processes,
+        objective=objective,
     )
     _agree(state)
     loss = JointLoss(
         loss_function=None if objective is not None else TaskLoss(ensemble.task, config.label_smoothing),
         objective=objective,
+        num_terms=ensemble.task.num_terms if objective is None else None,
         ensemble_weight=config.ensemble_loss,
         distillation=teaching[0] if teaching else None,
     )

@@ -30,7 +30,7 @@ from superweight_ensembles.training.batches import (
 from superweight_ensembles.training.checkpoint import own_randomness, random_states, set_random_states
 from superweight_ensembles.training.device import OutOfMemoryError, leaves_channels_last, scaler_of
 from superweight_ensembles.training.distributed import synchronised
-from superweight_ensembles.training.hooks import TrainState
+from superweight_ensembles.training.hooks import Hook, TrainState
 from superweight_ensembles.training.joint import (
     Execution,
     JointLoss,
@@ -122,6 +122,18 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def checked_scalars(hook: Hook, scalars: Tensor | None) -> Tensor | None:
+    """Numbers (n,) that a hook asks for.
+
+    Raises:
+        SuperWeightError: Anything else.
+    """
+    if scalars is not None and not (isinstance(scalars, Tensor) and scalars.ndim == 1):
+        given = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
+        raise SuperWeightError(f"hook {hook.name!r}: scalars gives a tensor of numbers (n,), or None; got {given}")
+    return scalars
+
+
 class TrainStep:
     """Takes steps, one batch after the other.
 
@@ -163,7 +175,7 @@ class TrainStep:
         count = num_rows(ready[0][0])
         returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
         put_back = buffers_as_now(state.ensemble) if returns else _nothing
-        weight, signal = self._share(count, signal)
+        weight, signal = self._share(count, self._num_terms(targets), signal)
         state.num_rows = count * state.processes.size
         if self._loss.distillation is not None and self._loss.distillation.history is not None:
             self._loss.distillation.history.open(progress.step, count)
@@ -178,7 +190,7 @@ class TrainStep:
         if self._scaler is not None:
             self._scaler.unscale_(state.optimizer)
         sign = gradient_sign(state.ensemble.parameters())
-        wanted = [hook.scalars(state) for hook in state.hooks]
+        wanted = [checked_scalars(hook, hook.scalars(state)) for hook in state.hooks]
         read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
         numbers = iter(torch.cat(read).tolist())  # the one read of a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
@@ -229,25 +241,33 @@ class TrainStep:
             _LOG.info("step %d: gradients overflow, left out at a lower scale", self._state.progress.step + 1)
         return overflows
 
-    def _share(self, num_rows: int, signal: int) -> tuple[float, int]:
-        """The share of this process in the rows of the batch, and the signal that has come to any.
+    def _num_terms(self, targets: Targets) -> float | None:
+        """Terms that the loss of this process's part of the batch is the mean of; None where they are its rows."""
+        if self._loss.num_terms is None or isinstance(targets, OwnBatches) or self._state.processes.size == 1:
+            return None
+        found = self._loss.num_terms(targets)
+        return None if found is None else float(found)
+
+    def _share(self, num_rows: int, num_terms: float | None, signal: int) -> tuple[float, int]:
+        """The share of this process in the batch, and the signal that has come to any.
 
         Losses are weighed before backward: synchronised batch norm mixes the gradients of all processes.
         """
         if self._state.processes.size == 1:
             return 1.0, signal
+        amount = num_rows if num_terms is None else num_terms
         told = torch.tensor(
-            [num_rows, signal == SIGINT, signal == SIGTERM, num_rows == 0],
+            [amount, signal == SIGINT, signal == SIGTERM, num_rows == 0],
             dtype=torch.float64,
             device=self._state.fabric.device,
         )
         self._state.processes.all_reduce_([told])
-        every_row, interrupted, terminated, empty = told.tolist()
+        every_one, interrupted, terminated, empty = told.tolist()
         if empty:  # all processes hear of it, and none waits for another
             raise SuperWeightError(
                 f"{empty:.0f} of {self._state.processes.size} processes have a batch without rows: give each a row"
             )
-        return num_rows / every_row, SIGTERM if terminated else SIGINT if interrupted else 0
+        return amount / max(every_one, 1), SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _add_up(self, losses: Tensor) -> None:
         """Sum losses (M,) and gradients over the processes."""

@@ -210,7 +210,7 @@ class CSVLog(_Log):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = _path(path)
 
     def write(self, state: TrainState, record: Mapping[str, Any]) -> None:
         rows = [{"epoch": one["epoch"], **flat_numbers(one)} for one in (*state.progress.history, record)]
@@ -231,7 +231,7 @@ class TensorBoardLog(_Log):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = _path(folder)
         self._writer: Any = None
 
     def open(self, state: TrainState) -> None:
@@ -303,6 +303,12 @@ class MLflowLog(_Log):
         if self._mlflow is not None:
             self._mlflow.end_run()
         self._mlflow = None
+
+
+def _path(given: str | Path) -> Path:
+    if not isinstance(given, (str, Path)):
+        raise SuperWeightError(f"a log is written to a path; got {given!r:.80}")
+    return Path(given)
 
 
 def _imported(name: str, hook: Hook) -> Any:

@@ -91,6 +91,7 @@ def test_other_data_are_told_as_sklearn_says(ensemble: swe.SuperWeightEnsemble) 
         assert one.auroc == pytest.approx(roc_auc_score(truth, score), abs=1e-4)
         false, true, _ = roc_curve(truth, score)
         assert one.fpr95 == pytest.approx(false[np.argmax(true >= 0.95)], abs=1e-6)
+    assert swe.anytime.detect_others(ensemble, own, [pictures for pictures, _ in images]) == found
 
 
 def test_an_evaluation_holds_its_uncertainty(ensemble: swe.SuperWeightEnsemble) -> None:
@@ -169,7 +170,13 @@ def test_noise_is_a_function_of_the_seed_and_images_of_one_channel_are_taken(cha
 def test_what_is_no_corruption_is_refused() -> None:
     with pytest.raises(swe.SuperWeightError, match=r"unknown corruption 'noise'.*gaussian_noise"):
         Corruption(name="noise", severity=1)
-    for severity in (0, 6, True, 1.5):
+    with pytest.raises(swe.SuperWeightError, match="unknown corruption"):
+        Corruption(name=["jpeg"], severity=1)
+    with pytest.raises(swe.SuperWeightError, match=r"corruption must be a swe\.data\.Corruption; got 'jpeg'"):
+        DATA.loader("test", 8, corruption="jpeg")
+    with pytest.raises(swe.SuperWeightError, match="pixels from 0 to 1, or of uint8; these images go from -1 to"):
+        corrupted(grey(-1.0), "contrast", 1)
+    for severity in (0, 6, True, 1.5, 2.0):
         with pytest.raises(swe.SuperWeightError, match="severity of a corruption is 1 to 5"):
             Corruption(name="jpeg", severity=severity)
     with pytest.raises(swe.SuperWeightError, match="JPEG holds images of 1 or 3 channels, not of 2"):

@@ -164,7 +164,13 @@ def test_a_push_uploads_the_bank_and_a_card(uploads: list[dict], tmp_path: Path)
     assert [(seen["repo_id"], seen["revision"]) for seen in uploads] == [("user/mine", "next")]
     uploaded = tmp_path / "uploaded"
     assert names(uploaded) == SAVED  # no pickle, no second configuration
-    assert sorted(json.loads((uploaded / "config.json").read_text())) == ["format", "images", "members", "select", "task"]
+    assert sorted(json.loads((uploaded / "config.json").read_text())) == [
+        "format",
+        "images",
+        "members",
+        "select",
+        "task",
+    ]
     card = huggingface_hub.ModelCard((uploaded / "README.md").read_text())
     assert card.data.library_name == "superweight-ensembles" and "ensemble" in card.data.tags
     assert f"{ensemble.num_parameters:,} trainable parameters" in card.text and "| wide | wide_resnet |" in card.text

@@ -108,7 +108,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         (lambda: swe.run(TINY, out=tmp_path / "a", overrides={"training.epoch": 1}), "did you mean 'epochs'"),
         (lambda: swe.run(parse_recipe(TINY), out=tmp_path / "a", overrides={"seed": 1}), "this is a recipe already"),
         (lambda: swe.run(TINY, out=tmp_path / "a", overrides={"seed": object()}), "overrides hold plain data"),
+        (lambda: swe.run(TINY, out=tmp_path / "a", overrides=["seed=1"]), "overrides are values by key"),
+        (lambda: swe.run(None, out=tmp_path / "a"), "a recipe is a file, a name"),
         (lambda: swe.results(tmp_path), "is no run folder"),
+        (lambda: swe.results(3), "results are of a run folder"),
     ):
         with pytest.raises(swe.SuperWeightError, match=told):
             call()
@@ -146,7 +149,14 @@ def test_one_channel_and_other_proportions_are_taken() -> None:
     whole = np.zeros((20, 20, 3), np.uint8)
     whole[5:15] = 255  # the middle half is all that is left
     assert torch.equal(grey(whole)[:, 1:3], torch.ones(1, 2, 8)) and float(grey(whole).min()) > 0.5
-    for given in (np.zeros((4, 8), np.uint8), np.zeros((4, 8, 3)), torch.zeros(3, 4, 8), 3):
+    assert grey.batch([]).shape == (0, 1, 4, 8)
+    for given in (
+        np.zeros((4, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+        np.zeros((4, 8, 3)),
+        torch.zeros(3, 4, 8),
+        3,
+    ):
         with pytest.raises(swe.SuperWeightError, match="give a file, a picture of Pillow's, or uint8 pixels"):
             grey(given)
     for options in ({"std": (0.0,)}, {"mean": (0.1, 0.2)}, {"image_shape": (1, 4)}, {"pool": 0}):
@@ -194,10 +204,31 @@ def test_what_cannot_be_predicted_is_told(trained: Path, tmp_path: Path) -> None
     for files, told in (
         ([tmp_path / "none.png"], "none.png is missing"),
         ([tmp_path / "empty"], "holds no image file"),
-        ([tmp_path / "text.png"], "cannot read the image"),
     ):
         with pytest.raises(swe.SuperWeightError, match=told):
             list(predict_files(trained, files))
+
+
+def test_a_file_that_cannot_be_read_costs_no_other(
+    folder: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    good = folder / "test" / "red" / "00.png"
+    found = list(predict_files(trained, [tmp_path / "text.png", good]))
+    assert "cannot read the image" in found[0].error and found[1] == next(predict_files(trained, [good]))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(trained), str(tmp_path / "text.png"), str(good)])
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and "cannot read the image" in told.err and told.out.startswith(str(good))
+
+
+def test_a_folder_is_read_as_a_class_folder_is(folder: Path, trained: Path, tmp_path: Path) -> None:
+    for name in (".hidden.png", "b.pgm", "a.png", "c.txt"):
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("no picture")
+        else:
+            picture("red", 1, (16, 16)).convert("L").save(tmp_path / name)
+    assert [Path(one.file).name for one in predict_files(trained, [tmp_path])] == ["a.png", "b.pgm"]
 
 
 def test_exports_know_their_images(folder: Path, trained: Path, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"uncertainty": {"corruptions": ["jpeg", "jpeg"]}}, "corruptions must name each once"),
     "no data set": ({"uncertainty": {"others": {"name": "digit"}}}, "did you mean 'digits'"),
     "other images": ({"uncertainty": {"others": {"name": "digits"}}}, r"digits has images \(1, 8, 8\), synthetic"),
+    "its own data": (
+        {"uncertainty": {"others": {"name": "synthetic", "num_train": 96, "num_test": 48}}}, "is the run's own data"
+    ),
     "no patience": ({"early_stopping": {"patience": 0}}, "early_stopping.patience"),
     "no validation": (
         {"data": {"name": "synthetic", "num_train": 96, "validation_fraction": 0.0}}, "early stopping needs validation"

@@ -373,6 +373,88 @@ def test_places_that_count_nothing_are_left_out() -> None:
     assert result.history[-1]["validation"]["ensemble"]["accuracy"] == pytest.approx(accuracy)
 
 
+def test_rows_that_count_nothing_change_no_score_and_no_loss() -> None:
+    case, x = CASES["segmentation"], numbers()
+    truth = case.targets(x)
+    ignored = truth.clone()
+    ignored[:30] = -100
+    ensemble = build(case)
+    still = swe.TrainConfig(epochs=1, learning_rate=1e-12, device="cpu", precision="float32")
+    found, expected = (
+        swe.train(ensemble, [(x, truth)], still, validation=[given]).history[0]["validation"]
+        for given in ((x, ignored), (x[30:], truth[30:]))
+    )
+    assert found["ensemble"] == pytest.approx(expected["ensemble"], rel=1e-5)
+    nothing = torch.full_like(truth, -100)
+    result = swe.train(ensemble, [(x, nothing), (x, truth)], still)  # a batch of nothing is a loss of 0
+    assert all(0 < loss < 2 for loss in result.history[0]["train_loss"].values())
+    with pytest.raises(swe.SuperWeightError, match="no batch with rows that count"):
+        swe.train(ensemble, [(x, truth)], still, validation=[(x, nothing)])
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_micro_batches_weigh_places_that_count(empty: bool) -> None:
+    case, x = CASES["segmentation"], numbers()
+    truth = case.targets(x)
+    truth[: ROWS // 2] = -100
+    if not empty:
+        truth[0, 0, 0] = 1
+    ends = []
+    for parts in (1, 2, 3):
+        ensemble = build(case)
+        config = swe.TrainConfig(epochs=2, learning_rate=0.05, device="cpu", precision="float32", micro_batches=parts)
+        history = swe.train(ensemble, [(x, truth)], config).history
+        ends.append([*history[0]["train_loss"].values(), *history[1]["train_loss"].values()])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-5) and ends[2] == pytest.approx(ends[0], rel=1e-5)
+
+
+def test_members_that_select_already_go_on_so_and_new_ones_do_as_well(tmp_path: Path) -> None:
+    x, case = numbers(), CASES["multilabel"]
+    members = {"a": Dense(8, 3, form="second"), "b": Dense(16, 3, form="second")}
+    ensemble = swe.SuperWeightEnsemble(members, budget=0.9, task="multilabel", select=lambda output: output[1])
+    plain = {name: ensemble.materialize(name) for name in "ab"}
+    for again in (
+        swe.SuperWeightEnsemble(plain, budget=0.9, task="multilabel"),
+        swe.SuperWeightEnsemble(plain, budget=0.9, task="multilabel", select=lambda output: output[1]),
+    ):
+        assert again(x).shape == (2, ROWS, 3) and again.select is not None
+    again.save(tmp_path / "saved")
+    with pytest.raises(swe.SuperWeightError, match="was made with select="):
+        swe.SuperWeightEnsemble.load(tmp_path / "saved", members)
+    loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved", plain)
+    torch.testing.assert_close(loaded.eval()(x), again.eval()(x))
+    larger, _ = swe.ensemble.with_member(ensemble, "c", Dense(12, 3, form="second"))
+    network = larger.materialize("c")
+    torch.testing.assert_close(larger.eval()(x)[2], network.eval()(x))
+    larger.save(tmp_path / "larger")
+    new = {**members, "c": Dense(12, 3, form="second")}
+    reloaded = swe.SuperWeightEnsemble.load(tmp_path / "larger", new, select=lambda output: output[1])
+    torch.testing.assert_close(reloaded.eval()(x), larger(x))
+    assert swe.train(larger, loader(case), CONFIG).history
+
+
+def test_searches_and_un_tying_follow_the_objective() -> None:
+    x = numbers()
+    truth = CASES["regression"].targets(x)
+
+    def absolute(member: nn.Module, inputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        return (member(inputs) - targets["y"]).abs().mean()
+
+    torch.manual_seed(0)
+    members = {"a": Dense(8, 2), "b": Dense(16, 2)}
+    ensemble = swe.SuperWeightEnsemble(
+        members, budget=0.95, task="regression", coefficients="tied", reserve_untied=True
+    )
+    batches = [(x, {"y": truth})]
+    untying = swe.search.Untying(epoch=1, threshold=0.99)
+    assert len(swe.train(ensemble, batches, CONFIG, objective=absolute, hooks=[untying]).history) == 2
+    found = swe.search.weight_gradients(ensemble, batches, objective=absolute)
+    joint_backward(ensemble, *batches[0], swe.training.JointLoss(objective=absolute))
+    assert found and all(bool(one.isfinite().all()) for one in found.values())
+    method = swe.search.GradientSearch(objective=absolute)
+    assert swe.search_sharing(ensemble, batches, method=method).plan.member_names == ("a", "b")
+
+
 X = numbers()
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown task": (
@@ -408,6 +490,33 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "targets must be 0 to 1",
     ),
+    "soft labels that are none": (
+        lambda: swe.train(
+            build(Case("classification", (3,), CASES["regression"].targets, F.cross_entropy, _softmax, None)),
+            [(X, X[:, :3])], CONFIG,
+        ),
+        "soft labels must be probabilities",
+    ),
+    "numbers that are none": (
+        lambda: swe.train(build(CASES["regression"]), [(X, X[:, :2] * float("nan"))], CONFIG), "targets hold numbers"
+    ),
+    "numbers that are none in validation": (
+        lambda: swe.train(
+            build(CASES["regression"]), [(X, X[:, :2])], CONFIG, validation=[(X, X[:, :2] * float("inf"))]
+        ),
+        "validation: targets hold numbers that are not finite",
+    ),
+    "a class below none": (
+        lambda: swe.train(build(CASES["segmentation"]), [(X, torch.full((ROWS, 2, 2), -1))], CONFIG),
+        "-100 marks places that count nothing",
+    ),
+    "validation of an objective's targets": (
+        lambda: swe.train(
+            build(CASES["regression"]), [(X, {"y": X})], CONFIG, validation=[(X, {"y": X})],
+            objective=lambda member, inputs, targets: member(inputs).mean(),
+        ),
+        "validation: targets must be numbers.*whatever the objective takes",
+    ),
     "a class too many": (
         lambda: swe.train(build(CASES["segmentation"]), [(X, torch.full((ROWS, 2, 2), 3))], CONFIG),
         "labels must be 0 to 2",
@@ -432,7 +541,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other rows": (
         lambda: swe.train(build(CASES["regression"]), [({"x": X, "y": X[:3]}, X[:, :2])], CONFIG),
-        r"same rows throughout: images\['y'\] has 3, not 48",
+        r"same rows throughout: inputs\['y'\] has 3, not 48",
     ),
     "texts": (
         lambda: swe.train(build(CASES["regression"]), [({"x": X, "name": ["a"] * 48}, X[:, :2])], CONFIG),

@@ -71,7 +71,9 @@ class Interrupt(swe.Hook):
             raise ZeroDivisionError("as asked")
 
 
-@pytest.mark.parametrize("name", ["lamb", "lion", "muon", "adan", "adafactor", "novograd", "madgrad", "adamw"])
+@pytest.mark.parametrize(
+    "name", ["lamb", "lion", "muon", "adan", "adafactor", "adafactorbv", "novograd", "madgrad", "adamw"]
+)
 def test_an_optimizer_by_name_trains_and_is_resumed_bit_by_bit(name: str, tmp_path: Path) -> None:
     config = replace(CONFIG, optimizer=name, learning_rate=1e-3, checkpoint_steps=1)
     whole, again = build(), build()
@@ -210,6 +212,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a transform's option": ({"transforms": {"RandAugment": {"x": 1}}}, "transform RandAugment: .*'x'"),
     "a transform's options": ({"transforms": {"RandAugment": 3}}, "takes options by name"),
     "another size": ({"transforms": {"Resize": {"size": 4}}}, r"Resize makes images \(3, 4, 4\)"),
+    "several images": ({"transforms": {"FiveCrop": {"size": 4}}}, "FiveCrop makes images tuple"),
+    "a picture": ({"transforms": {"ToPILImage": {}}}, "ToPILImage makes images Image"),
     "another type": ({"transforms": {"Normalize": {"mean": [0.5], "std": [0.5]}}}, "Normalize does not take these"),
 }  # fmt: skip
 
@@ -316,6 +320,39 @@ def test_a_hook_that_raises_leaves_the_mode_and_the_checkpoints(training: bool, 
     assert {module.training for module in ensemble.modules()} == {training}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["epoch-0001-step-000000"]
     assert len(swe.train(ensemble, DATA, CONFIG, out=tmp_path, resume=True).history) == 2
+
+
+class Returns(swe.Hook):
+    def __init__(self, method: str, value: Any) -> None:
+        setattr(self, method, lambda *given: value)
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "told"),
+    [
+        ("after_epoch", 3, "after_epoch returns entries by name"),
+        ("after_epoch", {"epoch": 99}, "returns 'epoch', which the record has already"),
+        ("after_epoch", {"mine": torch.ones(2)}, "'mine' is no plain data"),
+        ("scalars", [1.0], r"scalars gives a tensor of numbers \(n,\), or None; got list"),
+        ("scalars", torch.ones(()), r"got \(\)"),
+    ],
+)
+def test_what_hooks_return_is_looked_at(method: str, value: Any, told: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=f"hook 'Returns': {told}|{told}"):
+        swe.train(build(), DATA, CONFIG, hooks=[Returns(method, value)])
+
+
+def test_two_logs_of_one_kind_are_kept(tmp_path: Path) -> None:
+    swe.train(build(), DATA, CONFIG, hooks=[CSVLog(tmp_path / "a.csv"), CSVLog(tmp_path / "b.csv")])
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    with pytest.raises(swe.SuperWeightError, match="a log is written to a path"):
+        CSVLog(3)
+
+
+def test_a_mean_that_has_not_begun_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = replace(CONFIG, epochs=9)
+    swe.train(build(), DATA, config, hooks=[swe.AveragedWeights(start=0.9), EarlyStopping(patience=1, min_delta=1.0)])
+    assert "the training ends before its averaged weights begin" in caplog.text
 
 
 def test_a_bar_shows_the_epochs() -> None:
