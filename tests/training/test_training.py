@@ -361,7 +361,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
         swe.train(small_ensemble(), batches, dataclasses.replace(FAST, flip=True))
     with pytest.raises(swe.SuperWeightError, match="every parameter is frozen"):
         swe.train(small_ensemble().requires_grad_(False), batches, FAST)
-    with pytest.raises(swe.SuperWeightError, match="validation: no batch with rows was read"):
+    with pytest.raises(swe.SuperWeightError, match="validation: no batch with rows that count was read"):
         swe.train(small_ensemble(), batches, FAST, validation=[])
     with pytest.raises(swe.SuperWeightError, match="validation is read every epoch, and a list_iterator can be read"):
         swe.train(small_ensemble(), batches, FAST, validation=iter(batches))
