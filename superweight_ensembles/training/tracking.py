@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
+from rich.errors import LiveError
 from rich.progress import (
     BarColumn,
     Progress,
@@ -133,7 +134,10 @@ class ProgressBar(Hook):
             return
         self._bars = Progress(*progress_columns(), console=self._console)
         self._task = self._bars.add_task("training", total=state.config.epochs * state.steps_per_epoch, state="")
-        self._bars.start()
+        try:
+            self._bars.start()
+        except LiveError:  # the program shows something of its own
+            self._bars = None
 
     def end(self, state: TrainState) -> None:
         if self._bars is not None:

@@ -365,6 +365,18 @@ def test_a_bar_shows_the_epochs() -> None:
     assert f"validation {accuracy:.1f} %" in seen.getvalue()
 
 
+def test_a_bar_is_there_by_itself_where_someone_looks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swe.train(build(), DATA, replace(CONFIG, epochs=1))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(ProgressBar, "is_seen", staticmethod(lambda: True))
+    swe.train(build(), DATA, replace(CONFIG, epochs=1))
+    assert "epoch 1: loss" in capsys.readouterr().err
+    swe.train(build(), DATA, replace(CONFIG, epochs=1), callback=lambda progress: None)  # which shows its own
+    assert capsys.readouterr().err == ""
+
+
 def test_logs_hold_the_numbers_of_each_epoch_and_may_come_and_go(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
