@@ -285,8 +285,14 @@ class ExitFit(ThresholdFit):
             thresholds=(math.inf,) * (len(order) - 1),
         )  # fmt: skip
         predictions, confidences = exits_of(probabilities, never_exit)  # the same at all thresholds
+        self._predictions, self._labels = predictions, labels
         right = predictions.argmax(2) == labels
         super().__init__(confidences, right, _accuracy(means[-1], labels), never_exit)
+
+    def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
+        """What a policy that was fitted here does to the samples, overthinking included."""
+        found = super().described(policy, flops, target)
+        return replace(found, overthinking=overthinking(self._predictions, self._labels))
 
 
 @torch.no_grad()
@@ -448,25 +454,6 @@ class Calibration:
     full_flops: int
     exits: tuple[float, ...]
     overthinking: Annotated[dict[str, float], OVERTHINKING_KEYS]
-
-
-def describe_calibration(
-    probabilities: Tensor, labels: Tensor, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]
-) -> Calibration:
-    """What a policy does to the samples that it was fitted on, with the softmax (M, N, K) in its order."""
-    predictions, confidence = exits_of(probabilities, policy)
-    result = _apply_thresholds(predictions, confidence, policy.thresholds)
-    counts = torch.bincount(result.exits, minlength=len(flops)).double() / len(labels)
-    return Calibration(
-        num_samples=len(labels),
-        target=target,
-        accuracy=result.accuracy(labels),
-        full_accuracy=_accuracy(running_means(probabilities, policy.replaces, policy.weights)[-1], labels),
-        flops=result.mean_cost([float(value) for value in flops]),
-        full_flops=sum(flops),
-        exits=tuple(counts.tolist()),
-        overthinking=overthinking(predictions, labels),
-    )
 
 
 def overthinking(predictions: Tensor, labels: Tensor) -> dict[str, float]:

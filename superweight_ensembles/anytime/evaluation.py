@@ -287,8 +287,7 @@ def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Ma
                     metric.update(mean, task.truth(truth))
         count += num_rows(inputs)
     if not count:
-        once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
-        raise SuperWeightError(f"the loader has no samples{once}")
+        raise _no_samples(loader)
     subsets = tuple(
         SubsetScores(
             members=names,
@@ -420,10 +419,14 @@ def predict_all(
         if first is None:
             first = mapped(lambda one: one.detach().clone(), rows_of(inputs, slice(0, 1)))
     if first is None:
-        once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
-        raise SuperWeightError(f"the loader has no samples{once}")
+        raise _no_samples(loader)
     probabilities = torch.cat(parts, dim=1)
     return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
+
+
+def _no_samples(loader: Iterable[object]) -> SuperWeightError:
+    once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
+    return SuperWeightError(f"the loader has no samples{once}")
 
 
 def first_images(loader: Iterable[object], count: int) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from superweight_ensembles.anytime.acceleration import MemberSpeed, check_options, fastest_form
 from superweight_ensembles.anytime.calibration import (
     Calibration,
+    ExitFit,
+    ThresholdFit,
     check_enough,
-    describe_calibration,
-    fit_policy,
     order_greedily,
     samples_per_member,
     tabulate_exits,
@@ -440,10 +440,14 @@ class AnytimePredictor:
         measure = self._measure_of_confidence(confidence, weights)
         if weights not in WEIGHTS:
             raise unknown_name("weights", weights, WEIGHTS)
-        table = fit = None
+        fit: ThresholdFit
         if self.task.has_classes:
             table = self.predict(loader)
             check_enough(len(table.labels))
+            fit = ExitFit(
+                table.of(self.order), table.labels, self.order, confidence=measure, temperature=temperature,
+                monotone=monotone, replaces=self.replaces, weights=weights,
+            )  # fmt: skip
         else:
             if isinstance(loader, Predictions):
                 raise SuperWeightError("a table of probabilities is of one class an image: give the loader")
@@ -459,19 +463,8 @@ class AnytimePredictor:
             costs = [1e3 * latencies.median(name, batch_size) / batch_size for name in self.order]
         elif what == "flops" and amount <= 1:
             amount *= sum(costs)
-        target = (what if what == "max_accuracy_drop" else "cost", amount)
-        whole = [*self._flops.values()]
-        if table is None:
-            assert fit is not None, "made for this task"
-            self.policy = fit.policy(costs, target)
-            self.calibration = fit.described(self.policy, whole, (what, amount))
-            return self.calibration
-        probabilities = table.of(self.order)
-        self.policy = fit_policy(
-            probabilities, table.labels, costs, self.order, target, confidence=measure, temperature=temperature,
-            monotone=monotone, replaces=self.replaces, weights=weights,
-        )  # fmt: skip
-        self.calibration = describe_calibration(probabilities, table.labels, self.policy, whole, (what, amount))
+        self.policy = fit.policy(costs, (what if what == "max_accuracy_drop" else "cost", amount))
+        self.calibration = fit.described(self.policy, [*self._flops.values()], (what, amount))
         return self.calibration
 
     def _measure_of_confidence(self, confidence: str | None, weights: str) -> str:

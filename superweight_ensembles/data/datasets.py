@@ -37,7 +37,7 @@ from superweight_ensembles.data.options import (
 )
 from superweight_ensembles.data.splits import MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.storage import PYTHON, check_parameters_fit, named_code, offered_code, offered_names
+from superweight_ensembles.storage import PYTHON, check_parameters_fit, found_code, offered_names
 
 DATASETS = "superweight_ensembles.datasets"  # group of entry points
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
@@ -161,9 +161,7 @@ def _data_set(name: str) -> DataSet:
     """
     if isinstance(name, str) and name in DATA_SETS:
         return DATA_SETS[name]
-    offered = None
-    if isinstance(name, str):
-        offered = named_code(name) if name.startswith(PYTHON) else offered_code(DATASETS, name)
+    offered = found_code(DATASETS, name) if isinstance(name, str) else None
     if offered is None:
         raise unknown_name("data set", name, [*DATA_SETS, *offered_names(DATASETS)])
 

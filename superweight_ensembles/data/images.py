@@ -201,7 +201,7 @@ def decode(path: str, image_size: int | None) -> np.ndarray:
     """One file as colours: uint8 (H, W, 3), with H = W = image_size unless that is None."""
     if image_size is None:
         return _decode(path, None, None)
-    return _decode(path, (image_size, image_size), lambda width, height: centre_square(width, height, image_size))
+    return decode_whole(path, (image_size, image_size))
 
 
 def decode_whole(path: str, size: tuple[int, int]) -> np.ndarray:

@@ -91,7 +91,7 @@ class Preprocessing:
         if isinstance(image, (str, Path)):
             planes = decode_whole(str(image), size)
         else:
-            planes = turned_colours(_picture(image, channels), size)
+            planes = turned_colours(_picture(image), size)
         if channels == 1:
             planes = np.asarray(Image.fromarray(planes).convert("L"))[:, :, None]
         if planes.shape[2] != channels:
@@ -99,7 +99,7 @@ class Preprocessing:
         return np.ascontiguousarray(planes.transpose(2, 0, 1))
 
 
-def _picture(image: Any, channels: int) -> Image.Image:
+def _picture(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, Tensor) and image.ndim == 3:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from huggingface_hub import ModelCard
@@ -331,7 +331,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             given = {} if members is None else named_members(members)
             if (select is not None or selects_by(given.values()) is not None) != config.selects:
                 raise SuperWeightError(f"the ensemble was made {'with' if config.selects else 'without'} select=")
-            modules = build_members(config, folder, plan) if members is None else members
+            modules = build_members(config, folder, plan) if members is None else given
             ensemble = cls(modules, plan=plan, task=config.task, select=select)
             read_ensemble_tensors(ensemble, folder)
             ensemble.images = config.images
@@ -363,8 +363,15 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         return self.members[name]
 
 
-def transform_of(ensemble: SuperWeightEnsemble) -> Preprocessing:
+class _HasImages(Protocol):
+    images: Preprocessing | None
+
+
+def transform_of(ensemble: _HasImages) -> Preprocessing:
     """What makes of an image file, a picture or pixels what an ensemble takes; it also has the names of the classes.
+
+    Args:
+        ensemble: An ensemble, or a predictor.
 
     Raises:
         SuperWeightError: The ensemble was trained on other batches than :class:`ImageData`, and was not told.

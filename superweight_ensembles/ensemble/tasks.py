@@ -158,10 +158,12 @@ class Segmentation(Task):
         return found.long()
 
     def check_range(self, targets: Any, num_classes: int) -> None:
-        if isinstance(targets, Tensor) and bool((targets[targets != IGNORED] < 0).any()):
+        if not isinstance(targets, Tensor):
+            return
+        counted = targets[targets != IGNORED]
+        if bool((counted < 0).any()):
             raise SuperWeightError(f"targets below 0 are no classes: {IGNORED} marks places that count nothing")
-        if isinstance(targets, Tensor):
-            check_labels(targets[targets != IGNORED], num_classes)
+        check_labels(counted, num_classes)
 
     def loss(self, answer: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         options: dict[str, Any] = {"label_smoothing": label_smoothing, "ignore_index": IGNORED, "reduction": "sum"}

@@ -96,10 +96,11 @@ def load_predictor(source: Path) -> tuple[AnytimePredictor, Preprocessing]:
     with accessing(source, "read"):
         is_run = (source / "recipe.yaml").is_file()
     folder = trained_arm(source, "shared") if is_run else source
+    if (folder / "anytime.json").is_file():
+        predictor = AnytimePredictor.load(folder)
+        return predictor, transform_of(predictor)
     ensemble = SuperWeightEnsemble.load(folder)
     transform = transform_of(ensemble)
-    if (folder / "anytime.json").is_file():
-        return AnytimePredictor.load(folder), transform
     return AnytimePredictor(ensemble, input_shape=transform.image_shape), transform
 
 

@@ -524,8 +524,13 @@ def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, devic
     ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(device).eval()
     tested, trained = tested_by(ensemble), _training_of(folder / arm)
     warm = warm_results(folder / arm, tested_by)
-    anytime = None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, tested, folder / arm)
-    shift = None if recipe.uncertainty is None else measure_shift(recipe, ensemble, data, tested)
+    held, anytime, shift = None, None, None
+    if len(data.validation) and (recipe.anytime or recipe.uncertainty):
+        held = predict(ensemble, evaluated(recipe, data, "validation", device))
+    if recipe.anytime is not None:
+        anytime = measure_anytime(recipe, ensemble, data, held, tested, folder / arm)
+    if recipe.uncertainty is not None:
+        shift = measure_shift(recipe, ensemble, data, held, tested)
     return ArmResults(
         name=arm,
         num_parameters=ensemble.num_parameters,

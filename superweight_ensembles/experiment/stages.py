@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from superweight_ensembles.anytime import (
     measure_curves,
     measure_tempered,
     order_exits,
-    predict,
     probability_metrics,
     write_policy,
 )
@@ -253,17 +253,23 @@ def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble
 
 
 def measure_anytime(
-    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions, folder: Path
+    recipe: Recipe,
+    ensemble: SuperWeightEnsemble,
+    data: ImageData,
+    held: Predictions | None,
+    tested: Predictions,
+    folder: Path,
 ) -> AnytimeResult:
     """The anytime section of an arm's results; the calibrated policy goes beside the ensemble.
 
-    Validation images fit thresholds; test images, on which the members' predictions are given, make figures.
+    Validation images, on which the members' predictions are ``held``, fit thresholds; test images, on which they are
+    ``tested``, make figures.
     """
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
     check_held_out(data.name, len(data.validation))
+    assert held is not None, "there are validation images"
     device = next(ensemble.parameters()).device
-    held = predict(ensemble, evaluated(recipe, data, "validation", device))
     chosen_on = held if settings.order == "greedy" else None
     predictor = AnytimePredictor(ensemble, settings.order, loader=chosen_on, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
@@ -274,8 +280,12 @@ def measure_anytime(
     return found
 
 
-def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, tested: Predictions) -> Shift:
+def measure_shift(
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, held: Predictions | None, tested: Predictions
+) -> Shift:
     """What an arm knows of corrupted test images, and of those of another data set.
+
+    The members' predictions on validation images (None without any) fit a temperature; those on test images are judged.
 
     Raises:
         SuperWeightError: The other data set cannot be read, has no test images, or images of another shape.
@@ -283,12 +293,9 @@ def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData
     settings, device = recipe.uncertainty, next(ensemble.parameters()).device
     assert settings is not None, "the caller has looked"
 
-    def worse(corruption: Corruption) -> ImageLoader:
-        return data.loader("test", recipe.evaluation.batch_size, device=device, corruption=corruption)
-
+    worse = partial(evaluated, recipe, data, "test", device)
     found = Shift(corrupted=measure_corrupted(ensemble, settings.made(), worse))
-    if len(data.validation):
-        held = predict(ensemble, evaluated(recipe, data, "validation", device))
+    if held is not None:
         found = replace(found, tempered=measure_tempered(held, tested))
     if settings.others is None:
         return found
@@ -306,9 +313,11 @@ def measure_shift(recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData
     return replace(found, others=OthersResult(name=name, num_samples=len(others.test), detections=detections))
 
 
-def evaluated(recipe: Recipe, data: ImageData, split: str, device: torch.device) -> ImageLoader:
-    """The images of a split as a recipe evaluates on them."""
-    return data.loader(split, recipe.evaluation.batch_size, device=device)
+def evaluated(
+    recipe: Recipe, data: ImageData, split: str, device: torch.device, corruption: Corruption | None = None
+) -> ImageLoader:
+    """The images of a split as a recipe evaluates on them, or corrupted."""
+    return data.loader(split, recipe.evaluation.batch_size, device=device, corruption=corruption)
 
 
 def _measure_truncated(

@@ -118,10 +118,11 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
             found = [one.metrics for one in shift.corrupted if one.severity == severity]
             for what, values in (("accuracy", [one.accuracy for one in found]), ("ECE", [one.ece for one in found])):
                 texts[f"{what} %, corrupted, severity {severity}"] = f"{100 * sum(values) / len(values):.2f}"
-        for one in () if shift.others is None else shift.others.detections:
-            told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}" if shift.others else ""
-            texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
-            texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
+        if shift.others is not None:
+            for one in shift.others.detections:
+                told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
+                texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
+                texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
         every.append(texts)
     labels = dict.fromkeys(label for texts in every for label in texts)
     return {label: [texts.get(label, "") for texts in every] for label in labels}

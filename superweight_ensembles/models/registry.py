@@ -26,11 +26,9 @@ from superweight_ensembles.models.architecture import Architecture, remember_arc
 from superweight_ensembles.models.pretrained import load_pretrained, load_weights
 from superweight_ensembles.models.wideresnet import wide_resnet
 from superweight_ensembles.storage import (
-    PYTHON,
     check_levels,
     check_parameters_fit,
-    named_code,
-    offered_code,
+    found_code,
     offered_names,
 )
 
@@ -164,10 +162,8 @@ def _build(model: str, num_classes: int, in_channels: int, options: dict[str, An
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The default weight initialization of", FutureWarning)
             return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
-    if model.startswith(PYTHON):
-        return _made_by(named_code(model), model, num_classes, in_channels, options)
-    if (offered := offered_code(MODELS, model)) is not None:
-        return _made_by(offered, model, num_classes, in_channels, options)
+    if (found := found_code(MODELS, model)) is not None:
+        return _made_by(found, model, num_classes, in_channels, options)
     names = ["mlp", "wide_resnet", *offered_names(MODELS), *(f"timm/{one}" for one in timm.list_models())]
     names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
     raise unknown_name("model", model, names)

@@ -49,6 +49,7 @@ from .tensors import read_tensors as read_tensors
 from .tensors import write_module as write_module
 from .tensors import write_tensors as write_tensors
 from .trusted_code import PYTHON as PYTHON
+from .trusted_code import found_code as found_code
 from .trusted_code import named_code as named_code
 from .trusted_code import offered_code as offered_code
 from .trusted_code import offered_names as offered_names

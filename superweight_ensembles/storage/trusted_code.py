@@ -72,6 +72,15 @@ def named_code(name: str) -> Callable[..., Any]:
     return _callable(name, found)
 
 
+def found_code(group: str, name: str) -> Callable[..., Any] | None:
+    """What ``python:...`` names, or an installed package offers under an entry point's name; None where none does.
+
+    Raises:
+        SuperWeightError: It is not trusted, cannot be imported or cannot be called.
+    """
+    return named_code(name) if name.startswith(PYTHON) else offered_code(group, name)
+
+
 def offered_code(group: str, name: str) -> Callable[..., Any] | None:
     """What an installed package offers under an entry point's name; None where none does.
 

@@ -25,6 +25,7 @@ from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.distributed import Processes, current_processes
 from superweight_ensembles.training.optim import Schedule
 
+Objective = Callable[[nn.Module, Any, Any], Tensor]
 Penalty = Callable[[nn.Module], Tensor]
 
 
@@ -205,7 +206,7 @@ class TrainState:
     processes: Processes = field(default_factory=current_processes)
     num_rows: int = 0
     losses: dict[str, float] = field(default_factory=dict)
-    objective: Callable[[nn.Module, Any, Any], Tensor] | None = None
+    objective: Objective | None = None
     progress: Progress = field(default_factory=Progress)
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)

@@ -22,11 +22,10 @@ from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models import answer_in, call_with, calling, first_line, is_out_of_memory, unchanged
 from superweight_ensembles.training.device import Calls, explain_oom
 from superweight_ensembles.training.distillation import Distillation, at_least_float32
-from superweight_ensembles.training.hooks import Penalty
+from superweight_ensembles.training.hooks import Objective, Penalty
 from superweight_ensembles.training.recomputation import Blocks, recomputing
 
 LossFunction = Callable[[Tensor, Any], Tensor]
-Objective = Callable[[nn.Module, Any, Any], Tensor]
 TargetGradients = Mapping[tuple[str, str], Tensor]
 
 
@@ -71,6 +70,11 @@ class JointLoss:
 
 class OwnBatches(dict[str, Any]):
     """Inputs, or targets, of each member's own batch, by the member's name."""
+
+
+def batches_in(inputs: Inputs | OwnBatches) -> list[Inputs]:
+    """The one batch of all members, or each member's own."""
+    return list(inputs.values()) if isinstance(inputs, OwnBatches) else [inputs]
 
 
 @names_options
@@ -169,7 +173,7 @@ class _Task:
 
     @property
     def batch_size(self) -> int:
-        return num_rows(next(iter(self.inputs.values())) if isinstance(self.inputs, OwnBatches) else self.inputs)
+        return num_rows(batches_in(self.inputs)[0])
 
     @property
     def num_parts(self) -> int:
@@ -177,10 +181,8 @@ class _Task:
 
     def parts(self, name: str) -> list[tuple[slice, float | Tensor]]:
         """Rows of a member's batch, and the factor of their loss."""
-        size, count = self.batch_size, self.num_parts
-        bounds = [size * index // count for index in range(count + 1)]
-        parts = [slice(start, stop) for start, stop in pairwise(bounds)]
-        if self.joint.num_terms is not None and count > 1:
+        size, parts = self.batch_size, row_parts(self.batch_size, self.num_parts)
+        if self.joint.num_terms is not None and len(parts) > 1:
             terms = [self.joint.num_terms(self.targets_of(name, rows)) for rows in parts]
             known = [one for one in terms if one is not None]
             if len(known) == len(parts):
@@ -326,6 +328,17 @@ def _failing(what: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise SuperWeightError(f"{what}: {first_line(error)}") from error
+
+
+def row_parts(num_rows: int, count: int) -> list[slice]:
+    """Rows of a batch in parts that differ by one row at most.
+
+    Example:
+        >>> row_parts(5, 2)
+        [slice(0, 2, None), slice(2, 5, None)]
+    """
+    bounds = [num_rows * index // count for index in range(count + 1)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def most_parts(num_rows: int) -> int:

@@ -37,8 +37,10 @@ from superweight_ensembles.training.joint import (
     LossFunction,
     OwnBatches,
     TargetGradients,
+    batches_in,
     joint_backward,
     most_parts,
+    row_parts,
 )
 
 _SHOWN = 3
@@ -81,7 +83,7 @@ def locate_nonfinite(
         targets: What a teacher has members learn on a batch.
     """
     found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    batches = list(inputs.values()) if isinstance(inputs, OwnBatches) else [inputs]
+    batches = batches_in(inputs)
     if any(one.is_floating_point() and not _is_finite(one) for batch in batches for one in tensors_of(batch)):
         return "; ".join([*found, "the images hold numbers that are not finite: look at the data"])
     if not all(_is_finite(target) for batch in batches for target in targets(batch)):
@@ -312,7 +314,7 @@ class TrainStep:
                 look = None if self._begun else self._tell_unread
                 return self._forward_and_backward(inputs, targets, weight, look)
             except OutOfMemoryError:
-                size = num_rows(next(iter(inputs.values())) if isinstance(inputs, OwnBatches) else inputs)
+                size = num_rows(batches_in(inputs)[0])
                 if not doubles or progress.micro_batches >= most_parts(size):
                     raise
                 short = True
@@ -379,7 +381,7 @@ class TrainStep:
         """As the loss function, once it is known what members answer, and that the targets are such."""
         if self._num_classes is None:
             with own_randomness(self._state.fabric.device):
-                for one in every.values() if isinstance(every, OwnBatches) else [every]:
+                for one in batches_in(every):
                     check_targets(num_classes_in(answer), one, self._state.loaders, self._state.ensemble.task)
             self._num_classes = num_classes_in(answer)
         return loss_function(answer, targets)
@@ -411,10 +413,9 @@ class TrainStep:
         if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
         count = num_rows(inputs)
-        size = math.ceil(count / min(parts, most_parts(count)))
         with self._state.fabric.autocast():
-            for start in range(0, count, size):
-                yield self._loss.distillation.taught(rows_of(inputs, slice(start, start + size)))
+            for rows in row_parts(count, min(parts, most_parts(count))):
+                yield self._loss.distillation.taught(rows_of(inputs, rows))
 
 
 def _contiguous(inputs: Inputs) -> Inputs:

@@ -231,17 +231,22 @@ def test_a_folder_is_read_as_a_class_folder_is(folder: Path, trained: Path, tmp_
     assert [Path(one.file).name for one in predict_files(trained, [tmp_path])] == ["a.png", "b.pgm"]
 
 
-def test_exports_know_their_images(folder: Path, trained: Path, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    command("export", str(trained), "--cascade", "--out", str(tmp_path / "cascade"))
-    sys.path.insert(0, str(tmp_path / "cascade"))
+def exported_cascade(folder: Path) -> Any:
+    """An exported cascade, by the module that stands beside it."""
+    sys.path.insert(0, str(folder))
     try:
         from onnx_cascade import OnnxCascade
     finally:
         sys.path.pop(0)
         sys.modules.pop("onnx_cascade", None)
-    cascade = OnnxCascade(tmp_path / "cascade")
+    return OnnxCascade(folder)
+
+
+def test_exports_know_their_images(folder: Path, trained: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    command("export", str(trained), "--cascade", "--out", str(tmp_path / "cascade"))
+    cascade = exported_cascade(tmp_path / "cascade")
     files = sorted((folder / "test").rglob("*.*"))
     ensemble = swe.SuperWeightEnsemble.load(trained / "shared" / "ensemble")
     assert cascade.classes == CLASSES
@@ -272,13 +277,7 @@ def test_a_cascade_without_that_knowledge_takes_arrays_alone(tmp_path: Path) -> 
     policy = swe.anytime.ExitPolicy(order=("a",), temperatures=(1.0,), thresholds=())
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     swe.export_cascade({"a": network}, policy, tmp_path / "cascade", input_shape=(3, 2, 2))
-    sys.path.insert(0, str(tmp_path / "cascade"))
-    try:
-        from onnx_cascade import OnnxCascade
-    finally:
-        sys.path.pop(0)
-        sys.modules.pop("onnx_cascade", None)
-    cascade = OnnxCascade(tmp_path / "cascade")
+    cascade = exported_cascade(tmp_path / "cascade")
     assert cascade.classes == ()
     with pytest.raises(ValueError, match="exported without images="):
         cascade.read("a.png")
