@@ -113,13 +113,13 @@ def random_row(recipe: Recipe) -> Variant:
     """As many clusters a kernel as the depth bins, of the same sizes, filled at random."""
     plan = recipe.plan(recipe.build_members())
     shuffled = random.Random(0)
-    pools: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    pools: dict[tuple[str, tuple[tuple[int, ...], ...]], list[str]] = {}
     for cluster in plan.superweight_clusters.values():
-        pools.setdefault((cluster.kind, cluster.kernel), []).extend(target.label for target in cluster.targets)
+        pools.setdefault((cluster.kind, cluster.kernels), []).extend(target.label for target in cluster.targets)
     for pool in pools.values():
         shuffled.shuffle(pool)
     clusters = {
-        f"random {cluster.name}": [pools[cluster.kind, cluster.kernel].pop() for _ in cluster.targets]
+        f"random {cluster.name}": [pools[cluster.kind, cluster.kernels].pop() for _ in cluster.targets]
         for cluster in plan.superweight_clusters.values()
     }
     return Variant(group="clusters", name="random", overrides=(f"sharing.clusters={json.dumps(clusters)}",))

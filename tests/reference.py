@@ -31,8 +31,43 @@ def blocks_of(shapes, slot):
     return column, ((more_out, in_now, *kernel) if more_out > 0 else None)
 
 
+def several_kernels(shapes):
+    return len({tuple(shape[2:]) for shape in shapes}) > 1
+
+
+def places_of(shape):
+    """Every (row, column, *kernel position) of a weight, kernel positions from the centre."""
+    rows, columns, *kernel = shape
+    axes = [range(rows), range(columns), *(range(-(size // 2), size - size // 2) for size in kernel)]
+    return set(itertools.product(*axes))
+
+
+def pieces_of(shapes, slot):
+    """A slot among those of several kernels: the places that no slot before it has, block by block in its order."""
+    pieces = [places_of(shapes[slot])]
+    for before in reversed(range(slot)):
+        taken, finer = places_of(shapes[before]), []
+        for piece in pieces:
+            both = piece & taken
+            if not both:
+                finer.append(piece)
+                continue
+            left, own = set(piece), []
+            for axis in range(len(shapes[slot])):  # new rows with all columns, then new columns, then kernel positions
+                low, high = min(place[axis] for place in both), max(place[axis] for place in both)
+                below = {place for place in left if place[axis] < low}
+                above = {place for place in left if place[axis] > high}
+                own = [part for part in (below, above) if part] + own
+                left -= below | above
+            finer += own
+        pieces = finer
+    return [sorted(piece, key=lambda place: (place[0], *place[2:], place[1])) for piece in pieces]
+
+
 def slot_size(shapes, slot):
     """Numbers in a slot: what s_r needs beyond s_(r-1)."""
+    if several_kernels(shapes):
+        return sum(map(len, pieces_of(shapes, slot)))
     return sum(math.prod(block) for block in blocks_of(shapes, slot) if block is not None)
 
 
@@ -42,8 +77,24 @@ def block(numbers, shape):
     return numbers.reshape(rows, *kernel, columns).movedim(-1, 1)
 
 
+def compose_kernels(shapes, superweights):
+    """The same where the cluster has several kernels: each place from the first slot that has it."""
+    held = {}
+    for slot, numbers in enumerate(superweights):
+        places = [place for piece in pieces_of(shapes, slot) for place in piece]
+        held.update(zip(places, numbers))
+    shape = shapes[len(superweights) - 1]
+    weight = superweights[0].new_zeros(shape)
+    for row, column, *position in places_of(shape):
+        spot = [place + size // 2 for place, size in zip(position, shape[2:])]
+        weight[(row, column, *spot)] = held[(row, column, *position)]
+    return weight
+
+
 def compose(shapes, superweights):
-    """A weight of shape s_r from the SuperWeights of slots 0..r."""
+    """A weight of shape s_r from the SuperWeights of slots 0..r; the shapes are those of all slots."""
+    if several_kernels(shapes):
+        return compose_kernels(shapes, superweights)
     weight = block(superweights[0], shapes[0])
     for slot in range(1, len(superweights)):
         column, row = blocks_of(shapes, slot)
@@ -94,9 +145,11 @@ def generate(plan, templates, coefficients):
             for slot in range(target.slot + 1):
                 bank, alpha = templates[f"c{c}s{slot}"], coefficients[f"c{c}s{slot}"][target.vectors[slot]]
                 superweights.append(superweight(alpha, bank))
-            weight = compose(shapes[: target.slot + 1], superweights)
+            weight = compose(shapes, superweights)
             for _ in range(target.ones):
                 weight = weight[..., None]
+            for _ in range(-target.ones):
+                weight = weight[:, :, 0]
             for name in target.names:
                 if target.part is None:
                     weights[target.member, name] = weight

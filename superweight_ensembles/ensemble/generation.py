@@ -27,8 +27,17 @@ from superweight_ensembles.ensemble.superweights import (
     ShapeGroup,
     autocast_type,
     compose,
+    kernel_and_columns,
 )
-from superweight_ensembles.plan import Cluster, GeneratedTensor, PlannedTarget, SharingPlan, SlotBlocks, placements
+from superweight_ensembles.plan import (
+    Box,
+    Cluster,
+    GeneratedTensor,
+    PlannedTarget,
+    SharingPlan,
+    SlotBlocks,
+    placements,
+)
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -211,34 +220,16 @@ def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
     The blocks are those of slots 0 to the one whose shape the weight has. Numbers of a slot that the weight does not
     have (a later slot cropped them) are zero.
     """
-    vectors: list[Tensor] = []
-    for index in range(len(blocks) - 1, 0, -1):
-        block, parts = blocks[index], []
-        if block.row is not None:
-            parts.append(_flat(weight[-block.row[0] :]))
-            weight = weight[: -block.row[0]]
-        if block.column is not None:
-            parts.insert(0, _flat(weight[:, -block.column[1] :]))
-            weight = weight[:, : -block.column[1]]
-        vectors.insert(0, torch.cat(parts))
-        previous = weight.new_zeros(_shape_after(blocks[:index]))
-        previous[: block.keep[0], : block.keep[1]] = weight
-        weight = previous
-    return [_flat(weight), *vectors]
+    vectors = [weight.new_zeros(block.size) for block in blocks]
+    for place in placements(blocks):
+        rows, columns, *kernel = place.shape
+        numbers = vectors[place.slot][place.start : place.start + math.prod(place.shape)]
+        numbers.view(rows, *kernel, columns).movedim(-1, 1)[_slices(place.inside)] = weight[_slices(place.at)]
+    return vectors
 
 
-def _flat(block: Tensor) -> Tensor:
-    """A block (O, I, *k) in the order in which slots hold it: (O, *k, I)."""
-    return block.movedim(1, -1).flatten()
-
-
-def _shape_after(blocks: Sequence[SlotBlocks]) -> tuple[int, ...]:
-    last = blocks[-1]
-    shape = last.row if last.row is not None else last.column
-    assert shape is not None, "every slot adds numbers"
-    rows = last.keep[0] + (last.row[0] if last.row is not None else 0)
-    columns = last.keep[1] + (last.column[1] if last.column is not None else 0)
-    return (rows, columns if last.keep[1] else shape[1], *shape[2:])
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*side) for side in box)
 
 
 def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarget]) -> ClusterProgram:
@@ -257,7 +248,11 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     for (last, _), same in grouped.items():
         for place in placements(cluster.blocks[: last + 1]):
             vectors = tuple(order[place.slot][target.vectors[place.slot]] for target in same)
-            use = BlockUse(group=len(groups), place=place, positions=_positions(vectors), vectors=vectors)
+            use = BlockUse(
+                group=len(groups), place=place, positions=_positions(vectors), vectors=vectors,
+                at=kernel_and_columns(place.at, cluster.slots[last].shape),
+                inside=kernel_and_columns(place.inside, place.shape),
+            )  # fmt: skip
             uses.setdefault((place.slot, place.start), []).append(use)
         groups.append(ShapeGroup(shape=cluster.slots[last].shape, targets=tuple(same)))
     return ClusterProgram(

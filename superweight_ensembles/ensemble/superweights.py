@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import EllipsisType
 from typing import Any, Protocol, Union
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from superweight_ensembles.plan import GeneratedTensor, Placement, PlannedTarget, Shape
+from superweight_ensembles.plan import Box, GeneratedTensor, Placement, PlannedTarget, Shape
 
 Positions = Union[slice, tuple[int, ...]]
 
@@ -54,6 +55,8 @@ class BlockUse:
 
     group: int  # index of the group
     place: Placement  # where the part stands there
+    at: tuple[slice | EllipsisType, ...]  # its kernel positions and columns there, in the order (*k, I)
+    inside: tuple[slice | EllipsisType, ...]  # the same in the block
     positions: Positions  # of the targets' SuperWeights in the slot's product, in the order of the targets
     vectors: tuple[int, ...]  # the same, one by one
 
@@ -119,8 +122,8 @@ class ClusterProgram:
                         continue
                     made = _superweights(alpha, numbers, block, rows)
                     for use in block.uses:
-                        part = _part(groups[use.group].movedim(2, -1), use.place, rows)
-                        part.copy_(take(made[:, : part.shape[1], ..., : part.shape[-1]], use.positions))
+                        part = _part(groups[use.group].movedim(2, -1), use, rows)
+                        part.copy_(take(_same_part(made, use, rows), use.positions))
         return tuple(weight for group in groups for weight in group.unbind(0))
 
     def gradients(
@@ -249,14 +252,14 @@ def _gathered(
         for vector, gradient in zip(use.vectors, gradients[use.group]):
             if gradient is None:
                 continue
-            part = _part(gradient.movedim(1, -1)[None], use.place, rows)[0]
+            part = _part(gradient.movedim(1, -1)[None], use, rows)[0]
             there = made[vector]
             if fresh[vector] and part.shape == there.shape:
                 there.copy_(part)
             else:
                 if fresh[vector]:
                     there.zero_()
-                there[: part.shape[0], ..., : part.shape[-1]].add_(part)
+                _same_part(there[None], use, rows)[0].add_(part)
             fresh[vector] = False
     for vector, nothing in enumerate(fresh):
         if nothing:
@@ -286,10 +289,26 @@ def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[sl
         yield slice(start, min(start + height, block.shape[0]))
 
 
-def _part(weights: Tensor, place: Placement, rows: slice) -> Tensor:
+def _part(weights: Tensor, use: BlockUse, rows: slice) -> Tensor:
     """Where some rows of a block stand in weights (n, O, *k, I), without those that are cropped away."""
-    (top, left), (height, width) = place.corner, place.size
-    return weights[:, top + min(rows.start, height) : top + min(rows.stop, height), ..., left : left + width]
+    (top, _), (_, height) = use.place.at[0], use.place.inside[0]
+    held = (slice(None), slice(top + min(rows.start, height), top + min(rows.stop, height)), *use.at)
+    return weights[held]
+
+
+def _same_part(made: Tensor, use: BlockUse, rows: slice) -> Tensor:
+    """The same numbers in those rows of the block, (N, H, *k, I)."""
+    _, height = use.place.inside[0]
+    held = (slice(None), slice(min(rows.stop, height) - min(rows.start, height)), *use.inside)
+    return made[held]
+
+
+def kernel_and_columns(box: Box, whole: Shape) -> tuple[slice | EllipsisType, ...]:
+    """The last indices of a box in a tensor (n, O, *k, I); no slice of the kernel where all of it is there."""
+    _, columns, *kernel = box
+    if all(side == (0, size) for side, size in zip(kernel, whole[2:])):
+        return ..., slice(*columns)
+    return *(slice(*side) for side in kernel), slice(*columns)
 
 
 def _columns(block: Block, rows: slice) -> slice:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from superweight_ensembles.data import Corruption, check_options, classes_and_channels, takes_option
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
-from superweight_ensembles.plan import SsnOptions
+from superweight_ensembles.plan import Kernels, SsnOptions
 from superweight_ensembles.search import LEARNING
 from superweight_ensembles.training import Distillation, Teacher
 
@@ -146,6 +146,7 @@ class SharingRecipe(Strict):
     budget: StrictInt | StrictFloat
     generator: str = "auto"
     clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
+    kernels: Kernels = "apart"
     bins: StrictInt = 4
     num_groups: StrictInt | None = None
     group_seed: StrictInt | None = Field(default=None, ge=0)
@@ -178,13 +179,15 @@ class SharingRecipe(Strict):
                 f"search {search!r} splits clusters of SuperWeights: generator must be 'superweight' or 'auto'; search "
                 "'k_means' learns groups of flat banks"
             )
+        if splits and self.kernels != "apart":
+            raise ValueError(f"search {search!r} compares layers of one kernel: leave kernels out")
         if groups and self.num_groups is None:
             raise ValueError("search 'k_means' needs num_groups")
         if groups and self.generator == "superweight":
             raise ValueError("search 'k_means' groups layers of any kernel: generator must be 'ssn' or 'auto'")
         for acts, why, *keys in (
             (not splits, f"with search {search!r}, which splits SuperWeights", "ssn"),
-            (not groups, of_groups, "bins", "cap", "clusters", "coefficients"),
+            (not groups, of_groups, "bins", "cap", "clusters", "coefficients", "kernels"),
             (searches, "without a search (search: gradient)", "search_epochs"),
             (splits, "without search: gradient", "threshold"),
             (unties, "without untie_epoch", "untie_threshold"),

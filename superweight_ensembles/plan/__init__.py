@@ -28,6 +28,7 @@ from superweight_ensembles.plan.sharing_plan import (
     window_words,
 )
 from superweight_ensembles.plan.slots import (
+    Box,
     CoefficientForm,
     Placement,
     Shape,
@@ -47,6 +48,7 @@ from superweight_ensembles.plan.ssn import (
 )
 from superweight_ensembles.plan.targets import (
     GeneratedTensor,
+    Kernels,
     Members,
     Target,
     find_targets,
@@ -55,10 +57,12 @@ from superweight_ensembles.plan.targets import (
 )
 
 __all__ = [
+    "Box",
     "BudgetPolicy",
     "Cluster",
     "CoefficientForm",
     "GeneratedTensor",
+    "Kernels",
     "Members",
     "Placement",
     "PlanOptions",

@@ -5,22 +5,23 @@ Source: Teterwak et al., WACV 2024 (depth bins).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Union
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.targets import Target, matches
+from superweight_ensembles.plan.targets import Kernels, Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
 _MOST_BINS = 10_000
-_KEYS: dict[str, Callable[[Target], object]] = {  # of the cluster that a target is in
-    "shape": lambda target: (target.family, target.shape[:2]),
-    "type": lambda target: target.kind,
-    "one": lambda target: "all",
+_KEYS: dict[str, Callable[[Target, Kernels], object]] = {  # of the cluster that a target is in
+    "shape": lambda target, kernels: (target.family(kernels), target.shape[:2]),
+    "type": lambda target, kernels: target.kind,
+    "one": lambda target, kernels: "all",
 }
 
 
@@ -31,10 +32,17 @@ class TargetGroup:
     name: str  # for people
     targets: tuple[Target, ...]  # member after member
     leaders: tuple[int, ...] | None = None  # places of the targets whose coefficients they use; None: their own
+    kernels: Kernels = "apart"  # whether SuperWeights may make several of it
 
 
 def group_targets(
-    targets: Sequence[Target], rule: ClusterRule, *, bins: int = 4, num_groups: int | None = None, seed: int = 0
+    targets: Sequence[Target],
+    rule: ClusterRule,
+    *,
+    bins: int = 4,
+    num_groups: int | None = None,
+    seed: int = 0,
+    kernels: Kernels = "apart",
 ) -> tuple[TargetGroup, ...]:
     """Partition targets into clusters. Plain matrices are of one kind, whatever layer reads them, but for ``type``.
 
@@ -47,6 +55,7 @@ def group_targets(
         bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.
         num_groups: Of ``random``, which alone reads them, like ``seed``.
         seed: Of the draw.
+        kernels: ``apart``: those of one size share; ``centre``: all do, a small one as the centre of a large one.
 
     Raises:
         SuperWeightError: Unknown rule, no bins, more random groups than targets, a glob without targets, a target in
@@ -60,6 +69,13 @@ def group_targets(
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if rule != "depth_bins" and bins != 4:
         raise SuperWeightError(f"bins does nothing with clusters {rule!r}: leave it out")
+    groups = _grouped(targets, rule, bins, num_groups, seed, kernels)
+    return tuple(replace(group, kernels=kernels) for group in groups)
+
+
+def _grouped(
+    targets: Sequence[Target], rule: ClusterRule, bins: int, num_groups: int | None, seed: int, kernels: Kernels
+) -> tuple[TargetGroup, ...]:
     if isinstance(rule, Mapping):
         return _by_hand(targets, rule)
     if rule == "depth_bins":
@@ -67,11 +83,11 @@ def group_targets(
             raise SuperWeightError(f"bins must be a positive integer; got {bins!r}")
         if bins > _MOST_BINS:
             raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
-        return _depth_bins(targets, bins)
+        return _depth_bins(targets, bins, kernels)
     if isinstance(rule, str) and rule in _KEYS:
         found: dict[object, list[Target]] = {}
         for target in targets:
-            found.setdefault(_KEYS[rule](target), []).append(target)
+            found.setdefault(_KEYS[rule](target, kernels), []).append(target)
         return tuple(TargetGroup(name=_group_name(rule, group), targets=tuple(group)) for group in found.values())
     if rule == "random":
         assert num_groups is not None, "checked"
@@ -95,21 +111,24 @@ def depth_runs(length: int, bins: int) -> tuple[int, ...]:
 def _group_name(rule: str, group: Sequence[Target]) -> str:
     if rule == "shape":
         alike = len(_spellings(group)) == 1
-        return f"{group[0].kind} {_times(group[0].shape)}" if alike else f"matrix {_times(group[0].shape[:2])}"
+        return f"{group[0].kind} {_times(group[0].shape)}" if alike else f"{_label(group)} {_times(group[0].shape[:2])}"
     return group[0].kind if rule == "type" else "all"
 
 
-def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]:
+def _depth_bins(targets: Sequence[Target], bins: int, kernels: Kernels) -> tuple[TargetGroup, ...]:
     by_member: dict[str, list[list[Target]]] = {}  # tensor by tensor: the parts of one stay together
     for _, parts in groupby(targets, key=lambda target: (target.member, target.name)):
         tensor = list(parts)
         by_member.setdefault(tensor[0].member, []).append(tensor)
     families: dict[object, list[Target]] = {}
     for target in sorted(targets, key=lambda target: (target.kind, target.kernel)):
-        families.setdefault(target.family, []).append(target)
+        families.setdefault(target.family(kernels), []).append(target)
     groups: list[TargetGroup] = []
     for family, alike in families.items():
-        runs = {member: [tensor for tensor in own if tensor[0].family == family] for member, own in by_member.items()}
+        runs = {
+            member: [tensor for tensor in own if tensor[0].family(kernels) == family]
+            for member, own in by_member.items()
+        }
         first = next(member for member, run in runs.items() if run)
         num_bins = max(1, round(bins * len(runs[first]) / len(by_member[first])))
         binned: list[list[Target]] = [[] for _ in range(num_bins)]
@@ -118,10 +137,8 @@ def _depth_bins(targets: Sequence[Target], bins: int) -> tuple[TargetGroup, ...]
             for index, size in enumerate(depth_runs(len(run), num_bins)):
                 binned[index] += chain.from_iterable(run[start : start + size])
                 start += size
-        spellings = _spellings(alike)
-        label = spellings[0] if len(spellings) == 1 else "matrix"
         groups += [
-            TargetGroup(name=f"{label} bin {index + 1}/{num_bins}", targets=tuple(members))
+            TargetGroup(name=f"{_label(alike)} bin {index + 1}/{num_bins}", targets=tuple(members))
             for index, members in enumerate(binned)
             if members
         ]
@@ -184,9 +201,19 @@ def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what:
 
 
 def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
-    """The kinds and kernels of a group that has more than one, which SuperWeights cannot have; empty otherwise."""
-    families = {target.family for target in group.targets}
+    """The kinds and kernels of a group that SuperWeights cannot have together; empty where they can."""
+    families = {target.family(group.kernels) for target in group.targets}
     return tuple(_spellings(group.targets)) if len(families) > 1 else ()
+
+
+def _label(targets: Sequence[Target]) -> str:
+    """A kind and a kernel, or what they have in common."""
+    spellings, kinds = _spellings(targets), {target.kind for target in targets}
+    if len(spellings) == 1:
+        return spellings[0]
+    if all(math.prod(target.kernel) == 1 for target in targets):
+        return "matrix"
+    return kinds.pop() if len(kinds) == 1 else "dense"
 
 
 def _spellings(targets: Iterable[Target]) -> list[str]:

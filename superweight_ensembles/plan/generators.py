@@ -29,7 +29,7 @@ from superweight_ensembles.plan.sharing_plan import (
 )
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, CoefficientForm, Shape, coefficient_count, ordered_shapes
 from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, bank_within, group_cost, least_cost
-from superweight_ensembles.plan.targets import MOST_TEMPLATES
+from superweight_ensembles.plan.targets import MOST_SLOTS_OF_KERNELS, MOST_TEMPLATES
 
 GENERATORS = ("auto", "superweight", "ssn")
 COEFFICIENT_KINDS = ("own", "tied", "embedding")
@@ -234,9 +234,16 @@ def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPoli
 
 def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
     """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
-    kernels = {(target.kind, target.kernel) for target in group.targets}
-    own = {target: target.shape if len(kernels) == 1 else target.shape[:2] for target in group.targets}
+    kinds, kernels = ({getattr(target, what) for target in group.targets} for what in ("kind", "kernel"))
+    flat = len(kinds) > 1 and all(math.prod(kernel) == 1 for kernel in kernels)
+    most = 0 if flat else max(map(len, kernels))
+    own = {target: target.shape[:2] + (() if flat else _padded(target.kernel, most)) for target in group.targets}
     shapes = ordered_shapes(own.values())
+    if len(kernels) > 1 and not flat and len(shapes) > MOST_SLOTS_OF_KERNELS:
+        raise SuperWeightError(
+            f"cluster {group.name!r} has {len(shapes)} shapes of several kernels; at most "
+            f"{MOST_SLOTS_OF_KERNELS} are taken: use more clusters, or kernels 'apart'"
+        )
     slot_of = {shape: index for index, shape in enumerate(shapes)}
     leaders = group.leaders if group.leaders is not None else range(len(group.targets))
     used: list[dict[int, int]] = [{} for _ in shapes]
@@ -252,7 +259,7 @@ def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
         )
     return Cluster(
         name=group.name,
-        kind=group.targets[0].kind if len(kernels) == 1 else "matrix",
+        kind=kinds.pop() if len(kinds) == 1 else "matrix" if flat else "dense",
         slots=tuple(
             PlannedSlot(shape=shape, num_vectors=len(found), num_templates=1) for shape, found in zip(shapes, used)
         ),
@@ -260,6 +267,11 @@ def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
         coefficients=policy.coefficient_form,
         embedding_size=EMBEDDING_SIZE if policy.coefficient_form == "embedding" else 0,
     )
+
+
+def _padded(kernel: Shape, dimensions: int) -> Shape:
+    """A kernel among those of more dimensions: (3,) is the middle row of (3, 3), and a matrix its centre."""
+    return (1,) * (dimensions - len(kernel)) + kernel
 
 
 def _slot_needs(draft: Cluster, policy: BudgetPolicy) -> list[SlotNeed]:

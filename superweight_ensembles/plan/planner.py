@@ -17,7 +17,9 @@ from superweight_ensembles.plan.generators import BudgetPolicy, allocate_generat
 from superweight_ensembles.plan.sharing_plan import RETIRED_ALLOCATION, PlannedMember, SharingPlan
 from superweight_ensembles.plan.ssn import SsnOptions
 from superweight_ensembles.plan.targets import (
+    KERNELS,
     MOST_PARAMETERS,
+    Kernels,
     Members,
     Target,
     check_patterns,
@@ -32,7 +34,11 @@ if TYPE_CHECKING:  # no requirement of this package
 
 _HARDLY = 0.05  # of a member's parameters: it might as well be apart
 _LOG = logging.getLogger(__name__)
-_OF_SUPERWEIGHTS = {"coefficients": " (ssn: combine is like it)", "cap": " (ssn: windows is like it)"}
+_OF_SUPERWEIGHTS = {
+    "coefficients": " (ssn: combine is like it)",
+    "cap": " (ssn: windows is like it)",
+    "kernels": " (a flat bank makes every kernel)",
+}
 
 
 class PlanOptions(TypedDict, total=False):
@@ -40,6 +46,7 @@ class PlanOptions(TypedDict, total=False):
 
     generator: str
     clusters: ClusterRule
+    kernels: Kernels
     bins: int
     num_groups: int | None
     group_seed: int
@@ -58,6 +65,7 @@ class _SharingOptions(BudgetPolicy):
 
     generator: str = "auto"
     clusters: ClusterRule = "depth_bins"
+    kernels: Kernels = "apart"
     bins: int = 4
     num_groups: int | None = None
     group_seed: int = 0
@@ -66,6 +74,8 @@ class _SharingOptions(BudgetPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kernels not in KERNELS:
+            raise unknown_name("kernels", str(self.kernels), KERNELS)
         given = self.given_for_superweights
         if self.clusters == "none":
             given += ["ssn"] * (self.ssn is not None) + ["generator"] * (self.generator != "auto")
@@ -111,7 +121,10 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
             generator that the budget makes no use of is said in a warning.
         clusters: ``depth_bins`` (the default), ``shape`` (of one kind and shape), ``type`` (of one kind of layer),
             ``one`` (all), ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a
-            cluster.
+            cluster, unless ``kernels`` says otherwise.
+        kernels: ``apart`` (the default): layers of one kernel size share; ``centre``: those of one kind do, a small
+            kernel as the centre of a large one, and a linear layer as that of any convolution. Trained no better
+            (docs/measured.md).
         bins: Depth bins B of a member, 4 unless given: a kernel has round(B x its share of the targets of the first
             member that has it), at least one. ``depth_bins`` alone reads it.
         num_groups: Clusters that ``random`` makes; it alone reads them.
@@ -156,12 +169,19 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
     if chosen.clusters != "none":
         _check_shared(modules, targets, chosen)
     groups = group_targets(
-        targets, chosen.clusters, bins=chosen.bins, num_groups=chosen.num_groups, seed=chosen.group_seed
+        targets,
+        chosen.clusters,
+        bins=chosen.bins,
+        num_groups=chosen.num_groups,
+        seed=chosen.group_seed,
+        kernels=chosen.kernels,
     )
     shared = tie_all(groups) if chosen.coefficients == "tied" else groups
     plan = plan_groups(_planned_members(modules, groups), shared, budget, chosen)
     if groups and chosen.generator == "auto":
         _warn_of_idle_options(plan, chosen)
+    if chosen.kernels == "centre" and not any(len(one.kernels) > 1 for one in plan.superweight_clusters.values()):
+        _LOG.warning("kernels 'centre' changes nothing: no cluster of SuperWeights has several kernels")
     return plan
 
 
@@ -187,8 +207,10 @@ def plan_groups(
     """
     for group in groups:
         if policy.generator == "superweight" and (kernels := mixed_kernels(group)):
+            centre = "" if mixed_kernels(replace(group, kernels="centre")) else "kernels 'centre', "
             raise SuperWeightError(
-                f"cluster {group.name!r} mixes {' and '.join(kernels)}: use one cluster a kernel, or generator 'ssn'"
+                f"cluster {group.name!r} mixes {' and '.join(kernels)}: use one cluster a kernel, "
+                f"{centre}or generator 'ssn'"
             )
     limit = resolve_budget(budget, sum(member.num_parameters for member in members))
     private = sum(member.num_private for member in members) if policy.count_all else 0
@@ -224,7 +246,8 @@ def _warn_of_strangers(plan: SharingPlan) -> None:
         if own.between < _HARDLY * member.num_parameters:
             _LOG.warning(
                 "member %r shares %.1f %% of its parameters with other members, as its layers are of other kinds or "
-                "kernels than theirs: choose members that are more alike, or generator='ssn' with clusters='one'",
+                "kernels than theirs: choose members that are more alike, kernels='centre', or generator='ssn' with "
+                "clusters='one'",
                 member.name, 100 * own.between / member.num_parameters,
             )  # fmt: skip
 

@@ -29,6 +29,7 @@ from superweight_ensembles.plan.targets import (
     MOST_MEMBERS,
     MOST_PARAMETERS,
     MOST_SLOTS,
+    MOST_SLOTS_OF_KERNELS,
     MOST_TARGETS,
     MOST_TEMPLATES,
     GeneratedTensor,
@@ -83,27 +84,29 @@ class PlannedTarget(GeneratedTensor):
         slot: Index of the slot whose shape it has; it composes slots 0 to this one.
         vectors: Its coefficient vector in each of those slots; equal numbers are tied coefficients.
         ones: Dimensions of its layer beyond those of the slots, each of size 1: of a convolution among linear layers.
+            Less than 0 where it has fewer: of a linear layer among convolutions.
     """
 
     __pydantic_config__ = _STRICT
 
     slot: Annotated[int, Field(le=MOST_SLOTS)]
     vectors: Annotated[tuple[int, ...], Field(max_length=MOST_SLOTS)]
-    ones: Annotated[int, Field(ge=0, le=3)] = 0
+    ones: Annotated[int, Field(ge=-3, le=3)] = 0
 
     def of(self, whole: Tensor) -> Tensor:
         """As in the base class, in the shape of its slot."""
         part = GeneratedTensor.of(self, whole)
-        return part.flatten(1) if self.ones else part
+        with_ones = (slice(None), slice(None), *(None,) * -self.ones)
+        return part.flatten(1) if self.ones > 0 else part[with_ones]
 
     def as_layer(self, made: Tensor) -> Tensor:
         """What was made of the slots, in the shape that its layer has: a view."""
-        return made.view(*made.shape, *[1] * self.ones) if self.ones else made
+        return made.view(_with_ones(tuple(made.shape), self.ones)) if self.ones else made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Targets of one kind and kernel that share templates."""
+    """Targets of one kind that share templates: of one kernel, or of several that have their centre in common."""
 
     __pydantic_config__ = _STRICT
 
@@ -116,8 +119,9 @@ class Cluster:
     generator: Literal["superweight"] = "superweight"
 
     @property
-    def kernel(self) -> Shape:
-        return self.slots[0].shape[2:]
+    def kernels(self) -> tuple[Shape, ...]:
+        """Of its slots, each once."""
+        return tuple(dict.fromkeys(slot.shape[2:] for slot in self.slots))
 
     @property
     def blocks(self) -> tuple[SlotBlocks, ...]:
@@ -154,22 +158,24 @@ class Cluster:
         return sum(math.prod(shape) for shape in self.shapes)
 
     def shape_of(self, target: PlannedTarget) -> Shape:
-        return self.slots[target.slot].shape + (1,) * target.ones
+        return _with_ones(self.slots[target.slot].shape, target.ones)
 
     def kind_of(self, target: PlannedTarget) -> str:
-        """What reads a target: of a cluster of matrices, a linear layer or a convolution of kernel 1."""
-        if self.kind != "matrix":
+        """What reads a target; in a cluster of several kinds, a linear layer or a convolution."""
+        if self.kind not in ("matrix", "dense"):
             return self.kind
-        return f"conv{target.ones}d" if target.ones else "linear"
+        dimensions = len(self.shape_of(target)) - 2
+        return f"conv{dimensions}d" if dimensions else "linear"
 
     def readers(self) -> Iterator[tuple[list[int], list[PlannedTarget]]]:
         """Slot by slot: how many numbers of each target its templates make, and those targets."""
-        blocks, kernel = self.blocks, math.prod(self.kernel)
+        blocks = self.blocks
         counts: list[dict[int, int]] = []  # by the slot whose shape a target has: numbers of each slot
         for last in range(len(blocks)):
             counts.append({})
             for place in placements(blocks[: last + 1]):
-                counts[-1][place.slot] = counts[-1].get(place.slot, 0) + math.prod(place.size) * kernel
+                numbers = math.prod(stop - start for start, stop in place.at)
+                counts[-1][place.slot] = counts[-1].get(place.slot, 0) + numbers
         for slot in range(len(self.slots)):
             targets = [target for target in self.targets if slot in counts[target.slot]]
             yield [counts[target.slot][slot] for target in targets], targets
@@ -395,6 +401,11 @@ def _check_consistent(plan: SharingPlan, where: str) -> None:
         raise refuse("cap", f"a slot holds more than {plan.cap} templates")
 
 
+def _with_ones(shape: Shape, ones: int) -> Shape:
+    """A shape with so many more dimensions of size 1 at its end, or, below 0, without the first ones of its kernel."""
+    return shape + (1,) * ones if ones >= 0 else shape[:2] + shape[2 - ones :]
+
+
 def _problem_of_slots(cluster: Cluster) -> str:
     if not cluster.slots or not cluster.targets:
         return "needs slots and targets"
@@ -402,8 +413,10 @@ def _problem_of_slots(cluster: Cluster) -> str:
         return "slot shapes are (out, in, *kernel), all positive"
     if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
         return "embedding_size is positive with coefficients 'embedding', and 0 with the others"
-    if len({slot.shape[2:] for slot in cluster.slots}) > 1:
-        return "all slots must have one kernel"
+    if len({len(slot.shape) for slot in cluster.slots}) > 1:
+        return "all slots must have as many dimensions"
+    if len(cluster.kernels) > 1 and len(cluster.slots) > MOST_SLOTS_OF_KERNELS:
+        return f"slots of several kernels are at most {MOST_SLOTS_OF_KERNELS}"
     used: list[set[int]] = [set() for _ in cluster.slots]
     for target in cluster.targets:
         for found, vector in zip(used, target.vectors):
@@ -416,6 +429,9 @@ def _problem_of_slots(cluster: Cluster) -> str:
     for target in cluster.targets:
         if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
             return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
+        dropped = cluster.slots[target.slot].shape[2 : 2 - target.ones] if target.ones < 0 else ()
+        if len(dropped) != max(-target.ones, 0) or set(dropped) > {1}:
+            return f"{target.label:.200} has fewer dimensions than its slot, and those that it lacks are not of size 1"
     return ""
 
 
@@ -500,12 +516,17 @@ def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
 
 
 def _slots(cluster: Cluster) -> str:
-    parts = [f"{slot.num_templates} x {slot.shape[0]}x{slot.shape[1]}" for slot in cluster.slots]
+    told = None if len(cluster.kernels) > 1 else 2  # dimensions: one kernel is in the cluster's name
+    parts = [f"{slot.num_templates} x {_times(slot.shape[:told])}" for slot in cluster.slots]
     if len(parts) > 6:
         counts = [slot.num_templates for slot in cluster.slots]
-        first, last = (f"{shape[0]}x{shape[1]}" for shape in (cluster.slots[0].shape, cluster.slots[-1].shape))
+        first, last = (_times(slot.shape[:told]) for slot in (cluster.slots[0], cluster.slots[-1]))
         return f"{len(parts)} slots, {first} to {last}, {min(counts)} to {max(counts)} templates"
     return " + ".join(parts)
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "x".join(map(str, numbers))
 
 
 def _account(plan: SharingPlan) -> list[str]:

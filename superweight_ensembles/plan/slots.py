@@ -1,13 +1,21 @@
-"""Width slots: how a narrow layer's weight is a corner of a wide layer's.
+"""Width slots: how a narrow layer's weight is a corner of a wide layer's, and a small kernel the centre of a large one.
 
 Shapes: O out, I in, k kernel positions. The distinct shapes of a cluster, sorted by (numel, shape), are
-s_0, s_1, ...; slot r holds the numbers that s_r needs beyond s_(r-1): a vector with the blocks one after the other,
-each in the order (O, *k, I), input channel last, so that channels-last weights are assembled by straight copies.
+s_0, s_1, ...; slot r holds the numbers that s_r needs beyond the slots before it: a vector with its blocks one after
+the other, each in the order (O, *k, I), input channel last, so that channels-last weights are assembled by straight
+copies.
+
+A block is a box of places (row, column, *kernel position). Rows and columns count from 0, kernel positions from the
+kernel's centre, so that the boxes of all shapes lie around one point: 3 x 3 takes positions -1 to 1 of both axes.
+
+In a cluster of one kernel, s_r keeps of the weight before it what both have, and what it crops is lost to later slots
+(as published). In one of several kernels, a place is in the first slot whose shape has it, and nothing is cropped:
+1 x 1 and 3 x 3 take turns in order of size, and would crop each other to next to nothing.
 
 A slot has K templates and N coefficient vectors, in one of two forms: ``vector``, a K-vector each, as published; or
 ``embedding``, an E-vector e each, and one affine map a slot, alpha = A e + b.
 
-Source: Teterwak et al., WACV 2024 (vector); Plummer et al., ICLR 2022 (embedding, with E = 24).
+Source: Teterwak et al., WACV 2024 (vector); Plummer et al., ICLR 2022 (embedding, with E = 24); several kernels: ours.
 """
 
 from __future__ import annotations
@@ -15,31 +23,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 Shape = tuple[int, ...]
+Box = tuple[tuple[int, int], ...]  # on each axis from where, and up to where
 CoefficientForm = Literal["vector", "embedding"]
 EMBEDDING_SIZE = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBlocks:
-    """What slot r adds to the running weight, in the order in which it is added."""
+    """What slot r adds, in the order in which its vector holds it."""
 
-    keep: tuple[int, int]  # (rows, columns) of the running weight that survive; (0, 0) for slot 0
-    column: Shape | None  # shape of the block appended on dimension 1, or None
-    row: Shape | None  # shape of the block appended on dimension 0, or None
+    shape: Shape  # s_r
+    whole: Box  # all its places
+    boxes: tuple[Box, ...]  # of new kernel positions, then of new columns, then of new rows, where they are there
+    crops: bool  # whether what s_r does not have is lost to later slots
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of its blocks."""
+        return tuple(map(_sides, self.boxes))
 
     @property
     def size(self) -> int:
         """Numbers in the slot."""
-        return sum(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Of the column block, then of the row block, where they are there."""
-        return tuple(shape for shape in (self.column, self.row) if shape is not None)
+        return sum(map(math.prod, self.shapes))
 
 
 def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
@@ -57,28 +68,31 @@ def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
 
 
 def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
-    """The blocks of every slot of a cluster whose ordered shapes are given.
+    """The blocks of every slot of a cluster whose ordered shapes are given, all of as many dimensions.
 
     Example:
         >>> first, second = slot_blocks([(16, 16), (32, 24)])
-        >>> first.row, second.column, second.row
-        ((16, 16), (16, 8), (16, 24))
+        >>> first.boxes, second.boxes
+        ((((0, 16), (0, 16)),), (((0, 16), (16, 24)), ((16, 32), (0, 24))))
         >>> first.size + second.size == 32 * 24
         True
+        >>> [slot.size for slot in slot_blocks([(16, 16, 1, 1), (8, 8, 3, 3)])]
+        [256, 512]
     """
-    blocks = [SlotBlocks(keep=(0, 0), column=None, row=shapes[0])]
-    for before, shape in pairwise(shapes):
-        (rows, columns, *kernel), (rows_before, columns_before) = shape, before[:2]
-        keep = (min(rows, rows_before), min(columns, columns_before))
-        more_rows, more_columns = rows - rows_before, columns - columns_before
-        blocks.append(
-            SlotBlocks(
-                keep=keep,
-                column=(keep[0], more_columns, *kernel) if more_columns > 0 else None,
-                row=(more_rows, columns, *kernel) if more_rows > 0 else None,
-            )
-        )
-    return tuple(blocks)
+    return _slot_blocks(tuple(shapes))
+
+
+@lru_cache(maxsize=1024)
+def _slot_blocks(shapes: tuple[Shape, ...]) -> tuple[SlotBlocks, ...]:
+    crops = len({shape[2:] for shape in shapes}) == 1
+    wholes = [_box(shape) for shape in shapes]
+    found = []
+    for index, (shape, whole) in enumerate(zip(shapes, wholes)):
+        boxes = [whole]
+        for before in reversed(wholes[max(index - 1, 0) : index] if crops else wholes[:index]):
+            boxes = [rest for box in boxes for rest in _beyond(box, before)]
+        found.append(SlotBlocks(shape=shape, whole=whole, boxes=tuple(boxes), crops=crops))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +102,8 @@ class Placement:
     slot: int  # index of the slot
     start: int  # place in the slot's vector at which the block's numbers begin
     shape: Shape  # of the block, (O, I, *k)
-    corner: tuple[int, int]  # row and column of the weight where the block begins
-    size: tuple[int, int]  # rows and columns of the block that are in the weight; later slots may have cropped it
+    inside: Box  # what of the block is in the weight, counted from the block's first place
+    at: Box  # where that is, counted from the weight's first place
 
 
 def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
@@ -97,23 +111,26 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
 
     Example:
         >>> for place in placements(slot_blocks([(16, 16), (32, 24)])):
-        ...     print(place.slot, place.start, place.corner, place.size)
-        0 0 (0, 0) (16, 16)
-        1 0 (0, 16) (16, 8)
-        1 128 (16, 0) (16, 24)
+        ...     print(place.slot, place.start, place.shape, place.at)
+        0 0 (16, 16) ((0, 16), (0, 16))
+        1 0 (16, 8) ((0, 16), (16, 24))
+        1 128 (16, 24) ((16, 32), (0, 24))
     """
     found = []
-    kept: list[tuple[float, float]] = [(math.inf, math.inf)]  # of the last slot, then back to the first
-    for block in reversed(blocks[1:]):
-        kept.append((min(kept[-1][0], block.keep[0]), min(kept[-1][1], block.keep[1])))
-    for index, (block, (rows, columns)) in enumerate(zip(blocks, reversed(kept))):
+    whole = blocks[-1].whole
+    kept: list[Box | None] = [whole] * len(blocks)  # what of each slot's shape is left in the weight
+    if blocks[-1].crops:
+        kept = [*accumulate((block.whole for block in reversed(blocks)), _overlap)][::-1]
+    for index, (block, left) in enumerate(zip(blocks, kept)):
         start = 0
-        for shape, corner in ((block.column, (0, block.keep[1])), (block.row, (block.keep[0], 0))):
-            if shape is None:
-                continue
-            height, width = int(min(shape[0], rows - corner[0])), int(min(shape[1], columns - corner[1]))
-            if height > 0 and width > 0:
-                found.append(Placement(slot=index, start=start, shape=shape, corner=corner, size=(height, width)))
+        for box, shape in zip(block.boxes, block.shapes):
+            there = _overlap(box, left)
+            if there is not None:
+                found.append(
+                    Placement(
+                        slot=index, start=start, shape=shape, inside=_within(there, box), at=_within(there, whole)
+                    )
+                )
             start += math.prod(shape)
     return tuple(found)
 
@@ -123,3 +140,42 @@ def coefficient_count(num_templates: int, num_vectors: int, embedding_size: int)
     if embedding_size:
         return num_vectors * embedding_size + num_templates * (embedding_size + 1)
     return num_vectors * num_templates
+
+
+def _box(shape: Shape) -> Box:
+    """Every place of a weight."""
+    rows, columns, *kernel = shape
+    return (0, rows), (0, columns), *((-(size // 2), size - size // 2) for size in kernel)
+
+
+def _sides(box: Box) -> Shape:
+    return tuple(stop - start for start, stop in box)
+
+
+def _within(box: Box, other: Box) -> Box:
+    """A box, counted from another one's first place."""
+    return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(box, other))
+
+
+def _overlap(box: Box | None, other: Box | None) -> Box | None:
+    if box is None or other is None:
+        return None
+    both = []
+    for (start, stop), (first, last) in zip(box, other):
+        side = (start if start > first else first), (stop if stop < last else last)
+        if side[0] >= side[1]:
+            return None
+        both.append(side)
+    return tuple(both)
+
+
+def _beyond(box: Box, other: Box) -> list[Box]:
+    """What of a box is not in another one: new kernel positions, then new columns, then new rows at all columns."""
+    both = _overlap(box, other)
+    if both is None:
+        return [box]
+    found: list[Box] = []
+    for axis, ((start, stop), (first, last)) in enumerate(zip(box, both)):
+        sides = [side for side in ((start, first), (last, stop)) if side[0] < side[1]]
+        found = [(*both[:axis], side, *box[axis + 1 :]) for side in sides] + found
+    return found

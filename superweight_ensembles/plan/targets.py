@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import torch
 from pydantic import ConfigDict, Field
@@ -21,6 +21,7 @@ MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
 MOST_MEMBERS = 10_000
 MOST_CLUSTERS = 2**17
 MOST_SLOTS = 2**12  # of a cluster
+MOST_SLOTS_OF_KERNELS = 2**7  # of one that has several kernels: what is new in a slot is sought in all before it
 MOST_TARGETS = 2**20
 MOST_NAMES = 1000  # that are tied to one tensor
 MOST_PARTS = 16  # of one tensor
@@ -28,11 +29,13 @@ MOST_TEMPLATES = 2**12  # of a slot
 
 Name = Annotated[str, Field(max_length=4096)]
 Size = Annotated[int, Field(le=2**31)]
+Kernels = Literal["apart", "centre"]
+KERNELS = ("apart", "centre")
 Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_MATRICES = ("linear", "conv1d", "conv2d", "conv3d")
+_DENSE = ("linear", "conv1d", "conv2d", "conv3d")  # a matrix, or one for each kernel position
 _FUSED = {"qkv": 3, "Wqkv": 3, "to_qkv": 3, "qkv_proj": 3, "in_proj_weight": 3, "kv": 2, "to_kv": 2}  # projections
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
@@ -90,7 +93,7 @@ class Target(GeneratedTensor):
 
     Attributes:
         kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
-            SuperWeights share templates among targets of one kind and kernel alone.
+            SuperWeights share templates among targets of one family alone.
         shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups); of a part, its rows alone.
     """
 
@@ -101,10 +104,14 @@ class Target(GeneratedTensor):
     def kernel(self) -> tuple[int, ...]:
         return self.shape[2:]
 
-    @property
-    def family(self) -> tuple[str, tuple[int, ...]]:
-        """Kind and kernel; one for all plain matrices: linear layers, projections, convolutions of kernel 1."""
-        is_matrix = self.kind in _MATRICES and math.prod(self.kernel) == 1
+    def family(self, kernels: Kernels = "apart") -> tuple[str, tuple[int, ...]]:
+        """Kind and kernel; one for all plain matrices: linear layers, projections, convolutions of kernel 1.
+
+        With kernels ``centre``, the kind alone; one for all linear layers and convolutions that are not grouped.
+        """
+        if kernels == "centre":
+            return ("dense" if self.kind in _DENSE else self.kind), ()
+        is_matrix = self.kind in _DENSE and math.prod(self.kernel) == 1
         return ("matrix", ()) if is_matrix else (self.kind, self.kernel)
 
 
@@ -324,7 +331,7 @@ def num_classes(module: nn.Module) -> int | None:
 def _num_parts(layer_name: str, local: str, parameter: nn.Parameter, kind: str) -> int:
     """Projections that a layer of a usual name fuses; 1 where it fuses none."""
     name = layer_name.rpartition(".")[2] if local == "weight" else local
-    count = _FUSED.get(name, 1) if kind in _MATRICES and math.prod(parameter.shape[2:]) == 1 else 1
+    count = _FUSED.get(name, 1) if kind in _DENSE and math.prod(parameter.shape[2:]) == 1 else 1
     return count if parameter.shape[0] % count == 0 else 1
 
 

@@ -356,7 +356,7 @@ def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
         name: tuple(tuple(target for target in order[name] if target in set(cluster.targets)) for cluster in clusters)
         for name in plan.member_names
     }
-    kernels = [(cluster.kind, cluster.kernel) for cluster in clusters]
+    kernels = [(cluster.kind, cluster.kernels) for cluster in clusters]
     depth: dict[str, tuple[tuple[int, int], ...]] = {}
     for name in plan.member_names:
         counts = [len(own) for own in targets[name]]
@@ -398,9 +398,14 @@ def searched_members(ensemble: SuperWeightEnsemble) -> tuple[str, ...]:
 
 
 def check_searchable(plan: SharingPlan) -> None:
-    """Refuse a plan with groups that read a flat bank; names the first."""
+    """Refuse a plan with groups that read a flat bank, or of several kernels; names the first."""
     for group in plan.ssn_groups.values():
         raise SuperWeightError(
             f"a search splits clusters of SuperWeights, and {group.name!r} reads a flat bank: plan with "
             "generator='superweight', and a budget that it can meet"
         )
+    for cluster in plan.superweight_clusters.values():
+        if len(cluster.kernels) > 1:
+            raise SuperWeightError(
+                f"a search compares layers of one kernel, and {cluster.name!r} has several: plan with kernels='apart'"
+            )

@@ -46,6 +46,14 @@ def pointwise(*sizes):
     return nn.Sequential(*(nn.Conv1d(i, o, 1) for i, o in pairwise(sizes)), nn.Flatten(), nn.Linear(sizes[-1], 3))
 
 
+def many_kernels(*sizes, groups=False):
+    """Kernels of 1 and 3, of 5 x 3 and, depthwise, of 2 to 5 positions; a convolution of one dimension."""
+    wide = sizes[-1]
+    own = [nn.Conv2d(i, o, size) for (i, o), size in zip(pairwise(sizes), (1, 3, (5, 3), 1))]
+    deep = [nn.Conv2d(wide, wide, size, groups=wide) for size in (3, 5, 2)] if groups else []
+    return nn.Sequential(*own, *deep, nn.Conv1d(wide, wide, 3), nn.Flatten(), nn.Linear(wide, 3))
+
+
 MEMBERS = {
     "wrn": lambda: {"a": wide_resnet(16, 1, 3), "b": wide_resnet(10, 2, 3), "c": wide_resnet(10, 1, 3)},
     "growing": lambda: {"a": linear_chain(3, 4, 6, 6), "b": linear_chain(3, 4, 6, 8)},
@@ -57,13 +65,20 @@ MEMBERS = {
         "b": linear_chain(3, 4, 6, 4),
         "c": pointwise(6, 4, 4),
     },
+    "several kernels": lambda: {
+        "a": many_kernels(3, 6, 5, 4, 4, groups=True),
+        "b": linear_chain(3, 4, 7, 4),
+        "c": many_kernels(2, 4, 6, 6, groups=True),
+        "d": pointwise(2, 5),
+    },
 }
 
 
 def bank_of(case, *, budget=10**6, cap=3, bins=1, edit=None):
     """A float64 bank of a case; ``edit`` changes the plan before the bank is built."""
     members = MEMBERS[case]()
-    plan = plan_sharing(members, budget=budget, cap=cap, bins=bins)
+    kernels = "centre" if case == "several kernels" else "apart"
+    plan = plan_sharing(members, budget=budget, cap=cap, bins=bins, kernels=kernels)
     plan = plan if edit is None else edit(plan)
     return SuperWeightBank(plan, own_deviations(plan, members)).double()
 
@@ -117,7 +132,7 @@ def test_generation_equals_the_reference(case, bins):
     assert_equal_weights(flat(bank.generate()), literal(bank))
 
 
-@pytest.mark.parametrize("case", ["wrn", "growing", "cropping", "matrices of unlike layers"])
+@pytest.mark.parametrize("case", ["wrn", "growing", "cropping", "matrices of unlike layers", "several kernels"])
 def test_generation_of_tied_coefficients_equals_the_reference(case):
     bank = bank_of(case, edit=first_to_last)
     free = bank_of(case)
@@ -136,7 +151,9 @@ def test_generation_of_some_members_equals_the_reference(subset, edit):
 
 
 @pytest.mark.parametrize("edit", [None, first_to_last])
-@pytest.mark.parametrize("case", ["wrn", "cropping", "cropping convolutions", "matrices of unlike layers"])
+@pytest.mark.parametrize(
+    "case", ["wrn", "cropping", "cropping convolutions", "matrices of unlike layers", "several kernels"]
+)
 def test_gradients_equal_the_reference(case, edit):
     bank = bank_of(case, edit=edit)
     leaves = dict(bank.named_parameters())
@@ -145,7 +162,8 @@ def test_gradients_equal_the_reference(case, edit):
     losses = [
         sum((found[key].square() * reader).sum() for key, reader in readers.items()) for found in (weights, expected)
     ]
-    grads = [torch.autograd.grad(loss, list(leaves.values())) for loss in losses]
+    # of several kernels, a vector may be of a slot that has none of its target's places
+    grads = [torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) for loss in losses]
     for name, fast, slow in zip(leaves, *grads, strict=True):
         assert_close(fast, slow, atol=1e-12, rtol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -220,7 +238,7 @@ def test_autocast_makes_half_weights():
         assert torch.equal(weight, full[key].bfloat16()), "products are taken in float32 and rounded once"
 
 
-@pytest.mark.parametrize("case", ["wrn", "cropping convolutions"])
+@pytest.mark.parametrize("case", ["wrn", "cropping convolutions", "several kernels"])
 def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, monkeypatch):
     members = MEMBERS[case]()
     plan = plan_sharing(members, budget=10**6, cap=3, bins=1)

@@ -84,6 +84,8 @@ def test_queries_keys_and_values_are_parts_that_stay_together():
         {"clusters": "random", "num_groups": 5, "generator": "ssn", "budget": 0.3},
         {"clusters": "shape", "generator": "auto", "budget": 0.4},
         {"clusters": "one", "generator": "ssn", "budget": 0.1},
+        {"kernels": "centre", "budget": 0.7},
+        {"kernels": "centre", "bins": 1, "coefficients": "tied"},
     ],
     ids=lambda options: " ".join(map(str, options.values())) or "default",
 )
@@ -101,8 +103,9 @@ def test_two_halves_of_a_step_give_the_gradients_of_one_graph(options):
             )
 
 
-def test_saved_materialised_and_channels_last(tmp_path):
-    ensemble = swe.SuperWeightEnsemble(members(), budget=0.8).eval()
+@pytest.mark.parametrize("kernels", ["apart", "centre"])
+def test_saved_materialised_and_channels_last(tmp_path, kernels):
+    ensemble = swe.SuperWeightEnsemble(members(), budget=0.8, kernels=kernels).eval()
     ensemble.save(tmp_path / "saved")
     loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved", members()).eval()
     last = swe.SuperWeightEnsemble.load(tmp_path / "saved", members()).eval().to(memory_format=torch.channels_last)
@@ -113,14 +116,78 @@ def test_saved_materialised_and_channels_last(tmp_path):
             assert_close(logits_of(last)[name], logits, rtol=1e-4, atol=1e-5)
 
 
-def test_members_are_kept_exactly_where_the_budget_is_large():
+@pytest.mark.parametrize("kernels", ["apart", "centre"])
+def test_members_are_kept_exactly_where_the_budget_is_large(kernels):
     trained = members()
-    ensemble = swe.SuperWeightEnsemble(members(), budget=9.0, cap=64)
+    ensemble = swe.SuperWeightEnsemble(members(), budget=9.0, cap=64, kernels=kernels)
     assert max(swe.warm_start(ensemble, trained).errors.values()) < 1e-5
     ensemble.eval()
     with torch.no_grad():
         for name, member in trained.items():
             assert_close(logits_of(ensemble)[name], member.eval()(IMAGES), rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_of_several_sizes_meet_and_are_told():
+    sharing = plan(kernels="centre")
+    found = meeting(sharing)
+    assert sorted({name.rpartition(" bin")[0] for name in found}) == ["dense", "depthwise conv2d 7x7"]
+    assert found["dense bin 1/3"] == found["dense bin 3/3"] == {"convnext", "vit", "resnet"}
+    assert sum(one.between for one in sharing.company().values()) > sum(
+        one.between for one in plan().company().values()
+    )
+    assert sharing.minimum_parameters < plan().minimum_parameters
+    assert swe.SharingPlan.from_json(sharing.to_json()) == sharing
+    one_kind = plan(kernels="centre", clusters="type", generator="superweight")
+    assert meeting(one_kind)["conv2d"] == {"convnext", "vit", "resnet"}
+    assert "x 8x3x4x4" in str(one_kind) or "slots, " in str(one_kind)
+    assert {
+        (target.label, cluster.shape_of(target), cluster.kind_of(target))
+        for cluster in sharing.clusters
+        for target in cluster.targets
+    } == {
+        (target.label, cluster.shape_of(target), cluster.kind_of(target))
+        for cluster in plan().clusters
+        for target in cluster.targets
+    }
+
+
+def test_kernels_told_in_full_where_they_differ():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 2))
+    sharing = swe.plan_sharing({"a": network, "b": network}, budget=1.0, bins=1, kernels="centre")
+    assert [cluster.name for cluster in sharing.clusters] == ["dense bin 1/1"]
+    assert [slot.shape for slot in sharing.clusters[0].slots] == [(4, 3, 1, 1), (4, 4, 1, 1), (4, 4, 3, 3)]
+    assert "x 4x3x1x1 + " in str(sharing) and " x 4x4x3x3" in str(sharing)
+    assert sharing.clusters[0].minimum_templates == 4 * 4 * 9, "the large kernel holds the others"
+
+
+def test_kernels_that_are_refused_and_that_change_nothing(caplog):
+    for options, message in (
+        ({"kernels": "center"}, "unknown kernels 'center': did you mean 'centre'"),
+        ({"kernels": "centre", "generator": "ssn"}, "kernels does nothing with generator 'ssn'"),
+        ({"kernels": "centre", "clusters": "none"}, "kernels does nothing with clusters 'none'"),
+        ({"kernels": "centre", "clusters": "one", "generator": "superweight"}, "mixes .*depthwise.*kernel, or gen"),
+        ({"clusters": {"all": ["resnet.*"]}, "generator": "superweight"}, "one cluster a kernel, kernels 'centre', or"),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=message):
+            plan(**options)
+    centred = touched(swe.SuperWeightEnsemble(members(), plan=plan(kernels="centre")))
+    with pytest.raises(swe.SuperWeightError, match="a search compares layers of one kernel, and 'dense bin 1/3' has"):
+        swe.search_sharing(centred, [(IMAGES, LABELS)], method=GradientSearch())
+    with caplog.at_level(logging.WARNING):
+        plan(kernels="centre", clusters="shape", exclude=["resnet.layer*"], budget=0.99)
+    assert "kernels 'centre' changes nothing" in caplog.text
+
+
+def test_coefficients_tied_across_kernels_are_untied():
+    ensemble = touched(
+        swe.SuperWeightEnsemble(members(), plan=plan(kernels="centre", coefficients="tied", reserve_untied=True))
+    )
+    untied = untie_coefficients(ensemble, [(IMAGES, LABELS)], threshold=0.5)
+    assert untied.num_coefficients > ensemble.plan.num_coefficients
+    before = {name: logits.detach() for name, logits in logits_of(ensemble.eval()).items()}
+    adopt_plan(ensemble, untied)
+    for name, logits in logits_of(ensemble).items():
+        assert_close(logits, before[name])
 
 
 @pytest.mark.parametrize("coefficients", ["own", "tied"])
@@ -224,7 +291,8 @@ def parts_of(content):
             lambda content: parts_of(content)[0].update(names=[*parts_of(content)[0]["names"], "other"]),
             "needs each of its parts once, with the same names",
         ),
-        (lambda content: parts_of(content)[0].update(ones=-1), r"targets\.\d+\.ones"),
+        (lambda content: parts_of(content)[0].update(ones=-1), "fewer dimensions than its slot"),
+        (lambda content: parts_of(content)[0].update(ones=-4), r"targets\.\d+\.ones"),
         (lambda content: parts_of(content)[0].update(ones=10**9), r"targets\.\d+\.ones"),
     ],
 )

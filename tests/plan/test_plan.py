@@ -268,7 +268,7 @@ BROKEN = {
     "slot of one dimension": (lambda c: slot(c).update(shape=[4]), r"slot shapes are \(out, in, \*kernel\)"),
     "slot of no rows": (lambda c: slot(c).update(shape=[0, 4]), r"slot shapes are \(out, in, \*kernel\)"),
     "slot that adds nothing": (lambda c: slot(c, 1).update(shape=[1, 1]), r"slot 1 must add numbers"),
-    "kernels mixed": (lambda c: slot(c, 1).update(shape=[6, 6, 3, 3]), r"all slots must have one kernel"),
+    "kernels mixed": (lambda c: slot(c, 1).update(shape=[6, 6, 3, 3]), r"all slots must have as many dimensions"),
     "unused vector": (lambda c: slot(c).update(num_vectors=99), r"slot 0: its 99 coefficient vectors do not match"),
     "vector that is not there": (lambda c: target(c).update(vectors=[77]), r"slot 0: its \d+ coefficient vectors"),
     "target of no slot": (

@@ -1,5 +1,6 @@
 """Slot geometry, and the composition of weights from slots, against the literal method in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -28,12 +29,24 @@ SHRINKING = {
     "there and back": [(6, 2), (3, 5), (8, 2), (2, 9), (9, 9)],
     "equal sizes": [(2, 6), (3, 4), (4, 3), (6, 2)],
 }
-CASES = GROWING | SHRINKING
+SEVERAL_KERNELS = {
+    "a matrix in a convolution": [(2, 3, 1, 1), (4, 3, 3, 3)],
+    "taking turns": [(2, 2, 1, 1), (2, 2, 3, 3), (6, 6, 1, 1), (4, 4, 3, 3), (5, 3, 5, 5)],
+    "even kernels": [(2, 3, 1, 1), (2, 2, 2, 2), (3, 1, 3, 3), (2, 2, 4, 4)],
+    "longer on one axis": [(2, 2, 1, 3), (2, 2, 3, 1), (2, 1, 3, 3)],
+    "one dimension of kernel": [(6, 2, 1), (3, 2, 5), (2, 9, 3)],
+}
+CASES = GROWING | SHRINKING | SEVERAL_KERNELS
 
 widths = st.integers(1, 7)
 kernels = st.sampled_from([(), (1,), (3,), (2, 3), (1, 2, 2)])
 shape_sets = st.tuples(st.sets(st.tuples(widths, widths), min_size=1, max_size=6), kernels).map(
     lambda drawn: reference.distinct_shapes((*pair, *drawn[1]) for pair in drawn[0])
+)
+
+small = st.integers(1, 3)
+kernel_sets = st.sets(st.tuples(small, small, st.integers(1, 4), small), min_size=2, max_size=5).map(
+    reference.distinct_shapes
 )
 
 
@@ -44,15 +57,17 @@ def superweights(shapes, num=2):
 
 def compose(blocks, vectors):
     """(num, *shape of the last block's weight), by where the blocks stand in it."""
-    found = placements(blocks[: len(vectors)])
-    sides = [max(place.corner[axis] + place.size[axis] for place in found) for axis in (0, 1)]
-    weight = torch.full((len(vectors[0]), *sides, *found[0].shape[2:]), torch.nan, dtype=torch.float64)
-    for place in found:
-        (top, left), (height, width) = place.corner, place.size
+    blocks = blocks[: len(vectors)]
+    weight = torch.full((len(vectors[0]), *blocks[-1].shape), torch.nan, dtype=torch.float64)
+    for place in placements(blocks):
         numbers = vectors[place.slot][:, place.start : place.start + math.prod(place.shape)]
-        part = torch.stack([reference.block(one, place.shape) for one in numbers])[:, :height, :width]
-        weight[:, top : top + height, left : left + width] = part
+        part = torch.stack([reference.block(one, place.shape) for one in numbers])
+        weight[(slice(None), *spans(place.at))] = part[(slice(None), *spans(place.inside))]
     return weight
+
+
+def spans(box):
+    return tuple(slice(*side) for side in box)
 
 
 def test_order_of_shapes():
@@ -61,17 +76,31 @@ def test_order_of_shapes():
 
 def test_blocks_by_hand():
     first, rows, columns, both = slot_blocks([(2, 3, 3), (4, 3, 3), (4, 5, 3), (6, 6, 3)])
-    assert (first.column, first.row, first.size) == (None, (2, 3, 3), 2 * 3 * 3)
-    assert (rows.column, rows.row, rows.size) == (None, (2, 3, 3), 2 * 3 * 3)
-    assert (columns.column, columns.row, columns.size) == ((4, 2, 3), None, 4 * 2 * 3)
-    assert (both.column, both.row, both.size) == ((4, 1, 3), (2, 6, 3), 4 * 1 * 3 + 2 * 6 * 3)
+    assert (first.shapes, first.boxes, first.size) == (((2, 3, 3),), (((0, 2), (0, 3), (-1, 2)),), 2 * 3 * 3)
+    assert (rows.shapes, rows.boxes, rows.size) == (((2, 3, 3),), (((2, 4), (0, 3), (-1, 2)),), 2 * 3 * 3)
+    assert (columns.shapes, columns.boxes, columns.size) == (((4, 2, 3),), (((0, 4), (3, 5), (-1, 2)),), 4 * 2 * 3)
+    assert both.shapes == ((4, 1, 3), (2, 6, 3)), "the column block, then the row block"
+    assert both.boxes == (((0, 4), (5, 6), (-1, 2)), ((4, 6), (0, 6), (-1, 2)))
 
 
 def test_blocks_of_cropped_shapes_by_hand():
     _, taller = slot_blocks([(2, 6), (5, 3)])
-    assert (taller.keep, taller.column, taller.row) == ((2, 3), None, (3, 3))
+    assert taller.boxes == (((2, 5), (0, 3)),)
     _, wider = slot_blocks([(6, 2), (3, 5)])
-    assert (wider.keep, wider.column, wider.row) == ((3, 2), (3, 3), None)
+    assert wider.boxes == (((0, 3), (2, 5)),)
+
+
+def test_blocks_of_several_kernels_by_hand():
+    first, second, third, last = slot_blocks([(2, 2, 1, 1), (1, 3, 2, 2), (1, 2, 3, 3), (4, 4, 1, 1)])
+    assert first.boxes == (((0, 2), (0, 2), (0, 1), (0, 1)),)
+    # 2 x 2 around the centre is what is above and to the left of it
+    assert second.boxes == (
+        ((0, 1), (0, 2), (0, 1), (-1, 0)),
+        ((0, 1), (0, 2), (-1, 0), (-1, 1)),
+        ((0, 1), (2, 3), (-1, 1), (-1, 1)),
+    )
+    assert second.size == 1 * 3 * 4 - 2 and third.size == 2 * 9 - 2 * 4
+    assert last.size == 16 - 4 - 1, "of what the first two slots have, nothing is made again"
 
 
 @given(shape_sets)
@@ -92,8 +121,8 @@ def test_compose_equals_the_reference(case):
     shapes = CASES[case]
     vectors = superweights(shapes)
     for end in range(1, len(shapes) + 1):
-        together = compose(slot_blocks(shapes[:end]), vectors[:end])
-        apart = [reference.compose(shapes[:end], [vector[n] for vector in vectors[:end]]) for n in range(2)]
+        together = compose(slot_blocks(shapes), vectors[:end])
+        apart = [reference.compose(shapes, [vector[n] for vector in vectors[:end]]) for n in range(2)]
         assert_close(together, torch.stack(apart), atol=1e-12, rtol=0)
 
 
@@ -128,6 +157,35 @@ def test_compose_undoes_decompose_for_any_shapes(shapes):
     weight, blocks = torch.randn(shapes[-1], dtype=torch.float64), slot_blocks(shapes)
     parts = decompose(blocks, weight)
     assert [part.numel() for part in parts] == [block.size for block in blocks]
+    assert torch.equal(compose(blocks, [part[None] for part in parts])[0], weight)
+
+
+@given(kernel_sets)
+def test_a_place_is_in_the_first_slot_that_has_it(shapes):
+    blocks, taken = slot_blocks(shapes), set()
+    for shape, block in zip(shapes, blocks, strict=True):
+        there = reference.places_of(shape)
+        held = [place for box in block.boxes for place in itertools.product(*(range(*side) for side in box))]
+        if len({one[2:] for one in shapes}) > 1:
+            assert len(held) == len(set(held)) == block.size
+            assert set(held) == there - taken
+        taken |= there
+
+
+@given(kernel_sets)
+def test_weights_of_several_kernels_agree_where_they_overlap(shapes):
+    if len({shape[2:] for shape in shapes}) == 1:
+        return
+    vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
+    held = {}
+    for end, shape in enumerate(shapes, 1):
+        weight = compose(blocks, vectors[:end])[0]
+        assert torch.equal(weight, reference.compose(shapes, [vector[0] for vector in vectors[:end]]))
+        for row, column, *position in reference.places_of(shape):
+            spot = [place + size // 2 for place, size in zip(position, shape[2:])]
+            value = float(weight[(row, column, *spot)])
+            assert held.setdefault((row, column, *position), value) == value
+    parts = decompose(blocks, weight)
     assert torch.equal(compose(blocks, [part[None] for part in parts])[0], weight)
 
 
