@@ -38,7 +38,6 @@ from process_arms import (
     ddp_step,
     half,
     library_step,
-    member_parallel_step,
     network_seconds,
     own_members_step,
     pieces,
@@ -60,6 +59,8 @@ RATIOS = {
     "two_to_one_of_one_thread": ("bank synchronised", "one process"),
     "two_to_one_of_two_threads": ("bank synchronised", "one process, two threads"),
     "members_to_rows": ("bank members", "bank synchronised"),
+    "members_to_one_of_two_threads": ("bank members", "one process, two threads"),
+    "members_to_ddp": ("bank members", "ddp"),
     "members_bank_to_own": ("bank members", "own members"),
 }
 
@@ -161,7 +162,7 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
         "ddp synchronised": ddp_step(recipe, config, rows, processes, synchronise=True),
         "bank": library_step(recipe, apart, rows, processes, seen["apart"]),
         "ddp": ddp_step(recipe, config, rows, processes, synchronise=False),
-        "bank members": member_parallel_step(recipe, config, whole, processes, placed[rank], seen["members"]),
+        "bank members": library_step(recipe, config, whole, processes, seen["members"], placed),
         "own members": own_members_step(recipe, config, whole, placed[rank]),
         "nothing": lambda: None,
     }

@@ -8,8 +8,10 @@ Nothing here measures or reads anything; benchmarks/scale.py gives it numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from superweight_ensembles.training.distributed import placed
 
 NUMBER_BYTES = 4
 BUCKET_BYTES = 25 * 2**20
@@ -163,27 +165,6 @@ class Step:
     placement: tuple[tuple[str, ...], ...]
 
 
-def longest_first(costs: Mapping[str, float], ranks: int) -> tuple[tuple[str, ...], ...]:
-    """Each item, the costliest first, to the rank that has least so far.
-
-    Raises:
-        ValueError: More ranks than items, or none.
-
-    Example:
-        >>> longest_first({"a": 4, "b": 3, "c": 2, "d": 2}, 2)
-        (('a', 'd'), ('b', 'c'))
-    """
-    if not 1 <= ranks <= len(costs):
-        raise ValueError(f"{len(costs)} members can be put on 1 to {len(costs)} ranks; got {ranks}")
-    loads = [0.0] * ranks
-    placed: list[list[str]] = [[] for _ in range(ranks)]
-    for name in sorted(costs, key=lambda name: -costs[name]):
-        rank = min(range(ranks), key=lambda rank: loads[rank])
-        loads[rank] += costs[name]
-        placed[rank].append(name)
-    return tuple(map(tuple, placed))
-
-
 def sent_bytes(size: float, ranks: int) -> float:
     """By each rank in an all-reduce, at least: 2 (n - 1) / n of ``size``."""
     return 2 * (ranks - 1) / ranks * size
@@ -206,13 +187,13 @@ def simulate(
         layout: How it is spread.
         batch: B.
         network: Between the devices.
-        placement: Names of members by member rank; by :func:`longest_first` where None.
+        placement: Names of members by member rank; by :func:`placed` where None.
     """
     devices = layout.data * layout.members
     images = batch / layout.data
     by_name = {member.name: member for member in workload.members}
     if placement is None:
-        placement = longest_first({name: member.seconds(images) for name, member in by_name.items()}, layout.members)
+        placement = placed({name: member.seconds(images) for name, member in by_name.items()}, layout.members)
     norm_ranks = _norm_ranks(layout, images)
     ends, computes, norms, sent, norm_sent, memories, ready = [], [], [], [], [], [], []
     for names in placement:

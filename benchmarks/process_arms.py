@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
-from mesh import longest_first
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format
@@ -26,9 +25,8 @@ from superweight_ensembles.training import (
     build_fabric,
     build_optimizer,
     build_schedule,
-    joint_backward,
 )
-from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, synchronised
+from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, build_mesh, placed, synchronised
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]
@@ -43,9 +41,14 @@ def half(batch: Batch, rank: int) -> Batch:
 
 
 def library_step(
-    recipe: Recipe, config: TrainConfig, batch: Batch, processes: Processes, losses: dict[str, list[float]]
+    recipe: Recipe,
+    config: TrainConfig,
+    batch: Batch,
+    processes: Processes,
+    losses: dict[str, list[float]],
+    placement: Sequence[Sequence[str]] | None = None,
 ) -> Step:
-    """As ``swe.train`` takes it."""
+    """As ``swe.train`` takes it; on member ranks where a placement is given."""
     ensemble = recipe_ensemble(recipe, config)
     optimizer = build_optimizer(ensemble, config)
     ensemble.train()
@@ -59,6 +62,7 @@ def library_step(
         hooks=(LearnedWidths(),),
         channels_last=trained_format(config) == torch.channels_last,
         processes=processes,
+        mesh=None if placement is None else build_mesh(processes, placement),
     )
     step = TrainStep(state, JointLoss(loss_function=nn.functional.cross_entropy), Execution())
 
@@ -80,34 +84,6 @@ def ddp_step(recipe: Recipe, config: TrainConfig, batch: Batch, processes: Proce
     def take() -> None:
         with synchronised(processes) if synchronise else nullcontext():
             step(*batch)
-
-    return take
-
-
-def member_parallel_step(
-    recipe: Recipe,
-    config: TrainConfig,
-    batch: Batch,
-    processes: Processes,
-    mine: Collection[str],
-    losses: dict[str, list[float]],
-) -> Step:
-    """Some members on all rows; the gradient of the bank alone is exchanged, and norms see the whole batch anyway."""
-    ensemble = recipe_ensemble(recipe, config)
-    optimizer = build_optimizer(ensemble, config)
-    shared = list(ensemble.bank.parameters())
-    ensemble.train()
-
-    def take() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        found = joint_backward(ensemble, *batch, nn.functional.cross_entropy, members=mine)
-        for parameter in shared:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        processes.all_reduce_([parameter.grad for parameter in shared if parameter.grad is not None])
-        optimizer.step()
-        for name, loss in found.items():
-            losses.setdefault(name, []).append(loss.item())
 
     return take
 
@@ -148,7 +124,7 @@ def placement(recipe: Recipe, config: TrainConfig, image_size: int) -> tuple[tup
     """Members by FLOPs on two member ranks."""
     ensemble = recipe_ensemble(recipe, config)
     estimate = estimate_training(ensemble, ensemble.plan, (3, image_size, image_size), config)
-    return longest_first({member.name: member.forward_flops for member in estimate.members}, 2)
+    return placed({member.name: member.forward_flops for member in estimate.members}, 2)
 
 
 def network_seconds(processes: Processes, repeats: int = 15) -> dict[str, list[tuple[float, float]]]:

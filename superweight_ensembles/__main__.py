@@ -347,18 +347,21 @@ def plan(
             help="Of another machine, for the time there; not given, some steps of every training are timed here.",
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, max=2**20, help="Tell how so many processes would divide the training.")
+    ] = 1,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
     from superweight_ensembles.experiment import planned_run, preview_lines
 
-    if json and flops_per_second is not None:
-        raise SuperWeightError("--json prints the plan alone: leave --flops-per-second out")
+    if json and (flops_per_second is not None or processes > 1):
+        raise SuperWeightError("--json prints the plan alone: leave --flops-per-second and --processes out")
     chosen = _chosen(recipe, overrides)
     members, found = planned_run(chosen)
     if json:
         _say(found.to_json())
         return
-    _say("\n".join(preview_lines(chosen, members, found, flops_per_second)))
+    _say("\n".join(preview_lines(chosen, members, found, flops_per_second, processes)))
 
 
 def _chosen(path: Path, overrides: list[str] | None) -> Recipe:

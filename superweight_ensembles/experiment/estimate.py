@@ -25,6 +25,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import count_flops, kept_modes
 from superweight_ensembles.plan import Members, SharingPlan, SsnGroup, named_members
 from superweight_ensembles.training import TrainConfig, faster_channels_last, num_moments
+from superweight_ensembles.training.distributed import check_mesh, chosen_ranks, placed, relative_cost
 
 _INTERPOLATION = 8  # operations a number: the weighted sum of four of the smaller matrix
 _CHANNELS, _PIXELS = 64, 32  # of the block that a machine's speed is measured on
@@ -148,6 +149,73 @@ class TrainingEstimate:
         if not 0 < flops_per_second < math.inf:
             raise SuperWeightError(f"flops_per_second must be positive and finite; got {flops_per_second}")
         return num_steps * self.step_flops / flops_per_second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshEstimate:
+    """What each of several processes would take of a training.
+
+    Attributes:
+        placement: Members by member rank.
+        rows: Processes that share the rows of a batch.
+        peak_bytes: Of the fullest process in a step.
+        exchanged_bytes: Gradients that a process hands to the others in a step; answers and norms come to it.
+        relative_seconds: Of a step, by that of one process.
+    """
+
+    placement: tuple[tuple[str, ...], ...]
+    rows: int
+    peak_bytes: int
+    exchanged_bytes: int
+    relative_seconds: float
+
+
+def estimate_on_mesh(
+    estimate: TrainingEstimate, plan: SharingPlan, processes: int, mesh: str | Mapping[str, int], synchronised: bool
+) -> MeshEstimate:
+    """What a training would take on several processes, members being as dear as their FLOPs.
+
+    Args:
+        estimate: Of one process.
+        plan: Of the ensemble.
+        processes: Of the job.
+        mesh: As :class:`TrainConfig` takes it.
+        synchronised: Whether norms take the statistics of all rows.
+
+    Raises:
+        SuperWeightError: A mesh that does not go with the processes or the members.
+    """
+    costs = {member.name: float(member.forward_flops) for member in estimate.members}
+    check_mesh(mesh, len(costs), processes)
+    ranks = mesh["members"] if isinstance(mesh, Mapping) else 1
+    if mesh == "auto":
+        ranks = chosen_ranks(costs, processes, synchronised)
+    placement, rows = placed(costs, ranks), processes // ranks
+    private = {member.name: member.num_private for member in plan.members}
+    made = {member.name: member.num_parameters - member.num_private for member in plan.members}
+    number = estimate.gradient_bytes / max(plan.num_parameters, 1)
+    bank = plan.num_parameters - plan.num_private
+    peaks, exchanged = [], []
+    for own in placement:
+        held = bank + sum(private[name] for name in own)
+        share = sum(made[name] for name in own) / max(sum(made.values()), 1)
+        activations = [member.activation_bytes for member in estimate.members if member.name in own]
+        kept = (sum if estimate.keeps_all else max)(activations) / rows
+        through_bank = estimate.generated_gradient_bytes * share + held * number + estimate.bank_copy_bytes
+        peaks.append(
+            estimate.parameter_bytes
+            + estimate.optimizer_bytes * held / max(plan.num_parameters, 1)
+            + estimate.batch_bytes / rows
+            + max(estimate.generated_bytes * share + kept, through_bank)
+        )
+        exchanged.append((held if rows > 1 else bank) * number)
+    return MeshEstimate(
+        placement=placement,
+        rows=rows,
+        peak_bytes=round(max(peaks)),
+        exchanged_bytes=round(max(exchanged)) if processes > 1 else 0,
+        relative_seconds=relative_cost(costs, ranks, processes, synchronised) / processes,
+    )
 
 
 def estimate_training(

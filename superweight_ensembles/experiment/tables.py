@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.box import SIMPLE
@@ -13,13 +13,13 @@ from superweight_ensembles.anytime import EnsembleResult, Shift
 from superweight_ensembles.data import reads_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import ComparedArm, Comparison, Spread
-from superweight_ensembles.experiment.estimate import TrainingEstimate
+from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_on_mesh
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.run_results import RunResults
 from superweight_ensembles.experiment.timing import UNKNOWN_STEPS, time_run
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import cell, escape_controls
-from superweight_ensembles.training import EACH_OTHER, build_fabric
+from superweight_ensembles.training import EACH_OTHER, TrainConfig, build_fabric
 
 
 def result_table(results: RunResults) -> Table:
@@ -213,7 +213,11 @@ def _spread(value: Spread, sign: str = "") -> str:
 
 
 def preview_lines(
-    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None = None
+    recipe: Recipe,
+    members: dict[str, nn.Module],
+    plan: SharingPlan,
+    flops_per_second: float | None = None,
+    processes: int = 1,
 ) -> list[str]:
     """The sharing table, the stages that change it, memory and time of the training.
 
@@ -222,6 +226,7 @@ def preview_lines(
         members: That it builds.
         plan: That it begins with.
         flops_per_second: For the time of the shared ensemble; all trainings are timed here where None.
+        processes: Of a job, whose mesh is told where they are several.
     """
     lines, sharing = [str(plan)], recipe.sharing
     if recipe.learn_widths is not None:
@@ -236,11 +241,11 @@ def preview_lines(
             else f"a search ({sharing.search}) splits these clusters"
         )
         lines.append(f"{what} after {sharing.search_epochs} epochs of training")
-    return [*lines, "", *_estimate(recipe, members, plan, flops_per_second)]
+    return [*lines, "", *_estimate(recipe, members, plan, flops_per_second, processes)]
 
 
 def _estimate(
-    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None
+    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None, processes: int
 ) -> list[str]:
     """What the training would take, in lines."""
     try:
@@ -251,7 +256,30 @@ def _estimate(
         return ["no estimate of memory and time: the size of the images is in the files; give data.image_size"]
     taught = recipe.teaching is not None and not recipe.taught_by(*EACH_OTHER)
     lines = estimate_lines(estimate, flops_per_second, "as given", taught=taught)
-    return lines if flops_per_second is not None else [*lines, *_time_lines(recipe, members, plan, estimate)]
+    if flops_per_second is None:
+        lines += _time_lines(recipe, members, plan, estimate)
+    return lines if processes == 1 else [*lines, "", *_mesh_lines(recipe.training, plan, estimate, processes)]
+
+
+def _mesh_lines(config: TrainConfig, plan: SharingPlan, estimate: TrainingEstimate, processes: int) -> list[str]:
+    """How several processes would divide the training, or what to write for that."""
+    mesh = config.mesh if isinstance(config.mesh, Mapping) else "auto"
+    found = estimate_on_mesh(estimate, plan, processes, mesh, config.sync_batch_norm)
+    of_rows = estimate_on_mesh(estimate, plan, processes, "rows", config.sync_batch_norm)
+    ranks = "; ".join(", ".join(own) for own in found.placement)
+    asked = dict(mesh) if isinstance(mesh, Mapping) else mesh
+    title = f"On {processes} processes, training.mesh {asked}"
+    if config.mesh == "rows":
+        title += " (the recipe has 'rows', which is told in brackets)"
+    alone, peak, sent = _bytes(estimate.peak_bytes), _bytes(of_rows.peak_bytes), _bytes(of_rows.exchanged_bytes)
+    seconds = f"of one process's, without waiting for the exchange ({of_rows.relative_seconds:.2f})"
+    rows = [
+        ("member ranks", str(len(found.placement)), f"each on {found.rows} of rows: {ranks}"),
+        ("exchanged", _bytes(found.exchanged_bytes), f"gradients, a step and process ({sent})"),
+        ("fullest process", _bytes(found.peak_bytes), f"in a step; one process alone {alone} ({peak})"),
+        ("time of a step", f"{found.relative_seconds:.2f}", seconds),
+    ]
+    return [title, *(f"{name:<18}{amount:>12}  {note}" for name, amount, note in rows)]
 
 
 def _time_lines(

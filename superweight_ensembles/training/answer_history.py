@@ -40,13 +40,16 @@ class AnswerHistory:
     Args:
         loaders: One for all members, or one for each.
         members: Their names.
-        processes: That share each batch.
+        processes: Of the job.
+        rows: Those of them that share each batch with this one; all of them where None.
 
     Raises:
         SuperWeightError: A loader that does not say which images a batch holds.
     """
 
-    def __init__(self, loaders: Sequence[Any], members: Sequence[str], processes: Processes) -> None:
+    def __init__(
+        self, loaders: Sequence[Any], members: Sequence[str], processes: Processes, rows: Processes | None = None
+    ) -> None:
         if not all(isinstance(loader, KnowsImages) for loader in loaders):
             raise SuperWeightError(
                 "teacher 'history' remembers answers by image: train on ImageData, or on a loader that has num_images "
@@ -57,7 +60,7 @@ class AnswerHistory:
         self._loaders = dict(zip(members, loaders if len(loaders) > 1 else [*loaders] * len(members)))
         self._same = len(loaders) == 1
         self._num_images = loaders[0].num_images
-        self._processes = processes
+        self._processes, self._rows = processes, processes if rows is None else rows
         self._sums: Tensor | None = None  # (N, K)
         self._weights: Tensor | None = None  # (N,): of what the sums hold
         self._batch: dict[str, Tensor] = {}  # indices (B,) of the whole batch
@@ -67,7 +70,7 @@ class AnswerHistory:
     def open(self, batch: int, num_rows: int) -> None:
         """Go to a batch of the epoch, with ``num_rows`` rows of this process; one that was not closed is let go."""
         self._noted = {}
-        index, count = self._processes.shard
+        index, count = self._rows.shard
         for name, loader in self._loaders.items():
             whole = loader.indices(batch)
             start = index * len(whole) // count
@@ -105,7 +108,12 @@ class AnswerHistory:
     def close(self) -> None:
         """Take what was noted, of all processes, into the mean: of all members at once, or of each in its turn where
         each has a batch of its own."""
-        found = {name: self._answers(name, noted) for name, noted in self._noted.items()}
+        if not self._noted:
+            return
+        like = next(iter(self._noted.values()))[0][1]
+        others = self._processes.size > self._rows.size
+        names = self._loaders if others else self._noted  # other processes have noted those of other members
+        found = {name: self._answers(name, self._noted.get(name, ()), like) for name in names}
         self._processes.all_reduce_(list(found.values()))
         if found and self._same:
             name, momentum = next(iter(found)), MOMENTUM
@@ -121,9 +129,8 @@ class AnswerHistory:
             self._weights[whole] = momentum * self._weights[whole] + (1 - momentum)
         self._noted = {}
 
-    def _answers(self, name: str, noted: Sequence[tuple[slice, Tensor]]) -> Tensor:
+    def _answers(self, name: str, noted: Sequence[tuple[slice, Tensor]], like: Tensor) -> Tensor:
         """What a member answered to the batch (B, K), 0 in the rows of other processes."""
-        like = noted[0][1]
         answers = like.new_zeros(len(self._batch[name]), like.shape[1])
         for rows, found in noted:
             answers[self._places[name][rows].to(like.device)] = found

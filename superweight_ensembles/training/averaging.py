@@ -22,6 +22,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.training.batches import prepared_batch
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import Hook, TrainState
+from superweight_ensembles.training.member_ranks import gather_members
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,6 +100,13 @@ class AveragedWeights(Hook):
         _estimate_norms(state)
         return {"averaged_steps": self._num_steps}
 
+    def gather(self, state: TrainState) -> None:
+        if state.mesh is None or not self._mean:
+            return
+        for member in state.members:
+            own = [value for name, value in self._mean.items() if name.startswith(f"members.{member}.")]
+            state.processes.broadcast_(own, state.mesh.source_of(member))
+
     def state_dict(self) -> Mapping[str, Any]:
         return {**self._mean, "num_steps": self._num_steps}
 
@@ -116,23 +124,23 @@ class AveragedWeights(Hook):
 
 def _estimate_norms(state: TrainState) -> None:
     """Running means and variances of batch norm, anew: the mean over the batches of an epoch, augmented as it was."""
-    norms = {name: _norms_of(state.ensemble.members[name]) for name in state.members}
-    if not any(norms.values()):
+    norms = {name: _norms_of(state.ensemble.members[name]) for name in state.own_members}
+    if not any(norms.values()) and not state.is_split:
         return
     momenta = {module: module.momentum for found in norms.values() for module in found}
     for module in momenta:
         module.reset_running_stats()
         module.momentum = None  # of all batches alike
     state.ensemble.train()
-    weights = state.ensemble.bank.generate(state.members)
-    together = state.processes if state.config.sync_batch_norm else None
+    weights = state.ensemble.bank.generate(state.own_members)
+    together = state.rows if state.config.sync_batch_norm else None
     with nullcontext() if together is None else synchronised(together), state.fabric.autocast():
         for name, inputs in _inputs(state):
             if norms[name]:
                 state.ensemble.run_member(name, inputs, weights[name])
     for module, momentum in momenta.items():
         module.momentum = momentum
-    state.processes.broadcast_(list(state.ensemble.buffers()))
+    gather_members(state)
 
 
 def _norms_of(member: nn.Module) -> list[_BatchNorm]:
@@ -144,9 +152,9 @@ def _inputs(state: TrainState) -> Iterator[tuple[str, Inputs]]:
     for loader in state.loaders:
         if callable(set_epoch := getattr(loader, "set_epoch", None)):
             set_epoch(state.epoch)
-    for batches in zip(*state.loaders):
+    for batches in zip(*state.own_loaders):
         ready = [
             prepared_batch(batch, state.fabric.device, state.channels_last, labelled=False)[0] for batch in batches
         ]
-        for index, name in enumerate(state.members):
+        for index, name in enumerate(state.own_members):
             yield name, ready[index if len(ready) > 1 else 0]

@@ -15,17 +15,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import random
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
@@ -59,6 +57,8 @@ from superweight_ensembles.storage import (
 )
 from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, Validation, check_plain_data
+from superweight_ensembles.training.member_ranks import drop_moments, gather_members, gather_moments
+from superweight_ensembles.training.randomness import random_states
 from superweight_ensembles.training.tracking import flat_numbers
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -71,55 +71,7 @@ _NAME = re.compile(r"epoch-(\d{4,})-step-(\d{6,})")
 _KEPT = 2
 _MOST_STATE = 2**16  # numbers
 _LOG = logging.getLogger(__name__)
-_PYTHON_VERSION = 3  # of random.getstate
 RandomStates = Sequence[Mapping[str, Tensor]]
-
-
-def seed_all(seed: int) -> None:
-    """Seed them all, of this process."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Their states, as tensors by name, always of the same shapes."""
-    states = {"torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    _, keys, place, has_gauss, gauss = np.random.get_state()
-    states["numpy.keys"] = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-    states["numpy.rest"] = torch.tensor([place, has_gauss, gauss], dtype=torch.float64)
-    _, words, next_gauss = random.getstate()
-    states["python.keys"] = torch.tensor(words, dtype=torch.int64)
-    states["python.gauss"] = torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64)
-    return states
-
-
-def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put all generators back into states that :func:`random_states` gave.
-
-    Raises:
-        KeyError, TypeError, ValueError, RuntimeError: They are none.
-    """
-    place, has_gauss, gauss = states["numpy.rest"].tolist()
-    np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
-    gauss_left = states["python.gauss"].item()
-    next_gauss = None if math.isnan(gauss_left) else gauss_left
-    random.setstate((_PYTHON_VERSION, tuple(states["python.keys"].tolist()), next_gauss))
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-
-
-@contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the caller's generators go on as if nothing had been."""
-    before = random_states(device)
-    try:
-        yield
-    finally:
-        set_random_states(before, device)
 
 
 class Checkpoints:
@@ -523,6 +475,7 @@ class Records:
         if newest is None:
             return None
         states = load_checkpoint(self._checkpoints.folder / newest, self._state)
+        drop_moments(self._state)
         return states[self._processes.rank] if len(states) == self._processes.size else {}
 
     def open_log(self) -> None:
@@ -563,11 +516,14 @@ class Records:
         self._write(self._checkpoints.try_saving)
 
     def _write(self, write: Callable[[TrainState, Mapping[str, Mapping[str, Any]], RandomStates], None]) -> None:
+        gather_members(self._state)
+        gather_moments(self._state)
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
         self._processes.on_rank_zero(lambda: write(self._state, remembered, every))
+        drop_moments(self._state)
 
     def close(self) -> None:
         if self._log is not None:

@@ -21,13 +21,15 @@ _GO_WITH = {
 OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
 SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
 MEMBER_BATCHES = ("same", "own")
+MESHES = ("rows", "auto")
+_MOST_PROCESSES = 2**20
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
 }  # fmt: skip
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
-    "checkpoint_steps", "compile", "device", "micro_batches", "num_threads", "num_workers", "recompute",
+    "checkpoint_steps", "compile", "device", "mesh", "micro_batches", "num_threads", "num_workers", "recompute",
     "skip_non_finite",
 )  # fmt: skip
 
@@ -88,6 +90,10 @@ class TrainConfig:
         skip_non_finite: Leave out so many steps at most whose loss or gradient is not finite, with their changes of
             norm statistics; one more, or the first where 0, stops the training.
         sync_batch_norm: In several processes, batch norm takes the statistics of the whole batch, as in one.
+        mesh: How several processes divide a step: ``rows`` (each runs all members on its rows), ``{members: R, rows:
+            D}`` (R groups of processes run some members each, the D processes of a group on their rows; R D is the
+            number of processes), or ``auto``: the fastest of these by the members' measured times and the cost of norms
+            over several processes. With rows: 1 members see whole batches.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
@@ -129,6 +135,7 @@ class TrainConfig:
     compile: bool = False
     skip_non_finite: int = 0
     sync_batch_norm: bool = True
+    mesh: str | Mapping[str, int] = "rows"
     device: str = "auto"
     num_threads: int = 0
     num_workers: int = 0
@@ -152,6 +159,7 @@ class TrainConfig:
         ):
             if given not in known:
                 raise unknown_name(name, given, known)
+        self._check_mesh()
         if not isinstance(self.channels_last, bool) and self.channels_last != "auto":
             raise SuperWeightError(f"channels_last must be true, false or 'auto'; got {self.channels_last!r}")
         parts = self.micro_batches
@@ -209,6 +217,19 @@ class TrainConfig:
 
     def __hash__(self) -> int:
         return hash(repr(self))  # settings by name have none of their own
+
+    def _check_mesh(self) -> None:
+        mesh = self.mesh
+        axes = dict(mesh) if isinstance(mesh, Mapping) else {}
+        if axes.keys() == {"members", "rows"} and all(
+            type(size) is int and 1 <= size <= _MOST_PROCESSES for size in axes.values()
+        ):
+            object.__setattr__(self, "mesh", axes)
+        elif mesh not in MESHES:
+            raise SuperWeightError(
+                f"mesh must be {' or '.join(map(repr, MESHES))}, or numbers of processes for members and rows, such as "
+                f"{{'members': 2, 'rows': 1}}; got {mesh!r:.80}"
+            )
 
     def _check_types(self) -> None:
         for field in fields(self):

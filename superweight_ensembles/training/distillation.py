@@ -228,7 +228,7 @@ class Distillation(Hook):
                 )
             self._order = self._given_order
             if self.lessons == HISTORY:
-                self.history = AnswerHistory(state.loaders, state.members, state.processes)
+                self.history = AnswerHistory(state.loaders, state.members, state.processes, state.rows)
             return
         assert self.teacher is not None
         if self.teacher.shares_modules(state.ensemble):

@@ -22,7 +22,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import Amount, Count, Name, Share
 from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.distributed import Processes, current_processes
+from superweight_ensembles.training.distributed import Mesh, Processes, current_processes
 from superweight_ensembles.training.optim import Schedule
 
 Objective = Callable[[nn.Module, Any, Any], Tensor]
@@ -104,6 +104,10 @@ class Hook:
             record: As :class:`TrainResult` has it.
         """
 
+    def gather(self, state: TrainState) -> None:
+        """Called on a mesh with several member ranks where all processes take the members' numbers of those that run
+        them, before a checkpoint and after an epoch: what the hook has of single members it takes from there, too."""
+
     def state_dict(self) -> Mapping[str, Any]:
         """What the hook remembers: tensors and plain data by name. Called before each checkpoint and the first step."""
         return {}
@@ -184,6 +188,7 @@ class TrainState:
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
+        mesh: This one's place among them; all of them run all members where None.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
         objective: That members minimise in the place of the task's loss; None for that.
@@ -204,6 +209,7 @@ class TrainState:
     validation: Batches | None = None
     channels_last: bool = False
     processes: Processes = field(default_factory=current_processes)
+    mesh: Mesh | None = None
     num_rows: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     objective: Objective | None = None
@@ -225,8 +231,35 @@ class TrainState:
             self._fingerprint = self.data.fingerprint() if isinstance(self.data, ImageData) else {}
             for name, loader in given.items():
                 if not isinstance(loader, ImageData):
-                    self._fingerprint |= fingerprint_of(name, loader, self.processes.size)
+                    self._fingerprint |= fingerprint_of(name, loader, self.rows.size)
         return self._fingerprint
+
+    @property
+    def rows(self) -> Processes:
+        """Those that run the members of this process, on other rows."""
+        return self.processes if self.mesh is None else self.mesh.rows
+
+    @property
+    def peers(self) -> Processes:
+        """Those that have the rows of this process, for other members."""
+        return Processes() if self.mesh is None else self.mesh.peers
+
+    @property
+    def is_split(self) -> bool:
+        """Whether other processes run other members."""
+        return self.mesh is not None and self.mesh.is_split
+
+    @property
+    def own_members(self) -> tuple[str, ...]:
+        """Of the members that are trained, those that this process runs."""
+        return self.members if self.mesh is None else self.mesh.members
+
+    @property
+    def own_loaders(self) -> Sequence[SizedBatches]:
+        """One loader for all members, or one for each that this process runs."""
+        if len(self.loaders) < len(self.members):
+            return self.loaders
+        return [loader for name, loader in zip(self.members, self.loaders) if name in self.own_members]
 
     @property
     def epoch(self) -> int:

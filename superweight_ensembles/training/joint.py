@@ -46,6 +46,8 @@ class JointLoss:
         penalty: Takes a member, its weights in place, gives a scalar that is added to its loss.
         num_terms: Of some targets, how many terms the loss is a mean of, where that is not their rows: parts of a batch
             are weighed by it.
+        gather: From the answers of the members that run here to those of all, where others run elsewhere: the others'
+            without gradient.
     """
 
     loss_function: LossFunction | None = None
@@ -55,6 +57,7 @@ class JointLoss:
     teacher_weight: float | None = None
     penalty: Penalty | None = None
     num_terms: Callable[[Any], Tensor | None] | None = None
+    gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     @property
     def together(self) -> bool:
@@ -296,10 +299,14 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
             with task.with_weights(name, weights) as member:
                 logits[name] = task.ensemble.run_member(name, inputs, weights, call)
                 found[name] = task.loss_of(name, member, logits[name], rows, target)
+        if task.joint.gather is not None:
+            logits = task.joint.gather(logits)
+            found |= {name: answer.new_zeros(()) for name, answer in logits.items() if name not in found}
         every = torch.stack(list(logits.values()))
         if distillation is not None and distillation.together:
             order = distillation.cheapest_first(task.ensemble, list(logits), task.inputs_of(name, slice(0, 1)))
             found = distillation.joint_losses(found, logits, task.joint.weight_of_teacher, order)
+        # of members that run elsewhere, what those that run here add to it
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:
@@ -307,7 +314,8 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
         oom = explain_oom(None, task.batch_size, task.num_parts)
         with oom, _failing("the backward pass of the members together fails"):
             task.execution.backward(total)
-        losses = {name: losses[name] + loss.detach() if losses else loss.detach() for name, loss in found.items()}
+        own = {name: found[name].detach() for name in begun.weights}
+        losses = {name: losses[name] + loss if losses else loss for name, loss in own.items()}
     while begun.weights:
         begun.collect(*begun.weights.popitem())
     return losses

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -44,9 +45,6 @@ from superweight_ensembles.training.checkpoint import (
     Records,
     best_epoch,
     holds_run,
-    own_randomness,
-    seed_all,
-    set_random_states,
 )
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import (
@@ -60,10 +58,12 @@ from superweight_ensembles.training.device import (
     set_memory_format,
 )
 from superweight_ensembles.training.distillation import Distillation
-from superweight_ensembles.training.distributed import Processes, current_processes
+from superweight_ensembles.training.distributed import Mesh, check_mesh, current_processes
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks, checked_entries
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective
+from superweight_ensembles.training.member_ranks import answers_of_all, gather_members, mesh_of
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
+from superweight_ensembles.training.randomness import own_randomness, seed_all, set_random_states
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.tracking import ProgressBar
@@ -134,7 +134,7 @@ def validate(state: TrainState, batches: Batches, num_batches: int | None = None
 def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> dict[str, Any]:
     ensemble, members, device, task = state.ensemble, state.members, state.fabric.device, state.ensemble.task
     ensemble.eval()
-    weights = ensemble.bank.generate(members)
+    weights = ensemble.bank.generate(state.own_members)
     dtype, num_classes = first_parameter({"": ensemble}).dtype, None
     sums = torch.zeros(len(members) + 1, len(task.scores), dtype=torch.float64, device=device)
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -152,10 +152,11 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         num_read += 1
         with state.fabric.autocast():
             answers = {}
-            for name in members:
+            for name in state.own_members:
                 with explain_oom(name, count, remedy="validate on smaller batches"):
                     answers[name] = ensemble.run_member(name, inputs, weights[name])
         check_answers(answers, task)
+        answers = answers_of_all(state, answers)
         first = next(iter(answers.values()))
         if num_classes is None:
             num_classes = num_classes_in(first)
@@ -164,7 +165,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         every = torch.stack([task.predicted(answer) for answer in answers.values()])
         sums += torch.stack([task.score(found, truth) for found in (*every, every.mean(0))])
         total += task.scored(truth)
-    current_processes().all_reduce_([sums, total])
+    (current_processes() if state.mesh is None else state.rows).all_reduce_([sums, total])
     if not int(total):
         raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / total).tolist()
@@ -307,7 +308,7 @@ class _Loop:
                 set_epoch(state.epoch)
         if first == state.steps_per_epoch:
             return iter(())
-        batches = iter(zip(*loaders))
+        batches = iter(zip(*state.own_loaders))
         if first and not all(isinstance(loader, ImageLoader) for loader in loaders):
             for _ in islice(batches, first):  # those before the checkpoint, read again
                 pass
@@ -321,7 +322,7 @@ class _Loop:
         start = time.perf_counter() - progress.seconds
         if not progress.num_summed:
             raise SuperWeightError(f"every step of epoch {epoch} was left out: lower learning_rate")
-        state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        gather_members(state)
         self._agree_on_stopping()
         of_hooks = [hook.after_epoch(state) for hook in state.hooks]
         was_last = state.is_last_epoch
@@ -511,7 +512,7 @@ def train(
             raise SuperWeightError("precision 'float16' trains members of float32: call ensemble.float() before")
         hooks = (*hooks, LossScale(scaler))
     processes = current_processes()
-    _check_job(processes, config)
+    check_mesh(config.mesh, len(trained), processes.size)
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
@@ -521,7 +522,9 @@ def train(
         ensemble.images = Preprocessing.of(data)
     ensemble.to(fabric.device)
     channels_last = set_memory_format(ensemble, config, fabric)
-    loaders, validation = training_batches(data, validation, config, fabric.device, trained, processes.shard)
+    mesh = mesh_of(ensemble, trained, data, config, processes)
+    _check_job(mesh, config)
+    loaders, validation = training_batches(data, validation, config, fabric.device, trained, mesh.rows.shard)
     optimizer = build_optimizer(ensemble, config)
     state = TrainState(
         ensemble=ensemble,
@@ -536,6 +539,7 @@ def train(
         validation=validation,
         channels_last=channels_last,
         processes=processes,
+        mesh=mesh,
         objective=objective,
     )
     _agree(state)
@@ -545,6 +549,7 @@ def train(
         num_terms=ensemble.task.num_terms if objective is None else None,
         ensemble_weight=config.ensemble_loss,
         distillation=teaching[0] if teaching else None,
+        gather=partial(answers_of_all, state) if mesh.is_split else None,
     )
     execution = Execution(backward=fabric.backward, recomputed=recomputed, compiled=compiled)
     threads = torch.get_num_threads()
@@ -590,15 +595,15 @@ def _warn_of_saving(ensemble: SuperWeightEnsemble) -> None:
         _LOG.warning("%s", error)
 
 
-def _check_job(processes: Processes, config: TrainConfig) -> None:
+def _check_job(mesh: Mesh, config: TrainConfig) -> None:
     """Refuse what several processes cannot do."""
-    if processes.size == 1:
+    if mesh.everyone.size == 1:
         return
     if config.micro_batches == "auto":
         raise SuperWeightError(
             "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
         )
-    if config.compile and config.sync_batch_norm:
+    if config.compile and config.sync_batch_norm and mesh.rows.size > 1:
         raise SuperWeightError(
             "compiled members are slower with batch norm over several processes, which parts them at every norm: "
             "leave compile out, or set sync_batch_norm to false"

@@ -27,7 +27,6 @@ from superweight_ensembles.training.batches import (
     needs_checks,
     prepared_batch,
 )
-from superweight_ensembles.training.checkpoint import own_randomness, random_states, set_random_states
 from superweight_ensembles.training.device import OutOfMemoryError, leaves_channels_last, scaler_of
 from superweight_ensembles.training.distributed import synchronised
 from superweight_ensembles.training.hooks import Hook, TrainState
@@ -42,6 +41,7 @@ from superweight_ensembles.training.joint import (
     most_parts,
     row_parts,
 )
+from superweight_ensembles.training.randomness import own_randomness, random_states, set_random_states
 
 _SHOWN = 3
 _LOG = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ class TrainStep:
         self._scaler = scaler_of(state.fabric)
         self._dtype = first_parameter({"": state.ensemble}).dtype
         self._begun = False
+        self._shared: set[str] = set()  # parameters, by name, that members of several processes have gradients of
         self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
@@ -173,18 +174,18 @@ class TrainStep:
         ready = [self._prepared(batch) for batch in batches]
         inputs, targets = ready[0]
         if len(ready) > 1:
-            inputs, targets = (OwnBatches(zip(state.members, parts)) for parts in zip(*ready))
+            inputs, targets = (OwnBatches(zip(state.own_members, parts)) for parts in zip(*ready))
         count = num_rows(ready[0][0])
         returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
         put_back = buffers_as_now(state.ensemble) if returns else _nothing
         weight, signal = self._share(count, self._num_terms(targets), signal)
-        state.num_rows = count * state.processes.size
+        state.num_rows = count * state.rows.size
         if self._loss.distillation is not None and self._loss.distillation.history is not None:
             self._loss.distillation.history.open(progress.step, count)
-        losses = torch.stack(list(self._gradients(inputs, targets, weight, put_back).values())).double()
+        losses = self._of_all(self._gradients(inputs, targets, weight, put_back))
         if not self._begun:
             self._check_one_row(rows_of(ready[0][0], slice(0, 1)))
-            for name in state.members:  # what a call leaves in a member may be more than can be copied
+            for name in state.own_members:  # what a call leaves in a member may be more than can be copied
                 copied(state.ensemble.members[name], f"after a call, member {name!r}")
             self._agree_on_gradients()
             self._begun = True
@@ -192,11 +193,13 @@ class TrainStep:
         if self._scaler is not None:
             self._scaler.unscale_(state.optimizer)
         sign = gradient_sign(state.ensemble.parameters())
+        if state.is_split:  # what is not finite of a member's own is seen where it runs
+            state.peers.all_reduce_([sign])
         wanted = [checked_scalars(hook, hook.scalars(state)) for hook in state.hooks]
         read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
         numbers = iter(torch.cat(read).tolist())  # the one read of a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
-        finite = math.isfinite(gradients) or are_finite(state.ensemble.parameters())
+        finite = math.isfinite(gradients) or not state.peers.any(not are_finite(state.ensemble.parameters()))
         counts = all(map(math.isfinite, found)) and (finite or self._overflows())
         if counts:
             for name, loss in zip(state.members, found):
@@ -208,7 +211,7 @@ class TrainStep:
         taken = counts and finite
         if taken:
             if state.config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), state.config.clip_norm)
+                self._clip(state.config.clip_norm)
             state.losses = dict(zip(state.members, found))
             try:
                 state.optimizer.step()
@@ -245,7 +248,7 @@ class TrainStep:
 
     def _num_terms(self, targets: Targets) -> float | None:
         """Terms that the loss of this process's part of the batch is the mean of; None where they are its rows."""
-        if self._loss.num_terms is None or isinstance(targets, OwnBatches) or self._state.processes.size == 1:
+        if self._loss.num_terms is None or isinstance(targets, OwnBatches) or self._state.rows.size == 1:
             return None
         found = self._loss.num_terms(targets)
         return None if found is None else float(found)
@@ -269,18 +272,56 @@ class TrainStep:
             raise SuperWeightError(
                 f"{empty:.0f} of {self._state.processes.size} processes have a batch without rows: give each a row"
             )
+        every_one /= self._state.peers.size  # each has told of the same rows
         return amount / max(every_one, 1), SIGTERM if terminated else SIGINT if interrupted else 0
 
+    def _of_all(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Losses (M,) of all members, 0 of those that other processes run."""
+        own = {name: loss.double() for name, loss in losses.items()}
+        nothing = next(iter(own.values())).new_zeros(())
+        return torch.stack([own.get(name, nothing) for name in self._state.members])
+
     def _add_up(self, losses: Tensor) -> None:
-        """Sum losses (M,) and gradients over the processes."""
-        if self._state.processes.size > 1:
-            self._state.processes.all_reduce_([losses, *self._held().values()])
+        """Sum losses (M,) and gradients over the processes that have part in them."""
+        state = self._state
+        if state.processes.size == 1:
+            return
+        if not state.is_split:
+            state.processes.all_reduce_([losses, *self._held().values()])
+            return
+        shared = []
+        for name, parameter in state.ensemble.named_parameters():
+            if name in self._shared:
+                if parameter.grad is None:  # no member that runs here reads it
+                    parameter.grad = torch.zeros_like(parameter)
+                shared.append(parameter.grad)
+        state.processes.all_reduce_([losses, *shared])
+        state.rows.all_reduce_([grad for name, grad in self._held().items() if name not in self._shared])
 
     def _agree_on_gradients(self) -> None:
-        self._state.processes.assert_equal_across_ranks(list(self._held()), "the parameters that have gradients")
+        state, names = self._state, list(self._held())
+        state.rows.assert_equal_across_ranks(names, "the parameters that have gradients")
+        own = {f"members.{member}" for member in state.members}
+        found = [name for name in names if ".".join(name.split(".")[:2]) not in own]
+        self._shared = {name for one in state.peers.gather_objects(found) for name in one}
 
     def _held(self) -> dict[str, Tensor]:
         return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
+
+    def _clip(self, most: float) -> None:
+        """Scale the gradients down to a norm over all parameters, of which this process may have a part."""
+        state, held = self._state, self._held()
+        if not state.is_split:
+            torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), most)
+            return
+        shared, own = (
+            torch.nn.utils.get_total_norm([grad for name, grad in held.items() if (name in self._shared) == of_all])
+            for of_all in (True, False)
+        )
+        squared = own.to(state.fabric.device).square()
+        state.peers.all_reduce_([squared])
+        total = (shared.to(squared.device).square() + squared).sqrt()
+        torch.nn.utils.clip_grads_with_norm_(state.ensemble.parameters(), most, total)
 
     @torch.no_grad()
     def _check_one_row(self, row: Inputs) -> None:
@@ -289,12 +330,12 @@ class TrainStep:
         Batch norm over several processes has rows of others, too.
         """
         state = self._state
-        if not any(map(leaves_one_row, state.loaders)) or (state.processes.size > 1 and state.config.sync_batch_norm):
+        if not any(map(leaves_one_row, state.loaders)) or (state.rows.size > 1 and state.config.sync_batch_norm):
             return
         before, put_back = random_states(state.fabric.device), buffers_as_now(state.ensemble)
-        weights = state.ensemble.bank.generate(state.members)
+        weights = state.ensemble.bank.generate(state.own_members)
         with state.fabric.autocast():
-            for name in state.members:
+            for name in state.own_members:
                 try:
                     state.ensemble.run_member(name, row, weights[name])
                 except SuperWeightError as error:
@@ -349,9 +390,9 @@ class TrainStep:
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, targets))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
-        with synchronised(state.processes) if together else nullcontext(), state.fabric.autocast():
+        with synchronised(state.rows) if together else nullcontext(), state.fabric.autocast():
             return joint_backward(
-                state.ensemble, inputs, targets, loss, members=state.members, execution=execution, weight=weight,
+                state.ensemble, inputs, targets, loss, members=state.own_members, execution=execution, weight=weight,
                 look=look,
             )  # fmt: skip
 
@@ -364,7 +405,7 @@ class TrainStep:
             target.label
             for cluster in bank.plan.clusters
             for target in cluster.targets
-            if target.member in self._state.members
+            if target.member in self._state.own_members
             and not any((target.member, name) in gradients for name in target.names)
         ]
         if unread:
@@ -391,7 +432,7 @@ class TrainStep:
         state, progress = self._state, self._state.progress
         seen = locate_nonfinite(
             state.ensemble,
-            state.members,
+            state.own_members,
             inputs,
             losses,
             # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms.

@@ -78,7 +78,14 @@ class LearnedWidths(Hook):
 
     def scalars(self, state: TrainState) -> Tensor | None:
         """The rates of the widths that still change, (n,)."""
-        return torch.stack([width.rate.detach() for _, width in self._free.values()]) if self._free else None
+        if not self._free:
+            return None
+        rates = torch.stack([width.rate.detach() for _, width in self._free.values()])
+        if state.is_split:  # shapes change everywhere at once; members that run elsewhere have their rates there
+            here = [label.partition(".")[0] in state.own_members for label in self._free]
+            rates = rates * torch.tensor(here, device=rates.device)
+            state.peers.all_reduce_([rates])
+        return rates
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
         """Give each width the neurons that its rate asks for; the numbers of new ones are functions of the step."""

@@ -160,13 +160,13 @@ class Processes:
         with lost_peers():
             self.bytes_exchanged += exchanged_(tensors, partial(dist.all_reduce, group=self._group, async_op=True))
 
-    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by the first process's; in the same order, shapes and types everywhere."""
+    def broadcast_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Replace each tensor by one process's, the first's as a rule; same order, shapes and types everywhere."""
         if self.size == 1:
             return
         with lost_peers():
             self.bytes_exchanged += exchanged_(
-                tensors, partial(dist.broadcast, src=0, group=self._group, async_op=True)
+                tensors, partial(dist.broadcast, group_src=source, group=self._group, async_op=True)
             )
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -186,6 +186,11 @@ class Processes:
     def barrier(self) -> None:
         """Wait until every process has come here."""
         self.any(False)
+
+    def told_by(self, source: int, value: Any) -> Any:
+        """What one process gives, on all of them; as :meth:`gather_objects` takes it."""
+        told = json.dumps(value if self.rank == source else None)
+        return json.loads(told if self.size == 1 else self._told(told, source))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """What each process gives, by rank; numbers, texts, lists and the like, as JSON keeps them."""
@@ -241,9 +246,9 @@ class Processes:
             except (SuperWeightError, OSError) as error:
                 failure, told = error, json.dumps({"error": str(error)})
             except Exception as error:
-                self._from_first(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
+                self._told(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
                 raise
-        answer = json.loads(self._from_first(told))
+        answer = json.loads(self._told(told))
         if "error" in answer:
             raise SuperWeightError(answer["error"]) from failure
         return answer["result"]
@@ -255,13 +260,13 @@ class Processes:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    def _from_first(self, text: str) -> str:
+    def _told(self, text: str, source: int = 0) -> str:
         content = self._as_bytes(text)
         length = torch.tensor([len(content)], device=self._device)
-        self.broadcast_([length])
-        if not self.is_first:
+        self.broadcast_([length], source)
+        if self.rank != source:
             content = content.new_zeros(int(length))
-        self.broadcast_([content])
+        self.broadcast_([content], source)
         return bytes(content.tolist()).decode()
 
     def _as_bytes(self, text: str) -> Tensor:

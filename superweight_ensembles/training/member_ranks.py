@@ -1,0 +1,194 @@
+"""Members on several ranks: which ranks run which, and what members have of their own where the whole is looked at.
+
+A member's own parameters, buffers and moments are trained where it runs, and come to all processes after an epoch and
+for a checkpoint; what else looks at the whole ensemble (hooks, searches, exports) then finds it as on one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from superweight_ensembles.data import ImageData
+from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.models import answer_in, call_with
+from superweight_ensembles.training.batches import SizedBatches
+from superweight_ensembles.training.config import TrainConfig
+from superweight_ensembles.training.device import precision_of
+from superweight_ensembles.training.distributed import Mesh, Processes, build_mesh, chosen_ranks, placed
+from superweight_ensembles.training.hooks import TrainState
+from superweight_ensembles.training.randomness import own_randomness
+
+_TIMED_ROWS = 32
+_LOG = logging.getLogger(__name__)
+
+
+def mesh_of(
+    ensemble: SuperWeightEnsemble,
+    members: Sequence[str],
+    data: ImageData | SizedBatches,
+    config: TrainConfig,
+    processes: Processes,
+) -> Mesh:
+    """The mesh that a config asks for; the first process finds out how long members take, and so who runs them.
+
+    ``auto`` leaves rows as they are where a training cannot have member ranks, and for loaders of one's own, which give
+    each process its rows.
+
+    Raises:
+        SuperWeightError: Member ranks are asked for and cannot be (says why).
+    """
+    asked = config.mesh
+    splits = processes.size > 1 and (asked["members"] > 1 if isinstance(asked, Mapping) else asked == "auto")
+    why = _why_whole(ensemble, members, config) if splits else ""
+    if isinstance(asked, Mapping) and why:
+        raise SuperWeightError(why)
+    if not splits or why or (asked == "auto" and not isinstance(data, ImageData)):
+        return build_mesh(processes, [members])
+    costs: dict[str, float] = processes.on_rank_zero(lambda: member_costs(ensemble, members, data))
+    if isinstance(asked, Mapping):
+        ranks = asked["members"]
+    else:
+        ranks = chosen_ranks(costs, processes.size, config.sync_batch_norm)
+    placement = placed(costs, ranks)
+    told = "; ".join(", ".join(own) for own in placement)
+    _LOG.info("mesh: %d member ranks (%s), %d of rows", ranks, told, processes.size // ranks)
+    return build_mesh(processes, placement)
+
+
+def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: TrainConfig) -> str:
+    """Why a training cannot have member ranks; empty where it can."""
+    if precision_of(config) == "float16":
+        return "precision 'float16' scales the losses of all members at once: take 'bfloat16', or mesh 'rows'"
+    if config.optimizer.startswith("lamb") and config.optimizer_options.get("max_grad_norm", 1.0) is not None:
+        return (
+            f"optimizer {config.optimizer!r} clips by the norm of all gradients, of which a member rank has a part: "
+            "take optimizer_options {'max_grad_norm': None} and clip_norm, or mesh 'rows'"
+        )
+    owner: dict[int, str] = {}
+    for name in members:
+        for key, parameter in ensemble.members[name].named_parameters():
+            other = owner.setdefault(id(parameter), name)
+            if other != name:
+                return (
+                    f"members {other!r} and {name!r} have one tensor, {key}, of their own together, and could run on "
+                    "two member ranks: give each its own, or take mesh 'rows'"
+                )
+    return ""
+
+
+def member_costs(
+    ensemble: SuperWeightEnsemble, members: Sequence[str], data: ImageData | SizedBatches
+) -> dict[str, float]:
+    """Seconds that each member takes forward and backward on some images, the faster of two calls.
+
+    Of a loader of one's own, which may not give a batch twice, the members' trainable numbers in their place.
+    """
+    if not isinstance(data, ImageData):
+        return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
+    device = next(ensemble.parameters()).device
+    images, _ = next(iter(data.loader("train", min(_TIMED_ROWS, len(data.train)), device=device)))
+    found = {}
+    with own_randomness(device), torch.inference_mode(False), torch.enable_grad():
+        for name in members:
+            network = ensemble.materialize(name).train()
+            images = images.to(next(network.parameters()).dtype)
+            seconds = []
+            for _ in range(2):
+                _settle(device)
+                start = time.perf_counter()
+                answer_in(call_with(network, images)).sum().backward()
+                _settle(device)
+                seconds.append(time.perf_counter() - start)
+            found[name] = min(seconds)
+    return found
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gather_members(state: TrainState) -> None:
+    """Have all processes hold every member's parameters and buffers, and what hooks keep of them, as they are where
+    the member runs."""
+    if state.mesh is None or not state.mesh.is_split:
+        state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        return
+    for name in state.members:
+        member = state.ensemble.members[name]
+        held = [*member.parameters(), *member.buffers()]
+        state.processes.broadcast_(held, state.mesh.source_of(name))
+    for hook in state.hooks:
+        hook.gather(state)
+
+
+def gather_moments(state: TrainState) -> None:
+    """Have all processes hold what the optimizer keeps for the members' own parameters, for a checkpoint."""
+    if state.mesh is None or not state.mesh.is_split:
+        return
+    for name in state.members:
+        source = state.mesh.source_of(name)
+        parameters = _own_parameters(state, name)
+        held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
+        told = state.processes.told_by(source, [{key: _form(value) for key, value in one.items()} for one in held])
+        if state.processes.rank != source:
+            for parameter, forms in zip(parameters, told):
+                if forms:
+                    state.optimizer.state[parameter] = {key: _room(form, parameter) for key, form in forms.items()}
+            held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
+        tensors = [value for one, forms in zip(held, told) for key, value in one.items() if "shape" in forms[key]]
+        state.processes.broadcast_(tensors, source)
+
+
+def drop_moments(state: TrainState) -> None:
+    """Let go what the optimizer keeps for members that other processes run."""
+    if state.mesh is None or not state.mesh.is_split:
+        return
+    for name in state.members:
+        if name not in state.own_members:
+            for parameter in _own_parameters(state, name):
+                state.optimizer.state.pop(parameter, None)
+
+
+def _own_parameters(state: TrainState, name: str) -> list[nn.Parameter]:
+    return [one for one in state.ensemble.members[name].parameters() if one.requires_grad]
+
+
+def _form(value: Any) -> dict[str, Any]:
+    """What a value of an optimizer's is made of: all of a number, of a tensor what it takes to make room for it."""
+    if not isinstance(value, Tensor):
+        return {"number": value}
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.numel() == 1 and value.device.type == "cpu":  # a counter, which NCCL would not take
+        return {"number": value.item(), "dtype": dtype, "sides": list(value.shape)}
+    return {"shape": list(value.shape), "dtype": dtype}
+
+
+def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
+    if "shape" in form:
+        dtype, shape = getattr(torch, form["dtype"]), tuple(form["shape"])
+        if shape == tuple(parameter.shape):  # fused optimizers walk through both in one order
+            return torch.empty_like(parameter, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=parameter.device)
+    if "dtype" in form:
+        return torch.full(form["sides"], form["number"], dtype=getattr(torch, form["dtype"]))
+    return form["number"]
+
+
+def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The answers of all members to the rows of this process, of the same shape each: those that run elsewhere without
+    gradient."""
+    if not state.is_split:
+        return dict(own)
+    like = next(iter(own.values()))
+    nothing = torch.zeros_like(like, requires_grad=False)
+    every = torch.stack([own[name].detach() if name in own else nothing for name in state.members])
+    state.peers.all_reduce_([every])
+    return {name: own.get(name, answer) for name, answer in zip(state.members, every)}
