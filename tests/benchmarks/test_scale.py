@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superweight_ensembles.training.distributed import placed
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import mesh  # noqa: E402
 from mesh import Layout, Link, Member, Network, Workload, simulate  # noqa: E402
-
-from superweight_ensembles.training.distributed import placed
 
 FREE = Link(latency_s=0.0, bytes_per_s=math.inf)
 SLOW = Link(latency_s=1e-3, bytes_per_s=1e6)
