@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,28 +61,34 @@ class OneBatchAnEpoch:
         yield images[rows], labels[rows]
 
 
-def losses(recipe_file: str, precision: str, rate: float, seed: int, order: int | None = None) -> Losses:
+def losses(
+    recipe_file: str, precision: str, rate: float, seed: int, order: int | None = None, member_ranks: int = 1
+) -> Losses:
     """Of each of the first steps, each member's loss, in however many processes there are."""
     recipe = load_recipe(recipe_file, [f"seed={seed}"])
     dtype = torch.float64 if precision == "float64" else torch.float32
     config = swe.TrainConfig(
         epochs=STEPS, batch_size=recipe.training.batch_size, learning_rate=rate, schedule="constant",
-        precision="float32", device="cpu", seed=seed,
+        precision="float32", device="cpu", seed=seed, mesh={"members": member_ranks, "rows": 1},
     )  # fmt: skip
+    if member_ranks == 1:
+        config = dataclasses.replace(config, mesh="rows")
     build_fabric(config)
     members = recipe.build_members()
     for member in members.values():
         member.to(dtype)
     ensemble = swe.SuperWeightEnsemble(members, plan=recipe.plan(members), rng=recipe.bank_generator()).to(dtype)
-    data = OneBatchAnEpoch(recipe, seed, dtype, current_processes().shard, order)
+    shard = current_processes().shard if member_ranks == 1 else (0, 1)
+    data = OneBatchAnEpoch(recipe, seed, dtype, shard, order)
     history = swe.train(ensemble, data, config).history
     return [list(record["train_loss"].values()) for record in history]
 
 
 def losses_of_two(rank: int, recipe_file: str, seeds: int) -> dict[str, Losses]:
-    """What each of two processes sees, by case and seed."""
+    """What each of two processes sees, by member ranks, case and seed."""
     return {
-        f"{precision} {rate} {seed}": losses(recipe_file, precision, rate, seed)
+        f"{ranks} {precision} {rate} {seed}": losses(recipe_file, precision, rate, seed, member_ranks=ranks)
+        for ranks in (1, 2)
         for precision, rate in CASES
         for seed in range(seeds)
     }
@@ -94,7 +101,8 @@ def compared(recipe_file: str, seeds: int, of_two: dict[str, Losses]) -> list[di
         for seed in range(seeds):
             one = losses(recipe_file, precision, rate, seed)
             arms = {
-                "two_processes": of_two[f"{precision} {rate} {seed}"],
+                "two_processes": of_two[f"1 {precision} {rate} {seed}"],
+                "two_member_ranks": of_two[f"2 {precision} {rate} {seed}"],
                 "other_order": losses(recipe_file, precision, rate, seed, order=100 + seed),
             }
             found.append(

@@ -137,7 +137,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                         for values in zip(*(run[arm]["relative_differences"] for run in found))
                     ],
                 }
-                for arm in ("two_processes", "other_order")
+                for arm in ("two_processes", "two_member_ranks", "other_order")
             },
         }
         for (precision, rate), found in cases.items()
