@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from equal_losses import BOUND, STEPS, compared, losses_of_two
+from peak_memory import look_before, measure_peak
 from process_arms import (
     Step,
     ddp_step,
@@ -61,6 +62,7 @@ RATIOS = {
     "members_to_rows": ("bank members", "bank synchronised"),
     "members_to_one_of_two_threads": ("bank members", "one process, two threads"),
     "members_to_ddp": ("bank members", "ddp"),
+    "members_to_ddp_synchronised": ("bank members", "ddp synchronised"),
     "members_bank_to_own": ("bank members", "own members"),
 }
 
@@ -83,7 +85,7 @@ def main() -> None:
     for given in options.recipes:
         file, _, rounds = given.rpartition(":")
         answers = run_pair(measure, file, int(rounds), options.batch_size, options.image_size)
-        found.append(answers[0])
+        found.append({**answers[0], "memory": memory(file, options.batch_size, options.image_size)})
         print(line(found[-1]), flush=True)
     of_two = run_pair(losses_of_two, options.losses_of, options.seeds)
     assert of_two[0] == of_two[1], "both processes see the same losses"
@@ -230,6 +232,36 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
             for kind in micro[0]
         },
     }
+
+
+def memory(file: str, batch_size: int, image_size: int) -> dict[str, Any]:
+    """Bytes at the peak of a step, of the fuller process, beside those of one process."""
+    arms = ("one process", "bank synchronised", "bank members")
+    peaks = {arm: run_pair(peak_of, file, batch_size, image_size, arm) for arm in arms}
+    found = {arm: {kind: max(peak[kind] for peak in of_both) for kind in of_both[0]} for arm, of_both in peaks.items()}
+    one = found["one process"]
+    ratios = {arm: {kind: of_arm[kind] / one[kind] for kind in one} for arm, of_arm in found.items()}
+    return {"bytes": found, "to_one_process": ratios}
+
+
+def peak_of(rank: int, file: str, batch_size: int, image_size: int, arm: str) -> dict[str, int]:
+    recipe = load_recipe(file)
+    config = TrainConfig(
+        batch_size=batch_size, learning_rate=0.01, schedule="constant", precision="float32", device="cpu"
+    )
+    build_fabric(config)
+    processes = current_processes()
+    whole = recipe_batch(recipe, config, batch_size, image_size)
+    before = look_before()
+    batch = half(whole, rank) if arm == "bank synchronised" else whole
+    placed = placement(recipe, config, image_size) if arm == "bank members" else None
+    if arm == "one process":
+        processes = Processes()  # the other one does the same
+    step = library_step(recipe, config, batch, processes, {}, placed)
+    step()
+    step()
+    peak = measure_peak(step, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), before)
+    return {"live": peak.live, "resident": peak.resident}
 
 
 def taken(processes: Processes, step: Step) -> tuple[float, int, int]:

@@ -36,7 +36,9 @@ from superweight_ensembles.experiment import estimate_training, load_recipe
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import TrainConfig
+from superweight_ensembles.training.distributed import chosen_ranks
 
+_TIMED_ROWS = 32  # that the library times members on
 DEVICES = (4, 8, 16, 64, 256, 1024)
 NORM_IMAGES = 32
 # Assumptions: 75 TFLOP/s reached (3,000 images of ResNet-50 a second, forward and backward), 20 microseconds a layer (a
@@ -234,7 +236,14 @@ def _arms(workload: Workload, network: Network, batch: int, devices: int, one_s:
         ]
         return min(found, key=lambda pair: pair[0].seconds)
 
+    def chosen() -> tuple[Step, tuple[int, int]]:
+        """The mesh that the library's ``auto`` takes, norms over the whole batch."""
+        ranks = chosen_ranks({one.name: one.seconds(_TIMED_ROWS) for one in workload.members}, devices, True)
+        layout = Layout(data=devices // ranks, members=ranks, shared=True)
+        return simulate(workload, layout, batch, network), (devices // ranks, ranks)
+
     arms = {
+        "bank, auto, whole norm": chosen(),
         "bank, rows, whole norm": rows_only(True, None, False),
         "bank, rows": rows_only(True, NORM_IMAGES, False),
         "bank, members": spread(True),
@@ -315,7 +324,11 @@ def _from_pieces(found: dict[str, Any], modules: dict[str, nn.Module], plan: Sha
 
 def _built(file: str, classes: int | None) -> tuple[dict[str, nn.Module], SharingPlan]:
     """Members and plan of a recipe, whether or not its images are here."""
-    overrides = [] if classes != 1000 else ["data={name: synthetic, num_classes: 1000, channels: 3}"]
+    overrides = (
+        []
+        if classes != 1000
+        else ["data={name: synthetic, num_classes: 1000, channels: 3, num_train: 1000, num_test: 1000}"]
+    )
     recipe = load_recipe(file, overrides)
     with torch.random.fork_rng(devices=[]):
         members = recipe.build_members()

@@ -193,6 +193,7 @@ class TrainState:
         losses: Each member's loss in the last step that was taken, over all processes.
         objective: That members minimise in the place of the task's loss; None for that.
         progress: How far the training is.
+        answers_agree: Whether members on several processes are known to answer in one shape.
         settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
             when the training began, by hook and name.
     """
@@ -214,6 +215,7 @@ class TrainState:
     losses: dict[str, float] = field(default_factory=dict)
     objective: Objective | None = None
     progress: Progress = field(default_factory=Progress)
+    answers_agree: bool = False
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
 

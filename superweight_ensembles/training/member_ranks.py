@@ -187,8 +187,15 @@ def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Te
     gradient."""
     if not state.is_split:
         return dict(own)
-    like = next(iter(own.values()))
-    nothing = torch.zeros_like(like, requires_grad=False)
-    every = torch.stack([own[name].detach() if name in own else nothing for name in state.members])
+    like = next(iter(own.values())).detach()
+    if not state.answers_agree:  # else the exchange would fail in the backend's words
+        told = [list(like.shape[1:]), str(like.dtype == torch.float64)]
+        state.peers.assert_equal_across_ranks(told, "the shape of the members' answers")
+        state.answers_agree = True
+    exact = torch.promote_types(like.dtype, torch.float32)  # members may answer in several types under autocast
+    every = like.new_zeros(len(state.members), *like.shape, dtype=exact)
+    for place, name in enumerate(state.members):
+        if name in own:
+            every[place] = own[name].detach()
     state.peers.all_reduce_([every])
     return {name: own.get(name, answer) for name, answer in zip(state.members, every)}

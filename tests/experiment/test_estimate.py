@@ -22,6 +22,7 @@ from superweight_ensembles.experiment import (
     timing,
 )
 from superweight_ensembles.experiment import tables as plan_preview
+from superweight_ensembles.experiment.estimate import estimate_on_mesh
 from superweight_ensembles.experiment.timing import time_run
 from superweight_ensembles.models import count_flops
 from superweight_ensembles.plan import PlannedMember, SsnGroup, Target, independent_plan
@@ -402,3 +403,47 @@ def test_imagenet_is_estimated_without_data_or_memory() -> None:
     macs = [round(member.forward_flops / 2e9, 2) for member in found.members]
     assert macs == [1.81, 3.66, 4.09]
     assert 10 < found.peak_bytes / 2**30 < 13
+
+
+def test_a_mesh_by_hand() -> None:
+    """Two members of which one is three times the other: what each rank has, sends and takes."""
+    modules = {
+        "small": swe.wide_resnet(10, 1, 4),
+        "large": swe.wide_resnet(10, 2, 4),
+        "twin": swe.wide_resnet(10, 2, 4),
+    }
+    plan = swe.plan_sharing(modules, budget=0.9)
+    estimate = estimate_training(modules, plan, (3, 16, 16), swe.TrainConfig(batch_size=8, optimizer="adamw"))
+    one = estimate_on_mesh(estimate, plan, 1, "rows", True)
+    assert (one.placement, one.exchanged_bytes, one.relative_seconds) == ((("small", "large", "twin"),), 0, 1.0)
+    assert one.peak_bytes == pytest.approx(estimate.peak_bytes, rel=1e-6)
+    rows = estimate_on_mesh(estimate, plan, 2, "rows", True)
+    assert rows.exchanged_bytes == estimate.gradient_bytes and rows.relative_seconds == 0.5 * 1.25
+    assert estimate_on_mesh(estimate, plan, 2, "rows", False).relative_seconds == 0.5
+    members = estimate_on_mesh(estimate, plan, 2, {"members": 2, "rows": 1}, True)
+    assert {frozenset(own) for own in members.placement} == {frozenset({"large"}), frozenset({"twin", "small"})} or {
+        frozenset(own) for own in members.placement
+    } == {frozenset({"twin"}), frozenset({"large", "small"})}
+    assert members.exchanged_bytes == 4 * (plan.num_parameters - plan.num_private)
+    flops = {member.name: member.forward_flops for member in estimate.members}
+    assert members.relative_seconds == pytest.approx((flops["large"] + flops["small"]) / sum(flops.values()))
+    assert rows.peak_bytes < one.peak_bytes and members.peak_bytes < one.peak_bytes
+    with pytest.raises(SuperWeightError, match="a mesh of 4 member ranks needs as many members, and 3 are trained"):
+        estimate_on_mesh(estimate, plan, 4, {"members": 4, "rows": 1}, True)
+
+
+def test_plan_says_how_processes_divide_a_training(monkeypatch, capsys) -> None:
+    digits = RECIPES / "digits.yaml"
+    assert superweights(monkeypatch, "plan", digits, "--flops-per-second", "1e10", "--processes", "4") == 0
+    title, ranks, exchanged, fullest, seconds = capsys.readouterr().out.splitlines()[-5:]
+    assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', which is told in brackets)"
+    assert ranks.startswith("member ranks") and "of rows: " in ranks
+    assert "MiB  gradients, a step and process (" in exchanged and "MiB  in a step; one process alone" in fullest
+    assert float(seconds.split()[4]) < 0.5
+    given = "training.mesh={members: 5, rows: 1}"
+    assert (
+        superweights(monkeypatch, "plan", digits, "--flops-per-second", "1e10", "--processes", "4", "--set", given) == 2
+    )
+    assert "5 member ranks and 1 of rows is for 5 processes, and the job has 4" in capsys.readouterr().err
+    assert superweights(monkeypatch, "plan", digits, "--json", "--processes", "4") == 2
+    assert "leave --flops-per-second and --processes out" in capsys.readouterr().err
