@@ -235,26 +235,31 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
 
 
 def memory(file: str, batch_size: int, image_size: int) -> dict[str, Any]:
-    """Bytes at the peak of a step, of the fuller process, beside those of one process."""
-    arms = ("one process", "bank synchronised", "bank members")
-    peaks = {arm: run_pair(peak_of, file, batch_size, image_size, arm) for arm in arms}
+    """Bytes at the peak of a step, of the fuller process, beside those of one process, by optimizer."""
+    return {name: _memory(file, batch_size, image_size, name) for name in ("sgd", "adamw")}
+
+
+def _memory(file: str, batch_size: int, image_size: int, optimizer: str) -> dict[str, Any]:
+    arms = ("one process", *(f"bank {arm}{part}" for arm in ("synchronised", "members") for part in ("", ", sharded")))
+    peaks = {arm: run_pair(peak_of, file, batch_size, image_size, arm, optimizer) for arm in arms}
     found = {arm: {kind: max(peak[kind] for peak in of_both) for kind in of_both[0]} for arm, of_both in peaks.items()}
     one = found["one process"]
     ratios = {arm: {kind: of_arm[kind] / one[kind] for kind in one} for arm, of_arm in found.items()}
     return {"bytes": found, "to_one_process": ratios}
 
 
-def peak_of(rank: int, file: str, batch_size: int, image_size: int, arm: str) -> dict[str, int]:
+def peak_of(rank: int, file: str, batch_size: int, image_size: int, arm: str, optimizer: str) -> dict[str, int]:
     recipe = load_recipe(file)
     config = TrainConfig(
-        batch_size=batch_size, learning_rate=0.01, schedule="constant", precision="float32", device="cpu"
-    )
+        batch_size=batch_size, learning_rate=0.01, schedule="constant", precision="float32", device="cpu",
+        optimizer=optimizer, shard_moments=arm.endswith("sharded"),
+    )  # fmt: skip
     build_fabric(config)
     processes = current_processes()
     whole = recipe_batch(recipe, config, batch_size, image_size)
     before = look_before()
-    batch = half(whole, rank) if arm == "bank synchronised" else whole
-    placed = placement(recipe, config, image_size) if arm == "bank members" else None
+    batch = half(whole, rank) if "synchronised" in arm else whole
+    placed = placement(recipe, config, image_size) if "members" in arm else None
     if arm == "one process":
         processes = Processes()  # the other one does the same
     step = library_step(recipe, config, batch, processes, {}, placed)

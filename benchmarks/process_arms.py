@@ -27,6 +27,7 @@ from superweight_ensembles.training import (
     build_schedule,
 )
 from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, build_mesh, placed, synchronised
+from superweight_ensembles.training.member_ranks import moment_owners
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]
@@ -64,6 +65,7 @@ def library_step(
         processes=processes,
         mesh=None if placement is None else build_mesh(processes, placement),
     )
+    state.moment_owners = moment_owners(state)
     step = TrainStep(state, JointLoss(loss_function=nn.functional.cross_entropy), Execution())
 
     def take() -> None:

@@ -159,7 +159,8 @@ class MeshEstimate:
         placement: Members by member rank.
         rows: Processes that share the rows of a batch.
         peak_bytes: Of the fullest process in a step.
-        exchanged_bytes: Gradients that a process hands to the others in a step; answers and norms come to it.
+        exchanged_bytes: Gradients that a process hands to the others in a step, and its part of the bank where that is
+            sharded; answers and norms come to it.
         relative_seconds: Of a step, by that of one process.
     """
 
@@ -171,7 +172,12 @@ class MeshEstimate:
 
 
 def estimate_on_mesh(
-    estimate: TrainingEstimate, plan: SharingPlan, processes: int, mesh: str | Mapping[str, int], synchronised: bool
+    estimate: TrainingEstimate,
+    plan: SharingPlan,
+    processes: int,
+    mesh: str | Mapping[str, int],
+    synchronised: bool,
+    sharded: bool = False,
 ) -> MeshEstimate:
     """What a training would take on several processes, members being as dear as their FLOPs.
 
@@ -181,6 +187,7 @@ def estimate_on_mesh(
         processes: Of the job.
         mesh: As :class:`TrainConfig` takes it.
         synchronised: Whether norms take the statistics of all rows.
+        sharded: Whether each process keeps the optimizer's state of a part of the bank.
 
     Raises:
         SuperWeightError: A mesh that does not go with the processes or the members.
@@ -195,6 +202,7 @@ def estimate_on_mesh(
     made = {member.name: member.num_parameters - member.num_private for member in plan.members}
     number = estimate.gradient_bytes / max(plan.num_parameters, 1)
     bank = plan.num_parameters - plan.num_private
+    parts = processes if sharded else 1
     peaks, exchanged = [], []
     for own in placement:
         held = bank + sum(private[name] for name in own)
@@ -204,11 +212,11 @@ def estimate_on_mesh(
         through_bank = estimate.generated_gradient_bytes * share + held * number + estimate.bank_copy_bytes
         peaks.append(
             estimate.parameter_bytes
-            + estimate.optimizer_bytes * held / max(plan.num_parameters, 1)
+            + estimate.optimizer_bytes * (held - bank * (1 - 1 / parts)) / max(plan.num_parameters, 1)
             + estimate.batch_bytes / rows
             + max(estimate.generated_bytes * share + kept, through_bank)
         )
-        exchanged.append((held if rows > 1 else bank) * number)
+        exchanged.append(((held if rows > 1 else bank) + (bank if sharded else 0)) * number)
     return MeshEstimate(
         placement=placement,
         rows=rows,

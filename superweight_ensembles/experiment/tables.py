@@ -264,8 +264,10 @@ def _estimate(
 def _mesh_lines(config: TrainConfig, plan: SharingPlan, estimate: TrainingEstimate, processes: int) -> list[str]:
     """How several processes would divide the training, or what to write for that."""
     mesh = config.mesh if isinstance(config.mesh, Mapping) else "auto"
-    found = estimate_on_mesh(estimate, plan, processes, mesh, config.sync_batch_norm)
-    of_rows = estimate_on_mesh(estimate, plan, processes, "rows", config.sync_batch_norm)
+    found, of_rows = (
+        estimate_on_mesh(estimate, plan, processes, one, config.sync_batch_norm, config.shard_moments)
+        for one in (mesh, "rows")
+    )
     ranks = "; ".join(", ".join(own) for own in found.placement)
     asked = dict(mesh) if isinstance(mesh, Mapping) else mesh
     title = f"On {processes} processes, training.mesh {asked}"

@@ -30,7 +30,7 @@ _MOST = {
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "mesh", "micro_batches", "num_threads", "num_workers", "recompute",
-    "skip_non_finite",
+    "shard_moments", "skip_non_finite",
 )  # fmt: skip
 
 
@@ -94,6 +94,8 @@ class TrainConfig:
             D}`` (R groups of processes run some members each, the D processes of a group on their rows; R D is the
             number of processes), or ``auto``: the fastest of these by the members' measured times and the cost of norms
             over several processes. With rows: 1 members see whole batches.
+        shard_moments: Of several processes, each keeps the optimizer's state of a part of the bank alone, steps it and
+            gives it on: less memory, half as many bytes more.
         device: ``auto``, ``cpu`` or ``cuda``.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
@@ -136,6 +138,7 @@ class TrainConfig:
     skip_non_finite: int = 0
     sync_batch_norm: bool = True
     mesh: str | Mapping[str, int] = "rows"
+    shard_moments: bool = False
     device: str = "auto"
     num_threads: int = 0
     num_workers: int = 0

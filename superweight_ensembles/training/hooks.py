@@ -194,6 +194,7 @@ class TrainState:
         objective: That members minimise in the place of the task's loss; None for that.
         progress: How far the training is.
         answers_agree: Whether members on several processes are known to answer in one shape.
+        moment_owners: Of parameters of the bank, by name, the process that alone keeps the optimizer's state.
         settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
             when the training began, by hook and name.
     """
@@ -216,6 +217,7 @@ class TrainState:
     objective: Objective | None = None
     progress: Progress = field(default_factory=Progress)
     answers_agree: bool = False
+    moment_owners: Mapping[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
 

@@ -61,7 +61,7 @@ from superweight_ensembles.training.distillation import Distillation
 from superweight_ensembles.training.distributed import Mesh, check_mesh, current_processes
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks, checked_entries
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective
-from superweight_ensembles.training.member_ranks import answers_of_all, gather_members, mesh_of
+from superweight_ensembles.training.member_ranks import answers_of_all, gather_members, mesh_of, moment_owners
 from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.randomness import own_randomness, seed_all, set_random_states
 from superweight_ensembles.training.recomputation import recomputed_blocks
@@ -543,6 +543,7 @@ def train(
         objective=objective,
     )
     _agree(state)
+    state.moment_owners = moment_owners(state)
     loss = JointLoss(
         loss_function=None if objective is not None else TaskLoss(ensemble.task, config.label_smoothing),
         objective=objective,

@@ -129,13 +129,37 @@ def gather_members(state: TrainState) -> None:
         hook.gather(state)
 
 
+def moment_owners(state: TrainState) -> dict[str, int]:
+    """The process that keeps the optimizer's state of each parameter of the bank, where the config divides it."""
+    if not state.config.shard_moments or state.processes.size == 1:
+        return {}
+    bank = {f"bank.{key}": one for key, one in state.ensemble.bank.named_parameters() if one.requires_grad}
+    owners = placed({name: float(one.numel()) for name, one in bank.items()}, state.processes.size)
+    return {name: rank for rank, own in enumerate(owners) for name in own}
+
+
+def step_optimizer(state: TrainState) -> None:
+    """A step of the optimizer; where its state of the bank is divided, each process takes its part and gives it on.
+
+    Raises:
+        RuntimeError, ValueError: As the optimizer does.
+    """
+    named = dict(state.ensemble.named_parameters())
+    owners = {name: owner for name, owner in state.moment_owners.items() if name in named}
+    others = [named[name] for name, owner in owners.items() if owner != state.processes.rank]
+    gradients = [parameter.grad for parameter in others]
+    for parameter in others:
+        parameter.grad = None
+    state.optimizer.step()
+    for parameter, gradient in zip(others, gradients):
+        parameter.grad = gradient
+    for rank in sorted(set(owners.values())):
+        state.processes.broadcast_([named[name] for name, owner in owners.items() if owner == rank], rank)
+
+
 def gather_moments(state: TrainState) -> None:
-    """Have all processes hold what the optimizer keeps for the members' own parameters, for a checkpoint."""
-    if state.mesh is None or not state.mesh.is_split:
-        return
-    for name in state.members:
-        source = state.mesh.source_of(name)
-        parameters = _own_parameters(state, name)
+    """Have all processes hold what the optimizer keeps anywhere, for a checkpoint."""
+    for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
         told = state.processes.told_by(source, [{key: _form(value) for key, value in one.items()} for one in held])
         if state.processes.rank != source:
@@ -148,17 +172,25 @@ def gather_moments(state: TrainState) -> None:
 
 
 def drop_moments(state: TrainState) -> None:
-    """Let go what the optimizer keeps for members that other processes run."""
-    if state.mesh is None or not state.mesh.is_split:
-        return
-    for name in state.members:
-        if name not in state.own_members:
-            for parameter in _own_parameters(state, name):
-                state.optimizer.state.pop(parameter, None)
+    """Let go what the optimizer keeps for other processes."""
+    for _, is_kept, parameters in _kept_apart(state):
+        for parameter in () if is_kept else parameters:
+            state.optimizer.state.pop(parameter, None)
 
 
-def _own_parameters(state: TrainState, name: str) -> list[nn.Parameter]:
-    return [one for one in state.ensemble.members[name].parameters() if one.requires_grad]
+def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]:
+    """Parameters whose state in the optimizer some processes keep alone: the first of these, and whether this one does,
+    too."""
+    found: list[tuple[int, bool, list[nn.Parameter]]] = []
+    if state.mesh is not None and state.mesh.is_split:
+        for name in state.members:
+            own = [one for one in state.ensemble.members[name].parameters() if one.requires_grad]
+            found.append((state.mesh.source_of(name), name in state.own_members, own))
+    named = dict(state.ensemble.named_parameters())
+    for rank in sorted(set(state.moment_owners.values())):
+        own = [named[name] for name, owner in state.moment_owners.items() if owner == rank and name in named]
+        found.append((rank, rank == state.processes.rank, own))
+    return found
 
 
 def _form(value: Any) -> dict[str, Any]:

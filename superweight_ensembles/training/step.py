@@ -41,6 +41,7 @@ from superweight_ensembles.training.joint import (
     most_parts,
     row_parts,
 )
+from superweight_ensembles.training.member_ranks import step_optimizer
 from superweight_ensembles.training.randomness import own_randomness, random_states, set_random_states
 
 _SHOWN = 3
@@ -214,7 +215,7 @@ class TrainStep:
                 self._clip(state.config.clip_norm)
             state.losses = dict(zip(state.members, found))
             try:
-                state.optimizer.step()
+                step_optimizer(state)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise

@@ -120,6 +120,7 @@ FEW = {
     "clipped": lambda *job: plain(*job, clip_norm=0.05),
     "bad step": lambda *job: plain(*job, bad=1, skip_non_finite=2),
     "their mean": lambda *job: plain(*job, hooks=["ensemble"]),
+    "sharded": lambda *job: plain(*job, shard_moments=True),
 }
 EXACT = {
     **FEW,
@@ -128,6 +129,8 @@ EXACT = {
     "the others": lambda *job: plain(*job, hooks=["others"]),
     "prefixes": lambda *job: plain(*job, hooks=["prefixes"]),
     "averaged": lambda *job: plain(*job, hooks=["averaged"]),
+    "adamw, sharded": lambda *job: plain(*job, optimizer="adamw", learning_rate=0.01, shard_moments=True),
+    "untied, sharded": lambda *job: plain(*job, hooks=["untying"], epochs=3, shard_moments=True),
     "untied": lambda *job: plain(*job, hooks=["untying"], epochs=3),
 }
 ROUNDED = {
@@ -145,7 +148,8 @@ def trained_in(folder, mesh, rows, *, stop=False, resume=False):
         if stop and (progress.epoch, progress.step) == (2, 1) and progress.record is None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config = dataclasses.replace(CONFIG, mesh=mesh, optimizer="adamw", learning_rate=0.01)
+    sharded = not stop and isinstance(mesh, dict)  # a checkpoint does not depend on it
+    config = dataclasses.replace(CONFIG, mesh=mesh, optimizer="adamw", learning_rate=0.01, shard_moments=sharded)
     trained = ensemble()
     try:
         swe.train(trained, Rows(rows), config, hooks=[HOOKS["averaged"]()], out=folder, resume=resume, callback=look)
@@ -170,6 +174,22 @@ REFUSED = [
 ]
 
 
+class Kept(swe.Hook):
+    """Names the parameters for which the optimizer keeps something here."""
+
+    watches = True
+
+    def after_step(self, state, scalars):
+        self.names = {name for name, one in state.ensemble.named_parameters() if state.optimizer.state.get(one)}
+
+
+def kept(**changes):
+    trained, hook = ensemble(), Kept()
+    config = dataclasses.replace(CONFIG, epochs=1, **changes)
+    swe.train(trained, Rows((0, 1)), config, hooks=[hook])
+    return sorted(hook.names)
+
+
 def refusal(mesh, members=None, make="", **changes):
     trained = sharing_norms() if make else ensemble(torch.float32)
     try:
@@ -190,6 +210,7 @@ def job_of_two(rank, folder):
     found = {name: case(mesh, whole) for name, case in (EXACT | ROUNDED).items()}
     found["auto"] = on_images("auto", None)
     found["refused"] = [refusal(**given) for given, _ in REFUSED]
+    found["kept"] = [kept(mesh=mesh, shard_moments=sharded) for sharded in (False, True)]
     found["stopped"] = trained_in(folder / "by members", mesh, whole, stop=True)
     trained_in(folder / "by rows", "rows", (rank, 2), stop=True)
     found["resumed"] = [trained_in(folder / name, mesh, whole, resume=True) for name in ("by one", "by rows")]
@@ -245,6 +266,15 @@ def test_two_member_ranks_learn_in_float32_what_one_process_does(of_two, of_one,
         assert_as_one(answer[case], of_one[case], rtol=2e-3, atol=2e-3)
     sizes = of_one["widths"]["sizes"]
     assert all(torch.equal(answer["widths"]["sizes"], sizes) for answer in of_two[1]) and int(sizes.min()) < 8
+
+
+def test_what_the_optimizer_keeps_is_divided(of_two):
+    every = {name for name, one in ensemble().named_parameters() if one.requires_grad}
+    bank = {name for name in every if name.startswith("bank.")}
+    whole, sharded = ([set(answer["kept"][place]) for answer in of_two[1]] for place in (0, 1))
+    assert whole[0] & whole[1] == bank and whole[0] | whole[1] == every
+    assert sharded[0] & sharded[1] == set() and sharded[0] | sharded[1] == every
+    assert all(own & bank and own - bank for own in sharded)
 
 
 def test_auto_takes_a_mesh_by_the_members_times(of_two):
