@@ -111,6 +111,7 @@ def names_options(what: _Named) -> _Named:
     signature = inspect.signature(call)
     taken = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     known = [one.name for one in taken if one.name != "self"]
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks it itself
     by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
 
     @wraps(call)
@@ -121,7 +122,7 @@ def names_options(what: _Named) -> _Named:
             try:
                 signature.bind(*given, **options)
             except TypeError as error:
-                for option in options:
+                for option in () if takes_any else options:
                     if option not in known:
                         raise unknown_name(f"option of {what.__name__}", option, known) from None
                 remedy = (

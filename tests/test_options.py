@@ -32,6 +32,10 @@ MEMBERS = {"a": swe.wide_resnet(10, 0.25, 4), "b": swe.wide_resnet(10, 0.5, 4)}
         (lambda: swe.TrainConfig(amp=True), "'amp': did you mean 'precision'"),
         (lambda: swe.TrainConfig(gradient_checkpointing=True), "did you mean 'recompute'"),
         (lambda: swe.TrainConfig(3), "too many positional arguments: write options by name, such as epochs="),
+        (
+            lambda: swe.plan_sharing({}, 0.9, bins=2),
+            "too many positional arguments: write options by name, such as budget=",
+        ),
         (lambda: replace(swe.TrainConfig(), epoch=3), "'epoch': did you mean 'epochs'"),
         (lambda: swe.TrainConfig(device="cuda:1"), "device 'cuda:1': write 'cuda', and CUDA_VISIBLE_DEVICES=1"),
         (lambda: swe.TrainConfig(device="mps"), "unknown device 'mps': did you mean 'cpu'"),

@@ -233,7 +233,7 @@ def _slices(box: Box) -> tuple[slice, ...]:
 
 
 def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarget]) -> ClusterProgram:
-    deepest = max((target.slot for target in targets), default=-1)
+    deepest, every_block = max((target.slot for target in targets), default=-1), cluster.blocks
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
     together = sum(math.prod(cluster.slots[target.slot].shape) for target in targets) <= _NUMBERS_TOGETHER
@@ -246,7 +246,7 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     ]
     order = [{vector: position for position, vector in enumerate(vectors)} for vectors in used]
     for (last, _), same in grouped.items():
-        for place in placements(cluster.blocks[: last + 1]):
+        for place in placements(every_block[: last + 1]):
             vectors = tuple(order[place.slot][target.vectors[place.slot]] for target in same)
             use = BlockUse(
                 group=len(groups), place=place, positions=_positions(vectors), vectors=vectors,

@@ -203,12 +203,12 @@ def _users(
     cluster: Cluster, slot: int, weights: GivenWeights, device: torch.device
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Of the targets that use a slot: their numbers (n, Q), which of them they have (n, Q), and their vectors (n,)."""
-    rows, gaps, owners = [], [], []
+    rows, gaps, owners, every_block = [], [], [], cluster.blocks
     present: dict[int, Tensor] = {}
     for target in cluster.targets:
         if target.slot < slot:
             continue
-        blocks = cluster.blocks[: target.slot + 1]
+        blocks = every_block[: target.slot + 1]
         weight = target.of(weights[target.member][target.name].detach())
         if target.slot not in present:
             present[target.slot] = decompose(blocks, torch.ones(weight.shape, device=device))[slot].bool()

@@ -160,6 +160,7 @@ def _seconds_of(
     timed = replace(
         config, epochs=epochs, batch_size=batch, validate_every=2, schedule="constant", milestones=(), num_workers=0,
         gamma=TrainConfig().gamma, learning_rate=1e-6, random_resized_crop=False, checkpoint_steps=0,
+        mesh="rows",
         micro_batches=min(config.micro_batches, batch) if isinstance(config.micro_batches, int) else 1,
     )  # fmt: skip
     clock = _Clock(device=build_fabric(config).device)

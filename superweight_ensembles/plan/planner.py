@@ -124,7 +124,8 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
             cluster, unless ``kernels`` says otherwise.
         kernels: ``apart`` (the default): layers of one kernel size share; ``centre``: those of one kind do, a small
             kernel as the centre of a large one, and a linear layer as that of any convolution. Trained no better
-            (docs/measured.md).
+            (docs/measured.md). Not with a search that splits clusters; with tied coefficients, layers of small kernels
+            start as small as those of large ones. At most 128 shapes in a cluster of several kernels.
         bins: Depth bins B of a member, 4 unless given: a kernel has round(B x its share of the targets of the first
             member that has it), at least one. ``depth_bins`` alone reads it.
         num_groups: Clusters that ``random`` makes; it alone reads them.

@@ -429,6 +429,8 @@ def _problem_of_slots(cluster: Cluster) -> str:
     for target in cluster.targets:
         if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
             return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
+        if target.ones > 0 and len(cluster.slots[target.slot].shape) > 2:
+            return f"{target.label:.200} has more dimensions than its slot, which has a kernel"
         dropped = cluster.slots[target.slot].shape[2 : 2 - target.ones] if target.ones < 0 else ()
         if len(dropped) != max(-target.ones, 0) or set(dropped) > {1}:
             return f"{target.label:.200} has fewer dimensions than its slot, and those that it lacks are not of size 1"

@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -79,11 +78,6 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
         >>> [slot.size for slot in slot_blocks([(16, 16, 1, 1), (8, 8, 3, 3)])]
         [256, 512]
     """
-    return _slot_blocks(tuple(shapes))
-
-
-@lru_cache(maxsize=1024)
-def _slot_blocks(shapes: tuple[Shape, ...]) -> tuple[SlotBlocks, ...]:
     crops = len({shape[2:] for shape in shapes}) == 1
     wholes = [_box(shape) for shape in shapes]
     found = []

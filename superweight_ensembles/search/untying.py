@@ -165,10 +165,10 @@ def use_gradients(
 ) -> Tensor:
     """(uses, numbers in a vector): the gradient of each use of a coefficient vector, in the form of its slot."""
     cluster = bank.plan.superweight_clusters[index]
-    key = slot_key(index, slot)
+    key, blocks = slot_key(index, slot), cluster.blocks
     made = torch.stack(
         [
-            decompose(cluster.blocks[: target.slot + 1], target.of(gradients[target.member, target.name]))[slot]
+            decompose(blocks[: target.slot + 1], target.of(gradients[target.member, target.name]))[slot]
             for target in targets
         ]
     )

@@ -279,7 +279,8 @@ class _Loop:
         """The steps of an epoch, or those of them that are left."""
         state, progress, config = self.state, self.state.progress, self.state.config
         start = time.perf_counter() - progress.seconds
-        seed_all(config.seed * 100_003 + state.epoch + state.processes.rank * _RANKS_APART)
+        # by rows: loaders of one's own that shuffle give the same rows to all processes that have the same part
+        seed_all(config.seed * 100_003 + state.epoch + state.rows.rank * _RANKS_APART)
         if not progress.step:
             progress.learning_rate = float(state.schedule.get_last_lr()[0])
         state.ensemble.train()
@@ -521,9 +522,9 @@ def train(
     if isinstance(data, ImageData):
         ensemble.images = Preprocessing.of(data)
     ensemble.to(fabric.device)
-    channels_last = set_memory_format(ensemble, config, fabric)
     mesh = mesh_of(ensemble, trained, data, config, processes)
     _check_job(mesh, config)
+    channels_last = set_memory_format(ensemble, config, fabric)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, mesh.rows.shard)
     optimizer = build_optimizer(ensemble, config)
     state = TrainState(

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from superweight_ensembles.data import ImageData
-from superweight_ensembles.ensemble import SuperWeightEnsemble
+from superweight_ensembles.data import ImageData, checksum, tensors_of
+from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models import answer_in, call_with
+from superweight_ensembles.models import answer_in, call_with, calling
 from superweight_ensembles.training.batches import SizedBatches
 from superweight_ensembles.training.config import TrainConfig
 from superweight_ensembles.training.device import precision_of
@@ -66,15 +66,19 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
     """Why a training cannot have member ranks; empty where it can."""
     if precision_of(config) == "float16":
         return "precision 'float16' scales the losses of all members at once: take 'bfloat16', or mesh 'rows'"
-    if config.optimizer.startswith("lamb") and config.optimizer_options.get("max_grad_norm", 1.0) is not None:
+    if "lamb" in config.optimizer and config.optimizer_options.get("max_grad_norm", 1.0) is not None:
         return (
             f"optimizer {config.optimizer!r} clips by the norm of all gradients, of which a member rank has a part: "
             "take optimizer_options {'max_grad_norm': None} and clip_norm, or mesh 'rows'"
         )
     owner: dict[int, str] = {}
     for name in members:
-        for key, parameter in ensemble.members[name].named_parameters():
-            other = owner.setdefault(id(parameter), name)
+        member = ensemble.members[name]
+        extra = next((key for key, one in member.state_dict().items() if not isinstance(one, Tensor)), None)
+        if extra is not None:
+            return f"member {name!r} keeps {extra}, no tensor, which other processes could not take: take mesh 'rows'"
+        for key, tensor in (*member.named_parameters(), *member.named_buffers()):
+            other = owner.setdefault(id(tensor), name)
             if other != name:
                 return (
                     f"members {other!r} and {name!r} have one tensor, {key}, of their own together, and could run on "
@@ -92,18 +96,19 @@ def member_costs(
     """
     if not isinstance(data, ImageData):
         return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
-    device = next(ensemble.parameters()).device
+    device = first_parameter({"": ensemble}).device
     images, _ = next(iter(data.loader("train", min(_TIMED_ROWS, len(data.train)), device=device)))
     found = {}
     with own_randomness(device), torch.inference_mode(False), torch.enable_grad():
         for name in members:
             network = ensemble.materialize(name).train()
-            images = images.to(next(network.parameters()).dtype)
+            images = images.to(first_parameter({name: network}).dtype)
             seconds = []
             for _ in range(2):
                 _settle(device)
                 start = time.perf_counter()
-                answer_in(call_with(network, images)).sum().backward()
+                with calling(name, images):
+                    answer_in(call_with(network, images)).sum().backward()
                 _settle(device)
                 seconds.append(time.perf_counter() - start)
             found[name] = min(seconds)
@@ -122,11 +127,30 @@ def gather_members(state: TrainState) -> None:
         state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
         return
     for name in state.members:
-        member = state.ensemble.members[name]
-        held = [*member.parameters(), *member.buffers()]
-        state.processes.broadcast_(held, state.mesh.source_of(name))
+        member, source = state.ensemble.members[name], state.mesh.source_of(name)
+        told = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
+        held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in told.items())]
+        state.processes.broadcast_(held, source)
     for hook in state.hooks:
         hook.gather(state)
+
+
+def _kept_buffers(member: nn.Module) -> dict[str, Tensor]:
+    """Those that a state dict holds; all others a member makes again in its calls."""
+    kept = member.state_dict()
+    return {key: one for key, one in member.named_buffers(remove_duplicate=False) if key in kept}
+
+
+def _buffer_like(member: nn.Module, key: str, form: dict[str, Any]) -> Tensor:
+    """A member's buffer, made anew where the process that runs the member has another shape or type of it by now."""
+    owner, _, local = key.rpartition(".")
+    module = member.get_submodule(owner)
+    shape, dtype = tuple(form["shape"]), getattr(torch, form["dtype"])
+    held = module._buffers.get(local)
+    if held is None or tuple(held.shape) != shape or held.dtype != dtype:
+        held = torch.zeros(shape, dtype=dtype, device=first_parameter({"": member}).device)
+        module._buffers[local] = held
+    return held
 
 
 def moment_owners(state: TrainState) -> dict[str, int]:
@@ -161,13 +185,15 @@ def gather_moments(state: TrainState) -> None:
     """Have all processes hold what the optimizer keeps anywhere, for a checkpoint."""
     for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        told = state.processes.told_by(source, [{key: _form(value) for key, value in one.items()} for one in held])
+        told = state.processes.told_by(
+            source, [{key: _form(value, True) for key, value in one.items()} for one in held]
+        )
         if state.processes.rank != source:
-            for parameter, forms in zip(parameters, told):
-                if forms:
-                    state.optimizer.state[parameter] = {key: _room(form, parameter) for key, form in forms.items()}
+            for parameter, own in zip(parameters, told):
+                if own:
+                    state.optimizer.state[parameter] = {key: _room(form, parameter) for key, form in own.items()}
             held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        tensors = [value for one, forms in zip(held, told) for key, value in one.items() if "shape" in forms[key]]
+        tensors = [value for one, own in zip(held, told) for key, value in one.items() if "shape" in own[key]]
         state.processes.broadcast_(tensors, source)
 
 
@@ -193,12 +219,12 @@ def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]
     return found
 
 
-def _form(value: Any) -> dict[str, Any]:
+def _form(value: Any, counters: bool = False) -> dict[str, Any]:
     """What a value of an optimizer's is made of: all of a number, of a tensor what it takes to make room for it."""
     if not isinstance(value, Tensor):
         return {"number": value}
     dtype = str(value.dtype).removeprefix("torch.")
-    if value.numel() == 1 and value.device.type == "cpu":  # a counter, which NCCL would not take
+    if counters and value.numel() == 1 and value.device.type == "cpu":  # which NCCL would not take
         return {"number": value.item(), "dtype": dtype, "sides": list(value.shape)}
     return {"shape": list(value.shape), "dtype": dtype}
 
@@ -214,6 +240,26 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
     return form["number"]
 
 
+def agree_on_rows(state: TrainState, targets: Any) -> None:
+    """See to it that processes that run other members on the same rows have the same rows.
+
+    Raises:
+        SuperWeightError: Their loaders give each rows of its own.
+    """
+    if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
+        told = [checksum(one) for one in tensors_of(targets)]
+        state.peers.assert_equal_across_ranks(
+            told, f"the first batch (of {state.processes.size} processes, those p with the same p % {state.rows.size} "
+            "have the same rows, for other members)",
+        )  # fmt: skip
+
+
+def own_answers(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In the place of :func:`answers_of_all` where no other process takes part: nothing of those that run elsewhere."""
+    like = next(iter(own.values())).detach()
+    return {name: own[name] if name in own else torch.zeros_like(like) for name in state.members}
+
+
 def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The answers of all members to the rows of this process, of the same shape each: those that run elsewhere without
     gradient."""
@@ -221,8 +267,8 @@ def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Te
         return dict(own)
     like = next(iter(own.values())).detach()
     if not state.answers_agree:  # else the exchange would fail in the backend's words
-        told = [list(like.shape[1:]), str(like.dtype == torch.float64)]
-        state.peers.assert_equal_across_ranks(told, "the shape of the members' answers")
+        told = [list(like.shape), str(like.dtype == torch.float64)]
+        state.peers.assert_equal_across_ranks(told, "the shape of the members' answers to the rows that they share")
         state.answers_agree = True
     exact = torch.promote_types(like.dtype, torch.float32)  # members may answer in several types under autocast
     every = like.new_zeros(len(state.members), *like.shape, dtype=exact)

@@ -41,7 +41,7 @@ from superweight_ensembles.training.joint import (
     most_parts,
     row_parts,
 )
-from superweight_ensembles.training.member_ranks import step_optimizer
+from superweight_ensembles.training.member_ranks import agree_on_rows, own_answers, step_optimizer
 from superweight_ensembles.training.randomness import own_randomness, random_states, set_random_states
 
 _SHOWN = 3
@@ -153,7 +153,6 @@ class TrainStep:
         self._scaler = scaler_of(state.fabric)
         self._dtype = first_parameter({"": state.ensemble}).dtype
         self._begun = False
-        self._shared: set[str] = set()  # parameters, by name, that members of several processes have gradients of
         self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
@@ -185,6 +184,7 @@ class TrainStep:
             self._loss.distillation.history.open(progress.step, count)
         losses = self._of_all(self._gradients(inputs, targets, weight, put_back))
         if not self._begun:
+            agree_on_rows(state, ready[0][1])
             self._check_one_row(rows_of(ready[0][0], slice(0, 1)))
             for name in state.own_members:  # what a call leaves in a member may be more than can be copied
                 copied(state.ensemble.members[name], f"after a call, member {name!r}")
@@ -290,21 +290,22 @@ class TrainStep:
         if not state.is_split:
             state.processes.all_reduce_([losses, *self._held().values()])
             return
-        shared = []
-        for name, parameter in state.ensemble.named_parameters():
-            if name in self._shared:
+        named = dict(state.ensemble.named_parameters())
+        there = losses.new_tensor([parameter.grad is not None for parameter in named.values()])
+        state.processes.all_reduce_([there])  # in each step: what is frozen, or read, may change
+        bank: list[Tensor] = []
+        own: list[Tensor] = []
+        for (name, parameter), count in zip(named.items(), there.tolist()):
+            if count and (_is_shared(name) or name.split(".")[1] in state.own_members):
                 if parameter.grad is None:  # no member that runs here reads it
                     parameter.grad = torch.zeros_like(parameter)
-                shared.append(parameter.grad)
-        state.processes.all_reduce_([losses, *shared])
-        state.rows.all_reduce_([grad for name, grad in self._held().items() if name not in self._shared])
+                (bank if _is_shared(name) else own).append(parameter.grad)
+        state.processes.all_reduce_([losses, *bank])
+        state.rows.all_reduce_(own)
 
     def _agree_on_gradients(self) -> None:
-        state, names = self._state, list(self._held())
-        state.rows.assert_equal_across_ranks(names, "the parameters that have gradients")
-        own = {f"members.{member}" for member in state.members}
-        found = [name for name in names if ".".join(name.split(".")[:2]) not in own]
-        self._shared = {name for one in state.peers.gather_objects(found) for name in one}
+        if not self._state.is_split:
+            self._state.processes.assert_equal_across_ranks(list(self._held()), "the parameters that have gradients")
 
     def _held(self) -> dict[str, Tensor]:
         return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
@@ -316,7 +317,7 @@ class TrainStep:
             torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), most)
             return
         shared, own = (
-            torch.nn.utils.get_total_norm([grad for name, grad in held.items() if (name in self._shared) == of_all])
+            torch.nn.utils.get_total_norm([grad for name, grad in held.items() if _is_shared(name) == of_all])
             for of_all in (True, False)
         )
         squared = own.to(state.fabric.device).square()
@@ -361,7 +362,8 @@ class TrainStep:
                     raise
                 short = True
             except SuperWeightError as error:
-                if self._begun or not leaves_channels_last(self._state, error):
+                answered = self._loss.gather is not None and self._loss.together  # perhaps, and would not be again
+                if self._begun or answered or not leaves_channels_last(self._state, error):
                     raise
                 short = False
             # outside of the handler, whose error holds on to the tensors of the attempt
@@ -386,8 +388,10 @@ class TrainStep:
         together: bool = True,
     ) -> dict[str, Tensor]:
         state = self._state
-        together = together and state.config.sync_batch_norm
         loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
+        if loss.gather is not None and not together:
+            loss = replace(loss, gather=partial(own_answers, state))
+        together = together and state.config.sync_batch_norm
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, targets))
         execution = replace(self._execution, micro_batches=state.progress.micro_batches)
@@ -436,7 +440,8 @@ class TrainStep:
             state.own_members,
             inputs,
             losses,
-            # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms.
+            # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms
+            # or answers.
             lambda look: self._forward_and_backward(inputs, targets, look=look, together=False),
             partial(self._taught, parts=progress.micro_batches),
         )
@@ -458,6 +463,11 @@ class TrainStep:
         with self._state.fabric.autocast():
             for rows in row_parts(count, min(parts, most_parts(count))):
                 yield self._loss.distillation.taught(rows_of(inputs, rows))
+
+
+def _is_shared(name: str) -> bool:
+    """Whether a parameter of an ensemble, by name, is one of the bank: what members have is ``members.NAME...``."""
+    return not name.startswith("members.")
 
 
 def _contiguous(inputs: Inputs) -> Inputs:

@@ -235,7 +235,7 @@ def test_the_committed_check_is_as_close_as_the_page_says() -> None:
     measured = json.loads((ROOT / "benchmarks/results/many_processes.json").read_text(encoding="utf-8"))
     assert found["measured_commit"] == measured["provenance"]["commit"]
     for check, seen in zip(found["check"], measured["recipes"], strict=True):
-        assert check["largest_error"] < 0.205 and check["largest_bytes_error"] < 0.0205
+        assert check["largest_error"] < 0.3505 and check["largest_bytes_error"] < 0.0205
         assert {arm["arm"]: arm["measured_ms"] for arm in check["arms"]}.items() <= {
             name: arm["ms"] for name, arm in seen["arms"].items()
         }.items()

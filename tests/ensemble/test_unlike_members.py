@@ -273,6 +273,10 @@ def test_a_part_alone_is_never_a_plain_weight(part):
         assert weights["qkv.weight"].shape == (24, 8)
 
 
+def kernel_of(content):
+    return next(cluster for cluster in content["clusters"] if cluster["name"].startswith("conv2d 3x3"))
+
+
 def parts_of(content):
     return [target for cluster in content["clusters"] for target in cluster["targets"] if "part" in target]
 
@@ -293,6 +297,10 @@ def parts_of(content):
         ),
         (lambda content: parts_of(content)[0].update(ones=-1), "fewer dimensions than its slot"),
         (lambda content: parts_of(content)[0].update(ones=-4), r"targets\.\d+\.ones"),
+        (
+            lambda content: kernel_of(content)["targets"][0].update(ones=1),
+            "has more dimensions than its slot, which has",
+        ),
         (lambda content: parts_of(content)[0].update(ones=10**9), r"targets\.\d+\.ones"),
     ],
 )

@@ -445,5 +445,9 @@ def test_plan_says_how_processes_divide_a_training(monkeypatch, capsys) -> None:
         superweights(monkeypatch, "plan", digits, "--flops-per-second", "1e10", "--processes", "4", "--set", given) == 2
     )
     assert "5 member ranks and 1 of rows is for 5 processes, and the job has 4" in capsys.readouterr().err
+    given = ["training.mesh={members: 2, rows: 1}", "training.shard_moments=true"]
+    overrides = [text for one in given for text in ("--set", one)]
+    assert superweights(monkeypatch, "plan", digits, "--processes", "2", *overrides) == 0  # timed by one process
+    assert "training.mesh {'members': 2, 'rows': 1}" in capsys.readouterr().out
     assert superweights(monkeypatch, "plan", digits, "--json", "--processes", "4") == 2
     assert "leave --flops-per-second and --processes out" in capsys.readouterr().err

@@ -38,9 +38,13 @@ def network(width, depth):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
 
 
-def ensemble(dtype=torch.float64, **options):
+def networks():
     torch.manual_seed(5)
-    members = dict(zip(NAMES, (network(4, 1), network(6, 2), network(4, 3), network(6, 1))))
+    return dict(zip(NAMES, (network(4, 1), network(6, 2), network(4, 3), network(6, 1))))
+
+
+def ensemble(dtype=torch.float64, members=None, **options):
+    members = networks() if members is None else members
     rng = torch.Generator().manual_seed(9)
     return swe.SuperWeightEnsemble(members, budget=0.9, rng=rng, **options).to(dtype)
 
@@ -91,7 +95,41 @@ def widths(mesh, rows):
     return {**found, "sizes": torch.tensor(sizes)}
 
 
+class Thaw(swe.Hook):
+    """The bank is trained from the second epoch on."""
+
+    def start(self, state):
+        state.ensemble.bank.requires_grad_(False)
+
+    def after_epoch(self, state):
+        state.ensemble.bank.requires_grad_(True)
+        return {}
+
+
+class Remembering(nn.Module):
+    """Keeps the mean of all batches so far in a buffer that is made in the first call, and a table that grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("table", None, persistent=False)
+
+    def forward(self, images):
+        if self.training:
+            self.seen = torch.cat([self.seen, images.detach().mean()[None]])
+        self.table = torch.arange(len(images) * (1 + len(self.seen)))
+        return images
+
+
+def remembering(mesh, rows):
+    members = networks()
+    for name in ("a", "b", "c"):
+        members[name].insert(0, Remembering())
+    return outcome(ensemble(members=members), Rows(rows), mesh, validation=Rows(rows))
+
+
 HOOKS = {
+    "thaw": Thaw,
     "untying": lambda: Untying(epoch=1, threshold=0.5),
     "averaged": lambda: swe.AveragedWeights(start=0.3),
     **{
@@ -130,6 +168,8 @@ EXACT = {
     "prefixes": lambda *job: plain(*job, hooks=["prefixes"]),
     "averaged": lambda *job: plain(*job, hooks=["averaged"]),
     "adamw, sharded": lambda *job: plain(*job, optimizer="adamw", learning_rate=0.01, shard_moments=True),
+    "thawed": lambda *job: plain(*job, hooks=["thaw"], optimizer="adamw", learning_rate=0.01),
+    "buffers that grow": remembering,
     "untied, sharded": lambda *job: plain(*job, hooks=["untying"], epochs=3, shard_moments=True),
     "untied": lambda *job: plain(*job, hooks=["untying"], epochs=3),
 }
@@ -165,12 +205,39 @@ def sharing_norms():
     return trained
 
 
+class Extra(nn.Identity):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def with_extra_state():
+    members = networks()
+    members["b"].append(Extra())
+    return ensemble(members=members)
+
+
+def broken():
+    """A bias of the first member is no number, which its member rank alone can see."""
+    trained = ensemble()
+    with torch.no_grad():
+        trained.members["a"][-1].bias[0] = torch.nan
+    return trained
+
+
+MADE = {"sharing norms": sharing_norms, "extra state": with_extra_state, "broken": broken}
 REFUSED = [
     ({"mesh": {"members": 2, "rows": 2}}, "2 member ranks and 2 of rows is for 4 processes, and the job has 2"),
     ({"mesh": {"members": 2, "rows": 1}, "members": ["b"]}, "2 member ranks needs as many members, and 1 are trained"),
     ({"mesh": {"members": 2, "rows": 1}, "optimizer": "lamb"}, "'lamb' clips by the norm of all gradients"),
     ({"mesh": {"members": 2, "rows": 1}, "precision": "float16"}, "precision 'float16' scales"),
-    ({"mesh": {"members": 2, "rows": 1}, "make": "sharing_norms"}, "members 'a' and 'c' have one tensor, 1.weight"),
+    ({"mesh": {"members": 2, "rows": 1}, "make": "sharing norms"}, "members 'a' and 'c' have one tensor, 1.weight"),
+    ({"mesh": {"members": 2, "rows": 1}, "make": "extra state"}, "member 'b' keeps 12._extra_state, no tensor"),
+    ({"mesh": {"members": 2, "rows": 1}, "optimizer": "clamb"}, "'clamb' clips by the norm of all gradients"),
+    ({"mesh": {"members": 2, "rows": 1}, "make": "broken", "ensemble_loss": 0.5}, "the weights themselves are not"),
+    ({"mesh": {"members": 2, "rows": 1}, "halves": True}, "the job disagree on the first batch (of 2 processes, those"),
 ]
 
 
@@ -190,11 +257,12 @@ def kept(**changes):
     return sorted(hook.names)
 
 
-def refusal(mesh, members=None, make="", **changes):
-    trained = sharing_norms() if make else ensemble(torch.float32)
+def refusal(mesh, members=None, make="", halves=False, **changes):
+    trained = MADE.get(make, ensemble)()
+    data = Rows((current_processes().rank, 2) if halves else (0, 1))
     try:
         config = dataclasses.replace(CONFIG, mesh=mesh, **changes)
-        swe.train(trained, swe.load_data("synthetic", num_train=36), config, members=members)
+        swe.train(trained if changes.get("precision") != "float16" else trained.float(), data, config, members=members)
     except swe.SuperWeightError as error:
         return str(error)
     return "taken"
