@@ -122,7 +122,7 @@ def names_options(what: _Named) -> _Named:
             try:
                 signature.bind(*given, **options)
             except TypeError as error:
-                for option in () if takes_any else options:
+                for option in () if takes_any and "positional" in str(error) else options:
                     if option not in known:
                         raise unknown_name(f"option of {what.__name__}", option, known) from None
                 remedy = (
