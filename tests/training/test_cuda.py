@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import two_processes
 
 import superweight_ensembles as swe
 from superweight_ensembles.export import export_member, load_member
@@ -207,3 +208,25 @@ def test_a_step_reads_the_device_once() -> None:
         joint_backward(built, images, labels, torch.nn.functional.cross_entropy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def losses_on(mesh: str | dict[str, int], **changes: Any) -> torch.Tensor:
+    config = dataclasses.replace(QUICK, mesh=mesh, device=DEVICE, **changes)
+    history = swe.train(ensemble(), swe.load_data("synthetic"), config).history
+    return torch.tensor([list(record["train_loss"].values()) for record in history])
+
+
+def on_each_of_two(rank: int, folder: Any) -> dict[str, torch.Tensor]:
+    return {
+        "members": losses_on({"members": 2, "rows": 1}, shard_moments=True),
+        "rows": losses_on("rows"),
+        "auto": losses_on("auto", ensemble_loss=0.5),
+    }
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL runs one process a device, and there are not two")
+def test_two_devices_learn_what_one_does(tmp_path) -> None:
+    one = {"members": losses_on("rows"), "rows": losses_on("rows"), "auto": losses_on("rows", ensemble_loss=0.5)}
+    for answer in two_processes.run(on_each_of_two, tmp_path):
+        for name, found in answer.items():
+            torch.testing.assert_close(found, one[name], rtol=1e-3, atol=1e-3)
