@@ -25,9 +25,9 @@ from superweight_ensembles.training import (
     build_fabric,
     build_optimizer,
     build_schedule,
+    moment_owners,
 )
 from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, build_mesh, placed, synchronised
-from superweight_ensembles.training.member_ranks import moment_owners
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]

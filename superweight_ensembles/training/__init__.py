@@ -33,6 +33,7 @@ from superweight_ensembles.training.distillation import (
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, Validation
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective, OwnBatches, joint_backward
 from superweight_ensembles.training.loop import TrainProgress, TrainResult, train
+from superweight_ensembles.training.member_ranks import moment_owners
 from superweight_ensembles.training.optim import build_optimizer, build_schedule, num_moments, parameter_groups
 from superweight_ensembles.training.recomputation import recomputed_blocks, recomputing, repeated_blocks
 from superweight_ensembles.training.step import TrainStep
@@ -92,6 +93,7 @@ __all__ = [
     "faster_channels_last",
     "joint_backward",
     "load_checkpoint",
+    "moment_owners",
     "num_moments",
     "parameter_groups",
     "precision_of",
