@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,10 +68,9 @@ def losses(
     dtype = torch.float64 if precision == "float64" else torch.float32
     config = swe.TrainConfig(
         epochs=STEPS, batch_size=recipe.training.batch_size, learning_rate=rate, schedule="constant",
-        precision="float32", device="cpu", seed=seed, mesh={"members": member_ranks, "rows": 1},
+        precision="float32", device="cpu", seed=seed,
+        mesh="rows" if member_ranks == 1 else {"members": member_ranks, "rows": 1},
     )  # fmt: skip
-    if member_ranks == 1:
-        config = dataclasses.replace(config, mesh="rows")
     build_fabric(config)
     members = recipe.build_members()
     for member in members.values():

@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from process_pair import become_rank, free_port
 
 from superweight_ensembles.experiment import Recipe, evaluate_run, parse_recipe, train_run
 from superweight_ensembles.storage import provenance, write_json
@@ -201,9 +200,7 @@ def _begun_on(recipe: Recipe, folder: Path, mesh: str) -> list[BaseProcess]:
     axes = {"members": 2, "rows": 1} if mesh == "members" else "rows"
     recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "mesh": axes}})
     context = multiprocessing.get_context("forkserver")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [context.Process(target=_run_rank, args=(recipe, folder, rank, port)) for rank in range(2)]
     for process in processes:
         process.start()
@@ -211,11 +208,7 @@ def _begun_on(recipe: Recipe, folder: Path, mesh: str) -> list[BaseProcess]:
 
 
 def _run_rank(recipe: Recipe, folder: Path, rank: int, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )  # fmt: skip
-    torch.set_num_threads(1)
+    become_rank(rank, port)
     train_run(recipe, folder, resume=True)
 
 

@@ -27,7 +27,7 @@ from superweight_ensembles.training import (
     build_schedule,
     moment_owners,
 )
-from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, build_mesh, placed, synchronised
+from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, placed, synchronised
 
 Batch = tuple[Tensor, Tensor]
 Step = Callable[[], object]
@@ -63,7 +63,7 @@ def library_step(
         hooks=(LearnedWidths(),),
         channels_last=trained_format(config) == torch.channels_last,
         processes=processes,
-        mesh=None if placement is None else build_mesh(processes, placement),
+        placement=placement,
     )
     state.moment_owners = moment_owners(state)
     step = TrainStep(state, JointLoss(loss_function=nn.functional.cross_entropy), Execution())

@@ -122,12 +122,11 @@ def names_options(what: _Named) -> _Named:
             try:
                 signature.bind(*given, **options)
             except TypeError as error:
-                for option in () if takes_any and "positional" in str(error) else options:
-                    if option not in known:
-                        raise unknown_name(f"option of {what.__name__}", option, known) from None
-                remedy = (
-                    f": write options by name, such as {by_name}=..." if "positional" in str(error) and by_name else ""
-                )
+                by_position = "positional" in str(error)
+                unknown = [option for option in options if option not in known]
+                if unknown and not (takes_any and by_position):
+                    raise unknown_name(f"option of {what.__name__}", unknown[0], known) from None
+                remedy = f": write options by name, such as {by_name}=..." if by_position and by_name else ""
                 raise SuperWeightError(f"{what.__name__}: {error}{remedy}") from None
             raise
 

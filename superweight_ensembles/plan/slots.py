@@ -36,10 +36,14 @@ EMBEDDING_SIZE = 24
 class SlotBlocks:
     """What slot r adds, in the order in which its vector holds it."""
 
-    shape: Shape  # s_r
-    whole: Box  # all its places
+    whole: Box  # every place of s_r
     boxes: tuple[Box, ...]  # of new kernel positions, then of new columns, then of new rows, where they are there
     crops: bool  # whether what s_r does not have is lost to later slots
+
+    @property
+    def shape(self) -> Shape:
+        """s_r."""
+        return _sides(self.whole)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -81,11 +85,11 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
     crops = len({shape[2:] for shape in shapes}) == 1
     wholes = [_box(shape) for shape in shapes]
     found = []
-    for index, (shape, whole) in enumerate(zip(shapes, wholes)):
+    for index, whole in enumerate(wholes):
         boxes = [whole]
         for before in reversed(wholes[max(index - 1, 0) : index] if crops else wholes[:index]):
             boxes = [rest for box in boxes for rest in _beyond(box, before)]
-        found.append(SlotBlocks(shape=shape, whole=whole, boxes=tuple(boxes), crops=crops))
+        found.append(SlotBlocks(whole=whole, boxes=tuple(boxes), crops=crops))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, Union, get_args
 
 import torch
 from pydantic import ConfigDict, Field
@@ -30,7 +30,7 @@ MOST_TEMPLATES = 2**12  # of a slot
 Name = Annotated[str, Field(max_length=4096)]
 Size = Annotated[int, Field(le=2**31)]
 Kernels = Literal["apart", "centre"]
-KERNELS = ("apart", "centre")
+KERNELS: tuple[str, ...] = get_args(Kernels)
 Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

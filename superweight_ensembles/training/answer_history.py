@@ -41,15 +41,13 @@ class AnswerHistory:
         loaders: One for all members, or one for each.
         members: Their names.
         processes: Of the job.
-        rows: Those of them that share each batch with this one; all of them where None.
+        rows: Those of them that share each batch with this one.
 
     Raises:
         SuperWeightError: A loader that does not say which images a batch holds.
     """
 
-    def __init__(
-        self, loaders: Sequence[Any], members: Sequence[str], processes: Processes, rows: Processes | None = None
-    ) -> None:
+    def __init__(self, loaders: Sequence[Any], members: Sequence[str], processes: Processes, rows: Processes) -> None:
         if not all(isinstance(loader, KnowsImages) for loader in loaders):
             raise SuperWeightError(
                 "teacher 'history' remembers answers by image: train on ImageData, or on a loader that has num_images "
@@ -60,7 +58,7 @@ class AnswerHistory:
         self._loaders = dict(zip(members, loaders if len(loaders) > 1 else [*loaders] * len(members)))
         self._same = len(loaders) == 1
         self._num_images = loaders[0].num_images
-        self._processes, self._rows = processes, processes if rows is None else rows
+        self._processes, self._rows = processes, rows
         self._sums: Tensor | None = None  # (N, K)
         self._weights: Tensor | None = None  # (N,): of what the sums hold
         self._batch: dict[str, Tensor] = {}  # indices (B,) of the whole batch
@@ -115,11 +113,11 @@ class AnswerHistory:
         names = self._loaders if others else self._noted  # other processes have noted those of other members
         found = {name: self._answers(name, self._noted.get(name, ()), like) for name in names}
         self._processes.all_reduce_(list(found.values()))
-        if found and self._same:
+        if self._same:
             name, momentum = next(iter(found)), MOMENTUM
             found = {name: torch.stack(list(found.values())).mean(0)}
         else:
-            momentum = MOMENTUM ** (1 / max(1, len(found)))
+            momentum = MOMENTUM ** (1 / len(found))
         for name, answers in found.items():
             if self._sums is None or self._weights is None:
                 self._sums = answers.new_zeros(self._num_images, answers.shape[1])

@@ -101,8 +101,6 @@ class AveragedWeights(Hook):
         return {"averaged_steps": self._num_steps}
 
     def gather(self, state: TrainState) -> None:
-        if state.mesh is None or not self._mean:
-            return
         for member in state.members:
             own = [value for name, value in self._mean.items() if name.startswith(f"members.{member}.")]
             state.processes.broadcast_(own, state.mesh.source_of(member))

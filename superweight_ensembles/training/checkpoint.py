@@ -516,7 +516,8 @@ class Records:
         self._write(self._checkpoints.try_saving)
 
     def _write(self, write: Callable[[TrainState, Mapping[str, Mapping[str, Any]], RandomStates], None]) -> None:
-        gather_members(self._state)
+        if self._state.is_split and self._state.progress.step:  # else they were gathered when the epoch closed
+            gather_members(self._state)
         gather_moments(self._state)
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
         remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it

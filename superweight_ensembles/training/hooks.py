@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import InitVar, asdict, dataclass, field, is_dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,7 +22,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import Amount, Count, Name, Share
 from superweight_ensembles.training.batches import Batches, SizedBatches, fingerprint_of
 from superweight_ensembles.training.config import TrainConfig
-from superweight_ensembles.training.distributed import Mesh, Processes, current_processes
+from superweight_ensembles.training.distributed import Mesh, Processes, build_mesh, current_processes
 from superweight_ensembles.training.optim import Schedule
 
 Objective = Callable[[nn.Module, Any, Any], Tensor]
@@ -188,7 +188,7 @@ class TrainState:
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
-        mesh: This one's place among them; all of them run all members where None.
+        mesh: This one's place among them, by the placement given: members by member rank; all on one where None.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
         objective: That members minimise in the place of the task's loss; None for that.
@@ -211,7 +211,8 @@ class TrainState:
     validation: Batches | None = None
     channels_last: bool = False
     processes: Processes = field(default_factory=current_processes)
-    mesh: Mesh | None = None
+    placement: InitVar[Sequence[Sequence[str]] | None] = None
+    mesh: Mesh = field(init=False)
     num_rows: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     objective: Objective | None = None
@@ -221,7 +222,8 @@ class TrainState:
     settings: dict[str, Any] = field(init=False)
     _fingerprint: dict[str, str] | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, placement: Sequence[Sequence[str]] | None) -> None:
+        self.mesh = build_mesh(self.processes, [self.members] if placement is None else placement)
         bound = [hook for hook in self.hooks if not hook.watches]
         self.settings = {"members": list(self.members), "hooks": [hook.name for hook in bound]}
         for hook in bound:  # once: a teacher's settings hold a checksum of all its numbers
@@ -241,22 +243,22 @@ class TrainState:
     @property
     def rows(self) -> Processes:
         """Those that run the members of this process, on other rows."""
-        return self.processes if self.mesh is None else self.mesh.rows
+        return self.mesh.rows
 
     @property
     def peers(self) -> Processes:
         """Those that have the rows of this process, for other members."""
-        return Processes() if self.mesh is None else self.mesh.peers
+        return self.mesh.peers
 
     @property
     def is_split(self) -> bool:
         """Whether other processes run other members."""
-        return self.mesh is not None and self.mesh.is_split
+        return self.mesh.is_split
 
     @property
     def own_members(self) -> tuple[str, ...]:
         """Of the members that are trained, those that this process runs."""
-        return self.members if self.mesh is None else self.mesh.members
+        return self.mesh.members
 
     @property
     def own_loaders(self) -> Sequence[SizedBatches]:

@@ -165,7 +165,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         every = torch.stack([task.predicted(answer) for answer in answers.values()])
         sums += torch.stack([task.score(found, truth) for found in (*every, every.mean(0))])
         total += task.scored(truth)
-    (current_processes() if state.mesh is None else state.rows).all_reduce_([sums, total])
+    state.rows.all_reduce_([sums, total])
     if not int(total):
         raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / total).tolist()
@@ -540,7 +540,7 @@ def train(
         validation=validation,
         channels_last=channels_last,
         processes=processes,
-        mesh=mesh,
+        placement=mesh.placement,
         objective=objective,
     )
     _agree(state)

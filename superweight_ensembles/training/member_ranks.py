@@ -123,7 +123,7 @@ def _settle(device: torch.device) -> None:
 def gather_members(state: TrainState) -> None:
     """Have all processes hold every member's parameters and buffers, and what hooks keep of them, as they are where
     the member runs."""
-    if state.mesh is None or not state.mesh.is_split:
+    if not state.is_split:
         state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
         return
     for name in state.members:
@@ -168,6 +168,9 @@ def step_optimizer(state: TrainState) -> None:
     Raises:
         RuntimeError, ValueError: As the optimizer does.
     """
+    if not state.moment_owners:
+        state.optimizer.step()
+        return
     named = dict(state.ensemble.named_parameters())
     owners = {name: owner for name, owner in state.moment_owners.items() if name in named}
     others = [named[name] for name, owner in owners.items() if owner != state.processes.rank]
@@ -208,7 +211,7 @@ def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]
     """Parameters whose state in the optimizer some processes keep alone: the first of these, and whether this one does,
     too."""
     found: list[tuple[int, bool, list[nn.Parameter]]] = []
-    if state.mesh is not None and state.mesh.is_split:
+    if state.is_split:
         for name in state.members:
             own = [one for one in state.ensemble.members[name].parameters() if one.requires_grad]
             found.append((state.mesh.source_of(name), name in state.own_members, own))

@@ -51,6 +51,15 @@ def meeting(sharing):
     return {cluster.name: {target.member for target in cluster.targets} for cluster in sharing.clusters}
 
 
+def layers(sharing):
+    """What each generated tensor is for its layer."""
+    return {
+        (target.label, cluster.shape_of(target), cluster.kind_of(target))
+        for cluster in sharing.clusters
+        for target in cluster.targets
+    }
+
+
 def test_matrices_of_all_layers_meet():
     found = meeting(plan())
     assert found["matrix bin 1/2"] == found["matrix bin 2/2"] == {"convnext", "vit", "resnet"}
@@ -140,15 +149,7 @@ def test_kernels_of_several_sizes_meet_and_are_told():
     one_kind = plan(kernels="centre", clusters="type", generator="superweight")
     assert meeting(one_kind)["conv2d"] == {"convnext", "vit", "resnet"}
     assert "x 8x3x4x4" in str(one_kind) or "slots, " in str(one_kind)
-    assert {
-        (target.label, cluster.shape_of(target), cluster.kind_of(target))
-        for cluster in sharing.clusters
-        for target in cluster.targets
-    } == {
-        (target.label, cluster.shape_of(target), cluster.kind_of(target))
-        for cluster in plan().clusters
-        for target in cluster.targets
-    }
+    assert layers(sharing) == layers(plan())
 
 
 def test_kernels_told_in_full_where_they_differ():
@@ -178,37 +179,19 @@ def test_kernels_that_are_refused_and_that_change_nothing(caplog):
     assert "kernels 'centre' changes nothing" in caplog.text
 
 
-def test_coefficients_tied_across_kernels_are_untied():
-    ensemble = touched(
-        swe.SuperWeightEnsemble(members(), plan=plan(kernels="centre", coefficients="tied", reserve_untied=True))
-    )
-    untied = untie_coefficients(ensemble, [(IMAGES, LABELS)], threshold=0.5)
-    assert untied.num_coefficients > ensemble.plan.num_coefficients
-    before = {name: logits.detach() for name, logits in logits_of(ensemble.eval()).items()}
-    adopt_plan(ensemble, untied)
-    for name, logits in logits_of(ensemble).items():
-        assert_close(logits, before[name])
-
-
 @pytest.mark.parametrize("coefficients", ["own", "tied"])
 def test_a_search_splits_clusters_of_unlike_layers(coefficients):
     ensemble = touched(swe.SuperWeightEnsemble(members(), plan=plan(coefficients=coefficients, budget=0.9)))
     found = swe.search_sharing(ensemble, [(IMAGES, LABELS)], method=GradientSearch(threshold=0.05))
-    before, after = (
-        {
-            (target.label, cluster.shape_of(target), cluster.kind_of(target))
-            for cluster in one.clusters
-            for target in cluster.targets
-        }
-        for one in (ensemble.plan, found.plan)
-    )
-    assert before == after
+    assert layers(ensemble.plan) == layers(found.plan)
     assert swe.SharingPlan.from_json(found.plan.to_json()) == found.plan
     logits_of(swe.SuperWeightEnsemble(members(), plan=found.plan))
 
 
-def test_tied_coefficients_of_parts_are_untied():
-    ensemble = touched(swe.SuperWeightEnsemble(members(), budget=0.9, coefficients="tied", reserve_untied=True))
+@pytest.mark.parametrize("options", [{"budget": 0.9}, {"budget": 0.8, "kernels": "centre"}], ids=["parts", "kernels"])
+def test_tied_coefficients_are_untied(options):
+    sharing = plan(coefficients="tied", reserve_untied=True, **options)
+    ensemble = touched(swe.SuperWeightEnsemble(members(), plan=sharing))
     untied = untie_coefficients(ensemble, [(IMAGES, LABELS)], threshold=0.5)
     assert untied.num_coefficients > ensemble.plan.num_coefficients
     before = {name: logits.detach() for name, logits in logits_of(ensemble.eval()).items()}
