@@ -13,6 +13,7 @@ from itertools import chain, groupby
 from typing import Union
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.plan.slots import spelled
 from superweight_ensembles.plan.targets import Kernels, Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
@@ -111,7 +112,9 @@ def depth_runs(length: int, bins: int) -> tuple[int, ...]:
 def _group_name(rule: str, group: Sequence[Target]) -> str:
     if rule == "shape":
         alike = len(_spellings(group)) == 1
-        return f"{group[0].kind} {_times(group[0].shape)}" if alike else f"{_label(group)} {_times(group[0].shape[:2])}"
+        return (
+            f"{group[0].kind} {spelled(group[0].shape)}" if alike else f"{_label(group)} {spelled(group[0].shape[:2])}"
+        )
     return group[0].kind if rule == "type" else "all"
 
 
@@ -218,8 +221,4 @@ def _label(targets: Sequence[Target]) -> str:
 
 def _spellings(targets: Iterable[Target]) -> list[str]:
     """Their kinds and kernels, as layers store them."""
-    return sorted({f"{target.kind} {_times(target.kernel)}".strip() for target in targets})
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return "x".join(str(number) for number in numbers)
+    return sorted({f"{target.kind} {spelled(target.kernel)}".strip() for target in targets})

@@ -234,7 +234,7 @@ def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPoli
 
 def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
     """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
-    kinds, kernels = ({getattr(target, what) for target in group.targets} for what in ("kind", "kernel"))
+    kinds, kernels = {target.kind for target in group.targets}, {target.kernel for target in group.targets}
     flat = len(kinds) > 1 and all(math.prod(kernel) == 1 for kernel in kernels)
     most = 0 if flat else max(map(len, kernels))
     own = {target: target.shape[:2] + (() if flat else _padded(target.kernel, most)) for target in group.targets}

@@ -22,6 +22,7 @@ from superweight_ensembles.plan.slots import (
     coefficient_count,
     placements,
     slot_blocks,
+    spelled,
 )
 from superweight_ensembles.plan.ssn import SsnGroup
 from superweight_ensembles.plan.targets import (
@@ -519,16 +520,12 @@ def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
 
 def _slots(cluster: Cluster) -> str:
     told = None if len(cluster.kernels) > 1 else 2  # dimensions: one kernel is in the cluster's name
-    parts = [f"{slot.num_templates} x {_times(slot.shape[:told])}" for slot in cluster.slots]
+    parts = [f"{slot.num_templates} x {spelled(slot.shape[:told])}" for slot in cluster.slots]
     if len(parts) > 6:
         counts = [slot.num_templates for slot in cluster.slots]
-        first, last = (_times(slot.shape[:told]) for slot in (cluster.slots[0], cluster.slots[-1]))
+        first, last = (spelled(slot.shape[:told]) for slot in (cluster.slots[0], cluster.slots[-1]))
         return f"{len(parts)} slots, {first} to {last}, {min(counts)} to {max(counts)} templates"
     return " + ".join(parts)
-
-
-def _times(numbers: Sequence[int]) -> str:
-    return "x".join(map(str, numbers))
 
 
 def _account(plan: SharingPlan) -> list[str]:

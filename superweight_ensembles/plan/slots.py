@@ -56,6 +56,16 @@ class SlotBlocks:
         return sum(map(math.prod, self.shapes))
 
 
+def spelled(numbers: Sequence[int]) -> str:
+    """A shape, or a part of one, for people.
+
+    Example:
+        >>> spelled((64, 32, 3, 3))
+        '64x32x3x3'
+    """
+    return "x".join(map(str, numbers))
+
+
 def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
     """The distinct shapes by (numel, shape): one width slot each.
 
