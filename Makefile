@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint check figures clean
+.PHONY: demo test lint check figures docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/superweights train recipes/digits.yaml --out $(RUN) --overwrite
@@ -39,10 +39,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy --strict --follow-imports=silent tests/typed_use.py
 	$(BIN)/lint-imports --no-logo
 
-check: lint test
+# The documentation site, into site/; a broken link or a missing name fails.
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --quiet
+
+check: lint docs test
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

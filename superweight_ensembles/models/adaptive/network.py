@@ -248,7 +248,10 @@ def adaptive_mlp(
         hidden_layers: Number of layers of learned width.
         rate: First rate of all widths; 0.01 where neither this nor ``width`` is given.
         width: First number of neurons of all.
-        distribution, quantile, bounds, scale: As in :func:`make_adaptive`.
+        distribution: As in :func:`make_adaptive`.
+        quantile: As in :func:`make_adaptive`.
+        bounds: As in :func:`make_adaptive`.
+        scale: As in :func:`make_adaptive`.
         activation: Makes what stands after each hidden layer.
 
     Raises:
