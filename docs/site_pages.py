@@ -78,56 +78,56 @@ def _in_site(target: Path) -> str:
 
 
 def recipe_keys() -> str:
-    """A table for each section of a recipe, from its JSON schema."""
-    from superweight_ensembles.experiment import Recipe
+    """A table for each section of a recipe, in the order of its keys, from its JSON schema."""
+    from superweight_ensembles.experiment import recipe_schema
 
-    schema = Recipe.model_json_schema()
-    sections = schema["$defs"]
+    schema = recipe_schema()
+    headings = {schema["title"]: "The recipe"}
+    pending = [schema]
+    while pending:  # sections get the name of the key that holds them
+        for key, facts in pending.pop(0)["properties"].items():
+            for name in re.findall(r"'#/\$defs/(\w+)'", str(facts)):
+                if name not in headings and "properties" in schema["$defs"][name]:
+                    headings[name] = key
+                    pending.append(schema["$defs"][name])
     lines = [
         "# Keys of a recipe",
         "A recipe is a YAML file. `superweights schema` prints this as JSON schema; editors complete and check by it.",
     ]
-    lines += ["## The recipe", *_table(schema, sections)]
-    for name, section in sections.items():
-        if section.get("properties"):
-            lines += [f"## {name}", section.get("description", ""), "", *_table(section, sections)]
+    for name, heading in headings.items():
+        section = schema["$defs"].get(name, schema)
+        lines += [f"## {heading}", "", section.get("description", ""), "", *_table(section, schema["$defs"], headings)]
     return "\n".join(lines)
 
 
-def _table(section: dict[str, Any], sections: dict[str, Any]) -> list[str]:
+def _table(section: dict[str, Any], sections: dict[str, Any], headings: dict[str, str]) -> list[str]:
     needed = section.get("required", ())
-    rows = ["", "| key | values | default | meaning |", "| --- | --- | --- | --- |"]
+    rows = ["| key | values | default | meaning |", "| --- | --- | --- | --- |"]
     for key, facts in section["properties"].items():
         default = "needed" if key in needed else f"`{_shown(facts['default'])}`" if "default" in facts else ""
-        meaning = " ".join(facts.get("description", "").split())
-        rows.append(f"| `{key}` | {_values(facts, sections)} | {default} | {meaning} |".replace("``", "`"))
+        meaning = " ".join(facts.get("description", "").split()).replace("|", "\\|").replace("``", "`")
+        rows.append(f"| `{key}` | {_values(facts, sections, headings)} | {default} | {meaning} |")
     return [*rows, ""]
 
 
-def _values(facts: dict[str, Any], sections: dict[str, Any]) -> str:
+def _values(facts: dict[str, Any], sections: dict[str, Any], headings: dict[str, str]) -> str:
     """What a key may be, in words; sections are linked."""
     if "$ref" in facts:
         name = facts["$ref"].rpartition("/")[2]
-        if sections[name].get("properties"):
-            return f"[{name}](#{name.lower()})"
-        return _values(sections[name], sections)
+        if name in headings:
+            return f"[{headings[name]}](#{headings[name]})"
+        return _values(sections[name], sections, headings)
     if several := facts.get("anyOf") or facts.get("oneOf") or facts.get("allOf"):
-        return " or ".join(dict.fromkeys(_values(one, sections) for one in several))
+        return " or ".join(dict.fromkeys(_values(one, sections, headings) for one in several))
     if "enum" in facts or "const" in facts:
         return ", ".join(f"`{_shown(value)}`" for value in facts.get("enum", [facts.get("const")]))
-    kind = {"integer": "whole number", "array": "list", "object": "mapping", "string": "text"}.get(
-        facts.get("type", "any"), facts.get("type", "any")
-    )
+    words = {"integer": "whole number", "array": "list", "object": "mapping", "string": "text"}
+    kind = words.get(facts.get("type", "any"), facts.get("type", "any"))
     if "items" in facts:
-        kind = f"list of {_values(facts['items'], sections)}"
-    bounds = [
-        f"{sign} {facts[key]}"
-        for key, sign in (
-            ("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"),
-        )
-        if key in facts
-    ]  # fmt: skip
-    return " ".join([kind, " and ".join(bounds)]).strip()
+        kind = f"list of {_values(facts['items'], sections, headings)}"
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {facts[key]}" for key, sign in signs.items() if key in facts]
+    return " ".join([kind, *bounds])
 
 
 def _shown(value: Any) -> str:

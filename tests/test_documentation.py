@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import superweight_ensembles as swe
 
 ROOT = Path(__file__).parents[1]
 MADE = ("reference/recipe.md", "reference/command-line.md")  # of the site alone; its strict build sees their links
@@ -60,3 +63,17 @@ def test_named_recipes_and_targets_exist() -> None:
         assert f"`{recipe.stem}`" in recipes, recipe
     for recipe in re.findall(r"recipes/([a-z0-9-]+)\.yaml", README):
         assert (ROOT / "recipes" / f"{recipe}.yaml").is_file(), recipe
+
+
+def test_the_reference_has_every_public_name_and_all_that_pages_name() -> None:
+    shown = set()
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        shown |= set(re.findall(r"^::: superweight_ensembles\.([\w.]+)$", page.read_text("utf-8"), re.MULTILINE))
+    names = {f"{swe.__name__}.{name}": getattr(swe, name) for name in swe.__all__}
+    public = {name for name, value in names.items() if not isinstance(value, ModuleType)}
+    assert {name.rpartition(".")[2] for name in public} <= {name.rpartition(".")[2] for name in shown}
+    pages = [ROOT / page for page in PAGES] + sorted((ROOT / "docs" / "tutorials").glob("*.py"))
+    rooms = "|".join(name.rpartition(".")[2] for name in names if name not in public)
+    used = {name for page in pages for name in re.findall(rf"\bswe\.((?:{rooms})\.\w+)", page.read_text("utf-8"))}
+    used = {name.replace("adaptive.", "models.adaptive.", 1) if name.startswith("adaptive.") else name for name in used}
+    assert used - shown == set()
