@@ -57,7 +57,7 @@ assert ensemble.num_parameters <= 0.83 * ensemble.independent_parameters
 # losses. A learning rate therefore means what it means for one network alone.
 
 # %%
-config = swe.TrainConfig(epochs=5, batch_size=32, learning_rate=0.1, schedule="one_cycle", num_threads=1)
+config = swe.TrainConfig(epochs=4, batch_size=32, learning_rate=0.1, schedule="one_cycle", num_threads=1)
 result = swe.train(ensemble, data, config)
 for epoch in result.history:
     losses = ", ".join(f"{name} {loss:.2f}" for name, loss in epoch["train_loss"].items())

@@ -5,7 +5,6 @@
 # Lightning; then it adds code of your own to the library's loop, as hooks, and says what that loop does besides.
 
 # %%
-import logging
 import warnings
 
 import lightning
@@ -78,12 +77,12 @@ class LitEnsemble(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, nesterov=True)
 
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="lightning")
+warnings.filterwarnings("ignore", module="lightning")  # it would rather have more processes to load data
 module = LitEnsemble()
 trainer = lightning.Trainer(
-    max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-)
+    max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False,
+)  # fmt: skip
 trainer.fit(module, loader)
 lit = swe.evaluate(module.ensemble, data.loader("test", 256)).ensemble.metrics.accuracy
 print(f"Lightning: {lit:.1%}")
