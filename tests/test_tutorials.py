@@ -64,7 +64,9 @@ def test_it_runs_and_ends_as_it_says(path: Path, tmp_path: Path) -> None:
 
 def _is_cache(file: Path) -> bool:
     """What other programs, at work in the same checkout, may write at any time."""
-    return any(part.startswith(".") or part in ("__pycache__", "runs", "build") for part in file.relative_to(ROOT).parts)
+    return any(
+        part.startswith(".") or part in ("__pycache__", "runs", "build") for part in file.relative_to(ROOT).parts
+    )
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=names(TUTORIALS))
@@ -92,11 +94,7 @@ def test_it_is_in_the_percent_format(path: Path) -> None:
 def test_it_uses_public_names_alone(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    ours = [
-        ast.unparse(node)
-        for node in imports
-        if "superweight_ensembles" in ast.unparse(node)
-    ]
+    ours = [ast.unparse(node) for node in imports if "superweight_ensembles" in ast.unparse(node)]
     assert ours == ["import superweight_ensembles as swe"]
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     assert not [node.attr for node in found if node.attr.startswith("_") and node.attr != "__init__"]

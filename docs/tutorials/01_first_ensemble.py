@@ -105,7 +105,8 @@ images, labels = next(iter(data.loader("test", 1000)))
 answer = predictor(images)
 right = (answer.probabilities.argmax(1) == labels).float()
 used = torch.bincount(answer.members_used, minlength=len(members) + 1)[1:]
-print(f"{right.mean():.1%} at {answer.flops.float().mean() / 1e6:.2f} MFLOPs; images by number of members: {used.tolist()}")
+mflops = answer.flops.float().mean() / 1e6
+print(f"{right.mean():.1%} at {mflops:.2f} MFLOPs; images by number of members: {used.tolist()}")
 
 # %% [markdown]
 # The picture shows what the cascade is for: the accuracy of a large subset at the mean cost of a small one.
@@ -113,7 +114,7 @@ print(f"{right.mean():.1%} at {answer.flops.float().mean() / 1e6:.2f} MFLOPs; im
 # %%
 subsets = [(subset.flops / 1e6, 100 * subset.metrics.accuracy) for subset in found.subsets]
 plt.scatter(*zip(*subsets), label="fixed subsets of members")
-plt.scatter(answer.flops.float().mean() / 1e6, 100 * right.mean(), marker="*", s=150, label="cascade")
+plt.scatter(mflops, 100 * right.mean(), marker="*", s=150, label="cascade")
 plt.xlabel("MFLOPs an image (mean)"), plt.ylabel("test accuracy (%)"), plt.legend()
 plt.show()
 

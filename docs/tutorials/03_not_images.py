@@ -58,12 +58,13 @@ def perceptron(width):
 
 
 members = {"perceptron": perceptron(24), "residual": Residual(32, depth=3)}
-ensemble = swe.SuperWeightEnsemble(members, budget=0.7, coefficients="own")
+ensemble = swe.SuperWeightEnsemble(members, budget=0.7)
 print(f"{ensemble.num_parameters:,} parameters in the place of {ensemble.independent_parameters:,}")
 
 # %% [markdown]
 # Any sized iterable of (inputs, targets) trains it, such as a DataLoader. A cascade then sends most rows no further
-# than the perceptron. (`task="regression"` answers numbers; streams and deadlines serve them, cascades need classes.)
+# than the perceptron. (With `task="regression"` members answer numbers: streams and deadlines serve them; a cascade
+# needs a confidence, which numbers do not have.)
 
 # %%
 config = swe.TrainConfig(epochs=8, optimizer="adamw", learning_rate=0.01, precision="float32", num_threads=1)
@@ -103,8 +104,8 @@ vocabulary = {word: index for index, word in enumerate(sorted({w for text, _ in 
 print({part: len(found) for part, found in windows.items()}, "windows;", len(vocabulary), "words")
 
 # %% [markdown]
-# A batch is a pair: a dictionary, whose entries the members take as keywords, and the classes. Index 0 is for words that
-# training has not seen; the mask leaves them out.
+# A batch is a pair: a dictionary, whose entries the members take as keywords, and the classes. Index 0 is for words
+# that training has not seen; the mask leaves them out.
 
 
 # %%
@@ -145,7 +146,7 @@ class Reader(nn.Module):
 
 
 readers = {"bag": Reader("bag", 16), "gru": Reader("gru", 24), "transformer": Reader("transformer", 32)}
-texts = swe.SuperWeightEnsemble(readers, budget=0.7, coefficients="own", include=["*embedding"])
+texts = swe.SuperWeightEnsemble(readers, budget=0.7, include=["*embedding"])
 print(texts.plan)
 
 # %% [markdown]

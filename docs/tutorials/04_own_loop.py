@@ -28,8 +28,8 @@ def make_ensemble():
 # %% [markdown]
 # ## A loop of your own
 #
-# Called with images, the ensemble gives the logits of all members: (members, batch, classes). The loss is the sum of the
-# members' losses; a mean would divide the learning rate by the number of members.
+# Called with images, the ensemble gives the logits of all members: (members, batch, classes). The loss is the sum of
+# the members' losses; a mean would divide the learning rate by the number of members.
 
 
 # %%
