@@ -31,7 +31,7 @@ ENDS = {
     "05_serve": (
         {"cascade/cascade.json", "cascade/onnx_cascade.py"},
         [r"short deadline: \(200, .*'members_used': 1", r"long deadline: +\(200, .*'members_used': 2",
-         r"422 Input should be greater than 0", r"422 Input should be a valid number", r"400 cannot read the image",
+         r"422 Input should be greater than 0", r"422 Input should be a valid number", r"400 the body is no picture",
          r"stopped$"],
     ),
 }  # fmt: skip

@@ -91,8 +91,8 @@ def predict(picture: bytes = Body(media_type="image/png"), deadline_ms: float | 
     start = time.perf_counter()
     try:
         images = cascade.read(io.BytesIO(picture))
-    except ValueError as error:
-        raise HTTPException(400, str(error)) from None
+    except ValueError:
+        raise HTTPException(400, "the body is no picture that can be read: send a PNG or JPEG file") from None
     if deadline_ms is None:
         answer = cascade(images)
         probabilities, used = answer.probabilities[0], int(answer.members_used[0])
