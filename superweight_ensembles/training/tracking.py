@@ -98,7 +98,8 @@ class EarlyStopping(Hook):
             return
         self._waited += 1
         if self._waited >= self.patience:
-            state.stop(f"{score} is no better for {self._waited} epochs")
+            epochs = "one epoch" if self._waited == 1 else f"{self._waited} epochs"
+            state.stop(f"{score} is no better for {epochs}")
 
     def state_dict(self) -> Mapping[str, Any]:
         return {"best": self._best, "waited": self._waited}

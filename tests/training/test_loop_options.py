@@ -277,6 +277,12 @@ def test_early_stopping_waits_and_a_resumed_training_stays_stopped(tmp_path: Pat
         swe.train(build(), DATA, config, hooks=[EarlyStopping(patience=4, min_delta=0.2)], out=out, resume=True)
 
 
+def test_early_stopping_says_one_epoch_in_the_singular() -> None:
+    config = replace(CONFIG, epochs=9, learning_rate=1e-9)
+    result = swe.train(build(), DATA, config, hooks=[EarlyStopping(patience=1, min_delta=0.2)])
+    assert len(result.history) == 2 and result.stopped == "accuracy is no better for one epoch"
+
+
 def test_early_stopping_remembers_over_an_interruption(tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=9, learning_rate=1e-9)
     stopping = {"patience": 3, "score": "nll", "min_delta": 0.5}
