@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from typing import Annotated, overload
 
@@ -279,6 +280,8 @@ def _scores(
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise SuperWeightError(f"metric {name!r} must be a metric object of torchmetrics; got {metric!r:.80}")
+        if processes.size > 1 and not all(part.sync_on_compute for part in _parts(metric)):
+            raise SuperWeightError(f"metric {name!r} has sync_on_compute=False, and gather sums it over processes")
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     like, task = first_parameter(modules), ensemble.task
     costs: dict[str, MemberCost] = {}
@@ -301,9 +304,8 @@ def _scores(
                 running[names] = {key: metric.clone().to(like.device) for key, metric in metrics.items()}
                 for metric in running[names].values():
                     metric.reset()
-                    for part in metric.modules():  # a metric may hold others; each would sum over any process group
-                        if isinstance(part, Metric):
-                            part.sync_on_compute = processes.size > 1
+                    for part in _parts(metric):  # each would sum over any process group that there is
+                        part.distributed_available_fn = partial(bool, processes.size > 1)
         predicted = {name: task.predicted(answer) for name, answer in answers.items()}
         for name, own in predicted.items():
             if bool(own.isnan().any()):
@@ -332,6 +334,11 @@ def _scores(
         ensemble=found[ensemble.member_names],
         subsets=subsets,
     )
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    """A metric and those that it is made of."""
+    return [part for part in metric.modules() if isinstance(part, Metric)]
 
 
 def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Processes) -> dict[str, MemberCost]:
