@@ -79,7 +79,7 @@ def _options(
 ) -> None:
     if trust:
         trust_from_here()
-    if _SEVERAL and context.invoked_subcommand != "train":
+    if _SEVERAL and context.invoked_subcommand not in ("train", "evaluate"):
         raise SuperWeightError(f"{context.invoked_subcommand} runs in one process: start it without torchrun")
     if context.invoked_subcommand in ("train", "compare"):  # which say how to go on
         _hear_sigterm()
@@ -128,10 +128,13 @@ def train(
 
 @app.command()
 def evaluate(run: RunPath) -> None:
-    """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs."""
+    """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs.
+
+    On several processes: torchrun --nproc-per-node N -m superweight_ensembles evaluate RUN
+    """
     from superweight_ensembles.experiment import anytime_table, evaluate_run, result_table, uncertainty_table
 
-    with _ERRORS.status("evaluating members, ensemble and every subset"):
+    with _BARS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
     _CONSOLE.print(result_table(results))
     for table in (anytime_table(results), uncertainty_table(results)):

@@ -51,6 +51,7 @@ from superweight_ensembles.anytime.evaluation import (
     evaluate,
     evaluate_predictions,
     predict,
+    predict_all,
     probability_metrics,
     reliability,
 )
@@ -74,6 +75,7 @@ from superweight_ensembles.anytime.shift import (
     detect_others,
     measure_corrupted,
     measure_tempered,
+    without_labels,
 )
 from superweight_ensembles.anytime.uncertainty import (
     Coverage,
@@ -141,6 +143,7 @@ __all__ = [
     "order_greedily",
     "overthinking",
     "predict",
+    "predict_all",
     "probability_metrics",
     "reliability",
     "replaced_exits",
@@ -153,5 +156,6 @@ __all__ = [
     "thresholds_for",
     "timed_call",
     "uncertainty",
+    "without_labels",
     "write_policy",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from typing import Annotated, overload
 
 import torch
 from einops import reduce
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -32,8 +33,10 @@ from superweight_ensembles.data import (
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Task, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import described, first_line
-from superweight_ensembles.storage import Amount, Count, Name, Share
+from superweight_ensembles.storage import Amount, Count, Name, Share, as_content
+from superweight_ensembles.training.distributed import Processes, current_processes
 
+_ALONE = Processes()
 MAX_EXHAUSTIVE = 10
 NUM_BINS = 15
 
@@ -197,18 +200,30 @@ class Predictions:
 
 
 @overload
-def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[object]) -> Evaluation: ...
+def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[object], *, gather: bool = False) -> Evaluation: ...
 
 
 @overload
-def evaluate(ensemble: SuperWeightEnsemble, loader: Iterable[object], *, metrics: Mapping[str, Metric]) -> Scores: ...
+def evaluate(
+    ensemble: SuperWeightEnsemble, loader: Iterable[object], *, metrics: Mapping[str, Metric], gather: bool = False
+) -> Scores: ...
 
 
 @names_options
 def evaluate(
-    ensemble: SuperWeightEnsemble, loader: Iterable[object], *, metrics: Mapping[str, Metric] | None = None
+    ensemble: SuperWeightEnsemble,
+    loader: Iterable[object],
+    *,
+    metrics: Mapping[str, Metric] | None = None,
+    gather: bool = False,
 ) -> Evaluation | Scores:
     """Evaluate members, ensemble and every subset of members.
+
+    In a process group of ``torch.distributed``, too, a process evaluates what its loader gives, by itself. With
+    ``gather`` all processes call it alike, each with rows of its own, and all get the result of all rows::
+
+        processes = swe.training.distributed.current_processes()
+        found = swe.evaluate(ensemble, data.loader("test", 256, shard=processes.shard), gather=True)
 
     Args:
         ensemble: Evaluated in eval mode with materialised members; its own mode is left as it is.
@@ -217,6 +232,9 @@ def evaluate(
         metrics: Metrics of torchmetrics by name, which are not changed, in the place of the standard ones of
             ``classification``; other tasks need them. Each is given the mean prediction of some members, in the shape
             of their answers (probabilities, or numbers of ``regression``), and the targets.
+        gather: Put together what all processes of the default process group find. A row that several loaders give, as
+            a DistributedSampler pads its parts, counts several times. The first process alone takes the time of
+            members, while the others wait.
 
     Returns:
         The standard metrics, or what ``metrics`` come to.
@@ -224,7 +242,7 @@ def evaluate(
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
             classes of the members, or the members answer one class or what is no number; a metric that does not fit
-            the task, or that is not one number.
+            the task, or that is not one number; with ``gather``, a process without rows, or with other members.
 
     Source: Teterwak et al., WACV 2024
 
@@ -237,24 +255,33 @@ def evaluate(
         >>> list(swe.evaluate(ensemble, numbers, metrics={"mae": MeanAbsoluteError()}).ensemble)
         ['mae']
     """
+    processes = current_processes() if gather else _ALONE
     if metrics is not None:
-        return _scores(ensemble, loader, metrics)
+        return _scores(ensemble, loader, metrics, processes)
     if not ensemble.task.has_classes:
         raise SuperWeightError(
             f"the standard metrics are of one class an image: for task {ensemble.task.name!r} give metrics= of "
             "torchmetrics by name, such as {'mae': torchmetrics.MeanAbsoluteError()}"
         )
-    return evaluate_predictions(ensemble, predict(ensemble, loader))
+    table = predict(ensemble, loader, processes)
+    if processes.size == 1:
+        return evaluate_predictions(ensemble, table)
+    content = processes.on_rank_zero(lambda: as_content(evaluate_predictions(ensemble, table)))
+    return TypeAdapter(Evaluation).validate_python(content)
 
 
 @torch.no_grad()
-def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Mapping[str, Metric]) -> Scores:
+def _scores(
+    ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Mapping[str, Metric], processes: Processes
+) -> Scores:
     """Every metric of every subset, batch by batch: no table of predictions, which may be maps."""
     if not isinstance(metrics, Mapping) or not metrics:
         raise SuperWeightError(f"metrics must be metrics of torchmetrics by name; got {metrics!r:.80}")
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise SuperWeightError(f"metric {name!r} must be a metric object of torchmetrics; got {metric!r:.80}")
+        if processes.size > 1 and not all(part.sync_on_compute for part in _parts(metric)):
+            raise SuperWeightError(f"metric {name!r} has sync_on_compute=False, and gather sums it over processes")
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
     like, task = first_parameter(modules), ensemble.task
     costs: dict[str, MemberCost] = {}
@@ -271,11 +298,14 @@ def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Ma
         truth = task.targets(targets, first)
         task.check_range(truth, num_classes_in(first))
         if not costs:
-            costs = costs_of(ensemble, rows_of(inputs, slice(0, 1)))
+            _rows_by_process([num_rows(inputs)], loader, processes)
+            costs = _costs_by_first(ensemble, rows_of(inputs, slice(0, 1)), processes)
             for names in _subsets(ensemble.member_names, costs):
                 running[names] = {key: metric.clone().to(like.device) for key, metric in metrics.items()}
                 for metric in running[names].values():
                     metric.reset()
+                    for part in _parts(metric):  # each would sum over any process group that there is
+                        part.distributed_available_fn = partial(bool, processes.size > 1)
         predicted = {name: task.predicted(answer) for name, answer in answers.items()}
         for name, own in predicted.items():
             if bool(own.isnan().any()):
@@ -287,7 +317,7 @@ def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Ma
                     metric.update(mean, task.truth(truth))
         count += num_rows(inputs)
     if not count:
-        raise _no_samples(loader)
+        _rows_by_process([], loader, processes)
     subsets = tuple(
         SubsetScores(
             members=names,
@@ -299,11 +329,22 @@ def _scores(ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Ma
     )
     found = {subset.members: subset.scores for subset in subsets}
     return Scores(
-        num_samples=count,
+        num_samples=sum(processes.gather_objects(count)),
         members={name: found[(name,)] for name in ensemble.member_names},
         ensemble=found[ensemble.member_names],
         subsets=subsets,
     )
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    """A metric and those that it is made of."""
+    return [part for part in metric.modules() if isinstance(part, Metric)]
+
+
+def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Processes) -> dict[str, MemberCost]:
+    """What members cost, timed by the first process while the others wait."""
+    told = processes.on_rank_zero(lambda: {name: asdict(cost) for name, cost in costs_of(ensemble, row).items()})
+    return {name: MemberCost(**told[name]) for name in ensemble.member_names}
 
 
 @contextmanager
@@ -375,10 +416,10 @@ def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tu
     return [(name,) for name in names] + running
 
 
-def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object]) -> Predictions:
+def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object], processes: Processes = _ALONE) -> Predictions:
     """Softmax of every member, materialised and in eval mode, on every sample: see :func:`predict_all`."""
     modules = {name: ensemble.materialize(name).eval() for name in ensemble.member_names}
-    return predict_all(modules, loader, first_parameter(modules))
+    return predict_all(modules, loader, first_parameter(modules), processes=processes)
 
 
 @torch.no_grad()
@@ -387,14 +428,19 @@ def predict_all(
     loader: Iterable[object],
     like: Tensor,
     check_inputs: Callable[[Inputs], None] | None = None,
+    processes: Processes = _ALONE,
 ) -> Predictions:
-    """Run every network, in eval mode, once on every sample.
+    """Run every network, in eval mode, once on every sample; of several processes the first gets what all answer.
 
     Args:
         modules: The networks.
         loader: (images, labels); a batch without images is passed over.
         like: A tensor of the device that the networks are on and of the type of their images.
         check_inputs: What the inputs of a batch, there, are held against first.
+        processes: Those that call this, each with rows of its own.
+
+    Returns:
+        On the first process the rows of all, batch by batch, and of a batch by rank; on the others their own.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
@@ -418,15 +464,50 @@ def predict_all(
         labels.append(truth.cpu())
         if first is None:
             first = mapped(lambda one: one.detach().clone(), rows_of(inputs, slice(0, 1)))
-    if first is None:
-        raise _no_samples(loader)
-    probabilities = torch.cat(parts, dim=1)
-    return Predictions(members=tuple(modules), probabilities=probabilities, labels=torch.cat(labels), image=first)
+    sizes = _rows_by_process([len(one) for one in labels], loader, processes)
+    assert first is not None, "there are rows"
+    probabilities, truth = torch.cat(parts, dim=1), torch.cat(labels)
+    parts.clear()
+    if processes.size > 1:
+        probabilities, truth = _of_all(tuple(modules), probabilities, truth, sizes, processes)
+    return Predictions(members=tuple(modules), probabilities=probabilities, labels=truth, image=first)
 
 
-def _no_samples(loader: Iterable[object]) -> SuperWeightError:
+def _of_all(
+    names: tuple[str, ...], probabilities: Tensor, labels: Tensor, sizes: Sequence[Sequence[int]], processes: Processes
+) -> tuple[Tensor, Tensor]:
+    """Probabilities (M, N, K) and labels (N,) of the batches of all processes, which have so many rows each."""
+    processes.assert_equal_across_ranks([names, probabilities.shape[2]], "the members and their classes")
+    every, truths = processes.rows_of_all(probabilities), processes.rows_of_all(labels)
+    if not processes.is_first:
+        return probabilities, labels
+    split = [table.split(list(own), dim=1) for table, own in zip(every, sizes)]
+    true = [truth.split(list(own)) for truth, own in zip(truths, sizes)]
+    order = [
+        (rank, batch) for batch in range(max(map(len, sizes))) for rank, own in enumerate(sizes) if batch < len(own)
+    ]
+    return (
+        torch.cat([split[rank][batch] for rank, batch in order], dim=1),
+        torch.cat([true[rank][batch] for rank, batch in order]),
+    )
+
+
+def _rows_by_process(own: Sequence[int], loader: Iterable[object], processes: Processes) -> list[list[int]]:
+    """Rows of some batches of each process.
+
+    Raises:
+        SuperWeightError: On all processes: one has none.
+    """
+    every: list[list[int]] = processes.gather_objects(own)
+    empty = next((rank for rank, sizes in enumerate(every) if not sizes), None)
+    if empty is None:
+        return every
+    if processes.size > 1:
+        raise SuperWeightError(
+            f"process {empty} of {processes.size} has no samples to evaluate: give each some, or start fewer processes"
+        )
     once = "; an iterator can be read once: give a list or a DataLoader" if isinstance(loader, Iterator) else ""
-    return SuperWeightError(f"the loader has no samples{once}")
+    raise SuperWeightError(f"the loader has no samples{once}")
 
 
 def first_images(loader: Iterable[object], count: int) -> Tensor:

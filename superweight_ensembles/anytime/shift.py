@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from einops import reduce
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from superweight_ensembles.anytime.evaluation import Metrics, Predictions, predict, probability_metrics
@@ -17,7 +17,8 @@ from superweight_ensembles.anytime.uncertainty import Detection, detection
 from superweight_ensembles.data import Corruption, Inputs, checked_loader, checked_pair, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes
 from superweight_ensembles.errors import names_options
-from superweight_ensembles.storage import Count, Name, Positive
+from superweight_ensembles.storage import Count, Name, Positive, as_content
+from superweight_ensembles.training.distributed import Processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def detect_others(
         True
     """
     check_classes(ensemble.task, "detect_others()")
-    tables = [one if isinstance(one, Predictions) else predict(ensemble, _without_labels(one)) for one in (own, others)]
+    tables = [one if isinstance(one, Predictions) else predict(ensemble, without_labels(one)) for one in (own, others)]
     return detection(*(table.of(ensemble.member_names) for table in tables))
 
 
@@ -114,24 +115,32 @@ def measure_corrupted(
     ensemble: SuperWeightEnsemble,
     corruptions: Sequence[Corruption],
     loader_of: Callable[[Corruption], Iterable[object]],
+    processes: Processes | None = None,
 ) -> tuple[CorruptedResult, ...]:
     """The ensemble's metrics under each corruption.
+
+    Several processes share corruptions out, not images: noise is drawn for whole batches.
 
     Args:
         ensemble: Of the task ``classification``.
         corruptions: Any.
         loader_of: Gives the test samples with a corruption, as ``ImageData.loader(..., corruption=...)`` does.
+        processes: Those that call this; all get the metrics of all corruptions.
     """
+    processes = processes or Processes()
     found = []
-    for one in corruptions:
+    for one in corruptions[processes.rank :: processes.size]:
         table = predict(ensemble, loader_of(one))
         mean = reduce(table.of(ensemble.member_names), "m n k -> n k", "mean")
         metrics = probability_metrics(mean, table.labels)
         found.append(CorruptedResult(corruption=one.name, severity=one.severity, metrics=metrics))
-    return tuple(found)
+    every = processes.gather_objects(as_content(found))
+    ordered = [every[place % processes.size][place // processes.size] for place in range(len(corruptions))]
+    return TypeAdapter(tuple[CorruptedResult, ...]).validate_python(ordered)
 
 
-def _without_labels(loader: Iterable[object]) -> Iterator[tuple[Inputs, Tensor]]:
+def without_labels(loader: Iterable[object]) -> Iterator[tuple[Inputs, Tensor]]:
+    """The inputs of a loader, which may be batches of inputs alone, all labelled 0."""
     for batch in checked_loader(loader):
         inputs = batch if isinstance(batch, Tensor) else checked_pair(batch)[0]
         yield inputs, torch.zeros(num_rows(inputs), dtype=torch.int64)

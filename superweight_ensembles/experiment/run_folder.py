@@ -33,10 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from superweight_ensembles.anytime import AnytimePredictor, Predictions, evaluate_predictions, predict
+from superweight_ensembles.anytime import AnytimePredictor, evaluate_predictions
 from superweight_ensembles.data import ImageData, reads_files
 from superweight_ensembles.ensemble import SuperWeightEnsemble, read_plan
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
@@ -63,15 +62,16 @@ from superweight_ensembles.experiment.run_results import (
     naming_files,
 )
 from superweight_ensembles.experiment.stages import (
+    ArmPredictions,
     ProgressOf,
     RunContext,
     check_init_from,
     check_trained_members,
-    evaluated,
     learned_members,
     learned_widths,
     measure_anytime,
     measure_shift,
+    predictions_of,
     searched_plan,
     start_warm,
     warm_results,
@@ -464,25 +464,44 @@ def _what_counts(recipe: Recipe, data_known: bool) -> dict[str, Any]:
 
 
 def evaluate_run(folder: Path) -> RunResults:
-    """Evaluate every arm of a trained run on the test data and write results.json; returns its content."""
+    """Evaluate every arm of a trained run on the test data and write results.json; returns its content.
+
+    Several processes, which all call this, share the images out; the first alone measures time and writes.
+    """
     recipe = read_run(folder)
-    with locked_folder(folder):
+    device = build_fabric(recipe.training).device
+    processes = current_processes()
+    with ExitStack() as ending:
+
+        def hold() -> None:
+            ending.enter_context(locked_folder(folder))
+
+        processes.on_rank_zero(hold)
         data = recipe.load_data()
         if not len(data.test):
             raise SuperWeightError(f"{data.name} has no test images to evaluate on")
-        _hold_to_evaluated(folder, data)
-        device = build_fabric(recipe.training).device
-        results = RunResults(
-            name=recipe.name,
-            seed=recipe.seed,
-            dataset=DatasetFacts.of(data),
-            recipe=recipe.model_dump(mode="json"),
-            arms=tuple(_evaluate_arm(recipe, data, folder, arm, device) for arm in arms_of(recipe)),
-            widths=learned_widths(folder),
-            provenance=Provenance(**provenance()),
-        )
-        write_json(folder / "results.json", as_content(results))
-        return results
+        processes.on_rank_zero(lambda: _hold_to_evaluated(folder, data))
+        arms: list[ArmResults] = []
+        for arm in arms_of(recipe):
+            ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(device).eval()
+            answers = predictions_of(recipe, ensemble, data, folder / arm, processes)
+            alone = partial(_measure_arm, recipe, ensemble, data, answers, folder / arm)
+            processes.on_rank_zero(lambda: arms.append(alone()))  # noqa: B023 - called at once
+
+        def write() -> None:
+            results = RunResults(
+                name=recipe.name,
+                seed=recipe.seed,
+                dataset=DatasetFacts.of(data),
+                recipe=recipe.model_dump(mode="json"),
+                arms=tuple(arms),
+                widths=learned_widths(folder),
+                provenance=Provenance(**provenance()),
+            )
+            write_json(folder / "results.json", as_content(results))
+
+        processes.on_rank_zero(write)
+        return read_results(folder)[0]
 
 
 def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
@@ -517,29 +536,24 @@ def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
         )  # fmt: skip
 
 
-def _evaluate_arm(recipe: Recipe, data: ImageData, folder: Path, arm: str, device: torch.device) -> ArmResults:
-    def tested_by(ensemble: SuperWeightEnsemble) -> Predictions:
-        return predict(ensemble.to(device).eval(), evaluated(recipe, data, "test", device))
-
-    ensemble = SuperWeightEnsemble.load(trained_arm(folder, arm)).to(device).eval()
-    tested, trained = tested_by(ensemble), _training_of(folder / arm)
-    warm = warm_results(folder / arm, tested_by)
-    held, anytime, shift = None, None, None
-    if len(data.validation) and (recipe.anytime or recipe.uncertainty):
-        held = predict(ensemble, evaluated(recipe, data, "validation", device))
+def _measure_arm(
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, answers: ArmPredictions, folder: Path
+) -> ArmResults:
+    trained = _training_of(folder)
+    anytime, shift = None, None
     if recipe.anytime is not None:
-        anytime = measure_anytime(recipe, ensemble, data, held, tested, folder / arm)
+        anytime = measure_anytime(recipe, ensemble, data, answers, folder)
     if recipe.uncertainty is not None:
-        shift = measure_shift(recipe, ensemble, data, held, tested)
+        shift = measure_shift(ensemble, answers)
     return ArmResults(
-        name=arm,
+        name=folder.name,
         num_parameters=ensemble.num_parameters,
         independent_parameters=ensemble.independent_parameters,
         budget=ensemble.plan.budget,
-        **fields_of(evaluate_predictions(ensemble, tested)),
+        **fields_of(evaluate_predictions(ensemble, answers.tested)),
         anytime=anytime,
         shift=shift,
-        warm_start=warm,
+        warm_start=warm_results(folder, answers.started),
         training=Training(**fields_of(trained, Training)),
         history=trained.history,
     )

@@ -24,6 +24,7 @@ from torch import nn
 from superweight_ensembles.anytime import (
     AnytimePredictor,
     AnytimeResult,
+    CorruptedResult,
     ExitPoint,
     OthersResult,
     Predictions,
@@ -33,11 +34,20 @@ from superweight_ensembles.anytime import (
     measure_curves,
     measure_tempered,
     order_exits,
+    predict,
+    predict_all,
     probability_metrics,
+    without_labels,
     write_policy,
 )
 from superweight_ensembles.data import Corruption, ImageData, ImageLoader, load_data
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_ensemble_files, read_ensemble_tensors, warm_start
+from superweight_ensembles.ensemble import (
+    SuperWeightEnsemble,
+    check_ensemble_files,
+    first_parameter,
+    read_ensemble_tensors,
+    warm_start,
+)
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, check_held_out
 from superweight_ensembles.experiment.run_results import (
@@ -228,13 +238,77 @@ def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
     read_ensemble_tensors(ensemble, own / _WARM_START_FOLDER)
 
 
-def warm_results(folder: Path, predictions_of: Callable[[SuperWeightEnsemble], Predictions]) -> WarmStartResult | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmPredictions:
+    """What an arm answers on images that processes have shared out; whole on the first process alone.
+
+    Attributes:
+        tested: On test images.
+        held: On validation images, where there are some and the recipe asks for exits or uncertainty.
+        started: As the arm was before its training, on test images; None where it started at random.
+        truncated: Of the members and their truncations, on validation and test images, where the recipe asks for some.
+        corrupted: What it answers on corrupted test images, as metrics.
+        others: The name of another data set, and the answers on its test images, where the recipe asks for it.
+    """
+
+    tested: Predictions
+    held: Predictions | None
+    started: Predictions | None
+    truncated: tuple[dict[str, nn.Module], Predictions, Predictions] | None
+    corrupted: tuple[CorruptedResult, ...]
+    others: tuple[str, Predictions] | None
+
+
+def predictions_of(
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, folder: Path, processes: Processes
+) -> ArmPredictions:
+    """Every answer of an arm that its evaluation asks for; each process runs the members on its rows.
+
+    Args:
+        recipe: Of the run.
+        ensemble: Of the arm, trained.
+        data: Evaluated on.
+        folder: Of the arm.
+        processes: Those that call this.
+
+    Raises:
+        SuperWeightError: Too few images for the exits or for the processes; another data set that does not fit.
+    """
+    device = first_parameter({"": ensemble}).device
+
+    def rows(split: str, whole: ImageData = data) -> ImageLoader:
+        return evaluated(recipe, whole, split, device, shard=processes.shard)
+
+    tested = predict(ensemble, rows("test"), processes)
+    held = started = truncated = others = None
+    corrupted: tuple[CorruptedResult, ...] = ()
+    if len(data.validation) and (recipe.anytime or recipe.uncertainty):
+        held = predict(ensemble, rows("validation"), processes)
+    if (folder / WARM_START_FILE).is_file():
+        start = SuperWeightEnsemble.load(folder / _WARM_START_FOLDER).to(device).eval()
+        started = predict(start, rows("test"), processes)
+    if recipe.anytime is not None:
+        check_held_out(data.name, len(data.validation))
+        if recipe.anytime.truncations:
+            exits = _truncated_exits(recipe, ensemble, data, device)
+            answered = partial(predict_all, exits, like=first_parameter(exits), processes=processes)
+            truncated = exits, answered(rows("validation")), answered(rows("test"))
+    if recipe.uncertainty is not None:
+        worse = partial(evaluated, recipe, data, "test", device)
+        corrupted = measure_corrupted(ensemble, recipe.uncertainty.made(), worse, processes)
+        if recipe.uncertainty.others is not None:
+            name, alike = _other_data(recipe, data)
+            others = (name, predict(ensemble, without_labels(rows("test", alike)), processes))
+    return ArmPredictions(
+        tested=tested, held=held, started=started, truncated=truncated, corrupted=corrupted, others=others
+    )
+
+
+def warm_results(folder: Path, table: Predictions | None) -> WarmStartResult | None:
     """How near an arm started, and how well it did before any training of its own; None where it started at random."""
-    file = folder / WARM_START_FILE
-    if not file.is_file():
+    if table is None:
         return None
-    table = predictions_of(SuperWeightEnsemble.load(folder / _WARM_START_FOLDER))
-    record = read_as(WarmStartRecord, file, "train the shared arm again")
+    record = read_as(WarmStartRecord, folder / WARM_START_FILE, "train the shared arm again")
     return WarmStartResult(
         **fields_of(record),
         ensemble=probability_metrics(table.probabilities.mean(0), table.labels),
@@ -253,52 +327,48 @@ def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble
 
 
 def measure_anytime(
-    recipe: Recipe,
-    ensemble: SuperWeightEnsemble,
-    data: ImageData,
-    held: Predictions | None,
-    tested: Predictions,
-    folder: Path,
+    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, answers: ArmPredictions, folder: Path
 ) -> AnytimeResult:
     """The anytime section of an arm's results; the calibrated policy goes beside the ensemble.
 
-    Validation images, on which the members' predictions are ``held``, fit thresholds; test images, on which they are
-    ``tested``, make figures.
+    Answers on validation images fit thresholds; those on test images make figures.
     """
-    settings = recipe.anytime
-    assert settings is not None, "the caller has looked"
-    check_held_out(data.name, len(data.validation))
-    assert held is not None, "there are validation images"
+    settings, held = recipe.anytime, answers.held
+    assert settings is not None and held is not None, "the caller has looked, and there are validation images"
     device = next(ensemble.parameters()).device
     chosen_on = held if settings.order == "greedy" else None
     predictor = AnytimePredictor(ensemble, settings.order, loader=chosen_on, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
-    found = measure_curves(predictor, held, test, tested=tested, **settings.curve_options())
+    found = measure_curves(predictor, held, test, tested=answers.tested, **settings.curve_options())
     write_policy(folder / "ensemble", predictor.order, data.image_shape, predictor.policy)
-    if settings.truncations:
-        found = replace(found, truncated=_measure_truncated(recipe, ensemble, data, device))
+    if answers.truncated is not None:
+        found = replace(found, truncated=_measure_truncated(recipe, data, *answers.truncated))
     return found
 
 
-def measure_shift(
-    recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, held: Predictions | None, tested: Predictions
-) -> Shift:
+def measure_shift(ensemble: SuperWeightEnsemble, answers: ArmPredictions) -> Shift:
     """What an arm knows of corrupted test images, and of those of another data set.
 
-    The members' predictions on validation images (None without any) fit a temperature; those on test images are judged.
+    Answers on validation images fit a temperature; those on test images are judged.
+    """
+    found = Shift(corrupted=answers.corrupted)
+    if answers.held is not None:
+        found = replace(found, tempered=measure_tempered(answers.held, answers.tested))
+    if answers.others is None:
+        return found
+    name, table = answers.others
+    detections = detect_others(ensemble, answers.tested, table)
+    return replace(found, others=OthersResult(name=name, num_samples=len(table.labels), detections=detections))
+
+
+def _other_data(recipe: Recipe, data: ImageData) -> tuple[str, ImageData]:
+    """The other data set of an uncertainty section, normalised as a run's own.
 
     Raises:
-        SuperWeightError: The other data set cannot be read, has no test images, or images of another shape.
+        SuperWeightError: It cannot be read, has no test images, or images of another shape.
     """
-    settings, device = recipe.uncertainty, next(ensemble.parameters()).device
-    assert settings is not None, "the caller has looked"
-
-    worse = partial(evaluated, recipe, data, "test", device)
-    found = Shift(corrupted=measure_corrupted(ensemble, settings.made(), worse))
-    if held is not None:
-        found = replace(found, tempered=measure_tempered(held, tested))
-    if settings.others is None:
-        return found
+    settings = recipe.uncertainty
+    assert settings is not None and settings.others is not None, "the caller has looked"
     name = settings.others.name
     others = load_data(name, **settings.others.seeded(recipe.seed))
     if others.image_shape != data.image_shape:
@@ -308,38 +378,47 @@ def measure_shift(
         )
     if not len(others.test):
         raise SuperWeightError(f"uncertainty.others: {name} has no test images")
-    alike = replace(others, mean=data.mean, std=data.std)
-    detections = detect_others(ensemble, tested, evaluated(recipe, alike, "test", device))
-    return replace(found, others=OthersResult(name=name, num_samples=len(others.test), detections=detections))
+    return name, replace(others, mean=data.mean, std=data.std)
 
 
 def evaluated(
-    recipe: Recipe, data: ImageData, split: str, device: torch.device, corruption: Corruption | None = None
+    recipe: Recipe,
+    data: ImageData,
+    split: str,
+    device: torch.device,
+    corruption: Corruption | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> ImageLoader:
-    """The images of a split as a recipe evaluates on them, or corrupted."""
-    return data.loader(split, recipe.evaluation.batch_size, device=device, corruption=corruption)
+    """The images of a split as a recipe evaluates on them, or corrupted; every process has batches of its size."""
+    size = recipe.evaluation.batch_size * shard[1]
+    return data.loader(split, size, device=device, corruption=corruption, shard=shard)
 
 
-def _measure_truncated(
+def _truncated_exits(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, device: torch.device
-) -> AnytimeResult:
-    """Stream and cascade of the members and their truncations, in the order that validation images choose."""
+) -> dict[str, nn.Module]:
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
     training = training_loader(data, recipe.training, device)  # augmented: statistics of plain images are others
     batches = [images for (images, _), _ in zip(training, range(_NORM_BATCHES))]
-    exits = truncated_exits(
+    return truncated_exits(
         {name: ensemble.materialize(name).eval() for name in ensemble.member_names}, settings.truncations,
         norm_data=batches,
     )  # fmt: skip
+
+
+def _measure_truncated(
+    recipe: Recipe, data: ImageData, exits: dict[str, nn.Module], held: Predictions, tested: Predictions
+) -> AnytimeResult:
+    """Stream and cascade of the members and their truncations, in the order that validation images choose."""
+    settings = recipe.anytime
+    assert settings is not None, "the caller has looked"
     every = AnytimePredictor(exits, input_shape=data.image_shape)
-    held = every.predict(evaluated(recipe, data, "validation", device))
     names = every.order
     options = {name: value for name, value in settings.curve_options().items() if name in _FITTED}
     chosen = order_exits(names, every.version_of, held.of(names), held.labels, every.flops, **options)
     predictor = AnytimePredictor(exits, chosen, input_shape=data.image_shape)
-    test = evaluated(recipe, data, "test", device)
-    tested = every.predict(test)
+    test = evaluated(recipe, data, "test", every.device)
     everything = ("flops", float(sum(predictor.flops.values())))
     found = measure_curves(predictor, held, test, tested=tested, **{**settings.curve_options(), "target": everything})
     alone = tuple(

@@ -58,7 +58,7 @@ from superweight_ensembles.training.device import (
     set_memory_format,
 )
 from superweight_ensembles.training.distillation import Distillation
-from superweight_ensembles.training.distributed import Mesh, check_mesh, current_processes
+from superweight_ensembles.training.distributed import check_mesh, current_processes
 from superweight_ensembles.training.hooks import Hook, Progress, TrainState, check_hooks, checked_entries
 from superweight_ensembles.training.joint import Execution, JointLoss, Objective
 from superweight_ensembles.training.member_ranks import answers_of_all, gather_members, mesh_of, moment_owners
@@ -514,6 +514,10 @@ def train(
         hooks = (*hooks, LossScale(scaler))
     processes = current_processes()
     check_mesh(config.mesh, len(trained), processes.size)
+    if config.micro_batches == "auto" and processes.size > 1:
+        raise SuperWeightError(
+            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
+        )
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
         raise SuperWeightError(f"{folder} holds a run already: resume=True goes on, another out= begins anew")
@@ -523,7 +527,11 @@ def train(
         ensemble.images = Preprocessing.of(data)
     ensemble.to(fabric.device)
     mesh = mesh_of(ensemble, trained, data, config, processes)
-    _check_job(mesh, config)
+    if config.compile and config.sync_batch_norm and mesh.rows.size > 1:
+        raise SuperWeightError(
+            "compiled members are slower with batch norm over several processes, which parts them at every norm: "
+            "leave compile out, or set sync_batch_norm to false"
+        )
     channels_last = set_memory_format(ensemble, config, fabric)
     loaders, validation = training_batches(data, validation, config, fabric.device, trained, mesh.rows.shard)
     optimizer = build_optimizer(ensemble, config)
@@ -595,21 +603,6 @@ def _warn_of_saving(ensemble: SuperWeightEnsemble) -> None:
         check_savable(ensemble, "what is trained here")
     except SuperWeightError as error:
         _LOG.warning("%s", error)
-
-
-def _check_job(mesh: Mesh, config: TrainConfig) -> None:
-    """Refuse what several processes cannot do."""
-    if mesh.everyone.size == 1:
-        return
-    if config.micro_batches == "auto":
-        raise SuperWeightError(
-            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
-        )
-    if config.compile and config.sync_batch_norm and mesh.rows.size > 1:
-        raise SuperWeightError(
-            "compiled members are slower with batch norm over several processes, which parts them at every norm: "
-            "leave compile out, or set sync_batch_norm to false"
-        )
 
 
 def _agree(state: TrainState) -> None:

@@ -153,6 +153,7 @@ class TrainStep:
         self._scaler = scaler_of(state.fabric)
         self._dtype = first_parameter({"": state.ensemble}).dtype
         self._begun = False
+        self._answered = False  # whether other processes have the answers of an attempt already
         self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
@@ -352,6 +353,7 @@ class TrainStep:
         progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
         states = random_states(self._state.fabric.device) if doubles or not self._begun else None
         while True:
+            self._answered = False
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
                 look = None if self._begun else self._tell_unread
@@ -362,8 +364,7 @@ class TrainStep:
                     raise
                 short = True
             except SuperWeightError as error:
-                answered = self._loss.gather is not None and self._loss.together  # perhaps, and would not be again
-                if self._begun or answered or not leaves_channels_last(self._state, error):
+                if self._begun or self._answered or not leaves_channels_last(self._state, error):
                     raise
                 short = False
             # outside of the handler, whose error holds on to the tensors of the attempt
@@ -389,8 +390,8 @@ class TrainStep:
     ) -> dict[str, Tensor]:
         state = self._state
         loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
-        if loss.gather is not None and not together:
-            loss = replace(loss, gather=partial(own_answers, state))
+        if loss.gather is not None:
+            loss = replace(loss, gather=self._gathered if together else partial(own_answers, state))
         together = together and state.config.sync_batch_norm
         if loss.loss_function is not None and self._num_classes is None:
             loss = replace(loss, loss_function=partial(self._first_loss, loss.loss_function, targets))
@@ -400,6 +401,11 @@ class TrainStep:
                 state.ensemble, inputs, targets, loss, members=state.own_members, execution=execution, weight=weight,
                 look=look,
             )  # fmt: skip
+
+    def _gathered(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert self._loss.gather is not None, "there are members elsewhere"
+        self._answered = True
+        return self._loss.gather(own)
 
     def _tell_unread(self, gradients: TargetGradients) -> None:
         """Say of which generated weights the first step asks nothing."""

@@ -18,7 +18,7 @@ import yaml
 
 import superweight_ensembles as swe
 from superweight_ensembles.errors import TrainingStopped
-from superweight_ensembles.experiment import parse_recipe, train_run
+from superweight_ensembles.experiment import parse_recipe, read_results, train_run
 from superweight_ensembles.training import TrainProgress, build_fabric
 from superweight_ensembles.training.distributed import current_processes
 
@@ -224,7 +224,7 @@ def torchrun(*arguments: object, restarts: int = 0, **environment: str) -> subpr
         env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
     )
 
 
@@ -238,7 +238,8 @@ mark, call = Path(os.environ["MARK"]), TrainStep.__call__
 
 def step(self, batches, signal_number=0):
     progress = self._state.progress
-    if os.environ["RANK"] == "1" and len(progress.history) == 1 and progress.step == 3 and not mark.exists():
+    there = (os.environ["RANK"], len(progress.history), progress.step) == (os.environ["VICTIM"], 1, 3)
+    if there and not mark.exists():
         mark.write_text("killed")
         os.kill(os.getpid(), signal.SIGKILL)
     return call(self, batches, signal_number)
@@ -249,23 +250,36 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_job_again_whose_process_was_killed(done: tuple[Path, list[dict]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mesh", "victim"), [("rows", 1), ({"members": 2, "rows": 1}, 0)])
+def test_torchrun_starts_a_job_again_whose_process_was_killed(mesh: object, victim: int, tmp_path: Path) -> None:
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "killed.py", tmp_path / "run"
-    plain = {key: value for key, value in CONTENT["sharing"].items() if key == "budget"}
-    recipe.write_text(yaml.safe_dump({**CONTENT, "sharing": plain}))
+    content = {**CONTENT, "sharing": {"budget": 0.95}}
+    recipe.write_text(yaml.safe_dump({**content, "training": {**CONTENT["training"], "mesh": mesh}}))
     script.write_text(KILLED_ONCE)
-    ended = torchrun(script, "train", recipe, "--out", run, MARK=str(tmp_path / "mark"), restarts=1)
+    mark = tmp_path / "mark"
+    ended = torchrun(script, "train", recipe, "--out", run, MARK=str(mark), VICTIM=str(victim), restarts=2)
     assert ended.returncode == 0, ended.stderr
-    assert "exitcode: -9" in ended.stderr
+    assert "exitcode: -9" in ended.stderr and mark.is_file()
     assert "trained:" in ended.stdout and ended.stdout.count("trained:") == 1
-    train_run(parse_recipe({**CONTENT, "sharing": plain}), tmp_path / "one")
+    train_run(parse_recipe(content), tmp_path / "one")
     torch.testing.assert_close(losses(run), losses(tmp_path / "one"), rtol=1e-4, atol=0)
-    for verb in ("evaluate", "plot"):
-        told = subprocess.run(
-            [sys.executable, "-m", "superweight_ensembles", verb, str(run)],
-            env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert told.returncode == 2 and f"{verb} runs in one process: start it without torchrun" in told.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_evaluates_a_run(done: tuple[Path, list[dict]]) -> None:
+    run = done[0] / "two"
+    ended = torchrun("-m", "superweight_ensembles", "evaluate", run)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("results:") == 1
+    assert read_results(run)[0].arms[0].num_samples == 16
+
+
+def test_what_runs_in_one_process() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "superweight_ensembles", "plot", "run"],
+        env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 2 and "plot runs in one process: start it without torchrun" in told.stderr

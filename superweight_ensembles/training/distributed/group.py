@@ -179,6 +179,28 @@ class Processes:
         self.bytes_exchanged += tensor.numel() * tensor.element_size()
         return found
 
+    def rows_of_all(self, tensor: Tensor) -> list[Tensor]:
+        """On the first process what each gives, by rank; on the others nothing.
+
+        Args:
+            tensor: Contiguous, with at least one number, of one type everywhere; shapes may differ.
+        """
+        if self.size == 1:
+            return [tensor]
+        shapes = self.gather_objects(list(tensor.shape))
+        told = tensor.to(self._device)
+        found = [tensor]
+        with lost_peers():
+            if not self.is_first:
+                dist.send(told, group=self._group, group_dst=0)
+                self.bytes_exchanged += told.numel() * told.element_size()
+                return []
+            for rank in range(1, self.size):
+                part = told.new_empty(shapes[rank])
+                dist.recv(part, group=self._group, group_src=rank)
+                found.append(part.to(tensor.device))
+        return found
+
     def any(self, flag: bool) -> bool:
         """Whether any process says True."""
         return bool(self.all_gather(torch.tensor([flag], dtype=torch.uint8, device=self._device)).any())
