@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint check figures clean
+.PHONY: demo test lint check figures build lowest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/superweights train recipes/digits.yaml --out $(RUN) --overwrite
@@ -41,8 +41,26 @@ lint: $(VENV)/.installed-dev
 
 check: lint test
 
+# A source archive, and a wheel that is built from it; in an environment of their own, which needs no PyTorch.
+build:
+	test -x .venv-build/bin/python || $(PYTHON) -m venv .venv-build
+	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2,<2' 'twine>=6.1,<8'
+	rm -rf dist
+	.venv-build/bin/python -m build
+	.venv-build/bin/python -m twine check --strict dist/*
+
+# The oldest versions that pyproject.toml names, on a part of the tests; for Python 3.10 and 3.11, as old numpy has no
+# wheels for newer ones. Old packages warn of what is old in them, so that the tests of warnings are left out.
+lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-lowest/constraints.txt --editable '.[export,tensorboard]' pytest hypothesis
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/test_readme.py tests/test_options.py tests/plan \
+		tests/storage/test_states.py tests/experiment/test_recipe.py tests/report/test_report.py
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-build .venv-lowest runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
