@@ -31,13 +31,25 @@ def test_the_snippets_of_a_page_run_one_after_the_other(monkeypatch: pytest.Monk
     assert len(variables["rows"]) == 2
 
 
+def test_what_extends_the_library_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(snippets) >= 8
+    variables: dict = {}
+    for snippet in snippets:
+        exec(compile(snippet, "extending.md", "exec"), variables)
+    for file in re.findall(r"`((?:plan|ensemble|experiment|report|data|models)/[a-z_/]+\.py)`", page):
+        assert (ROOT / "superweight_ensembles" / file).is_file(), file
+
+
 def headings(page: Path) -> list[str]:
     """As links name them."""
     names = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in names]
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
 def test_named_files_exist(page: str) -> None:
     found = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert found
