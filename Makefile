@@ -50,14 +50,16 @@ build:
 	.venv-build/bin/python -m twine check --strict dist/*
 
 # The oldest versions that pyproject.toml names, on a part of the tests; for Python 3.10 and 3.11, as old numpy has no
-# wheels for newer ones. Old packages warn of what is old in them, so that the tests of warnings are left out.
+# wheels for newer ones. One test is left out: torch 2.11 was seen to abort there ("corrupted size vs. prev_size") while
+# it trained a network of four channels in bfloat16 on a CPU.
 lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint .venv-lowest/constraints.txt --editable '.[export,tensorboard]' pytest hypothesis
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest tests/test_readme.py tests/test_options.py tests/plan \
-		tests/storage/test_states.py tests/experiment/test_recipe.py tests/report/test_report.py
+		tests/storage/test_states.py tests/experiment/test_recipe.py tests/report/test_report.py \
+		--deselect tests/test_options.py::test_distillation_of_weight_zero_is_none
 
 clean:
 	rm -rf $(VENV) .venv-build .venv-lowest runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Prints the lower bound of each requirement in pyproject.toml as ``name==version``: constraints for ``make lowest``."""
+"""Prints the lower bound of each requirement in pyproject.toml as ``name==version``, for ``make lowest``."""
 
 from __future__ import annotations
 

@@ -49,7 +49,9 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in names]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+)
 def test_named_files_exist(page: str) -> None:
     found = re.findall(r"\]\((?!http)([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert found
