@@ -44,7 +44,7 @@ check: lint test
 # A source archive, and a wheel that is built from it; in an environment of their own, which needs no PyTorch.
 build:
 	test -x .venv-build/bin/python || $(PYTHON) -m venv .venv-build
-	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2,<2' 'twine>=6.1,<8'
+	.venv-build/bin/python -m pip install --quiet --disable-pip-version-check 'build>=1.2.1,<2' 'twine>=6.1,<8'
 	rm -rf dist
 	.venv-build/bin/python -m build
 	.venv-build/bin/python -m twine check --strict dist/*
