@@ -13,7 +13,7 @@ import superweight_ensembles as swe
 ROOT = Path(__file__).parents[1]
 MADE = ("reference/recipe.md", "reference/command-line.md")  # of the site alone; its strict build sees their links
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").glob("*.md")))]
 SNIPPETS = {page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL) for page in PAGES}
 
 
@@ -34,6 +34,14 @@ def test_the_snippets_of_a_page_run_one_after_the_other(
         "docs/start.md": lambda: Path("runs/predictor").is_dir(),
     }
     assert expected.get(page, lambda: True)()
+
+
+def test_files_that_the_guide_to_extension_names_exist() -> None:
+    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    files = re.findall(r"`((?:plan|ensemble|experiment|report|data|models)/[a-z_/]+\.py)`", guide)
+    assert files and len(SNIPPETS["docs/extending.md"]) >= 8
+    for file in files:
+        assert (ROOT / "superweight_ensembles" / file).is_file(), file
 
 
 def headings(page: Path) -> list[str]:

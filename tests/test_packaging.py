@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from importlib.metadata import packages_distributions, version
 from pathlib import Path, PurePosixPath
 
 import pytest
+import yaml
+from lowest import PYPROJECT, lowest
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage import bundled_recipes
@@ -28,7 +31,7 @@ IMPORT_ALL = """
 import os, pkgutil, sys
 from importlib import import_module
 import superweight_ensembles as package
-import lightning_fabric, matplotlib.pyplot, scipy, sklearn.datasets, timm, torch.utils.tensorboard, torchmetrics
+import lightning_fabric, matplotlib.pyplot, scipy, sklearn.datasets, timm, torchmetrics
 failed = 0
 for home in [room.name for room in pkgutil.iter_modules(package.__path__) if room.ispkg]:
     child = os.fork()
@@ -114,7 +117,8 @@ def test_the_source_archive_holds_what_the_wheel_is_built_of(built: Path) -> Non
         names = {entry.name.partition("/")[2].split("/")[0] for entry in archive if entry.isfile()}
     made = {"PKG-INFO", "setup.cfg", "superweight_ensembles.egg-info"}
     assert names - made == {
-        "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "recipes", "superweight_ensembles",
+        "CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "recipes",
+        "superweight_ensembles",
     }  # fmt: skip
 
 
@@ -136,14 +140,58 @@ def test_every_package_is_listed() -> None:
     assert listed == there | {"superweight_ensembles.recipes"}
 
 
-def test_requirements_are_bounded() -> None:
-    for requirement in requirements(project()):
-        assert re.fullmatch(r"[A-Za-z0-9_-]+>=[\d.]+,<[\d.]+", requirement), requirement
+def test_requirements_are_bounded_and_tried_at_their_lower_bounds() -> None:
+    own = re.compile(r"superweight-ensembles\[([a-z,]+)\]")
+    bounded = [one for one in requirements(project()) if not own.fullmatch(one)]
+    expected = set()
+    for requirement in bounded:
+        found = re.fullmatch(r"([A-Za-z0-9_-]+)(\[[a-z,]+\])?>=([\d.]+),<[\d.]+", requirement)
+        assert found, requirement
+        expected.add(f"{found[1]}=={found[3]}")
+    assert set(lowest(PYPROJECT.read_text(encoding="utf-8"))) == expected
+    names = [line.partition("==")[0] for line in expected]
+    assert len(set(names)) == len(names)  # a package that stands twice has one lower bound
+
+
+def test_extras_refer_to_extras() -> None:
+    extras = project()["project"]["optional-dependencies"]
+    assert {"all", "bench", "dev", "docs", "export", "tensorboard", "track"} == set(extras)
+    for group in extras.values():
+        for one in group:
+            if one.startswith("superweight-ensembles"):
+                assert set(one.partition("[")[2].rstrip("]").split(",")) < set(extras)
+
+
+def test_a_wheel_says_who_made_it_and_what_it_comes_from(built: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        said = message_from_bytes(wheel.read(name))
+    assert said["Author"] == "The superweight-ensembles developers" and "@" not in said["Author"]
+    assert {url.split("/")[-1] for url in said.get_all("Project-URL", [])} == {"2312.01274", "2006.10598", "2501.15889"}
+    assert "Programming Language :: Python :: 3.13" in said.get_all("Classifier", [])
+
+
+def test_the_citation_is_of_this_version() -> None:
+    about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= about.keys()  # that the format asks for
+    assert about["version"] == project()["project"]["version"] and about["license"] == project()["project"]["license"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for work in about["references"]:
+        assert {"type", "title", "authors"} <= work.keys() and work["url"] in readme
+
+
+def test_the_workflow_runs_what_is_there() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == [".ci/run", "make build"] and (ROOT / ".ci" / "run").is_file()
+    tested = jobs["test"]["strategy"]["matrix"]["python"]
+    said = [one.rpartition(" ")[2] for one in project()["project"]["classifiers"] if "Python :: 3." in one]
+    assert tested == [said[0], said[-1]] and project()["project"]["requires-python"] == f">={said[0]}"
 
 
 def test_what_is_imported_is_required() -> None:
     def plain(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", re.split("[<>]", name)[0]).lower()
+        return re.sub(r"[-_.]+", "-", re.split("[<>[]", name)[0]).lower()
 
     required = {plain(requirement) for requirement in requirements(project())}
     known = packages_distributions()
@@ -171,7 +219,7 @@ def test_imports_warn_of_nothing() -> None:
 
 def test_every_room_is_imported_without_optional_packages() -> None:
     extras = project()["project"]["optional-dependencies"]
-    wanted = [re.split("[<>=]", one)[0] for name in ("bench", "export") for one in extras[name]]
+    wanted = [re.split("[<>=]", one)[0] for name in ("bench", "export", "tensorboard", "track") for one in extras[name]]
     optional = [name.replace("-", "_") for name in wanted]
     assert "onnxruntime" in optional
     rooms = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))

@@ -9,7 +9,7 @@ RUN/plan.json          the sharing plan that the shared arm is built on
 RUN/ARM/ensemble/      the trained ensemble of an arm (shared, independent), with the plan that it ended with; once
                        evaluated with an anytime section, its calibrated cascade (anytime.json) as well
 RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started, and beside it warm_start.json
-RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same for TensorBoard
+RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same, where tensorboard is installed
 RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
                        end that of the best epoch alone, where it is not the last one: an ensemble to load, too
 RUN/ARM/training.json  what the training came to; written last

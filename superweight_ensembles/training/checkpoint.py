@@ -28,7 +28,6 @@ import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.ensemble import read_ensemble_tensors, read_plan, write_ensemble_files
@@ -59,7 +58,7 @@ from superweight_ensembles.training.config import RESUMABLE, TrainConfig
 from superweight_ensembles.training.hooks import Progress, TrainState, Validation, check_plain_data
 from superweight_ensembles.training.member_ranks import drop_moments, gather_members, gather_moments
 from superweight_ensembles.training.randomness import random_states
-from superweight_ensembles.training.tracking import flat_numbers
+from superweight_ensembles.training.tracking import summary_writer, write_scalars
 
 CHECKPOINT_FOLDER = "checkpoints"
 CHECKPOINT_FORMAT = 4
@@ -422,22 +421,23 @@ def _read_states(folder: Path) -> list[dict[str, Tensor]]:
 
 
 class RunLog:
-    """Appends one record an epoch to ``log.jsonl`` and its numbers to ``tensorboard/``."""
+    """Appends one record an epoch to ``log.jsonl``, and its numbers to ``tensorboard/`` where that is installed."""
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]) -> None:
         self._path = folder / "log.jsonl"
         write_text(self._path, "".join(json.dumps(record) + "\n" for record in history))
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(history) + 1)
+        make = summary_writer()
+        self._events = None if make is None else make(str(folder / "tensorboard"), purge_step=len(history) + 1)
 
     def append(self, record: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        for name, value in flat_numbers(record).items():
-            self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
+        if self._events is not None:
+            write_scalars(self._events, record)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._events is not None:
+            self._events.close()
 
 
 class Records:

@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -228,11 +228,32 @@ class CSVLog(_Log):
             write_text(self.path, table.getvalue())
 
 
+def summary_writer() -> Callable[..., Any] | None:
+    """What makes a writer of TensorBoard's events; None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+    except ImportError:
+        return None
+    return SummaryWriter
+
+
+def write_scalars(writer: Any, record: Mapping[str, Any]) -> None:
+    """An epoch's numbers as TensorBoard's scalars."""
+    for name, value in flat_numbers(record).items():
+        writer.add_scalar(name, value, record["epoch"])
+    writer.flush()
+
+
 class TensorBoardLog(_Log):
-    """The numbers of each epoch as TensorBoard's scalars; ``train(out=...)`` writes them by itself.
+    """The numbers of each epoch as TensorBoard's scalars.
+
+    ``train(out=...)`` writes them by itself where tensorboard is installed (``pip install tensorboard``).
 
     Args:
         folder: Of the events.
+
+    Raises:
+        SuperWeightError: When the training starts: tensorboard is not installed.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -240,15 +261,14 @@ class TensorBoardLog(_Log):
         self._writer: Any = None
 
     def open(self, state: TrainState) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
+        make = summary_writer()
+        if make is None:
+            raise SuperWeightError(f"{self.name} needs tensorboard: pip install tensorboard")
         with accessing(self.folder):
-            self._writer = SummaryWriter(str(self.folder))
+            self._writer = make(str(self.folder))
 
     def write(self, state: TrainState, record: Mapping[str, Any]) -> None:
-        for name, value in flat_numbers(record).items():
-            self._writer.add_scalar(name, value, record["epoch"])
-        self._writer.flush()
+        write_scalars(self._writer, record)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -403,6 +403,20 @@ def test_logs_hold_the_numbers_of_each_epoch_and_may_come_and_go(tmp_path: Path)
     assert again.history == result.history
 
 
+def test_tensorboard_is_written_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "tensorboard" or "utils.tensorboard" in name
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    swe.train(build(), DATA, replace(CONFIG, epochs=1), out=tmp_path / "run")
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 1
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    with pytest.raises(swe.SuperWeightError, match="TensorBoardLog needs tensorboard: pip install"):
+        swe.train(build(), DATA, CONFIG, hooks=[TensorBoardLog(tmp_path / "events")])
+    assert not (tmp_path / "events").exists()
+
+
 class Recorder:
     """Stands in for wandb and mlflow, and notes what is said to it."""
 
