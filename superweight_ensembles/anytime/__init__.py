@@ -65,7 +65,7 @@ from superweight_ensembles.anytime.policy import (
     running_means,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
+from superweight_ensembles.anytime.predictor import ORDERS, AnytimePredictor, ExitStep, checked_order, write_policy
 from superweight_ensembles.anytime.shift import (
     CorruptedResult,
     OthersResult,
@@ -87,6 +87,7 @@ from superweight_ensembles.anytime.uncertainty import (
 __all__ = [
     "CONFIDENCES",
     "MIN_SAMPLES",
+    "ORDERS",
     "AnytimeAnswer",
     "AnytimePredictor",
     "AnytimeResult",

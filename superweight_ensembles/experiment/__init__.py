@@ -34,6 +34,7 @@ from superweight_ensembles.experiment.compare import (
 from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.file_predictions import FilePrediction, predict_files
 from superweight_ensembles.experiment.recipe import Recipe, check_overrides, load_recipe, parse_recipe
+from superweight_ensembles.experiment.recipe_schema import recipe_schema
 from superweight_ensembles.experiment.run_folder import (
     evaluate_run,
     export_run_cascade,
@@ -125,6 +126,7 @@ __all__ = [
     "read_results",
     "read_run",
     "read_search",
+    "recipe_schema",
     "result_table",
     "results",
     "run",
