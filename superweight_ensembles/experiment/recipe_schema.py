@@ -23,7 +23,7 @@ from superweight_ensembles.experiment.recipe_sections import AdaptiveRecipe
 from superweight_ensembles.models import wide_resnet
 from superweight_ensembles.models.adaptive import make_adaptive, multilayer_perceptron
 
-_MODELS = {"wide_resnet": wide_resnet, "mlp": multilayer_perceptron}
+_MODELS: dict[str, Callable[..., Any]] = {"wide_resnet": wide_resnet, "mlp": multilayer_perceptron}
 _TOLD = ("name", "num_classes", "in_channels")  # of a network or a data set by the recipe's other keys
 _ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}

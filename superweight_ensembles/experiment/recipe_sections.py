@@ -20,12 +20,8 @@ from superweight_ensembles.plan import (
     SsnOptions,
 )
 from superweight_ensembles.search import LEARNING
+from superweight_ensembles.storage import one_of
 from superweight_ensembles.training import Distillation, Teacher
-
-
-def _one_of(names: Sequence[str]) -> Any:
-    """Tells the schema what a text may be; what takes it refuses all else, with the nearest name."""
-    return Field(json_schema_extra={"enum": list(names)})
 
 
 class Strict(BaseModel):
@@ -99,10 +95,10 @@ class AdaptiveRecipe(Strict):
     pairs: tuple[tuple[str, str], ...] = Field(min_length=1, max_length=1000)
     rate: StrictInt | StrictFloat | None = None
     width: StrictInt | None = None
-    distribution: Annotated[str, _one_of(DISTRIBUTIONS)] = "exponential"
+    distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "exponential"
     quantile: StrictFloat = QUANTILE
     bounds: tuple[StrictInt, StrictInt] = BOUNDS
-    scale: Annotated[str, _one_of(SCALES)] = "rms"
+    scale: Annotated[str, one_of(SCALES)] = "rms"
 
 
 class MemberRecipe(BaseModel):
@@ -186,8 +182,8 @@ class SharingRecipe(Strict):
     """
 
     budget: StrictInt | StrictFloat
-    generator: Annotated[str, _one_of(GENERATORS)] = "auto"
-    clusters: Annotated[str, _one_of(CLUSTER_RULES)] | Annotated[dict[str, list[str]], Field(max_length=1000)] = (
+    generator: Annotated[str, one_of(GENERATORS)] = "auto"
+    clusters: Annotated[str, one_of(CLUSTER_RULES)] | Annotated[dict[str, list[str]], Field(max_length=1000)] = (
         "depth_bins"
     )
     kernels: Kernels = "apart"
@@ -196,10 +192,10 @@ class SharingRecipe(Strict):
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: StrictInt = 8
-    coefficients: Annotated[str, _one_of(COEFFICIENT_KINDS)] | None = None
+    coefficients: Annotated[str, one_of(COEFFICIENT_KINDS)] | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
-    budget_counts: Annotated[str, _one_of(BUDGET_COUNTS)] = "all"
+    budget_counts: Annotated[str, one_of(BUDGET_COUNTS)] = "all"
     search: Literal["none", "gradient", "weight", "k_means"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
     search_batches: StrictInt | None = Field(default=None, ge=1)
@@ -338,7 +334,7 @@ class UncertaintyRecipe(Strict):
         others: A data set of other things, written as ``data``: how well its test images are told from the run's.
     """
 
-    corruptions: tuple[Annotated[str, _one_of(CORRUPTIONS)], ...] = Field(default=(), max_length=100)
+    corruptions: tuple[Annotated[str, one_of(CORRUPTIONS)], ...] = Field(default=(), max_length=100)
     severities: tuple[StrictInt, ...] = Field(default=(1, 3, 5), min_length=1, max_length=5)
     others: DataRecipe | None = None
 
@@ -384,7 +380,7 @@ class AnytimeRecipe(Strict):
             In which order, and which of them, validation images decide.
     """
 
-    order: Annotated[str, _one_of(ORDERS)] | tuple[str, ...] = "cost"
+    order: Annotated[str, one_of(ORDERS)] | tuple[str, ...] = "cost"
     confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
     temperature: StrictBool = True
     monotone: StrictBool = False

@@ -6,12 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict
 
 from superweight_ensembles.data import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.storage import one_of
 
 _GO_WITH = {
     "schedule": ("milestones", "gamma", "schedule_options"),
@@ -19,13 +20,11 @@ _GO_WITH = {
 }
 
 OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
-Schedule = Literal["constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt"]
-MemberBatches = Literal["same", "own"]
-Mesh = Literal["rows", "auto"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda"]
-SCHEDULES: tuple[str, ...] = get_args(Schedule)
-MESHES: tuple[str, ...] = get_args(Mesh)
+SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
+MEMBER_BATCHES = ("same", "own")
+MESHES = ("rows", "auto")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
 _MOST_PROCESSES = 2**20
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
@@ -115,7 +114,7 @@ class TrainConfig:
 
     epochs: int = 30
     batch_size: int = 128
-    micro_batches: int | Literal["auto"] = 1
+    micro_batches: int | Annotated[str, one_of(["auto"])] = 1
     learning_rate: float = 0.1
     width_rate: float = 1.0
     optimizer: str = "sgd"
@@ -124,28 +123,28 @@ class TrainConfig:
     nesterov: bool = True
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    schedule: Schedule = "cosine"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.2
     schedule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
-    member_batches: MemberBatches = "same"
+    member_batches: Annotated[str, one_of(MEMBER_BATCHES)] = "same"
     ensemble_loss: float = 0.0
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
     random_resized_crop: bool = False
     transforms: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
-    precision: Precision = "auto"
-    channels_last: bool | Literal["auto"] = "auto"
+    precision: Annotated[str, one_of(PRECISIONS)] = "auto"
+    channels_last: bool | Annotated[str, one_of(["auto"])] = "auto"
     recompute: bool = False
     compile: bool = False
     skip_non_finite: int = 0
     sync_batch_norm: bool = True
-    mesh: Mesh | Mapping[str, int] = "rows"
+    mesh: Annotated[str, one_of(MESHES)] | Mapping[str, int] = "rows"
     shard_moments: bool = False
-    device: Device = "auto"
+    device: Annotated[str, one_of(DEVICES)] = "auto"
     num_threads: int = 0
     num_workers: int = 0
     validate_every: int = 1
@@ -162,9 +161,9 @@ class TrainConfig:
         for name, given, known in (
             ("optimizer", self.optimizer, _optimizers(self.optimizer)),
             ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, get_args(Precision)),
-            ("member_batches", self.member_batches, get_args(MemberBatches)),
-            ("device", self.device, get_args(Device)),
+            ("precision", self.precision, PRECISIONS),
+            ("member_batches", self.member_batches, MEMBER_BATCHES),
+            ("device", self.device, DEVICES),
         ):
             if given not in known:
                 raise unknown_name(name, given, known)
