@@ -38,6 +38,7 @@ from superweight_ensembles.anytime.curves import (
     order_exits,
 )
 from superweight_ensembles.anytime.evaluation import (
+    TABLE_HEADINGS,
     EnsembleResult,
     Evaluation,
     MemberResult,
@@ -88,6 +89,7 @@ __all__ = [
     "CONFIDENCES",
     "MIN_SAMPLES",
     "ORDERS",
+    "TABLE_HEADINGS",
     "AnytimeAnswer",
     "AnytimePredictor",
     "AnytimeResult",

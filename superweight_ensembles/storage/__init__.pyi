@@ -30,6 +30,7 @@ from .limits import check_levels as check_levels
 from .limits import check_parameters_fit as check_parameters_fit
 from .limits import check_plain as check_plain
 from .limits import escape_controls as escape_controls
+from .limits import html_table as html_table
 from .records import UNKNOWN_KEY as UNKNOWN_KEY
 from .records import Amount as Amount
 from .records import Count as Count
