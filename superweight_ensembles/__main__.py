@@ -11,39 +11,91 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from superweight_ensembles.errors import SuperWeightError, stop_now
-from superweight_ensembles.storage import bundled_recipes, escape_controls, trust_from_here
+from superweight_ensembles.errors import SuperWeightError, stop_now, unknown_name
+from superweight_ensembles.storage import (
+    bundled_recipes,
+    escape_controls,
+    parse_yaml,
+    read_yaml,
+    recipe_comment,
+    trust_from_here,
+)
 
 if TYPE_CHECKING:
     from superweight_ensembles.experiment import Baseline, Recipe
     from superweight_ensembles.training import TrainProgress
 
+
+class _PlainFlags:
+    """A command whose help names no type beside a flag."""
+
+    def get_params(self, context: Any) -> list[Any]:
+        found: list[Any] = super().get_params(context)  # type: ignore[misc]
+        for one in found:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return found
+
+
+class _Group(_PlainFlags, typer.core.TyperGroup):
+    pass
+
+
+class _Command(_PlainFlags, typer.core.TyperCommand):
+    pass
+
+
 app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
+    cls=_Group,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    invoke_without_command=True,  # which shows the help
     pretty_exceptions_enable=False,
     help="Ensembles of different networks inside one parameter budget.",
 )
+_command = partial(app.command, cls=_Command)
 _SEVERAL = os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
 _RANK = int(os.environ["RANK"]) if _SEVERAL and os.environ.get("RANK", "").isdecimal() else 0
 _CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tells what all of them do
+_NOTES = Console(quiet=_RANK > 0)  # what --quiet and --json leave out
 _ERRORS = Console(stderr=True)
 _BARS = Console(stderr=True, quiet=_RANK > 0)
+_UsageError: Any = typer.BadParameter.__base__  # of click, which some versions of typer carry themselves
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    """Names of bundled recipes, and files."""
+    beside = Path(incomplete + "_").parent
+    files = [str(path) for path in beside.glob("*.y*ml")] + [f"{path}/" for path in beside.glob("*/")]
+    return [name for name in (*bundled_recipes(), *sorted(files)) if name.startswith(incomplete)]
+
+
+def _complete_member(context: typer.Context, incomplete: str) -> list[str]:
+    """Members of the run that is named before."""
+    try:
+        members = read_yaml(Path(context.params["run"]) / "recipe.yaml")["members"]
+        return [name for name in (str(member["name"]) for member in members) if name.startswith(incomplete)]
+    except (KeyError, TypeError, SuperWeightError):
+        return []  # no such run yet
+
 
 RecipePath = Annotated[
     Path,
     typer.Argument(
         metavar="RECIPE",
-        help=f"A recipe file; or by name one that the library carries: {', '.join(bundled_recipes())}.",
+        help="A recipe file; or by name one that the library carries: superweights list recipes.",
+        autocompletion=_complete_recipe,
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that `superweights train` made.")]
@@ -51,6 +103,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key: --set training.epochs=5. Repeatable."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the same numbers as JSON, and nothing else.")]
 
 
 def _no_option(given: Path | None) -> Path | None:
@@ -69,14 +122,33 @@ class _EscapingFormatter(logging.Formatter):
         return escape_controls(super().format(record))
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"superweights {importlib.metadata.version('superweight-ensembles')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log what happens.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run code that recipes and ensembles name (python:MODULE.NAME).")
     ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+    if quiet and verbose:
+        raise SuperWeightError("--quiet and --verbose ask for less and for more: leave one of them out")
+    _NOTES.quiet = _BARS.quiet = quiet or _RANK > 0
     if trust:
         trust_from_here()
     if _SEVERAL and context.invoked_subcommand not in ("train", "evaluate"):
@@ -85,7 +157,8 @@ def _options(
         _hear_sigterm()
     handler = logging.StreamHandler()
     handler.setFormatter(_EscapingFormatter("%(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds its cache of fonts
@@ -96,7 +169,7 @@ def _hear_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop_now)
 
 
-@app.command()
+@_command()
 def train(
     recipe: RecipePath,
     out: Annotated[Path | None, _out("Run folder; runs/NAME where not given.")] = None,
@@ -123,11 +196,11 @@ def train(
                 command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
                 _say_stopped(stop, f"go on: {command}")
             raise typer.Exit(_exit_code(stop)) from None
-    _say(f"trained: {folder}")
+    _say(f"trained: {folder}", _NOTES)
 
 
-@app.command()
-def evaluate(run: RunPath) -> None:
+@_command()
+def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs.
 
     On several processes: torchrun --nproc-per-node N -m superweight_ensembles evaluate RUN
@@ -136,14 +209,17 @@ def evaluate(run: RunPath) -> None:
 
     with _BARS.status("evaluating members, ensemble and every subset"):
         results = evaluate_run(run)
+    if as_json:
+        _print_json(results)
+        return
     _CONSOLE.print(result_table(results))
     for table in (anytime_table(results), uncertainty_table(results)):
         if table is not None:
             _CONSOLE.print(table)
-    _say(f"results: {run / 'results.json'}")
+    _say(f"results: {run / 'results.json'}", _NOTES)
 
 
-@app.command()
+@_command()
 def predict(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of a saved ensemble or predictor.")
@@ -174,7 +250,7 @@ def predict(
         raise typer.Exit(2)
 
 
-@app.command()
+@_command()
 def plot(
     runs: Annotated[
         list[Path],
@@ -201,7 +277,7 @@ def plot(
             drawn = draw_run(*evaluated, folder)
             if searched is not None:
                 drawn += draw_search(*searched, folder)
-    _say(f"{len(drawn)} figures: {folder}")
+    _say(f"{len(drawn)} figures: {folder}", _NOTES)
 
 
 def _refuse_benchmark(folder: Path) -> None:
@@ -215,7 +291,7 @@ def _refuse_benchmark(folder: Path) -> None:
         )
 
 
-@app.command()
+@_command()
 def report(
     run: RunPath,
     out: Annotated[Path | None, _out(metavar="FILE", help="The page; RUN/report.html where not given.")] = None,
@@ -223,15 +299,17 @@ def report(
     """Write an evaluated run as one HTML page that needs nothing else: results, figures, sharing, provenance."""
     from superweight_ensembles.report import write_report
 
-    with _ERRORS.status("drawing figures and writing the page"):
+    with _BARS.status("drawing figures and writing the page"):
         page = write_report(run, out)
-    _say(f"report: {page}")
+    _say(f"report: {page}", _NOTES)
 
 
-@app.command()
+@_command()
 def export(
     run: RunPath,
-    member: Annotated[str | None, typer.Option("--member", help="The member to export.")] = None,
+    member: Annotated[
+        str | None, typer.Option("--member", help="The member to export.", autocompletion=_complete_member)
+    ] = None,
     format: Annotated[
         str | None, typer.Option("--format", help="Of a member: torch-export (the default), onnx or state-dict.")
     ] = None,
@@ -249,17 +327,17 @@ def export(
         raise SuperWeightError("give either --member NAME or --cascade")
     if cascade and format is not None:
         raise SuperWeightError("--cascade writes ONNX files: leave --format out")
-    with _ERRORS.status("exporting"):
+    with _BARS.status("exporting"):
         if member is None:
             written = export_run_cascade(run, arm=arm, out=out, overwrite=overwrite)
         else:
             written = export_run_member(
                 run, member, format=format or "torch-export", arm=arm, out=out, overwrite=overwrite
             )
-    _say(f"exported: {written}")
+    _say(f"exported: {written}", _NOTES)
 
 
-@app.command()
+@_command()
 def compare(
     context: typer.Context,
     recipe: RecipePath,
@@ -294,6 +372,7 @@ def compare(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; arms and seeds may be added.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
     from superweight_ensembles.experiment import (
@@ -331,18 +410,21 @@ def compare(
             bars.stop()
             _say_stopped(stop, "go on: the same command with --resume")
             raise typer.Exit(_exit_code(stop)) from None
+    drawn = draw_arms(comparison, folder / "figures")
+    if as_json:
+        _print_json(comparison)
+        return
     for table in comparison_tables(comparison):
         _CONSOLE.print(table)
-    drawn = draw_arms(comparison, folder / "figures")
-    _say(f"comparison: {folder / 'comparison.json'}")
-    _say(f"{len(drawn)} figures: {folder / 'figures'}")
+    _say(f"comparison: {folder / 'comparison.json'}", _NOTES)
+    _say(f"{len(drawn)} figures: {folder / 'figures'}", _NOTES)
 
 
-@app.command()
+@_command()
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON, and nothing else.")] = False,
     flops_per_second: Annotated[
         float | None,
         typer.Option(
@@ -357,14 +439,158 @@ def plan(
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
     from superweight_ensembles.experiment import planned_run, preview_lines
 
-    if json and (flops_per_second is not None or processes > 1):
+    if as_json and (flops_per_second is not None or processes > 1):
         raise SuperWeightError("--json prints the plan alone: leave --flops-per-second and --processes out")
     chosen = _chosen(recipe, overrides)
     members, found = planned_run(chosen)
-    if json:
+    if as_json:
         _say(found.to_json())
         return
     _say("\n".join(preview_lines(chosen, members, found, flops_per_second, processes)))
+
+
+_LISTED = ("recipes", "models", "datasets", "optimizers", "schedules", "transforms")
+
+
+@_command("list")
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of {', '.join(_LISTED)}.")],
+    pattern: Annotated[str | None, typer.Argument(metavar="[GLOB]", help="Of the names: 'timm/resnet*'.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a recipe may name: bundled recipes, models, data sets, optimizers, schedules, transforms."""
+    known = {name: about for name, about in _named(what).items() if pattern is None or fnmatchcase(name, pattern)}
+    if not known:
+        raise unknown_name(f"name among {what}", str(pattern), _named(what))
+    if as_json:
+        _print_json([{"name": name, "about": about} if about else {"name": name} for name, about in known.items()])
+        return
+    width = max(map(len, known))
+    for name, about in known.items():
+        _say(f"{name:<{width}}  {about}".rstrip())
+
+
+def _named(what: str) -> dict[str, str]:
+    """Names, and what each is, where that is known."""
+    if what == "recipes":
+        return {name: recipe_comment(path) for name, path in bundled_recipes().items()}
+    if what == "datasets":
+        from superweight_ensembles.data import data_set_needs
+
+        return data_set_needs()
+    if what == "models":
+        from superweight_ensembles.models import model_names as names
+    elif what == "transforms":
+        from superweight_ensembles.data import transform_names as names
+    elif what == "optimizers":
+        from superweight_ensembles.training import optimizer_names as names
+    elif what == "schedules":
+        from superweight_ensembles.training import SCHEDULES
+
+        return dict.fromkeys(SCHEDULES, "")
+    else:
+        raise unknown_name("list", what, _LISTED)
+    return dict.fromkeys(names(), "")
+
+
+@_command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors: every key, its type, default and meaning."""
+    from superweight_ensembles.experiment import recipe_schema
+
+    _print_json(recipe_schema())
+
+
+@_command()
+def new(
+    out: Annotated[Path, typer.Argument(metavar="OUT.yaml", help="The recipe file to write.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="NAME[,KEY=VALUE...]",
+            help="Data set (superweights list datasets) and its options: --data image_folder,folder=photos.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL[,KEY=VALUE...]",
+            help="A member: its model (superweights list models) and its options, also its name: "
+            "--model wide_resnet,depth=16,width=2,name=wide. Repeatable.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str, typer.Option("--budget", help="Parameters (an int), or the fraction of what the members own apart.")
+    ] = "0.83",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training data.")] = 30,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")] = 128,
+    teaching: Annotated[
+        str | None,
+        typer.Option(
+            "--teaching", help="Who teaches the members, besides labels: ensemble, others, prefixes, history."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a recipe with a comment on every key; in a terminal, ask for what is missing."""
+    from superweight_ensembles.experiment import write_new_recipe
+
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    given = list(models or ())
+    if data is None:
+        data = _asked("Data set (superweights list datasets)", "--data NAME", asks)
+    if not given:
+        given = [_asked("A member's model, such as timm/resnet18", "--model MODEL", asks)]
+        while more := typer.prompt("Another member (nothing for no more)", default="", show_default=False, err=True):
+            given.append(more)
+    content = {
+        "name": out.stem,
+        "data": _with_options(data, "name", "--data"),
+        "members": _members(given),
+        "sharing": {"budget": parse_yaml(budget, f"--budget {budget!r:.80}")},
+        "training": {"epochs": epochs, "batch_size": batch_size},
+        **({} if teaching is None else {"distillation": {"teacher": teaching, "weight": 0.5}}),
+    }
+    recipe = write_new_recipe(out, content, overwrite=overwrite)
+    _say(f"recipe of {len(recipe.members)} members: {out}", _NOTES)
+
+
+def _asked(question: str, option: str, asks: bool) -> str:
+    if not asks:
+        raise SuperWeightError(f"{option} is missing, and nobody can be asked outside a terminal")
+    return str(typer.prompt(question, err=True))
+
+
+def _with_options(text: str, key: str, option: str) -> dict[str, Any]:
+    """``NAME,KEY=VALUE,...`` as a section of a recipe."""
+    from superweight_ensembles.experiment import set_value
+
+    name, *options = re.split(r",(?=\w+=)", text)
+    content: dict[str, Any] = {key: name}
+    for one in options:
+        set_value(content, one, option)
+    return content
+
+
+def _members(given: Sequence[str]) -> list[dict[str, Any]]:
+    """Each by a name of its own: the one given, or that of its model and the numbers of its options."""
+    members: list[dict[str, Any]] = []
+    for text in given:
+        content = _with_options(text, "model", "--model")
+        numbers = [str(value) for value in content.values() if type(value) in (int, float)]
+        plain = "-".join([content["model"].rpartition("/")[2], *numbers]).replace(".", "_")
+        taken = [member["name"] for member in members]
+        free = next(name for name in (plain, *(f"{plain}-no{count}" for count in range(2, 10**6))) if name not in taken)
+        members.append({"name": free, **content})
+    return members
+
+
+def _print_json(content: Any) -> None:
+    from superweight_ensembles.storage import as_content
+
+    print(json.dumps(as_content(content), indent=1))
 
 
 def _chosen(path: Path, overrides: list[str] | None) -> Recipe:
@@ -377,7 +603,8 @@ def _chosen(path: Path, overrides: list[str] | None) -> Recipe:
 
 def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
     what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
-    _say(f"{what}; {remedy}", _BARS)
+    if not _RANK:
+        _say(f"{what}; {remedy}", _ERRORS)
 
 
 def _exit_code(stop: KeyboardInterrupt) -> int:
@@ -398,7 +625,12 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
         baselines: What ``compare`` takes ``--against`` besides the library's own, by name.
     """
     try:
-        app(arguments, obj=baselines)
+        code = app(arguments, obj=baselines, standalone_mode=False)
+    except _UsageError as error:
+        _say(f"error: {_usage(error)}", _ERRORS, style="red")
+        sys.exit(2)
+    except typer.Abort:  # Ctrl-C at a question
+        sys.exit(130)
     except (SuperWeightError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             from superweight_ensembles.storage import PathError
@@ -409,6 +641,20 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with a command, with the nearest name, on one line."""
+    context, option = error.ctx, getattr(error, "option_name", None)
+    said = " ".join(error.format_message().split())
+    above = None if context is None else context.parent
+    if option and above is not None and any(option in one.opts for one in above.command.params):
+        said = f"{option} goes before {context.info_name}: superweights {option} {context.info_name} ..."
+    elif near := getattr(error, "possibilities", None):
+        said = f"No such option: {option}. Did you mean {near[0]}?"
+    about = "" if context is None else f" ({context.command_path} --help says more)"
+    return said + about
 
 
 @contextmanager

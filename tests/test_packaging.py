@@ -98,7 +98,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_the_recipes(built: Path) -> None:
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), PACKAGE / "py.typed"]
     expected = {path.relative_to(ROOT).as_posix() for path in files}
-    expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
+    expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         entries = wheel.infolist()
     names = {entry.filename for entry in entries}
@@ -131,7 +131,7 @@ def test_an_installed_wheel_finds_its_recipes(built: Path, tmp_path: Path) -> No
 
 
 def test_bundled_recipes_are_those_of_the_checkout() -> None:
-    assert sorted(bundled_recipes().values()) == sorted((ROOT / "recipes").iterdir())
+    assert sorted(bundled_recipes().values()) == sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def test_every_package_is_listed() -> None:

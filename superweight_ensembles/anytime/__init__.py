@@ -38,6 +38,7 @@ from superweight_ensembles.anytime.curves import (
     order_exits,
 )
 from superweight_ensembles.anytime.evaluation import (
+    TABLE_HEADINGS,
     EnsembleResult,
     Evaluation,
     MemberResult,
@@ -66,7 +67,7 @@ from superweight_ensembles.anytime.policy import (
     running_means,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import AnytimePredictor, ExitStep, checked_order, write_policy
+from superweight_ensembles.anytime.predictor import ORDERS, AnytimePredictor, ExitStep, checked_order, write_policy
 from superweight_ensembles.anytime.shift import (
     CorruptedResult,
     OthersResult,
@@ -89,6 +90,8 @@ from superweight_ensembles.anytime.uncertainty import (
 __all__ = [
     "CONFIDENCES",
     "MIN_SAMPLES",
+    "ORDERS",
+    "TABLE_HEADINGS",
     "AnytimeAnswer",
     "AnytimePredictor",
     "AnytimeResult",

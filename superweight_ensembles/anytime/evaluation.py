@@ -33,10 +33,11 @@ from superweight_ensembles.data import (
 from superweight_ensembles.ensemble import SuperWeightEnsemble, Task, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import described, first_line
-from superweight_ensembles.storage import Amount, Count, Name, Share, as_content
+from superweight_ensembles.storage import Amount, Count, Name, Share, as_content, html_table
 from superweight_ensembles.training.distributed import Processes, current_processes
 
 _ALONE = Processes()
+TABLE_HEADINGS = ("MFLOPs", "parameters", "accuracy %", "NLL", "ECE %")  # of :meth:`EnsembleResult.table_row`
 MAX_EXHAUSTIVE = 10
 NUM_BINS = 15
 
@@ -67,6 +68,12 @@ class EnsembleResult:
     flops: Count
     latency_ms: Amount
     metrics: Metrics
+
+    def table_row(self, parameters: str) -> tuple[str, ...]:
+        """What tables show under :data:`TABLE_HEADINGS`."""
+        found = self.metrics
+        quality = (f"{100 * found.accuracy:.2f}", f"{found.nll:.4f}", f"{100 * found.ece:.2f}")
+        return (f"{self.flops / 1e6:,.2f}", parameters, *quality)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +125,11 @@ class Scores:
     ensemble: dict[str, float]
     subsets: tuple[SubsetScores, ...]
 
+    def _repr_html_(self) -> str:
+        every = {**self.members, "ensemble": self.ensemble}
+        rows = [(name, *(f"{score:.4g}" for score in scores.values())) for name, scores in every.items()]
+        return html_table([("", *self.ensemble), *rows], f"{self.num_samples:,} rows")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
@@ -156,6 +168,11 @@ class Evaluation:
     @property
     def by_name(self) -> dict[str, MemberResult]:
         return {member.name: member for member in self.members}
+
+    def _repr_html_(self) -> str:
+        rows = [(member.name, *member.table_row(f"{member.num_parameters:,}")) for member in self.members]
+        whole = ("ensemble", *self.ensemble.table_row(""))
+        return html_table([("", *TABLE_HEADINGS), *rows, whole], f"{self.num_samples:,} images")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

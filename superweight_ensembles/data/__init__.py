@@ -24,6 +24,7 @@ from superweight_ensembles.data.datasets import (
     DataSet,
     check_options,
     classes_and_channels,
+    data_set_needs,
     image_shape_of,
     load_data,
     num_test_images,
@@ -38,7 +39,7 @@ from superweight_ensembles.data.loader import ImageData, ImageLoader
 from superweight_ensembles.data.preprocessing import Preprocessing
 from superweight_ensembles.data.random_streams import image_generator, image_key
 from superweight_ensembles.data.splits import FileSplit, MemorySplit, PathTable, checksum, stratified_split
-from superweight_ensembles.data.transforms import Transforms, check_transforms
+from superweight_ensembles.data.transforms import Transforms, check_transforms, transform_names
 
 __all__ = [
     "CORRUPTIONS",
@@ -70,6 +71,7 @@ __all__ = [
     "classes_and_channels",
     "crop_and_flip",
     "cut_out_",
+    "data_set_needs",
     "decode",
     "decode_random",
     "draw",
@@ -90,4 +92,5 @@ __all__ = [
     "stratified_split",
     "takes_option",
     "tensors_of",
+    "transform_names",
 ]

@@ -163,7 +163,7 @@ def _data_set(name: str) -> DataSet:
         return DATA_SETS[name]
     offered = found_code(DATASETS, name) if isinstance(name, str) else None
     if offered is None:
-        raise unknown_name("data set", name, [*DATA_SETS, *offered_names(DATASETS)])
+        raise unknown_name("data set", name, data_set_needs())
 
     @functools.wraps(offered)
     def load(**options: Any) -> ImageData:
@@ -173,6 +173,24 @@ def _data_set(name: str) -> DataSet:
         return found
 
     return DataSet(load, None, (None, None, None))
+
+
+def data_set_needs() -> dict[str, str]:
+    """Every data set by name, and what it needs.
+
+    Example:
+        >>> data_set_needs()["cifar10"]
+        '10 classes, images of 3 x 32 x 32; files in folder, downloaded where absent'
+    """
+    found = {}
+    for name, known in DATA_SETS.items():
+        facts = [] if known.num_classes is None else [f"{known.num_classes} classes"]
+        if None not in known.image_shape:
+            facts.append(f"images of {' x '.join(map(str, known.image_shape))}")
+        needs = "files in folder" if reads_files(name) else "needs no files"
+        needs += ", downloaded where absent" * takes_option(name, "download")
+        found[name] = "; ".join([", ".join(facts), needs] if facts else [needs])
+    return found | dict.fromkeys(offered_names(DATASETS), "of an installed package")
 
 
 def reads_files(name: str) -> bool:
@@ -288,8 +306,8 @@ def _digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
     """1,797 grey images of 8 x 8 pixels in 10 classes, which scikit-learn carries; a stratified half is the test split.
 
     Args:
-        validation_fraction: Of the images that are not for test, stratified.
-        seed: Chooses the validation images.
+        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        seed: Seed that chooses the validation images.
 
     Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), test part, as scikit-learn packs it.
     """
@@ -323,11 +341,11 @@ def _synthetic(
 
     Args:
         num_train: Images for training and validation together.
-        num_test: Images for test.
+        num_test: Number of test images.
         num_classes: Classes, in equal numbers.
-        shape: (C, H, W).
-        validation_fraction: Of ``num_train``, stratified.
-        seed: Of the patterns, the noise and the choice of validation images.
+        shape: Shape of an image: channels, height, width.
+        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        seed: Seed of what is made up, and of the choice of validation images.
     """
     size = tuple(shape)
     check_parameters_fit((num_classes + num_train + num_test) * math.prod(size), "synthetic", "numbers")
@@ -358,9 +376,9 @@ def _points(
     Args:
         name: Of the data set.
         draw: Points of both classes.
-        num_points: Of both classes together.
-        validation_fraction: Of the points that are not for test, stratified.
-        seed: Of the points and the splits.
+        num_points: Number of points, of both classes together.
+        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        seed: Seed of what is made up, and of the choice of validation images.
 
     Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889, section 5.
     """
@@ -421,11 +439,11 @@ def _cifar(
         source: Torchvision's class.
         mean: In levels of 0 to 255.
         std: In levels of 0 to 255.
-        folder: Holds ``cifar-10-batches-py`` or ``cifar-100-python``, or will after a download.
+        folder: Folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or will after a download.
         download: Fetch the files if they are absent.
-        pool: Average-pool images by this factor: 2 gives 16 x 16 pixels.
-        validation_fraction: Of the training images, stratified.
-        seed: Chooses the validation images.
+        pool: Average-pool images by this factor: 2 halves height and width.
+        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        seed: Seed that chooses the validation images.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
     Zagoruyko & Komodakis' Wide Residual Networks code.

@@ -71,17 +71,17 @@ def image_folder(
     and of several frames the first is taken.
 
     Args:
-        folder: The images, sorted.
-        image_size: Pixels: the shorter side is resized to it (bilinear, antialiased) and the centre square cut out.
-            None keeps images as they are, which must then be of one size.
-        pool: Average-pool decoded images by this factor: 32 x 32 with 2 gives 16 x 16.
+        folder: Folder of the images, sorted.
+        image_size: Side in pixels: the shorter side is resized to it (bilinear, antialiased) and the centre square cut
+            out. None keeps images as they are, which must then be of one size.
+        pool: Average-pool images by this factor: 2 halves height and width.
         memory_limit_mb: Images that need more memory than this, in MiB of decoded pixels, stay in files and are
             decoded batch by batch.
-        mean: Per channel, of pixels scaled to [0, 1]; ImageNet's unless given.
-        std: Per channel, of pixels scaled to [0, 1]; ImageNet's unless given.
-        validation_fraction: Of the training images, stratified, where the folder has no validation images of its
-            own; 0.1 unless given.
-        seed: Chooses the validation images.
+        mean: Mean per channel, of pixels scaled to [0, 1]; ImageNet's unless given.
+        std: Standard deviation per channel, of pixels scaled to [0, 1]; ImageNet's unless given.
+        validation_fraction: Fraction of the training images that is held out for validation, stratified, where the
+            folder has no validation images of its own; 0.1 unless given.
+        seed: Seed that chooses the validation images.
 
     Raises:
         SuperWeightError: Names the folder that is absent or not sorted so, the file that is no image (when it is

@@ -86,11 +86,16 @@ def _applied(name: str, call: Callable[[], Any]) -> Any:
         raise SuperWeightError(f"transform {name} does not take these images: {error!s:.200}") from error
 
 
+def transform_names() -> list[str]:
+    """Transforms of torchvision that a training may have."""
+    known = {name for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)}
+    return sorted(known - set(_NO_TRANSFORMS))
+
+
 def _built(name: str, options: object, num_classes: int) -> v2.Transform:
     kind = getattr(v2, name, None) if name not in _NO_TRANSFORMS else None
     if not (isinstance(kind, type) and issubclass(kind, v2.Transform)):
-        known = [one for one, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)]
-        raise unknown_name("transform", name, sorted(set(known) - set(_NO_TRANSFORMS)))
+        raise unknown_name("transform", name, transform_names())
     if not isinstance(options, Mapping):
         raise SuperWeightError(f"transform {name} takes options by name, {{}} for none; got {options!r:.80}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

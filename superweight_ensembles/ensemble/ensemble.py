@@ -56,11 +56,13 @@ from superweight_ensembles.plan import (
     named_members,
     plan_sharing,
 )
+from superweight_ensembles.storage import escape_controls
 
 if TYPE_CHECKING:  # no requirement of this package
     from typing_extensions import Self, Unpack
 
 _LOG = logging.getLogger(__name__)
+_MEMBERS_SHOWN = 6  # in ten lines
 _HAS_WEIGHT = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -185,6 +187,21 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         memo[id(self)] = ensemble
         ensemble.__setstate__(copied(self.__dict__, "the ensemble", memo))
         return ensemble
+
+    def __repr__(self) -> str:
+        plan, names = self.plan, self.member_names
+        of_apart = f"{plan.num_parameters / max(plan.independent_parameters, 1):.3f} of {plan.independent_parameters:,}"
+        held = f"{plan.num_templates:,} in templates, {plan.num_coefficients:,} in coefficients"
+        lines = [
+            f"{type(self).__name__} of {len(names)} members, {self.task.name}",
+            f"  budget {plan.budget:,}: {plan.num_parameters:,} parameters, {of_apart} apart",
+            f"  bank of {len(plan.clusters)} clusters: {held}; members' own {plan.num_private:,}",
+        ]
+        for member in plan.members[:_MEMBERS_SHOWN]:
+            kind, name = type(self.members[member.name]).__name__, escape_controls(member.name, keep="")
+            lines.append(f"  {name}: {kind}, {member.num_parameters:,} parameters, {member.num_private:,} its own")
+        more = len(names) - _MEMBERS_SHOWN
+        return "\n".join([*lines, f"  and {more} more"] if more > 0 else lines)
 
     @property
     def plan(self) -> SharingPlan:

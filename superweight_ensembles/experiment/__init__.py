@@ -33,7 +33,9 @@ from superweight_ensembles.experiment.compare import (
 )
 from superweight_ensembles.experiment.estimate import estimate_training
 from superweight_ensembles.experiment.file_predictions import FilePrediction, predict_files
-from superweight_ensembles.experiment.recipe import Recipe, check_overrides, load_recipe, parse_recipe
+from superweight_ensembles.experiment.new_recipe import write_new_recipe
+from superweight_ensembles.experiment.recipe import Recipe, check_overrides, load_recipe, parse_recipe, set_value
+from superweight_ensembles.experiment.recipe_schema import recipe_schema
 from superweight_ensembles.experiment.run_folder import (
     evaluate_run,
     export_run_cascade,
@@ -125,9 +127,11 @@ __all__ = [
     "read_results",
     "read_run",
     "read_search",
+    "recipe_schema",
     "result_table",
     "results",
     "run",
+    "set_value",
     "spread",
     "summarise",
     "train_run",
@@ -135,4 +139,5 @@ __all__ = [
     "uncertainty_rows",
     "uncertainty_table",
     "with_seed",
+    "write_new_recipe",
 ]

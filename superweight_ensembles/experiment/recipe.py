@@ -97,9 +97,9 @@ class Recipe(Strict):
         name: Names the run folder under runs/.
         seed: Seed of all start values, the validation split, the data order and augmentation.
         data: The data set and its options.
-        members: The networks.
-        sharing: Budget and clusters.
-        training: As :class:`TrainConfig`.
+        members: The networks of the ensemble.
+        sharing: The parameter budget, and which layers share.
+        training: How members are trained.
         fine_tuning: Settings in which the training of a bank that starts from trained members differs.
         evaluation: How results are measured.
         learn_widths: Members learn their widths in a training of their own; then the sharing is planned, and all that

@@ -7,11 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
-from superweight_ensembles.data import Corruption, check_options, classes_and_channels, takes_option
+from superweight_ensembles.anytime import ORDERS
+from superweight_ensembles.data import CORRUPTIONS, Corruption, check_options, classes_and_channels, takes_option
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.models.adaptive import BOUNDS, QUANTILE, check_fractions
-from superweight_ensembles.plan import Kernels, SsnOptions
+from superweight_ensembles.models.adaptive import BOUNDS, DISTRIBUTIONS, QUANTILE, SCALES, check_fractions
+from superweight_ensembles.plan import (
+    BUDGET_COUNTS,
+    CLUSTER_RULES,
+    COEFFICIENT_KINDS,
+    GENERATORS,
+    Kernels,
+    SsnOptions,
+)
 from superweight_ensembles.search import LEARNING
+from superweight_ensembles.storage import one_of
 from superweight_ensembles.training import Distillation, Teacher
 
 
@@ -32,7 +41,15 @@ class Strict(BaseModel):
 
 
 class DataRecipe(BaseModel):
-    """``data:`` a name, the number of classes and channels where no registry knows them, and the set's options."""
+    """``data:`` a name, the number of classes and channels where no registry knows them, and the set's options.
+
+    Attributes:
+        name: Name of the data set: ``cifar10``, ``cifar100``, ``digits``, ``double_moon``, ``image_folder``,
+            ``spiral``, ``spiral_hard`` or ``synthetic``; an entry point of an installed package; or, with ``--trust``,
+            ``python:package.module.make``.
+        num_classes: Number of classes, where only the files tell; members are then built without reading them.
+        channels: Number of image channels, where only the files tell.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -71,25 +88,31 @@ class AdaptiveRecipe(Strict):
     """``adaptive:`` of a member has it learn hidden widths, as :func:`make_adaptive` takes them.
 
     Attributes:
-        pairs: [producer, consumer] paths; globs stand for all that match.
+        pairs: [producer, consumer] paths of layers, between which the widths lie; globs stand for all that match.
+        distribution: Distribution by which neurons count less and less: ``exponential`` or ``power_law``.
     """
 
     pairs: tuple[tuple[str, str], ...] = Field(min_length=1, max_length=1000)
     rate: StrictInt | StrictFloat | None = None
     width: StrictInt | None = None
-    distribution: str = "exponential"
+    distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "exponential"
     quantile: StrictFloat = QUANTILE
     bounds: tuple[StrictInt, StrictInt] = BOUNDS
-    scale: str = "rms"
+    scale: Annotated[str, one_of(SCALES)] = "rms"
 
 
 class MemberRecipe(BaseModel):
     """One of ``members:``: a name, a registry name, the model's options, and the widths that it learns.
 
     Attributes:
-        pretrained: As :func:`build_member` takes it. Where a member comes trained, the bank starts from the members'
-            weights (:func:`warm_start`).
-        weights: Likewise.
+        name: Name of the member in results and files; each has its own.
+        model: Network: ``wide_resnet`` (options depth, width), ``mlp`` (options widths, pixels), ``timm/NAME``,
+            ``torchvision/NAME``, an entry point of an installed package; or, with ``--trust``,
+            ``python:package.module.Name``. Further keys of a member are options of its model.
+        pretrained: Whether it has the trained weights that timm or torchvision offers. Where a member comes trained,
+            the bank starts from the members' weights (:func:`warm_start`).
+        weights: A safetensors file of such a network's state dict, in their place.
+        adaptive: Hidden widths that the member learns.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -128,9 +151,24 @@ class SharingRecipe(Strict):
     """``sharing:`` as :func:`plan_sharing` takes it, and the search that goes on from there.
 
     Attributes:
-        coefficients: As :func:`plan_sharing` takes it; ``own`` by default, ``tied`` with a search.
+        budget: Trainable scalars of the whole ensemble: an int, or as a float the fraction of what the members own
+            apart, such as 0.83.
+        generator: What makes the weights: ``superweight`` (templates mixed by coefficients), ``ssn`` (windows of a flat
+            bank, which may be smaller than a layer), or ``auto``: SuperWeights where the budget reaches their minimum.
+        clusters: Which layers share: ``depth_bins``, ``shape`` (of one kind and shape), ``type`` (of one kind), ``one``
+            (all), ``random``, ``none``, or globs by the clusters' names.
+        kernels: ``apart``: layers of one kernel size share; ``centre``: a small kernel is the centre of a large one.
+        bins: Depth bins of a member, for clusters ``depth_bins``.
         num_groups: Number of groups, for clusters ``random`` and search ``k_means``.
         group_seed: Seed of clusters ``random``; the recipe's unless given.
+        ssn: How layers read a flat bank.
+        cap: Templates a slot at most.
+        coefficients: ``own``: a vector for each layer and slot; ``tied``: one a slot, for all its layers;
+            ``embedding``: each is an affine function of a small embedding. ``own`` unless given, ``tied`` with a
+            search.
+        include: Globs of layers to share as well, which are left to their member otherwise.
+        exclude: Globs of layers to leave to their member.
+        budget_counts: What the budget counts: ``all`` trainable scalars, or ``templates`` alone, as the papers do.
         search: ``gradient`` or ``weight`` splits clusters by similarity, ``k_means`` learns groups of flat banks
             (:func:`superweight_ensembles.search.search_sharing`); ``none`` does neither.
         search_epochs: Epochs that the first plan is trained for before the search.
@@ -144,18 +182,20 @@ class SharingRecipe(Strict):
     """
 
     budget: StrictInt | StrictFloat
-    generator: str = "auto"
-    clusters: str | Annotated[dict[str, list[str]], Field(max_length=1000)] = "depth_bins"
+    generator: Annotated[str, one_of(GENERATORS)] = "auto"
+    clusters: Annotated[str, one_of(CLUSTER_RULES)] | Annotated[dict[str, list[str]], Field(max_length=1000)] = (
+        "depth_bins"
+    )
     kernels: Kernels = "apart"
     bins: StrictInt = 4
     num_groups: StrictInt | None = None
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: StrictInt = 8
-    coefficients: str | None = None
+    coefficients: Annotated[str, one_of(COEFFICIENT_KINDS)] | None = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
-    budget_counts: str = "all"
+    budget_counts: Annotated[str, one_of(BUDGET_COUNTS)] = "all"
     search: Literal["none", "gradient", "weight", "k_means"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
     search_batches: StrictInt | None = Field(default=None, ge=1)
@@ -218,22 +258,26 @@ class SharingRecipe(Strict):
 
 
 class EvaluationRecipe(Strict):
-    """``evaluation:``."""
+    """``evaluation:`` how results are measured.
+
+    Attributes:
+        batch_size: Images a batch.
+    """
 
     batch_size: StrictInt = Field(default=256, ge=1)
 
 
 class DistillationRecipe(Strict):
-    """What the shared arm learns from besides the labels (:class:`superweight_ensembles.training.Distillation`).
+    """``distillation:`` what the shared arm learns from besides the labels: see :class:`Distillation`.
 
     Attributes:
-        teacher: ``ensemble`` (the mean of its members), ``others`` (of the other members), ``prefixes`` (the mean of
-            all teaches that of the first members), ``history`` (the mean of what they answered in epochs before),
-            ``independent`` (that arm, trained first) or the folder of a saved ensemble.
+        teacher: Who teaches: ``ensemble`` (the mean of its members), ``others`` (of the other members), ``prefixes``
+            (the mean of all teaches that of the first members), ``history`` (the mean of what they answered in epochs
+            before), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
         weight: Weight of the teacher's answers against the labels, 0 to 1; 0 is off.
-        temperature: Divides the logits of both before the softmax.
+        temperature: Temperature, which divides the logits of both before the softmax.
         ramp_up: Share of the training in which the weight grows from 0.
-        ramp_down: Share at its end in which the weight falls to 0.
+        ramp_down: Share of the training at its end in which the weight falls to 0.
     """
 
     teacher: str = Field(min_length=1)
@@ -254,11 +298,11 @@ class DistillationRecipe(Strict):
 
 
 class AveragingRecipe(Strict):
-    """Every arm ends with the mean of its weights (:class:`superweight_ensembles.training.AveragedWeights`).
+    """``averaging:`` every arm ends with the mean of its weights: see :class:`AveragedWeights`.
 
     Attributes:
         start: Share of the training done when the mean begins, 0 to below 1.
-        decay: Of a moving mean; all steps count alike where it is left out.
+        decay: Decay of a moving mean, 0 to below 1; all steps count alike where it is left out.
     """
 
     start: StrictInt | StrictFloat = Field(default=0.75, ge=0, lt=1)
@@ -266,12 +310,12 @@ class AveragingRecipe(Strict):
 
 
 class EarlyStoppingRecipe(Strict):
-    """Every arm ends once its ensemble is no better on validation images: see :class:`EarlyStopping`.
+    """``early_stopping:`` every arm ends once its ensemble is no better on validation: see :class:`EarlyStopping`.
 
     Attributes:
-        patience: Epochs without anything better.
-        score: ``accuracy`` or ``nll``.
-        min_delta: Less of a change is none.
+        patience: Validations without a better score after which the training ends.
+        score: Score on the validation images: ``accuracy`` or ``nll``.
+        min_delta: Least change of the score that counts as better.
     """
 
     patience: StrictInt = Field(ge=1, le=10**6)
@@ -285,12 +329,12 @@ class UncertaintyRecipe(Strict):
     With validation images it also fits one temperature for the whole ensemble on them.
 
     Attributes:
-        corruptions: Names of :data:`superweight_ensembles.data.CORRUPTIONS`, made of the test images.
-        severities: Of each, 1 to 5.
+        corruptions: Names of corruptions that are made of the test images.
+        severities: Severities of each corruption, 1 to 5.
         others: A data set of other things, written as ``data``: how well its test images are told from the run's.
     """
 
-    corruptions: tuple[str, ...] = Field(default=(), max_length=100)
+    corruptions: tuple[Annotated[str, one_of(CORRUPTIONS)], ...] = Field(default=(), max_length=100)
     severities: tuple[StrictInt, ...] = Field(default=(1, 3, 5), min_length=1, max_length=5)
     others: DataRecipe | None = None
 
@@ -320,22 +364,23 @@ class AnytimeRecipe(Strict):
     ``max_accuracy_drop`` give one, the target of the cascade that is kept; half of all members' FLOPs without any.
 
     Attributes:
-        order: ``cost``, ``greedy``, or member names.
-        confidence: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
+        order: Order in which members answer: ``cost`` (cheapest first), ``greedy`` (found on validation images), or
+            member names.
+        confidence: How sure an answer is: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
         temperature: Whether each exit's temperature is fitted.
         monotone: Whether an earlier, surer prediction stands.
         weights: ``equal``, or ``fitted`` on the validation images: what members count at each exit.
-        flops: Mean of an image; up to 1.0, the fraction of all members'.
-        latency_ms: Mean of an image, in batches of ``batch_size``.
-        max_accuracy_drop: At most so much below all members, as a fraction.
+        flops: Target: mean FLOPs of an image; up to 1.0, the fraction of all members'.
+        latency_ms: Target: mean latency of an image in milliseconds, in batches of ``batch_size``.
+        max_accuracy_drop: Target: accuracy at most so much below that of all members, as a fraction.
         num_points: Points of the cascade's curve.
-        batch_size: Images a batch, for the clock.
-        timed_images: Test images for the clock.
+        batch_size: Images a batch when latency is measured.
+        timed_images: Test images that latency is measured on.
         truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
             In which order, and which of them, validation images decide.
     """
 
-    order: str | tuple[str, ...] = "cost"
+    order: Annotated[str, one_of(ORDERS)] | tuple[str, ...] = "cost"
     confidence: Literal["margin", "max_probability", "entropy", "agreement"] = "margin"
     temperature: StrictBool = True
     monotone: StrictBool = False

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from superweight_ensembles.anytime import AnytimeResult, Evaluation, Metrics, Shift
+from superweight_ensembles.anytime import TABLE_HEADINGS, AnytimeResult, Evaluation, Metrics, Shift
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
 from superweight_ensembles.search import SEARCH_FORMAT
-from superweight_ensembles.storage import Amount, Count, Name
+from superweight_ensembles.storage import Amount, Count, Name, html_table
 from superweight_ensembles.training import Validation
 
 RUN_FORMAT = 1  # of run.json and results.json
@@ -224,6 +224,20 @@ class RunResults:
 
     def arm(self, name: str) -> ArmResults | None:
         return next((arm for arm in self.arms if arm.name == name), None)
+
+    def table_rows(self) -> list[tuple[str, ...]]:
+        """What tables show of members, then of the ensemble; of each, the arms below each other. First the headings."""
+        rows: list[tuple[str, ...]] = [("", "", *TABLE_HEADINGS)]
+        for members in zip(*(arm.members for arm in self.arms)):
+            for arm, one in zip(self.arms, members):
+                count = "in the bank" if arm.name == "shared" else f"{one.num_parameters:,}"
+                rows.append((one.name, arm.name, *one.table_row(count)))
+        return rows + [("ensemble", arm.name, *arm.ensemble.table_row(f"{arm.num_parameters:,}")) for arm in self.arms]
+
+    def _repr_html_(self) -> str:
+        return html_table(
+            self.table_rows(), f"{self.name}: {self.dataset.num_test:,} test images of {self.dataset.name}"
+        )
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row for each member, subset and ensemble of each arm: names, costs, and every metric."""

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import nn
 
-from superweight_ensembles.anytime import EnsembleResult, Shift
+from superweight_ensembles.anytime import Shift
 from superweight_ensembles.data import reads_files
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment.compare import ComparedArm, Comparison, Spread
@@ -25,33 +25,21 @@ from superweight_ensembles.training import EACH_OTHER, TrainConfig, build_fabric
 def result_table(results: RunResults) -> Table:
     """Members, then the ensemble; of each the arms below each other. At most 80 columns for usual names."""
     dataset = results.dataset
+    headings, *rows = results.table_rows()
     table = _table(
-        ("", "", "MFLOPs", "parameters", "accuracy %", "NLL", "ECE %"),
+        headings,
         title=f"{results.name}: {dataset.num_test:,} test images of {dataset.name}",
         caption="FLOPs an image, two a multiply-add; parameters of a member: as a plain network",
     )
-
-    def add(name: str, found: Sequence[EnsembleResult], parameters: Sequence[str], style: str | None = None) -> None:
-        for arm, row, count in zip(results.arms, found, parameters):
-            table.add_row(
-                cell(name) if arm is results.arms[0] else "",
-                cell(arm.name),
-                f"{row.flops / 1e6:,.2f}",
-                count,
-                f"{100 * row.metrics.accuracy:.2f}",
-                f"{row.metrics.nll:.4f}",
-                f"{100 * row.metrics.ece:.2f}",
-                style=style,
-                end_section=arm is results.arms[-1],
-            )
-
-    for rows in zip(*(arm.members for arm in results.arms)):
-        counts = [
-            "in the bank" if arm.name == "shared" else f"{row.num_parameters:,}" for arm, row in zip(results.arms, rows)
-        ]
-        add(rows[0].name, rows, counts)
-    wholes = [arm.ensemble for arm in results.arms]
-    add("ensemble", wholes, [f"{arm.num_parameters:,}" for arm in results.arms], style="bold")
+    num_arms = len(results.arms)
+    for place, (name, arm, *numbers) in enumerate(rows):
+        table.add_row(
+            cell("" if place % num_arms else name),
+            cell(arm),
+            *numbers,
+            style="bold" if place >= len(rows) - num_arms else None,
+            end_section=(place + 1) % num_arms == 0,
+        )
     return table
 
 

@@ -11,7 +11,7 @@ from superweight_ensembles.models.architecture import (
     remember_architecture,
 )
 from superweight_ensembles.models.flops import MEASURING, count_flops, counted_flops
-from superweight_ensembles.models.registry import build_architecture, build_member
+from superweight_ensembles.models.registry import build_architecture, build_member, model_names
 from superweight_ensembles.models.surgery import (
     answer_in,
     buffers_as_now,
@@ -54,6 +54,7 @@ __all__ = [
     "first_line",
     "is_out_of_memory",
     "kept_modes",
+    "model_names",
     "recall_architecture",
     "remember_architecture",
     "set_parameter",

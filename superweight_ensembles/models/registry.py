@@ -164,9 +164,18 @@ def _build(model: str, num_classes: int, in_channels: int, options: dict[str, An
             return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if (found := found_code(MODELS, model)) is not None:
         return _made_by(found, model, num_classes, in_channels, options)
+    raise unknown_name("model", model, model_names())
+
+
+def model_names() -> list[str]:
+    """Every name that :func:`build_member` knows.
+
+    Example:
+        >>> model_names()[:2]
+        ['mlp', 'wide_resnet']
+    """
     names = ["mlp", "wide_resnet", *offered_names(MODELS), *(f"timm/{one}" for one in timm.list_models())]
-    names += [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
-    raise unknown_name("model", model, names)
+    return names + [f"torchvision/{one}" for one in torchvision.models.list_models(torchvision.models)]
 
 
 def _made_by(

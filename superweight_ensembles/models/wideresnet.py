@@ -63,8 +63,8 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
     """WRN-depth-width: channels 16, 16w, 32w, 64w; (depth - 4) / 6 blocks a stage.
 
     Args:
-        depth: 6n + 4.
-        width: w; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
+        depth: Number of layers, 6n + 4.
+        width: Factor w of the channels; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
         num_classes: K.
         in_channels: Channels of the images.
 

@@ -4,8 +4,23 @@
 derived from it.
 """
 
-from superweight_ensembles.plan.clusters import TargetGroup, check_num_groups, check_seed, depth_runs, group_targets
-from superweight_ensembles.plan.generators import BudgetPolicy, SlotNeed, allocate, minimum_cost, proportional_shares
+from superweight_ensembles.plan.clusters import (
+    CLUSTER_RULES,
+    TargetGroup,
+    check_num_groups,
+    check_seed,
+    depth_runs,
+    group_targets,
+)
+from superweight_ensembles.plan.generators import (
+    COEFFICIENT_KINDS,
+    GENERATORS,
+    BudgetPolicy,
+    SlotNeed,
+    allocate,
+    minimum_cost,
+    proportional_shares,
+)
 from superweight_ensembles.plan.planner import (
     PlanOptions,
     check_plan_fits,
@@ -19,6 +34,7 @@ from superweight_ensembles.plan.planner import (
     tie_all,
 )
 from superweight_ensembles.plan.sharing_plan import (
+    BUDGET_COUNTS,
     Cluster,
     PlannedMember,
     PlannedSlot,
@@ -57,6 +73,10 @@ from superweight_ensembles.plan.targets import (
 )
 
 __all__ = [
+    "BUDGET_COUNTS",
+    "CLUSTER_RULES",
+    "COEFFICIENT_KINDS",
+    "GENERATORS",
     "Box",
     "BudgetPolicy",
     "Cluster",

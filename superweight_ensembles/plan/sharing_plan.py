@@ -37,7 +37,7 @@ from superweight_ensembles.plan.targets import (
     Name,
     Size,
 )
-from superweight_ensembles.storage import escape_controls, first_problem, parse_json
+from superweight_ensembles.storage import escape_controls, first_problem, html_table, parse_json
 
 _FORMS = {"vector": "", "embedding": "as embeddings and their maps"}
 _HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
@@ -355,6 +355,9 @@ class SharingPlan:
     def __str__(self) -> str:
         return _table(self)
 
+    def _repr_html_(self) -> str:
+        return html_table(_rows(self), f"Sharing plan {self.fingerprint}", _account(self))
+
 
 def _fingerprint(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -468,11 +471,7 @@ def _problem_of_targets(
 
 def _table(plan: SharingPlan) -> str:
     """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
-    header = [*_HEADER]
-    if plan.ssn_groups:
-        both = bool(plan.superweight_clusters)
-        header[2] = "slots (templates x shape), or bank and what layers read" if both else "bank and what layers read"
-    rows = [tuple(header), *(_row(cluster) for cluster in plan.clusters)]
+    rows = _rows(plan)
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths)) + "  " + row[-1].rjust(widths[-1])
@@ -480,6 +479,14 @@ def _table(plan: SharingPlan) -> str:
     ]
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join([f"Sharing plan {plan.fingerprint}", *lines, "", *_account(plan)])
+
+
+def _rows(plan: SharingPlan) -> list[tuple[str, ...]]:
+    header = [*_HEADER]
+    if plan.ssn_groups:
+        both = bool(plan.superweight_clusters)
+        header[2] = "slots (templates x shape), or bank and what layers read" if both else "bank and what layers read"
+    return [tuple(header), *(_row(cluster) for cluster in plan.clusters)]
 
 
 def bank_words(group: SsnGroup) -> str:

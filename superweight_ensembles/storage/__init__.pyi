@@ -30,6 +30,7 @@ from .limits import check_levels as check_levels
 from .limits import check_parameters_fit as check_parameters_fit
 from .limits import check_plain as check_plain
 from .limits import escape_controls as escape_controls
+from .limits import html_table as html_table
 from .records import UNKNOWN_KEY as UNKNOWN_KEY
 from .records import Amount as Amount
 from .records import Count as Count
@@ -40,6 +41,7 @@ from .records import Share as Share
 from .records import as_content as as_content
 from .records import content_as as content_as
 from .records import first_problem as first_problem
+from .records import one_of as one_of
 from .records import read_as as read_as
 from .tensors import check_savable as check_savable
 from .tensors import count_numbers as count_numbers
@@ -60,4 +62,6 @@ from .yaml_file import dump_yaml as dump_yaml
 from .yaml_file import no_recipe as no_recipe
 from .yaml_file import parse_yaml as parse_yaml
 from .yaml_file import read_yaml as read_yaml
+from .yaml_file import recipe_comment as recipe_comment
 from .yaml_file import recipe_path as recipe_path
+from .yaml_file import schema_file as schema_file

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 import os
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from rich.text import Text
@@ -98,6 +100,22 @@ def escape_controls(text: str, keep: str = "\n\t") -> str:
 def cell(text: object) -> Text:
     """A cell or title of a table; square brackets are no markup in it."""
     return Text(escape_controls(str(text), keep=""))
+
+
+def html_table(rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> str:
+    """A table for notebooks: the first row is its head; every text is escaped.
+
+    Example:
+        >>> html_table([("name", "loss"), ("a<b", 0.5)])
+        '<table><tr><th>name</th><th>loss</th></tr><tr><td>a&lt;b</td><td>0.5</td></tr></table>'
+    """
+    lines = [
+        "".join(f"<{tag}>{html.escape(escape_controls(str(one)))}</{tag}>" for one in row)
+        for row, tag in zip(rows, ("th", *["td"] * len(rows)))
+    ]
+    caption = f"<caption>{html.escape(escape_controls(title))}</caption>" if title else ""
+    below = f"<pre>{html.escape(escape_controls(chr(10).join(notes)))}</pre>" if notes else ""
+    return f"<table>{caption}{''.join(f'<tr>{line}</tr>' for line in lines)}</table>{below}"
 
 
 def memory_bytes() -> int | None:

@@ -7,7 +7,7 @@ default in the annotation alone: ``Annotated[int, Field(default=0)]``. Keys that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,13 @@ Amount = Annotated[float, Field(ge=0, le=1e30)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]
 Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
+
+
+def one_of(names: Sequence[str]) -> Any:
+    """Tells a JSON schema what a text may be; what takes the text refuses all else, with the nearest name."""
+    return Field(json_schema_extra={"enum": list(names)})
+
+
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,29 @@ def bundled_recipes() -> dict[str, Path]:
         >>> bundled_recipes()["digits"].name
         'digits.yaml'
     """
+    return {path.stem: path for path in sorted(_recipes_folder().glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def recipe_comment(path: Path) -> str:
+    """The first sentence of the comment that a recipe file begins with.
+
+    Example:
+        >>> recipe_comment(bundled_recipes()["cifar10-small"])
+        'Four small WideResNets on CIFAR-10: hours on two cores, minutes on a GPU.'
+    """
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in lines if "yaml-language-server:" not in line)
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
+
+
+def schema_file() -> Path:
+    """The JSON schema of recipes, which ``superweights schema`` prints, beside the bundled recipes."""
+    return _recipes_folder() / "recipe.schema.json"
+
+
+def _recipes_folder() -> Path:
     installed, checkout = _PACKAGE / "recipes", _PACKAGE.parent / "recipes"
-    folder = installed if installed.is_dir() else checkout
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+    return installed if installed.is_dir() else checkout
 
 
 def recipe_path(given: str | Path) -> Path:

@@ -13,7 +13,14 @@ from superweight_ensembles.training.checkpoint import (
     check_same_data,
     load_checkpoint,
 )
-from superweight_ensembles.training.config import RESUMABLE, CheckedTrainConfig, TrainConfig, tuned_config
+from superweight_ensembles.training.config import (
+    RESUMABLE,
+    SCHEDULES,
+    CheckedTrainConfig,
+    TrainConfig,
+    optimizer_names,
+    tuned_config,
+)
 from superweight_ensembles.training.device import (
     build_fabric,
     compiled_calls,
@@ -54,6 +61,7 @@ __all__ = [
     "EACH_OTHER",
     "PREFIXES",
     "RESUMABLE",
+    "SCHEDULES",
     "AveragedWeights",
     "Batches",
     "CSVLog",
@@ -95,6 +103,7 @@ __all__ = [
     "load_checkpoint",
     "moment_owners",
     "num_moments",
+    "optimizer_names",
     "parameter_groups",
     "precision_of",
     "prepared_batch",

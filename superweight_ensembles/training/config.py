@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict
 
 from superweight_ensembles.data import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.storage import one_of
 
 _GO_WITH = {
     "schedule": ("milestones", "gamma", "schedule_options"),
@@ -22,8 +23,9 @@ OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
 SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
 MEMBER_BATCHES = ("same", "own")
 MESHES = ("rows", "auto")
-_MOST_PROCESSES = 2**20
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+_MOST_PROCESSES = 2**20
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
 }  # fmt: skip
@@ -47,39 +49,42 @@ class TrainConfig:
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
         width_rate: Learning rate of what learned widths follow, as a multiple of that of everything else. A step of
             Adam by 0.1 changes a width by a tenth, whatever the gradient is.
-        optimizer: ``sgd`` (with ``momentum`` and ``nesterov``), ``adamw``, or one of timm's by name, such as ``lamb``,
-            ``lion`` or ``muon`` (``timm.optim.list_optimizers()``).
-        optimizer_options: Its further settings, such as ``{"betas": [0.9, 0.95]}``.
-        momentum: Of SGD.
-        nesterov: Of SGD, where momentum is not 0.
-        weight_decay: On templates, private weights and heads; never on coefficients, norms and biases.
+        optimizer: Optimizer: ``sgd`` (with ``momentum`` and ``nesterov``), ``adamw``, or one of timm's by name, such as
+            ``lamb``, ``lion`` or ``muon`` (``timm.optim.list_optimizers()``).
+        optimizer_options: Further settings of the optimizer, such as ``{"betas": [0.9, 0.95]}``.
+        momentum: Momentum coefficient of SGD, 0 to below 1.
+        nesterov: Nesterov momentum of SGD, where momentum is not 0.
+        weight_decay: Weight decay of templates, private weights and heads; never of coefficients, norms and biases.
             Differs from paper: the published run decays norms too.
-        label_smoothing: Of the cross-entropy, 0 to 1.
-        schedule: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``), ``cosine`` to zero, ``one_cycle``,
-            or timm's ``poly``, ``tanh``, ``wsd`` and ``rsqrt``; a rate for each step.
-        schedule_options: Its further settings: of ``one_cycle`` those of torch's OneCycleLR, such as ``pct_start``; of
-            others those of timm's ``create_scheduler_v2``, such as ``min_lr``.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        schedule: Learning rate over the steps: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``),
+            ``cosine`` to zero, ``one_cycle``, or timm's ``poly``, ``tanh``, ``wsd`` and ``rsqrt``.
+        schedule_options: Further settings of the schedule: of ``one_cycle`` those of torch's OneCycleLR, such as
+            ``pct_start``; of others those of timm's ``create_scheduler_v2``, such as ``min_lr``.
         warmup_epochs: Epochs, or a part of one, in which the learning rate first rises linearly from a hundredth; of
             every schedule but ``one_cycle``, which rises by itself. They are part of ``epochs``.
         clip_norm: Gradients are scaled down so that their norm, over all parameters together, is at most this; 0 for no
             limit.
-        milestones: Epochs at which ``step`` falls.
-        gamma: Factor by which ``step`` falls.
-        member_batches: ``same``: all members see one batch a step, as published; ``own``: each member goes through the
-            training images in an order and with an augmentation of its own, as members trained apart would.
+        milestones: Epochs at which the learning rate of schedule ``step`` falls.
+        gamma: Factor by which schedule ``step`` multiplies the learning rate at each milestone.
+        member_batches: What members see in a step: ``same``: all members see one batch a step, as published; ``own``:
+            each member goes through the training images in an order and with an augmentation of its own, as members
+            trained apart would.
         ensemble_loss: Weight of one more term, the negative log likelihood of the members' mean softmax, which asks the
             members to complement each other, and keeps the activations of all of them at once. Ours; 0 for none.
-        flip: Mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for :class:`ImageData`; a
-            DataLoader of your own brings its own.
-        crop_padding: Pad by so many pixels and crop back at random; 0 for none.
-        cutout: Side in pixels of a square set to zero; 0 for none.
-        random_resized_crop: Cut out random parts of image files, as ImageNet is trained; for files read as needed.
+        flip: Augmentation: mirror half of the images. Augmentation, ``batch_size`` and ``num_workers`` are for
+            :class:`ImageData`; a DataLoader of your own brings its own.
+        crop_padding: Augmentation: pad images by so many pixels and crop back at random; 0 for none.
+        cutout: Augmentation: side, in pixels, of a square of each image that is set to zero; 0 for none.
+        random_resized_crop: Augmentation: cut out random parts of image files, as ImageNet is trained; for files read
+            as needed.
         transforms: Transforms of torchvision.transforms.v2 by name, each with its options, applied in this order to
             each training image before all else (``RandAugment``, ``ColorJitter``), after normalising
             (``RandomErasing``), or to the batch (``MixUp`` or ``CutMix`` with ``alpha``, whose labels are soft).
-        precision: ``float32``, ``bfloat16`` or ``float16`` (autocast), or ``auto``: bfloat16 on CUDA and on CPUs that
-            multiply it (AMX or AVX-512 BF16), where it trains about twice as fast. ``float16`` is for GPUs without it:
-            losses are scaled, and a step whose gradients overflow is left out while the scale falls.
+        precision: Number format of forward and backward passes: ``float32``, ``bfloat16`` or ``float16`` (autocast), or
+            ``auto``: bfloat16 on CUDA and on CPUs that multiply it (AMX or AVX-512 BF16), where it trains about twice
+            as fast. ``float16`` is for GPUs without it: losses are scaled, and a step whose gradients overflow is left
+            out while the scale falls.
         channels_last: Memory format of images and own convolutions; ``auto``: on the CPU and with bfloat16, if
             every member can read it.
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
@@ -96,20 +101,20 @@ class TrainConfig:
             over several processes. With rows: 1 members see whole batches.
         shard_moments: Of several processes, each keeps the optimizer's state of a part of the bank alone, steps it and
             gives it on: less memory, half as many bytes more.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: Device of the training: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
         num_workers: Processes that decode images; only data too large for memory need them.
         validate_every: Epochs between validations; the last epoch is always validated.
         checkpoint_steps: Steps between checkpoints within an epoch; 0 for those at the ends of epochs alone.
-        seed: Of the data order, augmentation and dropout.
+        seed: Seed of the data order, augmentation and dropout; in a recipe, the recipe's unless given.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     epochs: int = 30
     batch_size: int = 128
-    micro_batches: int | str = 1
+    micro_batches: int | Annotated[str, one_of(["auto"])] = 1
     learning_rate: float = 0.1
     width_rate: float = 1.0
     optimizer: str = "sgd"
@@ -118,28 +123,28 @@ class TrainConfig:
     nesterov: bool = True
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    schedule: str = "cosine"
+    schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.2
     schedule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
-    member_batches: str = "same"
+    member_batches: Annotated[str, one_of(MEMBER_BATCHES)] = "same"
     ensemble_loss: float = 0.0
     flip: bool = False
     crop_padding: int = 0
     cutout: int = 0
     random_resized_crop: bool = False
     transforms: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
-    precision: str = "auto"
-    channels_last: bool | str = "auto"
+    precision: Annotated[str, one_of(PRECISIONS)] = "auto"
+    channels_last: bool | Annotated[str, one_of(["auto"])] = "auto"
     recompute: bool = False
     compile: bool = False
     skip_non_finite: int = 0
     sync_batch_norm: bool = True
-    mesh: str | Mapping[str, int] = "rows"
+    mesh: Annotated[str, one_of(MESHES)] | Mapping[str, int] = "rows"
     shard_moments: bool = False
-    device: str = "auto"
+    device: Annotated[str, one_of(DEVICES)] = "auto"
     num_threads: int = 0
     num_workers: int = 0
     validate_every: int = 1
@@ -158,7 +163,7 @@ class TrainConfig:
             ("schedule", self.schedule, SCHEDULES),
             ("precision", self.precision, PRECISIONS),
             ("member_batches", self.member_batches, MEMBER_BATCHES),
-            ("device", self.device, ("auto", "cpu", "cuda")),
+            ("device", self.device, DEVICES),
         ):
             if given not in known:
                 raise unknown_name(name, given, known)
@@ -273,8 +278,11 @@ class TrainConfig:
 
 def _optimizers(name: str) -> Sequence[str]:
     """Names to choose from; timm's are looked up where torch has none."""
-    if name in OPTIMIZERS:
-        return OPTIMIZERS
+    return OPTIMIZERS if name in OPTIMIZERS else optimizer_names()
+
+
+def optimizer_names() -> list[str]:
+    """Every name of ``optimizer``: torch's, and timm's."""
     from timm.optim import list_optimizers  # seconds, which most runs can do without
 
     left_out = ["bnb*", "fused*", "kron*", "adahessian"]  # of other packages; state of lists; second derivatives

@@ -31,7 +31,7 @@ from superweight_ensembles.ensemble import (
 )
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
 from superweight_ensembles.models import buffers_as_now, kept_modes
-from superweight_ensembles.storage import check_savable
+from superweight_ensembles.storage import check_savable, html_table
 from superweight_ensembles.training.averaging import AveragedWeights
 from superweight_ensembles.training.batches import (
     Batches,
@@ -66,10 +66,11 @@ from superweight_ensembles.training.optim import build_optimizer, build_schedule
 from superweight_ensembles.training.randomness import own_randomness, seed_all, set_random_states
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.step import TrainStep
-from superweight_ensembles.training.tracking import ProgressBar
+from superweight_ensembles.training.tracking import ProgressBar, describe_epoch
 from superweight_ensembles.training.widths import LearnedWidths
 
 _RANKS_APART = 2**33 + 1
+_EPOCHS_SHOWN = 10  # of a result, in a notebook
 _LOG = logging.getLogger(__name__)
 
 
@@ -422,6 +423,13 @@ class TrainResult:
     best_epoch: int | None
     micro_batches: int
     stopped: str | None = None
+
+    def _repr_html_(self) -> str:
+        last = self.history[-_EPOCHS_SHOWN:]
+        rows = [describe_epoch(record).split(": ", 1) for record in last]
+        title = f"{len(self.history)} epochs in {self.seconds:,.1f} s on {self.device}, {self.precision}"
+        title += f", the last {len(last)} shown" if len(last) < len(self.history) else ""
+        return html_table([("", "members' mean loss, validation"), *rows], title)
 
 
 @names_options

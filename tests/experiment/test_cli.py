@@ -41,6 +41,12 @@ def test_train_evaluate_plot(monkeypatch, capsys, tmp_path: Path, recipe: Path) 
     assert superweights(monkeypatch, "evaluate", run) == 0
     assert superweights(monkeypatch, "plot", run) == 0
     printed = capsys.readouterr().out
+    assert superweights(monkeypatch, "evaluate", run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["arms"] == json.loads((run / "results.json").read_text())["arms"]
+    assert superweights(monkeypatch, "--quiet", "plot", run) == 0
+    assert tuple(capsys.readouterr()) == ("", "")
+    shown = swe.results(run)._repr_html_()
+    assert shown.count("<tr>") == 7 and "<td>in the bank</td>" in shown and "64 test images of synthetic" in shown
     assert "ensemble" in printed and "independent" in printed and str(run / "figures") in printed
     results = json.loads((run / "results.json").read_text())
     shared, independent = results["arms"]
@@ -364,3 +370,89 @@ def test_a_plan_says_that_a_search_follows(monkeypatch, capsys) -> None:
     assert "a search (gradient) splits these clusters after 3 epochs of training" in capsys.readouterr().out
     assert superweights(monkeypatch, "plan", recipes / "digits.yaml") == 0
     assert "a search" not in capsys.readouterr().out
+
+
+def test_names_are_listed_with_what_they_are(monkeypatch, capsys) -> None:
+    assert superweights(monkeypatch, "list", "recipes", "digits*", "--json") == 0
+    listed = {one["name"]: one["about"] for one in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == {"digits", "digits-search"}
+    assert listed["digits"].startswith("Four small WideResNets on the digits images")
+    for what, pattern, line in (
+        ("models", "timm/resnet1*", "timm/resnet18"),
+        ("optimizers", "*", "sgd"),
+        ("schedules", "one*", "one_cycle"),
+        ("transforms", "Rand*", "RandAugment"),
+    ):
+        assert superweights(monkeypatch, "list", what, pattern) == 0
+        assert line in capsys.readouterr().out.splitlines()
+    assert superweights(monkeypatch, "list", "datasets") == 0
+    assert "downloaded where absent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trian",), "No such command 'trian'. Did you mean 'train'?"),
+        (("train", "digits", "--outt", "x"), "No such option: --outt. Did you mean --out?"),
+        (("train", "digits", "-q"), "-q goes before train: superweights -q train ..."),
+        (("train",), "Missing argument 'RECIPE'."),
+        (("compare", "digits", "--seeds", "0"), "Invalid value for '--seeds'"),
+        (("--quiet", "--verbose", "plan", "digits"), "--quiet and --verbose ask for less and for more"),
+        (("list", "recpies"), "unknown list 'recpies': did you mean 'recipes'?"),
+        (("list", "recipes", "digit"), "unknown name among recipes 'digit': did you mean 'digits'?"),
+        (("new", "a.yaml", "--model", "mlp"), "--data NAME is missing, and nobody can be asked outside a terminal"),
+        (("new", "a.yaml", "--data", "digits"), "--model MODEL is missing"),
+        (("new", "a.yaml", "--data", "digits", "--model", "timm/resnet81"), "did you mean 'timm/resnet18'"),
+        (("new", "a.yaml", "--data", "digits,fold=x", "--model", "timm/resnet18"), "unknown option of digits 'fold'"),
+    ],
+)
+def test_usage_mistakes_are_one_line(monkeypatch, capsys, tmp_path: Path, arguments: tuple, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert superweights(monkeypatch, *arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.out == ""
+    assert len(printed.err.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_new_recipe_says_what_its_keys_mean(monkeypatch, capsys, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    models = [f"--model=wide_resnet,depth=10,width={width}" for width in (1, 1, 0.5)]
+    arguments = ("new", out, "--data", "digits,validation_fraction=0.2", *models, "--teaching", "others")
+    assert superweights(monkeypatch, *arguments, "--epochs", 3) == 0
+    recipe = swe.experiment.load_recipe(out)
+    assert [member.name for member in recipe.members] == [
+        "wide_resnet-10-1",
+        "wide_resnet-10-1-no2",
+        "wide_resnet-10-0_5",
+    ]
+    assert recipe.sharing.budget == 0.83 and recipe.training.epochs == 3 and recipe.teaching.teacher == "others"
+    assert recipe.data.options == {"validation_fraction": 0.2}
+    text = out.read_text()
+    about = swe.experiment.recipe_schema()["$defs"]["TrainConfig"]["properties"]["epochs"]["description"]
+    assert f"  # {about} Default: 30.\n  epochs: 3\n" in text
+    line = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=file://")
+    assert json.loads(Path(line).read_text()) == swe.experiment.recipe_schema()
+    assert superweights(monkeypatch, *arguments) == 2
+    assert "exists already: --overwrite replaces it" in " ".join(capsys.readouterr().err.split())
+    assert superweights(monkeypatch, *arguments, "--overwrite") == 0
+
+
+def test_a_new_recipe_asks_in_a_terminal(monkeypatch, capsys, tmp_path: Path) -> None:
+    answers = iter(["digits", "wide_resnet,depth=10,width=1", ""])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.prompt", lambda *question, **options: next(answers))
+    assert superweights(monkeypatch, "new", tmp_path / "asked.yaml") == 0
+    assert len(swe.experiment.load_recipe(tmp_path / "asked.yaml").members) == 1
+
+
+def test_the_version_and_completion_need_no_run(monkeypatch, capsys, tmp_path: Path) -> None:
+    from superweight_ensembles.__main__ import _complete_recipe
+
+    assert superweights(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("superweights 0.")
+    (tmp_path / "digits-mine.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert _complete_recipe("digits") == ["digits", "digits-search", "digits-mine.yaml"]
+    assert superweights(monkeypatch, "--help") == 0
+    told = capsys.readouterr().out
+    assert "--install-completion" in told and "<bool>" not in told and "--no-" not in told

@@ -18,11 +18,21 @@ from superweight_ensembles.models.adaptive.resizing import (
     set_width,
 )
 from superweight_ensembles.models.adaptive.truncation import check_fractions, truncate, truncated_exits
-from superweight_ensembles.models.adaptive.width import BOUNDS, QUANTILE, AdaptiveWidth, rate_of, width_of
+from superweight_ensembles.models.adaptive.width import (
+    BOUNDS,
+    DISTRIBUTIONS,
+    QUANTILE,
+    SCALES,
+    AdaptiveWidth,
+    rate_of,
+    width_of,
+)
 
 __all__ = [
     "BOUNDS",
+    "DISTRIBUTIONS",
     "QUANTILE",
+    "SCALES",
     "AdaptiveWidth",
     "Place",
     "WidthLoss",

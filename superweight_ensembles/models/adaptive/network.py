@@ -214,7 +214,14 @@ class MultilayerPerceptron(nn.Sequential):
 def multilayer_perceptron(
     widths: Sequence[int], num_classes: int, in_channels: int = 3, pixels: int = 1
 ) -> MultilayerPerceptron:
-    """A multilayer perceptron of images of so many pixels (height times width), with ``widths`` hidden neurons."""
+    """A multilayer perceptron of images.
+
+    Args:
+        widths: Neurons of each hidden layer.
+        num_classes: K.
+        in_channels: Channels of the images.
+        pixels: Pixels of an image, height times width.
+    """
     if isinstance(widths, (str, int)) or not widths:
         raise SuperWeightError(f"widths must be the neurons of each hidden layer, at least one; got {widths!r:.60}")
     _check_counts(num_classes=num_classes, in_channels=in_channels, pixels=pixels)
