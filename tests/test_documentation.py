@@ -13,7 +13,7 @@ import superweight_ensembles as swe
 ROOT = Path(__file__).parents[1]
 MADE = ("reference/recipe.md", "reference/command-line.md")  # of the site alone; its strict build sees their links
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 SNIPPETS = {page: re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL) for page in PAGES}
 
 
