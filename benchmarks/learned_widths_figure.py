@@ -142,7 +142,9 @@ def _handles(measured: LearnedWidths, rates: Sequence[float]) -> list[Line2D]:
         )
         for place, rate in enumerate(rates)
     ]  # fmt: skip
-    handles.append(Line2D([], [], color=_FIXED, marker="s", markersize=3.5, linewidth=1.0, label="fixed width, mean over seeds"))
+    handles.append(
+        Line2D([], [], color=_FIXED, marker="s", markersize=3.5, linewidth=1.0, label="fixed width, mean over seeds")
+    )
     if measured.published_widths:
         handles.append(Line2D([], [], color=style.INK, linewidth=0.9, linestyle=_DASHES, label="published width"))
     counts = sorted(set(Counter((cell.task, one.rate) for cell in measured.cells for one in cell.learned).values()))

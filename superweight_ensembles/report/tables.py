@@ -133,8 +133,10 @@ def _anytime(results: RunResults) -> Rows:
                 for one in curve.points:
                     costs = (one.flops, one.latency_ms, one.members_used)
                     rows.append((arm.name, name, *costs, 100 * one.accuracy))
-        for one in (*found.members, *(found.exits or ())) if found else ():
-            rows.append((arm.name, one.name, one.flops, one.latency_ms, 1, 100 * one.accuracy))
+        for alone in found.members if found else ():
+            rows.append((arm.name, alone.name, alone.flops, alone.latency_ms, 1, 100 * alone.accuracy))
+        for exit in (found.exits or ()) if found else ():
+            rows.append((arm.name, exit.name, exit.flops, None, 1, 100 * exit.accuracy))
     return rows
 
 

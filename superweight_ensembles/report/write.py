@@ -82,9 +82,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 
 @drawing.style.plain_text
-def _draw(
-    run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]
-) -> dict[str, Picture]:
+def _draw(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> dict[str, Picture]:
     """The figures of a run, each with what it draws."""
     tables, drawn = result_tables(results, plan), {}
     wanted: dict[str, Callable[[], Figure]] = {}

@@ -143,7 +143,7 @@ def series_lines(arms: Sequence[MeasuredArm]) -> dict[str, list[Point]]:
 
 
 def grouped(arms: Sequence[MeasuredArm]) -> list[tuple[str, list[MeasuredArm]]]:
-    """Arms by heading, in order of first appearance, the best of each first; those without one, as given, come first."""
+    """Arms by heading, in order of first appearance, best first; before them, as given, those without a heading."""
     places = {group: place for place, group in enumerate(dict.fromkeys(["", *(arm.group or "" for arm in arms)]))}
     ordered = sorted(arms, key=lambda arm: places[arm.group or ""])
     groups = ((group, list(own)) for group, own in groupby(ordered, key=lambda arm: arm.group or ""))
@@ -274,8 +274,14 @@ def _break_axis(axes: Axes, knee: float, low: float, high: float) -> None:
     axes.set_yscale("function", functions=(to_axis, to_percent))
     margin = 0.07 * (high - knee)
     axes.set_ylim(low - margin / slope, high + margin)
-    fine = [tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(knee, high) if knee < tick <= high + margin]
-    coarse = [tick for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, knee) if low <= tick < knee - 0.5 * margin / slope]
+    fine = [
+        tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(knee, high) if knee < tick <= high + margin
+    ]
+    coarse = [
+        tick
+        for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, knee)
+        if low <= tick < knee - 0.5 * margin / slope
+    ]
     axes.yaxis.set_major_locator(FixedLocator([*coarse, *fine]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.axhline(knee, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5, gid="break")
@@ -447,9 +453,9 @@ def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
 def ablation_bars(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of the arms' groups.
 
-    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed; the vertical line and the band are the mean and the
-    deviation of the independent members. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
-    ``NAME value``, ``heading``, ``reference``, ``reference band``.
+    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed; the vertical line and
+    the band are the mean and the deviation of the independent members. Artists carry a ``gid``: ``NAME mean``,
+    ``NAME deviation``, ``NAME seeds``, ``NAME value``, ``heading``, ``reference``, ``reference band``.
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)

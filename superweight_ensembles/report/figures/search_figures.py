@@ -536,7 +536,9 @@ def _handles(plans: Sequence[SharingPlan], looks: Sequence[Mapping[int, Look]], 
     if any(len(cluster.targets) == 1 for plan in plans for cluster in plan.clusters):
         handles.append(Patch(facecolor=_ALONE, label="alone in its cluster"))
     if any(sum(len(cluster.targets) for cluster in plan.clusters) < len(rows.row_of) for plan in plans):
-        handles.append(Patch(facecolor="none", edgecolor=style.MUTED, linewidth=0.5, label="its member's own, in no cluster"))
+        handles.append(
+            Patch(facecolor="none", edgecolor=style.MUTED, linewidth=0.5, label="its member's own, in no cluster")
+        )
     return handles
 
 
