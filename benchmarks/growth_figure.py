@@ -15,6 +15,7 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive
 
 _TICKS = 4
@@ -74,7 +75,12 @@ def growth_curves(growth: Growth) -> Figure:
     sweeps = growth.sweeps
     if not sweeps:
         raise SuperWeightError("the growth file holds no sweep to draw: measure one first")
-    figure = style.new_figure(max(style.PAGE_INCHES * len(sweeps) / 4, 2.6), 1.2 * len(_ROWS) + 0.8)
+    figure = style.new_figure(max(style.PAGE_INCHES * len(sweeps) / 4, 2.6), 1.2 * len(_ROWS) + 1.2)
+    headline(
+        figure,
+        "How time and memory grow, a column a thing that grows, logarithmic axes. "
+        "Slope of the bank's upper half: 1 in proportion, 0 not at all",
+    )
     panels = figure.subplots(len(_ROWS), len(sweeps), sharex="col", sharey="row", squeeze=False)
     for row, (key, (label, unit)) in enumerate(_ROWS.items()):
         drawn = [height for sweep, axes in zip(sweeps, panels[row]) for height in _draw(axes, sweep, key, unit)]
@@ -88,7 +94,7 @@ def growth_curves(growth: Growth) -> Figure:
     figure.align_ylabels(panels[:, 0])
     names = {"measured": "shared bank", "own": "the same members, own weights", "on paper": "the bank on paper"}
     handles = [Line2D([], [], **_look(name), label=label) for name, label in names.items()]
-    style.outside_legend(figure, handles, loc="outside upper center", columns=4)
+    style.outside_legend(figure, handles, loc="outside lower center", columns=4)
     return figure
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive, Share
 
 _FIXED = "#4D4D4D"
@@ -80,23 +81,24 @@ def learned_widths(measured: LearnedWidths) -> Figure:
         raise SuperWeightError("the file of learned widths holds no cell to draw: measure one first")
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     rates = list(dict.fromkeys(one.rate for cell in cells for one in cell.learned))
-    figure = style.new_figure(style.PAGE_INCHES, 4.6)
+    figure = style.new_figure(style.PAGE_INCHES, 5.2)
+    headline(figure, "Learned widths, a column a task: neurons over the training, and accuracy beside fixed widths")
     panels = figure.subplots(2, len(tasks), sharey="row", squeeze=False)
     heights = [size for cell in cells for one in cell.learned for _, size in one.history]
     networks = [one for cell in cells for one in (*cell.learned, *cell.fixed)]
     for column, task in enumerate(tasks):
         found = [cell for cell in cells if cell.task == task]
         above, below = panels[0, column], panels[1, column]
-        style.style_axes(above, xlabel="epoch", ylabel="" if column else "hidden neurons")
-        above.set_title(task.replace("_", " "), fontsize=style.TEXT_POINTS, color=style.INK)
+        style.style_axes(above, xlabel="epoch (log)", ylabel="" if column else "hidden neurons (log)")
+        above.set_title(task.replace("_", " "), fontsize=style.TEXT_POINTS, color=style.INK, fontweight="bold")
         _draw_histories(above, found, rates, measured.published_widths.get(task))
         style.counts_axis(above, "y", [*heights, *measured.published_widths.values()])
         style.counts_axis(above, "x", [epoch for cell in found for one in cell.learned for epoch, _ in one.history])
-        style.style_axes(below, xlabel="hidden neurons", ylabel="" if column else "test accuracy (%)")
+        style.style_axes(below, xlabel="hidden neurons (log)", ylabel="" if column else "test accuracy (%)")
         _draw_accuracies(below, found, rates)
         style.counts_axis(below, "x", [one.width for one in networks])
     style.accuracy_axis(panels[1, 0], [one.percent for one in networks])
-    style.outside_legend(figure, _handles(measured, rates), loc="outside upper center", columns=4)
+    style.outside_legend(figure, _handles(measured, rates), loc="outside lower center", columns=3)
     return figure
 
 
@@ -136,11 +138,13 @@ def _handles(measured: LearnedWidths, rates: Sequence[float]) -> list[Line2D]:
         Line2D(
             [], [], color=style.run_color(place), marker=style.run_marker(place), markersize=5,
             markeredgecolor="white", markeredgewidth=0.5, linewidth=0.9,
-            label=f"learned, from {starts[rate]:,.0f} neurons",
+            label=f"learned, from {starts[rate]:,.0f} neurons, a line a seed",
         )
         for place, rate in enumerate(rates)
     ]  # fmt: skip
-    handles.append(Line2D([], [], color=_FIXED, marker="s", markersize=3.5, linewidth=1.0, label="fixed width"))
+    handles.append(
+        Line2D([], [], color=_FIXED, marker="s", markersize=3.5, linewidth=1.0, label="fixed width, mean over seeds")
+    )
     if measured.published_widths:
         handles.append(Line2D([], [], color=style.INK, linewidth=0.9, linestyle=_DASHES, label="published width"))
     counts = sorted(set(Counter((cell.task, one.rate) for cell in measured.cells for one in cell.learned).values()))

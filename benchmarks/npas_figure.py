@@ -18,9 +18,11 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive, Share
 
 _PLAIN = "narrower"
+_FEW = 4  # arms that one panel has room for
 _DODGE = 0.0055  # of the axis, between neighbouring arms, so that no deviation hides another
 _SPREAD = 0.5  # of the way from a budget to the next, that all arms together take at most
 
@@ -70,9 +72,11 @@ class Npas:
 def npas_budgets(npas: Npas) -> Figure:
     """Test accuracy (per cent, mean over seeds) against the budget (log), a line an arm.
 
+    Of many arms those of Shapeshifter Networks have a panel of their own, beside the first arm once more.
     Bars are standard deviations over seeds, faint dots the seeds, of neighbouring arms a little apart; an arm that a
     budget is too small for has no point there. The horizontal line and its band are mean and deviation of the whole
-    network. Artists carry a ``gid``: ``ARM mean``, ``ARM deviation``, ``ARM seeds``, ``whole``, ``whole band``.
+    network. Artists carry a ``gid``: ``ARM mean``, ``ARM deviation``, ``ARM seeds``, ``whole``, ``whole band``,
+    ``ARM again``.
     """
     labels = {arm.name: arm.label for arm in npas.arms}
     measured = npas.measured()
@@ -81,31 +85,47 @@ def npas_budgets(npas: Npas) -> Figure:
     whole = {name: found[None] for name, found in measured.items() if None in found}
     arms = {name: found for name, found in measured.items() if name not in whole}
     budgets = sorted({budget for found in arms.values() for budget in found if budget is not None})
-    figure = style.new_figure(style.PAGE_INCHES, 4.2)
-    axes = figure.add_subplot()
-    _budget_axis(axes, budgets)
-    style.accuracy_axis(
-        axes, _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())])
-    )
-    style.style_axes(axes, xlabel="budget: parameters, of those that the whole network has", ylabel="test accuracy (%)")
-    handles: list[Line2D | Patch] = []
-    dodge = _dodge(axes, budgets, len(arms))
-    for place, (name, found) in enumerate(arms.items()):
-        look = _look(name, list(labels).index(name))
-        _draw_arm(axes, name, found, look, dodge ** (place - (len(arms) - 1) / 2))
-        handles.append(Line2D([], [], label=labels[name], **look))
-    for name, seeds in whole.items():
-        handles.append(_draw_whole(axes, seeds, labels[name]))
-    style.outside_legend(figure, [*handles, *_meaning(measured)], loc="outside upper center", columns=4)
+    parts = _parts(list(arms))
+    figure = style.new_figure(style.PAGE_INCHES, 4.4)
+    headline(figure, "One network in a budget of parameters: test accuracy of each way to fit it")
+    looks = {name: _look(name, list(labels).index(name)) for name in arms}
+    panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+    heights = _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())])
+    for number, (axes, part) in enumerate(zip(panels, parts)):
+        _budget_axis(axes, budgets, few=len(parts) > 1)
+        ylabel = "" if number else "test accuracy (%)"
+        style.style_axes(axes, xlabel="budget: parameters / those of the whole network", ylabel=ylabel)
+        dodge = _dodge(axes, budgets, len(part))
+        for place, name in enumerate(part):
+            gid = f"{name} again" if number and name in parts[0] else name
+            _draw_arm(axes, gid, arms[name], looks[name], dodge ** (place - (len(part) - 1) / 2))
+        for seeds in whole.values():
+            _draw_whole(axes, seeds)
+    style.accuracy_axis(panels[0], heights)
+    handles: list[Line2D | Patch] = [Line2D([], [], label=labels[name], **look) for name, look in looks.items()]
+    band = {"facecolor": to_rgba(style.INK, 0.1), "edgecolor": style.INK, "linewidth": 0.9}
+    handles += [Patch(label=labels[name], **band) for name in whole]  # type: ignore[arg-type]
+    style.outside_legend(figure, [*handles, *_meaning(measured)], loc="outside lower center", columns=4)
     return figure
 
 
-def _budget_axis(axes: Axes, budgets: Sequence[float]) -> None:
+def _parts(names: Sequence[str]) -> list[list[str]]:
+    """The arms of each panel."""
+    apart = [name for name in names if name.startswith("ssn")]
+    if len(names) <= _FEW or not apart or len(apart) == len(names):
+        return [list(names)]
+    others = [name for name in names if name not in apart]
+    return [others, [others[0], *apart]]
+
+
+def _budget_axis(axes: Axes, budgets: Sequence[float], *, few: bool) -> None:
     margin = max((budgets[-1] / budgets[0]) ** 0.05, 1.2)
     axes.set_xscale("log")
     axes.set_xlim(budgets[0] / margin, budgets[-1] * margin)
     axes.xaxis.set_major_locator(FixedLocator(budgets))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{budget:g}" for budget in budgets]))
+    if few:
+        axes.tick_params(axis="x", labelrotation=90)
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -145,16 +165,18 @@ def _draw_arm(axes: Axes, name: str, found: Accuracies, look: Mapping[str, Any],
             )  # fmt: skip
     means = [(budget * aside, fmean(seeds)) for budget, seeds in points]
     axes.plot(*zip(*means), **look, zorder=4, gid=f"{name} mean")
+    if single := [(budget * aside, seeds[0]) for budget, seeds in points if len(seeds) == 1]:
+        open_mark = {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.0}
+        axes.plot(*zip(*single), **{**look, **open_mark, "linestyle": "none"}, zorder=4.1, gid=f"{name} one seed")
 
 
-def _draw_whole(axes: Axes, seeds: Sequence[float], label: str) -> Patch:
-    """A line across, and its band; returns what stands for both in the legend."""
+def _draw_whole(axes: Axes, seeds: Sequence[float]) -> None:
+    """A line across, and its band."""
     mean, deviation = fmean(seeds), _deviation(seeds)
     axes.axhline(mean, color=style.INK, linewidth=0.9, zorder=1.5, gid="whole")
     if deviation:
         band = {"color": style.INK, "alpha": 0.1, "linewidth": 0, "zorder": 1.2}
         axes.axhspan(mean - deviation, mean + deviation, gid="whole band", **band)  # type: ignore[arg-type]
-    return Patch(facecolor=to_rgba(style.INK, 0.1), edgecolor=style.INK, linewidth=0.9, label=label)
 
 
 def _look(name: str, place: int) -> dict[str, Any]:

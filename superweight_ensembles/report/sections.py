@@ -349,12 +349,14 @@ def _templates(plan: SharingPlan) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A PNG file of a run."""
+    """A figure: SVG or PNG, and what it draws as CSV, where that is known."""
 
     name: str
     width: int
     height: int
     data: bytes
+    kind: str = "png"
+    csv: str = ""
 
 
 def read_pictures(folder: Path) -> dict[str, Picture]:
@@ -399,14 +401,23 @@ def _figure(picture: Picture, results: RunResults, plan: SharingPlan) -> Html:
     wide = picture.width >= _WIDE
     image = tag(
         "img",
-        src=f"data:image/png;base64,{base64.b64encode(picture.data).decode()}",
+        src=_data_uri(f"image/{picture.kind}", picture.data),
         alt=describe(picture.name, results, plan),
         width=picture.width,
         height=picture.height,
     )
     frame = scrolled(image, label=title, class_="frame") if wide else tag("div", image, class_="frame")
-    caption = tag("figcaption", tag("h3", title), tag("p", reading))
+    link: str = ""
+    if picture.csv:
+        address = _data_uri("text/csv;charset=utf-8", picture.csv.encode())
+        file = f"{picture.name}.csv"
+        link = tag("a", "Data as CSV", href=address, download=file, class_="data", aria_label=f"{title}: data as CSV")
+    caption = tag("figcaption", tag("h3", title), tag("p", reading, " ", link))
     return tag("figure", caption, frame, class_="wide" if wide else None)
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _reading(name: str, plan: SharingPlan) -> str:

@@ -99,6 +99,7 @@ figcaption p { margin: 0; color: var(--soft); font-size: .875rem; line-height: 1
 .frame { padding: .6rem; background: #fff; border: 1px solid var(--line); border-radius: .6rem; }
 .frame img { display: block; width: 100%; height: auto; margin: 0 auto; }
 .wide .frame img { min-width: 37rem; }
+.data { white-space: nowrap; }
 figure:not(.wide) img { max-width: 32rem; }
 * + .figures, * + h3 { margin-top: 2rem; }
 figcaption h3 { margin-top: 0; }
@@ -140,6 +141,7 @@ pre { margin: 0; padding: .9rem 1.1rem; line-height: 1.5; }
   .figures { grid-template-columns: 1fr 1fr; gap: 1rem; }
   .scroll { overflow: visible; }
   .wide .frame img { min-width: 0; }
+  .data { display: none; }
   table { font-size: 8pt; }
   th, td { padding: .2rem .4rem; }
   pre { white-space: pre-wrap; columns: 2; font-size: 7.5pt; }

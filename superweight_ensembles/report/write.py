@@ -1,9 +1,14 @@
-"""Writing the report of a run: its figures where they are missing or old, then the page, whole."""
+"""Writing the report of a run: its figures and what they draw, then the page, whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import (
@@ -16,9 +21,10 @@ from superweight_ensembles.experiment import (
     read_search,
 )
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures import draw_run, draw_search, read_arms
+from superweight_ensembles.report import figures as drawing
 from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.sections import (
+    Picture,
     anytime_section,
     configuration_section,
     facts,
@@ -30,12 +36,17 @@ from superweight_ensembles.report.sections import (
     result_section,
     uncertainty_section,
 )
+from superweight_ensembles.report.tables import Rows, as_csv, result_tables, search_tables
 from superweight_ensembles.report.template import Html, Section, join, page, tag
 from superweight_ensembles.storage import accessing, read_as, write_text
 
+_MOST_SVG_BYTES = 1_000_000
+
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write what a run found as one HTML page; figures that are missing or older than the results are drawn first.
+    """Write what a run found as one HTML page: its figures, as SVG, with what they draw as CSV.
+
+    Other PNG files in RUN/figures are shown as they are.
 
     Args:
         run: Folder of an evaluated run.
@@ -60,10 +71,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
     results, plan = read_results(run)
-    read_arms(results)
+    drawing.read_arms(results)
     with naming_files(run / "results.json"):
         names = figure_names(results, searched=(run / "search" / "search.json").is_file())
-        _draw_figures(run, results, plan, names)
         text = _page(run, recipe, results, plan, names)
     with accessing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,24 +81,43 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return target
 
 
-def _draw_figures(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> None:
-    folder, written = run / "figures", (run / "results.json").stat().st_mtime
-    if _old(folder, [name for key, own in names.items() if key != "search" for name in own], written):
-        draw_run(results, plan, folder)
+@drawing.style.plain_text
+def _draw(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> dict[str, Picture]:
+    """The figures of a run, each with what it draws."""
+    tables, drawn = result_tables(results, plan), {}
+    wanted: dict[str, Callable[[], Figure]] = {}
+    for name in (name for key, own in names.items() if key != "search" for name in own):
+        source = plan if name in ("sharing_map", "budget_split") else results
+        wanted[name] = partial(getattr(drawing, name), source)
     searched = read_search(run)
-    if searched is not None and _old(folder, names["search"], written):
-        draw_search(*searched, folder)
+    if searched is not None:
+        search, plans = searched
+        tables |= search_tables(search, plans)
+        wanted["similarity_matrix"] = partial(drawing.similarity_matrix, search)
+        wanted["sharing_change"] = partial(drawing.sharing_change, plans)
+    for name, draw in wanted.items():
+        drawn[name] = _picture(name, draw(), tables[name])
+    return drawn
 
 
-def _old(folder: Path, names: Sequence[str], written: float) -> bool:
-    paths = [folder / f"{name}.png" for name in names]
-    return any(not path.is_file() or path.stat().st_mtime < written for path in paths)
+def _picture(name: str, figure: Figure, rows: Rows) -> Picture:
+    """A figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
+    data = b""
+    for kind in ("svg+xml", "png"):
+        written = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+            undated = {"Date": None} if kind == "svg+xml" else None
+            figure.savefig(written, format=kind[:3], dpi=drawing.style.DOTS_PER_INCH, metadata=undated)
+        data = written.getvalue()
+        if len(data) <= _MOST_SVG_BYTES:
+            break
+    width, height = (round(float(inches) * drawing.style.DOTS_PER_INCH) for inches in figure.get_size_inches())
+    return Picture(name=name, width=width, height=height, data=data, kind=kind, csv=as_csv(rows))
 
 
 def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> str:
-    pictures = read_pictures(run / "figures")
-    known = {name for own in names.values() for name in own}
-    others = [name for name in pictures if name not in known]
+    pictures = {**read_pictures(run / "figures"), **_draw(run, results, plan, names)}
+    others = [name for name in pictures if not hasattr(drawing, name)]
     drawn = {
         key: figures([pictures[name] for name in own if name in pictures], results, plan)
         for key, own in {**names, **({"others": others} if others else {})}.items()

@@ -95,7 +95,7 @@ def test_published_widths_stand_where_there_are_any() -> None:
     assert with_gid(drawn("one task, one seed"), "published") == []
     assert "published width" not in legend_texts(drawn("one task, one seed"))
     assert "2 to 4 seeds, bar: deviation" in legend_texts(drawn("three tasks"))
-    assert {"one seed", "learned, from 2,304 neurons"} < set(legend_texts(drawn("one task, one seed")))
+    assert {"one seed", "learned, from 2,304 neurons, a line a seed"} < set(legend_texts(drawn("one task, one seed")))
 
 
 @each_case

@@ -122,8 +122,9 @@ def test_the_whole_network_is_a_line_across(case: str) -> None:
     figure = drawn(case)
     seeds = seeds_of(case, "full", None)
     lines, bands = with_gid(figure, "whole"), with_gid(figure, "whole band")
-    assert [line.get_ydata()[0] for line in lines] == ([pytest.approx(fmean(seeds))] if seeds else [])
-    assert len(bands) == (len(seeds) > 1)
+    panels = len(figure.axes)
+    assert [line.get_ydata()[0] for line in lines] == ([pytest.approx(fmean(seeds))] * panels if seeds else [])
+    assert len(bands) == panels * (len(seeds) > 1)
     for band in bands:
         box = band.get_extents().transformed(band.axes.transData.inverted())
         assert (box.y0, box.y1) == pytest.approx((fmean(seeds) - stdev(seeds), fmean(seeds) + stdev(seeds)))
@@ -131,9 +132,10 @@ def test_the_whole_network_is_a_line_across(case: str) -> None:
 
 @each_case
 def test_axes_are_named_and_the_budgets_are_ticks(case: str) -> None:
-    (axes,) = drawn(case).axes
+    axes, *others = drawn(case).axes
+    assert len(others) == (case == "every arm")
     assert axes.get_xscale() == "log" and axes.get_ylabel() == "test accuracy (%)"
-    assert axes.get_xlabel() == "budget: parameters, of those that the whole network has"
+    assert axes.get_xlabel() == "budget: parameters / those of the whole network"
     budgets = sorted({cell["budget"] for cell in CASES[case]["cells"] if cell["budget"] and cell["status"] == "done"})
     assert axes.get_xticks().tolist() == budgets
     assert [text.get_text() for text in axes.get_xticklabels()] == [f"{budget:g}" for budget in budgets]
@@ -142,15 +144,15 @@ def test_axes_are_named_and_the_budgets_are_ticks(case: str) -> None:
 @each_case
 def test_texts_stand_apart_and_everything_is_inside(case: str) -> None:
     figure = drawn(case)
-    (axes,) = figure.axes
-    texts = [*axes.get_xticklabels(), axes.xaxis.label, *axes.get_yticklabels(), axes.yaxis.label]
-    assert_apart(drawn_boxes([text for text in texts if text.get_text()]))
+    for axes in figure.axes:
+        texts = [*axes.get_xticklabels(), axes.xaxis.label, *axes.get_yticklabels(), axes.yaxis.label]
+        assert_apart(drawn_boxes([text for text in texts if text.get_text() and text.get_visible()]))
     (legend,) = figure.legends
-    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
     assert legend.get_window_extent().x0 >= -1 and legend.get_window_extent().x1 <= figure.bbox.width + 1
-    for line in axes.lines:
+    for line in (line for axes in figure.axes for line in axes.lines):
         points = np.column_stack([np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)])
-        assert line.get_gid() == "whole" or all(axes.viewLim.contains(*point) for point in points)
+        assert line.get_gid() == "whole" or all(line.axes.viewLim.contains(*point) for point in points)
 
 
 def test_the_legend_says_what_everything_is() -> None:

@@ -207,8 +207,8 @@ def test_the_colourbar_states_the_threshold() -> None:
 
 def test_the_legend_names_members_and_only_what_is_drawn() -> None:
     assert legend_texts(similarity("usual"))[:4] == ["wrn16-2 (anchor)", "wrn10-2", "wrn16-1", "wrn10-1"]
-    assert "not compared" in legend_texts(similarity("usual"))
-    assert legend_texts(similarity("one target")) == ["a (anchor)", "found set"]
+    assert "not compared: the layer follows" in legend_texts(similarity("usual"))
+    assert legend_texts(similarity("one target")) == ["a (anchor)", "found set", "bold: layers of the anchor"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
 import json
 import os
 import re
@@ -27,7 +29,6 @@ from superweight_ensembles.report import (
     describe,
     plan_section,
     sentences,
-    write,
     write_report,
 )
 
@@ -162,7 +163,7 @@ def test_the_page_can_be_read_without_eyes(drawn: dict[str, Path]) -> None:
         )
         assert all(heading.get("scope") in ("col", "row", "rowgroup") for heading in page.all("th"))
         targets = {given["id"] for _, given in page.elements if "id" in given}
-        assert {(link["href"] or "")[1:] for link in page.all("a")} <= targets
+        assert {(link["href"] or "")[1:] for link in page.all("a") if "download" not in link} <= targets
         boxes = [given for given in page.all("div") if "scroll" in (given.get("class") or "")]
         assert boxes and all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
 
@@ -180,6 +181,7 @@ def test_names_are_shown_as_text(run: Path) -> None:
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["members"][0]["name"] = EVIL
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (run / "figures").mkdir(exist_ok=True)
     (run / "figures" / "<img src=x>.png").write_bytes(PIXEL)
     text = write_report(run).read_text()
     page = Page(text)
@@ -221,25 +223,47 @@ def _rename_in_plan(content: dict, old: str, new: str) -> None:
             target["member"] = new if target["member"] == old else target["member"]
 
 
-def test_figures_are_drawn_where_missing_or_old_and_others_shown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Path] = []
-    monkeypatch.setattr(write, "draw_run", lambda results, plan, folder: drawn.append(folder))
-    paths = sorted((run / "figures").glob("*.png"))
-    assert len(paths) == 6
+def test_figures_are_svg_and_others_are_shown(run: Path) -> None:
+    (run / "figures").mkdir(exist_ok=True)
     (run / "figures" / "my_notes.png").write_bytes(PIXEL)
+    (run / "figures" / "sharing_map.png").write_bytes(PIXEL)  # of before: the report draws its own
     text = write_report(run).read_text()
-    assert drawn == []
-    assert "My notes" in text and base64.b64encode(PIXEL).decode() in text
-    os.utime(run / "results.json", ns=(2**61, 2**61))
-    write_report(run)
-    assert drawn == [run / "figures"]
-    os.utime(run / "results.json", ns=(0, 0))
-    paths[0].unlink()
-    write_report(run)
-    assert drawn == 2 * [run / "figures"]
+    sources = [image["src"] or "" for image in Page(text).all("img")]
+    assert [source.split(";")[0] for source in sources] == ["data:image/svg+xml"] * 6 + ["data:image/png"]
+    assert "My notes" in text and text.count(base64.b64encode(PIXEL).decode()) == 1
+    for source in sources[:6]:
+        drawn = base64.b64decode(source.split(",")[1]).decode()
+        assert "<svg" in drawn and "<script" not in drawn and "<dc:date>" not in drawn
     (run / "figures" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(swe.SuperWeightError, match=r"broken\.png is no PNG file"):
         write_report(run)
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """The CSV files that a page offers, by name."""
+    links = [link for link in Page(page.read_text()).all("a") if "download" in link]
+    assert all((link["href"] or "").startswith("data:text/csv;charset=utf-8;base64,") for link in links)
+    texts = {link["download"] or "": base64.b64decode((link["href"] or "").split(",")[1]).decode() for link in links}
+    return {name: list(csv.reader(io.StringIO(text))) for name, text in texts.items()}
+
+
+def test_every_figure_has_its_data(drawn: dict[str, Path]) -> None:
+    found = tables(drawn["digits"] / "report.html")
+    results = json.loads((drawn["digits"] / "results.json").read_text())
+    assert len(found) == 6 and all(len({len(row) for row in rows}) == 1 for rows in found.values())
+    head, *rows = found["accuracy_flops.csv"]
+    assert head == ["arm", "members", "FLOPs per image", "test accuracy (%)"]
+    given = [(arm["name"], " ".join(one["members"]), one["flops"], 100 * one["metrics"]["accuracy"])
+             for arm in results["arms"] for one in arm["subsets"]]  # fmt: skip
+    assert [(*row[:2], int(row[2]), float(row[3])) for row in rows] == given
+    assert sum(row[1] == "ensemble" for row in found["training_curves.csv"]) == sum(
+        len(arm["history"]) for arm in results["arms"]
+    )
+    searched = tables(drawn["digits-search"] / "report.html")
+    assert len(searched) == 8
+    cosines = searched["similarity_matrix.csv"]
+    assert cosines[0][-1] == "cosine" and all(-1.001 <= float(row[-1]) <= 1.001 for row in cosines[1:] if row[-1])
+    assert len({row[0] for row in searched["sharing_change.csv"][1:]}) == 3
 
 
 def test_a_run_without_a_baseline(drawn: dict[str, Path]) -> None:
@@ -315,7 +339,6 @@ def test_measured_curves_of_a_committed_run(tmp_path: Path) -> None:
 
 def test_anytime_curves_where_they_were_measured(run: Path) -> None:
     assert ">Anytime<" not in (run / "report.html").read_text()
-    (run / "figures" / "anytime_curves.png").write_bytes(PIXEL)
     edit(run / "results.json", lambda content: content["arms"][0].update(anytime=ANYTIME))
     rows = table_rows(write_report(run).read_text())
     assert ["stream", "shared", "93.00", "91.00"] in rows

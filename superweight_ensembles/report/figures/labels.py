@@ -19,12 +19,14 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from superweight_ensembles.report.figures.style import INK, MUTED, write_beside
+from superweight_ensembles.report.figures.style import INK, MUTED, TEXT_POINTS, balanced, write_beside
 
 _RADII_POINTS = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 47.0, 57.0, 68.0, 80.0, 95.0, 112.0, 130.0)
 _DIRECTIONS = 24
 _LEADER_POINTS = 9.0
 _GAP_POINTS = 2.0
+_END_POINTS = 9.0
+_TITLE_CHARACTER_INCHES = 0.073
 _SWEEPS = 4
 
 Points = NDArray[np.float64]
@@ -38,6 +40,75 @@ class PointLabel:
     x: float
     y: float
     color: str = INK
+
+
+def headline(figure: Figure, text: str) -> None:
+    """What a figure shows, above it, from its left edge."""
+    text = balanced(text, int(figure.get_figwidth() / _TITLE_CHARACTER_INCHES))
+    title = figure.suptitle(text, x=0.01, ha="left", fontsize=TEXT_POINTS + 0.5, fontweight="bold", color=INK)
+    title.set(multialignment="left", gid="headline")
+
+
+def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
+    """Write each label to the right of its point, moved up or down off the others; call it on final limits.
+
+    Labels of the points farthest right stand beside the axes. One that has to move gets a leader. Each annotation's
+    ``gid`` is ``label``.
+    """
+    if not labels:
+        return []
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    ordered = sorted(labels, key=lambda label: label.y)
+    last = max(label.x for label in ordered)
+    written = []
+    for label in ordered:
+        outside = label.x == last
+        spot = (1.0 if outside else label.x, label.y)
+        look: dict[str, Any] = {"va": "center", "annotation_clip": False, "zorder": 6, "gid": "label"}
+        look |= {"xycoords": axes.get_yaxis_transform() if outside else "data", "color": label.color}
+        look["path_effects"] = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
+        written.append(write_beside(axes, label.text, spot, (_END_POINTS, 0), **look))
+    figure.draw_without_rendering()
+    pixels, frame = figure.dpi / 72, axes.get_window_extent()
+    points = _to_pixels(axes, [(label.x, label.y) for label in ordered])
+    sizes = np.array([annotation.get_window_extent().height + _GAP_POINTS * pixels for annotation in written])
+    places = spread_out(points[:, 1], sizes, frame)
+    for annotation, label, (x, y), place in zip(written, ordered, points, places):
+        annotation.set_position((_END_POINTS, float(place - y) / pixels))
+        left = frame.x1 if label.x == last else x
+        if left - x > _LEADER_POINTS * pixels or abs(place - y) > _GAP_POINTS * pixels:
+            ends = np.array([[x + 4 * pixels, y], [left + (_END_POINTS - 1) * pixels, place]])
+            look = {"color": MUTED, "linewidth": 0.5, "zorder": 2.5, "clip_on": False, "gid": "leader"}
+            (line,) = axes.plot(*axes.transAxes.inverted().transform(ends).T, transform=axes.transAxes, **look)
+            line.set_in_layout(False)
+    return [written[ordered.index(label)] for label in labels]
+
+
+def spread_out(heights: Points, sizes: Points, frame: Bbox) -> Points:
+    """Centres of texts, from the lowest, as near to these heights as they can be without touching each other.
+
+    Example:
+        >>> frame = Bbox([[0, 0], [1, 100]])
+        >>> spread_out(np.array([50.0, 52.0]), np.array([10.0, 10.0]), frame).tolist()
+        [46.0, 56.0]
+    """
+    blocks: list[tuple[float, list[int]]] = []  # lower edge, texts
+    for index, height in enumerate(heights):
+        own = [index]
+        low = float(height - sizes[index] / 2)
+        while blocks and blocks[-1][0] + sum(sizes[other] for other in blocks[-1][1]) > low:
+            own = blocks.pop()[1] + own
+            offsets = np.cumsum([0.0, *(sizes[other] for other in own[:-1])]) + sizes[own] / 2
+            low = float(np.mean(heights[own] - offsets))
+        total = float(sum(sizes[other] for other in own))
+        blocks.append((max(min(low, frame.y1 - total), frame.y0), own))
+    places = np.zeros(len(heights))
+    for low, own in blocks:
+        for other in own:
+            places[other] = low + sizes[other] / 2
+            low += float(sizes[other])
+    return places
 
 
 @dataclass(frozen=True, slots=True)

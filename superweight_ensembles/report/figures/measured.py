@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, count, groupby
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -22,7 +22,8 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
 from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
-from superweight_ensembles.report.figures.labels import PointLabel, place_labels
+from superweight_ensembles.report.figures.labels import PointLabel, headline, label_ends, place_labels
+from superweight_ensembles.report.findings import changed
 
 Values = NDArray[np.float64]
 
@@ -30,6 +31,7 @@ _APART = style.arm_color("independent")
 _FEW, _SHORT = 6, 20
 _LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
 _LEADERS_AT_MOST = 4
+_FAR, _COARSE = 3.0, 0.35  # an axis breaks beyond so many times the upper range; share of the lower part
 _SERIES: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (3, 1.5))}
 _ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 
@@ -54,7 +56,8 @@ class MeasuredArm:
     """One arm of a comparison, in FLOPs an image and accuracies in per cent over seeds; one seed has no deviation.
 
     Attributes:
-        kind: Kind of the ensemble; it decides the look.
+        kind: Kind of the ensemble.
+        look: Colour and marker, which the kind decides.
         subsets: (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds.
         series: Key of the arms that a line joins, or none.
         group: Heading under which the arm stands in the ablation, or none.
@@ -71,14 +74,15 @@ class MeasuredArm:
     subsets: tuple[Point, ...]
     series: str | None
     group: str | None
+    look: tuple[str, str]
 
     @property
     def color(self) -> str:
-        return _LOOKS.get(self.kind, _OTHER)[0]
+        return self.look[0]
 
     @property
     def marker(self) -> str:
-        return _LOOKS.get(self.kind, _OTHER)[1]
+        return self.look[1]
 
     @property
     def front(self) -> list[Point]:
@@ -112,6 +116,7 @@ def read_measured(comparison: Comparison) -> list[MeasuredArm]:
             subsets=_mean_subsets(arm.runs),
             series=arm.series,
             group=arm.group,
+            look=_LOOKS.get(arm.kind, _OTHER),
         )
         for arm in comparison.arms
     ]
@@ -138,10 +143,11 @@ def series_lines(arms: Sequence[MeasuredArm]) -> dict[str, list[Point]]:
 
 
 def grouped(arms: Sequence[MeasuredArm]) -> list[tuple[str, list[MeasuredArm]]]:
-    """Arms by heading, in order of first appearance; those without one first, under an empty one."""
+    """Arms by heading, in order of first appearance, best first; before them, as given, those without a heading."""
     places = {group: place for place, group in enumerate(dict.fromkeys(["", *(arm.group or "" for arm in arms)]))}
     ordered = sorted(arms, key=lambda arm: places[arm.group or ""])
-    return [(group, list(own)) for group, own in groupby(ordered, key=lambda arm: arm.group or "")]
+    groups = ((group, list(own)) for group, own in groupby(ordered, key=lambda arm: arm.group or ""))
+    return [(group, sorted(own, key=lambda arm: -arm.mean) if group else own) for group, own in groups]
 
 
 def num_seeds(arms: Sequence[MeasuredArm]) -> str:
@@ -156,26 +162,46 @@ def num_seeds(arms: Sequence[MeasuredArm]) -> str:
 def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
-    Bars are standard deviations over seeds, faint dots the seeds. A line joins the shared bank at several budgets,
-    and the arms of any other series. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
-    ``SERIES series``, ``label``.
+    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed. A line joins the
+    shared bank at several budgets, and the arms of any other series. Artists carry a ``gid``: ``NAME mean``,
+    ``NAME deviation``, ``NAME seeds``, ``SERIES series``, ``label``, ``break``.
     """
     arms = read_measured(comparison)
     lines = {f"{name} series": (points, _SERIES) for name, points in series_lines(arms).items()}
-    return _draw_arms(arms, [arm.num_parameters for arm in arms], style.parameters_axis, lines)
+    title = f"Test accuracy and size of each ensemble, {_data_words(comparison)}"
+    return _draw_arms(arms, [arm.num_parameters for arm in arms], _sizes_axis, lines, title)
 
 
 @style.plain_text
 def arms_flops(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 
-    Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets. Artists
-    carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``, ``label``.
+    Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets; those of many
+    variants are pale. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``,
+    ``label``, ``break``.
     """
     arms = read_measured(comparison)
-    look = {"linestyle": "-", "marker": "."}
-    lines = {f"{arm.name} front": (arm.front, {"color": arm.color, **look}) for arm in arms if arm.subsets}
-    return _draw_arms(arms, [arm.flops for arm in arms], style.flops_axis, lines)
+    many = sum(arm.kind == "variant" for arm in arms) > _FEW
+    lines: dict[str, tuple[Sequence[Point], Mapping[str, Any]]] = {}
+    for arm in sorted((arm for arm in arms if arm.subsets), key=lambda arm: arm.kind != "variant"):
+        pale = {"color": style.mix(arm.color, "white", 0.6), "linewidth": 0.6, "markersize": 2}
+        look = pale if many and arm.kind == "variant" else {"color": arm.color}
+        lines[f"{arm.name} front"] = (arm.front, {"linestyle": "-", "marker": ".", **look})
+    title = f"Test accuracy and compute of each ensemble, {_data_words(comparison)}"
+    return _draw_arms(arms, [arm.flops for arm in arms], style.flops_axis, lines, title)
+
+
+def _data_words(comparison: Comparison) -> str:
+    return f"{comparison.dataset.name}, {comparison.dataset.num_test:,} test images"
+
+
+def _sizes_axis(axes: Axes, counts: Sequence[float]) -> str:
+    """Parameters, logarithmic beyond a factor of four; else over the sizes that there are: a point needs no zero."""
+    low, high = min(counts), max(counts)
+    label = style.parameters_axis(axes, counts, logarithmic=high > 4 * low)
+    if axes.get_xscale() == "linear" and high > low:
+        axes.set_xlim(low - 0.15 * (high - low), high + 0.06 * (high - low))
+    return label
 
 
 def _draw_arms(
@@ -183,10 +209,14 @@ def _draw_arms(
     xs: Sequence[float],
     scale: style.Scale,
     lines: Mapping[str, tuple[Sequence[Point], Mapping[str, Any]]],
+    title: str,
 ) -> Figure:
     """With every arm's label at its point; where they have no room, without the variants'; else with numbers."""
     few = len(arms) <= _FEW and max(len(arm.label) for arm in arms) <= _SHORT
     drawn = [point for line, _ in lines.values() for point in line]
+    percents = [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn]
+    upper = [percent for arm in arms if arm.kind in ("shared", "independent") for percent in arm.spread]
+    knee = min([*upper, *(percent for _, percent in drawn)], default=min(percents))
     labels = [style.balanced(arm.label, _LABEL_CHARACTERS) for arm in arms]
     numbers = [str(place) for place in range(1, len(arms) + 1)]
     choices = [(labels, False), (numbers, True)]
@@ -194,55 +224,89 @@ def _draw_arms(
         choices.insert(1, (["" if arm.kind == "variant" else label for arm, label in zip(arms, labels)], False))
     for texts, numbered in choices:
         handles = _handles(arms, lines, texts, numbered)
-        height = 3.2 if few else 4.0 + 0.17 * max(len(handles) - 4, 0) / 2
-        figure, axes = style.accuracy_axes(
-            (style.COLUMN_INCHES if few else style.PAGE_INCHES, height),
-            scale,
-            [*xs, *(x for x, _ in drawn)],
-            [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn],
-        )
-        if few and axes.get_xscale() == "linear":  # room for a label to the right of the largest arm
-            axes.set_xlim(right=1.22 * axes.get_xlim()[1])
+        height = 3.3 if few else 3.8 + 0.17 * max(len(handles) - 4, 0) / 2
+        figure, axes = style.accuracy_axes((style.PAGE_INCHES, height), scale, [*xs, *(x for x, _ in drawn)], percents)
+        headline(figure, title)
+        _break_axis(axes, knee, min(percents), max(percents))
         for gid, (points, look) in lines.items():
-            axes.plot(*zip(*points), linewidth=1.1, markersize=4, zorder=2, gid=gid, **look)
+            axes.plot(*zip(*points), **{"linewidth": 1.1, "markersize": 4, **look}, zorder=2, gid=gid)
         for arm, x in zip(arms, xs):
             _draw_spread(axes, arm, x, upright=True)
             order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
-            mark = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
-            size = 40 if arm.kind == "shared" else 26
-            style.draw_markers(axes, [(x, arm.mean)], size=size, zorder=order, **mark)
-        style.outside_legend(figure, handles, loc="outside upper center", columns=4)
-        figure.draw_without_rendering()
-        bars = [[(x, arm.mean - arm.std), (x, arm.mean + arm.std)] for arm, x in zip(arms, xs)]
+            _draw_mean(axes, arm, (x, arm.mean), size=40 if arm.kind == "shared" else 26, zorder=order)
+        style.outside_legend(figure, handles, loc="outside lower center", columns=4)
         named = [
             PointLabel(text=text, x=x, y=arm.mean, color=style.readable(arm.color))
             for text, arm, x in zip(texts, arms, xs)
             if text
         ]
+        last = max(xs)
+        beside = label_ends(axes, [label for label in named if label.x == last])
+        bars = [[(x, arm.mean - arm.std), (x, arm.mean + arm.std)] for arm, x in zip(arms, xs)]
         written = place_labels(
             axes,
-            named,
+            [label for label in named if label.x < last],
             markers=[(x, arm.mean) for arm, x in zip(arms, xs)],
             dots=[(x, percent) for arm, x in zip(arms, xs) for percent in arm.seeds] + drawn,
             lines=[points for points, _ in lines.values()],
             boxes=[Bbox(axes.transData.transform(bar)).padded(1.0) for bar in bars],
         )
-        if _legible(axes, written):
+        if _legible(axes, written, beside):
             break
     return figure
 
 
-def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool, color: str | None = None) -> None:
+def _break_axis(axes: Axes, knee: float, low: float, high: float) -> None:
+    """Draw what lies far below the knee on a coarser scale, so that it does not press the rest together."""
+    if knee - low <= _FAR * (high - knee) or high == knee:
+        return
+    knee -= 0.08 * (high - knee)
+    slope = (high - knee) * _COARSE / (1 - _COARSE) / (knee - low)
+
+    def to_axis(percents: Values) -> Values:
+        above = np.asarray(percents, dtype=float) - knee
+        return np.where(above < 0, slope * above, above)
+
+    def to_percent(places: Values) -> Values:
+        above = np.asarray(places, dtype=float)
+        return np.where(above < 0, above / slope, above) + knee
+
+    axes.set_yscale("function", functions=(to_axis, to_percent))
+    margin = 0.07 * (high - knee)
+    axes.set_ylim(low - margin / slope, high + margin)
+    fine = [
+        tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(knee, high) if knee < tick <= high + margin
+    ]
+    coarse = [
+        tick
+        for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, knee)
+        if low <= tick < knee - 0.5 * margin / slope
+    ]
+    axes.yaxis.set_major_locator(FixedLocator([*coarse, *fine]))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.axhline(knee, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5, gid="break")
+    spot = {"xycoords": axes.get_yaxis_transform(), "va": "top", "color": style.readable(style.MUTED)}
+    style.write_beside(axes, f"below {knee:.1f} %: scale {1 / slope:.0f} times coarser", (0, knee), (4, -3), **spot)
+
+
+def _draw_mean(axes: Axes, arm: MeasuredArm, point: Point, *, size: float, **look: Any) -> None:
+    """The marker of an arm; it is open where there is one seed."""
+    gid = f"{arm.name} mean"
+    style.draw_markers(axes, [point], color=arm.color, marker=arm.marker, size=size, gid=gid, **look)
+    if len(arm.seeds) == 1:
+        axes.collections[-1].set(facecolor="white", edgecolor=arm.color, linewidth=1.1)
+
+
+def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -> None:
     """The seeds and their deviation, at this x, or where they lie at this y; nothing for one seed."""
-    color = color or arm.color
     if len(arm.seeds) < 2:
         return
     ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
     xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
     size, width = (9, 1.3) if upright else (10, 1.4)
-    pale = style.mix(color, "white", 0.55)
+    pale = style.mix(arm.color, "white", 0.55)
     axes.scatter(xs, ys, s=size, color=pale, linewidths=0, zorder=3.2, gid=f"{arm.name} seeds")
-    axes.plot(*bar, color=color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
+    axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
 def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
@@ -257,32 +321,37 @@ def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[
         handles.append(Line2D([], [], label="the bank, other settings", **look))
     handles += _seed_handles(arms, 1.3)
     if any(gid.endswith("front") for gid in lines):
-        handles.append(Line2D([], [], color=style.MUTED, marker=".", markersize=4, linewidth=1.1, label="best subsets"))
+        label = "best subsets of members"
+        handles.append(Line2D([], [], color=style.MUTED, marker=".", markersize=4, linewidth=1.1, label=label))
     if "budget series" in lines:
         handles.append(Line2D([], [], linewidth=1.1, label="the bank at other budgets", **_SERIES))
     return handles
 
 
 def _seed_handles(arms: Sequence[MeasuredArm], linewidth: float) -> list[Line2D]:
-    if all(len(arm.seeds) == 1 for arm in arms):
-        return [Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=0, label="one seed")]
-    mean = f"mean of {num_seeds(arms)}, bar: standard deviation"
-    return [
-        Line2D([], [], color=style.MUTED, marker="o", markersize=5, linewidth=linewidth, label=mean),
-        Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"),
-    ]
+    counts = [len(arm.seeds) for arm in arms]
+    handles = []
+    if several := [arm for arm in arms if len(arm.seeds) > 1]:
+        mean = f"mean of {num_seeds(several)}, bar: standard deviation"
+        look: dict[str, Any] = {"color": style.MUTED, "marker": "o", "markersize": 5}
+        handles.append(Line2D([], [], linewidth=linewidth, label=mean, **look))
+        handles.append(Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"))
+    if 1 in counts:
+        open_mark: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": style.MUTED, "linewidth": 0}
+        handles.append(Line2D([], [], marker="o", markersize=5, label="one seed, spread unknown", **open_mark))
+    return handles
 
 
-def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
+def _legible(axes: Axes, labels: Sequence[Annotation], beside: Sequence[Annotation]) -> bool:
     """Whether no label covers another one or leaves the axes, and few stand off from their points."""
-    if len(axes.findobj(lambda artist: artist.get_gid() == "leader")) > _LEADERS_AT_MOST:
+    if len(axes.findobj(lambda artist: artist.get_gid() == "leader")) > _LEADERS_AT_MOST + len(beside):
         return False
     frame = axes.get_window_extent()
     boxes = [Text.get_window_extent(label) for label in labels]
-    inside = all(
-        frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1
-        for box in boxes
-    )
+    if not all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes):
+        return False
+    boxes += [Text.get_window_extent(label) for label in beside]
+    inside = all(frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1 for box in boxes)
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
 
 
@@ -290,9 +359,11 @@ def _legible(axes: Axes, labels: Sequence[Annotation]) -> bool:
 def arms_anytime(comparison: Comparison) -> Figure:
     """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early.
 
-    Lines are means over the seeds, bands a standard deviation to either side; a marker is a network that has one
-    answer alone. The legend has each arm's area: its mean accuracy over the logarithm of the FLOPs. Artists carry a
-    ``gid``: ``NAME cascade``, ``NAME band``, ``NAME mean``, ``NAME deviation``, ``NAME seeds``.
+    Lines are means over the seeds, each named at its end with its parameters and its accuracy there; the bank and the
+    independent members have a band, a standard deviation to either side. A marker without a line is a network that has
+    one answer alone. The title says by how much the area of the bank differs from that of the independent members:
+    mean accuracy over the logarithm of the FLOPs, paired by seed. Artists carry a ``gid``: ``NAME cascade``,
+    ``NAME band``, ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``label``.
 
     Raises:
         SuperWeightError: No arm has exits.
@@ -305,37 +376,65 @@ def arms_anytime(comparison: Comparison) -> Figure:
         )
     alone = [arm for arm in arms if arm.name not in curves]
     costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.flops for arm in alone]
-    ends = [float(end) for _, mean, std in curves.values() for end in (*(mean - std), *(mean + std))]
-    percents = ends + [percent for arm in alone for percent in arm.spread]
+    percents = [float(percent) for _, mean, _ in curves.values() for percent in mean]
+    percents += [percent for arm in alone for percent in arm.spread]
+    for name in _banded(arms, curves):
+        _, mean, std = curves[name]
+        percents += [float(end) for end in (*(mean - std), *(mean + std))]
     figure, axes = style.accuracy_axes((style.PAGE_INCHES, 3.9), style.flops_axis, costs, percents)
-    handles = []
+    axes.set_xlabel(f"mean {axes.get_xlabel()}, easy images stop early (logarithmic)")
+    headline(figure, _anytime_title(comparison))
+    ends = []
     variants = count(1)
-    for arm, one in zip(arms, comparison.arms):
+    for arm in arms:
         color, marker = arm.color, arm.marker
         if arm.kind == "variant":
             place = next(variants)
             color, marker = style.run_color(place), style.run_marker(place)
-        look: dict[str, Any] = {"color": color, "marker": marker}
-        label = arm.label
+        arm = replace(arm, look=(color, marker))
         if arm.name in curves:
             xs, mean, std = curves[arm.name]
-            order = 4 if arm.kind == "shared" else 3
-            look |= {"linewidth": 1.5, "markersize": 3.5, "zorder": order}
-            axes.plot(xs, mean, gid=f"{arm.name} cascade", **look)
-            axes.fill_between(
-                xs, mean - std, mean + std, color=color, alpha=0.15, linewidth=0, zorder=2, gid=f"{arm.name} band"
-            )
-            label = f"{label}, {style.quantity(arm.num_parameters)}: {100 * one.summary['area'].mean:.2f}"
+            main = arm.kind in ("shared", "independent")
+            width, order = (2.2 if main else 1.1), 3 + (arm.kind == "shared") + 0.5 * main
+            look: dict[str, Any] = {"color": color, "marker": marker, "linewidth": width, "markersize": 3 + main}
+            axes.plot(xs, mean, gid=f"{arm.name} cascade", zorder=order, **look)
+            if arm.name in _banded(arms, curves):
+                band = {"color": color, "alpha": 0.13, "linewidth": 0, "zorder": 2, "gid": f"{arm.name} band"}
+                axes.fill_between(xs, mean - std, mean + std, **band)
+            x, y, deviation = xs[-1], mean[-1], std[-1]
         else:
-            style.draw_markers(axes, [(arm.flops, arm.mean)], size=30, gid=f"{arm.name} mean", **look)
-            _draw_spread(axes, arm, arm.flops, upright=True, color=color)
-            label = f"{label}, {style.quantity(arm.num_parameters)}"
-            look |= {"linewidth": 0, "markersize": 5}
-        handles.append(Line2D([], [], label=label, **look))
-    note = f"mean of {num_seeds(arms)}, band: deviation; numbers: size, area (%)"
-    handles.append(Line2D([], [], linewidth=0, label=note))
-    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
+            x, y, deviation = arm.flops, arm.mean, arm.std
+            _draw_spread(axes, arm, x, upright=True)
+            _draw_mean(axes, arm, (x, y), size=30)
+        found = f"{y:.1f} ± {deviation:.1f}" if len(arm.seeds) > 1 else f"{y:.1f}"
+        text = f"{arm.label}, {style.quantity(arm.num_parameters)}: {found}"
+        ends.append(PointLabel(text=text, x=float(x), y=float(y), color=style.readable(color)))
+    note = f"at the lines' ends: trainable parameters: accuracy with all members (%); {num_seeds(arms)}, ± and band: "
+    handles = [Line2D([], [], linewidth=0, label=note + "standard deviation")]
+    style.outside_legend(figure, handles, loc="outside lower center", columns=3)
+    label_ends(axes, ends)
     return figure
+
+
+def _banded(arms: Sequence[MeasuredArm], curves: Mapping[str, object]) -> list[str]:
+    """The arms that are compared; a band of every arm would hide both."""
+    return [arm.name for arm in arms if arm.kind in ("shared", "independent") and arm.name in curves]
+
+
+def _anytime_title(comparison: Comparison) -> str:
+    first = comparison.arms[0]
+    other = next((arm for arm in comparison.arms if arm.kind == "independent"), None)
+    where = f"on {_data_words(comparison)}"
+    if first.kind != "shared" or other is None or "area" not in other.difference:
+        return f"Test accuracy when answers may stop early, {where}"
+    gain = other.difference["area"]
+    points = f"{100 * abs(gain.mean):.1f}" + (f" ± {100 * gain.std:.1f}" if gain.n > 1 else "")
+    saved = changed(first.num_parameters, other.num_parameters)
+    side = "higher" if gain.mean >= 0 else "lower"
+    return (
+        f"One bank for all members: {saved} parameters than members apart, accuracy {points} points {side} "
+        f"over the whole range of compute, {where}"
+    )
 
 
 def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
@@ -352,17 +451,18 @@ def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
 
 @style.plain_text
 def ablation_bars(comparison: Comparison) -> Figure:
-    """Test accuracy (per cent, mean over seeds), one row an arm, under the headings of the arms' groups.
+    """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of the arms' groups.
 
-    Bars are standard deviations over seeds, faint dots the seeds; the vertical line and the band are the mean and the
-    deviation of the independent members. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``,
-    ``NAME value``, ``heading``, ``reference``, ``reference band``.
+    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed; the vertical line and
+    the band are the mean and the deviation of the independent members. Artists carry a ``gid``: ``NAME mean``,
+    ``NAME deviation``, ``NAME seeds``, ``NAME value``, ``heading``, ``reference``, ``reference band``.
     """
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
     labels = {arm.name: style.balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
     rows, headings, bottom = _place_rows(grouped(arms), labels)
-    figure = style.new_figure(style.PAGE_INCHES, 0.9 + _ROW_INCHES * bottom)
+    figure = style.new_figure(style.PAGE_INCHES, 1.1 + _ROW_INCHES * bottom)
+    headline(figure, f"What each choice changes: one choice a row, best first, {_data_words(comparison)}")
     axes = figure.add_subplot()
     _limit_accuracies(axes, [percent for arm in arms for percent in arm.spread])
     axes.set_ylim(bottom - 0.4, -0.7)
@@ -380,9 +480,8 @@ def ablation_bars(comparison: Comparison) -> Figure:
     for arm in arms:
         row = rows[arm.name]
         _draw_spread(axes, arm, row, upright=False)
-        gid = f"{arm.name} mean"
-        style.draw_markers(axes, [(arm.mean, row)], color=arm.color, marker=arm.marker, size=28, gid=gid)
-        text = f"{arm.mean:.2f} ± {arm.std:.2f}" if len(arm.seeds) > 1 else f"{arm.mean:.2f}"
+        _draw_mean(axes, arm, (arm.mean, row), size=28)
+        text = f"{arm.mean:.2f} ± {arm.std:.2f} %" if len(arm.seeds) > 1 else f"{arm.mean:.2f} %"
         look = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline", "annotation_clip": False}
         style.write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
     style.outside_legend(figure, handles, loc="outside lower center", columns=3)

@@ -31,6 +31,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import SearchedCluster, SearchRecord
 from superweight_ensembles.plan import Cluster, GeneratedTensor, SharingPlan
 from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.report.figures.layers import HATCHES, cluster_looks, depth_key, layers_by_depth
 
 _COLORS = "RdBu_r"
@@ -141,7 +142,8 @@ def similarity_matrix(search: SearchRecord) -> Figure:
     columns, width, side = _grid(panels)
     rows = -(-len(panels) // columns)
     tall = max(min(panel.num_targets / _FEWEST_CELLS, 1.0) for panel in panels)
-    figure = style.new_figure(width, rows * (side + 0.45) + 1.0)
+    figure = style.new_figure(width, rows * (side + 0.45) + 1.3)
+    headline(figure, "What the search saw: how alike layers are, and the sets that it made of each cluster")
     layout = figure.get_layout_engine()
     assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(w_pad=0.06, h_pad=0.06)
@@ -261,12 +263,14 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], colors: Mapping[str, s
         for member, color in colors.items()
     ]
     handles.append(Patch(facecolor="none", edgecolor=style.INK, linewidth=1.1, label="found set"))
+    if any(any(panel.anchors) and panel.num_targets <= _LABELLED_AT_MOST for panel in panels):
+        handles.append(Patch(facecolor="none", edgecolor="none", label="bold: layers of the anchor"))
     if any(panel.leaders for panel in panels):
-        label = "follows this layer of the anchor"
+        label = "the row follows this layer of the anchor"
         handles.append(Line2D([], [], color=style.INK, marker="o", markersize=3, linewidth=0, label=label))
     if any(panel.silent for panel in panels):
-        handles.append(Patch(label="not compared", **_SILENT))
-    style.outside_legend(figure, handles, loc="outside lower center", columns=5)
+        handles.append(Patch(label="not compared: the layer follows", **_SILENT))
+    style.outside_legend(figure, handles, loc="outside lower center", columns=4)
 
 
 def _number(value: float) -> str:
@@ -450,11 +454,13 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     upright = wide / (len(contents) * (len(members) + 0.3)) > 0.062 * max(len(name) for name in members.values())
     header = 0.15 if upright else 0.07 * max(len(name) for name in members.values())
     letters = plan_letters(contents)
-    handles, note = _handles(contents, looks, rows), _note(looks, any(letters))
+    missing = len(rows.row_of) < num * len(members)
+    handles, note = _handles(contents, looks, rows), _note(looks, any(letters), missing)
     titles = [_title(name, plan, wide / len(contents)) for name, plan in plans.items()]
     lines = max(title.count("\n") for title in titles) + 1
     below = 0.14 * note.count("\n") + 0.17 * -(-len(handles) // 3)
-    figure = style.new_figure(style.PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.44 + below)
+    figure = style.new_figure(style.PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.74 + below)
+    headline(figure, "What the search changed: a column a member, a row a layer, a colour a cluster")
     grid = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
     for axes, plan, own, ties, title in zip(grid, contents, looks, letters, titles):
         _draw_plan(axes, plan, own, ties, rows, pitch)
@@ -530,16 +536,20 @@ def _handles(plans: Sequence[SharingPlan], looks: Sequence[Mapping[int, Look]], 
     if any(len(cluster.targets) == 1 for plan in plans for cluster in plan.clusters):
         handles.append(Patch(facecolor=_ALONE, label="alone in its cluster"))
     if any(sum(len(cluster.targets) for cluster in plan.clusters) < len(rows.row_of) for plan in plans):
-        handles.append(Patch(facecolor="none", edgecolor=style.MUTED, linewidth=0.5, label="its member's own"))
+        handles.append(
+            Patch(facecolor="none", edgecolor=style.MUTED, linewidth=0.5, label="its member's own, in no cluster")
+        )
     return handles
 
 
-def _note(looks: Sequence[Mapping[int, Look]], tied: bool) -> str:
-    """What shades and letters mean, where there are any."""
+def _note(looks: Sequence[Mapping[int, Look]], tied: bool, missing: bool) -> str:
+    """What shades, letters and gaps mean, where there are any."""
     families = [Counter(look.family for look in own.values()) for own in looks]
     notes = []
     if any(count > 1 for own in families for count in own.values()):
         notes.append("shades of a colour: the clusters into which one was split")
     if tied:
-        notes.append("equal letters in a cluster: tied coefficients")
+        notes.append("equal letters in a cluster: tied coefficients; no letter: coefficients of its own")
+    if missing:
+        notes.append("a gap: the member has no such layer")
     return "\n".join(notes)
