@@ -299,10 +299,11 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     series = _series(results)
     fronts = [pareto_front(entry.arm.subsets) for entry in series]
+    certainty = one_seed([entry.arm for entry in series], "Bars")
     points = [point for front in fronts for point in front] + [entry.arm.ensemble for entry in series]
     figure, axes = style.accuracy_axes(
         (style.COLUMN_INCHES, 3.1 + 0.1 * len(results)), style.flops_axis, *zip(*points),
-        title="Accuracy against compute", caption=f"Lines join the subsets that no cheaper one beats. {one_seed([entry.arm for entry in series], 'Bars')}",
+        title="Accuracy against compute", caption=f"Lines join the subsets that no cheaper one beats. {certainty}",
     )  # fmt: skip
     for order, (entry, front) in enumerate(zip(series, fronts)):
         above = entry.leads - 0.01 * order

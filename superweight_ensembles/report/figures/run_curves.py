@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -260,16 +261,17 @@ def anytime_curves(results: RunResults) -> Figure:
 
 
 def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
-    """Which members alone beat the cascade that costs no more FLOPs."""
+    """Which members alone beat the cascade that costs no more FLOPs, by more than its standard error."""
     better = []
     for arm, found in reversed(arms):
         for member in found.members:
-            below = [point.accuracy for point in found.curve("cascade").points if point.flops <= member.flops]
-            if below and member.accuracy > max(below):
-                better.append(f"{member.name} ({arm.label}, by {100 * (member.accuracy - max(below)):.1f} points)")
+            cheaper = [one.accuracy for one in found.curve("cascade").points if one.flops <= member.flops]
+            best = 100 * max(cheaper, default=1.0)
+            if 100 * member.accuracy > arm.band(best)[1]:
+                better.append(f"{member.name} ({arm.label}, by {100 * member.accuracy - best:.1f} points)")
     if not better:
-        return "No member alone is more accurate than the cascade at its FLOPs."
-    return f"Alone more accurate than the cascade at their FLOPs: {', '.join(better)}."
+        return "No member alone beats the cascade at its FLOPs by more than the band."
+    return f"Alone better than the cascade at their FLOPs, by more than the band: {', '.join(better)}."
 
 
 def _name_members(
@@ -290,9 +292,15 @@ def _name_members(
         labels,
         markers=[point for _, _, kinds in arms for point in kinds["members"]],
         dots=[point for _, _, kinds in arms for point in kinds.get("truncated", ())],
-        lines=[sorted(kinds[name]) for _, _, kinds in arms for name in kinds if name.endswith("cascade")],
+        lines=[sorted(kinds[name]) for _, _, kinds in arms for name in kinds if name.endswith("cascade")]
+        + [_corners(kinds["stream"]) for _, _, kinds in arms],
         boxes=[areas.get_window_extent()],
     )
+
+
+def _corners(points: Sequence[Point]) -> list[Point]:
+    """The corners of steps after each point."""
+    return [points[0], *(corner for one, two in pairwise(points) for corner in ((two[0], one[1]), two))]
 
 
 def _points(found: AnytimeResult, cost: str) -> dict[str, list[Point]]:

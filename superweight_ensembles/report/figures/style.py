@@ -240,9 +240,11 @@ class _Layout(ConstrainedLayoutEngine):
             if text.get_gid() in ("title", "caption"):
                 text.set_y(1 - 0.06 / height if text.get_gid() == "title" else 0.05 / height)
         for legend in fig.legends:
-            legend.set_bbox_to_anchor(rect, fig.transFigure)
+            legend.set_bbox_to_anchor(None)  # one that has an anchor is given no room
         self.set(rect=rect)
         super().execute(fig)
+        for legend in fig.legends:
+            legend.set_bbox_to_anchor(rect, fig.transFigure)
 
 
 def recolor(figure: Figure) -> None:
