@@ -21,8 +21,10 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from typer.testing import CliRunner
 
 import superweight_ensembles as swe
+from superweight_ensembles.__main__ import app
 from superweight_ensembles.experiment import read_results
 from superweight_ensembles.report import figures
 from superweight_ensembles.report.figures import (
@@ -648,3 +650,13 @@ def test_unreadable_results_are_refused(results: dict[str, Any], message: str) -
 def test_an_empty_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(swe.SuperWeightError, match="at least one run"):
         figures.draw_comparison([], tmp_path)
+
+
+def test_the_command_line_passes_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[figures.FigureOptions] = []
+    monkeypatch.setattr(figures, "draw_run", lambda results, plan, folder, options: seen.append(options) or [])
+    arguments = ["plot", str(COMMITTED), "--out", str(tmp_path), "--format", "svg, pdf"]
+    CliRunner().invoke(app, [*arguments, "--width", "column", "--style", "dark"], catch_exceptions=False)
+    assert seen == [figures.FigureOptions(formats=("svg", "pdf"), width="column", style="dark")]
+    with pytest.raises(swe.SuperWeightError, match="figure width 99: give column, page, or inches"):
+        CliRunner().invoke(app, [*arguments, "--width", "99"], catch_exceptions=False)
