@@ -217,7 +217,7 @@ def accuracy_parameters(results: RunResults) -> Figure:
         look: dict[str, Any] = {"color": arm.color, "marker": "*", "gid": f"{arm.name} ensemble", "hollow": True}
         style.draw_markers(axes, [stars[arm.name]], size=130, zorder=5, **look)
     names = {"shared": "shared ensemble", "independent": "independent ensemble"}
-    hollow = {"markerfacecolor": "white"}
+    hollow: dict[str, Any] = {"markerfacecolor": "white"}
     handles = [_handle(names.get(arm.name, arm.label), arm.color, "*", 9, **hollow) for arm in reversed(arms)]
     if singles:
         handles.append(_handle("one member", _APART, "s", 5, **hollow))

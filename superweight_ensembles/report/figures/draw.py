@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ from superweight_ensembles.report.figures.sharing import budget_split, sharing_m
 from superweight_ensembles.report.figures.style import DEFAULTS, DOTS_PER_INCH, FigureOptions, plain_text, recolor
 from superweight_ensembles.storage import accessing, write_bytes
 
-_SAME_BYTES = {"svg.hashsalt": "superweight-ensembles", "svg.fonttype": "path", "pdf.fonttype": 42}
+_SAME_BYTES: dict[Any, Any] = {"svg.hashsalt": "superweight-ensembles", "svg.fonttype": "path", "pdf.fonttype": 42}
 _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 

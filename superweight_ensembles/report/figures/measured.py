@@ -208,7 +208,7 @@ def _draw_arms(
         for arm, x in zip(arms, xs):
             _draw_spread(axes, arm, x, upright=True)
             order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
-            mark = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
+            mark: dict[str, Any] = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.name} mean"}
             size = 40 if arm.kind == "shared" else 26
             style.draw_markers(axes, [(x, arm.mean)], size=size, zorder=order, **mark)
         style.outside_legend(figure, handles, loc="outside upper center", columns=4)

@@ -228,21 +228,21 @@ def anytime_curves(results: RunResults) -> Figure:
         style.PAGE_INCHES, 3.6 if wide else 6.0, title=f"{results.name}: accuracy when members stop early",
         caption=f"{_say_alone(arms)} {one_seed([arm for arm, _ in arms], 'Bands')}",
     )  # fmt: skip
-    panels = figure.subplots(1 if wide else 2, 2 if wide else 1, sharey=True)
+    panels = figure.subplots(1 if wide else 2, 2 if wide else 1, sharey=True, squeeze=False).flat
     drawn = {}
     for axes, cost, make_axis in zip(panels, ("flops", "latency_ms"), (style.flops_axis, style.latency_axis)):
-        kinds = [(arm, found, _points(found, cost)) for arm, found in arms]
-        points = [point for _, _, named in kinds for own in named.values() for point in own]
+        own_points = [(arm, found, _points(found, cost)) for arm, found in arms]
+        points = [point for _, _, named in own_points for own in named.values() for point in own]
         xlabel = make_axis(axes, [x for x, _ in points])
         lines = sum(2 + (found.truncated is not None) for _, found in arms)
         room = (0.05 if wide else 0.065) * lines + 0.05
-        bands = [end for arm, _, named in kinds for _, percent in named["cascade"] for end in arm.band(percent)]
+        bands = [end for arm, _, named in own_points for _, percent in named["cascade"] for end in arm.band(percent)]
         style.accuracy_axis(axes, [*(y for _, y in points), *bands], below=room)
         style.style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" or not wide else "")
         for arm, found in arms:
             _draw_anytime(axes, arm, found, cost)
         areas = _write_areas(axes, arms, "area" if cost == "flops" else "latency_area")
-        drawn[axes] = (kinds, areas)
+        drawn[axes] = (own_points, areas)
     handles = [Line2D([], [], color=arm.color, linewidth=1.5, label=arm.label) for arm, _ in reversed(arms)]
     kinds: dict[str, dict[str, Any]] = {
         "cascade": {"marker": ".", "markersize": 5},
@@ -255,8 +255,8 @@ def anytime_curves(results: RunResults) -> Figure:
     handles += [Line2D([], [], color=style.MUTED, label=label, **look) for label, look in kinds.items()]
     style.outside_legend(figure, handles, loc="outside upper center", columns=5 if len(handles) < 6 else 3)
     figure.draw_without_rendering()
-    for axes, (kinds, areas) in drawn.items():
-        _name_members(axes, kinds, areas)
+    for axes, (own_points, areas) in drawn.items():
+        _name_members(axes, own_points, areas)
     return figure
 
 
@@ -327,8 +327,9 @@ def _draw_anytime(axes: Axes, arm: DrawnArm, found: AnytimeResult, cost: str) ->
     look = {"color": arm.color, "linewidth": 1.4, "marker": ".", "markersize": 5, "zorder": top + 2}
     cascade = sorted(points["cascade"])
     axes.plot(*zip(*cascade), gid=f"{arm.name} cascade", **look)
-    band = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 1.2, "gid": f"{arm.name} band"}
-    axes.fill_between([cost for cost, _ in cascade], *zip(*(arm.band(percent) for _, percent in cascade)), **band)
+    band: dict[str, Any] = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 1.2, "gid": f"{arm.name} band"}
+    low, high = zip(*(arm.band(percent) for _, percent in cascade))
+    axes.fill_between([cost for cost, _ in cascade], low, high, **band)
     mark: dict[str, Any] = {"marker": "D", "size": 15, "gid": f"{arm.name} members", "hollow": True}
     style.draw_markers(axes, points["members"], color=arm.color, zorder=top + 3, **mark)
     if found.truncated:

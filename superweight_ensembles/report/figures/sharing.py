@@ -247,7 +247,7 @@ def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], ribbons: Seque
         if _passes(upper, lower):
             ends = [(upper.left + upper.right) / 2, (lower.left + lower.right) / 2], [upper.base, lower.base + ROW]
             rim = [withStroke(linewidth=2.6, foreground="white")]
-            dashed = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 2.6, "path_effects": rim}
+            dashed: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 2.6, "path_effects": rim}
             axes.plot(*ends, color=color, gid="passing", **dashed)
             continue
         look = {"facecolor": style.mix(color, "white", 1 - _TINT), "edgecolor": "white", "linewidth": 0.6}
@@ -269,7 +269,7 @@ def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Ce
         look = {"facecolor": cluster.color, "hatch": cluster.hatch, "edgecolor": "white", "linewidth": 0, "zorder": 2}
         style.add_box(axes, cell.left, cell.base, wide, filled, gid="layer", **look)
         for height in _apart(cell.tops[:-1], cell.tops[-1]):
-            line = {"color": "white", "linewidth": 0.6, "zorder": 2.2, "gid": "slot"}
+            line: dict[str, Any] = {"color": "white", "linewidth": 0.6, "zorder": 2.2, "gid": "slot"}
             axes.plot([cell.left, cell.right], [cell.base + height] * 2, **line)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -135,11 +135,11 @@ class FigureOptions:
         return inches
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[Any, Any]:
         """What figures take of the style, by Matplotlib's names."""
         if self.style in ("light", "dark"):
             return dict(_DARK) if self.style == "dark" else {}
-        given = matplotlib.style.library.get(self.style) or _read_style(self.style)
+        given: Any = matplotlib.style.library.get(self.style) or _read_style(self.style)
         return {key: given[key] for key in given if key in _TAKEN or key.startswith(_TAKEN_FONTS)}
 
     @contextmanager
@@ -153,7 +153,7 @@ class FigureOptions:
             _OPTIONS.reset(token)
 
 
-def _read_style(style: str) -> Mapping[str, Any]:
+def _read_style(style: str) -> matplotlib.RcParams:
     path = Path(style)
     if not path.is_file():
         raise SuperWeightError(
@@ -257,7 +257,7 @@ def recolor(figure: Figure) -> None:
     around = to_rgb(settings.get("figure.facecolor", "white"))
     paper = to_rgb(settings.get("axes.facecolor", around))
     cycle = settings["axes.prop_cycle"].by_key().get("color", []) if "axes.prop_cycle" in settings else []
-    series = {to_rgb(own): to_rgb(new) for own, new in zip(_SERIES, cycle)}
+    series: dict[tuple[float, ...], tuple[float, ...]] = {to_rgb(own): to_rgb(new) for own, new in zip(_SERIES, cycle)}
 
     def new(color: Any) -> tuple[float, ...]:
         *parts, alpha = to_rgba(color)
@@ -350,7 +350,7 @@ def draw_markers(
     """Points with a white rim, so that neighbours stay apart, or hollow, of one seed; ``size`` in square points."""
     xs, ys = zip(*points)
     face, edge, width = ("white", color, 1.1) if hollow else (color, "white", 0.6)
-    look = {"facecolors": face, "edgecolors": edge, "linewidths": width, "marker": marker}
+    look: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "linewidths": width, "marker": marker}
     axes.scatter(xs, ys, s=size, zorder=zorder, gid=gid, **look)
 
 
