@@ -15,7 +15,6 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive
 
 _TICKS = 4
@@ -75,12 +74,11 @@ def growth_curves(growth: Growth) -> Figure:
     sweeps = growth.sweeps
     if not sweeps:
         raise SuperWeightError("the growth file holds no sweep to draw: measure one first")
-    figure = style.new_figure(max(style.PAGE_INCHES * len(sweeps) / 4, 2.6), 1.2 * len(_ROWS) + 1.2)
-    headline(
-        figure,
-        "How time and memory grow, a column a thing that grows, logarithmic axes. "
+    figure = style.new_figure(
+        max(style.PAGE_INCHES * len(sweeps) / 4, 2.6), 1.2 * len(_ROWS) + 1.0,
+        title="How time and memory grow, a column a thing that grows, logarithmic axes. "
         "Slope of the bank's upper half: 1 in proportion, 0 not at all",
-    )
+    )  # fmt: skip
     panels = figure.subplots(len(_ROWS), len(sweeps), sharex="col", sharey="row", squeeze=False)
     for row, (key, (label, unit)) in enumerate(_ROWS.items()):
         drawn = [height for sweep, axes in zip(sweeps, panels[row]) for height in _draw(axes, sweep, key, unit)]

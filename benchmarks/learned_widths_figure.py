@@ -15,7 +15,6 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive, Share
 
 _FIXED = "#4D4D4D"
@@ -81,8 +80,8 @@ def learned_widths(measured: LearnedWidths) -> Figure:
         raise SuperWeightError("the file of learned widths holds no cell to draw: measure one first")
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     rates = list(dict.fromkeys(one.rate for cell in cells for one in cell.learned))
-    figure = style.new_figure(style.PAGE_INCHES, 5.2)
-    headline(figure, "Learned widths, a column a task: neurons over the training, and accuracy beside fixed widths")
+    title = "Learned widths, a column a task: neurons over the training, and accuracy beside fixed widths"
+    figure = style.new_figure(style.PAGE_INCHES, 5.0, title=title)
     panels = figure.subplots(2, len(tasks), sharey="row", squeeze=False)
     heights = [size for cell in cells for one in cell.learned for _, size in one.history]
     networks = [one for cell in cells for one in (*cell.learned, *cell.fixed)]

@@ -18,7 +18,6 @@ from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.storage import Name, Positive, Share
 
 _PLAIN = "narrower"
@@ -86,8 +85,8 @@ def npas_budgets(npas: Npas) -> Figure:
     arms = {name: found for name, found in measured.items() if name not in whole}
     budgets = sorted({budget for found in arms.values() for budget in found if budget is not None})
     parts = _parts(list(arms))
-    figure = style.new_figure(style.PAGE_INCHES, 4.4)
-    headline(figure, "One network in a budget of parameters: test accuracy of each way to fit it")
+    title = "One network in a budget of parameters: test accuracy of each way to fit it"
+    figure = style.new_figure(style.PAGE_INCHES, 4.2, title=title)
     looks = {name: _look(name, list(labels).index(name)) for name in arms}
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     heights = _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())])

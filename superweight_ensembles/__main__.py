@@ -260,24 +260,33 @@ def plot(
         ),
     ],
     out: Annotated[Path | None, _out("Folder for the figures; RUN/figures, or runs/comparison for several.")] = None,
+    formats: Annotated[str, typer.Option("--format", metavar="FORMAT,...", help="By comma: png, pdf, svg.")] = "png",
+    width: Annotated[
+        str | None,
+        typer.Option("--width", help="Of every figure: column (4 inches), page (7) or inches; each one's own if left."),
+    ] = None,
+    style: Annotated[
+        str, typer.Option("--style", help="light, dark, a style of Matplotlib by name, or an .mplstyle file.")
+    ] = "light",
 ) -> None:
     """Draw the figures of one run, those that compare several, or those of a comparison."""
     from superweight_ensembles.experiment import naming_files, read_comparison, read_results, read_search
-    from superweight_ensembles.report.figures import draw_arms, draw_comparison, draw_run, draw_search
+    from superweight_ensembles.report.figures import FigureOptions, draw_arms, draw_comparison, draw_run, draw_search
 
+    options = FigureOptions(formats=tuple(one.strip() for one in formats.split(",")), width=width, style=style)
     folder = out or (runs[0] / "figures" if len(runs) == 1 else Path("runs") / "comparison")
     with naming_files(*runs):
         if len(runs) > 1:
-            drawn = draw_comparison([read_results(run)[0] for run in runs], folder)
+            drawn = draw_comparison([read_results(run)[0] for run in runs], folder, options)
         elif (runs[0] / "compare.json").is_file():
-            drawn = draw_arms(read_comparison(runs[0]), folder)
+            drawn = draw_arms(read_comparison(runs[0]), folder, options)
         else:
             _refuse_benchmark(runs[0])
             evaluated, searched = read_results(runs[0]), read_search(runs[0])
-            drawn = draw_run(*evaluated, folder)
+            drawn = draw_run(*evaluated, folder, options)
             if searched is not None:
-                drawn += draw_search(*searched, folder)
-    _say(f"{len(drawn)} figures: {folder}", _NOTES)
+                drawn += draw_search(*searched, folder, options)
+    _say(f"{len({path.stem for path in drawn})} figures: {folder}", _NOTES)
 
 
 def _refuse_benchmark(folder: Path) -> None:

@@ -22,6 +22,7 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report import figures as drawing
+from superweight_ensembles.report.figure_data import Rows, as_csv, result_tables, search_tables
 from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.sections import (
     Picture,
@@ -36,7 +37,6 @@ from superweight_ensembles.report.sections import (
     result_section,
     uncertainty_section,
 )
-from superweight_ensembles.report.tables import Rows, as_csv, result_tables, search_tables
 from superweight_ensembles.report.template import Html, Section, join, page, tag
 from superweight_ensembles.storage import accessing, read_as, write_text
 

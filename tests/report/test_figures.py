@@ -17,11 +17,14 @@ import matplotlib
 import numpy as np
 import pytest
 from figure_checks import assert_apart, drawn_boxes, legend_texts, run_results, with_gid
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from typer.testing import CliRunner
 
 import superweight_ensembles as swe
+from superweight_ensembles.__main__ import app
 from superweight_ensembles.experiment import read_results
 from superweight_ensembles.report import figures
 from superweight_ensembles.report.figures import (
@@ -144,6 +147,11 @@ CASES = {
     "all alike": make_results(["a", "b", "c"], [1e6] * 3, [1.0] * 3),
 }
 each_case = pytest.mark.parametrize("case", CASES)
+
+
+def caption(figure: Figure) -> str:
+    (text,) = with_gid(figure, "caption")
+    return " ".join(text.get_text().split())
 
 
 @cache
@@ -311,7 +319,7 @@ def test_flat_banks_on_the_map_and_in_the_budget(case: str) -> None:
             assert look.label == f"{cluster.name}{name if case == 'mixed' else ''}"
     figure.draw_without_rendering()
     shares = drawn_boxes(with_gid(figure, "share"))
-    assert len(shares) == (0 if case in ("four", "many") else len(enlarged))
+    assert (case == "single") <= bool(shares) and len(shares) <= len(enlarged)
     assert_apart([*shares, *drawn_boxes(figure.axes[0].get_yticklabels()), figure.legends[0].get_window_extent()])
     box = figure.legends[0].get_window_extent()
     assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.axes[0].get_tightbbox().y0 + 1
@@ -329,7 +337,128 @@ def test_a_layer_is_as_high_as_what_it_reads() -> None:
     reading = cell.layer.reading
     assert reading is not None and cell.read is not None and 0 < cell.read < cell.tops[-1]
     assert reading.num_windows == 2 and reading.mixed  # the halves of the bank
-    assert cell.share_read == 2 * reading.size / math.prod(cell.layer.shapes[-1]) < 1
+    assert cell.read == 2 * reading.size / cell.layer.num_weights < 1
+
+
+def test_a_layer_is_as_wide_as_the_root_of_its_weights() -> None:
+    cells = [cell for own in place_cells(FOUR).values() for cell in own]
+    units = {(cell.right - cell.left) / math.sqrt(cell.layer.num_weights) for cell in cells}
+    assert max(units) == pytest.approx(min(units))
+    assert max(cell.right for cell in cells) == pytest.approx(1)
+    figure = figures.sharing_map(FOUR)
+    assert "as wide as the square root of its weights" in caption(figure)
+    for ribbon in with_gid(figure, "ribbon"):
+        assert ribbon.get_alpha() is None  # crossing bands make no third colour
+
+
+def test_a_cluster_is_dashed_past_a_member_without_it() -> None:
+    plan = make_plan([(10, 2), (10, 1), (16, 2)], clusters="shape")
+    figure = figures.sharing_map(plan)
+    assert with_gid(figure, "passing") and "dashed past a member without it" in caption(figure)
+    assert not with_gid(figures.sharing_map(make_plan([(10, 2), (16, 2)], clusters="shape")), "passing")
+
+
+def test_every_point_has_its_standard_error_and_is_hollow() -> None:
+    figure = drawn("accuracy_flops", "usual")
+    assert len(with_gid(figure, "shared error")) == 5
+    ensemble = 100 * USUAL["arms"][0]["ensemble"]["metrics"]["accuracy"]
+    (bar,) = [line for line in with_gid(figure, "shared error") if line.get_xdata()[0] > 1.7e7]
+    low, high = bar.get_ydata()
+    assert low < ensemble < high
+    assert (high - low) / 2 == pytest.approx(100 * math.sqrt(ensemble * (100 - ensemble) / 360) / 100, rel=0.1)
+    (markers,) = with_gid(figure, "shared members")
+    assert markers.get_facecolor()[0].tolist() == [1, 1, 1, 1]
+    assert "360 test images, one of which is 0.28 %" in caption(figure)
+    assert "joined: no cheaper subset is better" in legend_texts(figure)
+
+
+@each_case
+@pytest.mark.parametrize("function", ["accuracy_flops", "accuracy_parameters", "training_curves"])
+def test_title_legend_plot_and_caption_are_apart(case: str, function: str) -> None:
+    figure = drawn(function, case)
+    texts = drawn_boxes([*with_gid(figure, "title"), *with_gid(figure, "caption")])
+    boxes = [*texts, figure.legends[0].get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)]
+    assert_apart([box.padded(-1) for box in boxes])
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in texts)
+
+
+def test_formats_hold_the_same_bytes_twice(tmp_path: Path) -> None:
+    results = run_results(USUAL)
+    options = figures.FigureOptions(formats=("svg", "pdf"))
+    for name in ("one", "two"):
+        figures.save_figures({"map": figures.accuracy_flops(results)}, tmp_path / name, options)
+    for suffix in options.formats:
+        first, second = (tmp_path / name / f"map.{suffix}" for name in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
+    assert b"CreationDate" not in (tmp_path / "one" / "map.pdf").read_bytes()
+    assert "dc:date" not in (tmp_path / "one" / "map.svg").read_text()
+
+
+@pytest.mark.parametrize(("width", "inches"), [("column", 4.0), ("page", 7.0), (5.5, 5.5), ("3.5", 3.5)])
+def test_every_figure_has_the_width_asked_for(width: str | float, inches: float) -> None:
+    results = run_results(USUAL)
+    with figures.FigureOptions(width=width).applied():
+        drawn = [figures.accuracy_flops(results), figures.training_curves(results), figures.budget_split(FOUR)]
+        drawn.append(figures.sharing_map(FOUR))
+    assert {figure.get_figwidth() for figure in drawn} == {inches}
+    for figure in drawn:
+        figure.draw_without_rendering()
+        for text in with_gid(figure, "caption"):
+            assert text.get_window_extent().x1 <= figure.bbox.width
+    assert figures.accuracy_flops(results).get_figwidth() == 4.0
+
+
+def test_a_style_colours_the_whole_figure(tmp_path: Path) -> None:
+    own = tmp_path / "own.mplstyle"
+    own.write_text("axes.facecolor: 102030\ntext.color: yellow\naxes.prop_cycle: cycler('color', ['ff0000'])\n")
+    before = dict(matplotlib.rcParams)
+    for name, paper, ink in (
+        ("dark", "#161616", "#f4f4f4"),
+        (str(own), "#102030", "#ffff00"),
+        ("ggplot", "#e5e5e5", ""),
+    ):
+        options = figures.FigureOptions(style=name)
+        with options.applied():
+            figure = figures.accuracy_flops(run_results(USUAL))
+            figures.save_figures({"one": figure}, tmp_path, options)
+        axes = figure.axes[0]
+        assert to_hex(axes.get_facecolor()) == paper
+        (markers,) = with_gid(figure, "shared members")
+        assert to_hex(markers.get_facecolor()[0]) == paper  # hollow
+        if ink:
+            low, title = (np.array(to_rgb(color)) for color in (paper, figure.texts[0].get_color()))
+            assert np.abs(title - to_rgb(ink)).max() < 0.2 < np.abs(title - low).max()
+        if name == str(own):
+            (front,) = with_gid(figure, "shared front")
+            assert to_hex(front.get_color()) == "#ff0000"
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ("gif",)}, "figure formats gif: give any of png, pdf, svg"),
+        ({"formats": ()}, "figure formats none"),
+        ({"formats": ("png", "png")}, "each once"),
+        ({"width": "wide"}, "figure width wide: give column, page, or inches from 3 to 20"),
+        ({"width": 0.0}, "figure width 0.0"),
+        ({"width": "nan"}, "figure width nan"),
+        ({"style": "gglot"}, "'gglot' is no style of Matplotlib, and no file: give light, dark"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(swe.SuperWeightError, match=message):
+        figures.FigureOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("axes.facecolour: red\n", "line 1: 'axes.facecolour' is no setting"), ("text.color: nothing\n", "mend that")],
+)
+def test_a_style_file_with_an_error_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "own.mplstyle").write_text(content)
+    with pytest.raises(swe.SuperWeightError, match=message):
+        figures.FigureOptions(style=str(tmp_path / "own.mplstyle"))
 
 
 def test_changes_of_a_plan_with_flat_banks() -> None:
@@ -389,10 +518,10 @@ def test_budget_bars_sum_to_the_plan(budget_counts: str) -> None:
     figure = figures.budget_split(plan)
     widths = {
         gid: sum(box.get_width() for box in with_gid(figure, gid) if isinstance(box, Rectangle))
-        for gid in ("shared", "independent", "member")
+        for gid in ("shared", "part", "independent", "member")
     }
     uncounted = 0 if budget_counts == "all" else plan.num_coefficients + plan.num_private
-    assert widths["shared"] == plan.budget + uncounted
+    assert widths["shared"] == widths["part"] == plan.budget + uncounted
     assert widths["independent"] == widths["member"] == plan.independent_parameters
     segments = {segment.label: segment.count for segment in shared_segments(plan)}
     assert segments["coefficients"] == plan.num_coefficients
@@ -402,8 +531,12 @@ def test_budget_bars_sum_to_the_plan(budget_counts: str) -> None:
     (line,) = with_gid(figure, "budget")
     assert set(line.get_xdata()) == {plan.budget}
     assert "parameters" in figure.axes[0].get_xlabel()
-    texts = legend_texts(figure)
-    assert all(any(text.startswith(cluster.name) for text in texts) for cluster in plan.clusters)
+    figure.draw_without_rendering()
+    rows = figure.axes[0].get_yticklabels()
+    names = [row.get_text() for row in rows]
+    assert {cluster.name for cluster in plan.clusters} | set(plan.member_names) < set(names)
+    assert_apart(drawn_boxes(rows))
+    assert f"{100 * plan.budget / plan.independent_parameters:.0f} % of the members apart" in caption(figure)
 
 
 @each_case
@@ -411,7 +544,7 @@ def test_training_curves_leave_out_validation_only_without_one(case: str) -> Non
     results, figure = CASES[case], drawn("training_curves", case)
     validated = results["arms"][0]["history"][0]["validation"] is not None
     assert len(figure.axes) == (2 if validated else 1)
-    assert figure.axes[-1].get_xlabel() == "epoch"
+    assert "epoch" in {axes.get_xlabel() for axes in figure.axes}
     assert "nats" in figure.axes[0].get_ylabel()
     for arm in results["arms"]:
         (loss,) = with_gid(figure, f"{arm['name']} loss")
@@ -420,7 +553,15 @@ def test_training_curves_leave_out_validation_only_without_one(case: str) -> Non
         assert len(with_gid(figure, f"{arm['name']} member")) == (len(arm["members"]) if validated else 0)
         assert len(with_gid(figure, f"{arm['name']} ensemble")) == int(validated)
     if validated:
-        assert "%" in figure.axes[1].get_ylabel()
+        assert figure.axes[1].get_ylabel() == "validation error (%)" and figure.axes[1].get_yscale() == "log"
+        texts = legend_texts(figure)
+        once = len(results["arms"][0]["history"]) == 1
+        columns = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+        for member in results["arms"][0]["members"]:
+            assert member["name"] in (columns if once else texts)
+        lines = with_gid(figure, "shared member")
+        looks = {line.get_linestyle() + str(line._dash_pattern) for line in lines}
+        assert once or len(looks) == min(len(lines), 7)
 
 
 def test_training_curves_draw_validated_epochs_alone() -> None:
@@ -441,11 +582,16 @@ def test_reliability_leaves_out_empty_bins_and_states_the_ece() -> None:
     eces = [100 * arm["ensemble"]["metrics"]["ece"] for arm in USUAL["arms"]]
     assert legend_texts(figure) == [f"shared bank, ECE {eces[0]:.2f} %", f"independent, ECE {eces[1]:.2f} %"]
     full = [entry for entry in USUAL["arms"][0]["reliability"] if entry["count"]]
-    (line,) = with_gid(figure, "shared bins")
-    assert list(line.get_xdata()) == pytest.approx([100 * entry["confidence"] for entry in full])
-    assert list(line.get_ydata()) == pytest.approx([100 * entry["accuracy"] for entry in full])
-    heights = sum(bar.get_height() for bars in lower.containers[:1] for bar in bars)
-    assert heights == pytest.approx(100)
+    (line,) = with_gid(figure, "shared bins")  # each of two bins of five images
+    assert len(full) == 10 and len(line.get_xdata()) == 5
+    first, second = full[:2]
+    assert line.get_xdata()[0] == pytest.approx(50 * (first["confidence"] + second["confidence"]))
+    assert line.get_ydata()[-1] == pytest.approx(100 * sum(entry["accuracy"] for entry in full[-2:]) / 2)
+    assert lower.get_yscale() == "log"
+    assert [bar.get_height() for bar in lower.containers[0]] == [
+        entry["count"] for entry in USUAL["arms"][0]["reliability"]
+    ]
+    assert "ten at least" in caption(figure)
 
 
 def test_a_comparison_is_two_pngs(tmp_path: Path) -> None:
@@ -504,3 +650,13 @@ def test_unreadable_results_are_refused(results: dict[str, Any], message: str) -
 def test_an_empty_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(swe.SuperWeightError, match="at least one run"):
         figures.draw_comparison([], tmp_path)
+
+
+def test_the_command_line_passes_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[figures.FigureOptions] = []
+    monkeypatch.setattr(figures, "draw_run", lambda results, plan, folder, options: seen.append(options) or [])
+    arguments = ["plot", str(COMMITTED), "--out", str(tmp_path), "--format", "svg, pdf"]
+    CliRunner().invoke(app, [*arguments, "--width", "column", "--style", "dark"], catch_exceptions=False)
+    assert seen == [figures.FigureOptions(formats=("svg", "pdf"), width="column", style="dark")]
+    with pytest.raises(swe.SuperWeightError, match="figure width 99: give column, page, or inches"):
+        CliRunner().invoke(app, [*arguments, "--width", "99"], catch_exceptions=False)

@@ -336,7 +336,7 @@ def test_an_axis_breaks_where_one_arm_is_far_below() -> None:
 
 def test_figures_have_titles_that_name_their_data() -> None:
     for function in ("arms_parameters", "arms_flops", "ablation_bars"):
-        (title,) = with_gid(drawn(function, "ablation"), "headline")
+        (title,) = with_gid(drawn(function, "ablation"), "title")
         assert "cifar10, 10,000 test images" in title.get_text().replace("\n", " ")
 
 
@@ -399,7 +399,7 @@ def test_cascades_are_drawn_as_means_with_bands_at_the_same_costs() -> None:
     texts = {text.get_text() for text in with_gid(figure, "label")}
     assert texts == {"shared bank, 1 M: 70.0 ± 0.0", "half, 500 k: 60.0 ± 0.0", "largest member, 700 k: 61.0 ± 1.4"}
     assert not with_gid(figure, "single cascade")
-    (title,) = with_gid(figure, "headline")
+    (title,) = with_gid(figure, "title")
     assert title.get_text().startswith("Test accuracy when answers may stop early")
 
 
@@ -408,7 +408,7 @@ def test_the_title_of_cascades_says_what_the_bank_changes() -> None:
     gain = {"mean": -0.021, "std": 0.004, "n": 3}
     apart = {**with_cascade(INDEPENDENT, curves, 0.5), "difference": {"area": gain}}
     figure = figures.arms_anytime(comparison_of(make_comparison(with_cascade(SHARED, curves, 0.5), apart)))
-    (title,) = with_gid(figure, "headline")
+    (title,) = with_gid(figure, "title")
     said = title.get_text().replace("\n", " ")
     assert "17 % fewer parameters than members apart, accuracy 2.1 ± 0.4 points lower" in said
 

@@ -36,8 +36,10 @@ from superweight_ensembles.report.figures.search_figures import (
     tie_letters,
 )
 from superweight_ensembles.report.figures.sharing import budget_split, place_cells, shared_segments, sharing_map
+from superweight_ensembles.report.figures.style import FigureOptions
 
 __all__ = [
+    "FigureOptions",
     "ablation_bars",
     "accuracy_flops",
     "accuracy_parameters",

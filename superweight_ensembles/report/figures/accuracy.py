@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _DOTS = (0, (1, 1.5))
 _DASHES = (0, (3, 1.5))
 _BAND = 0.30
 _ARROW_HEIGHT = 0.055
+_PAIRED = " All arms answer the same images, so their differences are surer than the bars."
 
 Point = tuple[float, float]
 
@@ -53,6 +55,26 @@ class DrawnArm:
     @property
     def subsets(self) -> list[Point]:
         return [point_of(subset) for subset in self.results.subsets]
+
+    def band(self, percent: float) -> Point:
+        """An accuracy in per cent less and plus its binomial standard error over the test images."""
+        low, high = wilson(percent / 100, self.results.num_samples)
+        return 100 * low, 100 * high
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """One standard error around a share of ``count`` draws (Wilson: never empty, not even around 0 or 1)."""
+    middle = (share + 0.5 / count) / (1 + 1 / count)
+    half = math.sqrt(share * (1 - share) / count + 0.25 / count**2) / (1 + 1 / count)
+    return middle - half, middle + half
+
+
+def one_seed(arms: Sequence[DrawnArm], mark: str) -> str:
+    """What a caption says of the certainty of a run; ``mark`` is what shows the standard error."""
+    counts = sorted({arm.results.num_samples for arm in arms})
+    images = " or ".join(f"{count:,}" for count in counts)
+    image = f", one of which is {100 / counts[0]:.2g} %" if len(counts) == 1 and counts[0] < 2000 else ""
+    return f"One seed, so hollow markers. {mark}: one binomial standard error of {images} test images{image}."
 
 
 def point_of(result: EnsembleResult) -> Point:
@@ -91,30 +113,41 @@ def accuracy_flops(results: RunResults) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
 
     Small dots are all subsets of members, large markers the members alone, the star all members; the line
-    joins the subsets that no cheaper or equally costly one beats. Artists carry a ``gid`` to restyle them by:
-    ``shared subsets``, ``shared front``, ``shared members``, ``shared ensemble``, ``label``.
+    joins the subsets that no cheaper or equally costly one beats. Bars are binomial standard errors over the test
+    images. Artists carry a ``gid`` to restyle them by: ``shared subsets``, ``shared front``, ``shared members``,
+    ``shared ensemble``, ``shared error``, ``label``.
     """
     arms = read_arms(results)
     points = [point for arm in arms for point in (*arm.subsets, arm.ensemble, *arm.members.values())]
-    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.2), style.flops_axis, *zip(*points))
-    names = dict.fromkeys(name for arm in arms for name in arm.members)
-    twins = [sorted(arm.members[name] for arm in arms if name in arm.members) for name in names]
-    for pair in twins:  # a thin line from a member to itself in another arm: one name does for both
-        axes.plot(*zip(*pair), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same member")
+    bands = [[(x, end) for end in arm.band(y)] for arm in arms for x, y in (*arm.members.values(), arm.ensemble)]
+    flops, percents = zip(*points, *(end for band in bands for end in band))
+    figure, axes = style.accuracy_axes(
+        (style.COLUMN_INCHES, 3.2), style.flops_axis, flops, percents,
+        title=f"{results.name}: accuracy against compute",
+        caption=one_seed(arms, "Bars") + _PAIRED * (len(arms) > 1),
+    )  # fmt: skip
     for below, arm in enumerate(arms):
         _draw_arm(axes, arm, larger=len(arms) - 1 - below)  # what lies below is larger: equal results stay visible
-    handles = [_handle(arm.label, arm.color, arm.marker, 5, linewidth=1.3) for arm in reversed(arms)]
+    handles = [_handle(arm.label, arm.color, arm.marker, 5, markerfacecolor="white") for arm in reversed(arms)]
     color = arms[-1].color if len(arms) == 1 else style.MUTED
-    handles += [_handle("all members", color, "*", 9), _handle("a subset", color, ".", 4)]
-    style.outside_legend(figure, handles, loc="outside upper center", columns=4)
+    handles += [_handle("all members", color, "*", 9, markerfacecolor="white"), _handle("a subset", color, ".", 4)]
+    handles.append(_handle("joined: no cheaper subset is better", color, ".", 4, linewidth=1.3))
+    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     place_labels(
         axes,
         _member_labels(arms),
         markers=[point for arm in arms for point in (*arm.members.values(), arm.ensemble)],
         dots=[point for arm in arms for point in arm.subsets],
-        lines=[pareto_front(arm.subsets) for arm in arms] + twins,
+        lines=[pareto_front(arm.subsets) for arm in arms] + bands,
     )
     return figure
+
+
+def draw_errors(axes: Axes, arm: DrawnArm, points: Iterable[Point]) -> None:
+    """A pale bar over each point: the standard error of its accuracy."""
+    for x, y in points:
+        look: dict[str, Any] = {"linewidth": 3, "alpha": 0.25, "solid_capstyle": "butt", "zorder": 1.8}
+        axes.plot([x, x], arm.band(y), color=arm.color, gid=f"{arm.name} error", **look)
 
 
 def _draw_arm(axes: Axes, arm: DrawnArm, larger: int) -> None:
@@ -125,10 +158,12 @@ def _draw_arm(axes: Axes, arm: DrawnArm, larger: int) -> None:
     axes.scatter(xs, ys, s=5, alpha=faint, linewidths=0, gid=f"{arm.name} subsets", **look)
     front: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3}
     axes.plot(*zip(*pareto_front(arm.subsets)), color=arm.color, gid=f"{arm.name} front", **front)
-    size, order, gid = 26 + 20 * larger, 4 - 0.1 * larger, f"{arm.name} members"
-    style.draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, **look)
-    size, order, gid = 120 + 60 * larger, 5 - 0.1 * larger, f"{arm.name} ensemble"
-    style.draw_markers(axes, [arm.ensemble], color=arm.color, marker="*", size=size, zorder=order, gid=gid)
+    draw_errors(axes, arm, (*arm.members.values(), arm.ensemble))
+    size, order, gid = 22 + 16 * larger, 4 - 0.1 * larger, f"{arm.name} members"
+    style.draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, hollow=True, **look)
+    size, order, gid = 110 + 50 * larger, 5 - 0.1 * larger, f"{arm.name} ensemble"
+    look = {"color": arm.color, "marker": "*", "hollow": True}
+    style.draw_markers(axes, [arm.ensemble], size=size, zorder=order, gid=gid, **look)
 
 
 def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
@@ -143,8 +178,8 @@ def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
     return labels
 
 
-def _handle(label: str, color: str, marker: str, size: float, linewidth: float = 0.0) -> Line2D:
-    return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label)
+def _handle(label: str, color: str, marker: str, size: float, linewidth: float = 0.0, **look: Any) -> Line2D:
+    return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
 
 
 @style.plain_text
@@ -152,8 +187,8 @@ def accuracy_parameters(results: RunResults) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
 
     An arrow states what the shared bank saves beside the members apart. Without an independent arm the
-    members apart are a vertical line. Artists carry a ``gid``: ``shared ensemble``, ``independent members``,
-    ``saving``, ``label``.
+    members apart are a vertical line. Bars are binomial standard errors over the test images. Artists carry a ``gid``:
+    ``shared ensemble``, ``shared error``, ``independent members``, ``saving``, ``label``.
     """
     arms = read_arms(results)
     stars = {arm.name: (float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms}
@@ -164,19 +199,28 @@ def accuracy_parameters(results: RunResults) -> Figure:
     }
     apart = float(shared.independent_parameters) if shared else 0.0
     drawn = [*stars.values(), *singles.values()]
-    counts, percents = zip(*drawn)
+    owners = [*arms, *([arms[0]] * len(singles))]
+    bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(owners, drawn)]
+    counts, percents = zip(*(end for band in bands for end in band))
     below = _BAND if apart else 0.0
     counts += (apart,) if apart else ()
-    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.0), style.parameters_axis, counts, percents, below=below)
+    figure, axes = style.accuracy_axes(
+        (style.COLUMN_INCHES, 3.0), style.parameters_axis, counts, percents, below=below,
+        title=f"{results.name}: accuracy against size",
+        caption=one_seed(arms, "Bars") + _PAIRED * (len(arms) > 1),
+    )  # fmt: skip
+    for arm, point in zip(owners, drawn):
+        draw_errors(axes, arm, [point])
     if singles:
-        style.draw_markers(axes, singles.values(), color=_APART, marker="s", gid="independent members")
+        style.draw_markers(axes, singles.values(), color=_APART, marker="s", gid="independent members", hollow=True)
     for arm in arms:
-        look = {"color": arm.color, "marker": "*", "gid": f"{arm.name} ensemble"}
-        style.draw_markers(axes, [stars[arm.name]], size=140, zorder=5, **look)
+        look: dict[str, Any] = {"color": arm.color, "marker": "*", "gid": f"{arm.name} ensemble", "hollow": True}
+        style.draw_markers(axes, [stars[arm.name]], size=130, zorder=5, **look)
     names = {"shared": "shared ensemble", "independent": "independent ensemble"}
-    handles = [_handle(names.get(arm.name, arm.label), arm.color, "*", 9) for arm in reversed(arms)]
+    hollow: dict[str, Any] = {"markerfacecolor": "white"}
+    handles = [_handle(names.get(arm.name, arm.label), arm.color, "*", 9, **hollow) for arm in reversed(arms)]
     if singles:
-        handles.append(_handle("one member", _APART, "s", 5))
+        handles.append(_handle("one member", _APART, "s", 5, **hollow))
     else:
         handles.append(Line2D([], [], color=_APART, linestyle=_DOTS, linewidth=0.9, label="members apart"))
     style.outside_legend(figure, handles, loc="outside upper center", columns=3)
@@ -184,7 +228,7 @@ def accuracy_parameters(results: RunResults) -> Figure:
     if shared:
         taken = _draw_saving(axes, stars["shared"], (apart, stars["independent"][1] if independent else None))
     labels = [PointLabel(text=name, x=count, y=percent) for name, (count, percent) in singles.items()]
-    place_labels(axes, labels, markers=drawn, boxes=taken)
+    place_labels(axes, labels, markers=drawn, lines=bands, boxes=taken)
     return figure
 
 
@@ -255,8 +299,12 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     series = _series(results)
     fronts = [pareto_front(entry.arm.subsets) for entry in series]
+    certainty = one_seed([entry.arm for entry in series], "Bars")
     points = [point for front in fronts for point in front] + [entry.arm.ensemble for entry in series]
-    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.1 + 0.1 * len(results)), style.flops_axis, *zip(*points))
+    figure, axes = style.accuracy_axes(
+        (style.COLUMN_INCHES, 3.1 + 0.1 * len(results)), style.flops_axis, *zip(*points),
+        title="Accuracy against compute", caption=f"Lines join the subsets that no cheaper one beats. {certainty}",
+    )  # fmt: skip
     for order, (entry, front) in enumerate(zip(series, fronts)):
         above = entry.leads - 0.01 * order
         axes.plot(
@@ -264,7 +312,8 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
             marker=entry.marker, markersize=4, markeredgecolor="white", markeredgewidth=0.4, zorder=4 + above,
             gid=f"{entry.gid} front",
         )  # fmt: skip
-        look = {"color": entry.color, "marker": "*", "gid": f"{entry.gid} ensemble"}
+        look: dict[str, Any] = {"color": entry.color, "marker": "*", "gid": f"{entry.gid} ensemble", "hollow": True}
+        draw_errors(axes, entry.arm, [entry.arm.ensemble])
         style.draw_markers(axes, [entry.arm.ensemble], size=110, zorder=6 + above, **look)
     handles = [_handle(entry.run, entry.color, entry.marker, 5, linewidth=1.3) for entry in series if entry.leads]
     for label, color in _other_arms(series):
@@ -282,14 +331,18 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """
     series = _series(results)
     points = [(float(entry.arm.results.num_parameters), entry.arm.ensemble[1]) for entry in series]
-    figure, axes = style.accuracy_axes((style.COLUMN_INCHES, 3.0), style.parameters_axis, *zip(*points))
+    arms = [entry.arm for entry in series]
+    bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(arms, points)]
+    figure, axes = style.accuracy_axes(
+        (style.COLUMN_INCHES, 3.0), style.parameters_axis, *zip(*(end for band in bands for end in band)),
+        title="Accuracy against size", caption="A dotted line joins the arms of one run. " + one_seed(arms, "Bars"),
+    )  # fmt: skip
     runs: dict[str, list[Point]] = {}
     for order, (entry, point) in enumerate(zip(series, points)):
         runs.setdefault(entry.run, []).append(point)
-        axes.plot(
-            *zip(point), color=entry.color, marker=entry.marker, markersize=7, markeredgecolor="white",
-            markeredgewidth=0.5, linewidth=0, zorder=4 + entry.leads - 0.01 * order, gid=f"{entry.gid} ensemble",
-        )  # fmt: skip
+        draw_errors(axes, entry.arm, [point])
+        look: dict[str, Any] = {"color": entry.color, "marker": entry.marker, "gid": f"{entry.gid} ensemble"}
+        style.draw_markers(axes, [point], size=40, zorder=4 + entry.leads - 0.01 * order, hollow=True, **look)
     for own in runs.values():
         axes.plot(*zip(*own), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same run")
     handles = [Patch(facecolor=color, label=label) for label, color in _other_arms(series)]

@@ -19,7 +19,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from superweight_ensembles.report.figures.style import INK, MUTED, TEXT_POINTS, balanced, write_beside
+from superweight_ensembles.report.figures.style import INK, MUTED, write_beside
 
 _RADII_POINTS = (5.0, 8.0, 12.0, 17.0, 23.0, 30.0, 38.0, 47.0, 57.0, 68.0, 80.0, 95.0, 112.0, 130.0)
 _DIRECTIONS = 24
@@ -40,13 +40,6 @@ class PointLabel:
     x: float
     y: float
     color: str = INK
-
-
-def headline(figure: Figure, text: str) -> None:
-    """What a figure shows, above it, from its left edge."""
-    text = balanced(text, int(figure.get_figwidth() / _TITLE_CHARACTER_INCHES))
-    title = figure.suptitle(text, x=0.01, ha="left", fontsize=TEXT_POINTS + 0.5, fontweight="bold", color=INK)
-    title.set(multialignment="left", gid="headline")
 
 
 def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class Layer:
     shapes: tuple[Shape, ...]
     vectors: tuple[int, ...] = ()
     reading: WindowSpec | None = None
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shapes[-1])
 
 
 def depth_key(name: str) -> tuple[object, ...]:

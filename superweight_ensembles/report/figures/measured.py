@@ -22,7 +22,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
 from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
-from superweight_ensembles.report.figures.labels import PointLabel, headline, label_ends, place_labels
+from superweight_ensembles.report.figures.labels import PointLabel, label_ends, place_labels
 from superweight_ensembles.report.findings import changed
 
 Values = NDArray[np.float64]
@@ -225,8 +225,9 @@ def _draw_arms(
     for texts, numbered in choices:
         handles = _handles(arms, lines, texts, numbered)
         height = 3.3 if few else 3.8 + 0.17 * max(len(handles) - 4, 0) / 2
-        figure, axes = style.accuracy_axes((style.PAGE_INCHES, height), scale, [*xs, *(x for x, _ in drawn)], percents)
-        headline(figure, title)
+        figure, axes = style.accuracy_axes(
+            (style.PAGE_INCHES, height), scale, [*xs, *(x for x, _ in drawn)], percents, title=title
+        )
         _break_axis(axes, knee, min(percents), max(percents))
         for gid, (points, look) in lines.items():
             axes.plot(*zip(*points), **{"linewidth": 1.1, "markersize": 4, **look}, zorder=2, gid=gid)
@@ -381,9 +382,9 @@ def arms_anytime(comparison: Comparison) -> Figure:
     for name in _banded(arms, curves):
         _, mean, std = curves[name]
         percents += [float(end) for end in (*(mean - std), *(mean + std))]
-    figure, axes = style.accuracy_axes((style.PAGE_INCHES, 3.9), style.flops_axis, costs, percents)
+    size, title = (style.PAGE_INCHES, 3.9), _anytime_title(comparison)
+    figure, axes = style.accuracy_axes(size, style.flops_axis, costs, percents, title=title)
     axes.set_xlabel(f"mean {axes.get_xlabel()}, easy images stop early (logarithmic)")
-    headline(figure, _anytime_title(comparison))
     ends = []
     variants = count(1)
     for arm in arms:
@@ -399,7 +400,13 @@ def arms_anytime(comparison: Comparison) -> Figure:
             look: dict[str, Any] = {"color": color, "marker": marker, "linewidth": width, "markersize": 3 + main}
             axes.plot(xs, mean, gid=f"{arm.name} cascade", zorder=order, **look)
             if arm.name in _banded(arms, curves):
-                band = {"color": color, "alpha": 0.13, "linewidth": 0, "zorder": 2, "gid": f"{arm.name} band"}
+                band: dict[str, Any] = {
+                    "color": color,
+                    "alpha": 0.13,
+                    "linewidth": 0,
+                    "zorder": 2,
+                    "gid": f"{arm.name} band",
+                }
                 axes.fill_between(xs, mean - std, mean + std, **band)
             x, y, deviation = xs[-1], mean[-1], std[-1]
         else:
@@ -461,8 +468,8 @@ def ablation_bars(comparison: Comparison) -> Figure:
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
     labels = {arm.name: style.balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}
     rows, headings, bottom = _place_rows(grouped(arms), labels)
-    figure = style.new_figure(style.PAGE_INCHES, 1.1 + _ROW_INCHES * bottom)
-    headline(figure, f"What each choice changes: one choice a row, best first, {_data_words(comparison)}")
+    title = f"What each choice changes: one choice a row, best first, {_data_words(comparison)}"
+    figure = style.new_figure(style.PAGE_INCHES, 0.9 + _ROW_INCHES * bottom, title=title)
     axes = figure.add_subplot()
     _limit_accuracies(axes, [percent for arm in arms for percent in arm.spread])
     axes.set_ylim(bottom - 0.4, -0.7)

@@ -3,49 +3,67 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from superweight_ensembles.anytime import AnytimeResult, CurvePoint, ExitPoint, MemberPoint
+from superweight_ensembles.anytime import AnytimeResult, CurvePoint, ExitPoint, MemberPoint, ReliabilityBin
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Epoch, RunResults, WidthEpoch
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.accuracy import DrawnArm, Point, read_arms
+from superweight_ensembles.report.figures.accuracy import DrawnArm, Point, one_seed, read_arms, wilson
+from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 
 _DASHES = (0, (3, 2))
 _DOTS = (0, (1, 1.2))
+_MEMBER_LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (2, 1)), (0, (8, 2)), (0, (1, 3)))
+_LEAST_IMAGES = 10
+_NAMED_WIDTHS = 8
 
 
 @style.plain_text
 def training_curves(results: RunResults) -> Figure:
-    """Training loss (nats, mean over members) and validation accuracy (per cent) by epoch, for each arm.
+    """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm.
 
-    In the lower panel the bold line is the ensemble, thin lines are the members; the panel is left out where no
-    epoch was validated, and its range passes over the first fifth of the epochs, so that the end can be read.
-    Artists carry a ``gid``: ``shared loss``, ``shared ensemble``, ``shared member``.
+    In the lower panel the bold line is the ensemble, thin lines are the members, one line style a member. Where one
+    epoch alone was validated it has a column a member; it is left out where none was. No error is drawn as half an
+    image. Artists carry a ``gid``: ``shared loss``, ``shared ensemble``, ``shared member``.
     """
     arms = read_arms(results)
     history = [epoch for arm in arms for epoch in arm.results.history]
-    validated = any(epoch.validation for epoch in history)
-    figure = style.new_figure(style.COLUMN_INCHES, 4.2 if validated else 2.5)
-    panels = figure.subplots(2 if validated else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _draw_loss(panels[0], arms)
+    validated = sorted({epoch.epoch for epoch in history if epoch.validation})
+    once, count = len(validated) == 1, results.dataset.num_validation
+    caption = "One seed."
     if validated:
-        _draw_accuracy(panels[1], arms)
+        when = f"Below, after epoch {validated[0]}, the only one validated. " if once else ""
+        caption = f"{when}One seed; {count:,} validation images: one is {100 / count:.2g} %."
+    figure = style.new_figure(
+        style.COLUMN_INCHES, 4.2 if validated else 2.5, title=f"{results.name}: training", caption=caption
+    )
+    panels = figure.subplots(2 if validated else 1, 1, sharex=not once, squeeze=False)[:, 0]
+    _draw_loss(panels[0], arms)
     epochs = [epoch.epoch for epoch in history] or [1]
     room = 0.02 * (max(epochs) - min(epochs)) or 0.5
-    panels[-1].set_xlim(min(epochs) - room, max(epochs) + room)
-    panels[-1].set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
-    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    last = panels[0 if once else -1]
+    last.set_xlim(min(epochs) - room, max(epochs) + room)
+    last.set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
+    last.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
     if validated:
-        handles.append(Line2D([], [], color=style.MUTED, linewidth=0.8, label="one member"))
-    style.outside_legend(figure, handles, loc="outside upper center", columns=3)
+        members = list(dict.fromkeys(name for arm in arms for name in arm.members))
+        _draw_errors(panels[1], arms, members, half_an_image=50 / count, once=once)
+        if not once:
+            handles.append(Line2D([], [], color=style.MUTED, linewidth=1.8, label="ensemble"))
+            looks = zip(members, map(_member_line, range(len(members))))
+            handles += [Line2D([], [], color=style.MUTED, label=name, **look) for name, look in looks]
+    style.outside_legend(figure, handles, loc="outside upper center", columns=4)
     return figure
 
 
@@ -57,50 +75,64 @@ def _draw_loss(axes: Axes, arms: Sequence[DrawnArm]) -> None:
         _line(axes, arm, points, linewidth=1.5, gid=f"{arm.name} loss")
     style.style_axes(axes, ylabel="training loss (nats)")
     if drawn and max(drawn) > 10 * min(drawn):
-        axes.set_yscale("log")
-        few_decades = max(drawn) < 300 * min(drawn)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few_decades else (1.0,)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_axis(axes, drawn)
     elif drawn:
         axes.set_ylim(bottom=0)
 
 
-def _draw_accuracy(axes: Axes, arms: Sequence[DrawnArm]) -> None:
-    drawn: list[float] = []
-    settled: list[float] = []
+def _log_axis(axes: Axes, drawn: Sequence[float]) -> None:
+    axes.set_yscale("log")
+    ratio = max(drawn) / min(drawn)
+    steps = (1.0,) if ratio > 300 else (1.0, 2.0, 5.0) if ratio > 4 else tuple(np.arange(1.0, 10.0, 0.5))
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
-    def draw(arm: DrawnArm, points: Sequence[Point], kind: str, **look: float) -> None:
-        percents = [percent for _, percent in points]
-        drawn.extend(percents)
-        settled.extend(percents[len(percents) // 5 :])
+
+def _member_line(place: int) -> dict[str, Any]:
+    """Line style of a member, in every arm."""
+    return {"linestyle": _MEMBER_LINES[place % len(_MEMBER_LINES)], "linewidth": 0.9}
+
+
+def _draw_errors(
+    axes: Axes, arms: Sequence[DrawnArm], members: Sequence[str], *, half_an_image: float, once: bool
+) -> None:
+    """Validation errors by epoch; of a single epoch, by member."""
+    drawn: list[float] = []
+
+    def draw(arm: DrawnArm, accuracies: Sequence[tuple[float, float | None]], kind: str, **look: Any) -> None:
+        points = [(x, max(100 - 100 * share, half_an_image)) for x, share in accuracies if share is not None]
+        drawn.extend(error for _, error in points)
+        if once:
+            look |= {"marker": arm.marker, "markerfacecolor": "white", "markersize": 5, "linewidth": 0}
         _line(axes, arm, points, gid=f"{arm.name} {kind}", **look)
 
     for arm in arms:
         history = [(epoch.epoch, epoch.validation) for epoch in arm.results.history if epoch.validation]
-        for name in dict.fromkeys(name for _, found in history for name in found.members):
-            own = [(epoch, found.members[name].accuracy) for epoch, found in history if name in found.members]
-            draw(arm, _percents(own), "member", linewidth=0.6, alpha=0.5)
-        draw(
-            arm,
-            _percents([(epoch, found.ensemble.accuracy) for epoch, found in history]),
-            "ensemble",
-            linewidth=1.8,
-            zorder=4,
-        )
-    style.style_axes(axes, ylabel="validation accuracy (%)")
-    style.accuracy_axis(axes, settled or drawn)
-
-
-def _percents(points: Sequence[tuple[int, float | None]]) -> list[Point]:
-    return [(epoch, 100 * share) for epoch, share in points if share is not None]
+        for place, name in enumerate(members):
+            own = [
+                (place if once else epoch, found.members[name].accuracy)
+                for epoch, found in history
+                if name in found.members
+            ]
+            if own:
+                draw(arm, own, "member", **_member_line(place))
+        ensemble = [(len(members) if once else epoch, found.ensemble.accuracy) for epoch, found in history]
+        draw(arm, ensemble, "ensemble", linewidth=1.8, zorder=4)
+    style.style_axes(axes, ylabel="validation error (%)")
+    if once:
+        names = [*style.short_members(members).values(), "ensemble"]
+        axes.set_xticks(range(len(names)), names, rotation=0 if len(names) < 6 else 90)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    if drawn:
+        _log_axis(axes, drawn)
 
 
 def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **look: Any) -> None:
     """A curve; its points are marked where they are too few to make one."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    marker = arm.marker if len(points) <= 2 else None
-    axes.plot(xs, ys, color=arm.color, marker=marker, markersize=3.5, **{"zorder": 3, **look})
+    few = {"marker": arm.marker, "markersize": 3.5} if len(points) <= 2 else {}
+    axes.plot(xs, ys, color=arm.color, **{"zorder": 3, **few, **look})
 
 
 def _mean(losses: Iterable[float | None]) -> float:
@@ -124,34 +156,54 @@ def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
 
 @style.plain_text
 def width_history(results: RunResults) -> Figure:
-    """Hidden neurons (log) by epoch, a line a learned width, in its member's colour.
+    """Hidden neurons (log) of each layer whose width was learned, by epoch: a panel a member.
 
-    The legend says how many neurons each member's widths had together after the first epoch and after the last.
-    Artists carry a ``gid``: ``MEMBER width``.
+    The title of a panel says how many neurons these layers have together after the first epoch and after the last.
+    Artists carry a ``gid``: ``MEMBER width``, ``label``.
     """
     history = [(epoch.epoch, epoch.widths or {}) for epoch in widths_learned(results)]
     if not history:
         raise SuperWeightError("the results hold no widths that were learned")
-    figure = style.new_figure(style.COLUMN_INCHES, 2.9)
-    axes = figure.add_subplot()
-    style.style_axes(axes, xlabel="epoch", ylabel="hidden neurons")
-    handles = []
-    for index, member in enumerate(dict.fromkeys(name for _, widths in history for name in widths)):
-        look: dict[str, Any] = {"color": style.run_color(index), "marker": style.run_marker(index), "markersize": 3.5}
-        paths = list(dict.fromkeys(path for _, widths in history for path in widths.get(member, {})))
-        for path in paths:
-            points = [(epoch, widths[member][path]) for epoch, widths in history if member in widths]
-            step = max(len(points) // 5, 1)
-            few = list(range(index % step, len(points), step))  # so that members can be told apart without colour
-            axes.plot(*zip(*points), linewidth=1.2, zorder=3, gid=f"{member} width", markevery=few, **look)
-        first, last = (sum(history[place][1].get(member, {}).values()) for place in (0, -1))
-        label = f"{member}: {style.quantity(first)} to {style.quantity(last)} neurons"
-        handles.append(Line2D([], [], label=label if len(paths) == 1 else f"{label} in {len(paths)} widths", **look))
+    members = list(dict.fromkeys(name for _, widths in history for name in widths))
+    columns = min(len(members), 3 if style.figure_width(style.PAGE_INCHES) > 5.5 else 1)
+    rows = -(-len(members) // columns)
+    figure = style.new_figure(
+        style.PAGE_INCHES if columns > 1 else style.COLUMN_INCHES, 2.6 * rows, title=f"{results.name}: learned widths",
+        caption="A line a hidden layer, after each epoch in which widths were learned. One seed.",
+    )  # fmt: skip
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     sizes = [size for _, widths in history for own in widths.values() for size in own.values()]
-    style.counts_axis(axes, "y", sizes)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-    style.outside_legend(figure, handles, loc="outside upper center", columns=1)
+    style.counts_axis(panels[0, 0], "y", sizes)
+    first, last = history[0][0], history[-1][0]
+    panels[0, 0].set_xlim(first - 0.5, last + 0.62 * max(last - first, 1))
+    panels[0, 0].xaxis.set_major_locator(FixedLocator(sorted({first, (first + last) // 2, last})))
+    for axes in panels.flat[len(members) :]:
+        axes.set_visible(False)
+    for place, (axes, member) in enumerate(zip(panels.flat, members)):
+        at_left, below = place % columns == 0, place + columns >= len(members)
+        style.style_axes(axes, xlabel="epoch" * below, ylabel="hidden neurons" * at_left)
+        axes.tick_params(labelbottom=below)
+        neurons = [style.quantity(sum(history[end][1].get(member, {}).values())) for end in (0, -1)]
+        title = f"{style.short_names(member)}: {' to '.join(neurons)}"
+        axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+        _draw_widths(axes, member, [(epoch, widths[member]) for epoch, widths in history if member in widths])
     return figure
+
+
+def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[str, int]]]) -> None:
+    """A line a layer, with its name at the end of it where they are few."""
+    paths = list(dict.fromkeys(path for _, widths in history for path in widths))
+    lines = [[(float(epoch), float(widths[path])) for epoch, widths in history if path in widths] for path in paths]
+    for place, line in enumerate(lines):
+        look: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "linewidth": 1.2}
+        axes.plot(*zip(*line), color=style.series_color(place), zorder=3, gid=f"{member} width", **look)
+    if len(paths) > _NAMED_WIDTHS:
+        return
+    labels = [
+        PointLabel(text=name, x=line[-1][0], y=line[-1][1], color=style.readable(style.series_color(place)))
+        for place, (name, line) in enumerate(zip(style.short_layers(paths, limit=14).values(), lines))
+    ]
+    place_labels(axes, labels, markers=[line[-1] for line in lines], lines=lines)
 
 
 @style.plain_text
@@ -160,37 +212,95 @@ def anytime_curves(results: RunResults) -> Figure:
 
     Solid lines are cascades (a point a budget, thresholds from validation data), dashed steps the streams (after each
     member), single markers the members alone. Where members are cut to fewer of their learned neurons, dotted lines are
-    the cascades through these exits too, and crosses the exits alone. Under each panel: the area under each curve over
-    the logarithm of the cost. Artists carry a ``gid``: ``shared cascade``, ``shared stream``, ``shared members``,
-    ``shared truncated``, ``shared exits``, ``areas``.
+    the cascades through these exits too, and crosses the exits alone. Bands are binomial standard errors over the test
+    images. In each panel: the area under each curve over the logarithm of the cost. The caption says which members
+    alone are more accurate than the cascade at no more cost. Artists carry a ``gid``: ``shared cascade``,
+    ``shared band``, ``shared stream``, ``shared members``, ``shared truncated``, ``shared exits``, ``areas``,
+    ``label``.
     """
     arms = [(arm, arm.results.anytime) for arm in read_arms(results) if arm.results.anytime]
     if not arms:
         raise SuperWeightError(
             f"the results of run {results.name!r} hold no anytime curves: give its recipe an anytime section"
         )
-    figure = style.new_figure(style.PAGE_INCHES, 3.3)
-    panels = figure.subplots(1, 2, sharey=True)
+    wide = style.figure_width(style.PAGE_INCHES) > 5.5
+    figure = style.new_figure(
+        style.PAGE_INCHES, 3.6 if wide else 6.0, title=f"{results.name}: accuracy when members stop early",
+        caption=f"{_say_alone(arms)} {one_seed([arm for arm, _ in arms], 'Bands')}",
+    )  # fmt: skip
+    panels = figure.subplots(1 if wide else 2, 2 if wide else 1, sharey=True, squeeze=False).flat
+    drawn = {}
     for axes, cost, make_axis in zip(panels, ("flops", "latency_ms"), (style.flops_axis, style.latency_axis)):
-        points = [point for _, found in arms for own in _points(found, cost).values() for point in own]
+        own_points = [(arm, found, _points(found, cost)) for arm, found in arms]
+        points = [point for _, _, named in own_points for own in named.values() for point in own]
         xlabel = make_axis(axes, [x for x, _ in points])
-        style.accuracy_axis(axes, [y for _, y in points], below=0.09 * len(arms))
-        style.style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" else "")
+        lines = sum(2 + (found.truncated is not None) for _, found in arms)
+        room = (0.05 if wide else 0.065) * lines + 0.05
+        bands = [end for arm, _, named in own_points for _, percent in named["cascade"] for end in arm.band(percent)]
+        style.accuracy_axis(axes, [*(y for _, y in points), *bands], below=room)
+        style.style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" or not wide else "")
         for arm, found in arms:
             _draw_anytime(axes, arm, found, cost)
-        _write_areas(axes, arms, "area" if cost == "flops" else "latency_area")
+        areas = _write_areas(axes, arms, "area" if cost == "flops" else "latency_area")
+        drawn[axes] = (own_points, areas)
     handles = [Line2D([], [], color=arm.color, linewidth=1.5, label=arm.label) for arm, _ in reversed(arms)]
     kinds: dict[str, dict[str, Any]] = {
         "cascade": {"marker": ".", "markersize": 5},
         "stream": {"linestyle": _DASHES, "linewidth": 1.0},
-        "a member alone": {"marker": "D", "markersize": 4, "linewidth": 0},
+        "a member alone": {"marker": "D", "markersize": 4, "linewidth": 0, "markerfacecolor": "white"},
     }
     if any(found.truncated for _, found in arms):
         kinds["cascade with truncations"] = {"linestyle": _DOTS, "linewidth": 1.4, "marker": ".", "markersize": 5}
         kinds["a truncated member alone"] = {"marker": "x", "markersize": 4, "linewidth": 0}
     handles += [Line2D([], [], color=style.MUTED, label=label, **look) for label, look in kinds.items()]
-    style.outside_legend(figure, handles, loc="outside upper center", columns=5)
+    style.outside_legend(figure, handles, loc="outside upper center", columns=5 if len(handles) < 6 else 3)
+    figure.draw_without_rendering()
+    for axes, (own_points, areas) in drawn.items():
+        _name_members(axes, own_points, areas)
     return figure
+
+
+def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
+    """Which members alone beat the cascade that costs no more FLOPs, by more than its standard error."""
+    better = []
+    for arm, found in reversed(arms):
+        for member in found.members:
+            cheaper = [one.accuracy for one in found.curve("cascade").points if one.flops <= member.flops]
+            best = 100 * max(cheaper, default=1.0)
+            if 100 * member.accuracy > arm.band(best)[1]:
+                better.append(f"{member.name} ({arm.label}, by {100 * member.accuracy - best:.1f} points)")
+    if not better:
+        return "No member alone beats the cascade at its FLOPs by more than the band."
+    return f"Alone better than the cascade at their FLOPs, by more than the band: {', '.join(better)}."
+
+
+def _name_members(
+    axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult, Mapping[str, list[Point]]]], areas: Text
+) -> None:
+    """The names of members in their arm's colour; once where they cost the same in several arms."""
+    labels = []
+    costs: dict[str, list[float]] = {}
+    for arm, found, kinds in reversed(arms):
+        for member, (cost, percent) in zip(found.members, kinds["members"]):
+            named = costs.setdefault(member.name, [])
+            if all(abs(cost / other - 1) > 0.02 for other in named):
+                color = style.readable(arm.color) if len(arms) > 1 else style.INK
+                labels.append(PointLabel(text=member.name, x=cost, y=percent, color=color))
+            named.append(cost)
+    place_labels(
+        axes,
+        labels,
+        markers=[point for _, _, kinds in arms for point in kinds["members"]],
+        dots=[point for _, _, kinds in arms for point in kinds.get("truncated", ())],
+        lines=[sorted(kinds[name]) for _, _, kinds in arms for name in kinds if name.endswith("cascade")]
+        + [_corners(kinds["stream"]) for _, _, kinds in arms],
+        boxes=[areas.get_window_extent()],
+    )
+
+
+def _corners(points: Sequence[Point]) -> list[Point]:
+    """The corners of steps after each point."""
+    return [points[0], *(corner for one, two in pairwise(points) for corner in ((two[0], one[1]), two))]
 
 
 def _points(found: AnytimeResult, cost: str) -> dict[str, list[Point]]:
@@ -215,24 +325,28 @@ def _draw_anytime(axes: Axes, arm: DrawnArm, found: AnytimeResult, cost: str) ->
     look: dict[str, Any] = {"linewidth": 1.0, "linestyle": _DASHES, "alpha": 0.8, "zorder": top}
     axes.step(*zip(*points["stream"]), where="post", color=arm.color, gid=f"{arm.name} stream", **look)
     look = {"color": arm.color, "linewidth": 1.4, "marker": ".", "markersize": 5, "zorder": top + 2}
-    axes.plot(*zip(*sorted(points["cascade"])), gid=f"{arm.name} cascade", **look)
-    gid = f"{arm.name} members"
-    style.draw_markers(axes, points["members"], color=arm.color, marker="D", size=16, zorder=top + 1, gid=gid)
+    cascade = sorted(points["cascade"])
+    axes.plot(*zip(*cascade), gid=f"{arm.name} cascade", **look)
+    band: dict[str, Any] = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 1.2, "gid": f"{arm.name} band"}
+    low, high = zip(*(arm.band(percent) for _, percent in cascade))
+    axes.fill_between([cost for cost, _ in cascade], low, high, **band)
+    mark: dict[str, Any] = {"marker": "D", "size": 15, "gid": f"{arm.name} members", "hollow": True}
+    style.draw_markers(axes, points["members"], color=arm.color, zorder=top + 3, **mark)
     if found.truncated:
         axes.plot(*zip(*sorted(points["truncated cascade"])), linestyle=_DOTS, gid=f"{arm.name} truncated", **look)
         look = {"color": arm.color, "marker": "x", "markersize": 4, "linewidth": 0, "zorder": top + 1}
         axes.plot(*zip(*points["truncated"]), gid=f"{arm.name} exits", **look)
 
 
-def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], area: str) -> None:
+def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], area: str) -> Text:
     """The areas as text in the free corner below."""
-    lines = ["mean over log cost (%)"]
+    lines = ["mean accuracy over log cost (%)"]
     for arm, found in reversed(arms):
         cascade, stream = (100 * getattr(found.curve(name), area) for name in ("cascade", "stream"))
         lines.append(f"{arm.label}: cascade {cascade:.2f}, stream {stream:.2f}")
         if found.truncated:
-            lines[-1] += f", with truncations {100 * getattr(found.truncated.curve('cascade'), area):.2f}"
-    axes.text(
+            lines.append(f"with truncations {100 * getattr(found.truncated.curve('cascade'), area):.2f}")
+    return axes.text(
         0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", color=style.INK,
         fontsize=style.SMALL_POINTS - 1, linespacing=1.3, gid="areas",
     )  # fmt: skip
@@ -240,21 +354,32 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
 
 @style.plain_text
 def reliability_diagram(results: RunResults) -> Figure:
-    """Accuracy against mean confidence of the full ensembles in bins (per cent), over the share of images a bin.
+    """Accuracy against mean confidence of the full ensembles (per cent), over the images in each of the results' bins.
 
-    On the diagonal confidence is right; below it the ensemble is overconfident. Thin bars are one standard
-    error (Wilson). ECE stands in the legend. Artists carry a ``gid``: ``shared bins``, ``shared histogram``.
+    Above, neighbouring bins are joined until they hold 1 % of the images and ten at least. On the diagonal confidence
+    is right; below it the ensemble is overconfident. Thin bars are one standard error (Wilson). Artists carry a
+    ``gid``: ``shared bins``, ``shared histogram``.
     """
     arms = read_arms(results)
-    figure = style.new_figure(style.COLUMN_INCHES, 4.4)
+    bins = len(arms[0].results.reliability)
+    figure = style.new_figure(
+        style.COLUMN_INCHES, 4.4, title=f"{results.name}: calibration",
+        caption="Dashed: confidence is right; below it, too high. Above, neighbouring bins are joined until they hold "
+        f"1 % of the images, ten at least; ECE is over all {bins} bins. Bars: one standard error. One seed.",
+    )  # fmt: skip
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 100], [0, 100], color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5, gid="diagonal")
-    for arm in arms:
+    for place, arm in enumerate(arms):
         _draw_bins(upper, arm)
-    for place, arm in enumerate(reversed(arms)):
-        _draw_histogram(lower, arm, place, len(arms))
+        _draw_histogram(lower, arm, len(arms) - 1 - place, len(arms))
     style.style_axes(upper, ylabel="accuracy (%)")
-    style.style_axes(lower, xlabel="confidence (%)", ylabel="images (%)", grid="y")
+    style.style_axes(lower, xlabel="confidence (%)", ylabel="images (log)", grid="y")
+    counts = [one.count for arm in arms for one in arm.results.reliability]
+    lower.set_yscale("log")
+    lower.set_ylim(0.6, 1.5 * max(*counts, 2))
+    lower.yaxis.set_major_locator(LogLocator(numticks=5))
+    lower.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
+    lower.yaxis.set_minor_formatter(NullFormatter())
     upper.set_xlim(-1, 101)
     upper.set_ylim(-2, 102)
     for axis in (upper.xaxis, upper.yaxis):
@@ -274,7 +399,12 @@ def uncertainty_curves(results: RunResults) -> Figure:
     """
     arms = read_arms(results)
     corrupted = any(arm.results.shift is not None and arm.results.shift.corrupted for arm in arms)
-    figure = style.new_figure(style.COLUMN_INCHES, 4.4 if corrupted else 2.7)
+    caption = "Above, the error on the images answered when the least sure are left out. One seed."
+    if corrupted:
+        caption += " Below, accuracy on corrupted test images: bold is the mean over corruptions."
+    figure = style.new_figure(
+        style.COLUMN_INCHES, 4.4 if corrupted else 2.7, title=f"{results.name}: what it knows", caption=caption
+    )
     panels = figure.subplots(2 if corrupted else 1, 1, squeeze=False)[:, 0]
     for arm in arms:
         known = arm.results.uncertainty
@@ -311,32 +441,42 @@ def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
 
 
 def _draw_bins(axes: Axes, arm: DrawnArm) -> None:
-    bins = [(one.confidence or 0.0, one.accuracy or 0.0, one.count) for one in arm.results.reliability if one.count]
+    bins = joined_bins(arm.results.reliability)
     confidences = [100 * confidence for confidence, _, _ in bins]
-    errors = [_wilson(accuracy, count) for _, accuracy, count in bins]
-    ends = ([100 * low for low, _ in errors], [100 * high for _, high in errors])
-    axes.vlines(confidences, *ends, color=arm.color, alpha=0.4, linewidth=0.8, zorder=2)
+    ends = zip(*(wilson(accuracy, count) for _, accuracy, count in bins))
+    low, high = ([100 * share for share in own] for own in (ends if bins else ((), ())))
+    axes.vlines(confidences, low, high, color=arm.color, alpha=0.5, linewidth=0.9, zorder=2)
     axes.plot(
         confidences, [100 * accuracy for _, accuracy, _ in bins], color=arm.color,
         linestyle="none",  # bins of a few images would make a line zigzag
-        marker=arm.marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+        marker=arm.marker, markersize=4.5, markerfacecolor="white", markeredgewidth=1.1, zorder=3,
         label=f"{arm.label}, ECE {100 * arm.results.ensemble.metrics.ece:.2f} %", gid=f"{arm.name} bins",
     )  # fmt: skip
+
+
+def joined_bins(bins: Sequence[ReliabilityBin]) -> list[tuple[float, float, int]]:
+    """(Confidence, accuracy, images) of neighbouring bins joined until each holds 1 % of the images, ten at least."""
+    least = max(_LEAST_IMAGES, 0.01 * sum(one.count for one in bins))
+    groups: list[list[ReliabilityBin]] = [[]]
+    for one in bins:
+        if sum(own.count for own in groups[-1]) >= least:
+            groups.append([])
+        groups[-1].append(one)
+    if len(groups) > 1 and sum(one.count for one in groups[-1]) < least:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    joined = []
+    for group in groups:
+        count = sum(one.count for one in group)
+        confidence = sum((one.confidence or 0.0) * one.count for one in group)
+        accuracy = sum((one.accuracy or 0.0) * one.count for one in group)
+        joined += [(confidence / count, accuracy / count, count)] if count else []
+    return joined
 
 
 def _draw_histogram(axes: Axes, arm: DrawnArm, place: int, arms: int) -> None:
     """Bars of the arms side by side inside each bin."""
     bins = arm.results.reliability
-    total = sum(one.count for one in bins) or 1
     widths = [100 * (one.upper - one.lower) for one in bins]
     lefts = [100 * one.lower + width * (0.06 + 0.88 * place / arms) for one, width in zip(bins, widths)]
-    heights = [100 * one.count / total for one in bins]
     look: dict[str, Any] = {"align": "edge", "color": arm.color, "linewidth": 0, "gid": f"{arm.name} histogram"}
-    axes.bar(lefts, heights, width=[0.88 * width / arms for width in widths], **look)
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """One standard error around a share of ``count`` draws."""
-    middle = (share + 0.5 / count) / (1 + 1 / count)
-    half = math.sqrt(share * (1 - share) / count + 0.25 / count**2) / (1 + 1 / count)
-    return middle - half, middle + half
+    axes.bar(lefts, [one.count for one in bins], width=[0.88 * width / arms for width in widths], **look)

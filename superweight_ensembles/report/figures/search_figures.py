@@ -31,7 +31,6 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import SearchedCluster, SearchRecord
 from superweight_ensembles.plan import Cluster, GeneratedTensor, SharingPlan
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.labels import headline
 from superweight_ensembles.report.figures.layers import HATCHES, cluster_looks, depth_key, layers_by_depth
 
 _COLORS = "RdBu_r"
@@ -142,8 +141,8 @@ def similarity_matrix(search: SearchRecord) -> Figure:
     columns, width, side = _grid(panels)
     rows = -(-len(panels) // columns)
     tall = max(min(panel.num_targets / _FEWEST_CELLS, 1.0) for panel in panels)
-    figure = style.new_figure(width, rows * (side + 0.45) + 1.3)
-    headline(figure, "What the search saw: how alike layers are, and the sets that it made of each cluster")
+    title = "What the search saw: how alike layers are, and the sets that it made of each cluster"
+    figure = style.new_figure(width, rows * (side + 0.45) + 1.1, title=title)
     layout = figure.get_layout_engine()
     assert isinstance(layout, ConstrainedLayoutEngine)
     layout.set(w_pad=0.06, h_pad=0.06)
@@ -166,10 +165,10 @@ def _grid(panels: Sequence[Panel]) -> tuple[int, float, float]:
     beside = 0.25 + _CHARACTER_INCHES * characters
     most = 2 if len(panels) == 4 else min(3, len(panels))
     for columns in range(most, 1, -1):
-        side = style.PAGE_INCHES / columns - beside
+        side = style.figure_width(style.PAGE_INCHES) / columns - beside
         if side >= 1.2 and 72 * side >= _LEAST_PITCH * rows:
             return columns, style.PAGE_INCHES, side
-    side = max(style.COLUMN_INCHES - beside, min(style.PAGE_INCHES - beside, 0.13 * max(rows, 22)))
+    side = max(style.COLUMN_INCHES - beside, min(style.figure_width(style.PAGE_INCHES) - beside, 0.13 * max(rows, 22)))
     return 1, beside + side, side
 
 
@@ -450,7 +449,7 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     num = len(rows.labels)
     pitch = min(max(_MOST_INCHES / num, _LEAST_ROW_INCHES), _ROW_INCHES)
     members = style.short_members(contents[0].member_names, limit=16)
-    wide = style.PAGE_INCHES - 0.25 - 0.06 * max(len(label) for label in rows.labels)
+    wide = style.figure_width(style.PAGE_INCHES) - 0.25 - 0.06 * max(len(label) for label in rows.labels)
     upright = wide / (len(contents) * (len(members) + 0.3)) > 0.062 * max(len(name) for name in members.values())
     header = 0.15 if upright else 0.07 * max(len(name) for name in members.values())
     letters = plan_letters(contents)
@@ -459,8 +458,10 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     titles = [_title(name, plan, wide / len(contents)) for name, plan in plans.items()]
     lines = max(title.count("\n") for title in titles) + 1
     below = 0.14 * note.count("\n") + 0.17 * -(-len(handles) // 3)
-    figure = style.new_figure(style.PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.74 + below)
-    headline(figure, "What the search changed: a column a member, a row a layer, a colour a cluster")
+    figure = style.new_figure(
+        style.PAGE_INCHES, num * pitch + header + 0.14 * lines + 0.54 + below,
+        title="What the search changed: a column a member, a row a layer, a colour a cluster",
+    )  # fmt: skip
     grid = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
     for axes, plan, own, ties, title in zip(grid, contents, looks, letters, titles):
         _draw_plan(axes, plan, own, ties, rows, pitch)

@@ -11,8 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, PathPatch, Rectangle
+from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
+from matplotlib.patheffects import withStroke
 
 from superweight_ensembles.plan import Cluster, SharingPlan, SsnGroup, window_words
 from superweight_ensembles.report.figures import style
@@ -21,22 +22,21 @@ from superweight_ensembles.report.figures.layers import ClusterLook, Layer, clus
 ROW = 1.0
 GAP = 0.62
 _TINT = 0.22
-_WIDE = 0.82  # of its place, a layer
+_BETWEEN = 0.006  # of the longest row, between two layers
 _LINE = 0.2  # of a row, as high as a line of text
 _PALE = 0.62
 _PALE_SWATCH = style.mix(style.INK, "white", 0.8)
 _OWN = "#7F7F7F"
 _GREYS = ("#6B6B6B", "#9A9A9A")
 _BAR, _STEP = 0.62, 0.42
-_SHARED_ROW, _APART_ROW, _FIRST_STEP = 0.0, -1.0, -1.72
 _INCHES_A_ROW = 0.42
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of a row.
+    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of its weights.
 
-    ``read`` is as high as what the layer reads of a bank that is too small for it; None where it reads enough.
+    ``read`` is the share of its weights that the layer reads of a bank too small for it; None where it reads enough.
     """
 
     layer: Layer
@@ -49,12 +49,6 @@ class Cell:
     @property
     def middle(self) -> float:
         return (self.left + self.right) / 2
-
-    @property
-    def share_read(self) -> float:
-        """Weights that the layer reads, of those that it has."""
-        reading = self.layer.reading
-        return 1.0 if reading is None else reading.resolution / math.prod(self.layer.shapes[-1])
 
     def slot_middle(self, slot: int) -> float:
         """Height of the middle of a slot's segment."""
@@ -73,41 +67,28 @@ class Run:
 
 
 def place_cells(plan: SharingPlan) -> dict[str, list[Cell]]:
-    """Cells by member: rows from the top down, each stretched to the same length, heights the log of the weights."""
+    """Cells by member, rows from the top down: as wide as the square root of their weights, the longest row 1 long."""
     layers = layers_by_depth(plan)
-    low, high = weight_range(plan)
-    low = min(low, *(reading.resolution for group in plan.ssn_groups.values() for reading in group.window_specs), high)
-    start = math.log10(low) - 0.22 * max(math.log10(high / low), 0.5)
-    scale = 1 / (math.log10(high) - start)
-
-    def height(numbers: int) -> float:
-        return 0.94 * ROW * (math.log10(numbers) - start) * scale
-
-    def read(layer: Layer) -> float | None:
-        return height(layer.reading.resolution) if layer.reading is not None and layer.reading.is_enlarged else None
-
-    return {
-        member: [
-            Cell(
-                layer=layer,
-                left=index / len(own),
-                right=(index + 1) / len(own),
-                base=-row * (ROW + GAP),
-                tops=tuple(height(math.prod(shape)) for shape in layer.shapes),
-                read=read(layer),
+    roots = {member: [math.sqrt(layer.num_weights) for layer in own] for member, own in layers.items()}
+    between = min(_BETWEEN, 0.3 / max(len(own) for own in layers.values()))
+    unit = min((1 - between * (len(own) - 1)) / sum(own) for own in roots.values() if own)
+    cells: dict[str, list[Cell]] = {}
+    for row, (member, own) in enumerate(layers.items()):
+        cells[member], left = [], 0.0
+        for layer, root in zip(own, roots[member]):
+            reading = layer.reading
+            cells[member].append(
+                Cell(
+                    layer=layer,
+                    left=left,
+                    right=left + unit * root,
+                    base=-row * (ROW + GAP),
+                    tops=tuple(math.prod(shape) / layer.num_weights for shape in layer.shapes),
+                    read=reading.resolution / layer.num_weights if reading and reading.is_enlarged else None,
+                )
             )
-            for index, layer in enumerate(own)
-        ]
-        for row, (member, own) in enumerate(layers.items())
-    }
-
-
-def weight_range(plan: SharingPlan) -> tuple[int, int]:
-    """Fewest and most weights of a width slot's shape, or of a layer that reads a flat bank."""
-    slots = [slot.shape for cluster in plan.superweight_clusters.values() for slot in cluster.slots]
-    layers = [shape for group in plan.ssn_groups.values() for shape in group.shapes]
-    sizes = [math.prod(shape) for shape in (*slots, *layers)]
-    return min(sizes), max(sizes)
+            left = cells[member][-1].right + between
+    return cells
 
 
 def find_runs(cells: Sequence[Cell]) -> list[Run]:
@@ -149,8 +130,8 @@ def _divide(runs: Sequence[Run], uses: Sequence[int], others: Sequence[Run]) -> 
 
 
 def ribbon_path(upper: Run, lower: Run) -> Path:
-    """A band from the base of the upper run to the top of the lower one."""
-    high, low = upper.base, lower.base + ROW
+    """A band from the base of the upper run to the top of the lower one, in the gap over that."""
+    high, low = lower.base + ROW + GAP, lower.base + ROW
     middle = (high + low) / 2
     down = [(upper.left, high), (upper.left, middle), (lower.left, middle), (lower.left, low)]
     up = [(lower.right, low), (lower.right, middle), (upper.right, middle), (upper.right, high)]
@@ -178,14 +159,15 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
 def sharing_map(plan: SharingPlan) -> Figure:
     """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
 
-    Bands join a cluster across members. A layer's height is the logarithm of its number of weights; the lines
-    in it are its width slots, the narrow layer's weight at the bottom. Dots joined by a thin line read the same
-    coefficient vector. A layer that reads a flat bank smaller than itself is pale above as many weights as it reads.
+    A layer is as wide as the square root of its number of weights. Bands join a cluster across members, dashed where
+    they pass a member that has none of it. The white lines in a layer are its width slots, the narrow layer's share of
+    its weights at the bottom. Dots joined by a thin line read the same coefficient vector. A layer that reads a flat
+    bank smaller than itself is pale above the share of its weights that it reads.
     Layers stand in natural order of their names, stems first. Artists carry a ``gid``: ``layer``, ``slot``,
-    ``enlarged``, ``ribbon``, ``tied``.
+    ``enlarged``, ``ribbon``, ``passing``, ``tied``, ``share``.
     """
     if not plan.clusters:
-        figure = style.new_figure(style.PAGE_INCHES, 0.6)
+        figure = style.new_figure(style.PAGE_INCHES, 0.6, title="Who shares with whom")
         text = "nothing is shared: every weight is its member's own"
         figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=style.TEXT_POINTS, color=style.MUTED)
         return figure
@@ -193,10 +175,13 @@ def sharing_map(plan: SharingPlan) -> Figure:
     look_of = {index: look for look in looks for index in look.clusters}
     entries = _legend_entries(plan, looks)
     rows = len(plan.members)
-    figure = style.new_figure(style.PAGE_INCHES, 1.0)  # as high as its rows and its legend, once that is laid out
-    axes = figure.add_subplot()
     cells = place_cells(plan)
-    _draw_ribbons(axes, look_of, cells)
+    ribbons = list(find_ribbons(cells))
+    sizes = [cell.layer.num_weights for own in cells.values() for cell in own]
+    caption = _caption(plan, min(sizes), max(sizes), passing=any(_passes(*ribbon) for ribbon in ribbons))
+    figure = style.new_figure(style.PAGE_INCHES, 1.0, title="Who shares with whom", caption=caption)
+    axes = figure.add_subplot()
+    _draw_ribbons(axes, look_of, ribbons)
     for own in cells.values():
         _draw_row(axes, look_of, own)
     if _draw_ties(axes, cells):
@@ -205,10 +190,23 @@ def sharing_map(plan: SharingPlan) -> Figure:
         )
     _finish(axes, plan, cells)
     _, legend_rows = style.outside_legend(figure, entries, loc="outside lower center", columns=2)
-    figure.set_figheight(0.75 + 0.72 * rows + 0.17 * legend_rows)
-    if _write_shares(figure, axes, look_of, cells):
-        axes.set_xlabel(f"{axes.get_xlabel()}; %: of its weights that a layer reads")
+    style.set_plot_height(figure, 0.5 + 0.72 * rows + 0.17 * legend_rows)
+    _write_shares(figure, axes, look_of, cells)
     return figure
+
+
+def _caption(plan: SharingPlan, low: int, high: int, *, passing: bool) -> str:
+    notes = [
+        f"A box is a generated layer, as wide as the square root of its weights ({style.quantity(low)} to "
+        f"{style.quantity(high)}), first to last; boxes of one colour come from one cluster, which bands join"
+    ]
+    if passing:
+        notes[0] += ", dashed past a member without it"
+    if any(len(cluster.slots) > 1 for cluster in plan.superweight_clusters.values()):
+        notes.append("White lines divide width slots, by weights")
+    if any(reading.is_enlarged for group in plan.ssn_groups.values() for reading in group.window_specs):
+        notes.append("Per cent: of its weights that a layer reads; the pale rest is enlarged from them")
+    return ". ".join(notes) + "."
 
 
 def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Patch | Line2D]:
@@ -237,61 +235,63 @@ def _held(clusters: Sequence[Cluster | SsnGroup]) -> str:
     return ", ".join(parts)
 
 
-def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], cells: dict[str, list[Cell]]) -> None:
-    for upper, lower in find_ribbons(cells):
+def _passes(upper: Run, lower: Run) -> bool:
+    """Whether a member stands between the two."""
+    return upper.base - lower.base > 1.5 * (ROW + GAP)
+
+
+def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], ribbons: Sequence[tuple[Run, Run]]) -> None:
+    """Opaque, so that two colours do not make a third where bands cross; those that pass a member as a line."""
+    for upper, lower in ribbons:
         color = look_of[upper.cluster_index].color
-        look = {"facecolor": color, "alpha": _TINT, "linewidth": 0, "zorder": 1, "gid": "ribbon"}
-        axes.add_patch(PathPatch(ribbon_path(upper, lower), **look))
+        if _passes(upper, lower):
+            ends = [(upper.left + upper.right) / 2, (lower.left + lower.right) / 2], [upper.base, lower.base + ROW]
+            rim = [withStroke(linewidth=2.6, foreground="white")]
+            dashed: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 2.6, "path_effects": rim}
+            axes.plot(*ends, color=color, gid="passing", **dashed)
+            continue
+        look = {"facecolor": style.mix(color, "white", 1 - _TINT), "edgecolor": "white", "linewidth": 0.6}
+        axes.add_patch(PathPatch(ribbon_path(upper, lower), **look, zorder=1, gid="ribbon"))
 
 
 def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Cell]) -> None:
     """Runs as tinted blocks, layers as bars on them, slots as lines in the bars."""
-    if not cells:
-        return
-    base = cells[0].base
-    style.add_box(axes, 0, base, 1, ROW, facecolor="white", linewidth=0, zorder=1.2)
     for run in find_runs(cells):
-        look = {"facecolor": look_of[run.cluster_index].color, "alpha": _TINT, "linewidth": 0, "zorder": 1.4}
-        style.add_box(axes, run.left, base, run.right - run.left, ROW, **look)
+        tint = style.mix(look_of[run.cluster_index].color, "white", 1 - _TINT)
+        style.add_box(axes, run.left, run.base, run.right - run.left, ROW, facecolor=tint, linewidth=0, zorder=1.4)
     for cell in cells:
         cluster = look_of[cell.layer.cluster_index]
-        width = cell.right - cell.left
-        left, wide = cell.left + (1 - _WIDE) / 2 * width, _WIDE * width
+        wide, filled = cell.right - cell.left, cell.tops[-1] if cell.read is None else cell.read
         if cell.read is not None:
             pale = {"facecolor": style.mix(cluster.color, "white", _PALE), "edgecolor": cluster.color, "linewidth": 0.6}
             height = cell.tops[-1] - cell.read
-            style.add_box(axes, left, base + cell.read, wide, height, **pale, zorder=1.9, gid="enlarged")
+            style.add_box(axes, cell.left, cell.base + cell.read, wide, height, **pale, zorder=1.9, gid="enlarged")
         look = {"facecolor": cluster.color, "hatch": cluster.hatch, "edgecolor": "white", "linewidth": 0, "zorder": 2}
-        style.add_box(axes, left, base, wide, cell.tops[-1] if cell.read is None else cell.read, gid="layer", **look)
+        style.add_box(axes, cell.left, cell.base, wide, filled, gid="layer", **look)
         for height in _apart(cell.tops[:-1], cell.tops[-1]):
-            axes.plot([left, left + wide], [base + height] * 2, color="white", linewidth=0.6, zorder=2.2, gid="slot")
+            line: dict[str, Any] = {"color": "white", "linewidth": 0.6, "zorder": 2.2, "gid": "slot"}
+            axes.plot([cell.left, cell.right], [cell.base + height] * 2, **line)
 
 
 def _write_shares(
     figure: Figure, axes: Axes, look_of: Mapping[int, ClusterLook], cells: Mapping[str, Sequence[Cell]]
-) -> bool:
-    """How much of each enlarged layer is read, into its bar, where all of them have room for it; whether they have."""
-    enlarged = [cell for own in cells.values() for cell in own if cell.read is not None]
-    if not enlarged:
-        return False
+) -> None:
+    """How much of each enlarged layer is read, into its bar where that has room for it."""
     figure.draw_without_rendering()
-    room = min(cell.right - cell.left for cell in enlarged) * _WIDE * axes.get_window_extent().width
-    written = []
-    for cell in enlarged:
-        inside = cell.read is not None and cell.read > _LINE
+    pixels = axes.get_window_extent().width / (axes.get_xlim()[1] - axes.get_xlim()[0])
+    for cell in (cell for own in cells.values() for cell in own):
+        if cell.read is None:
+            continue
+        inside = cell.read > _LINE
         dark = inside and style.is_dark(look_of[cell.layer.cluster_index].color)
-        height = cell.base + 0.03 * ROW + (0.0 if inside else cell.read or 0.0)
+        height = cell.base + 0.03 * ROW + (0.0 if inside else cell.read)
         text = axes.text(
-            cell.middle, height, f"{100 * cell.share_read:.2g} %", ha="center", va="bottom", zorder=2.5, gid="share",
-            fontsize=style.SMALL_POINTS - 1, color="white" if dark else style.INK,
+            (cell.left + cell.right) / 2, height, f"{100 * cell.read:.2g} %", ha="center", va="bottom", zorder=2.5,
+            fontsize=style.SMALL_POINTS - 1, color="white" if dark else style.INK, gid="share",
         )  # fmt: skip
         text.set_in_layout(False)
-        written.append(text)
-    if max(text.get_window_extent().width for text in written) > room:
-        for text in written:
+        if text.get_window_extent().width > (cell.right - cell.left) * pixels:
             text.remove()
-        return False
-    return True
 
 
 def _apart(heights: Sequence[float], top: float) -> list[float]:
@@ -323,12 +323,6 @@ def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None
     middles = [-row * (ROW + GAP) + ROW / 2 for row in range(rows)]
     axes.set_yticks(middles, names, fontsize=style.SMALL_POINTS, color=style.INK)
     style.hide_spines(axes, ticks=False)
-    low, high = weight_range(plan)
-    notes = [f"height: number of weights, log, {style.quantity(low)} to {style.quantity(high)}"]
-    if plan.superweight_clusters:
-        notes.append("white lines: width slots")
-    xlabel = f"generated layers, first to last\n{'; '.join(notes)}"
-    axes.set_xlabel(xlabel, fontsize=style.SMALL_POINTS, color=style.INK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,57 +362,62 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
 
 @style.plain_text
 def budget_split(plan: SharingPlan) -> Figure:
-    """Stacked bars of trainable parameters: the shared ensemble by use, the independent members one by one.
+    """Bars of trainable parameters: the shared ensemble by use, the independent members one by one.
 
-    The dashed line is the budget. Rectangles carry a ``gid``: ``shared``, ``independent``, and ``member`` for the
-    steps under the independent bar that name its parts.
+    Under each bar its parts are steps with their names and counts. The dashed line is the budget. Rectangles carry a
+    ``gid``: ``shared``, ``independent``, and ``part`` and ``member`` for the steps.
     """
-    shared = shared_segments(plan)
+    shared = [one for one in shared_segments(plan) if one.count]
     apart = [
-        Segment(label=member.name, count=member.num_parameters, color=_GREYS[index % 2])
+        Segment(label=style.short_names(member.name), count=member.num_parameters, color=_GREYS[index % 2])
         for index, member in enumerate(plan.members)
     ]
-    steps = [_FIRST_STEP - _STEP * index for index in range(len(apart))]
-    bottom, top = steps[-1] - 0.4, 0.72
-    legend_rows = -(-len(shared) // 3)
-    figure = style.new_figure(style.PAGE_INCHES, 0.5 + _INCHES_A_ROW * (top - bottom) + 0.17 * legend_rows)
+    bars = ((shared, "shared bank", "shared", "part"), (apart, "independent members", "independent", "member"))
+    rows, names, row = [], [], 0.0
+    for segments, name, *_ in bars:
+        rows += [row, *(row - 0.3 - _STEP * (place + 0.7) for place in range(len(segments)))]
+        names += [name, *(segment.label for segment in segments)]
+        row = rows[-1] - 0.85
+    kind = "templates" if plan.budget_counts == "templates" else "parameters"
+    share = 100 * plan.budget / plan.independent_parameters
+    figure = style.new_figure(
+        style.PAGE_INCHES, 0.5 + _INCHES_A_ROW * (0.5 - rows[-1] + 0.4), title="Where the parameters are",
+        caption=f"Each bar's parts stand under it. Dashed: the budget, {style.quantity(plan.budget)} {kind}, "
+        f"{share:.0f} % of the members apart.",
+    )  # fmt: skip
     axes = figure.add_subplot()
     totals = [sum(segment.count for segment in segments) for segments in (shared, apart)]
     xlabel = style.parameters_axis(axes, [*totals, plan.budget], logarithmic=False)
-    axes.set_ylim(bottom, top)
-    names = ["shared bank", "independent members", *(segment.label for segment in apart)]
-    axes.set_yticks([_SHARED_ROW, _APART_ROW, *steps], names)
+    axes.set_xlim(right=1.06 * axes.get_xlim()[1])
+    axes.set_ylim(rows[-1] - 0.4, 0.5)
+    axes.set_yticks(rows, names)
     style.style_axes(axes, xlabel=xlabel, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    swatches = [Patch(label=f"{one.label}: {style.quantity(one.count)}", **one.look) for one in shared]
-    style.outside_legend(figure, swatches, loc="outside lower center", columns=3)
-    boxes = _draw_bar(axes, shared, _SHARED_ROW, "shared")
-    _draw_bar(axes, apart, _APART_ROW, "independent")
-    _draw_budget(axes, plan)
-    figure.draw_without_rendering()
-    for segment, box in zip(shared, boxes):
-        _write_inside(axes, segment, box)
-    _beside(axes, totals[1], _APART_ROW)
-    _draw_steps(axes, apart, steps)
+    look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.5}
+    axes.plot([plan.budget] * 2, axes.get_ylim(), gid="budget", **look)
+    for (segments, _, whole, part), total in zip(bars, totals):
+        _draw_bar(axes, segments, rows[0], whole)
+        _beside(axes, total, rows[0])
+        _draw_steps(axes, segments, rows[1 : 1 + len(segments)], part)
+        rows = rows[1 + len(segments) :]
     return figure
 
 
-def _draw_bar(axes: Axes, segments: Sequence[Segment], row: float, gid: str) -> list[Rectangle]:
-    boxes = []
+def _draw_bar(axes: Axes, segments: Sequence[Segment], row: float, gid: str) -> None:
     left = 0.0
     for segment in segments:
-        boxes.append(style.add_box(axes, left, row - _BAR / 2, segment.count, _BAR, **segment.look, zorder=2, gid=gid))
+        style.add_box(axes, left, row - _BAR / 2, segment.count, _BAR, **segment.look, zorder=2, gid=gid)
         left += segment.count
-    return boxes
 
 
-def _draw_steps(axes: Axes, apart: Sequence[Segment], steps: Sequence[float]) -> None:
-    """A thin bar for each independent member, under its part of the stacked bar."""
+def _draw_steps(axes: Axes, segments: Sequence[Segment], rows: Sequence[float], gid: str) -> None:
+    """A thin bar for each part of a bar, where that part is; however small, its edge can be seen."""
     left, height = 0.0, _STEP * 0.62
-    for segment, row in zip(apart, steps):
-        look = {"facecolor": segment.color, "linewidth": 0, "zorder": 2, "gid": "member"}
-        style.add_box(axes, left, row - height / 2, segment.count, height, **look)
+    for segment, row in zip(segments, rows):
+        edge = style.MUTED if segment.color == "white" else segment.color
+        look = segment.look if segment.hatch else {"facecolor": segment.color, "edgecolor": edge, "linewidth": 0.9}
+        style.add_box(axes, left, row - height / 2, segment.count, height, **look, zorder=2, gid=gid)
         left += segment.count
         _beside(axes, segment.count, row, left)
 
@@ -428,30 +427,3 @@ def _beside(axes: Axes, count: float, row: float, right: float | None = None) ->
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
     place = (count if right is None else right, row)
     style.write_beside(axes, style.quantity(count), place, (3, 0), va="center", zorder=4, bbox=box).set_in_layout(False)
-
-
-def _draw_budget(axes: Axes, plan: SharingPlan) -> None:
-    """The line runs behind the independent bar, where it ends, but over the shared bar that it bounds."""
-    look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": (0, (4, 2))}
-    xs, top = [plan.budget] * 2, axes.get_ylim()[1]
-    axes.plot(xs, [_APART_ROW - _BAR / 2 - 0.1, top], zorder=1.5, gid="budget", **look)
-    axes.plot(xs, [_SHARED_ROW - _BAR / 2 - 0.08, top], zorder=3, **look)
-    kind = "template budget" if plan.budget_counts == "templates" else "budget"
-    left = plan.budget > 0.7 * axes.get_xlim()[1]
-    share = 100 * plan.budget / plan.independent_parameters
-    text = f"{kind} {style.quantity(plan.budget)} ({share:.0f} % of the members apart)"
-    place = (plan.budget, axes.get_ylim()[1])
-    style.write_beside(axes, text, place, (-4 if left else 4, -1), ha="right" if left else "left", va="top")
-
-
-def _write_inside(axes: Axes, segment: Segment, box: Rectangle) -> None:
-    """The count into its segment, if it fits and can be read there."""
-    if segment.hatch:
-        return
-    middle = (box.get_x() + box.get_width() / 2, box.get_y() + box.get_height() / 2)
-    color = "white" if style.is_dark(segment.color, below=0.6) else style.INK
-    look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": style.SMALL_POINTS, "color": color, "zorder": 4}
-    written = axes.text(*middle, style.quantity(segment.count), **look)
-    written.set_in_layout(False)
-    if written.get_window_extent().width > 0.9 * box.get_window_extent().width:
-        written.remove()

@@ -1,23 +1,35 @@
-"""How every figure looks, without pyplot state: palette, sizes, legends, axes of accuracy and cost, short names."""
+"""How every figure looks, without pyplot state: options, palette, sizes, captions, legends, axes, short names."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any, Literal
 
 import matplotlib
+import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection
+from matplotlib.colors import ListedColormap, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage import read_text
 
 plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
 
@@ -40,6 +52,12 @@ _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _STEPS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
 _ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _LONGEST_NAME = 40
+
+FORMATS = ("png", "pdf", "svg")
+_WIDTHS = {"column": COLUMN_INCHES, "page": PAGE_INCHES}
+_DARK = {"figure.facecolor": "#161616", "axes.facecolor": "#161616", "text.color": "#F4F4F4"}
+_TAKEN = ("figure.facecolor", "axes.facecolor", "axes.prop_cycle", "text.color")
+_TAKEN_FONTS = ("font.family", "font.serif", "font.sans-serif", "font.monospace", "font.style", "font.weight", "grid.")
 
 Scale = Callable[[Axes, Sequence[float]], str]  # makes the x axis one of these values and returns its label
 
@@ -72,13 +90,140 @@ def series_color(index: int) -> str:
     return mix(_SERIES[place], "white", 0.5 * (rounds % 2))
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, sized in inches, that lays itself out."""
-    return Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout=_ShortNames(), facecolor="white")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureOptions:
+    """How figures are written; the defaults are those of the figures that the library's pages show.
+
+    Attributes:
+        formats: Any of ``png`` (200 dots an inch), ``pdf`` (text stays text, its fonts inside) and ``svg`` (text as
+            paths, alike on every machine). The same results give the same bytes.
+        width: Of every figure, in inches, from 3 to 20; ``column`` (4) or ``page`` (7); or None: each one's own. Text
+            keeps its size.
+        style: ``light``, ``dark``, a style of Matplotlib by name, or the path of an ``.mplstyle`` file. Figures take
+            from it the fonts, the colours of background, text and grid, and the cycle of colours.
+
+    Raises:
+        SuperWeightError: An unknown format or style, a width out of range, or a style file that cannot be read.
+
+    Example:
+        >>> FigureOptions(formats=("pdf",), width="column", style="dark").inches
+        4.0
+    """
+
+    formats: tuple[str, ...] = ("png",)
+    width: float | str | None = None
+    style: str = "light"
+
+    def __post_init__(self) -> None:
+        if not self.formats or set(self.formats) - set(FORMATS) or len(set(self.formats)) < len(self.formats):
+            raise SuperWeightError(
+                f"figure formats {', '.join(self.formats) or 'none'}: give any of {', '.join(FORMATS)}, each once"
+            )
+        _ = self.inches, self.settings
+
+    @property
+    def inches(self) -> float | None:
+        """Width of every figure, or None."""
+        if self.width is None or self.width in _WIDTHS:
+            return None if self.width is None else _WIDTHS[str(self.width)]
+        try:
+            inches = float(self.width)
+        except ValueError:
+            inches = math.nan
+        if not 3 <= inches <= 20:
+            raise SuperWeightError(f"figure width {self.width}: give column, page, or inches from 3 to 20")
+        return inches
+
+    @property
+    def settings(self) -> dict[Any, Any]:
+        """What figures take of the style, by Matplotlib's names."""
+        if self.style in ("light", "dark"):
+            return dict(_DARK) if self.style == "dark" else {}
+        given: Any = matplotlib.style.library.get(self.style) or _read_style(self.style)
+        return {key: given[key] for key in given if key in _TAKEN or key.startswith(_TAKEN_FONTS)}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it, every figure is drawn under these options."""
+        token = _OPTIONS.set(self)
+        try:
+            with matplotlib.rc_context(self.settings):
+                yield
+        finally:
+            _OPTIONS.reset(token)
 
 
-class _ShortNames(ConstrainedLayoutEngine):
-    """The constrained layout of texts whose names are no longer than there is room for in any figure."""
+def _read_style(style: str) -> matplotlib.RcParams:
+    path = Path(style)
+    if not path.is_file():
+        raise SuperWeightError(
+            f"figure style {style!r} is no style of Matplotlib, and no file: give light, dark, the path of an "
+            ".mplstyle file, or a name from matplotlib.style.available, such as ggplot"
+        )
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        key = line.split("#")[0].split(":")[0].strip()
+        if key and key not in matplotlib.rcParams:
+            raise SuperWeightError(f"{path}, line {number}: {key!r} is no setting of Matplotlib: mend or remove it")
+    try:
+        return matplotlib.rc_params_from_file(path, fail_on_error=True, use_default_template=False)
+    except Exception as error:  # each validator has its own
+        reason = str(error).splitlines()[0]
+        raise SuperWeightError(f"{path} is no style file of Matplotlib: {reason}: mend that value") from error
+
+
+DEFAULTS = FigureOptions()
+_OPTIONS: ContextVar[FigureOptions] = ContextVar("figure options", default=DEFAULTS)
+
+
+def figure_width(own: float) -> float:
+    """Width in inches of a figure that would itself be ``own`` wide, under the options applied."""
+    return _OPTIONS.get().inches or own
+
+
+def new_figure(width: float, height: float, *, title: str = "", caption: str = "") -> Figure:
+    """An empty figure that lays itself out: so wide and high in inches, with a title above and a caption below that.
+
+    Title and caption come on top of the height; the options applied may set another width.
+    """
+    figure = Figure(figsize=(figure_width(width), height), dpi=DOTS_PER_INCH, facecolor="white")
+    top, bottom = (
+        _write_margin(figure, text, points, name)
+        for text, points, name in ((title, TEXT_POINTS, "title"), (caption, SMALL_POINTS - 0.5, "caption"))
+    )
+    figure.set_layout_engine(_Layout(top, bottom))
+    set_plot_height(figure, height)
+    return figure
+
+
+def set_plot_height(figure: Figure, inches: float) -> None:
+    """Make a figure so high without its title and caption."""
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, _Layout)
+    figure.set_figheight(inches + engine.top + engine.bottom)
+
+
+def _write_margin(figure: Figure, text: str, points: float, name: str) -> float:
+    """A text wrapped to the width of the figure, at its top or bottom; returns the inches that it takes."""
+    if not text:
+        return 0.0
+    at_top = name == "title"
+    written = figure.text(
+        0.08 / figure.get_figwidth(), 1.0 if at_top else 0.0, short_names(text), fontsize=points, color=INK, gid=name,
+        va="top" if at_top else "bottom", weight="bold" if at_top else None, linespacing=1.25,
+    )  # fmt: skip
+    written.set_in_layout(False)
+    a_letter = written.get_window_extent().width / figure.dpi / len(written.get_text())
+    lines = TextWrapper(int(0.97 * (figure.get_figwidth() - 0.16) / a_letter)).wrap(written.get_text())
+    written.set_text("\n".join(lines))
+    return written.get_window_extent().height / figure.dpi + 0.1
+
+
+class _Layout(ConstrainedLayoutEngine):
+    """The constrained layout between title and caption, of texts whose names are no longer than there is room for."""
+
+    def __init__(self, top: float, bottom: float) -> None:
+        super().__init__()
+        self.top, self.bottom = top, bottom
 
     def execute(self, fig: Figure) -> None:
         for axes in fig.axes:
@@ -89,7 +234,69 @@ class _ShortNames(ConstrainedLayoutEngine):
         for text in fig.findobj(Text):
             if isinstance(text, Text) and len(text.get_text()) > _LONGEST_NAME:
                 text.set_text(short_names(text.get_text()))
+        height = fig.get_figheight()
+        rect = (0.0, self.bottom / height, 1.0, 1 - (self.top + self.bottom) / height)
+        for text in fig.texts:
+            if text.get_gid() in ("title", "caption"):
+                text.set_y(1 - 0.06 / height if text.get_gid() == "title" else 0.05 / height)
+        for legend in fig.legends:
+            legend.set_bbox_to_anchor(None)  # one that has an anchor is given no room
+        self.set(rect=rect)
         super().execute(fig)
+        for legend in fig.legends:
+            legend.set_bbox_to_anchor(rect, fig.transFigure)
+
+
+def recolor(figure: Figure) -> None:
+    """Give a finished figure the colours of the options applied.
+
+    A colour is taken apart into white, black and a hue: white becomes the style's background, black its text.
+    """
+    settings = _OPTIONS.get().settings
+    ink = to_rgb(settings.get("text.color", "black"))
+    around = to_rgb(settings.get("figure.facecolor", "white"))
+    paper = to_rgb(settings.get("axes.facecolor", around))
+    cycle = settings["axes.prop_cycle"].by_key().get("color", []) if "axes.prop_cycle" in settings else []
+    series: dict[tuple[float, ...], tuple[float, ...]] = {to_rgb(own): to_rgb(new) for own, new in zip(_SERIES, cycle)}
+
+    def new(color: Any) -> tuple[float, ...]:
+        *parts, alpha = to_rgba(color)
+        if tuple(parts) in series:
+            return (*series[tuple(parts)], alpha)
+        low, high = min(parts), max(parts)
+        return (*(low * p + (1 - high) * i + part - low for part, p, i in zip(parts, paper, ink)), alpha)
+
+    figure.draw_without_rendering()  # which makes the ticks
+    for artist in dict.fromkeys(figure.findobj()):
+        if isinstance(artist, Text) and (halo := artist.get_path_effects()):
+            artist.set_path_effects([withStroke(linewidth=1.6, foreground=new("white"), alpha=0.85) for _ in halo])
+        if isinstance(artist, Annotation) and artist.arrow_patch is not None:
+            artist.arrow_patch.set(facecolor=new(artist.arrow_patch.get_facecolor()), edgecolor=new(INK))
+        if isinstance(artist, Text) and (box := artist.get_bbox_patch()) is not None:
+            box.set(facecolor=new(box.get_facecolor()), edgecolor=new(box.get_edgecolor()))
+        if isinstance(artist, ScalarMappable) and artist.get_array() is not None:
+            colors = artist.get_cmap()([place / 255 for place in range(256)])
+            artist.set_cmap(ListedColormap([new(color) for color in colors]))
+            continue
+        for look in ("color",) if isinstance(artist, (Text, Line2D)) else ("facecolor", "edgecolor"):
+            _recolor_one(artist, look, new)
+        if isinstance(artist, Line2D):
+            _recolor_one(artist, "markerfacecolor", new)
+            _recolor_one(artist, "markeredgecolor", new)
+    figure.set_facecolor(around)
+    for axes in figure.axes:
+        axes.set_facecolor(paper)
+        for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
+            looks = {"color": "color", "linestyle": "linestyle", "linewidth": "linewidth", "alpha": "alpha"}
+            line.set(**{look: settings[f"grid.{key}"] for look, key in looks.items() if f"grid.{key}" in settings})
+
+
+def _recolor_one(artist: Artist, look: str, new: Callable[[Any], tuple[float, ...]]) -> None:
+    get = getattr(artist, f"get_{look}", None)
+    if get is None or (isinstance(found := get(), str) and found in ("none", "face", "auto")):
+        return
+    many = isinstance(artist, Collection)
+    getattr(artist, f"set_{look}")([new(color) for color in found] if many else new(found))
 
 
 class _Shortened:
@@ -138,10 +345,13 @@ def draw_markers(
     gid: str,
     size: float = 26.0,
     zorder: float = 4.0,
+    hollow: bool = False,
 ) -> None:
-    """Points with a white rim, so that neighbours stay apart; ``size`` in square points."""
+    """Points with a white rim, so that neighbours stay apart, or hollow, of one seed; ``size`` in square points."""
     xs, ys = zip(*points)
-    axes.scatter(xs, ys, s=size, color=color, marker=marker, edgecolors="white", linewidths=0.6, zorder=zorder, gid=gid)
+    face, edge, width = ("white", color, 1.1) if hollow else (color, "white", 0.6)
+    look: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "linewidths": width, "marker": marker}
+    axes.scatter(xs, ys, s=size, zorder=zorder, gid=gid, **look)
 
 
 def add_box(axes: Axes, left: float, bottom: float, width: float, height: float, **look: Any) -> Rectangle:
@@ -248,10 +458,17 @@ def accuracy_axis(axes: Axes, percents: Iterable[float], *, below: float = 0.0) 
 
 
 def accuracy_axes(
-    size: tuple[float, float], scale: Scale, xs: Sequence[float], percents: Iterable[float], *, below: float = 0.0
+    size: tuple[float, float],
+    scale: Scale,
+    xs: Sequence[float],
+    percents: Iterable[float],
+    *,
+    below: float = 0.0,
+    title: str = "",
+    caption: str = "",
 ) -> tuple[Figure, Axes]:
     """A figure of test accuracy against a cost, over these values."""
-    figure = new_figure(*size)
+    figure = new_figure(*size, title=title, caption=caption)
     axes = figure.add_subplot()
     xlabel = scale(axes, xs)
     accuracy_axis(axes, percents, below=below)

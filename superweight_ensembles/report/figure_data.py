@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
-from superweight_ensembles.experiment import RunResults, SearchRecord
+from superweight_ensembles.experiment import Epoch, RunResults, SearchRecord, WidthEpoch
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import escape_controls
 
@@ -93,16 +93,20 @@ def _parameters(results: RunResults) -> Rows:
     return rows
 
 
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def _training(results: RunResults) -> Rows:
     rows: Rows = [("arm", "network", "epoch", "training loss (nats)", "validation accuracy (%)")]
     for arm in results.arms:
         for epoch in arm.history:
             losses = [loss for loss in epoch.train_loss.values() if loss is not None]
             found = epoch.validation
-            whole = None if found is None else 100 * found.ensemble.accuracy
+            whole = None if found is None else _percent(found.ensemble.accuracy)
             rows.append((arm.name, "ensemble", epoch.epoch, fmean(losses) if losses else None, whole))
             for name, one in ({} if found is None else found.members).items():
-                rows.append((arm.name, name, epoch.epoch, epoch.train_loss.get(name), 100 * one.accuracy))
+                rows.append((arm.name, name, epoch.epoch, epoch.train_loss.get(name), _percent(one.accuracy)))
     return rows
 
 
@@ -111,7 +115,7 @@ def _reliability(results: RunResults) -> Rows:
     for arm in results.arms:
         for one in arm.reliability:
             shares = (one.lower, one.upper, one.confidence, one.accuracy)
-            rows.append((arm.name, *(None if share is None else 100 * share for share in shares), one.count))
+            rows.append((arm.name, *map(_percent, shares), one.count))
     return rows
 
 
@@ -152,7 +156,9 @@ def _uncertainty(results: RunResults) -> Rows:
 
 def _widths(results: RunResults) -> Rows:
     rows: Rows = [("arm", "epoch", "member", "layer", "hidden neurons")]
-    for name, history in (("before", results.widths or ()), *((arm.name, arm.history) for arm in results.arms)):
+    histories: list[tuple[str, Sequence[Epoch | WidthEpoch]]] = [("before", results.widths or ())]
+    histories += [(arm.name, arm.history) for arm in results.arms]
+    for name, history in histories:
         for epoch in history:
             for member, own in (epoch.widths or {}).items():
                 rows += [(name, epoch.epoch, member, layer, width) for layer, width in own.items()]
