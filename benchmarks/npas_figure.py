@@ -124,7 +124,7 @@ def _budget_axis(axes: Axes, budgets: Sequence[float], *, few: bool) -> None:
     axes.xaxis.set_major_locator(FixedLocator(budgets))
     axes.xaxis.set_major_formatter(FixedFormatter([f"{budget:g}" for budget in budgets]))
     if few:
-        axes.tick_params(axis="x", labelrotation=90)
+        axes.tick_params(axis="x", labelrotation=90, labelsize=style.SMALL_POINTS - 1)
     axes.xaxis.set_minor_locator(NullLocator())
 
 

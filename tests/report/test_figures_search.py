@@ -423,7 +423,7 @@ def test_the_legend_explains_shades_letters_and_grey() -> None:
     assert {cluster.name for cluster in FIRST.clusters} <= set(texts)
     assert ("alone in its cluster" in texts) == bool(with_gid(figure, "alone"))
     (plain,) = change("one plan").legends
-    assert plain.get_title().get_text() == ""
+    assert plain.get_title().get_text() == "a gap: the member has no such layer"
     assert set(legend_texts(change("one plan"))) == {cluster.name for cluster in FIRST.clusters}
 
 
@@ -435,7 +435,7 @@ def test_layers_that_a_plan_leaves_to_their_members_are_empty_cells() -> None:
     total = num_targets(shared)
     empty = [sum(cell.axes is axes for cell in with_gid(figure, "own")) for axes in figure.axes]
     assert empty == [total, total - num_targets(kept), 0]
-    assert "its member's own" in legend_texts(figure)
+    assert "its member's own, in no cluster" in legend_texts(figure)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,6 @@ def training_curves(results: RunResults) -> Figure:
     room = 0.02 * (max(epochs) - min(epochs)) or 0.5
     last = panels[0 if once else -1]
     last.set_xlim(min(epochs) - room, max(epochs) + room)
-    last.set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
     last.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
     if validated:
@@ -63,6 +62,7 @@ def training_curves(results: RunResults) -> Figure:
             handles.append(Line2D([], [], color=style.MUTED, linewidth=1.8, label="ensemble"))
             looks = zip(members, map(_member_line, range(len(members))))
             handles += [Line2D([], [], color=style.MUTED, label=name, **look) for name, look in looks]
+    last.set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
     style.outside_legend(figure, handles, loc="outside upper center", columns=4)
     return figure
 
