@@ -91,9 +91,9 @@ def npas_budgets(npas: Npas) -> Figure:
     panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
     heights = _heights([*whole.values(), *(seeds for found in arms.values() for seeds in found.values())])
     for number, (axes, part) in enumerate(zip(panels, parts)):
-        _budget_axis(axes, budgets, few=len(parts) > 1)
         ylabel = "" if number else "test accuracy (%)"
         style.style_axes(axes, xlabel="budget: parameters / those of the whole network", ylabel=ylabel)
+        _budget_axis(axes, budgets, few=len(parts) > 1)
         dodge = _dodge(axes, budgets, len(part))
         for place, name in enumerate(part):
             gid = f"{name} again" if number and name in parts[0] else name
