@@ -54,23 +54,23 @@ _CAPTIONS = {
     ),
     "training_curves": (
         "Training",
-        "Above, the training loss, mean over members; below, accuracy on validation images. Thick lines are the "
-        "ensembles, thin ones their members.",
+        "Above, the training loss, mean over members; below, the error on validation images, on a logarithmic axis. "
+        "Thick lines are the ensembles, thin ones their members, each with a line style of its own.",
     ),
     "reliability_diagram": (
         "Calibration",
-        "On the diagonal confidence is right; below it the ensemble is too sure. Thin bars are one standard error: "
-        "long ones hold few images. Below, how often each confidence occurs.",
+        "On the diagonal confidence is right; below it the ensemble is too sure. Bars are one standard error; bins of few "
+        "images are joined. Below, how often each confidence occurs, on a logarithmic axis.",
     ),
     "sharing_map": (
         "Who shares with whom",
-        "A row a member, a block a layer, first to last. Blocks of one colour come from the same templates, and bands "
-        "join them across members. The lines in a block are its width slots.",
+        "A row a member, a block a layer, first to last, as wide as the square root of its weights. Blocks of one colour "
+        "come from the same templates, and bands join them across members. Lines in a block are its width slots.",
     ),
     "budget_split": (
         "Where the parameters are",
-        "Above, the bank by cluster, in the colours of the map; the dashed line is the budget. Below, the members "
-        "apart, one after the other.",
+        "Above, the bank by cluster, in the colours of the map, each part again under it; the dashed line is the budget. "
+        "Below, the members apart, one after the other.",
     ),
     "anytime_curves": (
         "Accuracy when members stop early",
@@ -84,7 +84,7 @@ _CAPTIONS = {
     ),
     "width_history": (
         "Widths while they were learned",
-        "A line a learned width, in its member's colour: hidden neurons after each epoch.",
+        "A panel a member, a line a layer: hidden neurons after each epoch.",
     ),
     "similarity_matrix": (
         "What the search saw",
