@@ -201,7 +201,7 @@ def train(
 
 @_command()
 def evaluate(run: RunPath, as_json: AsJson = False) -> None:
-    """Evaluate a trained run on its test data: members, ensemble and every subset, with their costs.
+    """Evaluate a trained run on its test data: members, ensemble and (in results.json) every subset, with their costs.
 
     On several processes: torchrun --nproc-per-node N -m superweight_ensembles evaluate RUN
     """
@@ -216,7 +216,7 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     for table in (anytime_table(results), uncertainty_table(results)):
         if table is not None:
             _CONSOLE.print(table)
-    _say(f"results: {run / 'results.json'}", _NOTES)
+    _say(f"results, with every subset of members: {run / 'results.json'}", _NOTES)
 
 
 @_command()
@@ -463,7 +463,7 @@ _LISTED = ("recipes", "models", "datasets", "optimizers", "schedules", "transfor
 
 @_command("list")
 def list_names(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of {', '.join(_LISTED)}.")],
+    what: Annotated[str, typer.Argument(metavar="|".join(_LISTED), help="What to list.")],
     pattern: Annotated[str | None, typer.Argument(metavar="[GLOB]", help="Of the names: 'timm/resnet*'.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -660,10 +660,22 @@ def _usage(error: Any) -> str:
     above = None if context is None else context.parent
     if option and above is not None and any(option in one.opts for one in above.command.params):
         said = f"{option} goes before {context.info_name}: superweights {option} {context.info_name} ..."
+    elif option and context is not None and context.info_name in ("train", "compare", "plan") and _is_setting(option):
+        said = f"No such option: {option}. A recipe's keys are given as --set training.{_key(option)}=..."
     elif near := getattr(error, "possibilities", None):
         said = f"No such option: {option}. Did you mean {near[0]}?"
     about = "" if context is None else f" ({context.command_path} --help says more)"
     return said + about
+
+
+def _key(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
+
+
+def _is_setting(option: str) -> bool:
+    from superweight_ensembles.training import TrainConfig
+
+    return _key(option) in TrainConfig.__dataclass_fields__
 
 
 @contextmanager

@@ -272,6 +272,11 @@ def evaluate(
         >>> list(swe.evaluate(ensemble, numbers, metrics={"mae": MeanAbsoluteError()}).ensemble)
         ['mae']
     """
+    if not isinstance(ensemble, SuperWeightEnsemble):
+        raise SuperWeightError(
+            f"evaluate takes a SuperWeightEnsemble, not {type(ensemble).__name__}: a predictor's curves are "
+            "swe.anytime.measure_curves(predictor, ...)"
+        )
     processes = current_processes() if gather else _ALONE
     if metrics is not None:
         return _scores(ensemble, loader, metrics, processes)

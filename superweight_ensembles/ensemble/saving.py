@@ -240,8 +240,9 @@ def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[
     for planned in plan.members:
         name, made = planned.name, config.members.get(planned.name)
         if not isinstance(made, dict):
+            every = ", ".join(f"{own!r}: ..." for own in plan.member_names)
             raise SuperWeightError(
-                f"member {name!r} was not made by a registry name: load with members={{{name!r}: its module, ...}}"
+                f"member {name!r} was not made by a registry name: load with every member's module, members={{{every}}}"
             )
         members[name] = rebuild_member(made, folder / "config.json", f"members.{name}", planned.num_parameters)
     return members

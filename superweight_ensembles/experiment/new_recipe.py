@@ -36,6 +36,7 @@ def write_new_recipe(path: Path, content: dict[str, Any], *, overwrite: bool = F
     lines = [
         f"# yaml-language-server: $schema={schema_file().resolve().as_uri()}",
         f"# superweights plan {path} tells what it shares and costs; superweights schema has every other key.",
+        "# anytime: {flops: 0.5} # measures early exit, and keeps a cascade for `superweights export --cascade`",
         *_commented(content, recipe_schema()),
     ]
     write_text(path, "\n".join(lines) + "\n")

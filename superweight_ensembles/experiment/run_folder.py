@@ -403,13 +403,15 @@ def check_output_folder(
     names = {name for name in there if not is_draft(name) and name != LOCK_FILE}
     if there and not names:
         return
+    just_begun = names == {marks[0]}
+    if not set(marks) <= names and not just_begun:
+        raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
     if not (resume or overwrite):
         raise SuperWeightError(
             f"{folder} exists already: --resume goes on, --overwrite begins anew, --out names another (resume=True, "
             "overwrite=True, out=)"
         )
-    just_begun = resume and names == {marks[0]}
-    if not set(marks) <= names and not just_begun:
+    if just_begun and not resume:
         raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
     if overwrite:
         foreign = names - set(contents())

@@ -189,8 +189,8 @@ def _table(columns: Sequence[str], *, caption: str, title: str | None = None, cl
     """Without rows; what has no heading stands on the left."""
     padding = (0, 1, 0, 0) if close else (0, 1, 0, 1)
     table = Table(title=None if title is None else cell(title), caption=caption, box=SIMPLE, padding=padding)
-    for column in columns:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for column in columns:  # where there is little room, names are folded, and numbers stay whole
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column), overflow="fold")
     return table
 
 

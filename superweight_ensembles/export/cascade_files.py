@@ -78,6 +78,11 @@ def export_cascade(
         >>> answer.probabilities.shape, answer.members_used.shape
         ((5, 4), (5,))
     """
+    if not isinstance(policy, ExitPolicy):
+        raise SuperWeightError(
+            f"policy is {type(policy).__name__}, not an ExitPolicy: predictor.calibrate(loader, flops=...) makes "
+            "predictor.policy"
+        )
     if policy.confidence not in CONFIDENCES:
         raise SuperWeightError(f"a cascade is of one class an image; this policy's confidence is {policy.confidence!r}")
     shape = checked_shape(input_shape)

@@ -305,6 +305,11 @@ def load_member(path: str | Path) -> nn.Module:
     """
     path = Path(path)
     notes = _notes_path(path)
+    if path.suffix != ".safetensors" and not notes.exists():
+        raise SuperWeightError(
+            f"{path} is no state-dict export (.safetensors with its .json): torch.export.load reads a .pt2 file, "
+            "onnxruntime an .onnx file"
+        )
     content = read_json(notes)
     if content.get("format") != STATE_FORMAT:
         raise SuperWeightError(f"{notes} has format {content.get('format')!r}; this version reads {STATE_FORMAT}")

@@ -59,18 +59,18 @@ _CAPTIONS = {
     ),
     "reliability_diagram": (
         "Calibration",
-        "On the diagonal confidence is right; below it the ensemble is too sure. Bars are one standard error; bins of few "
-        "images are joined. Below, how often each confidence occurs, on a logarithmic axis.",
+        "On the diagonal confidence is right; below it the ensemble is too sure. Bars are one standard error; bins "
+        "of few images are joined. Below, how often each confidence occurs, on a logarithmic axis.",
     ),
     "sharing_map": (
         "Who shares with whom",
-        "A row a member, a block a layer, first to last, as wide as the square root of its weights. Blocks of one colour "
-        "come from the same templates, and bands join them across members. Lines in a block are its width slots.",
+        "A row a member, a block a layer, first to last, as wide as the square root of its weights. Blocks of one "
+        "colour come from the same templates; bands join them across members. Lines in a block are its width slots.",
     ),
     "budget_split": (
         "Where the parameters are",
-        "Above, the bank by cluster, in the colours of the map, each part again under it; the dashed line is the budget. "
-        "Below, the members apart, one after the other.",
+        "Above, the bank by cluster, in the colours of the map, each part again under it; the dashed line is the "
+        "budget. Below, the members apart, one after the other.",
     ),
     "anytime_curves": (
         "Accuracy when members stop early",

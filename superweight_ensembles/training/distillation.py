@@ -11,6 +11,7 @@ Semi-Supervised Learning, ICLR 2017.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,7 @@ from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.device import is_refusal
 from superweight_ensembles.training.hooks import Hook, TrainState
 
+_LOG = logging.getLogger(__name__)
 Lessons = Literal["ensemble", "others", "prefixes", "history"]
 EACH_OTHER: tuple[Lessons, ...] = get_args(Lessons)  # teachers that are the members themselves
 OWN_MEAN, OTHERS, PREFIXES, HISTORY = EACH_OTHER
@@ -228,6 +230,8 @@ class Distillation(Hook):
                 )
             self._order = self._given_order
             if self.lessons == HISTORY:
+                if state.config.epochs == 1:
+                    _LOG.warning("teacher 'history' teaches from the second epoch on: one epoch is trained untaught")
                 self.history = AnswerHistory(state.loaders, state.members, state.processes, state.rows)
             return
         assert self.teacher is not None

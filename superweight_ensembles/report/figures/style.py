@@ -273,16 +273,16 @@ def recolor(figure: Figure) -> None:
         if isinstance(artist, Annotation) and artist.arrow_patch is not None:
             artist.arrow_patch.set(facecolor=new(artist.arrow_patch.get_facecolor()), edgecolor=new(INK))
         if isinstance(artist, Text) and (box := artist.get_bbox_patch()) is not None:
-            box.set(facecolor=new(box.get_facecolor()), edgecolor=new(box.get_edgecolor()))
+            box.set(facecolor=new(box.get_facecolor()), linewidth=0)
         if isinstance(artist, ScalarMappable) and artist.get_array() is not None:
             colors = artist.get_cmap()([place / 255 for place in range(256)])
             artist.set_cmap(ListedColormap([new(color) for color in colors]))
             continue
-        for look in ("color",) if isinstance(artist, (Text, Line2D)) else ("facecolor", "edgecolor"):
-            _recolor_one(artist, look, new)
-        if isinstance(artist, Line2D):
+        if isinstance(artist, Line2D):  # markers first: automatic ones follow the line
             _recolor_one(artist, "markerfacecolor", new)
             _recolor_one(artist, "markeredgecolor", new)
+        for look in ("color",) if isinstance(artist, (Text, Line2D)) else ("facecolor", "edgecolor"):
+            _recolor_one(artist, look, new)
     figure.set_facecolor(around)
     for axes in figure.axes:
         axes.set_facecolor(paper)
