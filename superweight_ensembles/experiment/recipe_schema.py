@@ -37,8 +37,8 @@ def recipe_schema() -> dict[str, Any]:
 
     Example:
         >>> schema = recipe_schema()
-        >>> schema["$defs"]["TrainConfig"]["properties"]["epochs"]
-        {'default': 30, 'type': 'integer', 'description': 'Passes over the training data.'}
+        >>> schema["$defs"]["TrainConfig"]["properties"]["epochs"]["description"]
+        'Passes over the training data.'
     """
     schema = _standard(Recipe.model_json_schema(schema_generator=_Described))
     sections, tuned = schema["$defs"], schema["properties"]["fine_tuning"]

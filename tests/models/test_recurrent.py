@@ -206,6 +206,7 @@ def test_materialised_members_are_plain(ensemble):
         assert not torch.allclose(plain(TOKENS), logits)
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 LSTM")
 @pytest.mark.parametrize("name", ["gru", "lstm", "cells"])
 def test_bfloat16(name):
     ensemble = ensemble_of(name).train()
