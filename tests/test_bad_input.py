@@ -1,9 +1,12 @@
 """What users get wrong: every mistake is a SuperWeightError that says what was given and what to do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import superweight_ensembles as swe
 from superweight_ensembles import SuperWeightEnsemble, SuperWeightError, plan_sharing, wide_resnet
 from superweight_ensembles.plan import find_targets
 
@@ -243,3 +246,14 @@ def test_bad_wide_resnet(sizes, message):
 def test_error_is_a_value_error():
     with pytest.raises(ValueError, match="has no shape yet"):
         find_targets(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_what_is_given_in_the_place_of_another_is_named(tmp_path: Path) -> None:
+    ensemble = swe.SuperWeightEnsemble({"a": wide_resnet(10, 1, 4), "b": wide_resnet(16, 1, 4)}, budget=0.9)
+    predictor = swe.AnytimePredictor(ensemble, input_shape=(3, 8, 8))
+    with pytest.raises(SuperWeightError, match="policy is NoneType, not an ExitPolicy: predictor"):
+        swe.export_cascade(predictor.modules, predictor.policy, tmp_path / "cascade", input_shape=(3, 8, 8))
+    with pytest.raises(SuperWeightError, match="takes a SuperWeightEnsemble, not AnytimePredictor"):
+        swe.evaluate(predictor, [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))])
+    with pytest.raises(SuperWeightError, match=r"a\.pt2 is no state-dict export .*: torch\.export\.load reads"):
+        swe.export.load_member(tmp_path / "a.pt2")

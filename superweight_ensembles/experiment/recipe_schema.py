@@ -11,17 +11,19 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import core_schema
 
 from superweight_ensembles.data import DATA_SETS, load_data
 from superweight_ensembles.experiment.recipe import Recipe
 from superweight_ensembles.experiment.recipe_sections import AdaptiveRecipe
 from superweight_ensembles.models import wide_resnet
 from superweight_ensembles.models.adaptive import make_adaptive, multilayer_perceptron
+
+if TYPE_CHECKING:
+    from pydantic_core import core_schema
 
 _MODELS: dict[str, Callable[..., Any]] = {"wide_resnet": wide_resnet, "mlp": multilayer_perceptron}
 _TOLD = ("name", "num_classes", "in_channels")  # of a network or a data set by the recipe's other keys

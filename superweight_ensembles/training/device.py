@@ -164,11 +164,21 @@ def _device_here(config: TrainConfig) -> int | list[int]:
     return [torch.cuda.current_device()] if begun and _device(config) == "cuda" else 1
 
 
-def _corrupts_memory(ensemble: SuperWeightEnsemble) -> bool:
-    """Whether torch writes past its buffers in backward: seen with AVX2, channels-last, 1 x 1 kernels, 4 channels."""
-    return any(
-        isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1) and layer.in_channels < 8
-        for layer in ensemble.modules()
+def _corrupts_memory(ensemble: SuperWeightEnsemble, device: torch.device) -> bool:
+    """Whether torch (2.11 to 2.14) would write past its buffers in backward of a channels-last convolution.
+
+    So it does on CPUs with AVX2 alone, in strided 1 x 1 convolutions of 2 to 7 channels.
+    """
+    return (
+        device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+        and any(
+            isinstance(layer, nn.Conv2d)
+            and layer.kernel_size == (1, 1)
+            and layer.stride != (1, 1)
+            and 1 < layer.in_channels < 8
+            for layer in ensemble.modules()
+        )
     )
 
 
@@ -177,12 +187,20 @@ def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric
 
     Returns:
         Whether it is channels-last.
+
+    Raises:
+        SuperWeightError: It is asked for, and torch would corrupt memory.
     """
+    unsound = _corrupts_memory(ensemble, fabric.device)
     if isinstance(config.channels_last, bool):
         channels_last = config.channels_last
     else:
-        channels_last = faster_channels_last(fabric.device, precision_of(config) != "float32")
-        channels_last = channels_last and not (fabric.device.type == "cpu" and _corrupts_memory(ensemble))
+        channels_last = faster_channels_last(fabric.device, precision_of(config) != "float32") and not unsound
+    if channels_last and unsound:
+        raise SuperWeightError(
+            "channels_last: true: on this CPU torch corrupts memory in strided 1 x 1 convolutions of 2 to 7 channels, "
+            "which a member has: leave channels_last out, or give false"
+        )
     if channels_last:
         ensemble.to(memory_format=torch.channels_last)
     return channels_last

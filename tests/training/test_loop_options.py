@@ -460,3 +460,26 @@ def test_a_service_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(swe.SuperWeightError, match=f"needs {name}: pip install {name}"):
             swe.train(build(), DATA, CONFIG, hooks=[hook])
+
+
+def test_channels_last_is_left_or_refused_where_torch_corrupts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    data = swe.load_data("synthetic", num_train=32, num_test=16)
+
+    def trained(width: float, channels_last: bool | str) -> swe.TrainResult:
+        config = swe.TrainConfig(epochs=1, batch_size=16, device="cpu", channels_last=channels_last)
+        return swe.train(swe.SuperWeightEnsemble([swe.wide_resnet(10, width, 4)], budget=0.9), data, config)
+
+    assert not trained(0.25, "auto").channels_last and trained(1, "auto").channels_last
+    with pytest.raises(swe.SuperWeightError, match="channels_last: true: on this CPU torch corrupts memory"):
+        trained(0.25, True)
+
+
+def test_history_of_one_epoch_says_that_nothing_is_taught(caplog: pytest.LogCaptureFixture) -> None:
+    data = swe.load_data("synthetic", num_train=32, num_test=16)
+    for epochs in (2, 1):
+        assert "one epoch is trained untaught" not in caplog.text
+        ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, 4), swe.wide_resnet(16, 1, 4)], budget=0.9)
+        config = swe.TrainConfig(epochs=epochs, batch_size=16, device="cpu")
+        swe.train(ensemble, data, config, hooks=[swe.Distillation("history", weight=0.5)])
+    assert "one epoch is trained untaught" in caplog.text
