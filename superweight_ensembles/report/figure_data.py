@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from superweight_ensembles.experiment import Epoch, RunResults, SearchRecord, WidthEpoch
@@ -36,18 +36,17 @@ def _cell(value: object) -> object:
 
 def result_tables(results: RunResults, plan: SharingPlan) -> dict[str, Rows]:
     """Heading and rows of every figure that is drawn from results or a plan, by its name."""
-    made: dict[str, Callable[[], Rows]] = {
-        "accuracy_flops": lambda: _accuracy(results),
-        "accuracy_parameters": lambda: _parameters(results),
-        "training_curves": lambda: _training(results),
-        "reliability_diagram": lambda: _reliability(results),
-        "sharing_map": lambda: [("member", *_PLAN_HEAD), *_layers(plan)],
-        "budget_split": lambda: _budget(plan),
-        "anytime_curves": lambda: _anytime(results),
-        "uncertainty_curves": lambda: _uncertainty(results),
-        "width_history": lambda: _widths(results),
+    return {
+        "accuracy_flops": _accuracy(results),
+        "accuracy_parameters": _parameters(results),
+        "training_curves": _training(results),
+        "reliability_diagram": _reliability(results),
+        "sharing_map": [("member", *_PLAN_HEAD), *_layers(plan)],
+        "budget_split": _budget(plan),
+        "anytime_curves": _anytime(results),
+        "uncertainty_curves": _uncertainty(results),
+        "width_history": _widths(results),
     }
-    return {name: rows() for name, rows in made.items()}
 
 
 _PLAN_HEAD = ("layer", "cluster", "slot", "coefficient vectors")
