@@ -216,7 +216,7 @@ def evaluate(run: RunPath, as_json: AsJson = False) -> None:
     for table in (anytime_table(results), uncertainty_table(results)):
         if table is not None:
             _CONSOLE.print(table)
-    _say(f"results, with every subset of members: {run / 'results.json'}", _NOTES)
+    _say(f"results: {run / 'results.json'} (every subset of members, too)", _NOTES)
 
 
 @_command()

@@ -242,7 +242,7 @@ def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[
         if not isinstance(made, dict):
             every = ", ".join(f"{own!r}: ..." for own in plan.member_names)
             raise SuperWeightError(
-                f"member {name!r} was not made by a registry name: load with every member's module, members={{{every}}}"
+                f"member {name!r} was not made by a registry name: load with members={{{every}}}, a module of each"
             )
         members[name] = rebuild_member(made, folder / "config.json", f"members.{name}", planned.num_parameters)
     return members

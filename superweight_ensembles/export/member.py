@@ -305,7 +305,7 @@ def load_member(path: str | Path) -> nn.Module:
     """
     path = Path(path)
     notes = _notes_path(path)
-    if path.suffix != ".safetensors" and not notes.exists():
+    if path.suffix in (".pt2", ".onnx"):
         raise SuperWeightError(
             f"{path} is no state-dict export (.safetensors with its .json): torch.export.load reads a .pt2 file, "
             "onnxruntime an .onnx file"
