@@ -101,21 +101,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(stop: tuple[int, int], tmp_pa
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def averaged() -> dict[str, Tensor]:
-    ensemble = ensemble_of()
-    swe.train(ensemble, DATA, CONFIG, hooks=[swe.AveragedWeights(start=0.4)])
+def averaged(rows: slice) -> dict[str, Tensor]:
+    """Parameters and norm statistics after 9 steps in float64, where a reordered sum stays far below the tolerance."""
+    batches = [(images[rows].double(), labels[rows]) for images, labels in DATA.loader("train", 16)]
+    ensemble = ensemble_of().double()
+    swe.train(ensemble, batches, CONFIG, hooks=[swe.AveragedWeights(start=0.4)])
     return ensemble.state_dict()
 
 
 def job(rank: int, folder: Path) -> dict:
     build_fabric(CONFIG)
-    return averaged()
+    return averaged(slice(8 * rank, 8 * rank + 8))
 
 
 def test_two_processes_average_what_one_does(tmp_path: Path) -> None:
-    answers, expected = two_processes.run(job, tmp_path), averaged()
+    answers, expected = two_processes.run(job, tmp_path), averaged(slice(0, 16))
     for name, value in expected.items():
-        torch.testing.assert_close(answers[0][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(answers[0][name], value, rtol=1e-9, atol=1e-11, msg=name)
         assert torch.equal(answers[0][name], answers[1][name]), name
 
 
