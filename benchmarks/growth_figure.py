@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 from pydantic import Field
 
 from superweight_ensembles.errors import SuperWeightError
@@ -18,14 +19,13 @@ from superweight_ensembles.report.figures import style
 from superweight_ensembles.storage import Name, Positive
 
 _TICKS = 4
-_ROWS = {  # series of growth.json: (label, what a unit of the axis is of a unit of the file)
-    "step_ms": ("step (ms)", 1.0),
-    "generation_ms": ("generation (ms)", 1.0),
-    "peak_bytes": ("peak memory (MB)", 1e-6),
-    "plan_s": ("plan (ms)", 1e3),
-    "plan_and_build_s": ("plan and build (ms)", 1e3),
+_ROWS = {  # series of growth.json: its name in the table
+    "step_ms": "step",
+    "generation_ms": "generation",
+    "peak_bytes": "peak memory",
+    "plan_s": "plan",
+    "plan_and_build_s": "plan and build",
 }
-
 
 Numbers = Annotated[tuple[Positive, ...], Field(max_length=1000)]
 
@@ -38,6 +38,7 @@ class Series:
     own: Numbers = ()
     on_paper: Numbers
     slope: float | None
+    slope_on_paper: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,67 +65,70 @@ class Growth:
 
 @style.plain_text
 def growth_curves(growth: Growth) -> Figure:
-    """Step time, generation time, peak memory and planning time, a row each; a column a sweep; both axes logarithmic.
+    """Step time against each thing that grows, both axes logarithmic, above a table of the slopes of every quantity.
 
     Dots on a line are measured, of the bank and, where there are any, of the members' own weights; the dashed line
-    starts at the first dot of the bank and grows as it should on paper. The number in a corner is the slope of the
-    bank's upper half; 1 is linear. Artists carry a ``gid``: ``members step_ms measured``, ``... own``,
-    ``... on paper``, ``... slope``.
+    starts at the first dot of the bank and grows as it should on paper. A slope is that of the bank's upper half, 1
+    where it grows in proportion; beside it the one on paper. Artists carry a ``gid``: ``members measured``,
+    ``members own``, ``members on paper``, ``slopes``.
     """
     sweeps = growth.sweeps
     if not sweeps:
         raise SuperWeightError("the growth file holds no sweep to draw: measure one first")
     figure = style.new_figure(
-        max(style.PAGE_INCHES * len(sweeps) / 4, 2.6), 1.2 * len(_ROWS) + 1.0,
-        title="How time and memory grow, a column a thing that grows, logarithmic axes. "
-        "Slope of the bank's upper half: 1 in proportion, 0 not at all",
+        max(style.PAGE_INCHES * len(sweeps) / 4, 3.6), 3.6,
+        title="How time and memory grow with the members, targets, templates and images",
+        caption="Above: step time, log axes. Below: slope of the bank's upper half (on paper); 1 in proportion, "
+        "0 not at all.",
     )  # fmt: skip
-    panels = figure.subplots(len(_ROWS), len(sweeps), sharex="col", sharey="row", squeeze=False)
-    for row, (key, (label, unit)) in enumerate(_ROWS.items()):
-        drawn = [height for sweep, axes in zip(sweeps, panels[row]) for height in _draw(axes, sweep, key, unit)]
-        for column, axes in enumerate(panels[row]):
-            style.style_axes(axes, ylabel=label if column == 0 else "")
-            axes.tick_params(labelleft=column == 0)
-        _limit(panels[row][0], "y", drawn, room=1.6)
-    for sweep, axes in zip(sweeps, panels[-1]):
-        axes.set_xlabel(sweep.label, fontsize=style.TEXT_POINTS, color=style.INK)
+    grid = figure.add_gridspec(2, len(sweeps), height_ratios=(1.6, 1))
+    panels = [figure.add_subplot(grid[0, column]) for column in range(len(sweeps))]
+    drawn = [height for sweep, axes in zip(sweeps, panels) for height in _draw(axes, sweep)]
+    for sweep, axes in zip(sweeps, panels):
+        style.style_axes(axes, xlabel=sweep.label, ylabel="step (ms)" if axes is panels[0] else "")
         _limit(axes, "x", sweep.values, room=1.25)
-    figure.align_ylabels(panels[:, 0])
+        _limit(axes, "y", drawn, room=1.6)
+        axes.tick_params(labelleft=axes is panels[0])
+    _write_slopes(figure.add_subplot(grid[1, :]), sweeps)
     names = {"measured": "shared bank", "own": "the same members, own weights", "on paper": "the bank on paper"}
     handles = [Line2D([], [], **_look(name), label=label) for name, label in names.items()]
-    style.outside_legend(figure, handles, loc="outside lower center", columns=4)
+    style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     return figure
 
 
-def _draw(axes: Axes, sweep: Sweep, key: str, unit: float) -> list[float]:
-    """Draw a panel in the units of its axes; returns every height in it."""
-    series = sweep.series[key]
+def _draw(axes: Axes, sweep: Sweep) -> list[float]:
+    """Draw the step time of a sweep; returns every height in the panel."""
+    series = sweep.series["step_ms"]
     lines: Mapping[str, Sequence[float]] = {
         "measured": series.measured,
         "own": series.own,
         "on paper": [series.measured[0] * growth for growth in series.on_paper],
     }
-    heights = []
-    for name, numbers in lines.items():
-        points = [(x, unit * y) for x, y in zip(sweep.values, numbers)]
-        if points:
-            axes.plot(*zip(*points), **_look(name), gid=f"{sweep.name} {key} {name}")
-        heights += [height for _, height in points]
-    if series.slope is not None:
-        axes.annotate(
-            f"slope {round(series.slope, 2) + 0:.2f}",  # adding 0 makes -0.00 of a tiny slope 0.00
-            (0, 1),
-            xycoords="axes fraction",
-            xytext=(4, -2),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=style.SMALL_POINTS,
-            color=style.INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-            gid=f"{sweep.name} {key} slope",
-        )
-    return heights
+    for name, heights in lines.items():
+        if heights:
+            axes.plot(sweep.values, heights, **_look(name), gid=f"{sweep.name} {name}")
+    return [height for heights in lines.values() for height in heights]
+
+
+def _write_slopes(axes: Axes, sweeps: Sequence[Sweep]) -> None:
+    axes.set_axis_off()
+    rows = [[_slopes(sweep.series[key]) for sweep in sweeps] for key in _ROWS]
+    table = axes.table(
+        rows, rowLabels=list(_ROWS.values()), colLabels=[sweep.label for sweep in sweeps], cellLoc="center",
+        edges="horizontal", bbox=Bbox.from_bounds(0.12, 0, 0.88, 1), gid="slopes",
+    )  # fmt: skip
+    table.auto_set_font_size(False)
+    table.set_fontsize(style.SMALL_POINTS)
+    for cell in table.get_celld().values():
+        cell.set(edgecolor=style.GRID, linewidth=0.6)
+        cell.get_text().set_color(style.INK)
+
+
+def _slopes(series: Series) -> str:
+    if series.slope is None:
+        return "one point"
+    measured, paper = (f"{round(slope, 2) + 0:.2f}" for slope in (series.slope, series.slope_on_paper))  # no -0.00
+    return f"{measured} ({paper})"
 
 
 def _limit(axes: Axes, which: str, values: Sequence[float], room: float) -> None:
