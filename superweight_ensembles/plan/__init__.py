@@ -7,6 +7,7 @@ derived from it.
 from superweight_ensembles.plan.clusters import (
     CLUSTER_RULES,
     TargetGroup,
+    check_count,
     check_num_groups,
     check_seed,
     depth_runs,
@@ -101,6 +102,7 @@ __all__ = [
     "allocate",
     "bank_within",
     "bank_words",
+    "check_count",
     "check_num_groups",
     "check_plan_fits",
     "check_plan_options",

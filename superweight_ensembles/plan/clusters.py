@@ -13,12 +13,11 @@ from itertools import chain, groupby
 from typing import Union
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.slots import spelled
+from superweight_ensembles.plan.slots import Shape, spelled
 from superweight_ensembles.plan.targets import Kernels, Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
-_MOST_BINS = 10_000
 _KEYS: dict[str, Callable[[Target, Kernels], object]] = {  # of the cluster that a target is in
     "shape": lambda target, kernels: (target.family(kernels), target.shape[:2]),
     "type": lambda target, kernels: target.kind,
@@ -35,6 +34,16 @@ class TargetGroup:
     leaders: tuple[int, ...] | None = None  # places of the targets whose coefficients they use; None: their own
     kernels: Kernels = "apart"  # whether SuperWeights may make several of it
 
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes of the targets."""
+        return tuple(target.shape for target in self.targets)
+
+    @property
+    def num_weights(self) -> int:
+        """Numbers in all targets."""
+        return sum(map(math.prod, self.shapes))
+
 
 def group_targets(
     targets: Sequence[Target],
@@ -48,19 +57,17 @@ def group_targets(
     """Partition targets into clusters. Plain matrices are of one kind, whatever layer reads them, but for ``type``.
 
     Args:
-        targets: Of all members, member after member, each in construction order.
-        rule: ``depth_bins`` (contiguous runs of each member's layers), ``shape`` (equal shapes only), ``type`` (one
-            kind of layer), ``one`` (all), ``random``, ``none`` (no sharing: every weight stays its member's own), or a
-            mapping of cluster names to globs over ``member.parameter`` names; targets that no glob names stay their
-            member's own.
-        bins: Depth bins B of a member (see :func:`plan_sharing`); ``depth_bins`` alone reads it.
-        num_groups: Of ``random``, which alone reads them, like ``seed``.
-        seed: Of the draw.
-        kernels: ``apart``: those of one size share; ``centre``: all do, a small one as the centre of a large one.
+        targets: Targets of all members, member after member, each in construction order.
+        rule: One of ``CLUSTER_RULES``, as :func:`plan_sharing` says them, or a mapping of cluster names to globs over
+            ``member.parameter`` names. Targets that no glob names stay their member's own.
+        bins: Depth bins B of a member.
+        num_groups: Number of groups that ``random`` makes.
+        seed: Seed of its draw.
+        kernels: ``apart`` or ``centre``.
 
     Raises:
-        SuperWeightError: Unknown rule, no bins, more random groups than targets, a glob without targets, a target in
-            two clusters.
+        SuperWeightError: Unknown rule, an option that it does not read, no bins, more random groups than targets, a
+            glob without targets, a target in two clusters.
 
     Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
@@ -70,32 +77,24 @@ def group_targets(
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if rule != "depth_bins" and bins != 4:
         raise SuperWeightError(f"bins does nothing with clusters {rule!r}: leave it out")
-    groups = _grouped(targets, rule, bins, num_groups, seed, kernels)
-    return tuple(replace(group, kernels=kernels) for group in groups)
-
-
-def _grouped(
-    targets: Sequence[Target], rule: ClusterRule, bins: int, num_groups: int | None, seed: int, kernels: Kernels
-) -> tuple[TargetGroup, ...]:
     if isinstance(rule, Mapping):
-        return _by_hand(targets, rule)
-    if rule == "depth_bins":
-        if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-            raise SuperWeightError(f"bins must be a positive integer; got {bins!r}")
-        if bins > _MOST_BINS:
-            raise SuperWeightError(f"bins is at most {_MOST_BINS:,}; got {bins!r:.40}")
-        return _depth_bins(targets, bins, kernels)
-    if isinstance(rule, str) and rule in _KEYS:
-        found: dict[object, list[Target]] = {}
-        for target in targets:
-            found.setdefault(_KEYS[rule](target, kernels), []).append(target)
-        return tuple(TargetGroup(name=_group_name(rule, group), targets=tuple(group)) for group in found.values())
-    if rule == "random":
+        groups = _by_hand(targets, rule)
+    elif rule == "depth_bins":
+        check_count(bins, "bins", most=10_000)
+        groups = _depth_bins(targets, bins, kernels)
+    elif rule == "random":
         assert num_groups is not None, "checked"
-        return _at_random(targets, num_groups, seed)
-    if rule == "none":
-        return ()
-    raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+        groups = _at_random(targets, num_groups, seed)
+    elif rule == "none":
+        groups = []
+    elif isinstance(rule, str) and rule in _KEYS:
+        alike: dict[object, list[Target]] = {}
+        for target in targets:
+            alike.setdefault(_KEYS[rule](target, kernels), []).append(target)
+        groups = [TargetGroup(name=_group_name(rule, group), targets=tuple(group)) for group in alike.values()]
+    else:
+        raise unknown_name("cluster rule", str(rule), CLUSTER_RULES)
+    return tuple(replace(group, kernels=kernels) for group in groups)
 
 
 def depth_runs(length: int, bins: int) -> tuple[int, ...]:
@@ -110,15 +109,14 @@ def depth_runs(length: int, bins: int) -> tuple[int, ...]:
 
 
 def _group_name(rule: str, group: Sequence[Target]) -> str:
-    if rule == "shape":
-        alike = len(_spellings(group)) == 1
-        return (
-            f"{group[0].kind} {spelled(group[0].shape)}" if alike else f"{_label(group)} {spelled(group[0].shape[:2])}"
-        )
-    return group[0].kind if rule == "type" else "all"
+    if rule != "shape":
+        return group[0].kind if rule == "type" else "all"
+    if len(_spellings(group)) == 1:
+        return f"{group[0].kind} {spelled(group[0].shape)}"
+    return f"{_label(group)} {spelled(group[0].shape[:2])}"
 
 
-def _depth_bins(targets: Sequence[Target], bins: int, kernels: Kernels) -> tuple[TargetGroup, ...]:
+def _depth_bins(targets: Sequence[Target], bins: int, kernels: Kernels) -> list[TargetGroup]:
     by_member: dict[str, list[list[Target]]] = {}  # tensor by tensor: the parts of one stay together
     for _, parts in groupby(targets, key=lambda target: (target.member, target.name)):
         tensor = list(parts)
@@ -145,21 +143,23 @@ def _depth_bins(targets: Sequence[Target], bins: int, kernels: Kernels) -> tuple
             for index, members in enumerate(binned)
             if members
         ]
-    return tuple(groups)
+    return groups
 
 
-def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> tuple[TargetGroup, ...]:
-    """As many layers in every group as in the next, but for one."""
+def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> list[TargetGroup]:
+    """Groups whose numbers of layers differ by one at most."""
     order = list(range(len(targets)))
     random.Random(seed).shuffle(order)
-    drawn = [sorted(order[index::num_groups]) for index in range(num_groups)]
-    return tuple(
-        TargetGroup(name=f"random {index + 1}/{num_groups}", targets=tuple(targets[place] for place in places))
-        for index, places in enumerate(drawn)
-    )
+    return [
+        TargetGroup(
+            name=f"random {index + 1}/{num_groups}",
+            targets=tuple(targets[place] for place in sorted(order[index::num_groups])),
+        )
+        for index in range(num_groups)
+    ]
 
 
-def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tuple[TargetGroup, ...]:
+def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> list[TargetGroup]:
     if not rule:
         raise SuperWeightError("clusters given by hand name no cluster: write 'none' to share nothing")
     owner: dict[Target, str] = {}
@@ -167,22 +167,31 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> tu
     for name, patterns in rule.items():
         if not patterns or isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
             raise SuperWeightError(f"cluster {name!r} must be a list of globs; got {patterns!r}")
-        chosen: dict[Target, None] = {}
+        chosen: set[Target] = set()
         for pattern in patterns:
-            hits = [
+            hits = {
                 target
                 for target in targets
-                if matches([f"{target.member}.{alias}" for alias in target.names] + list(target.names), pattern)
-            ]
+                if matches([*target.names, *(f"{target.member}.{alias}" for alias in target.names)], pattern)
+            }
             if not hits:
                 raise SuperWeightError(f"cluster {name!r}: {pattern!r} names no target (write 'member.layer.weight')")
-            chosen.update(dict.fromkeys(hits))
-        for target in chosen:
+            chosen |= hits
+        own = tuple(target for target in targets if target in chosen)
+        for target in own:
             if target in owner:
                 raise SuperWeightError(f"target {target.label} is in two clusters, {owner[target]!r} and {name!r}")
             owner[target] = name
-        groups.append(TargetGroup(name=name, targets=tuple(target for target in targets if target in chosen)))
-    return tuple(groups)
+        groups.append(TargetGroup(name=name, targets=own))
+    return groups
+
+
+def check_count(number: object, name: str, most: float = math.inf, unit: str = "", hint: str = "") -> None:
+    """Refuse what is no whole number from 1 to a most."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise SuperWeightError(f"{name} must be a positive integer{hint}; got {number!r:.40}")
+    if number > most:
+        raise SuperWeightError(f"{name} is at most {most:,}{unit}; got {number!r:.40}")
 
 
 def check_seed(seed: int, what: str) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.clusters import TargetGroup, mixed_kernels
+from superweight_ensembles.plan.clusters import TargetGroup, check_count, mixed_kernels
 from superweight_ensembles.plan.sharing_plan import (
     BUDGET_COUNTS,
     RETIRED_CHANNEL,
@@ -28,7 +28,7 @@ from superweight_ensembles.plan.sharing_plan import (
     PlannedTarget,
 )
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, CoefficientForm, Shape, coefficient_count, ordered_shapes
-from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, bank_within, group_cost, least_cost
+from superweight_ensembles.plan.ssn import SsnGroup, SsnOptions, bank_within, least_cost
 from superweight_ensembles.plan.targets import MOST_SLOTS_OF_KERNELS, MOST_TEMPLATES
 
 GENERATORS = ("auto", "superweight", "ssn")
@@ -58,19 +58,10 @@ def minimum_cost(needs: Sequence[SlotNeed], count_all: bool = True) -> int:
 
 
 def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all: bool = True) -> tuple[int, ...]:
-    """Spend a budget on templates: one a slot, then one more at a time wherever it still fits.
+    """Spend a budget of ``minimum_cost(needs)`` or more on templates: returns how many each slot gets, ``cap`` at most.
 
-    First a second template to every slot with more than one user, then a third to every one with more than two, and so
-    on; then the same, sweep by sweep, up to ``cap`` whatever the number of users.
-
-    Args:
-        needs: The slots, in cluster order.
-        budget: Trainable scalars to spend; at least ``minimum_cost(needs)`` (the plan checks this).
-        cap: Templates a slot at most.
-        count_all: Count a template's coefficients as well (the honest rule), or the template alone (the published one).
-
-    Returns:
-        Templates of each slot.
+    One a slot, then one more at a time wherever it still fits: first a second template to every slot with more than one
+    user, then a third to every one with more than two, and so on; then the same whatever the number of users.
 
     Source: Teterwak et al., WACV 2024
 
@@ -122,10 +113,7 @@ class BudgetPolicy:
             raise unknown_name("generator", self.generator, GENERATORS)
         if self.ssn is not None and not isinstance(self.ssn, SsnOptions):
             raise SuperWeightError(f"ssn must be SsnOptions; got {self.ssn!r:.80}")
-        if isinstance(self.cap, bool) or not isinstance(self.cap, int) or self.cap < 1:
-            raise SuperWeightError(f"cap must be a positive integer; got {self.cap!r}")
-        if self.cap > MOST_TEMPLATES:
-            raise SuperWeightError(f"cap is at most {MOST_TEMPLATES:,} templates; got {self.cap!r:.40}")
+        check_count(self.cap, "cap", most=MOST_TEMPLATES, unit=" templates")
         if self.coefficients == "channel":
             raise SuperWeightError(f"coefficients {RETIRED_CHANNEL}")
         if self.coefficients not in COEFFICIENT_KINDS:
@@ -142,7 +130,7 @@ class BudgetPolicy:
 
     @property
     def coefficient_form(self) -> CoefficientForm:
-        """In which SuperWeights hold their coefficients: tied vectors are vectors."""
+        """Form in which SuperWeights hold their coefficients; those that are tied are vectors too."""
         return "embedding" if self.coefficients == "embedding" else "vector"
 
     def superweight_minimum(self, group: TargetGroup) -> int:
@@ -166,7 +154,7 @@ class BudgetPolicy:
         if self.generator == "superweight":
             return sum(self.superweight_minimum(group) for group in groups)
         if self.generator == "auto":
-            shapes = tuple(shape for group in groups for shape in _shapes(group))
+            shapes = tuple(shape for group in groups for shape in group.shapes)
             flat = least_cost(shapes, self.ssn_options(shapes, 0), self.count_all) if shapes else 0
             if any(mixed_kernels(group) for group in groups):
                 return flat
@@ -175,28 +163,26 @@ class BudgetPolicy:
 
     def least_bank(self, group: TargetGroup) -> int:
         """The least that a group of a Shapeshifter Network costs; a single layer may be a plain weight."""
-        shapes = _shapes(group)
-        fewest = least_cost(shapes, self.ssn_options(shapes, 0), self.count_all)
-        return min(fewest, _size(group)) if _may_be_plain(group) else fewest
+        fewest = least_cost(group.shapes, self.ssn_options(group.shapes, 0), self.count_all)
+        return min(fewest, group.num_weights) if _may_be_plain(group) else fewest
 
-    def bank_cost(self, bank: SsnGroup) -> int:
+    def bank_cost(self, bank: PlannedCluster) -> int:
         """What a group of a Shapeshifter Network costs, as this policy counts."""
-        return group_cost(bank.shapes, bank.bank_size, bank.options, bank.mask_window, self.count_all)
+        return bank.num_templates + (bank.num_coefficients if self.count_all else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """What a budget bought: clusters, and groups of one layer that keep a plain weight, private to their member."""
+    """Clusters, in the order of their groups, and groups of one layer that keep a plain weight of their member."""
 
-    clusters: tuple[PlannedCluster, ...]  # in the order of their groups
+    clusters: tuple[PlannedCluster, ...]
     plain: tuple[TargetGroup, ...] = ()
 
 
 def allocate_generators(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> Generated:
-    """Turn groups into clusters of a plan; the budget is at least ``policy.least(groups)`` (the caller compares)."""
+    """Turn groups into clusters of a plan, for a budget of ``policy.least(groups)`` or more."""
     if policy.generator == "ssn":
-        banks, plain = _flat_banks(groups, budget, policy)
-        return Generated(clusters=banks, plain=plain)
+        return _flat_banks(groups, budget, policy)
     minima = [math.inf if mixed_kernels(group) else policy.superweight_minimum(group) for group in groups]
     if policy.generator == "superweight" or budget >= sum(minima):
         return Generated(clusters=_superweights(groups, budget, policy))
@@ -207,19 +193,21 @@ def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, 
     """SuperWeights for the groups whose share reaches their minimum, flat banks for the others."""
     # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
     most = minima if math.inf not in minima else [math.inf] * len(groups)
-    shares = proportional_shares([_size(group) for group in groups], [0] * len(groups), most, budget)
+    shares = proportional_shares([group.num_weights for group in groups], [0] * len(groups), most, budget)
     chosen = [group for group, share, minimum in zip(groups, shares, minima) if share >= minimum]
     rest = [group for group in groups if group not in chosen]
     left = budget - sum(share for share, minimum in zip(shares, minima) if share >= minimum)
     if left < policy.least(rest):
         return Generated(clusters=(_bank(_joined(groups, groups), budget, policy),))
-    separate = max(sum(policy.least_bank(group) for group in rest), _SEPARATE_BANKS * sum(map(_size, rest)))
-    banks, plain = _flat_banks(rest if left >= separate else [_joined(rest, groups)], left, policy)
-    spent = sum(policy.bank_cost(bank) for bank in banks) + sum(_size(group) for group in plain)
+    separate = max(
+        sum(policy.least_bank(group) for group in rest), _SEPARATE_BANKS * sum(one.num_weights for one in rest)
+    )
+    flat = _flat_banks(rest if left >= separate else [_joined(rest, groups)], left, policy)
+    spent = sum(policy.bank_cost(bank) for bank in flat.clusters) + sum(group.num_weights for group in flat.plain)
     place = {target.label: index for index, group in enumerate(groups) for target in group.targets}
-    made: list[PlannedCluster] = [*_superweights(chosen, budget - spent, policy), *banks]
+    made = [*_superweights(chosen, budget - spent, policy), *flat.clusters]
     made.sort(key=lambda cluster: place[cluster.targets[0].label])
-    return Generated(clusters=tuple(made), plain=plain)
+    return Generated(clusters=tuple(made), plain=flat.plain)
 
 
 def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> tuple[Cluster, ...]:
@@ -285,13 +273,11 @@ def _slot_needs(draft: Cluster, policy: BudgetPolicy) -> list[SlotNeed]:
     return needs
 
 
-def _flat_banks(
-    groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy
-) -> tuple[tuple[SsnGroup, ...], tuple[TargetGroup, ...]]:
+def _flat_banks(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> Generated:
     """A bank a group; and the groups of one layer whose share is as large as it: plain weights."""
-    most = [_size(group) if _may_be_plain(group) else math.inf for group in groups]
+    most = [group.num_weights if _may_be_plain(group) else math.inf for group in groups]
     least = [policy.least_bank(group) for group in groups]
-    shares = proportional_shares([_size(group) for group in groups], least, most, budget)
+    shares = proportional_shares([group.num_weights for group in groups], least, most, budget)
     is_plain = [share >= size for share, size in zip(shares, most)]
     left = budget - sum(share for share, plain in zip(shares, is_plain) if plain)
     banks: dict[int, SsnGroup] = {}
@@ -299,20 +285,20 @@ def _flat_banks(
     for index in waiting:  # what rounding left is for the largest
         banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], policy)
         left -= policy.bank_cost(banks[index])
-    return (
-        tuple(banks[index] for index in sorted(banks)),
-        tuple(group for group, plain in zip(groups, is_plain) if plain),
+    return Generated(
+        clusters=tuple(banks[index] for index in sorted(banks)),
+        plain=tuple(group for group, plain in zip(groups, is_plain) if plain),
     )
 
 
 def _may_be_plain(group: TargetGroup) -> bool:
-    """Whether it is one whole tensor, which a plain weight can be in the place of."""
+    """Whether a group is one whole tensor, which can stay a plain weight."""
     return len(group.targets) == 1 and group.targets[0].part is None
 
 
 def _bank(group: TargetGroup, budget: int, policy: BudgetPolicy) -> SsnGroup:
-    options = policy.ssn_options(_shapes(group), budget)
-    size, mask_window = bank_within(_shapes(group), budget, options, policy.count_all)
+    options = policy.ssn_options(group.shapes, budget)
+    size, mask_window = bank_within(group.shapes, budget, options, policy.count_all)
     return SsnGroup(name=group.name, bank_size=size, mask_window=mask_window, options=options, targets=group.targets)
 
 
@@ -346,11 +332,3 @@ def proportional_shares(
         middle = (low + high) / 2
         low, high = (middle, high) if sum(shares(middle)) <= budget else (low, middle)
     return tuple(shares(low))
-
-
-def _shapes(group: TargetGroup) -> tuple[Shape, ...]:
-    return tuple(target.shape for target in group.targets)
-
-
-def _size(group: TargetGroup) -> int:
-    return sum(math.prod(target.shape) for target in group.targets)

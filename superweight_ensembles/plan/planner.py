@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import numbers
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
@@ -178,7 +179,13 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
         kernels=chosen.kernels,
     )
     shared = tie_all(groups) if chosen.coefficients == "tied" else groups
-    plan = plan_groups(_planned_members(modules, groups), shared, budget, chosen)
+    generated = _num_weights(groups)
+    counts = {name: count_parameters(module) for name, module in modules.items()}
+    planned = [
+        PlannedMember(name=name, num_parameters=count, num_private=count - generated[name])
+        for name, count in counts.items()
+    ]
+    plan = plan_groups(planned, shared, budget, chosen)
     if groups and chosen.generator == "auto":
         _warn_of_idle_options(plan, chosen)
     if chosen.kernels == "centre" and not any(len(one.kernels) > 1 for one in plan.superweight_clusters.values()):
@@ -196,12 +203,6 @@ def plan_groups(
 ) -> SharingPlan:
     """Spend a budget on groups of targets that were chosen already; targets of no group stay their member's own.
 
-    Args:
-        members: All members, as a plan knows them.
-        groups: What shares with what.
-        budget: As :func:`plan_sharing` takes it.
-        policy: How it may be spent.
-
     Raises:
         SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all; a group of
             SuperWeights with several kernels.
@@ -214,13 +215,14 @@ def plan_groups(
                 f"{centre}or generator 'ssn'"
             )
     limit = resolve_budget(budget, sum(member.num_parameters for member in members))
-    private = sum(member.num_private for member in members) if policy.count_all else 0
-    minimum = private + policy.least(groups)
+    private = _counted_private(members, policy)
+    minimum = groups_minimum(members, groups, policy)
     if limit < minimum:
         raise _below_minimum(budget, limit, members, minimum, private, policy)
     made = allocate_generators(groups, limit - private, policy)
+    plain = _num_weights(made.plain)
     plan = SharingPlan(
-        members=_with_plain_weights(members, made.plain),
+        members=tuple(replace(member, num_private=member.num_private + plain[member.name]) for member in members),
         clusters=made.clusters,
         budget=limit,
         budget_counts=policy.budget_counts,
@@ -255,7 +257,11 @@ def _warn_of_strangers(plan: SharingPlan) -> None:
 
 def groups_minimum(members: Sequence[PlannedMember], groups: Sequence[TargetGroup], policy: BudgetPolicy) -> int:
     """The smallest budget, in trainable scalars, with which :func:`plan_groups` can spend it on these groups."""
-    return policy.least(groups) + (sum(member.num_private for member in members) if policy.count_all else 0)
+    return policy.least(groups) + _counted_private(members, policy)
+
+
+def _counted_private(members: Sequence[PlannedMember], policy: BudgetPolicy) -> int:
+    return sum(member.num_private for member in members) if policy.count_all else 0
 
 
 def tie_all(groups: Sequence[TargetGroup]) -> list[TargetGroup]:
@@ -292,11 +298,7 @@ def resolve_budget(budget: float, independent: int) -> int:
 
 
 def check_plan_fits(plan: SharingPlan, members: Mapping[str, nn.Module]) -> None:
-    """Refuse members that a plan was not made for.
-
-    Raises:
-        SuperWeightError: Names the first difference.
-    """
+    """Refuse members that a plan was not made for; the error names the first difference."""
     if plan.member_names != tuple(members):
         raise SuperWeightError(
             f"the plan is for the members {', '.join(plan.member_names)}; given: {', '.join(members)}"
@@ -342,40 +344,26 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_shared(modules: Mapping[str, nn.Module], targets: Sequence[Target], options: _SharingOptions) -> None:
-    """Refuse members of which nothing can be shared, and say of which of them that is so; each time why."""
-    without = [name for name in modules if not any(target.member == name for target in targets)]
-    reasons: dict[str, list[str]] = {}
-    for name in without:
-        found = why_not_taken(modules[name], name, include=options.include, exclude=options.exclude)
-        for reason, tensors in found.items():
-            reasons.setdefault(reason, []).extend(tensors)
-    why = "; ".join(
+    """Refuse members when nothing of any can be shared; warn when nothing of some can. Both say why."""
+    without = {name: module for name, module in modules.items() if not any(name == one.member for one in targets)}
+    reasons = why_not_taken(without, include=options.include, exclude=options.exclude)
+    said = [
         f"{tensors[0]} {f'and {len(tensors) - 1} more are' if len(tensors) > 1 else 'is'} {reason}"
         for reason, tensors in reasons.items()
-    )
-    why = why or "no weight has two or more dimensions"
+    ]
+    why = "; ".join(said) or "no weight has two or more dimensions"
     if not targets:
         raise SuperWeightError(f"no weight is left to share: {why}")
     if without:
         _LOG.warning("nothing of %s is shared: %s", ", ".join(map(repr, without)), why)
 
 
-def _planned_members(modules: Mapping[str, nn.Module], groups: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:
-    shared = dict.fromkeys(modules, 0)
+def _num_weights(groups: Sequence[TargetGroup]) -> Counter[str]:
+    """Numbers in the targets of some groups, by member."""
+    found: Counter[str] = Counter()
     for target in (target for group in groups for target in group.targets):
-        shared[target.member] += math.prod(target.shape)
-    return tuple(
-        PlannedMember(name=name, num_parameters=count, num_private=count - shared[name])
-        for name, count in ((name, count_parameters(module)) for name, module in modules.items())
-    )
-
-
-def _with_plain_weights(members: Sequence[PlannedMember], plain: Sequence[TargetGroup]) -> tuple[PlannedMember, ...]:
-    """The members, with the plain weights among what is private to them."""
-    kept = {member.name: 0 for member in members}
-    for target in (target for group in plain for target in group.targets):
-        kept[target.member] += math.prod(target.shape)
-    return tuple(replace(member, num_private=member.num_private + kept[member.name]) for member in members)
+        found[target.member] += math.prod(target.shape)
+    return found
 
 
 def _below_minimum(
@@ -407,14 +395,13 @@ def _what_limits(plan: SharingPlan) -> tuple[str, str]:
     """What keeps a plan from spending its budget, and what would change that."""
     if plan.superweight_clusters:
         return f"{plan.cap} templates a slot", "raise cap"
-    banks = plan.ssn_groups.values()
-    for bank in banks:
+    for bank in plan.ssn_groups.values():
         options = bank.options
         if options.templates:
             return f"{options.templates} templates of the size of the largest layer", "raise ssn: templates"
         if any(spec.num_windows == options.windows for spec in bank.window_specs):
             return f"{options.windows} windows a layer", "raise ssn: windows"
-    if any(spec.is_enlarged for bank in banks for spec in bank.window_specs):
+    if any(spec.is_enlarged for bank in plan.ssn_groups.values() for spec in bank.window_specs):
         return "up-sampling from fewer numbers", "take ssn: upsample 'wavg' or 'repeat', or larger groups,"
     return "layers that share with no other", "take larger groups"
 

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -26,21 +27,15 @@ from superweight_ensembles.plan.slots import (
 )
 from superweight_ensembles.plan.ssn import SsnGroup
 from superweight_ensembles.plan.targets import (
-    MOST_CLUSTERS,
-    MOST_MEMBERS,
     MOST_PARAMETERS,
-    MOST_SLOTS,
     MOST_SLOTS_OF_KERNELS,
     MOST_TARGETS,
     MOST_TEMPLATES,
     GeneratedTensor,
     Name,
-    Size,
+    StoredShape,
 )
 from superweight_ensembles.storage import escape_controls, first_problem, html_table, parse_json
-
-_FORMS = {"vector": "", "embedding": "as embeddings and their maps"}
-_HEADER = ("cluster", "generator", "slots (templates x shape)", "targets", "who shares", "parameters")
 
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")
@@ -51,8 +46,8 @@ RETIRED_ALLOCATION = (
 RETIRED_CHANNEL = "'channel' was retired, as it trained no better than 'own' (docs/measured.md): plan with 'own'"
 _STRICT = ConfigDict(extra="forbid")
 _ALLOCATION = {"allocation": "sweeps"}  # what plan files say of the order in which slots got templates: there is one
-_TAGS = ("superweight", "ssn")
-_Count = Annotated[int, Field(le=MOST_PARAMETERS)]
+_MOST_SLOTS = 2**12  # of a cluster
+_Count = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +67,9 @@ class PlannedSlot:
 
     __pydantic_config__ = _STRICT
 
-    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
-    num_templates: Annotated[int, Field(le=MOST_TEMPLATES)]
-    num_vectors: Annotated[int, Field(le=MOST_TARGETS)]
+    shape: StoredShape
+    num_templates: Annotated[int, Field(ge=1, le=MOST_TEMPLATES)]
+    num_vectors: Annotated[int, Field(ge=1, le=MOST_TARGETS)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +85,16 @@ class PlannedTarget(GeneratedTensor):
 
     __pydantic_config__ = _STRICT
 
-    slot: Annotated[int, Field(le=MOST_SLOTS)]
-    vectors: Annotated[tuple[int, ...], Field(max_length=MOST_SLOTS)]
+    slot: Annotated[int, Field(ge=0, le=_MOST_SLOTS)]
+    vectors: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=_MOST_SLOTS)]
     ones: Annotated[int, Field(ge=-3, le=3)] = 0
 
     def of(self, whole: Tensor) -> Tensor:
-        """As in the base class, in the shape of its slot."""
-        part = GeneratedTensor.of(self, whole)
+        part = GeneratedTensor.of(self, whole)  # dataclasses with slots have no super() of no arguments
         with_ones = (slice(None), slice(None), *(None,) * -self.ones)
         return part.flatten(1) if self.ones > 0 else part[with_ones]
 
     def as_layer(self, made: Tensor) -> Tensor:
-        """What was made of the slots, in the shape that its layer has: a view."""
         return made.view(_with_ones(tuple(made.shape), self.ones)) if self.ones else made
 
 
@@ -113,15 +106,15 @@ class Cluster:
 
     name: Name  # unique, for people
     kind: Name  # of the layers
-    slots: Annotated[tuple[PlannedSlot, ...], Field(max_length=MOST_SLOTS)]  # by size
-    targets: Annotated[tuple[PlannedTarget, ...], Field(max_length=MOST_TARGETS)]  # ordered by slot
+    slots: Annotated[tuple[PlannedSlot, ...], Field(min_length=1, max_length=_MOST_SLOTS)]  # by size
+    targets: Annotated[tuple[PlannedTarget, ...], Field(min_length=1, max_length=MOST_TARGETS)]  # ordered by slot
     coefficients: CoefficientForm = "vector"  # form in which every slot holds its coefficients
-    embedding_size: Annotated[int, Field(le=2**16)] = 0  # numbers in an embedding; 0 for the other forms
+    embedding_size: Annotated[int, Field(ge=0, le=2**16)] = 0  # numbers in an embedding; 0 for the other forms
     generator: Literal["superweight"] = "superweight"
 
     @property
     def kernels(self) -> tuple[Shape, ...]:
-        """Of its slots, each once."""
+        """Kernels of its slots, each once."""
         return tuple(dict.fromkeys(slot.shape[2:] for slot in self.slots))
 
     @property
@@ -150,12 +143,12 @@ class Cluster:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the targets."""
-        return tuple(self.shape_of(target) for target in self.targets)
+        """Shapes of the targets."""
+        return tuple(map(self.shape_of, self.targets))
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all that it generates."""
+        """Numbers in all weights that it generates."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def shape_of(self, target: PlannedTarget) -> Shape:
@@ -220,8 +213,8 @@ class SharingPlan:
 
     __pydantic_config__ = _STRICT
 
-    members: Annotated[tuple[PlannedMember, ...], Field(max_length=MOST_MEMBERS)]
-    clusters: Annotated[tuple[PlannedCluster, ...], Field(max_length=MOST_CLUSTERS)]
+    members: Annotated[tuple[PlannedMember, ...], Field(min_length=1, max_length=10_000)]
+    clusters: Annotated[tuple[PlannedCluster, ...], Field(max_length=2**17)]
     budget: _Count
     budget_counts: str = "all"
     cap: int = 8
@@ -282,16 +275,20 @@ class SharingPlan:
 
     def company(self) -> dict[str, Company]:
         """By member, with whom it shares the parameters that it would have apart."""
-        found = {name: {"between": 0, "within": 0} for name in self.member_names}
+        between: Counter[str] = Counter()
+        within: Counter[str] = Counter()
         for cluster in self.clusters:
             for numbers, targets in cluster.readers():
-                members = {target.member for target in targets}
+                found = between if len({target.member for target in targets}) > 1 else within
                 for target, count in zip(targets, numbers):
-                    if len(targets) > 1:
-                        found[target.member]["between" if len(members) > 1 else "within"] += count
+                    found[target.member] += count if len(targets) > 1 else 0
         return {
-            member.name: Company(**own, alone=member.num_parameters - own["between"] - own["within"])
-            for member, own in ((member, found[member.name]) for member in self.members)
+            member.name: Company(
+                between=between[member.name],
+                within=within[member.name],
+                alone=member.num_parameters - between[member.name] - within[member.name],
+            )
+            for member in self.members
         }
 
     @property
@@ -331,11 +328,12 @@ class SharingPlan:
         try:
             plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
-            first = first_problem(error, tags=_TAGS)
+            first = first_problem(error, tags=("superweight", "ssn"))
             retired = first.where.endswith(".coefficients") and first.given == "channel"
             message = RETIRED_CHANNEL if retired else first.said
             raise SuperWeightError(f"{where}, at {first.where or 'the top'}: {message}") from None
-        _check_consistent(plan, where)
+        for spot, why in _contradictions(plan):
+            raise SuperWeightError(f"{where}, {spot}: {why}")
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
         if noted is not None and noted != written and noted != plan.fingerprint:
             raise SuperWeightError(
@@ -353,7 +351,12 @@ class SharingPlan:
         return json.dumps({"format": PLAN_FORMAT, **content, **_ALLOCATION}, indent=1)
 
     def __str__(self) -> str:
-        return _table(self)
+        """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
+        *columns, last = zip(*_rows(self))
+        padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+        padded.append([cell.rjust(max(map(len, last))) for cell in last])
+        head, *rows = map("  ".join, zip(*padded))
+        return "\n".join([f"Sharing plan {self.fingerprint}", head, "-" * len(head), *rows, "", *_account(self)])
 
     def _repr_html_(self) -> str:
         return html_table(_rows(self), f"Sharing plan {self.fingerprint}", _account(self))
@@ -363,46 +366,82 @@ def _fingerprint(content: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _check_consistent(plan: SharingPlan, where: str) -> None:
-    """Refuse a plan whose numbers contradict each other, in time that grows with its text."""
-
-    def refuse(spot: str, why: str) -> SuperWeightError:
-        return SuperWeightError(f"{where}, {spot}: {why}")
-
+def _contradictions(plan: SharingPlan) -> Iterator[tuple[str, str]]:
+    """Where, and how, the numbers of a plan contradict each other, found in time that grows with its text."""
     if plan.budget_counts not in BUDGET_COUNTS:
-        raise refuse("budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r:.80}")
-    if len(set(plan.member_names)) != len(plan.members) or not plan.members:
-        raise refuse("members", "needs at least one, each with a name of its own")
-    if any(not 0 <= member.num_private <= member.num_parameters for member in plan.members):
-        raise refuse("members", "counts must hold 0 <= num_private <= num_parameters")
+        yield "budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r:.80}"
+    if len(set(plan.member_names)) < len(plan.members):
+        yield "members", "each needs a name of its own"
+    cluster_names = Counter(cluster.name for cluster in plan.clusters)
+    yield from (("clusters", f"two are named {name!r:.80}") for name, count in cluster_names.items() if count > 1)
     shared = dict.fromkeys(plan.member_names, 0)
-    seen: dict[tuple[str, str], list[GeneratedTensor]] = {}
-    named: set[str] = set()
+    held: dict[tuple[str, str], list[GeneratedTensor]] = {}
     for cluster in plan.clusters:
-        if cluster.name in named:
-            raise refuse("clusters", f"two are named {cluster.name!r:.80}")
-        named.add(cluster.name)
-        problem = _problem_of_group(cluster) if cluster.generator == "ssn" else _problem_of_slots(cluster)
-        problem = problem or _problem_of_targets(cluster, shared, seen)
-        if problem:
-            raise refuse(f"cluster {cluster.name!r:.80}", problem)
+        strangers = (target.member for target in cluster.targets if target.member not in shared)
+        problems = _contradictions_of_bank(cluster) if cluster.generator == "ssn" else _contradictions_of_slots(cluster)
+        for why in chain(
+            (f"a target of member {name!r:.80}, which the plan does not have" for name in strangers), problems
+        ):
+            yield f"cluster {cluster.name!r:.80}", why
         for target, shape in zip(cluster.targets, cluster.shapes):
             shared[target.member] += math.prod(shape)
+            for name in dict.fromkeys(target.names):
+                held.setdefault((target.member, name), []).append(target)
+    for same in held.values():
+        label, parts = f"{same[0].label:.200}", [one.part for one in same]
+        if len(set(parts)) < len(parts) or (None in parts and len(parts) > 1):
+            yield "clusters", f"{label} stands there twice"
+        needed = {(index, parts[0][1]) for index in range(parts[0][1])} if parts[0] else {None}
+        if set(parts) != needed or any(one.names != same[0].names for one in same):
+            yield "clusters", f"{label} needs each of its parts once, with the same names"
     for member in plan.members:
         if member.num_private + shared[member.name] != member.num_parameters:
-            raise refuse("members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters")
-    for same in seen.values():
-        count = 1 if same[0].part is None else same[0].part[1]
-        found = sorted((0, 1) if one.part is None else one.part for one in same)
-        if found != [(index, count) for index in range(count)] or any(one.names != same[0].names for one in same):
-            raise refuse("clusters", f"{same[0].label:.200} needs each of its parts once, with the same names")
+            yield "members", f"{member.name!r:.80}: num_private and its targets do not add up to num_parameters"
     most = max(plan.num_parameters, plan.independent_parameters)
     if most > MOST_PARAMETERS:
-        raise refuse("clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken")
+        yield "clusters", f"claim {most:,} parameters; at most {MOST_PARAMETERS:,} are taken"
     if plan.spent > plan.budget:
-        raise refuse("budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}")
+        yield "budget", f"{plan.budget:,} is less than the plan costs, {plan.spent:,}"
     if any(slot.num_templates > plan.cap for cluster in plan.superweight_clusters.values() for slot in cluster.slots):
-        raise refuse("cap", f"a slot holds more than {plan.cap} templates")
+        yield "cap", f"a slot holds more than {plan.cap} templates"
+
+
+def _contradictions_of_slots(cluster: Cluster) -> Iterator[str]:
+    if (cluster.embedding_size > 0) != (cluster.coefficients == "embedding"):
+        yield "embedding_size is positive with coefficients 'embedding', and 0 with the others"
+    if len({len(slot.shape) for slot in cluster.slots}) > 1:
+        yield "all slots must have as many dimensions"
+    if len(cluster.kernels) > 1 and len(cluster.slots) > MOST_SLOTS_OF_KERNELS:
+        yield f"slots of several kernels are at most {MOST_SLOTS_OF_KERNELS}"
+    used: list[set[int]] = [set() for _ in cluster.slots]
+    for target in cluster.targets:
+        for found, vector in zip(used, target.vectors):
+            found.add(vector)
+    for index, (slot, block, found) in enumerate(zip(cluster.slots, cluster.blocks, used)):
+        if block.size < 1:
+            yield f"slot {index} must add numbers"
+        if len(found) != slot.num_vectors or max(found) != slot.num_vectors - 1:
+            yield f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users"
+    for target in cluster.targets:
+        if target.slot >= len(cluster.slots) or len(target.vectors) != target.slot + 1:
+            yield f"{target.label:.200} needs one coefficient vector for each slot up to its own"
+        shape = cluster.slots[target.slot].shape
+        if target.ones > 0 and len(shape) > 2:
+            yield f"{target.label:.200} has more dimensions than its slot, which has a kernel"
+        dropped = shape[2 : 2 - target.ones] if target.ones < 0 else ()
+        if len(dropped) != max(-target.ones, 0) or set(dropped) > {1}:
+            yield f"{target.label:.200} has fewer dimensions than its slot, and those that it lacks are not of size 1"
+
+
+def _contradictions_of_bank(group: SsnGroup) -> Iterator[str]:
+    if any(math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
+        yield f"shapes have {MOST_PARAMETERS:,} numbers at most"
+    if group.bank_size < group.minimum_templates:
+        yield f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
+    if (group.mask_window > 0) != (group.options.upsample == "mask"):
+        yield "mask_window is positive with upsample 'mask', and 0 with the others"
+    if group.options.mask_window not in (0, group.mask_window):
+        yield f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
 
 
 def _with_ones(shape: Shape, ones: int) -> Shape:
@@ -410,83 +449,11 @@ def _with_ones(shape: Shape, ones: int) -> Shape:
     return shape + (1,) * ones if ones >= 0 else shape[:2] + shape[2 - ones :]
 
 
-def _problem_of_slots(cluster: Cluster) -> str:
-    if not cluster.slots or not cluster.targets:
-        return "needs slots and targets"
-    if any(len(slot.shape) < 2 or min(slot.shape) < 1 for slot in cluster.slots):
-        return "slot shapes are (out, in, *kernel), all positive"
-    if (cluster.embedding_size < 1) if cluster.coefficients == "embedding" else cluster.embedding_size != 0:
-        return "embedding_size is positive with coefficients 'embedding', and 0 with the others"
-    if len({len(slot.shape) for slot in cluster.slots}) > 1:
-        return "all slots must have as many dimensions"
-    if len(cluster.kernels) > 1 and len(cluster.slots) > MOST_SLOTS_OF_KERNELS:
-        return f"slots of several kernels are at most {MOST_SLOTS_OF_KERNELS}"
-    used: list[set[int]] = [set() for _ in cluster.slots]
-    for target in cluster.targets:
-        for found, vector in zip(used, target.vectors):
-            found.add(vector)
-    for index, (slot, block, found) in enumerate(zip(cluster.slots, cluster.blocks, used)):
-        if block.size < 1 or slot.num_templates < 1:
-            return f"slot {index} must add numbers and hold templates"
-        if len(found) != slot.num_vectors or not found or min(found) != 0 or max(found) != slot.num_vectors - 1:
-            return f"slot {index}: its {slot.num_vectors} coefficient vectors do not match their users"
-    for target in cluster.targets:
-        if not 0 <= target.slot < len(cluster.slots) or len(target.vectors) != target.slot + 1:
-            return f"{target.label:.200} needs one coefficient vector for each slot up to its own"
-        if target.ones > 0 and len(cluster.slots[target.slot].shape) > 2:
-            return f"{target.label:.200} has more dimensions than its slot, which has a kernel"
-        dropped = cluster.slots[target.slot].shape[2 : 2 - target.ones] if target.ones < 0 else ()
-        if len(dropped) != max(-target.ones, 0) or set(dropped) > {1}:
-            return f"{target.label:.200} has fewer dimensions than its slot, and those that it lacks are not of size 1"
-    return ""
-
-
-def _problem_of_group(group: SsnGroup) -> str:
-    if not group.targets:
-        return "needs targets"
-    if any(len(shape) < 2 or min(shape) < 1 or math.prod(shape) > MOST_PARAMETERS for shape in group.shapes):
-        return f"shapes are (out, in, *kernel), all positive, of {MOST_PARAMETERS:,} numbers at most"
-    if group.bank_size < group.minimum_templates:
-        return f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
-    if (group.mask_window < 1) if group.options.upsample == "mask" else group.mask_window != 0:
-        return "mask_window is positive with upsample 'mask', and 0 with the others"
-    if group.options.mask_window not in (0, group.mask_window):
-        return f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
-    return ""
-
-
-def _problem_of_targets(
-    cluster: Cluster | SsnGroup, members: dict[str, int], seen: dict[tuple[str, str], list[GeneratedTensor]]
-) -> str:
-    for target in cluster.targets:
-        if target.member not in members or not target.names:
-            return f"a target of member {target.member!r:.80} without a member or a name"
-        for name in dict.fromkeys(target.names):
-            same = seen.setdefault((target.member, name), [])
-            if any(one.part is None or one.part == target.part for one in same) or (same and target.part is None):
-                return f"{target.label:.200} stands there twice"
-            same.append(target)
-    return ""
-
-
-def _table(plan: SharingPlan) -> str:
-    """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
-    rows = _rows(plan)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row[:-1], widths)) + "  " + row[-1].rjust(widths[-1])
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([f"Sharing plan {plan.fingerprint}", *lines, "", *_account(plan)])
-
-
 def _rows(plan: SharingPlan) -> list[tuple[str, ...]]:
-    header = [*_HEADER]
-    if plan.ssn_groups:
-        both = bool(plan.superweight_clusters)
-        header[2] = "slots (templates x shape), or bank and what layers read" if both else "bank and what layers read"
-    return [tuple(header), *(_row(cluster) for cluster in plan.clusters)]
+    what = ["slots (templates x shape)"] * bool(plan.superweight_clusters or not plan.clusters)
+    what += ["bank and what layers read"] * bool(plan.ssn_groups)
+    header = ("cluster", "generator", ", or ".join(what), "targets", "who shares", "parameters")
+    return [header, *map(_row, plan.clusters)]
 
 
 def bank_words(group: SsnGroup) -> str:
@@ -538,7 +505,7 @@ def _slots(cluster: Cluster) -> str:
 def _account(plan: SharingPlan) -> list[str]:
     independent = plan.independent_parameters
     counted = "templates alone" if plan.budget_counts == "templates" else "every trainable scalar"
-    forms = {cluster.coefficients for cluster in plan.superweight_clusters.values()}
+    embedded = {cluster.coefficients for cluster in plan.superweight_clusters.values()} == {"embedding"}
     held = "flat banks" if plan.ssn_groups and not plan.superweight_clusters else "templates"
     flat = sum(group.num_templates for group in plan.ssn_groups.values())
     mixed = f"{flat:,} of them in flat banks; " if flat and plan.superweight_clusters else ""
@@ -546,7 +513,7 @@ def _account(plan: SharingPlan) -> list[str]:
     between, within, alone = (sum(getattr(one, what) for one in company) for what in ("between", "within", "alone"))
     entries = [
         (held, plan.num_templates, f"{mixed}minimum {plan.minimum_templates:,}"),
-        ("coefficients", plan.num_coefficients, _FORMS[forms.pop()] if len(forms) == 1 else ""),
+        ("coefficients", plan.num_coefficients, "as embeddings and their maps" if embedded else ""),
         ("members' own", plan.num_private, "heads, norms, biases, unshared weights"),
         ("in all", plan.num_parameters, f"{plan.num_parameters / max(independent, 1):.3f} of {independent:,} apart"),
         ("budget", plan.budget, f"counts {counted}; {plan.budget - plan.spent:,} unspent"),

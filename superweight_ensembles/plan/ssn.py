@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, Shape
-from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, Name, Size, Target
+from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, Name, Target
 
 Combination = Literal["avg", "wavg", "emb", "softmax"]
 Upsampling = Literal["inter", "repeat", "mask", "wavg"]
@@ -131,11 +131,6 @@ def window_specs(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions)
 
     A layer of n numbers reads K = clamp(floor(P / n), 1, windows) windows of n numbers, from where the layer before it
     stopped, so that layers overlap evenly; one that is larger than the bank reads what its up-sampling says.
-
-    Args:
-        shapes: (O, I, *k) of the layers.
-        bank_size: P.
-        options: How they read it.
 
     Example:
         >>> for one in window_specs(((4, 4), (2, 4)), 24, SsnOptions()):
@@ -260,15 +255,9 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, count_all: bool =
 
 
 def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, count_all: bool = True) -> tuple[int, int]:
-    """The largest bank that fits a budget together with its coefficients, and the window of its masks.
+    """The largest bank that its layers read and that fits a budget with its coefficients; and the window of its masks.
 
-    Never larger than what the layers read.
-
-    Args:
-        shapes: Of the layers, in order.
-        budget: Trainable scalars of the group, at least :func:`least_cost`.
-        options: Of the group.
-        count_all: Whether coefficients count as well.
+    The budget is :func:`least_cost` or more.
     """
     shapes = tuple(shapes)
     window = mask_window_of(shapes, budget, options)
@@ -309,67 +298,53 @@ def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, w
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SsnGroup:
-    """Targets of any kind and shape that read windows of one flat bank.
-
-    Attributes:
-        name: Unique, for people.
-        bank_size: Numbers in the bank, P.
-        targets: In the order in which they read it.
-        options: How they read it.
-        mask_window: Numbers that one number of a mask is for; 0 without masks.
+    """Targets of any kind and shape that read windows of one flat bank; counts are those of :class:`Cluster`.
 
     Source: Plummer et al., ICLR 2022.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    name: Name
-    bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]
-    targets: Annotated[tuple[Target, ...], Field(max_length=MOST_TARGETS)]
+    name: Name  # unique, for people
+    bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]  # numbers in the bank, P
+    targets: Annotated[
+        tuple[Target, ...], Field(min_length=1, max_length=MOST_TARGETS)
+    ]  # in the order in which they read it
     options: SsnOptions
-    mask_window: Size = 0
+    mask_window: Annotated[int, Field(ge=0, le=2**31)] = 0  # numbers that one number of a mask is for; 0 without masks
     generator: Literal["ssn"] = "ssn"
 
     @property
     def kind(self) -> str:
-        """Of the layers; several, separated by commas."""
         return ", ".join(dict.fromkeys(target.kind for target in self.targets))
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of the targets."""
         return tuple(target.shape for target in self.targets)
 
     @property
     def window_specs(self) -> tuple[WindowSpec, ...]:
-        """What each target reads."""
         return window_specs(self.shapes, self.bank_size, self.options)
 
     @property
     def num_templates(self) -> int:
-        """Trainable scalars in the bank."""
         return self.bank_size
 
     def readers(self) -> Iterator[tuple[list[int], list[Target]]]:
-        """How many numbers each target has, and the targets."""
         yield [math.prod(shape) for shape in self.shapes], [*self.targets]
 
     @property
     def minimum_templates(self) -> int:
-        """Numbers in the smallest bank that its targets can read."""
         return least_bank(self.shapes, self.options)
 
     @property
     def num_coefficients(self) -> int:
-        """Trainable scalars in coefficients, embeddings and their maps, masks."""
         return num_coefficients(self.window_specs, self.options, self.mask_window)
 
     @property
     def minimum_parameters(self) -> int:
-        """Trainable scalars with the bank that costs least."""
         return least_cost(self.shapes, self.options)
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all that it generates."""
         return sum(math.prod(shape) for shape in self.shapes)

@@ -18,17 +18,13 @@ from superweight_ensembles.errors import SuperWeightError
 
 # Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
-MOST_MEMBERS = 10_000
-MOST_CLUSTERS = 2**17
-MOST_SLOTS = 2**12  # of a cluster
-MOST_SLOTS_OF_KERNELS = 2**7  # of one that has several kernels: what is new in a slot is sought in all before it
+MOST_SLOTS_OF_KERNELS = 2**7  # of a cluster that has several kernels: what is new in a slot is sought in all before it
 MOST_TARGETS = 2**20
-MOST_NAMES = 1000  # that are tied to one tensor
-MOST_PARTS = 16  # of one tensor
 MOST_TEMPLATES = 2**12  # of a slot
+_MOST_PARTS = 16  # of one tensor
 
 Name = Annotated[str, Field(max_length=4096)]
-Size = Annotated[int, Field(le=2**31)]
+StoredShape = Annotated[tuple[Annotated[int, Field(ge=1, le=2**31)], ...], Field(min_length=2, max_length=8)]
 Kernels = Literal["apart", "centre"]
 KERNELS: tuple[str, ...] = get_args(Kernels)
 Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequence[nn.Module]]
@@ -63,8 +59,8 @@ class GeneratedTensor:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     member: Name
-    names: Annotated[tuple[Name, ...], Field(max_length=MOST_NAMES)]
-    part: tuple[Annotated[int, Field(ge=0, lt=MOST_PARTS)], Annotated[int, Field(ge=2, le=MOST_PARTS)]] | None = None
+    names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
+    part: tuple[Annotated[int, Field(ge=0, lt=_MOST_PARTS)], Annotated[int, Field(ge=2, le=_MOST_PARTS)]] | None = None
 
     @property
     def name(self) -> str:
@@ -76,14 +72,14 @@ class GeneratedTensor:
         return f"{self.member}.{self.name}{part}"
 
     def of(self, whole: Tensor) -> Tensor:
-        """What of a tensor like the member's parameter (a weight, a gradient) is in this part: a view."""
+        """A view of what of a tensor like the member's parameter (a weight, a gradient) is in this part."""
         if self.part is None:
             return whole
         index, count = self.part
         return whole.unflatten(0, (count, -1))[index]
 
     def as_layer(self, made: Tensor) -> Tensor:
-        """What a bank has made, in the shape that its layer has: a view."""
+        """A view of what a bank has made, in the shape that its layer has."""
         return made
 
 
@@ -98,7 +94,7 @@ class Target(GeneratedTensor):
     """
 
     kind: Name
-    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
+    shape: StoredShape
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -123,11 +119,9 @@ def named_members(members: Members) -> dict[str, nn.Module]:
     """
     if isinstance(members, nn.Module):
         as_members = {nn.ModuleDict: "dict(members.items())", nn.ModuleList: "list(members)"}
+        remedy = as_members.get(type(members), "{'name': module} or [module]")
         raise SuperWeightError(
-            f"members must be several networks, by name or in a list; got one {type(members).__name__}: write "
-            + next(
-                (text for kind, text in as_members.items() if isinstance(members, kind)), "{'name': module} or [module]"
-            )
+            f"members must be several networks, by name or in a list; got one {type(members).__name__}: write {remedy}"
         )
     if not isinstance(members, Iterable) or isinstance(members, (str, set, frozenset)):
         raise SuperWeightError(
@@ -162,13 +156,44 @@ def named_members(members: Members) -> dict[str, nn.Module]:
 
 
 def _described(given: object) -> str:
-    """What was given in the place of a module, and how a module is made of it."""
+    """What was given in place of a module, and how to make a module of it."""
     if isinstance(given, type):
         return f"the class {given.__name__}: call it, {given.__name__}(...)"
     if isinstance(given, str):
         return f"{given!r:.80}: swe.build_member makes a network of a registry name"
     kind = type(given).__name__
     return f"a {kind}: call it" if callable(given) and not isinstance(given, nn.Module) else kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _HeldParameter:
+    """A parameter under one of its names, and the layer that holds it."""
+
+    member: str
+    layer_name: str
+    layer: nn.Module
+    local: str  # its name in the layer
+    parameter: nn.Parameter
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer_name}.{self.local}" if self.layer_name else self.local
+
+    def matches_any(self, patterns: Iterable[str]) -> bool:
+        """Whether a glob names the parameter or its layer, with or without the member."""
+        plain = [self.layer_name, self.name]
+        spellings = plain + [f"{self.member}.{one}" for one in plain] * bool(self.member)
+        return any(matches(spellings, pattern) for pattern in patterns)
+
+
+def _held_parameters(module: nn.Module, member: str) -> Iterator[_HeldParameter]:
+    """Every parameter, under each of its names."""
+    for layer_name, layer in module.named_modules(remove_duplicate=False):
+        for local, parameter in layer._parameters.items():
+            if parameter is not None:
+                yield _HeldParameter(
+                    member=member, layer_name=layer_name, layer=layer, local=local, parameter=parameter
+                )
 
 
 def find_targets(
@@ -207,22 +232,21 @@ def find_targets(
     names: dict[int, list[str]] = {}
     taken: dict[int, tuple[tuple[int, ...], str, int]] = {}
     left: set[int] = set()
-    for layer_name, layer, local, parameter in _layer_parameters(module):
-        key, name = id(parameter), _joined(layer_name, local)
+    for held in _held_parameters(module, member):
+        key, parameter = id(held.parameter), held.parameter
         if isinstance(parameter, UninitializedParameter):
             raise SuperWeightError(
-                f"{member or 'the module'}: {name} has no shape yet; run a batch through the lazy layer first"
+                f"{member or 'the module'}: {held.name} has no shape yet; run a batch through the lazy layer first"
             )
-        names.setdefault(key, []).append(name)
+        names.setdefault(key, []).append(held.name)
         if parameter.ndim < 2 or not parameter.requires_grad or not parameter.is_floating_point():
             continue
-        kind = _kind(layer, local, tuple(parameter.shape))
-        spellings = _spellings(member, layer_name, local)
-        if any(matches(spellings, pattern) for pattern in exclude):
+        kind = _kind(held.layer, held.local, tuple(parameter.shape))
+        if held.matches_any(exclude):
             left.add(key)
-        elif (kind and id(layer) not in head) or any(matches(spellings, pattern) for pattern in include):
-            kind = kind or ("embedding" if isinstance(layer, _TABLES) else f"tensor{parameter.ndim}d")
-            taken.setdefault(key, (tuple(parameter.shape), kind, _num_parts(layer_name, local, parameter, kind)))
+        elif (kind and id(held.layer) not in head) or held.matches_any(include):
+            kind = kind or ("embedding" if isinstance(held.layer, _TABLES) else f"tensor{parameter.ndim}d")
+            taken.setdefault(key, (tuple(parameter.shape), kind, _num_parts(held, kind)))
     _check_tables(module, member, taken.keys() - left)
     return tuple(
         Target(
@@ -239,47 +263,45 @@ def find_targets(
 
 
 def why_not_taken(
-    module: nn.Module, member: str, *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    members: Mapping[str, nn.Module], *, include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The tensors of two dimensions and more that are no targets of a network, by the reason."""
-    taken = {name for target in find_targets(module, member, include=include, exclude=exclude) for name in target.names}
-    head = head_layers(module)
+    """The tensors of two dimensions and more that are no targets, of all members, by the reason."""
     found: dict[str, list[str]] = {}
-    for layer_name, layer, local, parameter in _layer_parameters(module):
-        name = _joined(layer_name, local)
-        if parameter.ndim < 2 or name in taken:
-            continue
-        if any(matches(_spellings(member, layer_name, local), pattern) for pattern in exclude):
-            reason = "excluded: exclude less"
-        elif isinstance(layer, nn.utils.parametrize.ParametrizationList) or local.endswith(_COMPUTED_FROM):
-            reason = (
-                "what a weight is computed from (weight norm, parametrizations, pruning), and stays its member's own: "
-                "take that off the layer to share it"
-            )
-        elif not parameter.is_floating_point():
-            reason = f"{str(parameter.dtype).removeprefix('torch.')}, and no bank generates such"
-        elif not parameter.requires_grad:
-            reason = "frozen: requires_grad_() before the ensemble is made"
-        elif id(layer) in head:
-            reason = "the classifier's: include it by name"
-        else:
-            reason = "a norm's, an embedding's or a free parameter's: include it by name"
-        found.setdefault(reason, []).append(f"{member}.{name}")
+    for member, module in members.items():
+        targets = find_targets(module, member, include=include, exclude=exclude)
+        taken, head = {name for target in targets for name in target.names}, head_layers(module)
+        for held in _held_parameters(module, member):
+            if held.parameter.ndim >= 2 and held.name not in taken:
+                reason = _why_left(held, id(held.layer) in head, exclude)
+                found.setdefault(reason, []).append(f"{member}.{held.name}")
     return found
+
+
+def _why_left(held: _HeldParameter, is_of_head: bool, exclude: Sequence[str]) -> str:
+    if held.matches_any(exclude):
+        return "excluded: exclude less"
+    if isinstance(held.layer, nn.utils.parametrize.ParametrizationList) or held.local.endswith(_COMPUTED_FROM):
+        return (
+            "what a weight is computed from (weight norm, parametrizations, pruning), and stays its member's own: "
+            "take that off the layer to share it"
+        )
+    if not held.parameter.is_floating_point():
+        return f"{str(held.parameter.dtype).removeprefix('torch.')}, and no bank generates such"
+    if not held.parameter.requires_grad:
+        return "frozen: requires_grad_() before the ensemble is made"
+    if is_of_head:
+        return "the classifier's: include it by name"
+    return "a norm's, an embedding's or a free parameter's: include it by name"
 
 
 def check_patterns(members: Mapping[str, nn.Module], patterns: Iterable[str]) -> None:
     """Refuse globs that name no parameter of two or more dimensions, nor a layer that has one, of any member."""
-    spellings = [
-        (spelling, parameter.ndim >= 2)
-        for member, module in members.items()
-        for layer_name, _, local, parameter in _layer_parameters(module)
-        for spelling in _spellings(member, layer_name, local)
-    ]
+    every = [held for name, module in members.items() for held in _held_parameters(module, name)]
     for pattern in patterns:
-        if matches((spelling for spelling, is_weight in spellings if is_weight), pattern):
+        named = [held for held in every if held.matches_any([pattern])]
+        if any(held.parameter.ndim >= 2 for held in named):
             continue
-        if matches((spelling for spelling, _ in spellings), pattern):
+        if named:
             raise SuperWeightError(
                 f"the pattern {pattern!r} names nothing of two or more dimensions: norms, biases and scales stay their "
                 "member's own in any case"
@@ -328,11 +350,12 @@ def num_classes(module: nn.Module) -> int | None:
     return told.pop() if len(told) == 1 else None
 
 
-def _num_parts(layer_name: str, local: str, parameter: nn.Parameter, kind: str) -> int:
+def _num_parts(held: _HeldParameter, kind: str) -> int:
     """Projections that a layer of a usual name fuses; 1 where it fuses none."""
-    name = layer_name.rpartition(".")[2] if local == "weight" else local
-    count = _FUSED.get(name, 1) if kind in _DENSE and math.prod(parameter.shape[2:]) == 1 else 1
-    return count if parameter.shape[0] % count == 0 else 1
+    name = held.layer_name.rpartition(".")[2] if held.local == "weight" else held.local
+    rows, _, *kernel = held.parameter.shape
+    count = _FUSED.get(name, 1) if kind in _DENSE and math.prod(kernel) == 1 else 1
+    return count if rows % count == 0 else 1
 
 
 def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
@@ -348,7 +371,9 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
     if isinstance(layer, nn.MultiheadAttention) and local in _ATTENTION_WEIGHTS:
         return "linear"
     if isinstance(layer, _RECURRENT) and local.startswith("weight_"):
-        return _recurrent_kind(layer)
+        if isinstance(layer, (nn.GRU, nn.GRUCell)):
+            return "gru"
+        return "lstm" if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else "rnn"
     if isinstance(layer, _TABLES) or type(layer).__module__.startswith("torch.nn."):
         return None
     name = type(layer).__name__.lower()
@@ -359,16 +384,11 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
     return None
 
 
-def _recurrent_kind(layer: nn.Module) -> str:
-    if isinstance(layer, (nn.GRU, nn.GRUCell)):
-        return "gru"
-    return "lstm" if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else "rnn"
-
-
 def _check_tables(module: nn.Module, member: str, taken: Collection[int]) -> None:
     """Refuse embeddings, also those tied to another layer, that do more to their weight than read it."""
-    for layer_name, layer, local, parameter in _layer_parameters(module):
-        if id(parameter) not in taken or not isinstance(layer, _TABLES):
+    for held in _held_parameters(module, member):
+        layer = held.layer
+        if id(held.parameter) not in taken or not isinstance(layer, _TABLES):
             continue
         for option, given, why in (
             ("max_norm", layer.max_norm is not None, "which changes its weights in place"),
@@ -377,23 +397,6 @@ def _check_tables(module: nn.Module, member: str, taken: Collection[int]) -> Non
         ):
             if given:
                 raise SuperWeightError(
-                    f"{member or 'the module'}: {_joined(layer_name, local)} is an embedding with {option}, {why}: "
+                    f"{member or 'the module'}: {held.name} is an embedding with {option}, {why}: "
                     "leave it out (drop it from include, or name it in exclude)"
                 )
-
-
-def _layer_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Every (layer name, layer, local name, parameter), under each of its names."""
-    for layer_name, layer in module.named_modules(remove_duplicate=False):
-        for local, parameter in layer._parameters.items():
-            if parameter is not None:
-                yield layer_name, layer, local, parameter
-
-
-def _joined(layer_name: str, local: str) -> str:
-    return f"{layer_name}.{local}" if layer_name else local
-
-
-def _spellings(member: str, layer_name: str, local: str) -> tuple[str, ...]:
-    plain = (layer_name, _joined(layer_name, local))
-    return plain + tuple(f"{member}.{part}" for part in plain) if member else plain

@@ -32,6 +32,7 @@ from superweight_ensembles.plan import (
 from superweight_ensembles.search.gradients import (
     check_max_batches,
     check_threshold,
+    check_trained,
     cropped_cosines,
     merged_sets,
     weight_gradients,
@@ -98,28 +99,18 @@ class WeightSearch(ClusterSearch):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterEvidence:
-    """What a search saw of one first cluster, and what it made of it.
-
-    Attributes:
-        cluster: The first cluster.
-        targets: The anchor's (the deepest member's) first, then those of the other depths, then the followers.
-        num_anchors: Targets of the anchor.
-        similarity: (n, n) cosines of the first n targets, those that were compared; the rest are followers.
-        sets: For each target, the final cluster, numbered within this first one.
-        leaders: For each target, the place of the anchor's target that it goes with.
-    """
+    """What a search saw of one first cluster, and what it made of it."""
 
     cluster: Cluster
-    targets: tuple[PlannedTarget, ...]
+    targets: tuple[PlannedTarget, ...]  # the anchor's (the deepest member's), those of the other depths, the followers
     num_anchors: int
-    similarity: Tensor
-    sets: tuple[int, ...]
-    leaders: tuple[int, ...]
+    similarity: Tensor  # (n, n) cosines of the first n targets, those that were compared; the rest are followers
+    sets: tuple[int, ...]  # for each target, the final cluster, numbered within this first one
+    leaders: tuple[int, ...]  # for each target, the place of the anchor's target that it goes with
 
     def to_dict(self) -> dict[str, Any]:
         """As search.json holds it: a row and a column for every target, of None for the followers."""
-        count = len(self.targets)
-        followers = count - len(self.similarity)
+        count, followers = len(self.targets), len(self.targets) - len(self.similarity)
         cosines = [[*(round(value, 4) for value in row), *[None] * followers] for row in self.similarity.tolist()]
         return {
             "name": self.cluster.name,
@@ -213,10 +204,7 @@ def _check_ensemble(ensemble: SuperWeightEnsemble, method: ClusterSearch) -> Non
     if not ensemble.plan.clusters:
         raise SuperWeightError("the ensemble shares nothing: a search splits the clusters that a plan has")
     check_searchable(ensemble.plan)
-    if ensemble.bank.is_untouched:
-        raise SuperWeightError(
-            "the ensemble is untrained, and its gradients say little: train it for some epochs first"
-        )
+    check_trained(ensemble)
     slots = [slot for cluster in ensemble.plan.superweight_clusters.values() for slot in cluster.slots]
     if isinstance(method, WeightSearch) and all(slot.num_vectors == 1 for slot in slots):
         raise SuperWeightError(
@@ -302,20 +290,13 @@ class Depths:
 
     Two members are equally deep if most layers of both have one kernel, and each first cluster of that kernel holds as
     many targets of one as of the other.
-
-    Attributes:
-        representatives: One member a depth, the deepest first; of a depth, the widest (the first listed of equals).
-        representative_of: For every member that shares at all, the one that stands for its depth.
-        order: All members that share, the deepest and widest first.
-        targets: By member and cluster index, its targets in the order in which it was built.
-        places: By target, how far down its member it stands, 0 for the first target to 1 for the last.
     """
 
-    representatives: tuple[str, ...]
-    representative_of: dict[str, str]
-    order: tuple[str, ...]
-    targets: dict[str, tuple[tuple[PlannedTarget, ...], ...]]
-    places: dict[PlannedTarget, float]
+    representatives: tuple[str, ...]  # one member a depth, the deepest first: of a depth the widest, then the first
+    representative_of: dict[str, str]  # by member that shares at all, the one that stands for its depth
+    order: tuple[str, ...]  # the members that share, the deepest and widest first
+    targets: dict[str, tuple[tuple[PlannedTarget, ...], ...]]  # by member and cluster, in the order of construction
+    places: dict[PlannedTarget, float]  # how far down its member a target stands, 0 to 1
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -347,7 +328,6 @@ class Depths:
 
 
 def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
-    """Derive depths and the order of members from an ensemble of SuperWeights."""
     plan = ensemble.plan
     check_searchable(plan)
     clusters = plan.superweight_clusters.values()

@@ -15,6 +15,7 @@ from superweight_ensembles.data import Inputs, Targets, checked_loader, checked_
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import answer_in, call_with, calling, evaluating, unfused_recurrence
+from superweight_ensembles.plan import check_count
 from superweight_ensembles.training import Batches, Objective
 from superweight_ensembles.training.distributed import current_processes
 
@@ -69,9 +70,8 @@ def weight_gradients(
                 continue
             num_samples += num_rows(inputs)
             for name in names:
-                for key, gradient in _summed_gradients(
-                    ensemble, name, generated[name], inputs, targets, objective
-                ).items():
+                found = _summed_gradients(ensemble, name, generated[name], inputs, targets, objective)
+                for key, gradient in found.items():
                     gradients[name, key] += gradient
     processes, sums = current_processes(), list(gradients.values())
     processes.all_reduce_(sums)
@@ -90,34 +90,27 @@ def _summed_gradients(
     weights: dict[str, Tensor],
     inputs: Inputs,
     targets: Targets,
-    objective: Objective | None = None,
+    objective: Objective | None,
 ) -> dict[str, Tensor]:
     """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
     member = ensemble.members[name]
     with torch.enable_grad(), _frozen(member), ensemble.with_weights(name, places), unfused_recurrence(member):
-        loss = _loss(ensemble, name, member, inputs, targets, objective) * num_rows(inputs)
+        loss = _mean_loss(ensemble, name, inputs, targets, objective) * num_rows(inputs)
         if loss.requires_grad:
             with calling(name, inputs):
                 loss.backward()  # not autograd.grad, which checkpoints of torch's older kind refuse
     return {key: leaf.grad for key, leaf in leaves.items() if leaf.grad is not None}
 
 
-def _loss(
-    ensemble: SuperWeightEnsemble,
-    name: str,
-    member: nn.Module,
-    inputs: Inputs,
-    targets: Targets,
-    objective: Objective | None,
+def _mean_loss(
+    ensemble: SuperWeightEnsemble, name: str, inputs: Inputs, targets: Targets, objective: Objective | None
 ) -> Tensor:
-    """A member's mean loss on a batch."""
-    if objective is not None:
-        with calling(name, inputs):
-            return objective(member, inputs, targets)
     with calling(name, inputs):
-        answer = answer_in(call_with(member, inputs))
+        if objective is not None:
+            return objective(ensemble.members[name], inputs, targets)
+        answer = answer_in(call_with(ensemble.members[name], inputs))
     check_answers({name: answer}, ensemble.task)
     truth = ensemble.task.targets(targets, answer)
     ensemble.task.check_range(truth, num_classes_in(answer))
@@ -126,7 +119,7 @@ def _loss(
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Without gradients of a module's own parameters for a while."""
+    """Take no gradients of a module's own parameters for a while."""
     thawed = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in thawed:
@@ -164,13 +157,8 @@ def _first_name(weights: dict[str, Tensor], key: str) -> str:
 def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
     """Cosine of every pair of tensors, each pair cropped to its common leading (out, in) block.
 
-    One Gram matrix of normalised crops for each pair of shapes; a tensor that is zero is unlike every other.
-
-    Args:
-        tensors: T of them, (O, I, *kernel), all of one kernel.
-
-    Returns:
-        (T, T), symmetric, float32, on the CPU; ones on the diagonal.
+    From T tensors (O, I, *kernel) of one kernel to (T, T), float32, on the CPU, with ones on the diagonal. One Gram
+    matrix of normalised crops for each pair of shapes; a tensor that is zero is unlike every other.
 
     Source: Teterwak et al., WACV 2024
 
@@ -205,17 +193,10 @@ def _unit_rows(stack: Tensor) -> Tensor:
 
 
 def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
-    """Start with every item alone and merge the sets of two items while their similarity exceeds a threshold.
+    """The set of each item, numbered by first appearance: items of a similarity above the threshold share their set.
 
-    Visiting pairs from the most similar down makes no difference to the outcome, for whole sets are merged: the sets
-    are the connected components.
-
-    Args:
-        similarity: (T, T), symmetric.
-        threshold: Merge above it.
-
-    Returns:
-        The set of each item, numbered by first appearance.
+    Merging whole sets from the most similar pair down, as the paper has it, ends in the connected components.
+    ``similarity`` is (T, T) and symmetric.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: the published code moves one item at a time, and the last move wins.
@@ -237,9 +218,12 @@ def check_threshold(threshold: float) -> None:
 
 
 def check_max_batches(max_batches: int | None) -> None:
-    """Refuse what is no number of batches."""
-    whole = isinstance(max_batches, int) and not isinstance(max_batches, bool)
-    if max_batches is not None and not (whole and max_batches >= 1):
-        raise SuperWeightError(
-            f"max_batches must be a whole number of at least 1, or None for all; got {max_batches!r}"
-        )
+    """Refuse what is neither a number of batches nor None."""
+    if max_batches is not None:
+        check_count(max_batches, "max_batches", hint=", or None for all")
+
+
+def check_trained(ensemble: SuperWeightEnsemble, what: str = "gradients say little") -> None:
+    """Refuse an ensemble whose bank is as it was drawn."""
+    if ensemble.bank.is_untouched:
+        raise SuperWeightError(f"the ensemble is untrained, and its {what}: train it for some epochs first")

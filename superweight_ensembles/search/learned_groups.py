@@ -28,6 +28,7 @@ from superweight_ensembles.plan import (
     plan_groups,
 )
 from superweight_ensembles.search.gradient_clusters import SEARCH_FORMAT
+from superweight_ensembles.search.gradients import check_trained
 from superweight_ensembles.training.distributed import current_processes
 
 LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
@@ -100,9 +101,9 @@ class LearnedGroups:
 
 def group_layers(ensemble: SuperWeightEnsemble, method: KMeansSearch, budget: float | None) -> LearnedGroups:
     """Group layers by k-means of the coefficients, or embeddings, with which they mix shared templates."""
-    index, group = _shared_group(ensemble)
+    group = _shared_group(ensemble)
     check_num_groups(method.num_groups, True, len(group.targets), "k-means")
-    features = _features(ensemble, index, group)
+    features = _features(ensemble, group)
     labels = _clustered(features, method.num_groups, method.seed)
     plan = ensemble.plan
     found = plan_groups(
@@ -115,28 +116,23 @@ def group_layers(ensemble: SuperWeightEnsemble, method: KMeansSearch, budget: fl
     return LearnedGroups(plan=found, group=group, features=features, labels=labels)
 
 
-def _shared_group(ensemble: SuperWeightEnsemble) -> tuple[int, SsnGroup]:
-    """The one group of a plan, whose layers all mix the same templates, and its index."""
-    index, group = next(iter(ensemble.plan.ssn_groups.items()), (0, None))
-    if (
-        group is None
-        or len(ensemble.plan.clusters) != 1
-        or not group.options.templates
-        or group.options.combine == "avg"
-    ):
+def _shared_group(ensemble: SuperWeightEnsemble) -> SsnGroup:
+    """The one group of a plan, whose layers all mix the same templates."""
+    groups = [*ensemble.plan.ssn_groups.values()]
+    mixing = [group for group in groups if group.options.templates and group.options.combine != "avg"]
+    if len(mixing) != 1 or len(ensemble.plan.clusters) != 1:
         raise SuperWeightError(
             "groups are learned from layers that all mix the same templates: plan with generator='ssn', "
             "clusters='one', ssn=SsnOptions(combine='softmax', upsample='inter', templates=4)"
         )
-    if ensemble.bank.is_untouched:
-        raise SuperWeightError("the ensemble is untrained, and its coefficients say nothing: train it for some epochs")
-    return index, group
+    check_trained(ensemble, "coefficients say nothing")
+    return mixing[0]
 
 
 @torch.no_grad()
-def _features(ensemble: SuperWeightEnsemble, index: int, group: SsnGroup) -> Tensor:
-    """What k-means sees of each layer: embeddings, positive shares, or coefficients of length one."""
-    ((key, places),) = vectors_by_key(index, group.window_specs).items()
+def _features(ensemble: SuperWeightEnsemble, group: SsnGroup) -> Tensor:
+    """One row a layer for k-means: embeddings, positive shares, or coefficients of length one."""
+    ((key, places),) = vectors_by_key(0, group.window_specs).items()
     assert places == list(range(len(group.targets))), "every layer reads every template"
     held = ensemble.bank.coefficients[key].detach().double().cpu()
     if not held.isfinite().all():

@@ -23,11 +23,12 @@ from superweight_ensembles.ensemble import (
     slot_key,
 )
 from superweight_ensembles.errors import SuperWeightError, names_options
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
+from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan, check_count
 from superweight_ensembles.search.gradients import (
     TargetTensors,
     check_max_batches,
     check_threshold,
+    check_trained,
     merged_sets,
     weight_gradients,
 )
@@ -55,8 +56,7 @@ class Untying(Hook):
     max_batches: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epoch, bool) or not isinstance(self.epoch, int) or self.epoch < 1:
-            raise SuperWeightError(f"coefficients are un-tied after an epoch, 1 or later; got {self.epoch!r}")
+        check_count(self.epoch, "epoch of Untying")
         check_threshold(self.threshold)
         check_max_batches(self.max_batches)
 
@@ -66,7 +66,7 @@ class Untying(Hook):
                 f"coefficients must be un-tied before the last epoch, or none would train; got epoch {self.epoch} "
                 f"of {state.config.epochs}"
             )
-        if not has_ties(state.ensemble.plan):
+        if not _tied_members(state.ensemble.plan):
             raise SuperWeightError("Untying has nothing to un-tie: no coefficients of the plan are tied")
 
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
@@ -135,10 +135,7 @@ def untie_coefficients(
     tied = _tied_members(plan)
     if not tied:
         return plan
-    if ensemble.bank.is_untouched:
-        raise SuperWeightError(
-            "the ensemble is untrained, and its gradients say little: train it for some epochs first"
-        )
+    check_trained(ensemble)
     gradients = weight_gradients(
         ensemble, loader, [name for name in plan.member_names if name in tied], max_batches=max_batches,
         objective=objective,
@@ -163,7 +160,7 @@ def untie_coefficients(
 def use_gradients(
     bank: SuperWeightBank, index: int, slot: int, targets: list[PlannedTarget], gradients: TargetTensors
 ) -> Tensor:
-    """(uses, numbers in a vector): the gradient of each use of a coefficient vector, in the form of its slot."""
+    """The gradient of each use of a coefficient vector, in the form of its slot: (uses, numbers in a vector)."""
     cluster = bank.plan.superweight_clusters[index]
     key, blocks = slot_key(index, slot), cluster.blocks
     made = torch.stack(
@@ -205,11 +202,6 @@ def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
     unit = torch.nn.functional.normalize(gradients[heard].double(), dim=1)
     sets = dict(zip(heard, merged_sets((unit @ unit.T).clamp(-1, 1), threshold)))
     return [sets.get(place, 0) for place in range(len(gradients))]
-
-
-def has_ties(plan: SharingPlan) -> bool:
-    """Whether any coefficient vector of a plan has several users."""
-    return bool(_tied_members(plan))
 
 
 def _tied_members(plan: SharingPlan) -> set[str]:

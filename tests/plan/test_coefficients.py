@@ -338,7 +338,10 @@ BROKEN = {
     ),
     "embedding without a size": ({"coefficients": "embedding"}, "embedding_size is positive with"),
     "vector with a size": ({"embedding_size": 24}, "embedding_size is positive with"),
-    "negative size": ({"coefficients": "embedding", "embedding_size": -1}, "embedding_size is positive with"),
+    "negative size": (
+        {"coefficients": "embedding", "embedding_size": -1},
+        r"at clusters\.0\.embedding_size: .*equal to 0",
+    ),
     "broken size": ({"coefficients": "embedding", "embedding_size": 2.5}, r"at clusters\.0\.embedding_size: "),
 }
 

@@ -13,7 +13,14 @@ from torch.testing import assert_close
 import superweight_ensembles as swe
 from superweight_ensembles import SharingPlan, SuperWeightEnsemble, SuperWeightError, plan_sharing
 from superweight_ensembles.ensemble import masks_key, tiles_key, vectors_by_key
-from superweight_ensembles.plan import SsnOptions, group_cost, least_cost, proportional_shares
+from superweight_ensembles.plan import (
+    SsnOptions,
+    bank_within,
+    group_cost,
+    least_cost,
+    proportional_shares,
+    window_specs,
+)
 
 COMBINE = ("avg", "wavg", "emb", "softmax")
 UPSAMPLE = ("inter", "repeat", "mask", "wavg")
@@ -205,26 +212,18 @@ def test_any_budget_is_kept_spent_and_read(options, clusters, budget, generator,
 def test_the_bank_is_the_largest_that_fits(options, count, excess):
     shapes = tuple((3 * index + 2, 4, 3, 3)[: 4 - index % 2 * 2] for index in range(count))
     budget = least_cost(shapes, options) + excess
-    from superweight_ensembles.plan import bank_within
-
     size, window = bank_within(shapes, budget, options)
     assert group_cost(shapes, size, options, window) <= budget
     used = sum(8 * math.prod(shape) for shape in shapes)
     if options.upsample in ("inter", "repeat") and size < used:
         tight = group_cost(shapes, size + 1, options, window) > budget
-        unread = size == sum(r.num_windows * r.size for r in _readings(shapes, size, options))
+        unread = size == sum(r.num_windows * r.size for r in window_specs(shapes, size, options))
         assert tight or unread or budget - group_cost(shapes, size, options, window) <= 8 * len(shapes) + 200
-
-
-def _readings(shapes, size, options):
-    from superweight_ensembles.plan import window_specs
-
-    return window_specs(shapes, size, options)
 
 
 def test_windows_go_round_the_bank_evenly():
     shapes = tuple([(8, 4)] * 7)  # 32 numbers each
-    found = _readings(shapes, 100, SsnOptions())
+    found = window_specs(shapes, 100, SsnOptions())
     assert [reading.num_windows for reading in found] == [3] * 7  # floor(100 / 32)
     assert [reading.start for reading in found] == [(96 * index) % 100 for index in range(7)]
     times = torch.zeros(100, dtype=torch.long)

@@ -66,8 +66,7 @@ def test_layers_that_mix_alike_are_grouped(combine):
 
 
 def test_the_evidence_is_json_with_cosines_less_the_mean():
-    made = with_coefficients(first(), [FAR["softmax"][label] for label in LABELS])
-    found = learn(made, 3)
+    found = learn(far(), 3)
     content = json.loads(json.dumps(found.to_dict()))
     (seen,) = content["clusters"]
     centred = found.features - found.features.mean(0)
@@ -75,6 +74,10 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
     assert seen["similarity"][0][1] == pytest.approx(expected, abs=1e-4)
     assert seen["sets"] == LABELS
     assert content["similarity"] == "k_means"
+
+
+def far(combine="softmax"):
+    return with_coefficients(first(combine), [FAR[combine][label] for label in LABELS])
 
 
 @pytest.mark.parametrize(
@@ -85,24 +88,14 @@ def test_the_evidence_is_json_with_cosines_less_the_mean():
         (lambda: first(clusters="shape", generator="auto", ssn=None), 3, {}, "groups are learned from layers"),
         (lambda: first("avg"), 3, {}, "groups are learned from layers that all mix the same templates"),
         (lambda: "ensemble", 3, {}, "a search takes a SuperWeightEnsemble; got str"),
-        (lambda: with_coefficients(first(), [[0] * 4] * 8), 9, {}, "num_groups is 9, but there are 8 layers"),
-        (lambda: with_coefficients(first(), [[0] * 4] * 8), 0, {}, "k-means needs num_groups, a positive"),
-        (
-            lambda: with_coefficients(first(), [FAR["softmax"][label] for label in LABELS]),
-            4,
-            {},
-            "num_groups is 4, but only 3 different mixtures of templates were learned",
-        ),
-        (
-            lambda: with_coefficients(first(), [FAR["softmax"][label] for label in LABELS]),
-            3,
-            {"generator": "superweight"},
-            "generator must be 'ssn' or 'auto'",
-        ),
+        (far, 9, {}, "num_groups is 9, but there are 8 layers"),
+        (far, 0, {}, "k-means needs num_groups, a positive"),
+        (far, 4, {}, "num_groups is 4, but only 3 different mixtures of templates were learned"),
+        (far, 3, {"generator": "superweight"}, "generator must be 'ssn' or 'auto'"),
         (first, 3, {"seed": -1}, r"seed must be 0 to 2\*\*32 - 1; got -1"),
         (lambda: with_coefficients(first(), [[float("nan")] * 4] * 8), 3, {}, "coefficients are not finite"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(make, num_groups, options, message):
     with pytest.raises(SuperWeightError, match=message):
         learn(make(), num_groups, **options)

@@ -392,9 +392,9 @@ def stepped(optimizer, steps=2):
     return ensemble, made, config
 
 
-def step(ensemble, optimizer):
+def step(ensemble, optimizer, batch=None):
     optimizer.zero_grad()
-    joint_backward(ensemble, *everything(), F.cross_entropy)
+    joint_backward(ensemble, *(batch or everything()), F.cross_entropy)
     optimizer.step()
 
 
@@ -516,16 +516,13 @@ def test_training_goes_on_as_with_parameters_split_by_hand(kind, settings):
         CONFIG, optimizer=kind.lower(), learning_rate=settings["lr"], weight_decay=5e-4, epochs=4
     )
     optimizer, by_hand = build_optimizer(ensemble, config), ByHand(ensemble, kind, settings)
-    pictures, labels = some_images()
     untied = None
     for number in range(4):
         if number == 2:
-            untied = swe.search.untie_coefficients(ensemble, [(pictures, labels)], threshold=0.95)
+            untied = swe.search.untie_coefficients(ensemble, [some_images()], threshold=0.95)
             swe.ensemble.adopt_plan(ensemble, untied, optimizer)
             by_hand.split(untied)
-        optimizer.zero_grad()
-        joint_backward(ensemble, pictures, labels, F.cross_entropy)
-        optimizer.step()
+        step(ensemble, optimizer, some_images())
         by_hand.step()
     assert num_vectors(untied) > num_vectors(plan)
     for key, rows in ensemble.bank.coefficients.items():
@@ -709,22 +706,16 @@ def test_un_tied_run_is_not_resumed_as_another(tmp_path):
         swe.train(other, images(), FOUR, hooks=[swe.search.Untying(epoch=2, threshold=0.8)], out=tmp_path, resume=True)
 
 
-def untying(epoch, threshold=0.8):
-    return swe.search.Untying(epoch=epoch, threshold=threshold)
+def untying(**options):
+    return {"hooks": [swe.search.Untying(**options)]}
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (
-            {"hooks": [swe.search.Untying(epoch=2, threshold=0.8)]},
-            {"hooks": [swe.search.Untying(epoch=3, threshold=0.8)]},
-        ),
-        (
-            {"hooks": [swe.search.Untying(epoch=2, threshold=0.8)]},
-            {"hooks": [swe.search.Untying(epoch=2, threshold=0.1)]},
-        ),
-        ({"hooks": [swe.search.Untying(epoch=3)]}, {}),
+        (untying(epoch=2, threshold=0.8), untying(epoch=3, threshold=0.8)),
+        (untying(epoch=2, threshold=0.8), untying(epoch=2, threshold=0.1)),
+        (untying(epoch=3), {}),
         ({"members": ["deep"]}, {}),
         ({}, {"members": ["thin"]}),
     ],
@@ -742,16 +733,20 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 0}, "coefficients are un-tied after an epoch, 1 or later; got 0"),
-        ({"epoch": -1}, "after an epoch, 1 or later; got -1"),
-        ({"epoch": True}, "after an epoch, 1 or later; got True"),
-        ({"epoch": 1.0}, r"after an epoch, 1 or later; got 1\.0"),
-        ({"epoch": "2"}, "after an epoch, 1 or later; got '2'"),
-        ({"epoch": None}, "after an epoch, 1 or later; got None"),
+        ({"epoch": 0}, "epoch of Untying must be a positive integer; got 0"),
+        ({"epoch": -1}, "epoch of Untying must be a positive integer; got -1"),
+        ({"epoch": True}, "epoch of Untying must be a positive integer; got True"),
+        ({"epoch": 1.0}, r"epoch of Untying must be a positive integer; got 1\.0"),
+        ({"epoch": "2"}, "epoch of Untying must be a positive integer; got '2'"),
+        ({"epoch": None}, "epoch of Untying must be a positive integer; got None"),
         ({"epoch": 1, "threshold": 1.1}, r"threshold is a cosine, -1 to 1; got 1\.1"),
         ({"epoch": 1, "threshold": math.nan}, "threshold is a cosine, -1 to 1; got nan"),
         ({"epoch": 1, "threshold": True}, "threshold is a cosine, -1 to 1; got True"),
         ({"epoch": 1, "threshold": "0.9"}, r"threshold is a cosine, -1 to 1; got '0\.9'"),
+        *(
+            ({"epoch": 1, "max_batches": number}, "max_batches must be .*, or None")
+            for number in (0, -1, 1.5, True, "2")
+        ),
     ],
     ids=str,
 )
@@ -763,36 +758,37 @@ def test_bad_settings(options, message):
             swe.search.untie_coefficients(touched("vector"), batches(), threshold=options["threshold"])
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, True, "2"])
-def test_bad_number_of_batches(number):
-    with pytest.raises(swe.SuperWeightError, match="max_batches must be"):
-        swe.search.Untying(epoch=1, max_batches=number)
+@pytest.mark.parametrize(
+    ("make", "loader", "message"),
+    [
+        (lambda: members()["thin"], None, r"untie_coefficients\(\) takes a SuperWeightEnsemble; got WideResNet"),
+        (lambda: tied_ensemble(), None, "the ensemble is untrained"),
+        (lambda: touched("vector"), [], "has no samples"),
+        (
+            lambda: touched("vector"),
+            [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))],
+            r"the gradient of \S+\.weight has numbers that are not finite",
+        ),
+    ],
+    ids=["no ensemble", "untrained", "no samples", "no numbers"],
+)
+def test_what_cannot_be_un_tied(make, loader, message):
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.search.untie_coefficients(make(), batches() if loader is None else loader)
 
 
-def test_what_cannot_be_un_tied():
-    with pytest.raises(
-        swe.SuperWeightError, match=r"untie_coefficients\(\) takes a SuperWeightEnsemble; got WideResNet"
-    ):
-        swe.search.untie_coefficients(members()["thin"], batches())
-    with pytest.raises(swe.SuperWeightError, match="the ensemble is untrained"):
-        swe.search.untie_coefficients(tied_ensemble(), batches())
-    with pytest.raises(swe.SuperWeightError, match="has no samples"):
-        swe.search.untie_coefficients(touched("vector"), [])
-    hot = [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
-    with pytest.raises(swe.SuperWeightError, match=r"the gradient of \S+\.weight has numbers that are not finite"):
-        swe.search.untie_coefficients(touched("vector"), hot)
-    with pytest.raises(swe.SuperWeightError, match="before the last epoch, or none would train; got epoch 3 of 2"):
-        swe.train(tied_ensemble(), images(), dataclasses.replace(CONFIG, epochs=2), hooks=[swe.search.Untying(epoch=3)])
-
-
-def test_un_tying_without_ties_is_refused():
-    with pytest.raises(swe.SuperWeightError, match="tied"):
-        swe.train(drawn(budget=0.9), images(), CONFIG, hooks=[swe.search.Untying(epoch=1)])
-
-
-def test_un_tying_after_the_last_epoch_is_refused():
-    with pytest.raises(swe.SuperWeightError, match="un-tied"):
-        swe.train(tied_ensemble(), images(), CONFIG, hooks=[swe.search.Untying(epoch=1)])
+@pytest.mark.parametrize(
+    ("ties", "epochs", "epoch", "message"),
+    [
+        (True, 2, 3, "before the last epoch, or none would train; got epoch 3 of 2"),
+        (True, 1, 1, "un-tied before the last epoch, .*; got epoch 1 of 1"),
+        (False, 2, 1, "no coefficients of the plan are tied"),
+    ],
+)
+def test_un_tying_that_would_do_nothing_is_refused(ties, epochs, epoch, message):
+    ensemble = tied_ensemble() if ties else drawn(budget=0.9)
+    with pytest.raises(swe.SuperWeightError, match=message):
+        swe.train(ensemble, images(), dataclasses.replace(CONFIG, epochs=epochs), **untying(epoch=epoch))
 
 
 def mixed_ensemble():
@@ -803,18 +799,12 @@ def mixed_ensemble():
     assert plan.ssn_groups and plan.superweight_clusters
     ensemble = swe.SuperWeightEnsemble(nets, plan=dataclasses.replace(plan, budget=plan.budget + 1000))
     optimizer = torch.optim.SGD(ensemble.parameters(), lr=0.05, momentum=0.9)
-    step_with(ensemble, optimizer, rgb())
+    step(ensemble, optimizer, rgb())
     return ensemble, optimizer
 
 
 def rgb():
     return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(2)), torch.arange(6) % 3
-
-
-def step_with(ensemble, optimizer, batch):
-    optimizer.zero_grad()
-    joint_backward(ensemble, *batch, F.cross_entropy)
-    optimizer.step()
 
 
 def test_superweights_beside_a_flat_bank_are_un_tied():
@@ -826,7 +816,7 @@ def test_superweights_beside_a_flat_bank_are_un_tied():
     swe.ensemble.adopt_plan(ensemble, plan, optimizer)
     for name, weight in ensemble.generate()["a"].items():
         assert_close(weight, before[name])
-    step_with(ensemble, optimizer, rgb())
+    step(ensemble, optimizer, rgb())
 
 
 def test_a_plan_of_another_bank_is_not_adopted():
@@ -841,5 +831,3 @@ def test_a_plan_of_another_bank_is_not_adopted():
 def test_flat_banks_have_nothing_to_un_tie():
     ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 3)}, budget=0.2, generator="ssn")
     assert swe.search.untie_coefficients(ensemble, [rgb()]) is ensemble.plan
-    with pytest.raises(swe.SuperWeightError, match="no coefficients of the plan are tied"):
-        swe.train(ensemble, [rgb()], swe.TrainConfig(epochs=2), hooks=[swe.search.Untying(epoch=1)])
