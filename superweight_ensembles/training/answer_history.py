@@ -33,19 +33,7 @@ class KnowsImages(Protocol):
 
 
 class AnswerHistory:
-    """What members answered to each image in the epochs before, newer answers weighing more.
-
-    A batch is opened, asked for and noted member by member, and closed when its step is taken.
-
-    Args:
-        loaders: One for all members, or one for each.
-        members: Their names.
-        processes: Of the job.
-        rows: Those of them that share each batch with this one.
-
-    Raises:
-        SuperWeightError: A loader that does not say which images a batch holds.
-    """
+    """What members answered to each image in the epochs before, newer answers weighing more."""
 
     def __init__(self, loaders: Sequence[Any], members: Sequence[str], processes: Processes, rows: Processes) -> None:
         if not all(isinstance(loader, KnowsImages) for loader in loaders):
@@ -80,17 +68,7 @@ class AnswerHistory:
             self._batch[name], self._places[name] = whole, torch.arange(start, start + rows)
 
     def target(self, name: str, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What a member is to learn on some rows of its batch.
-
-        Args:
-            name: Of the member.
-            rows: Of the batch of this process.
-            like: The member's answer (B, K).
-
-        Returns:
-            The mean answers (B, K), 0 for images that were not seen before, and the share (scalar) of the whole batch
-            that was.
-        """
+        """What a member is to learn on some rows of its batch."""
         if self._sums is None or self._weights is None:
             return torch.zeros_like(like), like.new_zeros(())
         self._sums, self._weights = self._sums.to(like.device), self._weights.to(like.device)
@@ -104,8 +82,7 @@ class AnswerHistory:
         self._noted.setdefault(name, []).append((rows, answers.detach().float()))
 
     def close(self) -> None:
-        """Take what was noted, of all processes, into the mean: of all members at once, or of each in its turn where
-        each has a batch of its own."""
+        """Take what all processes noted into the mean: of all members at once, or of each own batch in turn."""
         if not self._noted:
             return
         like = next(iter(self._noted.values()))[0][1]

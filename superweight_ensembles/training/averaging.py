@@ -21,7 +21,7 @@ from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.training.batches import prepared_batch
 from superweight_ensembles.training.distributed import synchronised
-from superweight_ensembles.training.hooks import Hook, TrainState
+from superweight_ensembles.training.hooks import Hook, TrainState, check_number
 from superweight_ensembles.training.member_ranks import gather_members
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class AveragedWeights(Hook):
 
     Args:
         start: Share of the training done when the mean begins, 0 to below 1.
-        decay: Of a moving mean, 0 to below 1: that much of it stays at each step; all steps count alike where None.
+        decay: Decay of a moving mean, 0 to below 1, at each step; all steps count alike where None.
 
     Raises:
         SuperWeightError: A number out of range; when the training starts: a mean that begins after the last step.
@@ -53,8 +53,7 @@ class AveragedWeights(Hook):
 
     def __init__(self, *, start: float = 0.75, decay: float | None = None) -> None:
         for what, value in (("start", start), ("decay", 0.0 if decay is None else decay)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise SuperWeightError(f"the {what} of averaged weights must be 0 to below 1; got {value!r}")
+            check_number(f"the {what} of averaged weights", value, lambda number: 0 <= number < 1, "0 to below 1")
         self.start_at = start
         self.decay = decay
         self._average = get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay)
@@ -73,13 +72,11 @@ class AveragedWeights(Hook):
             )
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
-        taken = len(state.progress.history) * state.steps_per_epoch + state.progress.step
-        if taken < self._begins(state):
+        if state.step < self._begins(state):
             return
         now = {name: value.detach() for name, value in state.ensemble.named_parameters() if value.requires_grad}
-        if {name: value.shape for name, value in now.items()} != {
-            name: value.shape for name, value in self._mean.items()
-        }:
+        shapes, before = ({name: one.shape for name, one in held.items()} for held in (now, self._mean))
+        if shapes != before:
             self._mean, self._num_steps = {name: value.clone() for name, value in now.items()}, 1
             return
         self._average([self._mean[name] for name in now], list(now.values()), self._num_steps)
@@ -131,8 +128,7 @@ def _estimate_norms(state: TrainState) -> None:
         module.momentum = None  # of all batches alike
     state.ensemble.train()
     weights = state.ensemble.bank.generate(state.own_members)
-    together = state.rows if state.config.sync_batch_norm else None
-    with nullcontext() if together is None else synchronised(together), state.fabric.autocast():
+    with synchronised(state.rows) if state.config.sync_batch_norm else nullcontext(), state.fabric.autocast():
         for name, inputs in _inputs(state):
             if norms[name]:
                 state.ensemble.run_member(name, inputs, weights[name])

@@ -57,16 +57,7 @@ def training_batches(
     members: Sequence[str],
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[list[SizedBatches], Batches | None]:
-    """Training batches, one loader for all members or one for each, and validation batches.
-
-    Args:
-        data: As :func:`train` takes it; an iterable of your own is used as it is.
-        validation: As :func:`train` takes it.
-        config: Decides size, order and augmentation.
-        device: Where batches appear.
-        members: Those that are trained.
-        shard: This process and how many there are: of each batch, it has its rows alone.
-    """
+    """Training batches, one loader for all members or one for each, and validation batches."""
     if validation is not None and (isinstance(validation, str) or not isinstance(validation, Iterable)):
         raise SuperWeightError(
             f"validation must yield (images, labels), as ImageData.loader(...) does; got {type(validation).__name__}"
@@ -169,13 +160,9 @@ def prepared_batch(
     """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members.
 
     Args:
-        batch: Of a loader.
-        device: Where it is to be.
-        channels_last: Whether images are to be in that memory format.
-        num_classes: Of the members, where the targets' numbers are to be held against them.
+        num_classes: Number of classes that the targets are held against, if any.
         dtype: Floating-point type of the members.
-        task: What the targets are for.
-        labelled: Whether a member's answers are held against the targets, which an objective's are not.
+        labelled: Whether members' answers are held against the targets, which an objective's are not.
     """
     inputs, targets = checked_pair(batch, dtype=dtype)
     if labelled and task is CLASSIFICATION and not _are_soft(targets):
@@ -207,13 +194,7 @@ def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
 
 
 def check_targets(num_classes: int, targets: Targets, loaders: Iterable[Batches], task: Task) -> None:
-    """Hold targets, and labels that loaders are known to have, against the classes that members turn out to answer.
-
-    A data set's list of its labels alone is no reason to refuse it: the image that it suspects must have such a label.
-
-    Raises:
-        SuperWeightError: One class, or targets out of range.
-    """
+    """Hold targets, and labels that loaders are known to have, against the classes that members turn out to answer."""
     if task is CLASSIFICATION and num_classes < 2:
         raise SuperWeightError("members must answer logits of two classes or more; these answer one")
     task.check_range(targets, num_classes)

@@ -80,11 +80,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates) -> None:
-        """Write everything that training goes on from; afterwards, those that are no longer needed go.
-
-        Raises:
-            SuperWeightError: It cannot be written; the checkpoints before it are as they were.
-        """
+        """Write everything that training goes on from; afterwards, those that are no longer needed go."""
         path = self.folder / _name(len(state.progress.history), state.progress.step)
         if path.is_dir():
             return
@@ -101,11 +97,7 @@ class Checkpoints:
     def try_saving(
         self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
     ) -> None:
-        """Write everything once and keep nothing, so that what cannot be written is known before the first step.
-
-        Raises:
-            SuperWeightError: As :meth:`save`.
-        """
+        """Write everything once and keep nothing, so that what cannot be written is known before the first step."""
         draft = draft_of(self.folder / "trial")
         try:
             draft.mkdir(parents=True)
@@ -118,11 +110,7 @@ class Checkpoints:
                 self.folder.rmdir()
 
     def newest(self) -> Path | None:
-        """The last one that is whole; None where there is none at all.
-
-        Raises:
-            SuperWeightError: There are some, and all are damaged (says how the last one is).
-        """
+        """The last one that is whole; None where there is none at all."""
         damage: SuperWeightError | None = None
         if self.folder.is_dir():
             for old in self.folder.glob(".epoch-*.old"):
@@ -138,11 +126,6 @@ class Checkpoints:
         if damage is not None:
             raise SuperWeightError(f"no checkpoint in {self.folder} can be used: {damage}")
         return None
-
-    def clear_drafts(self) -> None:
-        """Remove what was being written when a process was killed."""
-        if self.folder.is_dir():
-            clear_drafts(self.folder)
 
     def keep_best(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Remove all but the best epoch's, at the end of a training; all, where that is the last epoch."""
@@ -177,25 +160,14 @@ def holds_run(folder: Path) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The epoch at which the mean of the members was most accurate on validation rows, or of the least squared error.
-
-    None without any.
-    """
+    """The epoch at which the members' mean was best on validation rows (accuracy, or squared error); None without."""
     scores = {record["epoch"]: record["validation"]["ensemble"] for record in history if record["validation"]}
     found = [(one["accuracy"] if "accuracy" in one else -one["mse"], -epoch) for epoch, one in scores.items()]
     return -max(found)[1] if found else None
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
-    """Put a training back where :meth:`Checkpoints.save` left it; hooks first give the ensemble the shape it had.
-
-    Returns:
-        The random states of each process.
-
-    Raises:
-        SuperWeightError: The checkpoint is damaged, or of another version, plan, config (names the first key) or data
-            (names what differs).
-    """
+    """Put a training back where :meth:`Checkpoints.save` left it; hooks first give the ensemble the shape it had."""
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
         raise SuperWeightError(
@@ -239,17 +211,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
 
 
 def check_same_data(folder: Path, before: Any, now: Mapping[str, str], data: Any) -> None:
-    """Refuse to go on with other data: images that were trained on would be held out, and the other way round.
-
-    Args:
-        folder: What was made with the data before.
-        before: Their fingerprint; anything else is said to be none.
-        now: The fingerprint of the data; empty where there are none.
-        data: Those data; of :class:`ImageData`, the images that are new are named.
-
-    Raises:
-        SuperWeightError: Says what differs.
-    """
+    """Refuse to go on with other data: images that were trained on would be held out, and the other way round."""
     if not now:
         return
     if not isinstance(before, dict):
@@ -441,17 +403,7 @@ class RunLog:
 
 
 class Records:
-    """What stands in the folder of a training.
-
-    Of several processes the first writes, and all hear whether it could.
-
-    Args:
-        folder: Made here, and held until :meth:`close`.
-        state: The training that the checkpoints are of.
-
-    Raises:
-        SuperWeightError: Another job is at work in the folder, or it cannot be made.
-    """
+    """What stands in the folder of a training."""
 
     def __init__(self, folder: Path, state: TrainState) -> None:
         self.folder = folder
@@ -464,13 +416,11 @@ class Records:
 
     def _hold(self) -> None:
         self._ending.enter_context(locked_folder(self.folder))
-        self._checkpoints.clear_drafts()
+        if self._checkpoints.folder.is_dir():
+            clear_drafts(self._checkpoints.folder)  # what was being written when a process was killed
 
     def load(self) -> Mapping[str, Tensor] | None:
-        """Go back to the newest checkpoint; returns the random states of this process.
-
-        None where there is no checkpoint; no states where it was made by another number of processes.
-        """
+        """Go back to the newest checkpoint; returns the random states of this process."""
         newest = self._processes.on_rank_zero(lambda: getattr(self._checkpoints.newest(), "name", None))
         if newest is None:
             return None
@@ -487,11 +437,7 @@ class Records:
             self._log = RunLog(self.folder, self._state.progress.history)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Log an epoch.
-
-        Raises:
-            SuperWeightError: It cannot be written; the checkpoint before it stays.
-        """
+        """Log an epoch."""
         self._processes.on_rank_zero(lambda: self._append(record))
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -507,11 +453,7 @@ class Records:
         self._write(self._checkpoints.save)
 
     def try_saving(self) -> None:
-        """Refuse now what :meth:`save` would refuse later.
-
-        Raises:
-            SuperWeightError: A folder that cannot be written to, or a state that cannot be saved or read back.
-        """
+        """Refuse now what :meth:`save` would refuse later."""
         check_savable(self._state.ensemble, "the ensemble")
         self._write(self._checkpoints.try_saving)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
@@ -28,6 +28,27 @@ DEVICES = ("auto", "cpu", "cuda")
 _MOST_PROCESSES = 2**20
 _MOST = {
     "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
+}  # fmt: skip
+_CHOICES = {
+    "schedule": SCHEDULES, "precision": PRECISIONS, "member_batches": MEMBER_BATCHES, "device": DEVICES,
+}  # fmt: skip
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "true or false"), "int": ((int,), "a whole number"), "float": ((int, float), "a number"),
+}  # fmt: skip
+_NOT_NEGATIVE = (
+    "crop_padding", "cutout", "num_threads", "num_workers", "skip_non_finite", "checkpoint_steps", "weight_decay",
+    "ensemble_loss", "width_rate", "warmup_epochs", "clip_norm", "momentum", "label_smoothing",
+)  # fmt: skip
+_LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("epochs", "batch_size", "validate_every"), lambda value: value >= 1, "at least 1"),
+    (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "finite and not negative"),
+    (("learning_rate", "gamma"), lambda value: 0 < value < math.inf, "positive and finite"),
+    (("momentum",), lambda value: value < 1, "below 1"),
+    (("label_smoothing",), lambda value: value <= 1, "at most 1"),
+    (("seed",), lambda value: 0 <= value < 2**32, "0 to 2**32 - 1"),
+)
+_SAID_BY = {
+    "lr": "learning_rate", "max_lr": "learning_rate", "weight_decay": "weight_decay", "params": "the ensemble",
 }  # fmt: skip
 # What may differ when a run is resumed: it changes how a step is computed, not what it computes.
 RESUMABLE = (
@@ -158,70 +179,36 @@ class TrainConfig:
             raise SuperWeightError(
                 f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card"
             )
-        for name, given, known in (
-            ("optimizer", self.optimizer, _optimizers(self.optimizer)),
-            ("schedule", self.schedule, SCHEDULES),
-            ("precision", self.precision, PRECISIONS),
-            ("member_batches", self.member_batches, MEMBER_BATCHES),
-            ("device", self.device, DEVICES),
-        ):
-            if given not in known:
-                raise unknown_name(name, given, known)
+        for name, known in {"optimizer": _optimizers(self.optimizer), **_CHOICES}.items():
+            if getattr(self, name) not in known:
+                raise unknown_name(name, getattr(self, name), known)
         self._check_mesh()
         if not isinstance(self.channels_last, bool) and self.channels_last != "auto":
             raise SuperWeightError(f"channels_last must be true, false or 'auto'; got {self.channels_last!r}")
         parts = self.micro_batches
         if parts != "auto" and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
             raise SuperWeightError(f"micro_batches must be a whole number of at least 1 or 'auto'; got {parts!r}")
-        for name in ("epochs", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise SuperWeightError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in (
-            "crop_padding",
-            "cutout",
-            "num_threads",
-            "num_workers",
-            "skip_non_finite",
-            "checkpoint_steps",
-            "weight_decay",
-            "ensemble_loss",
-            "width_rate",
-            "warmup_epochs",
-            "clip_norm",
-            "momentum",
-            "label_smoothing",
-        ):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SuperWeightError(f"{name} must be finite and not negative; got {getattr(self, name)}")
+        for names, fits, limits in _LIMITS:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise SuperWeightError(f"{name} must be {limits}; got {getattr(self, name)}")
         for name, most in _MOST.items():
             if isinstance(value := getattr(self, name), int) and value > most:
                 raise SuperWeightError(f"{name} must be at most {most:,}; got {value:,}")
-        if not 0 < self.learning_rate < math.inf:
-            raise SuperWeightError(f"learning_rate must be positive; got {self.learning_rate}")
-        if self.momentum >= 1:
-            raise SuperWeightError(f"momentum must be below 1; got {self.momentum}")
-        if not 0 < self.gamma < math.inf:
-            raise SuperWeightError(f"gamma must be positive; got {self.gamma}")
-        if not 0 <= self.seed < 2**32:
-            raise SuperWeightError(f"seed must be 0 to 2**32 - 1; got {self.seed}")
         if self.schedule == "step" and not self.milestones:
             raise SuperWeightError("schedule 'step' needs milestones: the epochs at which the learning rate falls")
         if any(not 1 <= milestone <= self.epochs for milestone in self.milestones):
             raise SuperWeightError(f"milestones must be epochs from 1 to {self.epochs}; got {list(self.milestones)}")
-        self._refuse_idle("schedule", self.schedule == "step", ("milestones", "gamma"))
-        self._refuse_idle("optimizer", self.optimizer == "sgd", ("momentum", "nesterov"))
-        self._refuse_idle("schedule", self.schedule != "one_cycle", ("warmup_epochs",))
         if self.warmup_epochs >= self.epochs:
             raise SuperWeightError(
                 f"warmup_epochs must be less than the {self.epochs} epochs; got {self.warmup_epochs}"
             )
+        self._refuse_idle()
         check_transforms(self.transforms)
         if self.ensemble_loss and self.member_batches != "same":
             raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
         if self.compile and self.recompute:
             raise SuperWeightError("compile and recompute do not go together: leave one of them out")
-        if self.label_smoothing > 1:
-            raise SuperWeightError(f"label_smoothing must be at most 1; got {self.label_smoothing}")
 
     def __hash__(self) -> int:
         return hash(repr(self))  # settings by name have none of their own
@@ -242,13 +229,9 @@ class TrainConfig:
     def _check_types(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if field.type == "bool" and not isinstance(value, bool):
-                raise SuperWeightError(f"{field.name} must be true or false; got {value!r}")
-            if field.type == "int" and not whole:
-                raise SuperWeightError(f"{field.name} must be a whole number; got {value!r}")
-            if field.type == "float" and not (whole or isinstance(value, float)):
-                raise SuperWeightError(f"{field.name} must be a number; got {value!r}")
+            types, called = _TYPES.get(str(field.type), ((type(value),), ""))
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise SuperWeightError(f"{field.name} must be {called}; got {value!r}")
         epochs = self.milestones
         if not isinstance(epochs, (list, tuple)) or not all(type(epoch) is int for epoch in epochs):
             raise SuperWeightError(f"milestones must be a list of epochs, whole numbers; got {epochs!r}")
@@ -258,22 +241,21 @@ class TrainConfig:
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
                 raise SuperWeightError(f"{name} must be settings by name; got {value!r:.80}")
             object.__setattr__(self, name, dict(value))
-        here = {
-            "lr": "learning_rate",
-            "weight_decay": "weight_decay",
-            "max_lr": "learning_rate",
-            "params": "the ensemble",
-        }
         for key in (*self.optimizer_options, *self.schedule_options):
-            if key in here:
-                raise SuperWeightError(f"{key} is no option of its own: {here[key]} says it")
+            if key in _SAID_BY:
+                raise SuperWeightError(f"{key} is no option of its own: {_SAID_BY[key]} says it")
 
-    def _refuse_idle(self, key: str, acts: bool, names: tuple[str, ...]) -> None:
+    def _refuse_idle(self) -> None:
         """Refuse settings that were given and would do nothing."""
         defaults = {field.name: field.default for field in fields(self)}
-        for name in names:
-            if not acts and getattr(self, name) not in (defaults[name], 0):  # what is off does nothing anyway
-                raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
+        for key, acts, names in (
+            ("schedule", self.schedule == "step", ("milestones", "gamma")),
+            ("optimizer", self.optimizer == "sgd", ("momentum", "nesterov")),
+            ("schedule", self.schedule != "one_cycle", ("warmup_epochs",)),
+        ):
+            for name in () if acts else names:
+                if getattr(self, name) not in (defaults[name], 0):  # what is off does nothing anyway
+                    raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 
 def _optimizers(name: str) -> Sequence[str]:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,23 +44,36 @@ def build_fabric(config: TrainConfig) -> Fabric:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
+    device, launch = _device(config), launch_of(os.environ)
     with _quiet_lightning():
-        return _build_fabric(config)
+        plugins = [_precision_plugin(config)]
+        return _fabric_alone(device, plugins) if launch is None else _fabric_of(launch, device, plugins)
 
 
-def _build_fabric(config: TrainConfig) -> Fabric:
-    plugins = [_precision_plugin(config)]
-    launch = launch_of(os.environ)
-    if launch is None:
-        return Fabric(accelerator=_device(config), devices=_device_here(config), plugins=plugins)
-    if _device(config) == "cuda" and torch.cuda.device_count() < launch.local_size:
+def _fabric_alone(device: str, plugins: list[Any]) -> Fabric:
+    """On one device; in a process group that someone else began, the one that the process has chosen."""
+    begun = dist.is_available() and dist.is_initialized()
+    return Fabric(
+        accelerator=device, devices=[torch.cuda.current_device()] if begun and device == "cuda" else 1, plugins=plugins
+    )
+
+
+def _fabric_of(launch: Launch, device: str, plugins: list[Any]) -> Fabric:
+    """In a job of torchrun, which this process joins."""
+    if device == "cuda" and torch.cuda.device_count() < launch.local_size:
         raise SuperWeightError(
             f"{launch.local_size} processes and {torch.cuda.device_count()} CUDA devices on this machine: start with "
             f"--nproc-per-node {torch.cuda.device_count()}, or train on device 'cpu'"
         )
-    _join(launch, torch.device("cuda", launch.local_rank) if _device(config) == "cuda" else torch.device("cpu"))
+    try:
+        join(launch, torch.device("cuda", launch.local_rank) if device == "cuda" else torch.device("cpu"))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SuperWeightError(
+            f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
+            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {first_line(error):.200}"
+        ) from error
     fabric = Fabric(
-        accelerator=_device(config),
+        accelerator=device,
         strategy="ddp",
         devices=launch.local_size,
         num_nodes=launch.num_nodes,
@@ -68,21 +82,6 @@ def _build_fabric(config: TrainConfig) -> Fabric:
     if os.environ.get("LT_CLI_USED") != "1":  # `fabric run` launches by itself
         fabric.launch()
     return fabric
-
-
-def _join(launch: Launch, device: torch.device) -> None:
-    """Join the other processes.
-
-    Raises:
-        SuperWeightError: They cannot be reached.
-    """
-    try:
-        join(launch, device)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise SuperWeightError(
-            f"WORLD_SIZE says {launch.size} processes, and this one cannot reach the others at {launch.address}: start "
-            f"all of them by torchrun, or unset WORLD_SIZE for a single one\nseen here: {first_line(error):.200}"
-        ) from error
 
 
 @contextmanager
@@ -121,7 +120,7 @@ def precision_of(config: TrainConfig) -> str:
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:
-    """Whether that is bfloat16."""
+    """Whether a config's precision comes to bfloat16."""
     return precision_of(config) == "bfloat16"
 
 
@@ -158,12 +157,6 @@ def _device(config: TrainConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _device_here(config: TrainConfig) -> int | list[int]:
-    """One device; in a process group that someone else began, the one that the process has chosen."""
-    begun = dist.is_available() and dist.is_initialized()
-    return [torch.cuda.current_device()] if begun and _device(config) == "cuda" else 1
-
-
 def _corrupts_memory(ensemble: SuperWeightEnsemble, device: torch.device) -> bool:
     """Whether torch (2.11 to 2.14) would write past its buffers in backward of a channels-last convolution.
 
@@ -183,14 +176,7 @@ def _corrupts_memory(ensemble: SuperWeightEnsemble, device: torch.device) -> boo
 
 
 def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric: Fabric) -> bool:
-    """Bring an ensemble into the memory format that a config asks for; ``auto`` is where convolutions are faster so.
-
-    Returns:
-        Whether it is channels-last.
-
-    Raises:
-        SuperWeightError: It is asked for, and torch would corrupt memory.
-    """
+    """Bring an ensemble into the memory format that a config asks for; ``auto`` is where convolutions are faster so."""
     unsound = _corrupts_memory(ensemble, fabric.device)
     if isinstance(config.channels_last, bool):
         channels_last = config.channels_last
@@ -236,32 +222,24 @@ def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[..., 
     compiled again. The members themselves stay plain: evaluation and saving see those that their authors wrote.
     """
     limit = _SHAPES * len(members)
-    return {name: _compiled_call(name, member, limit) for name, member in members.items()}
+    return {name: partial(_call_compiled, torch.compile(one), name, one, limit) for name, one in members.items()}
 
 
-def _compiled_call(name: str, member: nn.Module, limit: int) -> Callable[..., Any]:
-    """A member's compiled call.
-
-    Raises:
-        SuperWeightError: When called: the member cannot be compiled on this machine.
-    """
-    compiled = torch.compile(member)
-
-    def call(*inputs: Any, **named: Any) -> Any:
-        try:
-            with torch._dynamo.config.patch(recompile_limit=limit):  # past it members of one class would run plain
-                return compiled(*inputs, **named)
-        except Exception as error:
-            if not type(error).__module__.startswith(_COMPILER):
-                raise
-            with torch.no_grad():
-                member(*inputs, **named)  # says what is wrong where the compiler has nothing to do with it
-            raise SuperWeightError(
-                f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
-                "install a C++ compiler such as g++ if there is none, or train with compile: false"
-            ) from error
-
-    return call
+def _call_compiled(
+    compiled: Callable[..., Any], name: str, member: nn.Module, limit: int, /, *inputs: Any, **named: Any
+) -> Any:
+    try:
+        with torch._dynamo.config.patch(recompile_limit=limit):  # past it members of one class would run plain
+            return compiled(*inputs, **named)
+    except Exception as error:
+        if not type(error).__module__.startswith(_COMPILER):
+            raise
+        with torch.no_grad():
+            member(*inputs, **named)  # says what is wrong where the compiler has nothing to do with it
+        raise SuperWeightError(
+            f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
+            "install a C++ compiler such as g++ if there is none, or train with compile: false"
+        ) from error
 
 
 class OutOfMemoryError(SuperWeightError):
@@ -280,14 +258,10 @@ def explain_oom(
     otherwise: str = "between the members",
     remedy: str = _IN_TRAINING,
 ) -> Iterator[None]:
-    """Say, where memory runs out inside, what was running.
+    """Say, where memory runs out inside, what was running, at what batch of this process, and the remedy.
 
     Args:
-        member: The one that runs; None where it is none of them.
-        batch_size: Images of the step, in this process.
-        micro_batches: Parts that they are run in.
-        otherwise: Where that is, without a member.
-        remedy: What to do.
+        otherwise: Place that is named where it is no member that runs.
 
     Raises:
         OutOfMemoryError: In the place of torch's errors.

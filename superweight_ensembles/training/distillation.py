@@ -37,7 +37,7 @@ from superweight_ensembles.models import (
 from superweight_ensembles.training.answer_history import AnswerHistory
 from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.device import is_refusal
-from superweight_ensembles.training.hooks import Hook, TrainState
+from superweight_ensembles.training.hooks import Hook, TrainState, check_number
 
 _LOG = logging.getLogger(__name__)
 Lessons = Literal["ensemble", "others", "prefixes", "history"]
@@ -77,11 +77,7 @@ class FixedTeacher:
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> Tensor:
-        """Its answers (M, B, K).
-
-        Raises:
-            SuperWeightError: It cannot run on the images, or answers something else.
-        """
+        """Its answers (M, B, K)."""
         answers, count = [self._answer(network, inputs) for network in self._networks], num_rows(inputs)
         for answer in answers:
             fits = isinstance(answer, Tensor) and answer.ndim in (2, 3) and answer.shape[-2] == count
@@ -194,8 +190,7 @@ class Distillation(Hook):
             ("ramp_up", ramp_up, lambda number: 0 <= number <= 1, "0 to 1"),
             ("ramp_down", ramp_down, lambda number: 0 <= number <= 1, "0 to 1"),
         ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-                raise SuperWeightError(f"the {what} of a distillation must be {limits}; got {value!r}")
+            check_number(f"the {what} of a distillation", value, fits, limits)
         if ramp_up + ramp_down > 1:
             raise SuperWeightError(f"ramp_up and ramp_down must be 1 together at most; got {ramp_up} and {ramp_down}")
         if order is not None and teacher != PREFIXES:
@@ -276,17 +271,7 @@ class Distillation(Hook):
     def loss(self, name: str, hard: Tensor, logits: Tensor, target: Tensor, weight: float | None = None) -> Tensor:
         """(1 - w) times the loss on the labels + w T^2 KL(target || the member's softmax at T), a mean over the batch.
 
-        T^2 keeps the size of the gradient, which falls with its inverse.
-
-        Args:
-            name: Of the member.
-            hard: Its loss on the labels, a scalar.
-            logits: Its answer (B, K).
-            target: (B, K).
-            weight: w of this step; the full one where None.
-
-        Raises:
-            SuperWeightError: Other classes than the member's.
+        T^2 keeps the size of the gradient, which falls with its inverse; w is the full one where None.
         """
         if target.shape != logits.shape:
             raise SuperWeightError(
@@ -310,14 +295,7 @@ class Distillation(Hook):
     def joint_losses(
         self, hard: Mapping[str, Tensor], logits: Mapping[str, Tensor], weight: float, order: Sequence[str]
     ) -> dict[str, Tensor]:
-        """The losses of members that learn from each other's answers to one batch.
-
-        Args:
-            hard: Each one's loss on the labels.
-            logits: Each one's answer (B, K).
-            weight: w of this step.
-            order: The members by cost.
-        """
+        """The losses of members that learn from each other's answers to one batch."""
         if self.lessons != PREFIXES:
             mean, count = self.target(torch.stack(list(logits.values()))), len(logits)
             found = {}

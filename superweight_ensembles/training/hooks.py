@@ -121,7 +121,7 @@ class Hook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Of one predictor on validation rows: what its task scores.
+    """Scores of one predictor on validation rows, by its task.
 
     Attributes:
         accuracy: Fraction of right answers, of rows, places or labels; None for regression.
@@ -136,7 +136,7 @@ class Quality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
-    """What the members and their mean came to on validation images, after an epoch."""
+    """Scores of the members and of their mean on validation rows, after an epoch."""
 
     members: dict[Name, Quality]
     ensemble: Quality
@@ -191,7 +191,7 @@ class TrainState:
         mesh: This one's place among them, by the placement given: members by member rank; all on one where None.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
-        objective: That members minimise in the place of the task's loss; None for that.
+        objective: Objective in the place of the task's loss, if any.
         progress: How far the training is.
         answers_agree: Whether members on several processes are known to answer in one shape.
         moment_owners: Of parameters of the bank, by name, the process that alone keeps the optimizer's state.
@@ -242,12 +242,12 @@ class TrainState:
 
     @property
     def rows(self) -> Processes:
-        """Those that run the members of this process, on other rows."""
+        """Processes that run the members of this one, on other rows."""
         return self.mesh.rows
 
     @property
     def peers(self) -> Processes:
-        """Those that have the rows of this process, for other members."""
+        """Processes that have the rows of this one, for other members."""
         return self.mesh.peers
 
     @property
@@ -257,7 +257,7 @@ class TrainState:
 
     @property
     def own_members(self) -> tuple[str, ...]:
-        """Of the members that are trained, those that this process runs."""
+        """Trained members that this process runs."""
         return self.mesh.members
 
     @property
@@ -283,7 +283,7 @@ class TrainState:
 
     @property
     def learning_rate(self) -> float:
-        """That of the optimizer's first group in this step."""
+        """Learning rate of the optimizer's first group in this step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def stop(self, reason: str) -> None:
@@ -301,8 +301,7 @@ class TrainState:
     @property
     def fraction_done(self) -> float:
         """How much of the training is done, 0 to 1."""
-        done = len(self.progress.history) * self.steps_per_epoch + self.progress.step
-        return done / (self.config.epochs * self.steps_per_epoch)
+        return self.step / (self.config.epochs * self.steps_per_epoch)
 
     def penalty(self) -> Penalty | None:
         """What all hooks together add to a member's loss in this step; None for nothing."""
@@ -310,6 +309,12 @@ class TrainState:
         if len(found) < 2:
             return next(iter(found), None)
         return lambda member: torch.stack([one(member) for one in found]).sum()
+
+
+def check_number(what: str, value: object, fits: Callable[[float], bool], limits: str) -> None:
+    """Refuse an option of a hook that is no number within its limits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
+        raise SuperWeightError(f"{what} must be {limits}; got {value!r}")
 
 
 def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,11 +331,7 @@ def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_entries(hook: Hook, entries: object, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a hook adds to an epoch's record: plain data, under names of its own.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """What a hook adds to an epoch's record: plain data, under names of its own."""
     if entries is None:
         return {}
     if not isinstance(entries, Mapping):

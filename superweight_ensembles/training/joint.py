@@ -323,11 +323,7 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Say what has failed, where anything is raised inside but that no memory is left.
-
-    Raises:
-        SuperWeightError: In the place of any other exception.
-    """
+    """Say what has failed, where anything is raised inside but that no memory is left."""
     try:
         yield
     except SuperWeightError:

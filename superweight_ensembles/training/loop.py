@@ -8,12 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -75,36 +75,26 @@ _LOG = logging.getLogger(__name__)
 
 
 class StopRequests:
-    """Whether a signal has asked to stop, for as long as the context lasts; a second one stops at once.
+    """Which signal has asked to stop, if any; a second one stops at once."""
 
-    Handlers that a program has set itself stay; outside of the main thread none can be set.
-
-    Args:
-        heard: Whether to listen at all: where nothing can be saved, a signal does what it always does.
-
-    Attributes:
-        signal: The first signal's number; None while none has come.
-    """
-
-    def __init__(self, heard: bool = True) -> None:
+    def __init__(self) -> None:
         self.signal: int | None = None
-        self._heard = heard
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopRequests:
-        if self._heard and threading.current_thread() is threading.main_thread():
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals inside, but for those that the program has handlers of its own for."""
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # no other can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 held = signal.getsignal(number)
                 if held in (signal.SIG_DFL, signal.default_int_handler, stop_now):
-                    self._before[number] = held
+                    before[number] = held
                     signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, held in self._before.items():
-            signal.signal(number, held)
+        try:
+            yield
+        finally:
+            for noted, held in before.items():
+                signal.signal(noted, held)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -113,17 +103,7 @@ class StopRequests:
 
 
 def validate(state: TrainState, batches: Batches, num_batches: int | None = None) -> dict[str, Any]:
-    """What the task scores, of every trained member and of their mean, in eval mode, over the rows of all processes.
-
-    Args:
-        state: Of the training.
-        batches: To validate on.
-        num_batches: Read so many; all where None.
-
-    Raises:
-        SuperWeightError: No batch, one that is none or of other classes or types than the members'; a member that
-            fails.
-    """
+    """Scores of every trained member and of their mean, in eval mode, over the rows of all processes."""
     try:
         return _validate(state, batches, num_batches)
     except SuperWeightError as error:
@@ -180,11 +160,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
 
 
 def try_validation(state: TrainState) -> None:
-    """Validate on one batch before the first step, so that what is wrong with it costs no epoch; leaves no trace.
-
-    Raises:
-        SuperWeightError: A batch, or a member's answer to it, that :func:`validate` refuses.
-    """
+    """Validate on one batch before the first step, so that what is wrong with it costs no epoch; leaves no trace."""
     if state.validation is None:
         return
     batches = state.validation
@@ -235,18 +211,10 @@ class _Loop:
     step: TrainStep
     records: Records | None
     callback: Callable[[TrainProgress], None] | None
-    requests: StopRequests = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.requests = StopRequests(heard=self.records is not None)
+    requests: StopRequests = field(default_factory=StopRequests, init=False)
 
     def run(self, *, resume: bool) -> None:
-        """Train to the end, from the newest checkpoint where that is asked for.
-
-        Raises:
-            SuperWeightError: As :func:`train` says.
-            TrainingStopped: A signal, after the step that it came in.
-        """
+        """Train to the end, from the newest checkpoint where that is asked for."""
         state = self.state
         random = self._resume() if resume else None
         if isinstance(state.config.micro_batches, int):
@@ -255,7 +223,8 @@ class _Loop:
             if not self._is_over:
                 self.records.try_saving()
             self.records.open_log()
-        with self.requests:
+        # where nothing can be saved, a signal does what it always does
+        with nullcontext() if self.records is None else self.requests.listening():
             while not self._is_over:
                 self._steps(random)
                 random = None
@@ -409,7 +378,7 @@ class TrainResult:
         precision: What ``auto`` came to.
         channels_last: What ``auto`` came to.
         device: Where it ran.
-        best_epoch: That of the highest validation accuracy of the members' mean, or of the lowest squared error; None
+        best_epoch: Epoch of the highest validation accuracy of the members' mean, or of the lowest squared error; None
             without validation.
         micro_batches: What ``auto`` came to.
         stopped: Why a hook has ended the training before its last epoch; None where none has.
@@ -585,7 +554,10 @@ def train(
         check_unchanged(ensemble)
         records = None
         if folder is None:
-            _warn_of_saving(ensemble)
+            try:
+                check_savable(ensemble, "what is trained here")
+            except SuperWeightError as error:  # said ahead of the training, not after it
+                _LOG.warning("%s", error)
         else:
             records = Records(folder, state)
             ending.callback(records.close)
@@ -605,20 +577,8 @@ def train(
     )
 
 
-def _warn_of_saving(ensemble: SuperWeightEnsemble) -> None:
-    """Say ahead of a training without a folder that what comes of it could not be saved."""
-    try:
-        check_savable(ensemble, "what is trained here")
-    except SuperWeightError as error:
-        _LOG.warning("%s", error)
-
-
 def _agree(state: TrainState) -> None:
-    """See to it that all processes train the same, from the same start values.
-
-    Raises:
-        SuperWeightError: They were told to train different things (says which differ).
-    """
+    """See to it that all processes train the same, from the same start values."""
     processes = state.processes
     decided = {key: value for key, value in asdict(state.config).items() if key not in ("num_threads", "num_workers")}
     processes.assert_equal_across_ranks({**decided, **state.settings}, "the training's settings")
@@ -631,14 +591,14 @@ def _check_objective(objective: Objective | None, config: TrainConfig, teaching:
     """Refuse what an objective of the user's own takes the place of."""
     if objective is None:
         return
-    if config.label_smoothing:
-        raise SuperWeightError("label_smoothing is for the cross-entropy: let the objective smooth the labels")
-    if config.ensemble_loss:
-        raise SuperWeightError("ensemble_loss is of the members' logits: it cannot go with an objective")
-    if teaching:
-        raise SuperWeightError("distillation is of the members' logits: it cannot go with an objective")
-    if config.compile:
-        raise SuperWeightError("compile is of a member's call: it cannot go with an objective")
+    for given, told in (
+        (config.label_smoothing, "label_smoothing is for the cross-entropy: let the objective smooth the labels"),
+        (config.ensemble_loss, "ensemble_loss is of the members' logits: it cannot go with an objective"),
+        (teaching, "distillation is of the members' logits: it cannot go with an objective"),
+        (config.compile, "compile is of a member's call: it cannot go with an objective"),
+    ):
+        if given:
+            raise SuperWeightError(told)
 
 
 def _check_task(task: Task, config: TrainConfig, teaching: Sequence[Distillation]) -> None:

@@ -36,14 +36,7 @@ def mesh_of(
     config: TrainConfig,
     processes: Processes,
 ) -> Mesh:
-    """The mesh that a config asks for; the first process finds out how long members take, and so who runs them.
-
-    ``auto`` leaves rows as they are where a training cannot have member ranks, and for loaders of one's own, which give
-    each process its rows.
-
-    Raises:
-        SuperWeightError: Member ranks are asked for and cannot be (says why).
-    """
+    """The mesh that a config asks for; the first process finds out how long members take, and so who runs them."""
     asked = config.mesh
     splits = processes.size > 1 and (asked["members"] > 1 if isinstance(asked, Mapping) else asked == "auto")
     why = _why_whole(ensemble, members, config) if splits else ""
@@ -90,10 +83,7 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
 def member_costs(
     ensemble: SuperWeightEnsemble, members: Sequence[str], data: ImageData | SizedBatches
 ) -> dict[str, float]:
-    """Seconds that each member takes forward and backward on some images, the faster of two calls.
-
-    Of a loader of one's own, which may not give a batch twice, the members' trainable numbers in their place.
-    """
+    """Seconds that each member takes forward and backward on some images, the faster of two calls."""
     if not isinstance(data, ImageData):
         return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
     device = first_parameter({"": ensemble}).device
@@ -121,8 +111,7 @@ def _settle(device: torch.device) -> None:
 
 
 def gather_members(state: TrainState) -> None:
-    """Have all processes hold every member's parameters and buffers, and what hooks keep of them, as they are where
-    the member runs."""
+    """Have all processes hold each member's parameters, buffers and what hooks keep of it, as where it runs."""
     if not state.is_split:
         state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
         return
@@ -163,11 +152,7 @@ def moment_owners(state: TrainState) -> dict[str, int]:
 
 
 def step_optimizer(state: TrainState) -> None:
-    """A step of the optimizer; where its state of the bank is divided, each process takes its part and gives it on.
-
-    Raises:
-        RuntimeError, ValueError: As the optimizer does.
-    """
+    """A step of the optimizer; where its state of the bank is divided, each process takes its part and gives it on."""
     if not state.moment_owners:
         state.optimizer.step()
         return
@@ -208,8 +193,7 @@ def drop_moments(state: TrainState) -> None:
 
 
 def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]:
-    """Parameters whose state in the optimizer some processes keep alone: the first of these, and whether this one does,
-    too."""
+    """Parameters whose optimizer state some processes keep alone: the first of these, and whether this one does."""
     found: list[tuple[int, bool, list[nn.Parameter]]] = []
     if state.is_split:
         for name in state.members:
@@ -244,11 +228,7 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
 
 
 def agree_on_rows(state: TrainState, targets: Any) -> None:
-    """See to it that processes that run other members on the same rows have the same rows.
-
-    Raises:
-        SuperWeightError: Their loaders give each rows of its own.
-    """
+    """See to it that processes that run other members on the same rows have the same rows."""
     if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
         told = [checksum(one) for one in tensors_of(targets)]
         state.peers.assert_equal_across_ranks(
@@ -264,8 +244,7 @@ def own_answers(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The answers of all members to the rows of this process, of the same shape each: those that run elsewhere without
-    gradient."""
+    """The answers of all members to the rows of this process; of those that run elsewhere, without gradient."""
     if not state.is_split:
         return dict(own)
     like = next(iter(own.values())).detach()

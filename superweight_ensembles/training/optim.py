@@ -133,12 +133,7 @@ class Schedule(Protocol):
 
 
 class StepwiseSchedule:
-    """A schedule of timm's with the interface of torch's: a rate for each step, counted here.
-
-    Args:
-        optimizer: Whose rates it sets.
-        schedule: Of timm's, by updates.
-    """
+    """A schedule of timm's with the interface of torch's: a rate for each step, counted here."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         self._optimizer, self._schedule, self._steps = optimizer, schedule, 0

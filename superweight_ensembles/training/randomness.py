@@ -15,14 +15,14 @@ _PYTHON_VERSION = 3  # of random.getstate
 
 
 def seed_all(seed: int) -> None:
-    """Seed them all, of this process."""
+    """Seed all generators of this process."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Their states, as tensors by name, always of the same shapes."""
+    """The states of all generators, as tensors by name, always of the same shapes."""
     states = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -36,11 +36,7 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put all generators back into states that :func:`random_states` gave.
-
-    Raises:
-        KeyError, TypeError, ValueError, RuntimeError: They are none.
-    """
+    """Put all generators back into states that :func:`random_states` gave."""
     place, has_gauss, gauss = states["numpy.rest"].tolist()
     np.random.set_state(("MT19937", states["numpy.keys"].numpy().astype(np.uint32), int(place), int(has_gauss), gauss))
     gauss_left = states["python.gauss"].item()

@@ -29,11 +29,7 @@ Blocks = Mapping[str, Sequence[nn.Module]]
 
 
 def recomputed_blocks(members: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Module, ...]]:
-    """The blocks of each member whose activations can be recomputed: see :func:`repeated_blocks`.
-
-    Raises:
-        SuperWeightError: No member has any.
-    """
+    """The :func:`repeated_blocks` of each member; refuses to recompute where no member has any."""
     found = {name: repeated_blocks(member) for name, member in members.items()}
     without = [name for name, blocks in found.items() if not blocks]
     if len(without) == len(found):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from superweight_ensembles.data import Inputs, Targets, mapped, num_rows, rows_of, tensors_of
-from superweight_ensembles.ensemble import SuperWeightEnsemble, first_parameter, num_classes_in
+from superweight_ensembles.ensemble import first_parameter, num_classes_in
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models import buffers_as_now, copied, first_line, is_out_of_memory
 from superweight_ensembles.training.batches import (
@@ -60,62 +60,6 @@ def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
     return torch.stack([gradient.sum() for gradient in gradients]).sum()
 
 
-def are_finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether every gradient is finite, looked at one by one."""
-    return all(_is_finite(parameter.grad) for parameter in parameters if parameter.grad is not None)
-
-
-def locate_nonfinite(
-    ensemble: SuperWeightEnsemble,
-    members: Collection[str],
-    inputs: Inputs | OwnBatches,
-    losses: Mapping[str, float],
-    repeat: Callable[[Callable[[TargetGradients], None]], object],
-    targets: Callable[[Inputs], Iterable[Tensor]] = lambda inputs: (),
-) -> str:
-    """Name members and targets, in one line.
-
-    Args:
-        ensemble: After the backward pass of the step; its gradients are overwritten.
-        members: Those that were run.
-        inputs: Of the step.
-        losses: Of each member.
-        repeat: Runs the backward pass of the step again, and has a function see the gradients of generated weights.
-        targets: What a teacher has members learn on a batch.
-    """
-    found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
-    batches = batches_in(inputs)
-    if any(one.is_floating_point() and not _is_finite(one) for batch in batches for one in tensors_of(batch)):
-        return "; ".join([*found, "the images hold numbers that are not finite: look at the data"])
-    if not all(_is_finite(target) for batch in batches for target in targets(batch)):
-        return "; ".join([*found, "the teacher's answers are not finite: look at the teacher"])
-    with torch.no_grad():
-        weights = ensemble.bank.generate(tuple(members))
-    held = [(f"{member}.{name}", value) for member in members for name, value in weights[member].items()]
-    broken = [name for name, value in (*held, *_own_parameters(ensemble, members)) if not _is_finite(value)]
-    if broken:
-        return "; ".join([*found, f"the weights themselves are not, before the step: {_listed(broken)}"])
-    seen: list[str] = []
-
-    def look(gradients: TargetGradients) -> None:
-        seen.extend(f"{member}.{name}" for (member, name), value in gradients.items() if not _is_finite(value))
-
-    for parameter in ensemble.parameters():
-        parameter.grad = None
-    repeat(look)
-    own = _own_parameters(ensemble, members)
-    seen += [name for name, value in own if value.grad is not None and not _is_finite(value.grad)]
-    if seen:
-        found.append(f"the gradient of {_listed(seen)} is not finite")
-    return "; ".join(found) or "a gradient of the bank is not finite"
-
-
-def _own_parameters(ensemble: SuperWeightEnsemble, members: Collection[str]) -> list[tuple[str, Tensor]]:
-    return [
-        (f"{member}.{name}", value) for member in members for name, value in ensemble.members[member].named_parameters()
-    ]
-
-
 def _is_finite(value: Tensor) -> bool:
     return bool(value.detach().isfinite().all())
 
@@ -126,11 +70,7 @@ def _listed(names: list[str]) -> str:
 
 
 def checked_scalars(hook: Hook, scalars: Tensor | None) -> Tensor | None:
-    """Numbers (n,) that a hook asks for.
-
-    Raises:
-        SuperWeightError: Anything else.
-    """
+    """Numbers (n,) that a hook asks for."""
     if scalars is not None and not (isinstance(scalars, Tensor) and scalars.ndim == 1):
         given = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
         raise SuperWeightError(f"hook {hook.name!r}: scalars gives a tensor of numbers (n,), or None; got {given}")
@@ -138,13 +78,7 @@ def checked_scalars(hook: Hook, scalars: Tensor | None) -> Tensor | None:
 
 
 class TrainStep:
-    """Takes steps, one batch after the other.
-
-    Args:
-        state: State of the training.
-        loss: What members minimise, but for the hooks' penalty.
-        execution: How the backward pass is computed, but for the micro-batches, which the state's progress counts.
-    """
+    """Takes steps, one batch after the other; the state says the hooks' penalty and the number of micro-batches."""
 
     def __init__(self, state: TrainState, loss: JointLoss, execution: Execution) -> None:
         self._state = state
@@ -157,20 +91,7 @@ class TrainStep:
         self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
-        """Take a step on one batch for all members, or on one for each, and note it in the progress.
-
-        Args:
-            batches: Of this process: of several, each has its part of the batch.
-            signal: The number of one that has come to this process; 0 for none.
-
-        Returns:
-            The highest such number over all processes.
-
-        Raises:
-            SuperWeightError: A batch that is none, or of other classes or types than the members'; a member that fails;
-                a loss or a gradient that is not finite, more often than the config skips (names members and targets);
-                no memory left.
-        """
+        """Take a step on one batch for all members, or on one for each, and note it in the progress."""
         state, progress = self._state, self._state.progress
         ready = [self._prepared(batch) for batch in batches]
         inputs, targets = ready[0]
@@ -178,7 +99,7 @@ class TrainStep:
             inputs, targets = (OwnBatches(zip(state.own_members, parts)) for parts in zip(*ready))
         count = num_rows(ready[0][0])
         returns = state.config.skip_non_finite > 0 or state.config.micro_batches == "auto" or not self._begun
-        put_back = buffers_as_now(state.ensemble) if returns else _nothing
+        put_back = buffers_as_now(state.ensemble) if returns else lambda: None
         weight, signal = self._share(count, self._num_terms(targets), signal)
         state.num_rows = count * state.rows.size
         if self._loss.distillation is not None and self._loss.distillation.history is not None:
@@ -201,7 +122,7 @@ class TrainStep:
         read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
         numbers = iter(torch.cat(read).tolist())  # the one read of a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
-        finite = math.isfinite(gradients) or not state.peers.any(not are_finite(state.ensemble.parameters()))
+        finite = math.isfinite(gradients) or not state.peers.any(not all(map(_is_finite, self._held().values())))
         counts = all(map(math.isfinite, found)) and (finite or self._overflows())
         if counts:
             for name, loss in zip(state.members, found):
@@ -389,7 +310,9 @@ class TrainStep:
         together: bool = True,
     ) -> dict[str, Tensor]:
         state = self._state
-        loss = replace(self._loss, penalty=state.penalty(), teacher_weight=self._weight_of_teacher())
+        loss = replace(self._loss, penalty=state.penalty())
+        if loss.distillation is not None:
+            loss = replace(loss, teacher_weight=loss.distillation.weight_at(state.fraction_done))
         if loss.gather is not None:
             loss = replace(loss, gather=self._gathered if together else partial(own_answers, state))
         together = together and state.config.sync_batch_norm
@@ -425,10 +348,6 @@ class TrainStep:
                 "kept elsewhere?), or not on this batch", _listed(unread),
             )  # fmt: skip
 
-    def _weight_of_teacher(self) -> float:
-        distillation = self._loss.distillation
-        return 0.0 if distillation is None else distillation.weight_at(self._state.fraction_done)
-
     def _first_loss(self, loss_function: LossFunction, every: Targets, answer: Tensor, targets: Targets) -> Tensor:
         """As the loss function, once it is known what members answer, and that the targets are such."""
         if self._num_classes is None:
@@ -441,16 +360,7 @@ class TrainStep:
     def _skip_step(self, inputs: Inputs, targets: Targets, losses: Mapping[str, float]) -> None:
         """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
         state, progress = self._state, self._state.progress
-        seen = locate_nonfinite(
-            state.ensemble,
-            state.own_members,
-            inputs,
-            losses,
-            # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms
-            # or answers.
-            lambda look: self._forward_and_backward(inputs, targets, look=look, together=False),
-            partial(self._taught, parts=progress.micro_batches),
-        )
+        seen = self._nonfinite(inputs, targets, losses)
         why = max(state.processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
         state.optimizer.zero_grad(set_to_none=True)
         most = state.config.skip_non_finite
@@ -461,11 +371,46 @@ class TrainStep:
         progress.num_skipped += 1
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
 
-    def _taught(self, inputs: Inputs, parts: int) -> Iterator[Tensor]:
+    def _nonfinite(self, inputs: Inputs, targets: Targets, losses: Mapping[str, float]) -> str:
+        """What is not finite, in one line; the backward pass runs again, over the gradients of the step."""
+        state, members = self._state, self._state.own_members
+        found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
+        batches = batches_in(inputs)
+        if any(one.is_floating_point() and not _is_finite(one) for batch in batches for one in tensors_of(batch)):
+            return "; ".join([*found, "the images hold numbers that are not finite: look at the data"])
+        if not all(_is_finite(target) for batch in batches for target in self._taught(batch)):
+            return "; ".join([*found, "the teacher's answers are not finite: look at the teacher"])
+        with torch.no_grad():
+            weights = state.ensemble.bank.generate(members)
+        held = {f"{member}.{name}": one for member in members for name, one in weights[member].items()}
+        own = {
+            f"{member}.{name}": one
+            for member in members
+            for name, one in state.ensemble.members[member].named_parameters()
+        }
+        broken = [name for name, value in (*held.items(), *own.items()) if not _is_finite(value)]
+        if broken:
+            return "; ".join([*found, f"the weights themselves are not, before the step: {_listed(broken)}"])
+        seen: list[str] = []
+
+        def look(gradients: TargetGradients) -> None:
+            seen.extend(f"{member}.{name}" for (member, name), value in gradients.items() if not _is_finite(value))
+
+        for parameter in state.ensemble.parameters():
+            parameter.grad = None
+        # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms or
+        # answers.
+        self._forward_and_backward(inputs, targets, look=look, together=False)
+        seen += [name for name, value in own.items() if value.grad is not None and not _is_finite(value.grad)]
+        if seen:
+            found.append(f"the gradient of {_listed(seen)} is not finite")
+        return "; ".join(found) or "a gradient of the bank is not finite"
+
+    def _taught(self, inputs: Inputs) -> Iterator[Tensor]:
         """What a teacher has members learn on a batch, part by part; nothing without one."""
         if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
-        count = num_rows(inputs)
+        count, parts = num_rows(inputs), self._state.progress.micro_batches
         with self._state.fabric.autocast():
             for rows in row_parts(count, min(parts, most_parts(count))):
                 yield self._loss.distillation.taught(rows_of(inputs, rows))
@@ -480,7 +425,3 @@ def _contiguous(inputs: Inputs) -> Inputs:
     if isinstance(inputs, OwnBatches):
         return OwnBatches({name: _contiguous(batch) for name, batch in inputs.items()})
     return mapped(lambda one: in_memory_format(one, channels_last=False), inputs)
-
-
-def _nothing() -> None:
-    """What puts back buffers that need no way back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from rich.progress import (
 
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.storage import accessing, escape_controls, write_text
-from superweight_ensembles.training.hooks import Hook, TrainState
+from superweight_ensembles.training.hooks import Hook, TrainState, check_number
 
 _LOWER_IS_BETTER = ("nll", "mse")
 
@@ -72,8 +73,7 @@ class EarlyStopping(Hook):
     def __init__(self, *, patience: int, score: str | None = None, min_delta: float = 0.0) -> None:
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise SuperWeightError(f"patience must be a whole number of at least 1; got {patience!r}")
-        if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < float("inf"):
-            raise SuperWeightError(f"min_delta must be finite and not negative; got {min_delta!r}")
+        check_number("min_delta", min_delta, lambda number: 0 <= number < math.inf, "finite and not negative")
         self.patience, self.score, self.min_delta = patience, score, float(min_delta)
         self._best: float | None = None
         self._waited = 0
@@ -115,7 +115,7 @@ class ProgressBar(Hook):
     :func:`train` shows one by itself in terminals and notebooks.
 
     Args:
-        console: Of rich; the error stream where None.
+        console: Console of rich; the error stream where None.
     """
 
     watches: ClassVar[bool] = True
@@ -127,7 +127,7 @@ class ProgressBar(Hook):
 
     @staticmethod
     def is_seen() -> bool:
-        """Whether someone looks: a terminal, or a notebook."""
+        """Whether the error stream is a terminal or a notebook."""
         return sys.stderr is not None and (sys.stderr.isatty() or Console(stderr=True).is_jupyter)
 
     def start(self, state: TrainState) -> None:
@@ -197,21 +197,21 @@ class _Log(Hook):
             self.close()
 
     def open(self, state: TrainState) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     @abstractmethod
     def write(self, state: TrainState, record: Mapping[str, Any]) -> None:
-        """The record of one epoch."""
+        """Write the record of one epoch."""
 
     def close(self) -> None:
-        """After the training, also where it has failed."""
+        """Called after the training, also where it has failed."""
 
 
 class CSVLog(_Log):
     """One line an epoch in a CSV file, as it was trained: the lines of a resumed training are written again.
 
     Args:
-        path: Of the file; its folder is made.
+        path: The file; its folder is made.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -229,7 +229,7 @@ class CSVLog(_Log):
 
 
 def summary_writer() -> Callable[..., Any] | None:
-    """What makes a writer of TensorBoard's events; None where tensorboard is not installed."""
+    """The class that writes TensorBoard's events; None where tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
     except ImportError:
@@ -250,7 +250,7 @@ class TensorBoardLog(_Log):
     ``train(out=...)`` writes them by itself where tensorboard is installed (``pip install tensorboard``).
 
     Args:
-        folder: Of the events.
+        folder: Folder of the events.
 
     Raises:
         SuperWeightError: When the training starts: tensorboard is not installed.

@@ -133,11 +133,7 @@ def sizes_of(ensemble: SuperWeightEnsemble) -> Widths:
 def restore_sizes(
     ensemble: SuperWeightEnsemble, optimizer: torch.optim.Optimizer, sizes: Mapping[str, Mapping[str, int]]
 ) -> None:
-    """Put learned widths back where a checkpoint left them, as yet with any numbers.
-
-    Raises:
-        SuperWeightError: Widths that the members do not have, or beyond their bounds.
-    """
+    """Put learned widths back where a checkpoint left them, as yet with any numbers."""
     if sizes == sizes_of(ensemble):
         return
     for member, widths in sizes.items():

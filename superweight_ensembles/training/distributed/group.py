@@ -30,18 +30,10 @@ Collective = Callable[[Tensor], Any]
 
 
 def exchanged_(tensors: Sequence[Tensor], collective: Collective, bucket_bytes: int = BUCKET_BYTES) -> int:
-    """Run an in-place collective on every tensor, bucket by bucket, a few of them under way at a time.
+    """Run an in-place collective on every tensor, bucket by bucket, a few under way at a time; returns the bytes.
 
     A bucket holds numbers in the order of the shape, whatever the strides: processes whose tensors lie differently in
     memory (channels-last or not) exchange the same numbers, and each tensor keeps its own layout.
-
-    Args:
-        tensors: Changed in place.
-        collective: Starts the exchange of one flat tensor, and gives what has a ``wait``.
-        bucket_bytes: At most so many a bucket, but for a tensor that is larger.
-
-    Returns:
-        Bytes handed to the collective.
     """
     under_way: deque[tuple[Any, Tensor, list[Tensor]]] = deque()
     total = 0
@@ -108,12 +100,12 @@ class Processes:
     says to all goes as tensors and JSON, never as pickles.
 
     Args:
-        group: Of ``torch.distributed``; None for a single process.
+        group: Process group of ``torch.distributed``; None for a single process.
 
     Attributes:
-        rank: Of this process, from 0.
-        size: Processes.
-        bytes_exchanged: Handed by this process to collectives so far: the payload, whatever the network makes of it.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
+        bytes_exchanged: Bytes that this process has handed to collectives, whatever the network makes of them.
 
     Raises:
         SuperWeightError: From any method: another process ended. (NCCL may end the process instead, by its watchdog.)
@@ -141,14 +133,7 @@ class Processes:
         return self.rank, self.size
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, equal to the bit on all of them.
-
-        Args:
-            tensors: In the same order, shapes and types everywhere; each keeps its layout in memory.
-
-        Raises:
-            SuperWeightError: A sparse tensor.
-        """
+        """Replace each tensor by its sum over the processes, equal to the bit on all; each keeps its memory layout."""
         if self.size == 1:
             return
         for tensor in tensors:
@@ -180,11 +165,7 @@ class Processes:
         return found
 
     def rows_of_all(self, tensor: Tensor) -> list[Tensor]:
-        """On the first process what each gives, by rank; on the others nothing.
-
-        Args:
-            tensor: Contiguous, with at least one number, of one type everywhere; shapes may differ.
-        """
+        """On the first process what each gives, by rank; on the others nothing. Shapes may differ, types may not."""
         if self.size == 1:
             return [tensor]
         shapes = self.gather_objects(list(tensor.shape))
@@ -226,15 +207,7 @@ class Processes:
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths)]
 
     def assert_equal_across_ranks(self, value: Any, what: str) -> None:
-        """Refuse to go on where processes differ.
-
-        Args:
-            value: As :meth:`gather_objects` takes it; what JSON has no form for counts as its text.
-            what: How to call it.
-
-        Raises:
-            SuperWeightError: On every process: two values that differ.
-        """
+        """Refuse, on every process, to go on where they differ; what JSON has no form for counts as its text."""
         if self.size == 1:
             return
         found = self.gather_objects(json.dumps(value, sort_keys=True, default=str))
@@ -249,14 +222,12 @@ class Processes:
     def on_rank_zero(self, function: Callable[[], T]) -> T:
         """Have the first process do something; the others wait for its end, and get the result or the error.
 
-        They wait as long as the process group's timeout lets them: 30 minutes unless it was set.
-
-        Args:
-            function: Gives something small, which comes back as JSON keeps it (a tuple as a list), or None.
+        They wait as long as the process group's timeout: 30 minutes unless it was set. The result comes back as JSON
+        keeps it (a tuple as a list).
 
         Raises:
-            SuperWeightError: On every process: the first process's :class:`SuperWeightError` or ``OSError``, or, on the
-                others, any error of it.
+            SuperWeightError: On every process: the first one's :class:`SuperWeightError` or ``OSError``; on the others,
+                any error of it.
         """
         if self.size == 1:
             return function()
@@ -311,11 +282,7 @@ def _processes_of(group: dist.ProcessGroup | None) -> Processes:
 
 @contextmanager
 def lost_peers() -> Iterator[None]:
-    """Say in words what a backend says in its own when another process is gone.
-
-    Raises:
-        SuperWeightError: Another process ended, or does not answer.
-    """
+    """Say in words what a backend says in its own when another process is gone."""
     try:
         yield
     except RuntimeError as error:

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -28,11 +27,11 @@ class Launch:
     """A job of several processes, one device each, and this one's place in it.
 
     Attributes:
-        rank: Of this process, from 0.
-        local_rank: Of this process among those of its machine.
-        size: Processes in all.
-        local_size: Of them on this machine, and on every other.
-        num_nodes: Machines.
+        rank: Rank of this process, from 0.
+        local_rank: Its rank on its machine.
+        size: Number of processes.
+        local_size: Number of processes on each machine.
+        num_nodes: Number of machines.
         address: Where the processes meet, host:port.
     """
 
@@ -92,22 +91,8 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
     return int(given)
 
 
-class Store(Protocol):
-    """What is needed of a ``torch.distributed.Store``."""
-
-    def set(self, key: str, value: str) -> None: ...
-
-    def get(self, key: str) -> bytes: ...
-
-    def check(self, keys: list[str]) -> bool: ...
-
-
 def join(launch: Launch, device: torch.device) -> None:
-    """Begin the default process group with the other processes of a job; nothing happens where there is one.
-
-    Args:
-        launch: This process's place in the job.
-        device: Of this process; NCCL on CUDA, gloo else.
+    """Begin the default process group (NCCL on CUDA, gloo else) with the other processes of a job, unless there is one.
 
     Raises:
         RuntimeError, ValueError, OSError: The others do not come within :data:`JOIN_TIMEOUT`.
@@ -132,21 +117,15 @@ def join(launch: Launch, device: torch.device) -> None:
         _LOG.info("%d processes have joined, on %d machines", launch.size, launch.num_nodes)
 
 
-def agreed_round(store: Store, rank: int, size: int, timeout_s: float) -> str:
+def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
     """A name that the processes started together have alike, and no process started before them has.
 
     torchrun keeps its store when it starts processes again, with what those before them wrote: an address read from it
     may be of a process that is dead. The first process makes up a name and answers, under it, to the name that each
     other made up; one that read an old name gets no answer under it, and looks again.
 
-    Args:
-        store: Which all processes see.
-        rank: Of this process.
-        size: Processes.
-        timeout_s: How long to wait for an answer; the store knows how long to wait for a key.
-
     Raises:
-        TimeoutError: No answer.
+        TimeoutError: No answer within ``timeout_s``; the store knows how long to wait for a key.
     """
     own = uuid.uuid4().hex
     if rank == 0:

@@ -120,11 +120,7 @@ def chosen_ranks(costs: Mapping[str, float], size: int, synchronised: bool) -> i
 
 
 def check_mesh(mesh: str | Mapping[str, int], num_members: int, size: int) -> None:
-    """Refuse a mesh that a job cannot have.
-
-    Raises:
-        SuperWeightError: More member ranks than members, or a product that is not the number of processes.
-    """
+    """Refuse more member ranks than members, and a product that is not the number of processes."""
     if isinstance(mesh, str):
         return
     ranks, rows = mesh["members"], mesh["rows"]

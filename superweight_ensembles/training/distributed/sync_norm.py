@@ -18,6 +18,11 @@ from torch.overrides import TorchFunctionMode
 
 from superweight_ensembles.training.distributed.group import Processes
 
+_PARAMETERS: dict[Callable[..., Any], tuple[str, ...]] = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    torch.batch_norm: ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
+}
+_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}  # of F.batch_norm
 _ACTIVE: ContextVar[SynchronisedNorm | None] = ContextVar("_ACTIVE", default=None)
 
 
@@ -64,44 +69,14 @@ class SynchronisedNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Every other function of torch goes its way."""
-        given = kwargs or {}
-        if func is F.batch_norm:
-            return self._functional(*args, **given)
-        if func is torch.batch_norm:
-            return self._native(*args, **given)
-        return func(*args, **given)
-
-    def _functional(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training:
-            return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
-
-    def _native(
-        self,
-        input: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        cudnn_enabled: bool,
-    ) -> Tensor:
-        if not training:
-            return torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled)
-        return _normalised(input, weight, bias, running_mean, running_var, momentum, eps, self.processes)
+        """Batch norm in training mode takes all rows; every other call goes its way."""
+        if func in _PARAMETERS:
+            given = {**_DEFAULTS, **dict(zip(_PARAMETERS[func], args)), **(kwargs or {})}
+            if given["training"]:
+                return _normalised(
+                    *(given[name] for name in _PARAMETERS[F.batch_norm] if name != "training"), self.processes
+                )
+        return func(*args, **(kwargs or {}))
 
 
 @torch.compiler.disable
@@ -121,10 +96,10 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         images: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
         running_mean: Tensor | None,
         running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         momentum: float,
         eps: float,
         processes: Processes,
@@ -166,19 +141,13 @@ class _BatchNorm(torch.autograd.Function):
             of_images = of_images.addcmul_(gradient, (scale * factor).view(shape)).to(images.dtype)
         of_weight = by_weight.to(weight.dtype) if weight is not None else None
         of_bias = by_bias.to(ctx.bias_dtype) if ctx.bias_dtype is not None else None
-        return of_images, of_weight, of_bias, None, None, None, None, None
+        return of_images, None, None, of_weight, of_bias, None, None, None
 
 
 def _statistics_of_all(images: Tensor, processes: Processes) -> tuple[Tensor, Tensor, Tensor]:
-    """Values a channel N (1,), their mean (C,) and the sum of their squares about it (C,).
-
-    In float64 where the images are, in float32 else, as torch's own batch norm.
-
-    Raises:
-        ValueError: One value a channel in all, as torch says it.
-    """
+    """Values a channel N (1,), their mean (C,) and the sum of their squares about it (C,)."""
     channels = images.shape[1]
-    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32  # as torch's own batch norm
     own = images.numel() // channels
     zeros = torch.zeros(channels, dtype=dtype, device=images.device)
     mean, squares = zeros, zeros
