@@ -263,7 +263,7 @@ class Recipe(Strict):
         return self.sharing.init == "svd" and self.sharing.init_from is None
 
     @property
-    def image_shape(self) -> tuple[int, ...] | None:
+    def image_shape(self) -> tuple[int, int, int] | None:
         """(C, H, W) as is known of the data set before it is read."""
         return image_shape_of(self.data.name, self.data.options)
 

@@ -106,10 +106,9 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
     averaging = 0.0 if recipe.averaging is None else _FORWARD  # norms are estimated again
     for arm in training_order(recipe):
         if arm == "shared":
+            teacher = None if recipe.taught_by(INDEPENDENT) else distillation_of(recipe)
             if recipe.teaching is not None and recipe.taught_by(INDEPENDENT):
                 teacher = recipe.teaching.hook(SuperWeightEnsemble(members, plan=apart))
-            else:
-                teacher = distillation_of(recipe)
             stages.append(
                 _Stage(
                     name=arm, members=members, plan=plan, config=recipe.shared_training(),
