@@ -187,15 +187,9 @@ def train(
     folder = out or Path("runs") / chosen.name
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun starts the same command again
         resume, overwrite = True, False
-    with _progress_bars() as (bars, progress_of):
-        try:
-            train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
-        except KeyboardInterrupt as stop:
-            bars.stop()
-            if (folder / "recipe.yaml").is_file():
-                command = f"superweights train {folder / 'recipe.yaml'} --out {folder} --resume"
-                _say_stopped(stop, f"go on: {command}")
-            raise typer.Exit(_exit_code(stop)) from None
+    again, kept = folder / "recipe.yaml", (folder / "recipe.yaml").is_file
+    with _progress_bars(f"superweights train {again} --out {folder} --resume", kept) as progress_of:
+        train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
     _say(f"trained: {folder}", _NOTES)
 
 
@@ -225,10 +219,7 @@ def predict(
         Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of a saved ensemble or predictor.")
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
-    deadline_ms: Annotated[
-        float | None,
-        typer.Option("--deadline-ms", help="Milliseconds for each batch."),
-    ] = None,
+    deadline_ms: Annotated[float | None, typer.Option("--deadline-ms", help="Milliseconds for each batch.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images that are answered together.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with every probability.")] = False,
 ) -> None:
@@ -253,11 +244,7 @@ def predict(
 @_command()
 def plot(
     runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...",
-            help="Evaluated run folders; or the folder of a comparison.",
-        ),
+        list[Path], typer.Argument(metavar="RUN...", help="Evaluated run folders; or the folder of a comparison.")
     ],
     out: Annotated[Path | None, _out("Folder for the figures; RUN/figures, or runs/comparison for several.")] = None,
     formats: Annotated[str, typer.Option("--format", metavar="FORMAT,...", help="By comma: png, pdf, svg.")] = "png",
@@ -384,12 +371,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe's ensemble beside other ensembles, over several seeds; print a table and draw figures."""
-    from superweight_ensembles.experiment import (
-        compare_arms,
-        comparison_tables,
-        parse_budgets,
-        parse_variant,
-    )
+    from superweight_ensembles.experiment import compare_arms, comparison_tables, parse_budgets, parse_variant
     from superweight_ensembles.report.figures import draw_arms
 
     if idle := next((one for one in overrides or () if re.match(r"baseline\b", one)), None):
@@ -398,27 +380,22 @@ def compare(
         )
     chosen = _chosen(recipe, overrides)
     folder = out or Path("runs") / f"{chosen.name}-comparison"
-    with _progress_bars() as (bars, progress_of):
-        try:
-            comparison = compare_arms(
-                chosen,
-                folder,
-                against=[name.strip() for name in against.split(",") if name.strip()],
-                variants=[
-                    *(parse_variant(text) for text in variants or ()),
-                    *(parse_budgets(budgets) if budgets is not None else ()),
-                ],
-                overrides=overrides_of_arms or (),
-                baselines=context.obj,
-                num_seeds=seeds,
-                resume=resume,
-                overwrite=overwrite,
-                progress_of=progress_of,
-            )
-        except KeyboardInterrupt as stop:
-            bars.stop()
-            _say_stopped(stop, "go on: the same command with --resume")
-            raise typer.Exit(_exit_code(stop)) from None
+    with _progress_bars("the same command with --resume") as progress_of:
+        comparison = compare_arms(
+            chosen,
+            folder,
+            against=[name.strip() for name in against.split(",") if name.strip()],
+            variants=[
+                *(parse_variant(text) for text in variants or ()),
+                *(parse_budgets(budgets) if budgets is not None else ()),
+            ],
+            overrides=overrides_of_arms or (),
+            baselines=context.obj,
+            num_seeds=seeds,
+            resume=resume,
+            overwrite=overwrite,
+            progress_of=progress_of,
+        )
     drawn = draw_arms(comparison, folder / "figures")
     if as_json:
         _print_json(comparison)
@@ -610,17 +587,6 @@ def _chosen(path: Path, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, overrides or ())
 
 
-def _say_stopped(stop: KeyboardInterrupt, remedy: str) -> None:
-    what = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
-    if not _RANK:
-        _say(f"{what}; {remedy}", _ERRORS)
-
-
-def _exit_code(stop: KeyboardInterrupt) -> int:
-    """As shells say it: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + int(getattr(stop, "signal", signal.SIGINT))
-
-
 def _say(text: str, console: Console = _CONSOLE, style: str | None = None) -> None:
     """Print text as it is: names in it are no markup, and no controls of the terminal."""
     console.print(escape_controls(text), style=style, markup=False, soft_wrap=True, highlight=False)
@@ -679,8 +645,10 @@ def _is_setting(option: str) -> bool:
 
 
 @contextmanager
-def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[TrainProgress], None]]]]:
-    """Bars on the error stream, and what makes one for a stage by name."""
+def _progress_bars(
+    go_on: str, can_go_on: Callable[[], bool] = lambda: True
+) -> Iterator[Callable[[str], Callable[[TrainProgress], None]]]:
+    """What makes a bar on the error stream for a stage by name; says how to go on after what stops it inside."""
     from superweight_ensembles.training import describe_epoch, progress_columns
 
     with Progress(*progress_columns(), console=_BARS) as bars:
@@ -690,9 +658,8 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
 
             def show(progress: TrainProgress) -> None:
                 if stage not in tasks:
-                    tasks[stage] = bars.add_task(
-                        escape_controls(stage), total=progress.epochs * progress.steps_per_epoch, state=""
-                    )
+                    total = progress.epochs * progress.steps_per_epoch
+                    tasks[stage] = bars.add_task(escape_controls(stage), total=total, state="")
                 done = (progress.epoch - 1) * progress.steps_per_epoch + progress.step
                 bars.update(tasks[stage], completed=done)
                 if progress.record is not None:
@@ -700,7 +667,15 @@ def _progress_bars() -> Iterator[tuple[Progress, Callable[[str], Callable[[Train
 
             return show
 
-        yield bars, progress_of
+        try:
+            yield progress_of
+        except KeyboardInterrupt as stop:
+            bars.stop()
+            if can_go_on() and not _RANK:
+                saved = str(stop) if getattr(stop, "saved", False) else "interrupted; the last checkpoint is kept"
+                _say(f"{saved}; go on: {go_on}", _ERRORS)
+            # As shells say it: 130 for Ctrl-C, 143 for SIGTERM.
+            raise typer.Exit(128 + int(getattr(stop, "signal", signal.SIGINT))) from None
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, parse_recipe, set_value
+from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, at, parse_recipe, set_value
 from superweight_ensembles.experiment.run_folder import evaluate_run, planned_run, train_run
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import count_parameters
@@ -130,14 +129,7 @@ def build_arms(
     overrides: Sequence[str] = (),
     baselines: Mapping[str, Baseline] | None = None,
 ) -> tuple[Arm, ...]:
-    """The recipe's shared ensemble first, then what it is held against, then its variants.
-
-    Args:
-        recipe: Recipe of the shared ensemble.
-        against: Names of baselines; ``NAME:SEEDS`` for fewer of the seeds.
-        variants: The shared ensemble under other settings.
-        overrides: ``ARM:key.path=value``, for one arm alone.
-        baselines: Those by name that are not the library's ``independent``, ``single`` and ``narrower``.
+    """The shared ensemble, what it is held against, and its variants: arguments as :func:`compare_arms` takes them.
 
     Raises:
         SuperWeightError: An unknown or repeated arm; a variant that is no recipe; an override for no arm.
@@ -148,7 +140,7 @@ def build_arms(
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
     # Then each run of the shared ensemble trains its teacher, or what it starts from.
-    needs_apart = recipe.taught_by(INDEPENDENT) or (recipe.sharing.init == "svd" and recipe.sharing.init_from is None)
+    needs_apart = recipe.taught_by(INDEPENDENT) or recipe.trains_its_start
     alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none"})
     if len(recipe.members) == 1:
         alone = _changed(alone, {"anytime": None})  # one network has no exits
@@ -169,7 +161,7 @@ def build_arms(
         )
     for arm in arms:
         if arm.train is train_seed and arm is not arms[0]:
-            with naming_arm(f"arm {arm.name!r}"):
+            with at(f"arm {arm.name!r}"):
                 planned_run(arm.recipe)
     return tuple(arms)
 
@@ -179,22 +171,8 @@ def folder_name(arm: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm)
 
 
-@contextmanager
-def naming_arm(arm: str) -> Iterator[None]:
-    """Say which arm it is whose recipe is refused inside."""
-    try:
-        yield
-    except SuperWeightError as error:
-        raise SuperWeightError(f"{arm}: {error}") from error
-
-
 def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, int | None]:
-    """A baseline's name, and its number of seeds where one is given.
-
-    Example:
-        >>> _named_seeds("narrower:1", {}), _named_seeds("single", {})
-        (('narrower', 1), ('single', None))
-    """
+    """A baseline's name, and its number of seeds where one is given: ``narrower:1``."""
     name, colon, count = entry.partition(":")
     if name not in _BASELINES and name not in baselines:
         error = unknown_name("arm", name, [*_BASELINES, *baselines])
@@ -225,7 +203,7 @@ def _variant_arm(recipe: Recipe, variant: Variant) -> Arm:
     for override in variant.overrides:
         set_value(content, override, f"variant {variant.name!r}:")
     chosen = parse_recipe(content, f"variant {variant.name!r}")
-    with naming_arm(f"variant {variant.name!r}"):
+    with at(f"variant {variant.name!r}"):
         num_parameters = chosen.plan(chosen.build_members()).num_parameters
     only = [override.partition("=")[0] for override in variant.overrides]
     return Arm(
@@ -265,16 +243,7 @@ _BASELINES: dict[str, Baseline] = {"independent": _independent, "single": _singl
 
 
 def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parameters: int) -> Recipe:
-    """The largest member of a recipe alone, with weights of its own and a width of at most so many parameters.
-
-    Args:
-        recipe: Recipe of the members.
-        members: As it builds them.
-        num_parameters: Trainable scalars at most; beyond what the member has, it is widened.
-
-    Raises:
-        SuperWeightError: A member of a kind that has no width to change; too few parameters for the narrowest.
-    """
+    """The largest of a recipe's members alone, with weights of its own, narrowed or widened: see :func:`narrowed`."""
     name = _largest(members)
     made = recall_architecture(members[name])
     assert made is not None, "a recipe's members are built by name"
@@ -303,11 +272,11 @@ def narrowed(made: Architecture, num_parameters: int) -> Architecture:
     """
     option, value = _width_of(made)
 
-    def at(step: int) -> Architecture:
+    def stepped(step: int) -> Architecture:
         return replace(made, options={**made.options, option: step * value})
 
     def count(step: int) -> int:
-        return count_parameters(_on_meta(at(step)))
+        return count_parameters(_on_meta(stepped(step)))
 
     if count(1) > num_parameters:
         raise SuperWeightError(
@@ -317,7 +286,7 @@ def narrowed(made: Architecture, num_parameters: int) -> Architecture:
     high = 2
     while count(high) <= num_parameters:
         high *= 2
-    return at(bisect_right(range(high), num_parameters, lo=1, key=count) - 1)
+    return stepped(bisect_right(range(high), num_parameters, lo=1, key=count) - 1)
 
 
 def _width_of(made: Architecture) -> tuple[str, float]:

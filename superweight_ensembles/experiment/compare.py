@@ -30,10 +30,9 @@ from superweight_ensembles.experiment.arms import (
     Variant,
     build_arms,
     folder_name,
-    naming_arm,
     train_seed,
 )
-from superweight_ensembles.experiment.recipe import Recipe, parse_recipe
+from superweight_ensembles.experiment.recipe import Recipe, at, parse_recipe
 from superweight_ensembles.experiment.run_folder import (
     check_data,
     check_output_folder,
@@ -41,7 +40,7 @@ from superweight_ensembles.experiment.run_folder import (
     hold_to_data,
     read_run,
 )
-from superweight_ensembles.experiment.run_results import Provenance, Training
+from superweight_ensembles.experiment.run_results import DatasetFacts, DataSizes, Provenance, Training, fields_of
 from superweight_ensembles.experiment.stages import ProgressOf
 from superweight_ensembles.storage import (
     Amount,
@@ -246,14 +245,9 @@ class ComparedArm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedData:
+class ComparedData(DataSizes):
     """The data that all arms are trained and tested on."""
 
-    name: Name
-    num_train: Count
-    num_validation: Count
-    num_test: Count
-    image_shape: Annotated[tuple[Count, ...], Field(max_length=8)]
     num_classes: Count | None = None
 
 
@@ -329,7 +323,7 @@ def compare_arms(
     if not len(data.test):
         raise SuperWeightError(f"{data.name} has no test images to compare on")
     check_output_folder(
-        folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=lambda: _contents(folder),
+        folder, recipe, kind="comparison", marks=("recipe.yaml", "compare.json"), contents=_contents(folder),
         resume=resume, overwrite=overwrite,
     )  # fmt: skip
     for arm in arms:
@@ -354,21 +348,10 @@ def compare_arms(
 
 
 def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Sequence[int], begun: Path | None) -> None:
-    """Hold every arm and seed against this machine, its data and what is there of it, before any is trained.
-
-    Args:
-        arms: Of the comparison.
-        common: Recipe of the comparison.
-        data: That recipe's; every arm is tested on their test images.
-        seeds: Of the comparison.
-        begun: The folder of a comparison that is resumed.
-
-    Raises:
-        SuperWeightError: Names the arm.
-    """
+    """Hold arms and seeds against this machine, the common data, and what a resumed comparison has ``begun``."""
     of_data: dict[str, list[tuple[Arm, Recipe, Path | None]]] = {}
     for arm in arms:
-        with naming_arm(f"arm {arm.name!r}"):
+        with at(f"arm {arm.name!r}"):
             if arm.train is train_seed:
                 build_fabric(arm.recipe.training)
                 build_fabric(arm.recipe.shared_training())
@@ -384,7 +367,7 @@ def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Seq
         first = entries[0][1]
         loaded = data if (first.seed, first.data) == (common.seed, common.data) else None
         for arm, recipe, own in entries:
-            with naming_arm(f"arm {arm.name!r}"):
+            with at(f"arm {arm.name!r}"):
                 loaded = recipe.load_data() if loaded is None else loaded
                 if recipe.seed == seeds[0]:
                     _check_same_test(loaded, data)
@@ -444,14 +427,7 @@ def _compare(
         name=recipe.name,
         provenance=Provenance(**provenance()),
         recipe=recipe.model_dump(mode="json", exclude_none=True),
-        dataset=ComparedData(
-            name=data.name,
-            num_train=len(data.train),
-            num_validation=len(data.validation),
-            num_test=len(data.test),
-            num_classes=data.num_classes,
-            image_shape=tuple(data.image_shape),
-        ),
+        dataset=ComparedData(num_classes=data.num_classes, **fields_of(DatasetFacts.of(data), DataSizes)),
         seeds=plan.seeds,
         overrides=plan.overrides,
         arms=summarise(arms, results, 1 / data.num_classes),
@@ -480,10 +456,7 @@ def summarise(
 ) -> tuple[ComparedArm, ...]:
     """Every seed's numbers, their mean and spread, and the first arm's minus an arm's own, seed by seed.
 
-    Args:
-        arms: The one that differences are taken from first.
-        results: By arm and seed.
-        chance: Accuracy of a guess, 0 to 1.
+    Results are by arm and seed; ``chance`` is the accuracy of a guess.
     """
     runs = {arm.name: [SeedSummary.of(*item) for item in results[arm.name].items()] for arm in arms}
     costs = [point.flops for run in runs[arms[0].name] for point in run.cascade or ()]
@@ -520,12 +493,8 @@ def summarise(
 
 def _known_numbers(runs: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
     """Every number that all runs have, run by run."""
-    found = {}
-    for name in runs[0]:
-        values = [value for run in runs if (value := run.get(name)) is not None]
-        if len(values) == len(runs):
-            found[name] = values
-    return found
+    found = {name: [value for run in runs if (value := run.get(name)) is not None] for name in runs[0]}
+    return {name: values for name, values in found.items() if len(values) == len(runs)}
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -556,7 +525,7 @@ def _contents(folder: Path) -> set[str]:
     """Every name in a comparison's folder that is its own: its files, and folders with nothing but seeds in them."""
     arms = {
         path.name
-        for path in folder.iterdir()
+        for path in folder.glob("*")
         if path.is_dir() and all(re.fullmatch(r"seed-\d+", inner.name) for inner in path.iterdir())
     }
     return {"recipe.yaml", "compare.json", "data.json", "comparison.json", "figures", *arms}

@@ -34,13 +34,7 @@ _LEAST_CALLS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEstimate:
-    """What one member adds to a step.
-
-    Attributes:
-        name: Name of the member.
-        forward_flops: FLOPs of one image's forward pass.
-        activation_bytes: What a whole batch keeps from forward for backward.
-    """
+    """What one member adds to a step: FLOPs of one image's forward pass, and what a batch keeps for backward."""
 
     name: str
     forward_flops: int
@@ -181,16 +175,8 @@ def estimate_on_mesh(
 ) -> MeshEstimate:
     """What a training would take on several processes, members being as dear as their FLOPs.
 
-    Args:
-        estimate: Of one process.
-        plan: Of the ensemble.
-        processes: Of the job.
-        mesh: As :class:`TrainConfig` takes it.
-        synchronised: Whether norms take the statistics of all rows.
-        sharded: Whether each process keeps the optimizer's state of a part of the bank.
-
-    Raises:
-        SuperWeightError: A mesh that does not go with the processes or the members.
+    ``synchronised`` norms take the statistics of all rows; ``sharded`` processes keep the optimizer's state of a part
+    of the bank each.
     """
     costs = {member.name: float(member.forward_flops) for member in estimate.members}
     check_mesh(mesh, len(costs), processes)
@@ -433,13 +419,11 @@ def _copied_numbers(group: SsnGroup) -> int:
 
 
 def _group_flops(group: SsnGroup) -> int:
-    """FLOPs of a step, forward and backward: windows are combined, and enlarged where a layer exceeds the bank.
-
-    Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
-    """
+    """FLOPs of a step, forward and backward: windows are combined, and enlarged where a layer exceeds the bank."""
     total = 0
     for reading, shape in zip(group.window_specs, group.shapes):
         num_weights, rows = math.prod(shape), reading.num_tiles if reading.mixed else 1
+        # Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
         total += 3 * 2 * rows * reading.num_windows * reading.size
         if reading.matrix != (0, 0):
             total += 2 * _INTERPOLATION * num_weights
@@ -450,18 +434,10 @@ def _group_flops(group: SsnGroup) -> int:
 
 
 def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
-    """How fast this machine trains: forward and backward of a residual block (two 3 x 3 convolutions, norms, ReLUs).
+    """How fast this machine trains: the median of steps of a residual block, within some seconds and after a warm-up.
 
     Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
     ResNet: wide convolutions run faster, stems, thin layers and data slower.
-
-    Args:
-        device: Where; in the memory format that a training takes there.
-        bfloat16: Whether under autocast.
-        seconds: To measure for, after one call that is not counted; three calls at least.
-
-    Returns:
-        The median of all calls.
     """
     batch = 256 if device.type == "cuda" else 16
     layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format

@@ -45,7 +45,6 @@ from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
     UNKNOWN_KEY,
     PathError,
-    Problem,
     check_plain,
     dump_yaml,
     first_problem,
@@ -144,7 +143,7 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         sharing, epochs = self.sharing, self.shared_training().epochs
-        svd, untie_epoch = sharing.init == "svd", sharing.untie_epoch
+        untie_epoch = sharing.untie_epoch
         learns = any(member.adaptive is not None for member in self.members)
         plain = self.learn_widths is not None and not self.learn_widths.keep_importance
         teacher = None if self.teaching is None else self.teaching.teacher
@@ -152,7 +151,7 @@ class Recipe(Strict):
         self.refuse_idle(learns, "without a member that is adaptive: {pairs: ...}", "learn_widths", "width_loss")
         if untie_epoch is not None and untie_epoch >= epochs:
             raise ValueError(f"sharing.untie_epoch {untie_epoch} must come before the last of {epochs} epochs")
-        if svd and sharing.init_from is None and self.baseline != INDEPENDENT:
+        if self.trains_its_start and self.baseline != INDEPENDENT:
             raise ValueError(
                 "sharing.init svd needs trained members: baseline: independent, or sharing.init_from, a saved ensemble"
             )
@@ -182,7 +181,7 @@ class Recipe(Strict):
             raise ValueError(f"members: two are named {repeated!r}: give each a name of its own")
         if self.anytime is None:
             return
-        with _at("anytime"):
+        with at("anytime"):
             order = checked_order(self.anytime.order, names)
         if len(names if isinstance(order, str) else order) < 2:
             raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
@@ -202,7 +201,7 @@ class Recipe(Strict):
             )
         slack = self.classes_and_channels()[0] or 0  # splits round by class
         for section, config in (("training", self.training), ("fine_tuning", self.shared_training())):
-            with _at(section):
+            with at(section):
                 if config.random_resized_crop and name != "image_folder":
                     raise SuperWeightError(
                         "random_resized_crop cuts parts out of files of image_folder: use crop_padding"
@@ -241,7 +240,7 @@ class Recipe(Strict):
 
     def load_data(self) -> ImageData:
         """Load the data set and hold it against what the recipe says of it."""
-        with _at("data"):
+        with at("data"):
             try:
                 data = load_data(self.data.name, **self.data.seeded(self.seed))
             except (RuntimeError, MemoryError) as error:
@@ -257,6 +256,16 @@ class Recipe(Strict):
     def starts_warm(self) -> bool:
         """Whether the bank starts from trained members: by ``sharing.init``, or as they come with weights."""
         return self.sharing.init == "svd" or any(member.is_trained for member in self.members)
+
+    @property
+    def trains_its_start(self) -> bool:
+        """Whether the bank starts from the baseline that this very run trains first."""
+        return self.sharing.init == "svd" and self.sharing.init_from is None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) as is known of the data set before it is read."""
+        return image_shape_of(self.data.name, self.data.options)
 
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
         """Make the members with start values drawn from the recipe's seed; without data where none are needed.
@@ -277,16 +286,15 @@ class Recipe(Strict):
             return {member.name: self._build(member, classes, channels) for member in self.members}
 
     def _build(self, member: MemberRecipe, classes: int, channels: int) -> nn.Module:
-        with _at(f"members: {member.name!r}"):
+        with at(f"members: {member.name!r}"):
             module = build_member(
                 member.model, num_classes=classes, in_channels=channels, pretrained=bool(member.pretrained),
                 weights=member.weights, **(member.model_extra or {}),
             )  # fmt: skip
         if member.adaptive is None:
             return module
-        shape = image_shape_of(self.data.name, self.data.options)
-        with _at(f"members: {member.name!r}, adaptive"):
-            example = None if shape is None else torch.zeros(2, *shape)
+        with at(f"members: {member.name!r}, adaptive"):
+            example = None if self.image_shape is None else torch.zeros(2, *self.image_shape)
             return make_adaptive(module, example=example, **dict(member.adaptive))
 
     def prepare(self) -> tuple[dict[str, nn.Module], SharingPlan]:
@@ -301,11 +309,10 @@ class Recipe(Strict):
         plan = self.plan(members)
         if self.training.recompute and not any(map(repeated_blocks, members.values())):
             recomputed_blocks(members)  # says so
-        shape = image_shape_of(self.data.name, self.data.options)
-        if shape is None:
+        if self.image_shape is None:
             return members, plan
-        with evaluating(nn.ModuleList(members.values())), _at("members"):
-            flops = flops_of_members(members, torch.zeros(1, *shape))
+        with evaluating(nn.ModuleList(members.values())), at("members"):
+            flops = flops_of_members(members, torch.zeros(1, *self.image_shape))
         if self.anytime is not None and self.learn_widths is None:
             what, amount = self.anytime.curve_options()["target"]
             order = self.anytime.order
@@ -320,37 +327,34 @@ class Recipe(Strict):
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
         """The plan that a run begins with; with a search, the one whose clusters are split."""
-        options = self.sharing.plan_options()
-        if self.sharing.clusters == "random":
-            options["group_seed"] = self.seed if self.sharing.group_seed is None else self.sharing.group_seed
-        with _at("sharing"):
-            return self._plan(members, options)
-
-    def _plan(self, members: dict[str, nn.Module], options: dict[str, Any]) -> SharingPlan:
-        plan = plan_sharing(members, **options)
-        if self.sharing.search in ("gradient", "weight"):
-            check_searchable(plan)
-            # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
-            # might not fit then.
-            most = "own" if self.sharing.coefficient_kind == "tied" else self.sharing.coefficient_kind
-            plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
-        if self.sharing.search == "k_means":
-            # Which groups there will be nobody knows yet: as many at random tell whether the budget is for so many.
-            check_num_groups(self.sharing.num_groups, True, sum(len(c.targets) for c in plan.clusters), "k-means")
-            like = {"clusters": "random", "num_groups": self.sharing.num_groups, "ssn": self.sharing.ssn}
-            plan_sharing(members, **{**options, **like})
+        sharing, options = self.sharing, self.sharing.plan_options()
+        if sharing.clusters == "random":
+            options["group_seed"] = self.seed if sharing.group_seed is None else sharing.group_seed
+        with at("sharing"):
+            plan = plan_sharing(members, **options)
+            if sharing.search in ("gradient", "weight"):
+                check_searchable(plan)
+                # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
+                # might not fit then.
+                most = "own" if sharing.coefficient_kind == "tied" else sharing.coefficient_kind
+                plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
+            if sharing.search == "k_means":
+                # Nobody knows the groups yet: as many at random tell whether the budget is enough for so many.
+                check_num_groups(sharing.num_groups, True, sum(len(c.targets) for c in plan.clusters), "k-means")
+                like = {"clusters": "random", "num_groups": sharing.num_groups, "ssn": sharing.ssn}
+                plan_sharing(members, **{**options, **like})
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
         """What the training takes, without data; None where only the files tell the size of the images."""
-        options = self.data.options
-        shape = image_shape_of(self.data.name, options)
-        if shape is None:
+        if self.image_shape is None:
             return None
-        config, images = self.shared_training(), num_training_images(self.data.name, options)
-        cast, hook = precision_of(config) != "float32", distillation_of(self) if self.taught_by(*EACH_OTHER) else None
-        together = hook is not None and hook.together
-        return estimate_training(members, plan, shape, config, bfloat16=cast, num_images=images, together=together)
+        config, hook = self.shared_training(), distillation_of(self) if self.taught_by(*EACH_OTHER) else None
+        return estimate_training(
+            members, plan, self.image_shape, config, bfloat16=precision_of(config) != "float32",
+            num_images=num_training_images(self.data.name, self.data.options),
+            together=hook is not None and hook.together,
+        )  # fmt: skip
 
     def taught_by(self, *teachers: str) -> bool:
         """Whether the shared arm learns from one of these."""
@@ -474,26 +478,23 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         # A key that is unknown before one that is missing: it may be that one, typed wrong.
         tags = ("int", "float", "str", "dict[str,list[str]]")
-        raise _explained(where, first_problem(error, tags=tags, before=UNKNOWN_KEY)) from None
-
-
-def _explained(where: str, problem: Problem) -> SuperWeightError:
+        problem = first_problem(error, tags=tags, before=UNKNOWN_KEY)
     spot, said = problem.where, problem.said
     if problem.kind in UNKNOWN_KEY:
         *parents, key = problem.path
         unknown = unknown_name("key", str(key), _known_keys(parents))
-        return SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")
+        raise SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")
     if problem.kind == "missing":
-        return SuperWeightError(f"{where}: {spot} is missing")
+        raise SuperWeightError(f"{where}: {spot} is missing")
     if spot == "sharing.budget":
         said = "must be an int (parameters) or a float (fraction of what the members own apart)"
     given = "" if problem.kind == "value_error" else f" (got {problem.given!r:.200})"
-    return SuperWeightError(": ".join(part for part in (where, spot, f"{said}{given}") if part))
+    raise SuperWeightError(": ".join(part for part in (where, spot, f"{said}{given}") if part))
 
 
 @contextmanager
-def _at(place: str) -> Iterator[None]:
-    """Say where in the recipe it is that something inside refuses."""
+def at(place: str) -> Iterator[None]:
+    """Name the recipe's key, or the arm, before what something inside refuses."""
     try:
         yield
     except SuperWeightError as error:
@@ -520,27 +521,30 @@ def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
     training = content.get("training")
     weight = content.get("distillation", training.get("distillation") if isinstance(training, dict) else None)
     for path, (idle, remedy) in _RETIRED.items():
-        *outer, key = path
-        section = content.get(outer[0]) if outer else content
-        if isinstance(section, dict) and key in section:
+        section, key = _section(content, path), path[-1]
+        if key in section:
             if section[key] != idle and not (path == ("teacher",) and weight == 0):
                 raise ValueError(f"{'.'.join(path)} is no key any more: {remedy}")
             kept = {name: value for name, value in section.items() if name != key}
-            content = {**content, outer[0]: kept} if outer else kept
+            content = {**content, path[0]: kept} if path[1:] else kept
     return content
 
 
 def _switched_off(content: dict[str, Any]) -> dict[str, Any]:
     """A recipe's content with what is off said in the one way that its section has for it."""
     for path, off in _OFF.items():
-        *outer, key = path
-        section = content.get(outer[0]) if outer else content
-        if isinstance(section, dict) and key in section:
-            given = section[key]
-            if given is None or given == "none" or (isinstance(given, (bool, int, float)) and not given):
-                changed = {**section, key: off}
-                content = {**content, outer[0]: changed} if outer else changed
+        section = _section(content, path)
+        given = section.get(path[-1], "not given")
+        if given is None or given == "none" or (isinstance(given, (bool, int, float)) and not given):
+            changed = {**section, path[-1]: off}
+            content = {**content, path[0]: changed} if path[1:] else changed
     return content
+
+
+def _section(content: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """What holds the key at a path; empty where a recipe has something else there."""
+    found = content.get(path[0]) if path[1:] else content
+    return found if isinstance(found, dict) else {}
 
 
 def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:
@@ -553,15 +557,7 @@ def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:
 
 
 def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
-    """The hook by which the shared arm of a recipe is taught; None for none.
-
-    Args:
-        recipe: Recipe of the run.
-        independent: Where the trained independent arm is saved, if that is the teacher.
-
-    Raises:
-        SuperWeightError: The recipe names a folder where no trained ensemble is saved.
-    """
+    """The hook that teaches the shared arm; ``independent`` is the saved baseline, if that teaches. None for none."""
     given = recipe.teaching
     if given is None:
         return None
@@ -572,38 +568,28 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
 
 
 def check_saved_teacher(recipe: Recipe) -> None:
-    """Read a teacher that a recipe names by its folder, ahead of a training.
-
-    Raises:
-        SuperWeightError: No saved ensemble is there.
-    """
+    """Read a teacher that a recipe names by its folder, ahead of a training."""
     if recipe.teaching is None or recipe.taught_by(*EACH_OTHER, INDEPENDENT):
         return
-    taught, shape = distillation_of(recipe), image_shape_of(recipe.data.name, recipe.data.options)
-    classes, _ = recipe.classes_and_channels()
+    taught, (classes, _) = distillation_of(recipe), recipe.classes_and_channels()
     assert taught is not None and taught.teacher is not None, "a folder is given"
-    if shape is not None and classes is not None:
-        with _at(f"distillation.teacher: {recipe.teaching.teacher}"), taught.teacher.on_device(torch.device("cpu")):
-            answered = taught.taught(torch.zeros(2, *shape)).shape[1]
+    if recipe.image_shape is not None and classes is not None:
+        with at(f"distillation.teacher: {recipe.teaching.teacher}"), taught.teacher.on_device(torch.device("cpu")):
+            answered = taught.taught(torch.zeros(2, *recipe.image_shape)).shape[1]
             if answered != classes:
                 raise SuperWeightError(f"it answers {answered} classes, the data have {classes}")
 
 
 def _saved(folder: Path) -> Path:
     """The folder of a saved ensemble, given that or the arm of a run that it is of."""
-    if not folder.is_dir():
-        raise SuperWeightError(
-            f"distillation.teacher: {folder} is no folder: give {', '.join(EACH_OTHER)}, {INDEPENDENT}, or the folder "
-            "of a saved ensemble"
-        )
-    if (folder / "recipe.yaml").is_file():
-        raise SuperWeightError(
-            f"distillation.teacher: {folder} is a run: give one of its arms, such as {folder / 'shared'}"
-        )
-    if not (folder.parent / "recipe.yaml").is_file():
-        return folder
-    if not (folder / "training.json").is_file():
-        raise SuperWeightError(
-            f"distillation.teacher: the arm {folder} is not trained to its end: train it with --resume first"
-        )
+    with at("distillation.teacher"):
+        if not folder.is_dir():
+            known = f"{', '.join(EACH_OTHER)}, {INDEPENDENT}"
+            raise SuperWeightError(f"{folder} is no folder: give {known}, or the folder of a saved ensemble")
+        if (folder / "recipe.yaml").is_file():
+            raise SuperWeightError(f"{folder} is a run: give one of its arms, such as {folder / 'shared'}")
+        if not (folder.parent / "recipe.yaml").is_file():
+            return folder
+        if not (folder / "training.json").is_file():
+            raise SuperWeightError(f"the arm {folder} is not trained to its end: train it with --resume first")
     return folder / "ensemble"

@@ -11,17 +11,12 @@ from superweight_ensembles.anytime import ORDERS
 from superweight_ensembles.data import CORRUPTIONS, Corruption, check_options, classes_and_channels, takes_option
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, DISTRIBUTIONS, QUANTILE, SCALES, check_fractions
-from superweight_ensembles.plan import (
-    BUDGET_COUNTS,
-    CLUSTER_RULES,
-    COEFFICIENT_KINDS,
-    GENERATORS,
-    Kernels,
-    SsnOptions,
-)
+from superweight_ensembles.plan import BUDGET_COUNTS, CLUSTER_RULES, COEFFICIENT_KINDS, GENERATORS, Kernels, SsnOptions
 from superweight_ensembles.search import LEARNING
 from superweight_ensembles.storage import one_of
 from superweight_ensembles.training import Distillation, Teacher
+
+Number = StrictInt | StrictFloat
 
 
 class Strict(BaseModel):
@@ -93,7 +88,7 @@ class AdaptiveRecipe(Strict):
     """
 
     pairs: tuple[tuple[str, str], ...] = Field(min_length=1, max_length=1000)
-    rate: StrictInt | StrictFloat | None = None
+    rate: Number | None = None
     width: StrictInt | None = None
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] = "exponential"
     quantile: StrictFloat = QUANTILE
@@ -181,7 +176,7 @@ class SharingRecipe(Strict):
         init_from: Folder of a saved ensemble of the same members, such as RUN/independent/ensemble.
     """
 
-    budget: StrictInt | StrictFloat
+    budget: Number
     generator: Annotated[str, one_of(GENERATORS)] = "auto"
     clusters: Annotated[str, one_of(CLUSTER_RULES)] | Annotated[dict[str, list[str]], Field(max_length=1000)] = (
         "depth_bins"
@@ -199,9 +194,9 @@ class SharingRecipe(Strict):
     search: Literal["none", "gradient", "weight", "k_means"] = "none"
     search_epochs: StrictInt | None = Field(default=None, ge=1)
     search_batches: StrictInt | None = Field(default=None, ge=1)
-    threshold: StrictInt | StrictFloat = Field(default=0.1, ge=-1, le=1)
+    threshold: Number = Field(default=0.1, ge=-1, le=1)
     untie_epoch: StrictInt | None = Field(default=None, ge=1)
-    untie_threshold: StrictInt | StrictFloat = Field(default=0.9, ge=-1, le=1)
+    untie_threshold: Number = Field(default=0.9, ge=-1, le=1)
     init: Literal["random", "svd"] = "random"
     init_from: str | None = None
 
@@ -281,10 +276,10 @@ class DistillationRecipe(Strict):
     """
 
     teacher: str = Field(min_length=1)
-    weight: StrictInt | StrictFloat = Field(ge=0, le=1)
-    temperature: StrictInt | StrictFloat = Field(default=4.0, gt=0, lt=1e6)
-    ramp_up: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
-    ramp_down: StrictInt | StrictFloat = Field(default=0.0, ge=0, le=1)
+    weight: Number = Field(ge=0, le=1)
+    temperature: Number = Field(default=4.0, gt=0, lt=1e6)
+    ramp_up: Number = Field(default=0.0, ge=0, le=1)
+    ramp_down: Number = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _one_after_the_other(self) -> DistillationRecipe:
@@ -305,8 +300,8 @@ class AveragingRecipe(Strict):
         decay: Decay of a moving mean, 0 to below 1; all steps count alike where it is left out.
     """
 
-    start: StrictInt | StrictFloat = Field(default=0.75, ge=0, lt=1)
-    decay: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
+    start: Number = Field(default=0.75, ge=0, lt=1)
+    decay: Number | None = Field(default=None, ge=0, lt=1)
 
 
 class EarlyStoppingRecipe(Strict):
@@ -320,7 +315,7 @@ class EarlyStoppingRecipe(Strict):
 
     patience: StrictInt = Field(ge=1, le=10**6)
     score: Literal["accuracy", "nll"] = "accuracy"
-    min_delta: StrictInt | StrictFloat = Field(default=0.0, ge=0, lt=1e6)
+    min_delta: Number = Field(default=0.0, ge=0, lt=1e6)
 
 
 class UncertaintyRecipe(Strict):
@@ -385,9 +380,9 @@ class AnytimeRecipe(Strict):
     temperature: StrictBool = True
     monotone: StrictBool = False
     weights: Literal["equal", "fitted"] = "equal"
-    flops: StrictInt | StrictFloat | None = Field(default=None, gt=0)
-    latency_ms: StrictInt | StrictFloat | None = Field(default=None, gt=0)
-    max_accuracy_drop: StrictInt | StrictFloat | None = Field(default=None, ge=0, lt=1)
+    flops: Number | None = Field(default=None, gt=0)
+    latency_ms: Number | None = Field(default=None, gt=0)
+    max_accuracy_drop: Number | None = Field(default=None, ge=0, lt=1)
     num_points: StrictInt = Field(default=8, ge=2, le=100)
     batch_size: StrictInt = Field(default=64, ge=1)
     timed_images: StrictInt = Field(default=512, ge=1)

@@ -26,7 +26,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
@@ -143,25 +143,22 @@ def train_run(
     processes = current_processes()
     with ExitStack() as ending:
 
-        def hold() -> None:
-            ending.enter_context(locked_folder(folder))
-
         def enter() -> bool:
             check_no_links(folder)
             check_output_folder(
-                folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=lambda: _RUN_FILES,
-                resume=resume, overwrite=overwrite,
+                folder, recipe, kind="run", marks=("recipe.yaml", "run.json"), contents=_RUN_FILES, resume=resume,
+                overwrite=overwrite,
             )  # fmt: skip
             there = folder.is_dir()
             if there:
-                hold()
+                ending.enter_context(locked_folder(folder))
             if resume and not (folder / "run.json").is_file():
                 _LOG.warning("nothing to resume in %s: training from the start", folder)
             return there
 
         def begin() -> bool:
             if not existed:
-                hold()
+                ending.enter_context(locked_folder(folder))
             elif overwrite:
                 empty_folder(folder)
             for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
@@ -182,14 +179,11 @@ def train_run(
         if not processes.on_rank_zero((folder / "shared" / "training.json").is_file):
             check_saved_teacher(recipe)
         begun = processes.on_rank_zero(begin)
+        context = RunContext(
+            recipe=recipe, members=members, data=data, folder=folder, processes=processes, progress_of=progress_of
+        )
         try:
-            _train_stages(
-                RunContext(
-                    recipe=recipe, members=members, data=data, folder=folder, processes=processes,
-                    progress_of=progress_of,
-                ),
-                plan,
-            )  # fmt: skip
+            _train_stages(context, plan)
         except SuperWeightError:
             searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
@@ -291,11 +285,7 @@ def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
 
 
 def hold_to_data(folder: Path, data: ImageData) -> None:
-    """Write down of which data a folder is when it begins, and hold data against that from then on.
-
-    Raises:
-        SuperWeightError: Other data: what is trained already would be compared with what is not.
-    """
+    """Write down of which data a folder is when it begins, and hold data against that from then on."""
     known = folder / "data.json"
     if known.is_file():
         check_same_data(folder, read_json(known), data.fingerprint(), data)
@@ -369,8 +359,8 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
 
 def training_order(recipe: Recipe) -> tuple[str, ...]:
     """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
-    starts_apart = recipe.sharing.init == "svd" and recipe.sharing.init_from is None
-    return arms_of(recipe)[::-1] if starts_apart or recipe.taught_by(INDEPENDENT) else arms_of(recipe)
+    reverse = recipe.trains_its_start or recipe.taught_by(INDEPENDENT)
+    return arms_of(recipe)[::-1] if reverse else arms_of(recipe)
 
 
 def check_output_folder(
@@ -379,20 +369,13 @@ def check_output_folder(
     *,
     kind: str,
     marks: Sequence[str],
-    contents: Callable[[], Collection[str]],
+    contents: Collection[str],
     resume: bool,
     overwrite: bool,
 ) -> None:
     """Refuse a folder that must not be written to: somebody else's, begun with another recipe, or there unasked.
 
-    Args:
-        folder: That a command is about to make.
-        recipe: That the command was given.
-        kind: What the folder would be, for messages: ``run``, ``comparison``.
-        marks: Files by which such a folder is known, in the order in which they are written.
-        contents: Gives every name that such a folder holds.
-        resume: Go on in a folder that the same recipe began.
-        overwrite: Replace a folder that is there.
+    Such a folder is known by its ``marks``, files in the order in which they are written, and holds ``contents`` alone.
     """
     if resume and overwrite:
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
@@ -414,8 +397,7 @@ def check_output_folder(
     if just_begun and not resume:
         raise SuperWeightError(f"{folder} exists and is no {kind} folder: --out names another")
     if overwrite:
-        foreign = names - set(contents())
-        if foreign:
+        if foreign := names - set(contents):
             raise SuperWeightError(f"{folder} also holds {min(foreign)}, which is no part of a {kind}: move it away")
     elif difference := first_difference(folder, load_recipe(folder / "recipe.yaml"), recipe):
         raise SuperWeightError(
@@ -427,17 +409,23 @@ def check_output_folder(
 def first_difference(folder: Path, before: Recipe, now: Recipe) -> str:
     """The first key in which two recipes of a folder differ, with what it says in both; empty where they train alike.
 
-    Args:
-        folder: Of the run. Where it holds what tells its data apart, that decides whether they are the same.
-        before: That it was begun with.
-        now: That it is to go on with.
+    Where the folder holds what tells its data apart, that decides whether these are the same.
     """
-    known = (folder / "data.json").is_file()
-    return _difference(_what_counts(before, known), _what_counts(now, known))
+    idle: dict[str, Collection[str]] = {"training": RESUMABLE, "fine_tuning": RESUMABLE}
+    if (folder / "data.json").is_file():
+        idle["data"] = _WHERE_DATA_ARE
+
+    def what_counts(recipe: Recipe) -> dict[str, Any]:
+        content = recipe.to_content()
+        for section in idle.keys() & content.keys():
+            content[section] = {key: value for key, value in content[section].items() if key not in idle[section]}
+        return content
+
+    return _difference(what_counts(before), what_counts(now))
 
 
 def _difference(before: Any, now: Any, path: str = "") -> str:
-    """Of plain data."""
+    """The first difference of plain data, by its path."""
     if before == now:
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -445,24 +433,10 @@ def _difference(before: Any, now: Any, path: str = "") -> str:
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = dict(enumerate(zip(before, now)))
     else:
-        return f"{path} was {_given(before)}, now {_given(now)}"
+        was, is_now = ("not given" if value is None else f"{value!r:.80}" for value in (before, now))
+        return f"{path} was {was}, now {is_now}"
     key = next(key for key, (one, other) in pairs.items() if one != other)
     return _difference(*pairs[key], f"{path}.{key}" if path else str(key))
-
-
-def _given(value: Any) -> str:
-    return "not given" if value is None else f"{value!r:.80}"
-
-
-def _what_counts(recipe: Recipe, data_known: bool) -> dict[str, Any]:
-    """A recipe's content without what may differ from one part of a run to the next."""
-    content = recipe.to_content()
-    for section in ("training", "fine_tuning"):
-        if section in content:
-            content[section] = {key: value for key, value in content[section].items() if key not in RESUMABLE}
-    if data_known:
-        content["data"] = {key: value for key, value in content["data"].items() if key not in _WHERE_DATA_ARE}
-    return content
 
 
 def evaluate_run(folder: Path) -> RunResults:
@@ -474,11 +448,7 @@ def evaluate_run(folder: Path) -> RunResults:
     device = build_fabric(recipe.training).device
     processes = current_processes()
     with ExitStack() as ending:
-
-        def hold() -> None:
-            ending.enter_context(locked_folder(folder))
-
-        processes.on_rank_zero(hold)
+        processes.on_rank_zero(lambda: ending.enter_context(locked_folder(folder)))
         data = recipe.load_data()
         if not len(data.test):
             raise SuperWeightError(f"{data.name} has no test images to evaluate on")
@@ -507,18 +477,12 @@ def evaluate_run(folder: Path) -> RunResults:
 
 
 def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
-    """Hold data against those that a run was trained with; other pixels alone are a warning.
-
-    Raises:
-        SuperWeightError: Other classes, labels or numbers of images, or test images that were trained on.
-    """
+    """Hold data against those that a run was trained with; other pixels alone, never trained on, are a warning."""
     try:
         hold_to_data(folder, data)
     except SuperWeightError:
         before, now = read_json(folder / "data.json"), data.fingerprint()
         decided = [key for key in now if key == "classes" or key.endswith("labels") or key.startswith("number")]
-        if any(before.get(key) != now[key] for key in decided):
-            raise
         seen, known, tested = (
             {marks[place : place + 8] for marks in found for place in range(0, len(marks), 8)}
             for found in (
@@ -527,7 +491,7 @@ def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
                 [now.get("test image marks", "")],
             )
         )
-        if (tested - known) & seen:
+        if any(before.get(key) != now[key] for key in decided) or (tested - known) & seen:
             raise
         new = data.unknown_images(before)
         named = f" (such as {', '.join(new[:3])})" if new else ""
@@ -542,19 +506,14 @@ def _measure_arm(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, answers: ArmPredictions, folder: Path
 ) -> ArmResults:
     trained = _training_of(folder)
-    anytime, shift = None, None
-    if recipe.anytime is not None:
-        anytime = measure_anytime(recipe, ensemble, data, answers, folder)
-    if recipe.uncertainty is not None:
-        shift = measure_shift(ensemble, answers)
     return ArmResults(
         name=folder.name,
         num_parameters=ensemble.num_parameters,
         independent_parameters=ensemble.independent_parameters,
         budget=ensemble.plan.budget,
         **fields_of(evaluate_predictions(ensemble, answers.tested)),
-        anytime=anytime,
-        shift=shift,
+        anytime=None if recipe.anytime is None else measure_anytime(recipe, ensemble, data, answers, folder),
+        shift=None if recipe.uncertainty is None else measure_shift(ensemble, answers),
         warm_start=warm_results(folder, answers.started),
         training=Training(**fields_of(trained, Training)),
         history=trained.history,

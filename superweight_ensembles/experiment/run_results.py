@@ -60,15 +60,21 @@ class RunRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetFacts:
-    """The data of a run."""
+class DataSizes:
+    """A data set's name, number of images and their shape."""
 
     name: Name
     num_train: Count
     num_validation: Count
     num_test: Count
-    classes: tuple[str, ...]
     image_shape: Annotated[tuple[Count, ...], Field(max_length=8)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetFacts(DataSizes):
+    """The data of a run."""
+
+    classes: tuple[str, ...]
 
     @classmethod
     def of(cls, data: ImageData) -> DatasetFacts:
@@ -166,13 +172,10 @@ class ArmResults(Evaluation):
     Attributes:
         name: ``shared`` or ``independent``.
         num_parameters: Trainable scalars of the ensemble.
-        independent_parameters: Of its members apart.
-        budget: That its plan had.
-        training: How it was trained.
-        history: Epoch by epoch.
+        independent_parameters: Trainable scalars of its members apart.
         anytime: With an anytime section.
         shift: With an uncertainty section.
-        warm_start: Where it started from trained members.
+        warm_start: Where the arm started from trained members.
     """
 
     name: Name
@@ -199,14 +202,14 @@ class RunResults:
     """What evaluation found of a run.
 
     Attributes:
-        format: Of results.json.
-        name: Of the recipe.
-        seed: Of the recipe.
-        provenance: Of the evaluation.
-        dataset: Evaluated on.
-        recipe: Its whole content.
+        format: Format of results.json.
+        name: Name of the recipe.
+        seed: Seed of the recipe.
+        provenance: Versions and hardware of the evaluation.
+        dataset: The data that were evaluated on.
+        recipe: Content of the recipe.
         arms: The shared one first; all of the same members.
-        widths: Epoch by epoch, where members learned theirs before anything was shared.
+        widths: Widths by epoch, where members learned theirs before anything was shared.
     """
 
     format: int = RUN_FORMAT
@@ -326,11 +329,7 @@ def fields_of(record: Any, kind: Any = None) -> dict[str, Any]:
 
 @contextmanager
 def naming_files(*files: Path) -> Iterator[None]:
-    """Numbers that have their types and cannot be drawn all the same are a matter of the files.
-
-    Raises:
-        SuperWeightError: Instead of what an impossible number raises in the middle of a drawing; names the files.
-    """
+    """Blame the files for numbers that have their types and cannot be drawn all the same."""
     listed = ", ".join(map(str, files))
     try:
         with naming(*files):

@@ -86,16 +86,7 @@ ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What all stages of the training of a run share.
-
-    Attributes:
-        recipe: Of the run.
-        members: That it builds.
-        data: Trained on.
-        folder: Of the run.
-        processes: Of the job.
-        progress_of: Gives each stage, by name, what is called after every step.
-    """
+    """What all stages of a run share; ``progress_of`` gives each, by name, what is called after every step."""
 
     recipe: Recipe
     members: dict[str, nn.Module]
@@ -262,18 +253,7 @@ class ArmPredictions:
 def predictions_of(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, folder: Path, processes: Processes
 ) -> ArmPredictions:
-    """Every answer of an arm that its evaluation asks for; each process runs the members on its rows.
-
-    Args:
-        recipe: Of the run.
-        ensemble: Of the arm, trained.
-        data: Evaluated on.
-        folder: Of the arm.
-        processes: Those that call this.
-
-    Raises:
-        SuperWeightError: Too few images for the exits or for the processes; another data set that does not fit.
-    """
+    """Every answer of an arm that its evaluation asks for; each process runs the members on its rows."""
     device = first_parameter({"": ensemble}).device
 
     def rows(split: str, whole: ImageData = data) -> ImageLoader:
@@ -362,11 +342,7 @@ def measure_shift(ensemble: SuperWeightEnsemble, answers: ArmPredictions) -> Shi
 
 
 def _other_data(recipe: Recipe, data: ImageData) -> tuple[str, ImageData]:
-    """The other data set of an uncertainty section, normalised as a run's own.
-
-    Raises:
-        SuperWeightError: It cannot be read, has no test images, or images of another shape.
-    """
+    """The other data set of an uncertainty section, normalised as a run's own."""
     settings = recipe.uncertainty
     assert settings is not None and settings.others is not None, "the caller has looked"
     name = settings.others.name

@@ -92,6 +92,7 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
     every: list[dict[str, str]] = []
     for arm in results.arms:
         texts: dict[str, str] = {}
+        every.append(texts)
         if arm.uncertainty is not None:
             known = arm.uncertainty
             texts["entropy"] = f"{known.entropy:.4f}"
@@ -111,7 +112,6 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
                 told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
                 texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
                 texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
-        every.append(texts)
     labels = dict.fromkeys(label for texts in every for label in texts)
     return {label: [texts.get(label, "") for texts in every] for label in labels}
 
@@ -209,25 +209,17 @@ def preview_lines(
 ) -> list[str]:
     """The sharing table, the stages that change it, memory and time of the training.
 
-    Args:
-        recipe: Of a run.
-        members: That it builds.
-        plan: That it begins with.
-        flops_per_second: For the time of the shared ensemble; all trainings are timed here where None.
-        processes: Of a job, whose mesh is told where they are several.
+    The time is that of the shared ensemble at ``flops_per_second``; where None, all trainings are timed here. Of
+    several processes, the mesh is told.
     """
     lines, sharing = [str(plan)], recipe.sharing
     if recipe.learn_widths is not None:
-        lines.append(
-            f"members learn their widths in {recipe.learn_widths.epochs} epochs of training; then it is planned again"
-        )
+        epochs = recipe.learn_widths.epochs
+        lines.append(f"members learn their widths in {epochs} epochs of training; then it is planned again")
     if sharing.search != "none":
-        learns = sharing.search == "k_means"
-        what = (
-            f"k-means makes {sharing.num_groups} groups of these layers"
-            if learns
-            else f"a search ({sharing.search}) splits these clusters"
-        )
+        what = f"a search ({sharing.search}) splits these clusters"
+        if sharing.search == "k_means":
+            what = f"k-means makes {sharing.num_groups} groups of these layers"
         lines.append(f"{what} after {sharing.search_epochs} epochs of training")
     return [*lines, "", *_estimate(recipe, members, plan, flops_per_second, processes)]
 
@@ -304,14 +296,7 @@ def _time_lines(
 def estimate_lines(
     estimate: TrainingEstimate, flops_per_second: float | None, rate_from: str, *, taught: bool = False
 ) -> list[str]:
-    """Memory of a step and FLOPs; and time, where a rate is given.
-
-    Args:
-        estimate: What is told.
-        flops_per_second: At which the time would be so.
-        rate_from: Where that comes from, for the reader.
-        taught: Whether a teacher runs besides, which is not counted.
-    """
+    """Memory of a step and FLOPs; and time, at a rate and with the words where that comes from; no teacher's costs."""
     kind = "bfloat16" if estimate.bfloat16 else "float32"
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
     parts = f" in {estimate.micro_batches} parts" if estimate.micro_batches > 1 else ""

@@ -17,7 +17,6 @@ from torch import nn
 from superweight_ensembles.data import (
     ImageData,
     MemorySplit,
-    image_shape_of,
     num_test_images,
     num_training_images,
     num_validation_images,
@@ -30,7 +29,6 @@ from superweight_ensembles.models.adaptive import adaptive_widths, drop_importan
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.search import searched_members
 from superweight_ensembles.training import (
-    Distillation,
     Hook,
     LearnedWidths,
     TrainConfig,
@@ -69,14 +67,7 @@ def time_run(
 ) -> dict[str, float]:
     """Seconds of every stage of a run, in order, and of its evaluation, by name.
 
-    Args:
-        recipe: Of the run.
-        members: That it builds.
-        plan: That it begins with; of what a search or learned widths make of it, nothing is known yet.
-        size: What a step of it takes by count.
-
-    Raises:
-        SuperWeightError: A member that cannot be trained, a device that is not there.
+    Members and plan are those that it begins with; ``size`` is what a step takes by count.
     """
     device = build_fabric(recipe.training).device
     rate = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training), seconds=0.2)
@@ -115,7 +106,9 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
     averaging = 0.0 if recipe.averaging is None else _FORWARD  # norms are estimated again
     for arm in training_order(recipe):
         if arm == "shared":
-            teacher = _teacher(recipe, members)
+            teacher = None if recipe.taught_by(INDEPENDENT) else distillation_of(recipe)
+            if recipe.teaching is not None and recipe.taught_by(INDEPENDENT):
+                teacher = recipe.teaching.hook(SuperWeightEnsemble(members, plan=apart))
             stages.append(
                 _Stage(
                     name=arm, members=members, plan=plan, config=recipe.shared_training(),
@@ -135,14 +128,6 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
                 )
             )
     return stages
-
-
-def _teacher(recipe: Recipe, members: dict[str, nn.Module]) -> Distillation | None:
-    given = recipe.teaching
-    if given is None or given.teacher != INDEPENDENT:
-        return distillation_of(recipe)
-    apart = SuperWeightEnsemble(members, plan=independent_plan(members))
-    return given.hook(apart)
 
 
 def _seconds_of(
@@ -206,7 +191,7 @@ class _Clock:
 
 def _made_up(recipe: Recipe, num_train: int, num_validation: int) -> ImageData:
     """Images of a data set's shape and number of classes, of noise."""
-    shape, (classes, _) = image_shape_of(recipe.data.name, recipe.data.options), recipe.classes_and_channels()
+    shape, (classes, _) = recipe.image_shape, recipe.classes_and_channels()
     assert shape is not None and classes is not None, "a step was counted with both"
 
     def noise(count: int) -> MemorySplit:
@@ -243,7 +228,7 @@ def _evaluation_seconds(
         count += (num_validation or 0) + curve
         fixed += 0.5
         if settings.truncations:
-            versions = 1 + sum(share for share in settings.truncations)
+            versions = 1 + sum(settings.truncations)
             again = num_test + (num_validation or 0) + 50 * recipe.training.batch_size
             count += versions * (again + curve)
             fixed += 3.0
