@@ -17,7 +17,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -144,7 +144,9 @@ def measure_throughput(data: ImageData, count: int, rounds: int) -> list[dict[st
             loader.set_epoch(epoch)
 
     # A deque of no length reads a loader to its end.
-    calls = {workers: partial(collections.deque, loader, maxlen=0) for workers, loader in loaders.items()}
+    calls: dict[int, Callable[[], object]] = {
+        workers: partial(collections.deque, loader, maxlen=0) for workers, loader in loaders.items()
+    }
     times = harness.alternate(calls, rounds, warm_up=1, before=next_epoch)
     images = len(loaders[0]) * BATCH
     rates = {workers: [images / seconds for seconds in found] for workers, found in times.items()}
