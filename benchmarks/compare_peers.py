@@ -33,10 +33,8 @@ from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import write_json
 from superweight_ensembles.training import CHECKPOINT_FOLDER
 
-_LABELS = {
-    "batchensemble": "BatchEnsemble", "packed": "Packed", "mimo": "MIMO", "masksembles": "Masksembles",
-    "exits": "network with exits", "slimmable": "slimmable network",
-}  # fmt: skip
+_LABELS = {"batchensemble": "BatchEnsemble", "packed": "Packed", "mimo": "MIMO", "masksembles": "Masksembles"}
+_EXIT_LABELS = {"exits": "network with exits", "slimmable": "slimmable network"}
 _NOT_DECAYED = ("bias", "r_group", "s_group")
 
 
@@ -45,7 +43,7 @@ def main() -> None:
 
 
 def baseline(kind: str) -> Baseline:
-    """An arm of torch-uncertainty as what :func:`compare_arms` takes."""
+    """One of :data:`UNCERTAINTY_ARMS` as what :func:`compare_arms` takes."""
 
     def build(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
         check_installed(kind)
@@ -55,11 +53,11 @@ def baseline(kind: str) -> Baseline:
 
 
 def exit_baseline(kind: str) -> Baseline:
-    """The same for a network with exits."""
+    """One of :data:`EXIT_ARMS` as what :func:`compare_arms` takes."""
 
     def build(shared: Arm, members: Mapping[str, nn.Module]) -> Arm:
         size = count_parameters(build_exit_network(kind, list(members.values())))
-        return replace(shared, label=_LABELS[kind], num_parameters=size, train=train_seed)
+        return replace(shared, label=_EXIT_LABELS[kind], num_parameters=size, train=train_exits)
 
     return build
 
@@ -72,10 +70,15 @@ BASELINES = {
 
 def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
     """Train and evaluate an arm for one seed, as a comparison asks for."""
-    if arm.kind in EXIT_ARMS:
-        found = run_exit_arm(arm.kind, recipe, folder, progress)
-    else:
-        found = run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress)
+    _keep(folder, run_estimator_arm(arm.kind, recipe, arm.num_parameters, folder, progress))
+
+
+def train_exits(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> None:
+    """The same for a network with exits."""
+    _keep(folder, run_exit_arm(arm.kind, recipe, folder, progress))
+
+
+def _keep(folder: Path, found: dict[str, Any]) -> None:
     write_json(folder / "results.json", {"arms": [found]})
     shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
@@ -104,7 +107,16 @@ def run_estimator_arm(
 
     The loss is the mean over the rows of a training step, hence over estimators, as torch-uncertainty takes it; members
     of a shared bank sum theirs. One learning rate does not mean the same to both: tune it arm by arm.
-    ``num_parameters`` is to come near to. Gives an entry of ``arms`` as :class:`SeedResults` reads it, and the history.
+
+    Args:
+        kind: One of :data:`UNCERTAINTY_ARMS`.
+        recipe: Its data, training and seed; its members and sharing are not read.
+        num_parameters: Trainable scalars to come near to.
+        folder: For the log and the checkpoint of the last epoch.
+        progress: As :func:`train` calls it.
+
+    Returns:
+        An entry of ``arms`` as :class:`SeedResults` reads it, and the history.
     """
     smoothing = recipe.training.label_smoothing
 

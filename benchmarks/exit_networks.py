@@ -196,8 +196,16 @@ def build_exit_network(kind: str, members: Sequence[nn.Module]) -> ExitNetwork:
 
 def run_exit_arm(kind: str, recipe: Recipe, folder: Path, progress: ProgressCallback | None = None) -> dict[str, Any]:
     """Train one arm for the recipe's seed, data and epochs, and evaluate it on the test data.
-    The largest of the recipe's members becomes the network; its distillation says how the last exit teaches. Gives an
-    entry of ``arms`` as :class:`SeedResults` reads it, with the curve as ``anytime`` where the recipe has that section.
+
+    Args:
+        kind: One of :data:`EXIT_ARMS`.
+        recipe: The largest of its members becomes the network; its distillation says how its last exit teaches.
+        folder: For the log and the checkpoint of the last epoch.
+        progress: As :func:`train` calls it.
+
+    Returns:
+        An entry of ``arms`` as :class:`SeedResults` reads it, with the curve as ``anytime`` where the recipe has such a
+        section, and the history.
     """
     smoothing, teaching = recipe.training.label_smoothing, recipe.distillation
 

@@ -16,6 +16,7 @@ losses that rounding in another order has moved apart.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import random
@@ -28,11 +29,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import harness
 import torch
 from process_pair import become_rank, free_port
 
 from superweight_ensembles.experiment import Recipe, evaluate_run, parse_recipe, train_run
+from superweight_ensembles.storage import provenance, write_json
 
 _ROUNDED = 1e-2  # relative, of losses: what other sums make of a training in float32
 CONTENT: dict[str, Any] = {
@@ -56,54 +57,87 @@ CONTENT: dict[str, Any] = {
 
 
 def main() -> None:
-    parser = harness.new_parser(__doc__, kills=100, seed=0)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
-    options = harness.read_options(parser)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
+    recipe = parse_recipe(CONTENT)
+    ended = "identical" if arguments.processes == 1 else "as one process"
     with tempfile.TemporaryDirectory() as scratch:
-        found = measure(options.processes, options.kills, random.Random(options.seed), Path(scratch))
-    harness.write_results(options.out, "kill_resume", recipe=CONTENT, **found)
-    harness.show([found])
+        chance = random.Random(arguments.seed)
+        take = measure if arguments.processes == 1 else measure_ranks
+        found = take(recipe, arguments.kills, chance, Path(scratch))
+    write_json(arguments.out, {"provenance": provenance(), "recipe": CONTENT, **found})
+    print(f"{found['identical']} of {found['kills']} killed runs ended {ended}; {found['during_writing']} kills fell "
+          f"into the writing of a checkpoint; stages: {found['stages']}")  # fmt: skip
     sys.exit(found["identical"] != found["kills"])
 
 
-def measure(num_processes: int, kills: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
-    """Kill and resume, so many times; of two processes one is killed, and the run resumed on any mesh."""
-    together = "one" if num_processes == 1 else "members"
+def measure(recipe: Recipe, kills: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """Kill and resume, so many times."""
     seconds = []
     for number in range(3):
         start = time.perf_counter()
-        assert not any(_ended(_begun(scratch / f"whole-{number}", together))), "an undisturbed run must train"
+        assert _ended(_begun(recipe, scratch / f"whole-{number}")) == 0, "an undisturbed run must train"
         seconds.append(time.perf_counter() - start)
-    if num_processes == 1:
-        expected = outcome(scratch / "whole-0")
-        assert outcome(scratch / "whole-1") == expected, "undisturbed runs must be alike"
-    else:
-        assert not any(_ended(_begun(scratch / "alone", "one"))), "an undisturbed run must train"
-        numbers = _numbers(scratch / "alone")
+    expected = outcome(scratch / "whole-0")
+    assert outcome(scratch / "whole-1") == expected, "undisturbed runs must be alike"
     length = sorted(seconds)[1]
     trials: list[dict[str, Any]] = []
     while len(trials) < kills:
         folder = scratch / "killed"
         shutil.rmtree(folder, ignore_errors=True)
-        mesh = "one" if num_processes == 1 else chance.choice(("members", "rows", "one"))
-        processes = _begun(folder, together)
-        rank, moment = chance.randrange(num_processes), chance.uniform(0, length)
+        process = _begun(recipe, folder)
+        moment = chance.uniform(0, length)
         time.sleep(moment)
-        processes[rank].kill()
-        if _ended(processes)[rank] >= 0:
+        process.kill()
+        if _ended(process) >= 0:
             continue  # it had ended before the signal came
         stage, writing = _standing(folder)
-        resumed = not any(_ended(_begun(folder, mesh)))
-        trial: dict[str, Any] = {"seconds": moment, "stage": stage, "writing": writing}
-        if num_processes == 1:
-            trial["identical"] = resumed and outcome(folder) == expected
-        else:
-            furthest = _distance(_numbers(folder), numbers) if resumed else None
-            trial |= {"rank": rank, "resumed_on": mesh, "largest_loss_difference": furthest}
-            trial["identical"] = furthest is not None and furthest < _ROUNDED
-        trials.append(trial)
-    of_two = {"bound": _ROUNDED, "meshes": dict(Counter(trial["resumed_on"] for trial in trials))}
+        resumed = _ended(_begun(recipe, folder))
+        identical = resumed == 0 and outcome(folder) == expected
+        trials.append({"seconds": moment, "stage": stage, "writing": writing, "identical": identical})
+    return summary(trials, length)
+
+
+def measure_ranks(recipe: Recipe, kills: int, chance: random.Random, scratch: Path) -> dict[str, Any]:
+    """The same with two processes, of which one is killed, resumed on any mesh."""
+    assert _ended(_begun(recipe, scratch / "whole")) == 0, "an undisturbed run must train"
+    expected = _numbers(scratch / "whole")
+    start = time.perf_counter()
+    for process in _begun_on(recipe, scratch / "two", "members"):
+        assert _ended(process) == 0, "an undisturbed run must train"
+    length = time.perf_counter() - start
+    trials: list[dict[str, Any]] = []
+    while len(trials) < kills:
+        folder, mesh = scratch / "killed", chance.choice(("members", "rows", "one"))
+        shutil.rmtree(folder, ignore_errors=True)
+        processes = _begun_on(recipe, folder, "members")
+        rank, moment = chance.randrange(2), chance.uniform(0, length)
+        time.sleep(moment)
+        processes[rank].kill()
+        codes = [_ended(process) for process in processes]
+        if codes[rank] >= 0:
+            continue  # it had ended before the signal came
+        stage, writing = _standing(folder)
+        again = [_begun(recipe, folder)] if mesh == "one" else _begun_on(recipe, folder, mesh)
+        codes = [_ended(process) for process in again]
+        whole = not any(codes)
+        furthest = _distance(_numbers(folder), expected) if whole else None
+        trials.append(
+            {
+                "seconds": moment, "rank": rank, "stage": stage, "writing": writing, "resumed_on": mesh,
+                "largest_loss_difference": furthest, "identical": furthest is not None and furthest < _ROUNDED,
+            }
+        )  # fmt: skip
+        print(trials[-1], flush=True)
+    return {**summary(trials, length), "bound": _ROUNDED, "meshes": dict(Counter(one["resumed_on"] for one in trials))}
+
+
+def summary(trials: list[dict[str, Any]], length: float) -> dict[str, Any]:
     return {
         "kills": len(trials),
         "identical": sum(trial["identical"] for trial in trials),
@@ -111,7 +145,6 @@ def measure(num_processes: int, kills: int, chance: random.Random, scratch: Path
         "stages": dict(Counter(trial["stage"] for trial in trials)),
         "seconds_of_a_run": length,
         "trials": trials,
-        **(of_two if num_processes == 2 else {}),
     }
 
 
@@ -153,34 +186,44 @@ def _without_the_clock(content: Any) -> Any:
     return [_without_the_clock(value) for value in content] if isinstance(content, list) else content
 
 
-def _begun(folder: Path, mesh: str) -> list[BaseProcess]:
-    """One process that trains, resuming what is there, and evaluates; or two that train together on a mesh."""
+def _begun(recipe: Recipe, folder: Path) -> BaseProcess:
+    """A process that trains and evaluates, resuming what is there."""
     context = multiprocessing.get_context("forkserver")  # autograd's threads do not outlive a fork of this process
     context.set_forkserver_preload(["superweight_ensembles.experiment"])
+    process = context.Process(target=_run, args=(recipe, folder, torch.get_num_threads()))
+    process.start()
+    return process
+
+
+def _begun_on(recipe: Recipe, folder: Path, mesh: str) -> list[BaseProcess]:
+    """Two processes that do so together."""
     axes = {"members": 2, "rows": 1} if mesh == "members" else "rows"
-    content = CONTENT if mesh == "one" else {**CONTENT, "training": {**CONTENT["training"], "mesh": axes}}
-    port = None if mesh == "one" else free_port()
-    ranks = range(1 if port is None else 2)
-    processes = [context.Process(target=_run, args=(parse_recipe(content), folder, rank, port)) for rank in ranks]
+    recipe = parse_recipe({**CONTENT, "training": {**CONTENT["training"], "mesh": axes}})
+    context = multiprocessing.get_context("forkserver")
+    port = free_port()
+    processes = [context.Process(target=_run_rank, args=(recipe, folder, rank, port)) for rank in range(2)]
     for process in processes:
         process.start()
     return list(processes)
 
 
-def _run(recipe: Recipe, folder: Path, rank: int, port: int | None) -> None:
-    torch.set_num_threads(1)
-    if port is not None:
-        become_rank(rank, port)
+def _run_rank(recipe: Recipe, folder: Path, rank: int, port: int) -> None:
+    become_rank(rank, port)
     train_run(recipe, folder, resume=True)
-    if port is None and not (folder / "results.json").is_file():
+
+
+def _run(recipe: Recipe, folder: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    train_run(recipe, folder, resume=True)
+    if not (folder / "results.json").is_file():
         evaluate_run(folder)
 
 
-def _ended(processes: list[BaseProcess]) -> list[int]:
-    """Exit codes, below 0 where a signal has ended a process."""
-    for process in processes:
-        process.join()
-    return [process.exitcode or 0 for process in processes]
+def _ended(process: BaseProcess) -> int:
+    """Its exit code, below 0 where a signal has ended it."""
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def _standing(folder: Path) -> tuple[str, bool]:

@@ -29,8 +29,17 @@ def run_network(
 ) -> tuple[nn.Module, ImageData, dict[str, Any]]:
     """Train a network for the recipe's seed, data and epochs, and evaluate it on the test data.
 
-    Members and sharing of the recipe are not read. Gives the trained network in eval mode, the data, and an entry of
-    ``arms`` as :class:`SeedResults` reads it, with the history.
+    Args:
+        kind: Name of the arm.
+        recipe: Its data, training and seed; its members and sharing are not read.
+        build: Makes the network, from the recipe's seed.
+        objective: As :func:`train` takes it.
+        folder: For the log and the checkpoint of the last epoch.
+        progress: As :func:`train` calls it.
+
+    Returns:
+        The trained network in eval mode, the data, and an entry of ``arms`` as :class:`SeedResults` reads it, with the
+        history.
     """
     data = recipe.load_data()
     with torch.random.fork_rng(devices=[]):

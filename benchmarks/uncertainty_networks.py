@@ -30,7 +30,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import ModuleType
 from typing import Any, Literal
 
@@ -115,7 +114,8 @@ class EstimatorNetwork(nn.Module):
         """Wrap a network whose rows are member-major: all of the first estimator, then all of the second.
 
         Args:
-            network: In eval mode from (B, C, H, W) to (M * B, K); in training mode a row for each label.
+            network: In eval mode from (B, C, H, W) to (M * B, K); in training mode from the images that
+                ``batch_format`` gives to a row for each of its labels.
             batch_format: From images (B, C, H, W) and labels (B,) to the images and labels of a training step.
             num_estimators: M.
             architecture: What to call it.
@@ -127,16 +127,35 @@ class EstimatorNetwork(nn.Module):
         self._batch_format = batch_format
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (M, B, K) of every estimator for images (B, C, H, W); no image's answer depends on the others."""
+        """Every estimator's answer for every image.
+
+        Args:
+            images: (B, C, H, W); any B, as no image's answer depends on the others.
+
+        Returns:
+            Logits (M, B, K).
+
+        Raises:
+            SuperWeightError: In training mode, where an estimator need not see every image.
+        """
         if self.training:
             raise SuperWeightError("in training mode estimators see different images: call .eval(), or training_logits")
         return self.network(images).unflatten(0, (self.num_estimators, len(images)))
 
     def training_logits(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K) and labels (N,) that the method's loss is the mean over, member-major.
+        """What the method's loss is taken of; its mean over rows is the mean over the estimators.
 
-        N is B where the batch is split, M * B elsewhere. Split arms leave out the images of a batch that M does not
-        divide; MIMO draws from torch's global generator.
+        Split arms leave out the images of a batch that M does not divide; MIMO draws from torch's global generator.
+
+        Args:
+            images: (B, C, H, W).
+            labels: (B,).
+
+        Returns:
+            Logits (N, K) and labels (N,), member-major: N is B where the batch is split, M * B elsewhere.
+
+        Raises:
+            SuperWeightError: In eval mode, or fewer images than a split needs.
         """
         if not self.training:
             raise SuperWeightError("training_logits is for training mode: call .train(), or the network itself")
@@ -151,8 +170,21 @@ def build_estimator_network(arm: str, *, num_parameters: int, num_classes: int, 
     56. Widths vary by one channel, in packed networks by two, which leaves those up to a tenth off below 1 M. More
     than 5 % off is logged as a warning. Start values and masks follow ``torch.manual_seed``.
 
+    Args:
+        arm: One of :data:`UNCERTAINTY_ARMS`.
+        num_parameters: Trainable scalars.
+        num_classes: K.
+        in_channels: C.
+
     Raises:
         SuperWeightError: An unknown arm, ``num_parameters`` below one, or torch-uncertainty is not installed.
+
+    Example:
+        >>> network = build_estimator_network(  # doctest: +SKIP
+        ...     "batchensemble", num_parameters=1_040_000, num_classes=10, in_channels=3
+        ... )
+        >>> network.architecture, network.eval()(torch.zeros(5, 3, 32, 32)).shape  # doctest: +SKIP
+        ('resnet20, width x 1.9375, 4 estimators', torch.Size([4, 5, 10]))
     """
     if arm not in _METHODS:
         raise unknown_name("arm", arm, UNCERTAINTY_ARMS)
@@ -192,7 +224,11 @@ def build_estimator_network(arm: str, *, num_parameters: int, num_classes: int, 
 
 
 def check_installed(arm: str) -> None:
-    """Refuse an arm whose library is missing, with the pip command."""
+    """Refuse an arm whose library is missing.
+
+    Raises:
+        SuperWeightError: Says the pip command.
+    """
     _torch_uncertainty(arm)
 
 
@@ -265,21 +301,26 @@ def _masks_from_torch() -> Iterator[None]:
         np.random.default_rng = fresh
 
 
-def _split_batch(num_estimators: int, batch: Batch) -> Batch:
+class _SplitBatch:
     """Each estimator trains on its own part of the batch; what M does not divide is left out of the step."""
-    images, labels = batch
-    rows = len(images) - len(images) % num_estimators
-    if rows == 0:
-        raise SuperWeightError(
-            f"a batch of {len(images)} cannot be split over {num_estimators} estimators: "
-            f"take a batch_size of {num_estimators} or more"
-        )
-    return images[:rows], labels[:rows]
+
+    def __init__(self, num_estimators: int) -> None:
+        self.num_estimators = num_estimators
+
+    def __call__(self, batch: Batch) -> Batch:
+        images, labels = batch
+        rows = len(images) - len(images) % self.num_estimators
+        if rows == 0:
+            raise SuperWeightError(
+                f"a batch of {len(images)} cannot be split over {self.num_estimators} estimators: "
+                f"take a batch_size of {self.num_estimators} or more"
+            )
+        return images[:rows], labels[:rows]
 
 
 def _batch_format(method: _Method, transforms: ModuleType) -> Callable[[Batch], Batch]:
     if method.training == "split":
-        return partial(_split_batch, method.num_estimators)
+        return _SplitBatch(method.num_estimators)
     if method.training == "repeat":
         return transforms.RepeatTarget(method.num_estimators)
     return transforms.MIMOBatchFormat(method.num_estimators, rho=_EQUAL_INPUTS)
