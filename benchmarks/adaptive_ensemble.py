@@ -14,21 +14,16 @@ OUT/adaptive_ensemble.json has all seeds.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
-from cells import quiet, run_cells, spread
-from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime import log_area
 from superweight_ensembles.ensemble import SuperWeightEnsemble
@@ -43,34 +38,29 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.models import recall_architecture
 from superweight_ensembles.plan import count_parameters
-from superweight_ensembles.storage import provenance, write_json
 
 ARMS = ("learned", "plain", "sized", "given")
 
 
 def main() -> None:
-    parser = recipe_parser(__doc__, "seeds")
-    parser.add_argument("--out", type=Path, required=True, help="folder of adaptive_ensemble.json")
-    options = parser.parse_args()
+    options = harness.read_options(harness.recipe_parser(__doc__))
     overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]
-    recipe = folder_recipe(options.recipe, overrides, options.data_root)
-    content: dict[str, Any] = {
-        "benchmark": "adaptive_ensemble",
-        "provenance": provenance(),
-        "recipe": told_recipe(recipe),
-        "seeds": [],
-    }
+    recipe = harness.folder_recipe(options.recipe, overrides, options.data_root)
     options.out.mkdir(parents=True, exist_ok=True)
     run = partial(run_seed, recipe.to_content(), options.out)
-    for found in run_cells(run, range(recipe.seed, recipe.seed + options.seeds), options.jobs):
-        content["seeds"] = sorted([*content["seeds"], found], key=lambda one: one["seed"])
-        write_json(options.out / "adaptive_ensemble.json", content)
-        print(f"seed {found['seed']}: {found['seconds']:.0f} s", flush=True)
-    for line in table(content["seeds"]):
-        print(line)
+    seeds = harness.run_seeds(run, recipe, options, options.out / "adaptive_ensemble.json", "adaptive_ensemble")
+    for arm in ARMS:
+        found = [seed["arms"][arm] for seed in seeds]
+        texts = {
+            f"{key} {kind}": harness.spread_text([100 * one[key][kind] for one in found])
+            for key in ("areas", "areas_from_cheapest")
+            for kind in found[0][key]
+        }
+        accuracy = harness.spread_text([100 * one["accuracy"] for one in found])
+        harness.show([{"arm": arm, "parameters": found[0]["num_parameters"], "accuracy": accuracy, **texts}])
 
 
-@quiet("lightning_fabric")
+@harness.quiet("lightning_fabric")
 def run_seed(content: dict[str, Any], out: Path, seed: int) -> dict[str, Any]:
     """Train and evaluate all arms of a seed."""
     torch.set_num_threads(1)
@@ -180,24 +170,6 @@ def compared(results: Mapping[str, RunResults]) -> dict[str, Any]:
         }
         for arm, found in shared.items()
     }
-
-
-def table(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for arm in ARMS:
-        found = [seed["arms"][arm] for seed in seeds]
-        areas = {
-            f"{key} {kind}": spread([100 * one[key][kind] for one in found])
-            for key in ("areas", "areas_from_cheapest")
-            for kind in found[0][key]
-        }
-        mean = {key: fmean(one[key] for one in found) for key in ("num_parameters", "independent_parameters", "flops")}
-        lines.append(
-            f"{arm}: {mean['num_parameters']:,.0f} of {mean['independent_parameters']:,.0f} parameters, "
-            f"{mean['flops'] / 1e6:.1f} MFLOPs, {spread([100 * one['accuracy'] for one in found])} %, "
-            f"{', '.join(f'{kind} {area}' for kind, area in areas.items())}"
-        )
-    return lines
 
 
 if __name__ == "__main__":

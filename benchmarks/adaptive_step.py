@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from torch import Tensor, nn
-from training_steps import timed, trained_format
+from training_steps import trained_format, training_state
 
 import superweight_ensembles as swe
 from superweight_ensembles.models import build_member
 from superweight_ensembles.models.adaptive import make_adaptive, multilayer_perceptron
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import (
     LearnedWidths,
     TrainConfig,
-    TrainState,
     build_fabric,
     build_optimizer,
-    build_schedule,
     joint_backward,
 )
 
@@ -85,25 +78,12 @@ CASES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = harness.read_options(harness.new_parser(__doc__, rounds=40, device="auto", threads=None))
     arms = []
     for case in CASES:
         arms.append(measure(case, options))
-        low, high = arms[-1]["ratio_quartiles"]
-        print(
-            f"{case.name}, {case.precision}, batch {case.batch_size}: learned {arms[-1]['learned_ms']:.2f} ms, fixed "
-            f"{arms[-1]['fixed_ms']:.2f} ms, ratio {arms[-1]['ratio']:.3f} ({low:.3f} to {high:.3f})",
-            flush=True,
-        )
-    content = {"benchmark": "adaptive_step", "provenance": provenance(), "threads": torch.get_num_threads()}
-    write_json(options.out, {**content, "arms": arms})
+        harness.show(arms[-1:])
+    harness.write_results(options.out, "adaptive_step", threads=torch.get_num_threads(), arms=arms)
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -116,26 +96,20 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     images = torch.randn((case.batch_size, *case.shape), generator=source).to(fabric.device)
     images = images.contiguous(memory_format=trained_format(config))
     labels = torch.randint(0, 2, (case.batch_size,), generator=source).to(fabric.device)
-    steps = {name: step_of(module, config) for name, module in (("learned", learned), ("fixed", fixed))}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(options.rounds + 5):
-        for name in steps if number % 2 else reversed(steps):
-            with fabric.autocast():
-                seconds = timed(partial(steps[name], images, labels), fabric.device)
-            if number >= 5:
-                times[name].append(seconds)
-    ratios = [a / b for a, b in zip(times["learned"], times["fixed"])]
-    quartiles = statistics.quantiles(ratios, n=4)
+    calls = {
+        name: partial(step_of(module, config), images, labels)
+        for name, module in (("learned", learned), ("fixed", fixed))
+    }
+    times = harness.alternate(
+        calls, options.rounds, warm_up=5, device=fabric.device, within=fabric.autocast, swapped=True
+    )
     return {
         "name": case.name,
         "batch_size": case.batch_size,
         "precision": case.precision,
         "device": str(fabric.device),
         "rounds": options.rounds,
-        "learned_ms": 1e3 * statistics.median(times["learned"]),
-        "fixed_ms": 1e3 * statistics.median(times["fixed"]),
-        "ratio": statistics.median(ratios),
-        "ratio_quartiles": [quartiles[0], quartiles[2]],
+        **harness.compared(times, "learned", "fixed"),
     }
 
 
@@ -146,10 +120,7 @@ def step_of(module: nn.Module, config: TrainConfig) -> Callable[[Tensor, Tensor]
     ensemble.to(build_fabric(config).device).to(memory_format=trained_format(config))
     optimizer = build_optimizer(ensemble, config)
     widths = LearnedWidths()
-    state = TrainState(
-        ensemble=ensemble, members=("member",), config=config, optimizer=optimizer,
-        schedule=build_schedule(optimizer, config, 1), fabric=build_fabric(config), hooks=(widths,),
-    )  # fmt: skip
+    state = training_state(ensemble, config, optimizer, hooks=(widths,))
     widths.start(state)
 
     def step(images: Tensor, labels: Tensor) -> None:

@@ -14,49 +14,39 @@ is kept beside them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from torch import Tensor, nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.anytime import now, timed_call
+from superweight_ensembles.anytime import now
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.experiment import Recipe, read_run, trained_arm
 from superweight_ensembles.export import onnx_networks
-from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=30, help="pairs of calls a member")
-    parser.add_argument("--images", type=int, default=1024, help="test images that cascades are timed on")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 1])
-    parser.add_argument("--calls", type=int, default=1000, help="with a deadline")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    made_by, load = provenance(), os.getloadavg()
+    parser = harness.new_parser(
+        __doc__, device="cpu", threads=1, rounds=30, images=1024, batch_sizes=[64, 1], calls=1000
+    )
+    parser.add_argument("run", type=Path, help="a trained and evaluated run")
+    options = harness.read_options(parser)
+    load: dict[str, Any] = {"before": os.getloadavg()}
     recipe = read_run(options.run)
     data = recipe.load_data()
     ensemble = swe.SuperWeightEnsemble.load(trained_arm(options.run, "shared")).to(options.device).eval()
     predictor = swe.AnytimePredictor(ensemble, input_shape=data.image_shape)
     held_out = list(data.loader("validation", 256, device=predictor.device))
     result: dict[str, Any] = {
-        "benchmark": "anytime",
-        "provenance": made_by,
-        "load": {"before": load},
+        "load": load,
         "recipe": recipe.name,
         "num_test": len(data.test),
         "num_validation": len(data.validation),
@@ -73,56 +63,28 @@ def main() -> None:
             entry for size in (1, 64) for entry in accelerated(predictor, data, held_out, size, options.rounds)
         ],
     }
-    result["load"]["after"] = os.getloadavg()
-    write_json(options.out, result)
-    for entry in result["materialized"]:
-        print(f"{entry['member']}, batch {entry['batch_size']}: {entry['ratio']:.3f} times the original")
-    for entry in result["cascade"]:
-        print(
-            f"cascade at {entry['fraction']:.2f} of the FLOPs, {entry['forms']}, batch {entry['batch_size']}: "
-            f"{entry['speedup']:.2f} x on the clock, {entry['flops_speedup']:.2f} x in FLOPs; "
-            f"{entry['cascade_ms']:.2f} ms, of which members take {entry['members_ms']:.2f}, "
-            f"were they as fast as in full batches; another time {entry['in_members_ms']:.2f} in members and "
-            f"{entry['outside_ms']:.2f} outside; accuracy "
-            f"{100 * entry['accuracy']:.2f} against {100 * entry['full_accuracy']:.2f} %"
-        )
-    for entry in result["deadlines"]:
-        print(f"deadlines, batch {entry['batch_size']}: {100 * entry['late']:.2f} % of {entry['calls']} calls late")
-    for entry in result["accelerated"]:
-        print(
-            f"{entry['how']}, batch {entry['batch_size']}: {entry['speedup']:.2f} times as fast, "
-            f"{entry['plain_ms']:.2f} to {entry['ms']:.2f} ms, accuracy {100 * entry['accuracy']:.2f} against "
-            f"{100 * entry['plain_accuracy']:.2f} %"
-        )
+    load["after"] = os.getloadavg()
+    harness.write_results(options.out, "anytime", **result)
+    for part in ("materialized", "cascade", "deadlines", "accelerated"):
+        harness.show(result[part])
 
 
 def materialized(recipe: Recipe, ensemble: swe.SuperWeightEnsemble, data: ImageData, rounds: int) -> list[Any]:
     """Median over adjacent pairs of calls: materialised over original."""
     originals = {name: module.eval() for name, module in recipe.build_members().items()}
+    device = next(ensemble.parameters()).device
     entries = []
     for name in ensemble.member_names:
-        device = next(ensemble.parameters()).device
-        pair: list[nn.Module] = [ensemble.materialize(name).eval(), originals[name].to(device)]
+        pair = {"materialized": ensemble.materialize(name).eval(), "original": originals[name].to(device)}
         for size in (1, 64):
             images = torch.randn(size, *data.image_shape, device=device)
-            times: list[list[float]] = [[], []]
             with torch.inference_mode():
-                for turn in range(rounds + 3):
-                    for place in (0, 1) if turn % 2 else (1, 0):
-                        seconds = timed_call(pair[place], images)
-                        if turn >= 3:
-                            times[place].append(seconds)
-            ratios = sorted(a / b for a, b in zip(*times))
-            entries.append(
-                {
-                    "member": name,
-                    "batch_size": size,
-                    "materialized_ms": 1e3 * statistics.median(times[0]),
-                    "original_ms": 1e3 * statistics.median(times[1]),
-                    "ratio": statistics.median(ratios),
-                    "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
-                }
-            )
+                calls = {kind: partial(network, images) for kind, network in pair.items()}
+                found = harness.compared(
+                    harness.alternate(calls, rounds, device=device, swapped=True), "materialized", "original"
+                )
+            ends = found.pop("ratio_quartiles")
+            entries.append({"member": name, "batch_size": size, **found, "quartiles": ends})
     return entries
 
 
@@ -203,13 +165,8 @@ def accelerated(
         kinds["onnxruntime"] = predictor.with_networks(networks)
     everyone = {"plain": predictor, **kinds}
     images = first_batches(data, size, size, device)[0]
-    times: dict[str, list[float]] = {how: [] for how in everyone}
-    for turn in range(rounds + 3):
-        for how, one in everyone.items():
-            start = now(images)
-            one(images, early_exit=False)
-            if turn >= 3:
-                times[how].append(now(images) - start)
+    calls = {how: partial(one, images, early_exit=False) for how, one in everyone.items()}
+    times = harness.alternate(calls, rounds, device=device)
     right = dict.fromkeys(everyone, 0)
     for batch, labels in data.loader("test", 256, device=device):
         for how, one in everyone.items():

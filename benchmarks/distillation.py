@@ -10,21 +10,17 @@ read at the end of a training alone, no setting was chosen by them, and every ar
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import Evaluation
 from superweight_ensembles.data import ImageData
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import Teacher
 
 ARMS = {
@@ -36,21 +32,15 @@ ARMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = harness.read_options(harness.new_parser(__doc__, epochs=10, seeds=3, budget=0.5))
     torch.set_num_threads(1)
-    made_by, runs = provenance(), []
+    runs = []
     for seed in range(options.seeds):
         runs += seed_runs(seed, options)
-    found = {"arms": [summary(name, runs) for name in ("teacher itself", *ARMS)], "runs": runs}
+    arms = [summary(name, runs) for name in ("teacher itself", *ARMS)]
     settings = {"epochs": options.epochs, "seeds": options.seeds, "budget": options.budget, "temperature": 4.0}
-    write_json(options.out, {"benchmark": "distillation", "provenance": made_by, **settings, **found})
-    for arm in found["arms"]:
-        print(arm)
+    harness.write_results(options.out, "distillation", **settings, arms=arms, runs=runs)
+    harness.show(arms)
 
 
 def seed_runs(seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -121,13 +111,9 @@ def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
     arm: dict[str, Any] = {"arm": name, "n": len(mine), "num_parameters": mine[0]["num_parameters"]}
     for key, measure in measures.items():
-        arm[key] = spread([measure(run) for run in mine])
-        arm[f"{key}_minus_labels"] = spread([measure(a) - measure(b) for a, b in zip(mine, base)])
+        arm[key] = harness.spread([measure(run) for run in mine])
+        arm[f"{key}_minus_labels"] = harness.spread([measure(a) - measure(b) for a, b in zip(mine, base)])
     return arm
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
 if __name__ == "__main__":

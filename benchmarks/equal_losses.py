@@ -103,14 +103,8 @@ def compared(recipe_file: str, seeds: int, of_two: dict[str, Losses]) -> list[di
                 "two_member_ranks": of_two[f"2 {precision} {rate} {seed}"],
                 "other_order": losses(recipe_file, precision, rate, seed, order=100 + seed),
             }
-            found.append(
-                {
-                    "precision": precision,
-                    "learning_rate": rate,
-                    "seed": seed,
-                    **{arm: described(arms[arm], one) for arm in arms},
-                }
-            )
+            head = {"precision": precision, "learning_rate": rate, "seed": seed}
+            found.append({**head, **{arm: described(arms[arm], one) for arm in arms}})
     return found
 
 

@@ -15,23 +15,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import statistics
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from peak_memory import allocator_settings
 from torch import nn
-from training_steps import recipe_ensemble, timed
+from training_steps import recipe_ensemble
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import TrainConfig, build_fabric
 
 RECIPES = ("cifar10-small", "cifar10-depth-width", "timm-members")
@@ -39,30 +33,20 @@ TEMPLATES = (1, 2, 4, 8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), help="names")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--width", type=int, default=384, help="channels of the layers of the sweep over templates")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    parser = harness.new_parser(__doc__, rounds=15, recipes=list(RECIPES), device="auto", threads=None, width=384)
+    options = harness.read_options(parser)
     logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    made_by = provenance()
     results, sweep = [], []
     for precision in ("float32", "bfloat16"):
         for name in options.recipes:
             recipe = load_recipe(f"recipes/{name}.yaml")
             ensemble = recipe_ensemble(recipe, TrainConfig(precision=precision, device=options.device))
             results.append({"recipe": name, **measure(ensemble, precision, options)})
-            print(line(name, results[-1]), flush=True)
+            harness.show(results[-1:])
         for count in TEMPLATES:
             sweep.append({"num_templates": count, **measure(alike(count, options.width), precision, options)})
-            print(line(f"{count} templates a slot", sweep[-1]), flush=True)
-    content = {"benchmark": "generation", "provenance": made_by, "environment": allocator_settings()}
-    write_json(options.out, {**content, "recipes": results, "templates": sweep})
+            harness.show(sweep[-1:])
+    harness.write_results(options.out, "generation", environment=allocator_settings(), recipes=results, templates=sweep)
 
 
 def alike(num_templates: int, width: int) -> swe.SuperWeightEnsemble:
@@ -73,15 +57,6 @@ def alike(num_templates: int, width: int) -> swe.SuperWeightEnsemble:
     (cluster,) = ensemble.plan.superweight_clusters.values()
     assert [slot.num_templates for slot in cluster.slots] == [num_templates]
     return ensemble
-
-
-def line(name: str, found: dict[str, Any]) -> str:
-    return (
-        f"{name}, {found['precision']}: {found['megabytes']:.1f} MB in {found['num_tensors']} tensors; forward "
-        f"{found['forward_ms']:.2f} ms, {found['forward_to_copy']:.2f} of a copy ({found['copy_ms']:.2f} ms); backward "
-        f"{found['backward_ms']:.2f} ms; products alone {found['products_ms']:.2f} ms, "
-        f"{found['gflops_products']:.0f} GFLOP/s"
-    )
 
 
 def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -111,21 +86,19 @@ def measure(ensemble: swe.SuperWeightEnsemble, precision: str, options: argparse
         for (alpha, templates), room in zip(factors, made):
             torch.mm(alpha, templates, out=room)
 
-    times: dict[str, list[float]] = {"forward": [], "copy": [], "backward": [], "products": []}
-    for round_number in range(options.rounds + 3):
-        weights = generate()
-        gradients = [torch.ones_like(weight) for weight in weights]
-        calls: dict[str, Callable[[], object]] = {
-            "forward": forward,
-            "copy": copy,
-            "backward": partial(torch.autograd.backward, weights, gradients),
-            "products": products,
-        }
-        for name, call in calls.items():
-            seconds = timed(call, fabric.device)
-            if round_number >= 3:
-                times[name].append(seconds)
+    fresh: list[torch.Tensor] = []
+
+    def renew() -> None:
+        """Weights whose graph has not been gone back through."""
         ensemble.zero_grad(set_to_none=True)
+        fresh[:] = generate()
+
+    def backward() -> None:
+        torch.autograd.backward(fresh, gradients)
+
+    gradients = [torch.ones_like(weight) for weight in sources]
+    calls = {"forward": forward, "copy": copy, "backward": backward, "products": products}
+    times = harness.alternate(calls, options.rounds, device=fabric.device, before=renew)
     medians = {f"{name}_ms": 1e3 * statistics.median(values) for name, values in times.items()}
     return {
         "precision": precision,

@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch
+import harness
+import numpy as np
 from growth_point import Setting, measure_point
-
-from superweight_ensembles.storage import provenance, write_json
 
 GROWTH_FORMAT = 1
 SWEEPS = {"members": "members", "targets": "targets", "templates": "templates a slot", "batch_size": "images a step"}
+VALUES = {
+    "members": [1, 2, 4, 8, 16],
+    "targets": [10, 50, 200, 800, 2000],
+    "templates": [1, 2, 4, 8],
+    "batch_size": [8, 16, 32, 64, 128, 256],
+}
 # What is drawn and fitted: of the point, of the own weights' point, and what it should grow as.
 SERIES = {
     "step_ms": ("bank_ms", "own_ms", "flops"),
@@ -41,35 +41,20 @@ SERIES = {
 
 
 def main() -> None:
-    options = read_options()
+    parser = harness.new_parser(
+        __doc__, fixed_members=2, fixed_targets=200, fixed_templates=2, fixed_batch_size=32, image_size=16, width=64,
+        seconds=3.0, threads=0,
+    )  # fmt: skip
+    for name, values in VALUES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, nargs="*", default=values, help="none: left out")
+    options = harness.read_options(parser)
     logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    made_by = provenance()
     sweeps = [measure_sweep(name, options) for name in SWEEPS if getattr(options, name)]
-    options.out.mkdir(parents=True, exist_ok=True)
-    content = {"format": GROWTH_FORMAT, "benchmark": "growth", "provenance": made_by, "sweeps": sweeps}
-    write_json(options.out / "growth.json", content)
+    harness.write_results(options.out / "growth.json", "growth", format=GROWTH_FORMAT, sweeps=sweeps)
     for sweep in sweeps:
-        print_sweep(sweep)
-
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--members", type=int, nargs="*", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--targets", type=int, nargs="*", default=[10, 50, 200, 800, 2000])
-    parser.add_argument("--templates", type=int, nargs="*", default=[1, 2, 4, 8])
-    parser.add_argument("--batch-size", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256])
-    parser.add_argument("--fixed-members", type=int, default=2, help="where they are not varied, in WRN 16-1")
-    parser.add_argument("--fixed-targets", type=int, default=200, help="of the MLP where they are not varied")
-    parser.add_argument("--fixed-templates", type=int, default=2)
-    parser.add_argument("--fixed-batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=16)
-    parser.add_argument("--width", type=int, default=64, help="of the MLP")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for the steps of a point")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder of growth.json")
-    return parser.parse_args()
+        print(sweep["label"])
+        harness.show(sweep["points"])
+        harness.show({"series": key, **series} for key, series in sweep["series"].items())
 
 
 def measure_sweep(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -124,25 +109,9 @@ def make_series(
 def upper_slope(values: Sequence[float], found: Sequence[float]) -> float | None:
     """The exponent with which a quantity grows over the upper half of a sweep, by least squares; None for one point."""
     start = (len(values) - 1) // 2
-    xs, ys = ([math.log(number) for number in numbers[start:]] for numbers in (values, found))
-    if len(xs) < 2:
+    if len(values) - start < 2:
         return None
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys)) / sum((x - mean_x) ** 2 for x in xs)
-
-
-def print_sweep(sweep: dict[str, Any]) -> None:
-    print(f"\n{sweep['label']} ({', '.join(f'{key} {value}' for key, value in sweep['fixed'].items() if value)})")
-    print("         value   bank ms    own ms  ratio   gen. ms  bank MB   own MB  ratio   plan ms  and build ms")
-    for point in sweep["points"]:
-        print(
-            f"{point['value']:14,} {point['bank_ms']:9.1f} {point['own_ms']:9.1f} {point['step_ratio']:6.2f} "
-            f"{point['generation_ms']:9.2f} {point['bank_peak_bytes'] / 1e6:8.1f} {point['own_peak_bytes'] / 1e6:8.1f} "
-            f"{point['peak_ratio']:6.2f} {1e3 * point['plan_s']:9.1f} {1e3 * point['plan_and_build_s']:13.1f}"
-        )
-    for key, series in sweep["series"].items():
-        if series["slope"] is not None:
-            print(f"{key:>18}: slope {series['slope']:.2f}, on paper {series['slope_on_paper']:.2f}")
+    return float(np.polyfit(np.log(values[start:]), np.log(found[start:]), 1)[0])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -10,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from peak_memory import Peak, in_fresh_process, look_before, measure_peak
-from residual_mlp import ResidualMLP
-from torch import nn
+from harness import timed
+from peak_memory import Peak, in_fresh_process
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from training_steps import Step, apart_step, generation_step, joint_step, random_batch, timed
+from training_steps import Batch, Step, apart_step, generation_step, joint_step, random_batch, step_peak
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import estimate_training
@@ -23,6 +23,36 @@ from superweight_ensembles.training import TrainConfig
 T = TypeVar("T")
 _ROOMY_BUDGET = 9.9  # times the members apart: the cap alone decides how many templates a slot has
 _CONFIG = TrainConfig(precision="float32", learning_rate=0.01)
+
+
+class ResidualMLP(nn.Module):
+    """Images to logits through blocks of two linear layers, narrow to wide and back; two targets a block.
+
+    Args:
+        num_blocks: Of two linear layers each.
+        width: Numbers between blocks; twice as many inside.
+        image_size: Height and width of the images (B, 3, H, W).
+        num_classes: Logits.
+    """
+
+    def __init__(self, num_blocks: int, width: int, image_size: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(min(2, image_size))
+        self.width = width
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+            for _ in range(num_blocks)
+        )
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = self.pool(images).flatten(1)
+        hidden = F.pad(pooled, (0, self.width - pooled.shape[1]))
+        scale = len(self.blocks) ** -0.5
+        for block in self.blocks:
+            hidden = torch.add(hidden, block(hidden), alpha=scale)
+        logits: Tensor = self.head(hidden)
+        return logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,21 +146,16 @@ def peak_of(setting: Setting, arm: str) -> Peak:
     """The peak memory of a step of one arm; call it in a fresh process."""
     if setting.threads:
         torch.set_num_threads(setting.threads)
-    logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
-    small = {"member0": _network(setting)}
-    joint_step(swe.SuperWeightEnsemble(small, budget=_ROOMY_BUDGET), _CONFIG)[0](*random_batch(2, setting.image_size))
-    del small
-    before = look_before()
-    members = build_members(setting)
-    step: Step
-    if arm == "bank":
-        step, optimizer = joint_step(swe.SuperWeightEnsemble(members, plan=make_plan(members, setting)), _CONFIG)
-    else:
-        step, optimizer = apart_step(members.values(), _CONFIG)
-    del members
-    batch = random_batch(setting.batch_size, setting.image_size)
-    step(*batch)
-    return measure_peak(lambda: step(*batch), optimizer, before)
+
+    def build() -> tuple[Step, torch.optim.Optimizer, Batch]:
+        members = build_members(setting)
+        batch = random_batch(setting.batch_size, setting.image_size)
+        if arm == "bank":
+            ensemble = swe.SuperWeightEnsemble(members, plan=make_plan(members, setting))
+            return *joint_step(ensemble, _CONFIG), batch
+        return *apart_step(members.values(), _CONFIG), batch
+
+    return step_peak(_network(setting), build, _CONFIG)
 
 
 def on_paper(ensemble: swe.SuperWeightEnsemble, members: dict[str, nn.Module], setting: Setting) -> dict[str, int]:
@@ -153,13 +178,7 @@ def on_paper(ensemble: swe.SuperWeightEnsemble, members: dict[str, nn.Module], s
 
 
 def median_seconds(job: Callable[[], T], seconds: float, most: int = 15) -> tuple[float, T]:
-    """The median time of a call, and its last answer.
-
-    Args:
-        job: Called with nothing.
-        seconds: For all calls but the last one; three times as long where there would be fewer than three calls.
-        most: Calls at most.
-    """
+    """The median time of calls within some seconds (thrice as long for the first three), and the last answer."""
     found: list[float] = []
     while len(found) < most and (sum(found) < seconds or (len(found) < 3 and sum(found) < 3 * seconds)):
         begin = time.perf_counter()

@@ -12,10 +12,12 @@ what is freed); and the data's share of training steps: cifar10-small from memor
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -23,18 +25,16 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import numpy as np
 import torch
 from peak_memory import allocator_settings
 from PIL import Image
-from training_steps import joint_step, recipe_ensemble, timed
+from training_steps import joint_step, recipe_ensemble
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData, ImageLoader, MemorySplit
 from superweight_ensembles.experiment import Recipe, load_recipe
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import TrainConfig, build_fabric, prepared_batch, training_loader
 
 SIZE = (500, 375)
@@ -46,31 +46,24 @@ AUGMENTED = TrainConfig(batch_size=BATCH, random_resized_crop=True, flip=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.new_parser(__doc__, images=20_000, timed_images=1_024, rounds=4, steps=20, memory_only=False)
     parser.add_argument("--folder", type=Path, required=True, help="outside the repository")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--timed-images", type=int, default=1_024)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20, help="of cifar10-small; a fifth as many of the ResNets")
-    parser.add_argument("--memory-only", action="store_true")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    made_by = provenance()
+    options = harness.read_options(parser)
     make_images(options.folder, options.images)
     data = folder_data(options.folder)
+    files = list((options.folder / "train" / "class0").iterdir())
     results: dict[str, Any] = {
-        "benchmark": "large_images",
-        "provenance": made_by,
         "environment": allocator_settings(),
         "image_pixels": list(SIZE),
         "image_size": IMAGE_SIZE,
-        "mean_file_bytes": mean_file_bytes(options.folder),
+        "mean_file_bytes": statistics.mean(file.stat().st_size for file in files[:500]),
         "memory": measure_memory(data),  # first: what this process decoded itself would hide what its workers take
     }
     if not options.memory_only:
         results |= measure_speed(data, options)
-    write_json(options.out, results)
-    report(results)
+    harness.write_results(options.out, "large_images", **results)
+    arms = [{"recipe": entry["recipe"], **arm} for entry in results.get("steps", []) for arm in entry["arms"]]
+    harness.show([*results.get("throughput", []), results["memory"], *arms])
 
 
 def measure_speed(data: ImageData, options: argparse.Namespace) -> dict[str, Any]:
@@ -120,11 +113,6 @@ def folder_data(folder: Path) -> ImageData:
     return swe.load_data("image_folder", folder=folder, image_size=IMAGE_SIZE, memory_limit_mb=0, validation_fraction=0)
 
 
-def mean_file_bytes(folder: Path) -> float:
-    sizes = [path.stat().st_size for path in list((folder / "train" / "class0").iterdir())[:500]]
-    return statistics.mean(sizes)
-
-
 def first_images(data: ImageData, count: int) -> ImageData:
     """The same data with so many training images, of all classes in turn."""
     indices = torch.arange(len(data.train)).view(CLASSES, -1).T.flatten()[:count]
@@ -147,16 +135,21 @@ def random_images(count: int) -> ImageData:
 
 def measure_throughput(data: ImageData, count: int, rounds: int) -> list[dict[str, Any]]:
     """Images a second of whole epochs, the numbers of workers taking turns; workers were started before."""
-    few = first_images(data, count)
+    few, epochs = first_images(data, count), itertools.count()
     loaders = {workers: loader_with(few, workers) for workers in (0, 1, 2)}
-    rates: dict[int, list[float]] = {workers: [] for workers in loaders}
-    for round_number in range(rounds + 1):
-        for workers, loader in loaders.items():
-            loader.set_epoch(round_number)
-            start = time.perf_counter()
-            images = sum(len(labels) for _, labels in loader)
-            if round_number > 0:
-                rates[workers].append(images / (time.perf_counter() - start))
+
+    def next_epoch() -> None:
+        epoch = next(epochs)
+        for loader in loaders.values():
+            loader.set_epoch(epoch)
+
+    # A deque of no length reads a loader to its end.
+    calls: dict[int, Callable[[], object]] = {
+        workers: partial(collections.deque, loader, maxlen=0) for workers, loader in loaders.items()
+    }
+    times = harness.alternate(calls, rounds, warm_up=1, before=next_epoch)
+    images = len(loaders[0]) * BATCH
+    rates = {workers: [images / seconds for seconds in found] for workers, found in times.items()}
     return [
         {
             "workers": workers,
@@ -164,7 +157,7 @@ def measure_throughput(data: ImageData, count: int, rounds: int) -> list[dict[st
             "images": count,
             "rounds": rounds,
             "images_per_second": statistics.median(found),
-            "quartiles": statistics.quantiles(found, n=4)[::2],
+            "quartiles": harness.quartiles(found),
         }
         for workers, found in rates.items()
     ]
@@ -234,7 +227,7 @@ def measure_steps(recipe: Recipe, data: ImageData, batch_size: int, workers: lis
             images, labels = prepared_batch(next(epochs[number]), fabric.device, channels_last=True)
             waited = time.perf_counter() - start
             with fabric.autocast():
-                times[number].append((waited, timed(partial(step, images, labels), fabric.device)))
+                times[number].append((waited, harness.timed(partial(step, images, labels), fabric.device)))
     return {
         "recipe": recipe.name,
         "precision": "bfloat16",
@@ -255,24 +248,6 @@ def step_shares(workers: int, times: list[tuple[float, float]]) -> dict[str, Any
         "step_ms": 1e3 * statistics.median(step),
         "data_share": sum(data) / (sum(data) + sum(step)),
     }
-
-
-def report(results: dict[str, Any]) -> None:
-    for arm in results.get("throughput", []):
-        low, high = arm["quartiles"]
-        print(f"{arm['workers']} workers: {arm['images_per_second']:.0f} images/s ({low:.0f} to {high:.0f})")
-    memory = results["memory"]
-    slopes = ", ".join(f"{slope:+.2f}" for slope in memory["workers_mib_per_10000_images"])
-    print(
-        f"memory over {memory['images']:,} images: main {memory['main_mib_per_10000_images']:+.2f} MiB per 10,000 "
-        f"images (peak {memory['main_mib']['peak']:.0f} MiB), workers {slopes}"
-    )
-    for entry in results.get("steps", []):
-        for arm in entry["arms"]:
-            print(
-                f"{entry['recipe']}, batch {entry['batch_size']}, {arm['workers']} workers: data {arm['data_ms']:.1f} "
-                f"ms beside a step of {arm['step_ms']:.1f} ms, {100 * arm['data_share']:.2f} % of both"
-            )
 
 
 if __name__ == "__main__":

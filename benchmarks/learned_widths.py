@@ -12,26 +12,21 @@ finished cell is written to OUT/learned_widths.json at once, and the same comman
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
-from cells import quiet, run_cells, spread
 from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import predict, probability_metrics
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.models.adaptive import QUANTILE, WidthLoss, adaptive_mlp, multilayer_perceptron, width_of
-from superweight_ensembles.storage import provenance, read_json, write_json
+from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import LearnedWidths
 
 LEARNED_WIDTHS_FORMAT = 1
@@ -63,7 +58,9 @@ class Cell:
 
 
 def main() -> None:
-    options = read_options()
+    parser = harness.new_parser(__doc__, seeds=5, jobs=1)
+    parser.add_argument("--start-seeds", type=int, default=2, help="seeds that other starts are tried with")
+    options = harness.read_options(parser)
     settings = {
         "optimizer": "adam",
         "schedule": "one_cycle",
@@ -74,19 +71,10 @@ def main() -> None:
         "epochs": EPOCHS,
     }
     file = options.out / "learned_widths.json"
-    content: dict[str, Any] = {
-        "format": LEARNED_WIDTHS_FORMAT,
-        "benchmark": "learned_widths",
-        "provenance": provenance(),
-        "settings": settings,
-        "published_widths": PUBLISHED,
-        "cells": [],
-    }
-    if file.is_file():
-        content = read_json(file)
-        if content["settings"] != settings:
-            raise SystemExit(f"{file} is of other settings: give another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
+    content = harness.begin_or_resume(
+        file, "learned_widths", "settings",
+        format=LEARNED_WIDTHS_FORMAT, settings=settings, published_widths=PUBLISHED,
+    )  # fmt: skip
     done = {(cell["task"], cell["seed"]) for cell in content["cells"]}
     cells = [
         Cell(task, seed, (RATE, *OTHER_RATES) if seed < options.start_seeds else (RATE,))
@@ -94,25 +82,18 @@ def main() -> None:
         for task in reversed(EPOCHS)
         if (task, seed) not in done
     ]
-    for found in run_cells(run_cell, cells, options.jobs):
+    for found in harness.run_cells(run_cell, cells, options.jobs):
         content["cells"].append(found)
         content["cells"].sort(key=lambda cell: (list(EPOCHS).index(cell["task"]), cell["seed"]))
         write_json(file, content)
-        print(told(found), flush=True)
+        best = best_fixed(found)
+        print(f"{found['task']}, seed {found['seed']}: {found['seconds']:.0f} s, best fixed width {best['width']}")
+        harness.show(found["learned"])
     for line in summary(content["cells"]):
         print(line)
 
 
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--start-seeds", type=int, default=2, help="seeds that other starts are tried with")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, a process and a thread each")
-    parser.add_argument("--out", type=Path, required=True, help="folder of learned_widths.json")
-    return parser.parse_args()
-
-
-@quiet("lightning_fabric", "superweight_ensembles", level=logging.ERROR)
+@harness.quiet("lightning_fabric", "superweight_ensembles", level=logging.ERROR)
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train and test all networks of a cell."""
     torch.set_num_threads(1)
@@ -199,18 +180,6 @@ def best_fixed(cell: Mapping[str, Any]) -> Mapping[str, Any]:
     return max(cell["fixed"], key=lambda one: (one["validation"]["accuracy"], -one["validation"]["nll"]))
 
 
-def told(cell: Mapping[str, Any]) -> str:
-    widths = ", ".join(
-        f"{one['start']} -> {one['width']} ({100 * one['test']['accuracy']:.2f} %)" for one in cell["learned"]
-    )
-    best = best_fixed(cell)
-    fixed = " ".join(f"{one['width']}: {100 * one['test']['accuracy']:.2f}" for one in cell["fixed"])
-    return (
-        f"{cell['task']}, seed {cell['seed']}: {widths}; best fixed {best['width']} "
-        f"({100 * best['test']['accuracy']:.2f} %); {fixed}; {cell['seconds']:.0f} s"
-    )
-
-
 def summary(cells: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for task in EPOCHS:
@@ -225,9 +194,9 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> list[str]:
             gains = [100 * (one["test"]["accuracy"] - best_fixed(cell)["test"]["accuracy"]) for cell, one in found]
             accuracies = [100 * one["test"]["accuracy"] for _, one in found]
             lines.append(
-                f"{task} from {rate:g}: width {spread(widths, '.0f')} of {widths}, over the first start's "
-                f"{min(ratios):.2f} to {max(ratios):.2f}; {spread(accuracies, '.2f')} %, minus the best fixed width's "
-                f"{spread(gains, '+.2f')}"
+                f"{task} from {rate:g}: width {harness.spread_text(widths, '.0f')} of {widths}, over the first start's "
+                f"{min(ratios):.2f} to {max(ratios):.2f}; {harness.spread_text(accuracies)} %, minus the best fixed "
+                f"width's {harness.spread_text(gains, '+.2f')}"
             )
     for seed in sorted({cell["seed"] for cell in cells}):
         widths = [cell["learned"][0]["width"] for cell in cells if cell["seed"] == seed]

@@ -20,17 +20,14 @@ the order in which it is rounded.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from equal_losses import BOUND, STEPS, compared, losses_of_two
 from peak_memory import look_before, measure_peak
@@ -48,8 +45,8 @@ from process_arms import (
 from process_pair import loopback_bytes, run_pair
 from training_steps import recipe_batch
 
-from superweight_ensembles.experiment import load_recipe
-from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.training import TrainConfig, build_fabric
 from superweight_ensembles.training.distributed import Processes, current_processes
 
@@ -68,64 +65,35 @@ RATIOS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipes", nargs="+", default=["recipes/cifar10-small.yaml:12", "recipes/timm-members.yaml:8"],
-        help="FILE:ROUNDS",
+    parser = harness.new_parser(
+        __doc__, recipes=["recipes/cifar10-small.yaml:12", "recipes/timm-members.yaml:8"], batch_size=128,
+        image_size=32, losses_of="recipes/digits.yaml", seeds=5,
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=128, help="of both processes together")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--losses-of", default="recipes/digits.yaml")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = harness.read_options(parser)
     torch.set_num_threads(1)
-    made_by = provenance()
     found = []
     for given in options.recipes:
         file, _, rounds = given.rpartition(":")
         answers = run_pair(measure, file, int(rounds), options.batch_size, options.image_size)
         found.append({**answers[0], "memory": memory(file, options.batch_size, options.image_size)})
-        print(line(found[-1]), flush=True)
+        harness.show(found[-1:])
     of_two = run_pair(losses_of_two, options.losses_of, options.seeds)
     assert of_two[0] == of_two[1], "both processes see the same losses"
     equality = compared(options.losses_of, options.seeds, of_two[0])
-    for case in summary(equality):
-        print(case, flush=True)
-    write_json(
-        options.out,
-        {
-            "benchmark": "many_processes",
-            "provenance": made_by,
-            "backend": "gloo, two processes of one thread on one machine, over the loopback device",
-            "recipes": found,
-            "equality": {
-                "recipe": Path(options.losses_of).stem,
-                "steps": STEPS,
-                "bound": BOUND,
-                "summary": summary(equality),
-                "runs": equality,
-            },
+    cases = summary(equality)
+    harness.show(cases)
+    harness.write_results(
+        options.out, "many_processes",
+        backend="gloo, two processes of one thread on one machine, over the loopback device",
+        recipes=found,
+        equality={
+            "recipe": Path(options.losses_of).stem, "steps": STEPS, "bound": BOUND, "summary": cases, "runs": equality,
         },
-    )
-
-
-def line(found: dict[str, Any]) -> str:
-    times = ", ".join(f"{name} {arm['ms']:.0f} ms" for name, arm in found["arms"].items())
-    ratios = ", ".join(f"{name} {ratio['median']:.3f}" for name, ratio in found["ratios"].items())
-    sent = found["bytes"]
-    return (
-        f"{found['recipe']}: {times}; {ratios}; payload {sent['payload_ratio']:.4f}, loopback "
-        f"{sent['loopback_ratio']:.4f} of DDP's, budget {found['budget_fraction']:.4f}; norm "
-        f"{sent['norm_payload_bytes']:,} bytes"
-    )
+    )  # fmt: skip
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Over the seeds of each case."""
-    cases: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        cases[run["precision"], run["learning_rate"]].append(run)
     return [
         {
             "precision": precision,
@@ -142,7 +110,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for arm in ("two_processes", "two_member_ranks", "other_order")
             },
         }
-        for (precision, rate), found in cases.items()
+        for (precision, rate), found in harness.grouped(runs, "precision", "learning_rate").items()
     ]
 
 
@@ -176,7 +144,7 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
     times: dict[str, list[float]] = defaultdict(list)
     payload: dict[str, list[int]] = defaultdict(list)
     loopback: dict[str, list[int]] = defaultdict(list)
-    micro: list[dict[str, list[tuple[float, float]]]] = []
+    micro: list[dict[str, dict[int, float]]] = []
     for number in range(rounds + WARM_UP):
         counted = number >= WARM_UP
         for name, step in {**together, **single, **local}.items():
@@ -192,15 +160,15 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
     by_arm: dict[str, dict[str, Any]] = {
         name: {
             "ms": 1e3 * statistics.median(times[name]),
-            "quartiles_ms": [1e3 * value for value in _quartiles(times[name])],
+            "quartiles_ms": [1e3 * value for value in harness.quartiles(times[name])],
             "payload_bytes": statistics.median(payload[name]),
             "loopback_bytes": statistics.median(loopback[name]) - nothing,
         }
         for name in (*together, *single)
     }
-    of_ddp = gradient_bytes_of_members(recipe)
+    sizes = parameters_of(recipe)
     for name in ("ddp", "ddp synchronised"):  # what DistributedDataParallel exchanges goes by it
-        by_arm[name]["payload_bytes"] += of_ddp
+        by_arm[name]["payload_bytes"] += 4 * sizes["independent_parameters"]
     every = processes.gather_objects(seen)
     return {
         "recipe": recipe.name,
@@ -210,7 +178,7 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
         "image_size": image_size,
         "rounds": rounds,
         "placement": [list(names) for names in placed],
-        **parameters_of(recipe),
+        **sizes,
         "arms": by_arm,
         "ratios": {name: ratio_of(times[a], times[b]) for name, (a, b) in RATIOS.items()},
         "bytes": {
@@ -226,8 +194,8 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
         "pieces_ms": {name: 1e3 * statistics.median(times[name]) for name in local},
         "network": {
             kind: [
-                {"bytes": size, "seconds": statistics.median(dict(found[kind])[size] for found in micro)}
-                for size, _ in micro[0][kind]
+                {"bytes": size, "seconds": statistics.median(found[kind][size] for found in micro)}
+                for size in micro[0][kind]
             ]
             for kind in micro[0]
         },
@@ -236,16 +204,17 @@ def measure(rank: int, file: str, rounds: int, batch_size: int, image_size: int)
 
 def memory(file: str, batch_size: int, image_size: int) -> dict[str, Any]:
     """Bytes at the peak of a step, of the fuller process, beside those of one process, by optimizer."""
-    return {name: _memory(file, batch_size, image_size, name) for name in ("sgd", "adamw")}
-
-
-def _memory(file: str, batch_size: int, image_size: int, optimizer: str) -> dict[str, Any]:
     arms = ("one process", *(f"bank {arm}{part}" for arm in ("synchronised", "members") for part in ("", ", sharded")))
-    peaks = {arm: run_pair(peak_of, file, batch_size, image_size, arm, optimizer) for arm in arms}
-    found = {arm: {kind: max(peak[kind] for peak in of_both) for kind in of_both[0]} for arm, of_both in peaks.items()}
-    one = found["one process"]
-    ratios = {arm: {kind: of_arm[kind] / one[kind] for kind in one} for arm, of_arm in found.items()}
-    return {"bytes": found, "to_one_process": ratios}
+    by_optimizer = {}
+    for optimizer in ("sgd", "adamw"):
+        found = {}
+        for arm in arms:
+            peaks = run_pair(peak_of, file, batch_size, image_size, arm, optimizer)
+            found[arm] = {kind: max(peak[kind] for peak in peaks) for kind in peaks[0]}
+        one = found["one process"]
+        ratios = {arm: {kind: of_arm[kind] / one[kind] for kind in one} for arm, of_arm in found.items()}
+        by_optimizer[optimizer] = {"bytes": found, "to_one_process": ratios}
+    return by_optimizer
 
 
 def peak_of(rank: int, file: str, batch_size: int, image_size: int, arm: str, optimizer: str) -> dict[str, int]:
@@ -280,20 +249,16 @@ def taken(processes: Processes, step: Step) -> tuple[float, int, int]:
     return slower, sent, loopback_bytes() - crossed
 
 
-def parameters_of(recipe: Any) -> dict[str, Any]:
+def parameters_of(recipe: Recipe) -> dict[str, Any]:
     members = recipe.build_members()
     plan = recipe.plan(members)
-    whole = sum(parameter.numel() for member in members.values() for parameter in member.parameters())
+    whole = sum(map(count_parameters, members.values()))
     return {
         "num_parameters": plan.num_parameters,
         "bank_parameters": plan.num_templates + plan.num_coefficients,
         "independent_parameters": whole,
         "budget_fraction": plan.num_parameters / whole,
     }
-
-
-def gradient_bytes_of_members(recipe: Any) -> int:
-    return 4 * int(parameters_of(recipe)["independent_parameters"])
 
 
 def apart_of(found: dict[str, list[float]], one: dict[str, list[float]]) -> float:
@@ -304,13 +269,8 @@ def apart_of(found: dict[str, list[float]], one: dict[str, list[float]]) -> floa
 
 
 def ratio_of(above: list[float], below: list[float]) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(above, below)]
-    return {"median": statistics.median(ratios), "quartiles": _quartiles(ratios)}
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    first, _, third = statistics.quantiles(values, n=4)
-    return [first, third]
+    ratio, ends = harness.adjacent_ratio(above, below)
+    return {"median": ratio, "quartiles": ends}
 
 
 if __name__ == "__main__":

@@ -11,30 +11,34 @@ fraction; so does the time to plan four members of many targets.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import os
 import statistics
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
-from growth_point import median_seconds
-from peak_memory import Peak, allocator_settings, in_fresh_process, look_before, measure_peak, state_bytes
-from residual_mlp import ResidualMLP
+from growth_point import ResidualMLP, median_seconds
+from peak_memory import Peak, allocator_settings, in_fresh_process, state_bytes
 from safetensors.torch import save_file
-from torch import nn
-from training_steps import Step, apart_step, joint_step, random_batch, recipe_batch, recipe_ensemble, recipe_members
+from training_steps import (
+    Batch,
+    Step,
+    apart_step,
+    joint_step,
+    random_batch,
+    recipe_batch,
+    recipe_ensemble,
+    recipe_members,
+    step_peak,
+    training_state,
+)
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe
-from superweight_ensembles.storage import provenance, write_json
-from superweight_ensembles.training import Checkpoints, TrainConfig, TrainState, build_fabric, build_schedule
+from superweight_ensembles.training import Checkpoints, TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,43 +54,25 @@ class Setting:
 
 
 def main() -> None:
-    options = read_options()
+    parser = harness.new_parser(
+        __doc__, recipes=["recipes/cifar10-small.yaml:128", "recipes/timm-members.yaml:16"], image_size=32,
+        repetitions=3, device="cpu", plan_members=4, plan_targets=300, threads=0,
+    )  # fmt: skip
+    options = harness.read_options(parser)
     logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    made_by = provenance()
     sizes = [size.rpartition(":")[::2] for size in options.recipes]
     settings = [
         Setting(recipe=recipe, batch_size=int(batch), image_size=options.image_size, precision=precision,
                 threads=options.threads, device=options.device)
         for recipe, batch in sizes for precision in ("float32", "bfloat16")
     ]  # fmt: skip
-    content = {
-        "benchmark": "memory",
-        "provenance": made_by,
-        "environment": allocator_settings(),
-        "steps": [measure_step(setting, options.repetitions) for setting in settings],
-        "kept": [in_fresh_process(measure_kept, recipe, int(batch), options.image_size) for recipe, batch in sizes],
-        "planning": measure_planning(options.plan_members, options.plan_targets),
-    }
-    write_json(options.out, content)
-    print_results(content)
-
-
-def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipes", nargs="+", metavar="RECIPE:BATCH",
-        default=["recipes/cifar10-small.yaml:128", "recipes/timm-members.yaml:16"],
-    )  # fmt: skip
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--plan-members", type=int, default=4)
-    parser.add_argument("--plan-targets", type=int, default=300, help="of each member that is planned")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
+    steps = [measure_step(setting, options.repetitions) for setting in settings]
+    kept = [in_fresh_process(measure_kept, recipe, int(batch), options.image_size) for recipe, batch in sizes]
+    planning = measure_planning(options.plan_members, options.plan_targets)
+    harness.write_results(
+        options.out, "memory", environment=allocator_settings(), steps=steps, kept=kept, planning=planning
+    )
+    harness.show([*steps, *kept, planning])
 
 
 def measure_step(setting: Setting, repetitions: int) -> dict[str, Any]:
@@ -109,31 +95,18 @@ def measure_step(setting: Setting, repetitions: int) -> dict[str, Any]:
 
 def peak_of(setting: Setting, arm: str, live: bool) -> Peak:
     """The peak of a training step of one arm; call it in a fresh process."""
-    logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
     if setting.threads:
         torch.set_num_threads(setting.threads)
     config = TrainConfig(precision=setting.precision, device=setting.device, learning_rate=0.01)
-    fabric = build_fabric(config)
-    small = {"small": swe.wide_resnet(10, 1, 10)}
-    with fabric.autocast():
-        warming = swe.SuperWeightEnsemble(small, budget=0.9).to(fabric.device)
-        joint_step(warming, config)[0](*(part.to(fabric.device) for part in random_batch(2, setting.image_size)))
-    del small, warming
-    before = look_before()
-    recipe = load_recipe(setting.recipe)
-    batch = recipe_batch(recipe, config, setting.batch_size, setting.image_size)
-    step: Step
-    if arm == "bank":
-        step, optimizer = joint_step(recipe_ensemble(recipe, config), config)
-    else:
-        step, optimizer = apart_step(recipe_members(recipe, config), config)
 
-    def whole_step() -> None:
-        with fabric.autocast():
-            step(*batch)
+    def build() -> tuple[Step, torch.optim.Optimizer, Batch]:
+        recipe = load_recipe(setting.recipe)
+        batch = recipe_batch(recipe, config, setting.batch_size, setting.image_size)
+        if arm == "bank":
+            return *joint_step(recipe_ensemble(recipe, config), config), batch
+        return *apart_step(recipe_members(recipe, config), config), batch
 
-    whole_step()
-    return measure_peak(whole_step, optimizer, before, live)
+    return step_peak(swe.wide_resnet(10, 1, 10), build, config, live)
 
 
 def measure_kept(recipe_file: str, batch_size: int, image_size: int) -> dict[str, Any]:
@@ -152,18 +125,16 @@ def measure_kept(recipe_file: str, batch_size: int, image_size: int) -> dict[str
         state[arm] = state_bytes(optimizer)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            schedule = build_schedule(optimizer, config, steps_per_epoch=1)
-            training = TrainState(
-                ensemble=ensemble, members=ensemble.member_names, config=config, optimizer=optimizer,
-                schedule=schedule, fabric=build_fabric(config),
-            )  # fmt: skip
+            training = training_state(ensemble, config, optimizer)
             Checkpoints(folder / "checkpoints").save(training, {}, [])
             checkpoint[arm] = folder_bytes(folder / "checkpoints")
             if arm == "bank":
                 ensemble.save(folder / "ensemble")
                 saved[arm] = folder_bytes(folder / "ensemble")
             else:
-                save_states(members, folder / "members")
+                (folder / "members").mkdir()
+                for member, module in members.items():  # as anyone would save them
+                    save_file(module.state_dict(), str(folder / "members" / f"{member}.safetensors"))
                 saved[arm] = folder_bytes(folder / "members")
     return {
         "recipe": recipe.name,
@@ -177,13 +148,6 @@ def measure_kept(recipe_file: str, batch_size: int, image_size: int) -> dict[str
         "checkpoint_bytes": checkpoint,
         "checkpoint_ratio": checkpoint["bank"] / checkpoint["own"],
     }
-
-
-def save_states(members: Mapping[str, nn.Module], folder: Path) -> None:
-    """The members as anyone would save them: a file of tensors each."""
-    folder.mkdir()
-    for name, module in members.items():
-        save_file(module.state_dict(), str(folder / f"{name}.safetensors"))
 
 
 def folder_bytes(folder: Path) -> int:
@@ -203,26 +167,6 @@ def measure_planning(num_members: int, num_targets: int) -> dict[str, Any]:
         "plan_s": plan_s,
         "plan_and_build_s": build_s,
     }
-
-
-def print_results(content: dict[str, Any]) -> None:
-    for step in content["steps"]:
-        bank, own = (step["peak_bytes"][arm] / 1e6 for arm in ("bank", "own"))
-        print(
-            f"{step['recipe']}, {step['precision']}, batch {step['batch_size']}: peak {bank:.1f} MB, own weights "
-            f"{own:.1f} MB, ratio {step['peak_ratio']:.3f}; resident ratio {step['resident_ratio']:.3f}"
-        )
-    for kept in content["kept"]:
-        print(
-            f"{kept['recipe']}: {kept['parameter_fraction']:.3f} of the parameters; of the optimiser's state "
-            f"{kept['optimizer_ratio']:.3f}, saved {kept['ensemble_ratio']:.3f}, checkpoint "
-            f"{kept['checkpoint_ratio']:.3f}"
-        )
-    planning = content["planning"]
-    print(
-        f"planning {planning['targets_of_members']} targets: {planning['plan_s']:.3f} s, with the ensemble built "
-        f"{planning['plan_and_build_s']:.3f} s"
-    )
 
 
 if __name__ == "__main__":

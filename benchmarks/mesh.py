@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from superweight_ensembles.training.distributed import placed
 
 NUMBER_BYTES = 4
@@ -27,15 +29,11 @@ class Link:
 
     def ring_s(self, size: float, ranks: int) -> float:
         """All-reduce of ``size`` bytes: scattered sums and their gathering, 2 (n - 1) messages of size / n."""
-        if ranks == 1:
-            return 0.0
         return 2 * (ranks - 1) * (self.latency_s + size / ranks / self.bytes_per_s)
 
     def tree_s(self, size: float, ranks: int) -> float:
         """All-reduce of ``size`` bytes up and down a tree, in pieces, so that its edges work at once."""
-        if ranks == 1:
-            return 0.0
-        return 2 * (math.ceil(math.log2(ranks)) * self.latency_s + size / self.bytes_per_s)
+        return 2 * (math.ceil(math.log2(ranks)) * self.latency_s + size / self.bytes_per_s) if ranks > 1 else 0.0
 
     def all_reduce_s(self, size: float, ranks: int) -> float:
         """The faster of ring and tree."""
@@ -43,8 +41,6 @@ class Link:
 
     def all_gather_s(self, size: float, ranks: int) -> float:
         """``size`` bytes from each to all, by doubling."""
-        if ranks == 1:
-            return 0.0
         return math.ceil(math.log2(ranks)) * self.latency_s + (ranks - 1) * size / self.bytes_per_s
 
 
@@ -59,15 +55,17 @@ class Network:
 
     def all_reduce_s(self, size: float, ranks: int) -> float:
         """Within a machine, then each device with its like on the other machines, then within again."""
-        here = min(ranks, self.per_machine)
-        machines = math.ceil(ranks / here)
-        part = size / here
-        return self.inside.all_reduce_s(size, here) + self.between.all_reduce_s(part, machines)
+        here, machines = self._split(ranks)
+        return self.inside.all_reduce_s(size, here) + self.between.all_reduce_s(size / here, machines)
 
     def all_gather_s(self, size: float, ranks: int) -> float:
-        here = min(ranks, self.per_machine)
-        machines = math.ceil(ranks / here)
+        here, machines = self._split(ranks)
         return self.inside.all_gather_s(size, here) + self.between.all_gather_s(size * here, machines)
+
+    def _split(self, ranks: int) -> tuple[int, int]:
+        """Devices on a machine, and machines."""
+        here = min(ranks, self.per_machine)
+        return here, math.ceil(ranks / here)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +73,11 @@ class Member:
     """One network, and what a step of it takes on a device.
 
     Attributes:
-        name: Of the member.
         step_s: Seconds of forward, backward and optimiser, whatever the batch.
-        image_s: Seconds of forward and backward more for each image.
-        parameters: Trainable scalars with weights of its own.
-        own_parameters: Of these, what stays its own beside a bank.
-        norm_channels: Of each batch norm.
-        activation_bytes: Kept for backward, an image.
+        image_s: Further seconds of forward and backward for each image.
+        own_parameters: Parameters that stay the member's own beside a bank.
+        norm_channels: Channels of each batch norm.
+        activation_bytes: Bytes kept for backward, an image.
     """
 
     name: str
@@ -126,8 +122,8 @@ class Layout:
         data: D.
         members: R, at most as many as there are.
         shared: One bank, or weights of the members' own.
-        norm_images: Batch norm looks at so many images at least, over as many devices as that takes; all of the batch
-            where None; 0 for a device's own.
+        norm_images: Least number of images that a batch norm looks at, over as many devices as that takes; None for the
+            whole batch, 0 for a device's own.
         overlapped: Exchange of gradients begins during backward, as DistributedDataParallel does it. A bank's cannot:
             its gradient is whole when the last member has gone backward.
     """
@@ -141,16 +137,16 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What came out.
+    """Result of a simulation.
 
     Attributes:
         seconds: From the first device that begins to the last that ends.
-        compute_s: Of the busiest member rank, generation included.
+        compute_s: Computation of the busiest member rank, generation included.
         norm_s: Waiting for the exchanges of batch norm, on the same.
-        exchange_s: What remains of ``seconds``: gradients, and waiting for slower ranks.
+        exchange_s: The rest of ``seconds``: gradients, and waiting for slower ranks.
         gradient_bytes: Sent by the device that sends most, for gradients.
         norm_bytes: The same for batch norm.
-        memory_bytes: Of the fullest device: parameters and their states, generated weights or their gradients, and the
+        memory_bytes: On the fullest device: parameters and their states, generated weights or their gradients, and the
             activations of its largest member.
         placement: Names of members by member rank.
     """
@@ -181,13 +177,7 @@ def simulate(
 
     Each member rank computes its members one after the other and hands gradients to a channel of its own, which does
     one all-reduce after the other; the bank's begins when all ranks have come to it.
-
-    Args:
-        workload: What is computed.
-        layout: How it is spread.
-        batch: B.
-        network: Between the devices.
-        placement: Names of members by member rank; by :func:`placed` where None.
+    Members are placed by :func:`placed` where no placement is given.
     """
     devices = layout.data * layout.members
     images = batch / layout.data
@@ -195,7 +185,7 @@ def simulate(
     if placement is None:
         placement = placed({name: member.seconds(images) for name, member in by_name.items()}, layout.members)
     norm_ranks = _norm_ranks(layout, images)
-    ends, computes, norms, sent, norm_sent, memories, ready = [], [], [], [], [], [], []
+    ends, computes, norms, sent, norm_sent, memories = [], [], [], [], [], []
     for names in placement:
         held = [by_name[name] for name in names]
         generation = sum(member.generated for member in held) * workload.generation_s if layout.shared else 0.0
@@ -213,7 +203,6 @@ def simulate(
         if not layout.overlapped:
             channel = clock + _exchange_s(private, layout.data, network)
         ends.append(max(clock, channel))
-        ready.append(max(clock, channel))
         computes.append(clock - norm)
         norms.append(norm)
         bank = workload.bank_parameters if layout.shared else 0
@@ -224,7 +213,7 @@ def simulate(
         memories.append(NUMBER_BYTES * (_STATES * (bank + private) + made) + activations)
     end = max(ends)
     if layout.shared:
-        end = max(ready) + _exchange_s(workload.bank_parameters, devices, network)
+        end += _exchange_s(workload.bank_parameters, devices, network)
     busiest = max(range(layout.members), key=lambda rank: computes[rank] + norms[rank])
     return Step(
         seconds=end,
@@ -276,13 +265,8 @@ def fitted_link(sizes: Sequence[float], seconds: Sequence[float]) -> Link:
         >>> round(link.latency_s, 6), round(link.bytes_per_s)
         (0.001, 1000000)
     """
-    weights = [1 / second**2 for second in seconds]
-    total = sum(weights)
-    mean_size = sum(w * x for w, x in zip(weights, sizes)) / total
-    mean_second = sum(w * y for w, y in zip(weights, seconds)) / total
-    spread = sum(w * (x - mean_size) ** 2 for w, x in zip(weights, sizes))
-    slope = sum(w * (x - mean_size) * (y - mean_second) for w, x, y in zip(weights, sizes, seconds)) / spread
-    return Link(latency_s=(mean_second - slope * mean_size) / 2, bytes_per_s=1 / slope)
+    slope, start = np.polyfit(sizes, seconds, 1, w=1 / np.array(seconds))
+    return Link(latency_s=float(start) / 2, bytes_per_s=1 / float(slope))
 
 
 def _norm_ranks(layout: Layout, images: float) -> int:
@@ -301,14 +285,7 @@ def _exchange_s(parameters: int, ranks: int, network: Network) -> float:
 
 def _overlapped(parameters: int, began: float, ended: float, free: float, ranks: int, network: Network) -> float:
     """When a channel has exchanged a member's gradients, which come bucket by bucket over its backward pass.
-
-    Args:
-        parameters: Of the member.
-        began: When its forward pass begins; backward takes the last two thirds.
-        ended: When its backward pass ends.
-        free: When the channel has done what came before.
-        ranks: D.
-        network: Between them.
+    Backward takes the last two thirds from ``began`` to ``ended``; the channel is busy until ``free``.
     """
     size = parameters * NUMBER_BYTES
     backward = began + (ended - began) / 3

@@ -14,7 +14,6 @@ data and test included.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
-from cells import quiet, run_cells
-from folder_recipe import folder_recipe, recipe_parser, told_recipe
 
 from superweight_ensembles.anytime import predict, probability_metrics
 from superweight_ensembles.data import ImageData
@@ -88,8 +84,12 @@ class Cell:
 
 
 def main() -> None:
-    options = read_options()
-    recipe = base_recipe(options)
+    parser = harness.recipe_parser(__doc__)
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="of what the members own apart")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options = harness.read_options(parser)
+    overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]  # of every cell
+    recipe = harness.folder_recipe(options.recipe, overrides, options.data_root)
     file = options.out / "npas.json"
     content = begun(file, recipe, options)
     done = {(cell["arm"], cell["budget"], cell["seed"]) for cell in content["cells"] if cell["status"] != "failed"}
@@ -99,46 +99,23 @@ def main() -> None:
         if (cell.arm, cell.budget, cell.seed) not in done
     ]
     print(f"{len(done)} cells are there, {len(cells)} to go", flush=True)
-    for index, found in enumerate(run_cells(partial(run_cell, recipe.to_content()), cells, options.jobs), 1):
+    for index, found in enumerate(harness.run_cells(partial(run_cell, recipe.to_content()), cells, options.jobs), 1):
         again = (found["arm"], found["budget"], found["seed"])
         content["cells"] = [one for one in content["cells"] if (one["arm"], one["budget"], one["seed"]) != again]
         content["cells"].append(found)
         write_json(file, content)
-        print(f"{index} of {len(cells)}: {told(found)}", flush=True)
-
-
-def read_options() -> argparse.Namespace:
-    parser = recipe_parser(__doc__, "cells")
-    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="of what the members own apart")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--out", type=Path, required=True, help="folder of npas.json")
-    return parser.parse_args()
-
-
-def base_recipe(options: argparse.Namespace) -> Recipe:
-    """Data, members and training of every cell."""
-    overrides = [*options.overrides, "training.num_threads=1", "baseline=none"]
-    return folder_recipe(options.recipe, overrides, options.data_root)
+        print(f"{index} of {len(cells)}:", end=" ")
+        harness.show([found])
 
 
 def begun(file: Path, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """What an earlier call has written, or the head of a new file."""
-    settings = told_recipe(recipe, "sharing")
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return {
-            "format": NPAS_FORMAT,
-            "benchmark": "npas",
-            "name": recipe.name,
-            "provenance": provenance(),
-            "recipe": settings,
-            "independent_parameters": sum(map(count_parameters, recipe.build_members().values())),
-            "arms": [described(name) for name in options.arms],
-            "cells": [],
-        }
-    content = read_json(file)
-    if content["recipe"] != settings:
-        raise SystemExit(f"{file} is of another recipe: give another --out")
+    content = harness.begin_or_resume(
+        file, "npas", "recipe",
+        format=NPAS_FORMAT, name=recipe.name, recipe=harness.told_recipe(recipe, "sharing"),
+        independent_parameters=sum(map(count_parameters, recipe.build_members().values())),
+        arms=[described(name) for name in options.arms],
+    )  # fmt: skip
     known = {arm["name"]: arm for arm in content["arms"]}
     for name in options.arms:
         if known.setdefault(name, described(name)) != described(name):
@@ -163,7 +140,7 @@ def all_cells(seeds: Sequence[int], budgets: Sequence[float], arms: Sequence[str
                     yield Cell(arm=arm, budget=budget, seed=seed)
 
 
-@quiet("lightning_fabric")
+@harness.quiet("lightning_fabric")
 def run_cell(content: dict[str, Any], cell: Cell) -> dict[str, Any]:
     """Train and test one cell.
 
@@ -237,16 +214,6 @@ def tested_data(recipe: Recipe) -> ImageData:
     if not _TESTED:
         _TESTED.append(recipe.load_data())
     return _TESTED[0]
-
-
-def told(cell: Mapping[str, Any]) -> str:
-    name = str(Cell(arm=cell["arm"], budget=cell["budget"], seed=cell["seed"]))
-    if cell["status"] != "done":
-        return f"{name}: {cell['status']}: {cell['reason']}"
-    return (
-        f"{name}: {100 * cell['accuracy']:.2f} %, NLL {cell['nll']:.4f}, training loss {cell['training_loss']:.3f}, "
-        f"{cell['num_parameters']:,} parameters, {cell['seconds']:.0f} s"
-    )
 
 
 if __name__ == "__main__":

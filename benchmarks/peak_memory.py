@@ -54,10 +54,7 @@ def allocator_settings() -> dict[str, str]:
 
 
 def look_before() -> int:
-    """The resident set before anything is built: call it in a fresh process, once a small step has brought in the code.
-
-    What lives now is passed over by :func:`living_bytes`.
-    """
+    """The resident set before anything is built; what lives now is passed over by :func:`living_bytes`."""
     before = resident_bytes()
     gc.freeze()
     return before

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
+from statistics import median
 
 import torch
+from harness import timed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format
+from training_steps import apart_step, generation_step, recipe_ensemble, recipe_members, trained_format, training_state
 
 from superweight_ensembles.experiment import Recipe, estimate_training
 from superweight_ensembles.training import (
@@ -20,11 +21,8 @@ from superweight_ensembles.training import (
     LearnedWidths,
     Progress,
     TrainConfig,
-    TrainState,
     TrainStep,
-    build_fabric,
     build_optimizer,
-    build_schedule,
     moment_owners,
 )
 from superweight_ensembles.training.distributed import Processes, SynchronisedNorm, placed, synchronised
@@ -53,18 +51,10 @@ def library_step(
     ensemble = recipe_ensemble(recipe, config)
     optimizer = build_optimizer(ensemble, config)
     ensemble.train()
-    state = TrainState(
-        ensemble=ensemble,
-        members=ensemble.member_names,
-        config=config,
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, config, 10**6),
-        fabric=build_fabric(config),
-        hooks=(LearnedWidths(),),
+    state = training_state(
+        ensemble, config, optimizer, hooks=(LearnedWidths(),), processes=processes, placement=placement,
         channels_last=trained_format(config) == torch.channels_last,
-        processes=processes,
-        placement=placement,
-    )
+    )  # fmt: skip
     state.moment_owners = moment_owners(state)
     step = TrainStep(state, JointLoss(loss_function=nn.functional.cross_entropy), Execution())
 
@@ -91,8 +81,9 @@ def ddp_step(recipe: Recipe, config: TrainConfig, batch: Batch, processes: Proce
 
 
 def own_members_step(recipe: Recipe, config: TrainConfig, batch: Batch, mine: Collection[str]) -> Step:
-    """The same with weights of the members' own: nothing to exchange."""
-    return partial(apart_step(_some_members(recipe, config, mine), config)[0], *batch)
+    """Some members with weights of their own: nothing to exchange."""
+    modules = dict(zip((member.name for member in recipe.members), recipe_members(recipe, config)))
+    return partial(apart_step([modules[name] for name in mine], config)[0], *batch)
 
 
 def two_threads(step: Step) -> Step:
@@ -111,14 +102,12 @@ def two_threads(step: Step) -> Step:
 def pieces(recipe: Recipe, config: TrainConfig, batch: Batch, rank: int) -> dict[str, Step]:
     """What a simulated step is put together from: each member alone on all rows and on half of them, the latter also
     with the arithmetic of the synchronised norm, which exchanges nothing here; and generating all weights."""
-    found: dict[str, Step] = {}
-    rows = half(batch, rank)
-    for name in recipe_ensemble(recipe, config).member_names:
-        step, _ = apart_step(_some_members(recipe, config, [name]), config)
-        found[f"{name} whole"] = partial(step, *batch)
-        found[f"{name} half"] = partial(step, *rows)
-        found[f"{name} half norm"] = partial(_in_norm, step, rows)
-    found["generation"] = generation_step(recipe_ensemble(recipe, config))
+    found: dict[str, Step] = {"generation": generation_step(recipe_ensemble(recipe, config))}
+    for member in recipe.members:
+        halved = own_members_step(recipe, config, half(batch, rank), [member.name])
+        found[f"{member.name} whole"] = own_members_step(recipe, config, batch, [member.name])
+        found[f"{member.name} half"] = halved
+        found[f"{member.name} half norm"] = partial(_in_norm, halved)
     return found
 
 
@@ -129,36 +118,23 @@ def placement(recipe: Recipe, config: TrainConfig, image_size: int) -> tuple[tup
     return placed({member.name: member.forward_flops for member in estimate.members}, 2)
 
 
-def network_seconds(processes: Processes, repeats: int = 15) -> dict[str, list[tuple[float, float]]]:
-    """(bytes, median seconds) of the two collectives that a training uses, by name."""
-    found: dict[str, list[tuple[float, float]]] = {"all_reduce": [], "all_gather": []}
-    for size in MICRO_SIZES:
-        flat = torch.ones(size // 4)
-        found["all_reduce"].append(
-            (size, _exchange_seconds(partial(processes.all_reduce_, [flat]), processes, repeats))
-        )
-    for channels in (16, 64, 256, 512):
-        told = torch.ones(2 * channels + 1)
-        seconds = _exchange_seconds(partial(processes.all_gather, told), processes, repeats)
-        found["all_gather"].append((4 * (2 * channels + 1), seconds))
-    return found
+def network_seconds(processes: Processes, repeats: int) -> dict[str, dict[int, float]]:
+    """Median seconds by bytes of the two collectives that a training uses, by name."""
+
+    def seconds(exchange: Step) -> float:
+        times = []
+        for _ in range(repeats):
+            processes.barrier()
+            times.append(timed(exchange))
+        return median(times)
+
+    gathered = [torch.ones(2 * channels + 1) for channels in (16, 64, 256, 512)]
+    return {
+        "all_reduce": {size: seconds(partial(processes.all_reduce_, [torch.ones(size // 4)])) for size in MICRO_SIZES},
+        "all_gather": {told.nbytes: seconds(partial(processes.all_gather, told)) for told in gathered},
+    }
 
 
-def _exchange_seconds(exchange: Step, processes: Processes, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        processes.barrier()
-        start = time.perf_counter()
-        exchange()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
-
-
-def _some_members(recipe: Recipe, config: TrainConfig, names: Collection[str]) -> list[nn.Module]:
-    modules = dict(zip((member.name for member in recipe.members), recipe_members(recipe, config)))
-    return [modules[name] for name in names]
-
-
-def _in_norm(step: Callable[[Tensor, Tensor], object], rows: Batch) -> None:
+def _in_norm(step: Step) -> None:
     with SynchronisedNorm(Processes()):
-        step(*rows)
+        step()

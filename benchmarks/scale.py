@@ -10,12 +10,12 @@ below; every time in it is simulated.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from mesh import (
     NUMBER_BYTES,
@@ -33,14 +33,14 @@ from mesh import (
 from torch import nn
 
 from superweight_ensembles.experiment import estimate_training, load_recipe
-from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.storage import provenance, write_json
+from superweight_ensembles.plan import SharingPlan, count_parameters
 from superweight_ensembles.training import TrainConfig
 from superweight_ensembles.training.distributed import chosen_ranks
 
 _TIMED_ROWS = 32  # that the library times members on
 DEVICES = (4, 8, 16, 64, 256, 1024)
 NORM_IMAGES = 32
+Found = tuple[Step, tuple[int, int]]
 # Assumptions: 75 TFLOP/s reached (3,000 images of ResNet-50 a second, forward and backward), 20 microseconds a layer (a
 # layer: two parameter tensors) to
 # start its kernels, forward, backward and update, and 2 TB/s of memory for generating and updating numbers.
@@ -48,45 +48,30 @@ FLOPS_PER_S = 75e12
 LAYER_S = 20e-6
 GENERATED_S = 12 / 2e12
 UPDATED_S = 20 / 2e12
+ETHERNET = Link(latency_s=30e-6, bytes_per_s=10e9)  # 80 % of 12.5 GB/s
+NVLINK = Link(latency_s=5e-6, bytes_per_s=300e9)  # two thirds of 450 GB/s a direction
+INFINIBAND = Link(latency_s=10e-6, bytes_per_s=45e9)  # 90 % of 400 Gbit/s a device
 NETWORKS = (
-    # One device a machine; 80 % of 12.5 GB/s.
-    Network(
-        name="100 Gbit Ethernet",
-        inside=Link(latency_s=30e-6, bytes_per_s=10e9),
-        between=Link(latency_s=30e-6, bytes_per_s=10e9),
-        per_machine=1,
-    ),
-    # Eight devices a machine; two thirds of NVLink's 450 GB/s a direction, and of 400 Gbit/s InfiniBand a device 90 %.
-    Network(
-        name="NVLink and InfiniBand",
-        inside=Link(latency_s=5e-6, bytes_per_s=300e9),
-        between=Link(latency_s=10e-6, bytes_per_s=45e9),
-        per_machine=8,
-    ),
+    Network(name="100 Gbit Ethernet", inside=ETHERNET, between=ETHERNET, per_machine=1),
+    Network(name="NVLink and InfiniBand", inside=NVLINK, between=INFINIBAND, per_machine=8),
 )
 PAPER = (("recipes/imagenet.yaml", 224, 1000), ("recipes/cifar10-depth-width.yaml", 32, 10))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.new_parser(__doc__, batch_size=4096)
     parser.add_argument("--measured", type=Path, default=Path("benchmarks/results/many_processes.json"))
-    parser.add_argument("--batch-size", type=int, default=4096, help="of all devices together, on paper")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    made_by = provenance()
+    options = harness.read_options(parser)
     measured = json.loads(options.measured.read_text(encoding="utf-8"))
     checks = [check(found) for found in measured["recipes"]]
+    paper = [
+        tabled(Path(file).stem, on_paper(file, image_size, classes), network, options.batch_size)
+        for file, image_size, classes in PAPER
+        for network in NETWORKS
+    ]
     for found in checks:
-        for arm in found["arms"]:
-            print(f"{found['recipe']}, {arm['arm']}: {arm['predicted_ms']:.0f} ms, measured {arm['measured_ms']:.0f}")
-    paper = []
-    for file, image_size, classes in PAPER:
-        workload = on_paper(file, image_size, classes)
-        for network in NETWORKS:
-            paper.append(tabled(Path(file).stem, workload, network, options.batch_size))
-            for row in paper[-1]["rows"]:
-                print(row_line(paper[-1], row))
-            print({key: value for key, value in paper[-1].items() if key.startswith("break_even")})
+        harness.show({"recipe": found["recipe"], **arm} for arm in found["arms"])
+    harness.show(paper)
     assumptions = {
         "flops_per_s": FLOPS_PER_S,
         "layer_s": LAYER_S,
@@ -95,22 +80,17 @@ def main() -> None:
         "norm_images": NORM_IMAGES,
         "networks": [asdict(network) for network in NETWORKS],
     }
-    write_json(
-        options.out,
-        {
-            "benchmark": "scale",
-            "provenance": made_by,
-            "measured_commit": measured["provenance"]["commit"],
-            "check": checks,
-            "assumptions": assumptions,
-            "paper": {"note": "simulated: no such machine was at hand", "tables": paper},
-        },
-    )
+    harness.write_results(
+        options.out, "scale",
+        measured_commit=measured["provenance"]["commit"], check=checks, assumptions=assumptions,
+        paper={"note": "simulated: no such machine was at hand", "tables": paper},
+    )  # fmt: skip
 
 
 def check(found: dict[str, Any]) -> dict[str, Any]:
     """Predicted and measured steps of two processes."""
-    link = fitted_link(*_points(found["network"]["all_reduce"]))
+    points = found["network"]["all_reduce"]
+    link = fitted_link([point["bytes"] for point in points], [point["seconds"] for point in points])
     network = Network(name="loopback", inside=link, between=link, per_machine=2)
     modules, plan = _built(f"recipes/{found['recipe']}.yaml", None)
     batch = found["batch_size"]
@@ -157,22 +137,12 @@ def on_paper(file: str, image_size: int, classes: int) -> Workload:
     estimate = estimate_training(
         modules, plan, (3, image_size, image_size), TrainConfig(batch_size=batch), bfloat16=True
     )
-    own = _own_parameters(modules, plan)
     members = []
     for counted in estimate.members:
         module = modules[counted.name]
-        size = _count(module)
-        members.append(
-            Member(
-                name=counted.name,
-                step_s=sum(1 for _ in module.parameters()) * LAYER_S / 2 + size * UPDATED_S,
-                image_s=3 * counted.forward_flops / FLOPS_PER_S,
-                parameters=size,
-                own_parameters=own[counted.name],
-                norm_channels=_norm_channels(module),
-                activation_bytes=counted.activation_bytes / batch,
-            )
-        )
+        updated_s = sum(1 for _ in module.parameters()) * LAYER_S / 2 + count_parameters(module) * UPDATED_S
+        image_s, activations = 3 * counted.forward_flops / FLOPS_PER_S, counted.activation_bytes / batch
+        members.append(_member(counted.name, module, plan, updated_s, image_s, activations))
     return Workload(
         members=tuple(members),
         bank_parameters=plan.num_templates + plan.num_coefficients,
@@ -206,49 +176,29 @@ def tabled(name: str, workload: Workload, network: Network, batch: int) -> dict[
     }
 
 
-def row_line(table: dict[str, Any], row: dict[str, Any]) -> str:
-    arms = "; ".join(
-        f"{name} {arm['mesh'][0]}x{arm['mesh'][1]} {arm['ms']:.2f} ms ({arm['efficiency']:.2f}) "
-        f"{arm['gradient_bytes'] / 1e6:.0f} MB {arm['memory_bytes'] / 2**30:.2f} GiB"
-        for name, arm in row["arms"].items()
-    )
-    return f"{table['ensemble']}, {table['network']}, {row['devices']}: {arms}"
-
-
 def _arms(workload: Workload, network: Network, batch: int, devices: int, one_s: float | None) -> dict[str, Any]:
-    def rows_only(shared: bool, norm_images: int | None, overlapped: bool) -> tuple[Step, tuple[int, int]]:
-        layout = Layout(data=devices, members=1, shared=shared, norm_images=norm_images, overlapped=overlapped)
-        return simulate(workload, layout, batch, network), (devices, 1)
+    def on(
+        mesh: tuple[int, int], shared: bool, norm_images: int | None = NORM_IMAGES, overlapped: bool = False
+    ) -> Found:
+        layout = Layout(data=mesh[0], members=mesh[1], shared=shared, norm_images=norm_images, overlapped=overlapped)
+        return simulate(workload, layout, batch, network), mesh
 
-    def spread(shared: bool) -> tuple[Step, tuple[int, int]]:
-        found = [
-            (
-                simulate(
-                    workload,
-                    Layout(data=data, members=ranks, shared=shared, norm_images=NORM_IMAGES, overlapped=not shared),
-                    batch,
-                    network,
-                ),
-                (data, ranks),
-            )
-            for data, ranks in meshes(devices, len(workload.members))
-            if ranks > 1
-        ]
-        return min(found, key=lambda pair: pair[0].seconds)
+    def spread(shared: bool) -> Found:
+        """The fastest mesh with member ranks."""
+        found = [on(mesh, shared, overlapped=not shared) for mesh in meshes(devices, len(workload.members))]
+        return min((pair for pair in found if pair[1][1] > 1), key=lambda pair: pair[0].seconds)
 
-    def chosen() -> tuple[Step, tuple[int, int]]:
-        """The mesh that the library's ``auto`` takes, norms over the whole batch."""
-        ranks = chosen_ranks({one.name: one.seconds(_TIMED_ROWS) for one in workload.members}, devices, True)
-        layout = Layout(data=devices // ranks, members=ranks, shared=True)
-        return simulate(workload, layout, batch, network), (devices // ranks, ranks)
-
+    rows = (devices, 1)
+    ranks = chosen_ranks({one.name: one.seconds(_TIMED_ROWS) for one in workload.members}, devices, True)
     arms = {
-        "bank, auto, whole norm": chosen(),
-        "bank, rows, whole norm": rows_only(True, None, False),
-        "bank, rows": rows_only(True, NORM_IMAGES, False),
+        "bank, auto, whole norm": on(
+            (devices // ranks, ranks), True, None
+        ),  # the mesh that the library's ``auto`` takes
+        "bank, rows, whole norm": on(rows, True, None),
+        "bank, rows": on(rows, True),
         "bank, members": spread(True),
-        "own, rows": rows_only(False, NORM_IMAGES, True),
-        "own, rows, exchange after backward": rows_only(False, NORM_IMAGES, False),
+        "own, rows": on(rows, False, overlapped=True),
+        "own, rows, exchange after backward": on(rows, False),
         "own, members": spread(False),
     }
     return {
@@ -288,14 +238,9 @@ def _budget(workload: Workload, ranks: int, batch: int, network: Network) -> flo
     return step.gradient_bytes / (2 * 63 / 64 * NUMBER_BYTES) / workload.independent_parameters
 
 
-def _points(measured: list[dict[str, float]]) -> tuple[list[float], list[float]]:
-    return [point["bytes"] for point in measured], [point["seconds"] for point in measured]
-
-
 def _from_pieces(found: dict[str, Any], modules: dict[str, nn.Module], plan: SharingPlan, kind: str) -> Workload:
     """Members as they were measured alone: on half of the rows and on all, or with the synchronised norm on half."""
     pieces, half = found["pieces_ms"], found["batch_size"] / 2
-    own = _own_parameters(modules, plan)
     members = []
     for name, module in modules.items():
         if kind == "norm":
@@ -303,17 +248,7 @@ def _from_pieces(found: dict[str, Any], modules: dict[str, nn.Module], plan: Sha
         else:
             image_s = (pieces[f"{name} whole"] - pieces[f"{name} half"]) / 1e3 / half
             step_s = pieces[f"{name} half"] / 1e3 - image_s * half
-        members.append(
-            Member(
-                name=name,
-                step_s=step_s,
-                image_s=image_s,
-                parameters=_count(module),
-                own_parameters=own[name],
-                norm_channels=_norm_channels(module),
-                activation_bytes=0.0,
-            )
-        )
+        members.append(_member(name, module, plan, step_s, image_s, activation_bytes=0.0))
     generated = sum(member.generated for member in members)
     return Workload(
         members=tuple(members),
@@ -324,31 +259,24 @@ def _from_pieces(found: dict[str, Any], modules: dict[str, nn.Module], plan: Sha
 
 def _built(file: str, classes: int | None) -> tuple[dict[str, nn.Module], SharingPlan]:
     """Members and plan of a recipe, whether or not its images are here."""
-    overrides = (
-        []
-        if classes != 1000
-        else ["data={name: synthetic, num_classes: 1000, channels: 3, num_train: 1000, num_test: 1000}"]
-    )
+    made_up = "data={name: synthetic, num_classes: 1000, channels: 3, num_train: 1000, num_test: 1000}"
+    overrides = [made_up] if classes == 1000 else []
     recipe = load_recipe(file, overrides)
     with torch.random.fork_rng(devices=[]):
         members = recipe.build_members()
     return members, recipe.plan(members)
 
 
-def _own_parameters(modules: dict[str, nn.Module], plan: SharingPlan) -> dict[str, int]:
-    made = {(target.member, target.name) for cluster in plan.clusters for target in cluster.targets}
-    return {
-        name: sum(value.numel() for key, value in module.named_parameters() if (name, key) not in made)
-        for name, module in modules.items()
-    }
-
-
-def _norm_channels(module: nn.Module) -> tuple[int, ...]:
-    return tuple(layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _member(
+    name: str, module: nn.Module, plan: SharingPlan, step_s: float, image_s: float, activation_bytes: float
+) -> Member:
+    made = {target.name for cluster in plan.clusters for target in cluster.targets if target.member == name}
+    return Member(
+        name=name, step_s=step_s, image_s=image_s, parameters=count_parameters(module),
+        own_parameters=sum(value.numel() for key, value in module.named_parameters() if key not in made),
+        norm_channels=tuple(layer.num_features for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)),
+        activation_bytes=activation_bytes,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

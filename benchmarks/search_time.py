@@ -9,36 +9,22 @@ Rounds alternate; medians and quartiles are kept.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import time
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import superweight_ensembles as swe
 from superweight_ensembles.search import cropped_cosines, searched_members, weight_gradients
-from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depths", type=int, nargs="+", default=[100, 94])
-    parser.add_argument("--width", type=int, default=1)
-    parser.add_argument("--pixels", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = harness.new_parser(__doc__, depths=[100, 94], width=1, pixels=8, batch=128, rounds=7, threads=1)
+    options = harness.read_options(parser)
     torch.manual_seed(0)
     members = {f"wrn{depth}-{options.width}": swe.wide_resnet(depth, options.width, 10) for depth in options.depths}
     ensemble = swe.SuperWeightEnsemble(members, budget=0.83, coefficients="tied")
@@ -60,25 +46,17 @@ def main() -> None:
         "similarity": lambda: [cropped_cosines(tensors) for tensors in by_cluster],
         "pairwise": lambda: [pairwise(tensors) for tensors in by_cluster],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(options.rounds):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = harness.alternate(jobs, options.rounds, warm_up=0)
     beyond = [search - passes for search, passes in zip(seconds["search"], seconds["passes"])]
-    result = {
-        "benchmark": "search_time",
-        "provenance": provenance(),
-        "members": {name: len(swe.plan.find_targets(module, name)) for name, module in members.items()},
-        "batch": list(shape),
-        "threads": options.threads,
+    found = {
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "beyond_passes": summary(beyond),
     }
-    write_json(options.out, result)
-    print({name: f"{1e3 * value['median']:.0f} ms" for name, value in result["seconds"].items()})
-    print(f"beyond the passes: {1e3 * result['beyond_passes']['median']:.0f} ms")
+    targets = {name: len(swe.plan.find_targets(module, name)) for name, module in members.items()}
+    harness.write_results(
+        options.out, "search_time", members=targets, batch=list(shape), threads=options.threads, **found
+    )
+    harness.show([found])
 
 
 def pairwise(tensors: list[Tensor]) -> list[Tensor]:

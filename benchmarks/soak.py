@@ -11,7 +11,6 @@ history, epoch by epoch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -19,13 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import TrainProgress
 
 EVERY = 20
@@ -34,14 +33,11 @@ BATCH = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    options = harness.read_options(harness.new_parser(__doc__, steps=2400))
     torch.set_num_threads(1)
     data = swe.load_data("digits", validation_fraction=0.1)
     steps_per_epoch = len(data.train) // BATCH
-    epochs = -(-arguments.steps // steps_per_epoch)
+    epochs = -(-options.steps // steps_per_epoch)
     config = swe.TrainConfig(
         epochs=epochs, batch_size=BATCH, learning_rate=0.05, precision="float32", device="cpu", num_threads=1,
         crop_padding=1, checkpoint_steps=10,
@@ -61,11 +57,8 @@ def main() -> None:
             **completeness(folder, epochs),
             "bytes_of_checkpoints": sum(file.stat().st_size for file in folder.glob("run/checkpoints/**/*")),
         }
-    write_json(arguments.out, {"provenance": provenance(), **found})
-    for part in parts:
-        print(f"{part['name']}: {part['steps']} steps, {part['slope_mib_per_1000_steps']:+.2f} MiB per 1,000 steps at "
-              f"{part['last_mib']:.0f} MiB, open files {part['open_files']}, threads {part['threads']}")  # fmt: skip
-    print(f"log complete: {found['log_complete']}, TensorBoard complete: {found['tensorboard_complete']}")
+    harness.write_results(options.out, "soak", **found)
+    harness.show([*parts, found])
 
 
 def part_of_run(

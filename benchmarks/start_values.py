@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import statistics
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 
 import superweight_ensembles as swe
@@ -33,7 +30,6 @@ from superweight_ensembles.ensemble import (
     user_deviations,
 )
 from superweight_ensembles.experiment import Recipe, load_recipe
-from superweight_ensembles.storage import provenance, write_json
 
 Rule = tuple[str, str, float]
 RULES: dict[str, Rule | None] = {
@@ -48,19 +44,11 @@ RULES: dict[str, Rule | None] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.new_parser(__doc__, images=12_800, epochs=6, seeds=2, budget=0.83, threads=None)
     parser.add_argument("--folder", required=True, help="train/CLASS/* and test/CLASS/*, 32 x 32 pixels")
-    parser.add_argument("--images", type=int, default=12_800)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=0.83)
     parser.add_argument("--rule", dest="rules", action="append", choices=list(RULES), help="only this one; repeatable")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    runs, made_by = [], provenance()
+    options = harness.read_options(parser)
+    runs: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         recipe = load_recipe("recipes/cifar10-small.yaml", overrides(options, seed))
         data = first_images(recipe.load_data(), options.images)
@@ -68,19 +56,12 @@ def main() -> None:
             factor = 2.0 if "2 x learning rate" in rule else 1.0
             config = dataclasses.replace(recipe.training, learning_rate=factor * recipe.training.learning_rate)
             runs.append({"seed": seed, "rule": rule, **one_run(recipe, data, RULES[rule], config)})
-            print(runs[-1], flush=True)
-            write_json(
-                options.out,
-                {
-                    "benchmark": "start_values",
-                    "provenance": made_by,
-                    "images": options.images,
-                    "image_shape": list(data.image_shape),
-                    "recipe": recipe.model_dump(mode="json", exclude={"data"}),
-                    "summary": summarise(runs),
-                    "runs": runs,
-                },
-            )
+            harness.show(runs[-1:])
+            harness.write_results(
+                options.out, "start_values",
+                images=options.images, image_shape=list(data.image_shape),
+                recipe=recipe.model_dump(mode="json", exclude={"data"}), summary=summarise(runs), runs=runs,
+            )  # fmt: skip
 
 
 def overrides(options: argparse.Namespace, seed: int) -> list[str]:
@@ -145,22 +126,18 @@ def redraw(
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
-    for rule in RULES:
-        mine = [run for run in runs if run["rule"] == rule]
-        if mine:
-            rows.append(
-                {
-                    "rule": rule,
-                    "n": len(mine),
-                    "final_train_loss": statistics.fmean(run["train_loss_by_epoch"][-1] for run in mine),
-                    "validation_accuracy": statistics.fmean(run["validation_accuracy"] for run in mine),
-                    "mean_member_accuracy": statistics.fmean(
-                        accuracy for run in mine for accuracy in run["member_accuracy"].values()
-                    ),
-                }
-            )
-    return rows
+    return [
+        {
+            "rule": rule,
+            "n": len(mine),
+            "final_train_loss": statistics.fmean(run["train_loss_by_epoch"][-1] for run in mine),
+            "validation_accuracy": statistics.fmean(run["validation_accuracy"] for run in mine),
+            "mean_member_accuracy": statistics.fmean(
+                accuracy for run in mine for accuracy in run["member_accuracy"].values()
+            ),
+        }
+        for (rule,), mine in harness.grouped(runs, "rule").items()
+    ]
 
 
 if __name__ == "__main__":

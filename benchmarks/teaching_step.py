@@ -10,21 +10,17 @@ tensor bytes over an epoch, each in a process of its own; times are medians of s
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 from peak_memory import in_fresh_process, live_growth
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import load_recipe
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import EACH_OTHER, Hook, Teacher
 
 ARMS: dict[str, tuple[Teacher | None, bool]] = {
@@ -36,14 +32,10 @@ ARMS: dict[str, tuple[Teacher | None, bool]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="recipes/cifar10-small.yaml")
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    parser = harness.new_parser(
+        __doc__, recipe="recipes/cifar10-small.yaml", image_size=32, batch_size=128, rounds=7, threads=0
+    )
+    options = harness.read_options(parser)
     peaks = {arm: in_fresh_process(peak_of, arm, options) for arm in ARMS}
     seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(options.rounds):
@@ -56,17 +48,13 @@ def main() -> None:
             "peak_bytes": peaks[arm],
             "peak_ratio": peaks[arm] / plain,
             "step_s": statistics.median(found),
-            "step_ratio": statistics.median(own / other for own, other in zip(found, rounds)),
+            "step_ratio": harness.adjacent_ratio(found, rounds)[0],
         }
         for arm, found in seconds.items()
     ]
     settings = {key: value for key, value in vars(options).items() if key != "out"}
-    write_json(options.out, {"benchmark": "teaching_step", "provenance": provenance(), **settings, "arms": rows})
-    for row in rows:
-        print(
-            f"{row['arm']}: peak {row['peak_bytes'] / 1e6:.0f} MB, {row['peak_ratio']:.2f} of labels alone; step "
-            f"{row['step_s']:.3f} s, {row['step_ratio']:.2f}"
-        )
+    harness.write_results(options.out, "teaching_step", **settings, arms=rows)
+    harness.show(rows)
 
 
 def peak_of(arm: str, options: argparse.Namespace) -> int:

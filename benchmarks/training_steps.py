@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from peak_memory import Peak, look_before, measure_peak
 from torch import nn
 
 import superweight_ensembles as swe
@@ -14,14 +16,17 @@ from superweight_ensembles.experiment import Recipe
 from superweight_ensembles.training import (
     Execution,
     TrainConfig,
+    TrainState,
     build_fabric,
     build_optimizer,
+    build_schedule,
     compiled_calls,
     faster_channels_last,
     joint_backward,
     uses_bfloat16,
 )
 
+Batch = tuple[torch.Tensor, torch.Tensor]
 Step = Callable[[torch.Tensor, torch.Tensor], object]
 JointStep = Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 
@@ -60,6 +65,16 @@ def joint_step(
     return step, optimizer
 
 
+def training_state(
+    ensemble: swe.SuperWeightEnsemble, config: TrainConfig, optimizer: torch.optim.Optimizer, **options: Any
+) -> TrainState:
+    """The state of a training of one long epoch, which its hooks and checkpoints read."""
+    return TrainState(
+        ensemble=ensemble, members=ensemble.member_names, config=config, optimizer=optimizer,
+        schedule=build_schedule(optimizer, config, 10**6), fabric=build_fabric(config), **options,
+    )  # fmt: skip
+
+
 def apart_step(members: Iterable[nn.Module], config: TrainConfig) -> tuple[Step, torch.optim.Optimizer]:
     """The members as plain modules, one after the other, and one optimiser over all their parameters."""
     modules = nn.ModuleList(members)
@@ -93,9 +108,38 @@ def generation_step(ensemble: swe.SuperWeightEnsemble) -> Callable[[], None]:
     return step
 
 
-def recipe_batch(
-    recipe: Recipe, config: TrainConfig, batch_size: int, image_size: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def step_peak(
+    small: nn.Module,
+    build: Callable[[], tuple[Step, torch.optim.Optimizer, Batch]],
+    config: TrainConfig,
+    live: bool = True,
+) -> Peak:
+    """Peak memory of a training step; call it in a fresh process.
+
+    Args:
+        small: A network that brings in the code, before the resident set is looked at.
+        build: Makes the step, its optimiser and its batch.
+        config: Names device and precision.
+        live: Whether live bytes are counted, too.
+    """
+    logging.getLogger("superweight_ensembles").setLevel(logging.ERROR)
+    fabric = build_fabric(config)
+    with fabric.autocast():
+        warming = swe.SuperWeightEnsemble({"small": small}, budget=9.9).to(fabric.device)
+        joint_step(warming, config)[0](*(part.to(fabric.device) for part in random_batch(2, 8)))
+    del small, warming
+    before = look_before()
+    step, optimizer, batch = build()
+
+    def whole_step() -> None:
+        with fabric.autocast():
+            step(*batch)
+
+    whole_step()
+    return measure_peak(whole_step, optimizer, before, live)
+
+
+def recipe_batch(recipe: Recipe, config: TrainConfig, batch_size: int, image_size: int | None = None) -> Batch:
     """A random batch such as a recipe trains on, on the device and in the memory format of a training.
 
     Args:
@@ -112,22 +156,8 @@ def recipe_batch(
     return images.contiguous(memory_format=trained_format(config)), labels
 
 
-def random_batch(
-    batch_size: int, image_size: int, num_classes: int = 10, channels: int = 3
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_batch(batch_size: int, image_size: int, num_classes: int = 10, channels: int = 3) -> Batch:
     """Images (B, C, H, W) and labels (B,), the same ones each time."""
     source = torch.Generator().manual_seed(0)
     images = torch.randn((batch_size, channels, image_size, image_size), generator=source)
     return images, torch.randint(0, num_classes, (batch_size,), generator=source)
-
-
-def timed(step: Callable[[], object], device: torch.device | None = None) -> float:
-    """Seconds of one call."""
-    on_gpu = device is not None and device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

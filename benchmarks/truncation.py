@@ -14,18 +14,13 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
-from cells import quiet, run_cells, spread
-from folder_recipe import folder_recipe, recipe_parser, told_recipe
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
@@ -41,35 +36,25 @@ from superweight_ensembles.models.adaptive import (
     truncate,
 )
 from superweight_ensembles.plan import count_parameters
-from superweight_ensembles.storage import provenance, write_json
 from superweight_ensembles.training import LearnedWidths
 
 FRACTIONS = (1.0, 0.75, 0.5, 0.25)
 ARMS = ("learned", "outgoing", "incoming", "random")
 NORM_BATCHES = 20
+KINDS = ("new_norm", "accuracy")
 
 
 def main() -> None:
-    parser = recipe_parser(__doc__, "seeds")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    recipe = folder_recipe(options.recipe, [*options.overrides, "training.num_threads=1"], options.data_root)
-    content: dict[str, Any] = {
-        "benchmark": "truncation",
-        "provenance": provenance(),
-        "recipe": told_recipe(recipe),
-        "seeds": [],
-    }
-    run = partial(run_seed, recipe.to_content())
-    for found in run_cells(run, range(recipe.seed, recipe.seed + options.seeds), options.jobs):
-        content["seeds"] = sorted([*content["seeds"], found], key=lambda one: one["seed"])
-        write_json(options.out, content)
-        print(f"seed {found['seed']}: {found['num_parameters']:,} parameters, {found['seconds']:.0f} s", flush=True)
-    for line in table(content["seeds"]):
-        print(line)
+    options = harness.read_options(harness.recipe_parser(__doc__))
+    recipe = harness.folder_recipe(options.recipe, [*options.overrides, "training.num_threads=1"], options.data_root)
+    seeds = harness.run_seeds(partial(run_seed, recipe.to_content()), recipe, options, options.out, "truncation")
+    cuts = [cut for seed in seeds for cut in seed["cuts"]]
+    for (arm, fraction), found in harness.grouped(cuts, "arm", "fraction").items():
+        texts = {kind: harness.spread_text([100 * one[kind] for one in found], ".1f") for kind in KINDS}
+        harness.show([{"arm": arm, "fraction": fraction, **texts}])
 
 
-@quiet("lightning_fabric")
+@harness.quiet("lightning_fabric")
 def run_seed(content: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train both networks and cut them."""
     torch.set_num_threads(1)
@@ -164,23 +149,6 @@ def accuracy(network: nn.Module, test: Sequence[tuple[Tensor, Tensor]]) -> float
             answers = network(images.contiguous(memory_format=torch.channels_last))
             right += int((answers.argmax(1) == labels).sum())
     return right / sum(len(labels) for _, labels in test)
-
-
-def table(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for kind in ("new_norm", "accuracy"):
-        for fraction in FRACTIONS:
-            cells = []
-            for arm in ARMS:
-                found = [
-                    100 * one[kind]
-                    for seed in seeds
-                    for one in seed["cuts"]
-                    if (one["arm"], one["fraction"]) == (arm, fraction)
-                ]
-                cells.append(f"{arm} {spread(found, '.1f')}")
-            lines.append(f"{kind}, {fraction:.0%}: {', '.join(cells)}")
-    return lines
 
 
 if __name__ == "__main__":

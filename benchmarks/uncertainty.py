@@ -16,38 +16,37 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from folder_recipe import folder_recipe, recipe_parser, told_recipe
+import harness
 
 from superweight_ensembles.anytime import Shift
 from superweight_ensembles.experiment import ArmResults, Recipe, evaluate_run, train_run
-from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:
-    parser = recipe_parser(__doc__, "seeds")
+    parser = harness.recipe_parser(__doc__)
     parser.add_argument("--others", type=Path, help="a folder with train/CLASS/* and test/CLASS/* of other things")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = harness.read_options(parser)
     overrides = list(options.overrides)
     if options.others is not None:
         overrides.append(f"uncertainty.others.folder={json.dumps(str(options.others))}")
     recipes = [
-        folder_recipe(options.recipe, [*overrides, f"seed={seed}"], options.data_root) for seed in range(options.seeds)
+        harness.folder_recipe(options.recipe, [*overrides, f"seed={seed}"], options.data_root)
+        for seed in range(options.seeds)
     ]
     with ProcessPoolExecutor(options.jobs) as pool:
         seeds = list(pool.map(measure, recipes))
-    told = told_recipe(recipes[0], "seed")
+    told = harness.told_recipe(recipes[0], "seed")
     others = (told.get("uncertainty") or {}).get("others") or {}
     if "folder" in others:
         others["folder"] = Path(others["folder"]).name
     keys = list(seeds[0]["shared"])
-    difference = {key: spread([one["shared"][key] - one["independent"][key] for one in seeds]) for key in keys}
-    mean = {arm: {key: spread([one[arm][key] for one in seeds]) for key in keys} for arm in seeds[0]}
-    content = {"recipe": told, "provenance": provenance(), "seeds": seeds, "difference": difference, "mean": mean}
-    write_json(options.out, content)
-    for key, found in difference.items():
-        shared, apart = mean["shared"][key]["mean"], mean["independent"][key]["mean"]
-        print(f"{key:45} {shared:9.4f} {apart:9.4f} {found['mean']:+9.4f} +- {found['std']:.4f}")
+    difference = {key: harness.spread([one["shared"][key] - one["independent"][key] for one in seeds]) for key in keys}
+    mean = {arm: {key: harness.spread([one[arm][key] for one in seeds]) for key in keys} for arm in seeds[0]}
+    harness.write_results(options.out, "uncertainty", recipe=told, seeds=seeds, difference=difference, mean=mean)
+    harness.show(
+        {"value": key, **{arm: found[key]["mean"] for arm, found in mean.items()}, "difference": difference[key]}
+        for key in keys
+    )
 
 
 def measure(recipe: Recipe) -> dict[str, dict[str, float]]:
@@ -80,10 +79,6 @@ def numbers(arm: ArmResults) -> dict[str, float]:
     for one in () if shift.others is None else shift.others.detections:
         found[f"others auroc {one.score}"], found[f"others fpr95 {one.score}"] = one.auroc, one.fpr95
     return found
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
 if __name__ == "__main__":

@@ -12,61 +12,44 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import harness
 import torch
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import predict, probability_metrics
 from superweight_ensembles.data import ImageData
-from superweight_ensembles.experiment import Recipe, load_recipe
+from superweight_ensembles.experiment import Recipe
 from superweight_ensembles.plan import plan_sharing
-from superweight_ensembles.storage import provenance, write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="train/CLASS/* and test/CLASS/*, 32 x 32 pixels")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budgets", default="0.83,0.5")
-    parser.add_argument("--learning-rates", default="0.05,0.2,0.8")
-    parser.add_argument("--epochs", type=int, help="of the members apart; as the recipe says where not given")
-    parser.add_argument("--tuning-epochs", type=int, default=1)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    parser = harness.new_parser(
+        __doc__, seeds=3, budgets="0.83,0.5", learning_rates="0.05,0.2,0.8", epochs=None, tuning_epochs=1
+    )
+    parser.add_argument("--folder", type=Path, required=True, help="train/CLASS/* and test/CLASS/*, 32 x 32 pixels")
+    options = harness.read_options(parser)
+    epochs = f"training.epochs={options.epochs}", f"training.validate_every={options.epochs}"
+    overrides = [] if options.epochs is None else list(epochs)
     runs: list[dict[str, Any]] = []
-    made_by = provenance()
     for seed in range(options.seeds):
-        recipe = load_recipe("recipes/cifar10-16px.yaml", overrides(options, seed))
+        recipe = harness.folder_recipe(
+            "recipes/cifar10-16px.yaml", [*overrides, f"seed={seed}"], options.folder, classes=10
+        )
         data = recipe.load_data()
         for run in one_seed(recipe, data, options):
             runs.append({"seed": seed, **run})
-            print(runs[-1], flush=True)
-        content = {
-            "benchmark": "warm_start",
-            "provenance": made_by,
-            "num_train": len(data.train),
-            "num_test": len(data.test),
-            "image_shape": list(data.image_shape),
-            "tuning_epochs": options.tuning_epochs,
-            "recipe": recipe.model_dump(mode="json", exclude={"data"}),
-            "summary": summarise(runs),
-            "runs": runs,
-        }
-        write_json(options.out, content)
-
-
-def overrides(options: argparse.Namespace, seed: int) -> list[str]:
-    chosen = ["data.name=image_folder", f"data.folder={options.folder}", "data.num_classes=10", f"seed={seed}"]
-    if options.epochs is not None:
-        chosen += [f"training.epochs={options.epochs}", f"training.validate_every={options.epochs}"]
-    return chosen
+            harness.show(runs[-1:])
+        harness.write_results(
+            options.out, "warm_start",
+            num_train=len(data.train), num_test=len(data.test), image_shape=list(data.image_shape),
+            tuning_epochs=options.tuning_epochs, recipe=recipe.model_dump(mode="json", exclude={"data"}),
+            summary=summarise(runs), runs=runs,
+        )  # fmt: skip
 
 
 def one_seed(recipe: Recipe, data: ImageData, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -104,10 +87,8 @@ def measured(ensemble: swe.SuperWeightEnsemble, data: ImageData) -> dict[str, An
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    keys = list(dict.fromkeys((run["arm"], run["budget"], run.get("learning_rate")) for run in runs))
     rows = []
-    for arm, budget, rate in keys:
-        mine = [run for run in runs if (run["arm"], run["budget"], run.get("learning_rate")) == (arm, budget, rate)]
+    for (arm, budget, rate), mine in harness.grouped(runs, "arm", "budget", "learning_rate").items():
         accuracy = [run["accuracy"] for run in mine]
         rows.append(
             {
