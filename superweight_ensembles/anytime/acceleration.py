@@ -47,14 +47,7 @@ class MemberSpeed:
 
 
 class FastNetwork(nn.Module):
-    """A network that takes images as the plain one does, and answers float32 logits.
-
-    Args:
-        network: Changed in place.
-        channels_last: Whether weights and images of four dimensions lie channels last.
-        dtype: Type in which products are computed (autocast), or None. Weights of linear and convolutional layers are
-            kept in it, all others as they are.
-    """
+    """A network, changed in place, that computes products in ``dtype`` (autocast) and answers float32 logits."""
 
     def __init__(self, network: nn.Module, *, channels_last: bool, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -66,7 +59,6 @@ class FastNetwork(nn.Module):
         self._channels_last, self._dtype = channels_last, dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, ...) to logits (B, K)."""
         if self._channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         if self._dtype is None:
@@ -97,19 +89,9 @@ def fastest_form(
     batch_size: int,
     max_changed: float,
 ) -> tuple[nn.Module, MemberSpeed]:
-    """The fastest of the forms that a network can be had in, by the clock, among those that answer as it does.
+    """The fastest form of a network in eval mode that answers ``images`` as it does, and what is to be said of it.
 
-    Args:
-        name: Of the member.
-        plain: In eval mode; left as it is.
-        images: (N, ...) on the network's device, by which answers are compared.
-        dtype: As :meth:`AnytimePredictor.accelerate` takes it, like the others.
-        compile: Likewise.
-        batch_size: Images of a call on the clock.
-        max_changed: Likewise.
-
-    Returns:
-        The network, which shares nothing with the plain one, and what is to be said of it.
+    Options are those of :meth:`AnytimePredictor.accelerate`. The form shares nothing with the plain network.
     """
     parts, timed = images.split(_COMPARED), images[:batch_size]
     wanted = [answer_of(name, plain, part).float().softmax(1) for part in parts]
@@ -121,7 +103,10 @@ def fastest_form(
             continue
         tried = (*found.forms, COMPILED) if COMPILED in forms else forms
         try:
-            network = _compiled(best) if COMPILED in forms else _built(plain, forms, dtype)
+            # Compiled for any batch size: samples that leave a cascade make batches of many.
+            network = (
+                cast(nn.Module, torch.compile(best, dynamic=True)) if COMPILED in forms else _built(plain, forms, dtype)
+            )
             difference, changed = _differences(network, parts, wanted)
         except Exception as error:  # of the network in a form that its author did not think of, or too large for memory
             left_out[", ".join(tried)] = first_line(error)
@@ -153,11 +138,6 @@ def _built(plain: nn.Module, forms: tuple[str, ...], dtype: torch.dtype | None) 
     network: nn.Module = fuse(plain) if FUSED in forms else copied(plain, "the network")
     low = dtype if dtype is not None and LOW_TYPES[dtype] in forms else None
     return FastNetwork(network, channels_last=CHANNELS_LAST in forms, dtype=low).eval().requires_grad_(False)
-
-
-def _compiled(network: nn.Module) -> nn.Module:
-    """Compiled for any batch size: samples that leave a cascade make batches of many."""
-    return cast(nn.Module, torch.compile(network, dynamic=True))
 
 
 def _differences(network: nn.Module, parts: tuple[Tensor, ...], wanted: list[Tensor]) -> tuple[float, float]:

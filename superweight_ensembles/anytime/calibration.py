@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import torch
 from pydantic import AliasChoices, Field
 from torch import Tensor, nn
 
-from superweight_ensembles.anytime.costs import answer_of
-from superweight_ensembles.anytime.evaluation import check_table
+from superweight_ensembles.anytime.evaluation import answered_batches, check_table
 from superweight_ensembles.anytime.policy import (
     ExitPolicy,
     RunningMean,
@@ -30,9 +29,12 @@ from superweight_ensembles.anytime.policy import (
     fit_weights,
     running_means,
 )
-from superweight_ensembles.data import Inputs, checked_loader, checked_pair, mapped, num_rows
-from superweight_ensembles.ensemble import Task, num_classes_in
+from superweight_ensembles.data import Inputs
+from superweight_ensembles.ensemble import Task
 from superweight_ensembles.errors import SuperWeightError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MIN_SAMPLES = 100
 _ROUNDING = 1e-9
@@ -73,12 +75,8 @@ def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
         >>> simulate(softmax, policy).exits, simulate(softmax, policy).predictions.argmax(1)
         (tensor([0, 1]), tensor([0, 1]))
     """
-    return _apply_thresholds(*exits_of(probabilities, policy), policy.thresholds)
-
-
-def _apply_thresholds(predictions: Tensor, confidence: Tensor, thresholds: Sequence[float]) -> CascadeResult:
-    """Where each sample leaves, of its predictions (M, N, K) and confidences (M, N) at every exit."""
-    exits = _exits_at(confidence, thresholds)
+    predictions, confidence = exits_of(probabilities, policy)
+    exits = _exits_at(confidence, policy.thresholds)
     rows = torch.arange(len(exits), device=exits.device)
     return CascadeResult(exits=exits, predictions=predictions[exits, rows], confidence=confidence[exits, rows])
 
@@ -146,6 +144,15 @@ def order_greedily(
     return tuple(order)
 
 
+class FitOptions(TypedDict, total=False):
+    """How a policy is fitted: ``confidence``, ``temperature``, ``monotone`` and ``weights`` of :class:`ExitFit`."""
+
+    confidence: str
+    temperature: bool
+    monotone: bool
+    weights: Literal["equal", "fitted"]
+
+
 def fit_policy(
     probabilities: Tensor,
     labels: Tensor,
@@ -153,54 +160,27 @@ def fit_policy(
     order: tuple[str, ...],
     target: tuple[str, float],
     *,
-    confidence: str = "margin",
-    temperature: bool = True,
-    monotone: bool = False,
     replaces: tuple[int | None, ...] = (),
-    weights: Literal["equal", "fitted"] = "equal",
+    **options: Unpack[FitOptions],
 ) -> ExitPolicy:
-    """The policy that meets a target on held-out samples.
-
-    Args:
-        probabilities: Softmax (M, N, K) of the members in ``order``.
-        labels: (N,).
-        costs: Cost of each member alone, in the unit of the target.
-        order: Names.
-        target: ``("cost", mean cost of a sample)``, or ``("max_accuracy_drop", fraction)``: the cheapest policy that
-            stays within that of all members.
-        confidence: A name of :data:`CONFIDENCES`.
-        temperature: Whether each exit's temperature is fitted too.
-        monotone: Whether an earlier, surer prediction stands.
-        replaces: As :class:`ExitPolicy` has it.
-        weights: Whether members count alike at an exit, or by weights that are fitted too (:func:`fit_weights`).
-
-    Raises:
-        SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
-            predictions do not reach; a table whose shapes do not fit, or with NaN.
-    """
-    fit = ExitFit(
-        probabilities, labels, order, confidence=confidence, temperature=temperature, monotone=monotone,
-        replaces=replaces, weights=weights,
-    )  # fmt: skip
-    return fit.policy(costs, target)
+    """The policy that meets a target on held-out samples: :class:`ExitFit`, and its :meth:`~ThresholdFit.policy`."""
+    return ExitFit(probabilities, labels, order, replaces=replaces, **options).policy(costs, target)
 
 
 class ThresholdFit:
-    """Thresholds for any target, from what every exit is worth.
-
-    Args:
-        confidences: At every exit (M, N).
-        right: How right each exit's prediction is (M, N), 0 to 1.
-        full_accuracy: Of all members.
-        never_exit: The policy, but for its thresholds.
-    """
+    """Thresholds for any target, from the confidence of every exit (M, N) and how right it is (M, N), 0 to 1."""
 
     def __init__(self, confidences: Tensor, right: Tensor, full_accuracy: float, never_exit: ExitPolicy) -> None:
         self._confidences, self._right = confidences, right.double()
         self._full_accuracy, self._never_exit = full_accuracy, never_exit
 
     def policy(self, costs: Sequence[float], target: tuple[str, float]) -> ExitPolicy:
-        """The policy that meets a target; ``costs`` of each member alone, in the unit of the target.
+        """The policy that meets a target.
+
+        Args:
+            costs: Cost of each member alone, in the unit of the target.
+            target: ``("cost", mean cost of a sample)``, or ``("max_accuracy_drop", fraction)``: the cheapest policy
+                that stays within that of all members.
 
         Raises:
             SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
@@ -258,7 +238,15 @@ class ThresholdFit:
 class ExitFit(ThresholdFit):
     """The answers of every exit on held-out samples: weights and temperatures fitted once, thresholds for any target.
 
-    Args: as :func:`fit_policy` takes them.
+    Args:
+        probabilities: Softmax (M, N, K) of the members in ``order``.
+        labels: (N,).
+        order: Names.
+        confidence: A name of :data:`CONFIDENCES`.
+        temperature: Whether each exit's temperature is fitted too.
+        monotone: Whether an earlier, surer prediction stands.
+        replaces: As :class:`ExitPolicy` has it.
+        weights: Whether members count alike at an exit, or by weights that are fitted too (:func:`fit_weights`).
 
     Raises:
         SuperWeightError: A table whose shapes do not fit, or with NaN.
@@ -306,34 +294,18 @@ def tabulate_exits(
 ) -> ThresholdFit:
     """What every exit is worth where predictions are maps or sets of labels, of which no table is kept.
 
-    Args:
-        modules: In the policy's order.
-        loader: Held-out inputs and targets.
-        task: Of theirs.
-        policy: But for its thresholds.
-        like: A tensor of the members' device and type.
-        check_inputs: What the inputs of a batch, there, are held against first.
-
-    Raises:
-        SuperWeightError: Fewer than 100 samples; what the task's targets, or the members' answers, must not be.
+    ``modules`` are in the order of the policy, of which all but the thresholds is read.
     """
     confidences, rights, whole = [], [], []
-    for batch in checked_loader(loader):
-        inputs, targets = checked_pair(batch, dtype=like.dtype)
-        if not num_rows(inputs):
-            continue
-        inputs, targets = (mapped(lambda one: one.to(like.device), part) for part in (inputs, targets))
-        check_inputs(inputs)
-        running, own = RunningMean(policy.replaces), []
-        for name, module in modules.items():
-            answer = answer_of(name, module, inputs, task)
-            truth = task.targets(targets, answer)
+    for _, _, truth, answers in answered_batches(modules, loader, like, task, check_inputs):
+        running = RunningMean(policy.replaces)
+        exits = []
+        for answer in answers.values():
             running.add(task.predicted(answer))
             prediction, confidence = running.at_exit(policy)
-            own.append((confidence.cpu(), task.right(prediction, truth).cpu()))
-        task.check_range(truth, num_classes_in(answer))
-        confidences.append(torch.stack([one for one, _ in own]))
-        rights.append(torch.stack([one for _, one in own]))
+            exits.append((confidence.cpu(), task.right(prediction, truth).cpu()))
+        confidences.append(torch.stack([confidence for confidence, _ in exits]))
+        rights.append(torch.stack([right for _, right in exits]))
         whole.append(task.right(running.mean, truth).cpu())
     count = sum(map(len, whole))
     check_enough(count)

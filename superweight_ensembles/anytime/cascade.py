@@ -65,17 +65,11 @@ def stop_at_counts(counts: Sequence[int]) -> StoppingRule:
 
 @dataclass(slots=True)
 class Deadline:
-    """A number of milliseconds from the start of a cascade, by which its members are chosen.
-
-    Attributes:
-        milliseconds: How many.
-        latencies: What members take; it learns from the calls.
-        slowdown: What the latest call took, in proportion to its median.
-    """
+    """A number of milliseconds from the start of a cascade, by which its members are chosen."""
 
     milliseconds: float
-    latencies: LatencyTable
-    slowdown: float = 1.0
+    latencies: LatencyTable  # learns from the calls
+    slowdown: float = 1.0  # what the latest call took, in proportion to its median
 
     def observe(self, member: str, batch_size: int, seconds: float) -> None:
         self.slowdown = self.latencies.observe(member, batch_size, seconds)
@@ -99,39 +93,30 @@ def run_cascade(
     modules: Mapping[str, nn.Module],
     flops: Mapping[str, int],
     inputs: Inputs,
+    running: RunningMean,
     policy: ExitPolicy | None,
-    replaces: tuple[int | None, ...],
-    weights: tuple[tuple[float, ...], ...],
     rule: StoppingRule | None,
     deadline: Deadline | None = None,
     task: Task = CLASSIFICATION,
 ) -> AnytimeAnswer:
     """Run members in turn; samples leave by a rule, and all of them where the next member would end too late.
 
-    Args:
-        modules: Members, in order.
-        flops: FLOPs of each an image, in the same order.
-        inputs: Of B rows.
-        policy: How confidence is measured; the margin where None.
-        replaces: As :class:`ExitPolicy` has it.
-        weights: Likewise.
-        rule: Which samples go on; all where None.
-        deadline: Where there is one.
-        task: What members answer.
+    Without a policy the confidence is the task's own; without a rule all samples go on.
     """
     began, count = now(inputs), num_rows(inputs)
     device = tensors_of(inputs)[0].device
     measure = default_confidence(task)
-    names, running = list(modules), RunningMean(replaces, weights)
+    names = list(modules)
     rows = torch.arange(count, device=device)  # places in the batch of the samples that are left
     exits: list[tuple[Tensor, ...]] = []  # of the samples that leave together: rows, what they leave with, members run
     skipped: tuple[str, ...] = ()
     for index, name in enumerate(names):
         entered = now(inputs) if deadline is not None else 0.0
         running.add(task.predicted(answer_of(name, modules[name], inputs, task)))
-        prediction, confidence = (
-            running.at_exit(policy, measure) if measure else (running.mean, _no_confidence(running.mean))
-        )
+        if measure:
+            prediction, confidence = running.at_exit(policy, measure)
+        else:
+            prediction, confidence = running.mean, torch.full((count,), math.nan, device=device)
         if deadline is not None:
             deadline.observe(name, count, now(inputs) - entered)
         last = index == len(names) - 1
@@ -169,8 +154,3 @@ def default_confidence(task: Task) -> str | None:
     if task.has_classes:
         return margin.__name__
     return TASK_CONFIDENCES[task.name].__name__ if task.name in TASK_CONFIDENCES else None
-
-
-def _no_confidence(answers: Tensor) -> Tensor:
-    """NaN for each row (B,)."""
-    return torch.full((len(answers),), math.nan, device=answers.device)

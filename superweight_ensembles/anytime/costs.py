@@ -113,10 +113,7 @@ def repeated(row: Inputs, size: int) -> Inputs:
 
 @torch.no_grad()
 def flops_of_members(modules: Mapping[str, nn.Module], row: Inputs, task: Task = CLASSIFICATION) -> dict[str, int]:
-    """FLOPs of each member for one row (1, ...); members that cannot take it, or answer together, are refused.
-
-    What the counter does not know counts nothing, and is warned of.
-    """
+    """FLOPs of each member for one row (1, ...); what the counter does not know counts nothing, and is warned of."""
     flops, answers = {}, {}
     for name, module in modules.items():
         with explain_oom(name, num_rows(row), remedy=SMALLER), calling(name, row):
@@ -138,11 +135,7 @@ def flops_of_members(modules: Mapping[str, nn.Module], row: Inputs, task: Task =
 
 
 def answer_of(name: str, module: nn.Module, inputs: Inputs, task: Task = CLASSIFICATION) -> Tensor:
-    """The logits (B, K) of a member, or its answer (B, ...) of another task.
-
-    Raises:
-        SuperWeightError: The call fails, or answers anything else; names the member.
-    """
+    """The logits (B, K) of a member, or its answer (B, ...) of another task; what fails names the member."""
     inputs = mapped(own_copy, inputs)
     with explain_oom(name, num_rows(inputs), remedy=SMALLER), calling(name, inputs):
         answer: Tensor = answer_in(call_with(module, inputs))
@@ -151,11 +144,7 @@ def answer_of(name: str, module: nn.Module, inputs: Inputs, task: Task = CLASSIF
 
 
 def check_rows(answers: Mapping[str, Tensor], count: int, task: Task) -> None:
-    """Refuse answers that are none of the task, of two classes or more where it has such, one row a row of the inputs.
-
-    Raises:
-        SuperWeightError: Names the member.
-    """
+    """Refuse answers that are none of the task, or not one row for each row of the inputs."""
     check_answers(answers, task)
     for name, answer in answers.items():
         if not answer.is_floating_point():

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, PlainValidator
 from torch import Tensor
@@ -17,6 +18,7 @@ from superweight_ensembles.anytime.calibration import (
     OVERTHINKING_KEYS,
     Calibration,
     ExitFit,
+    FitOptions,
     order_greedily,
     overthinking,
     simulate,
@@ -27,6 +29,9 @@ from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_
 from superweight_ensembles.anytime.predictor import TARGETS, AnytimePredictor, Loader
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import Count, Name, Positive, Share
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ROUNDS = 3
 _ORDER_POINTS = 6  # of the cascade's curve by which an order is chosen
@@ -113,7 +118,7 @@ class AnytimeResult:
     timed_images: Count
     members: Annotated[tuple[MemberPoint, ...], Field(min_length=1, max_length=256)]
     curves: Annotated[tuple[Curve, ...], Field(max_length=100)]
-    policy: Annotated[ExitPolicy, PlainValidator(lambda content: ExitPolicy.from_dict(content))]
+    policy: Annotated[ExitPolicy, PlainValidator(ExitPolicy.from_dict)]
     calibration: Calibration
     calibrated: CurvePoint
     overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]
@@ -136,13 +141,10 @@ def measure_curves(
     *,
     tested: Predictions | None = None,
     target: tuple[str, float] = ("flops", 0.5),
-    confidence: str = "margin",
-    temperature: bool = True,
-    monotone: bool = False,
-    weights: Literal["equal", "fitted"] = "equal",
     num_points: int = 8,
     batch_size: int = 64,
     timed_images: int = 512,
+    **options: Unpack[FitOptions],
 ) -> AnytimeResult:
     """Stream and cascade of a predictor on test data, every threshold fitted on other data.
 
@@ -155,13 +157,11 @@ def measure_curves(
         test: (images, labels).
         tested: The members' predictions on ``test``; made here where None.
         target: Of the policy to keep: a keyword of :meth:`AnytimePredictor.calibrate` and its value.
-        confidence: As :meth:`AnytimePredictor.calibrate` takes it.
-        temperature: Likewise.
-        monotone: Likewise.
-        weights: Likewise.
         num_points: Of the cascade's curve.
         batch_size: Images a batch, for the clock.
         timed_images: Images for the clock.
+        options: ``confidence``, ``temperature``, ``monotone`` and ``weights`` as :meth:`AnytimePredictor.calibrate`
+            takes them.
 
     Raises:
         SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members, a test
@@ -178,31 +178,17 @@ def measure_curves(
     for name, cost in predictor.flops.items():
         if not cost:
             raise SuperWeightError(f"member {name!r} counts no FLOPs: it has no place on a curve over them")
-    found = predictor.calibrate(
-        held,
-        **{target[0]: target[1]},
-        confidence=confidence,
-        temperature=temperature,
-        monotone=monotone,
-        weights=weights,
-        batch_size=batch_size,
-    )
+    found = predictor.calibrate(held, **{target[0]: target[1]}, **options, batch_size=batch_size)
     chosen = predictor.policy
     assert chosen is not None
     answered = predictor.predict(test if tested is None else tested)
     probabilities, labels = answered.of(predictor.order), answered.labels
     flops = list(predictor.flops.values())
-    costs = [float(value) for value in flops]
-    options: dict[str, Any] = {
-        "confidence": confidence,
-        "temperature": temperature,
-        "monotone": monotone,
-        "replaces": predictor.replaces,
-        "weights": weights,
-    }
-    fit = ExitFit(held.of(predictor.order), held.labels, predictor.order, **options)
+    costs = list(map(float, flops))
+    fit = ExitFit(held.of(predictor.order), held.labels, predictor.order, replaces=predictor.replaces, **options)
     policies = [fit.policy(costs, ("cost", amount)) for amount in costs_between(costs[0], sum(costs), num_points)]
-    batches = _timed_batches(test, batch_size, timed_images, predictor.device)
+    timed = first_images(test, timed_images).to(predictor.device)
+    batches = timed[: max(1, len(timed) // batch_size) * batch_size].split(batch_size)  # full ones, where there are any
     stream_ms, cascade_ms, alone_ms = _clock(predictor, [*policies, chosen], batches)
     predictor.set_policy(chosen)
     outcomes = [simulate(probabilities, policy) for policy in (*policies, chosen)]
@@ -248,21 +234,14 @@ def measure_curves(
 
 
 def _curve(name: Literal["stream", "cascade"], points: Sequence[CurvePoint], chance: float) -> Curve:
-    steps = name == "stream"
-
-    def area(costs: list[float]) -> float:
-        pairs = [(cost, point.accuracy) for cost, point in zip(costs, points)]
-        low, high = min(costs), max(costs)
+    def area(what: Literal["flops", "latency_ms"]) -> float:
+        pairs = [(getattr(point, what), point.accuracy) for point in points]
+        low, high = min(pairs)[0], max(pairs)[0]
         if low == high:
             return points[-1].accuracy
-        return log_area(pairs, low, high, before=chance, steps=steps)
+        return log_area(pairs, low, high, before=chance, steps=name == "stream")
 
-    return Curve(
-        name=name,
-        points=tuple(points),
-        area=area([point.flops for point in points]),
-        latency_area=area([point.latency_ms for point in points]),
-    )
+    return Curve(name=name, points=tuple(points), area=area("flops"), latency_area=area("latency_ms"))
 
 
 def _quality(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
@@ -278,22 +257,13 @@ def costs_between(low: float, high: float, count: int) -> list[float]:
     return [low, *inner, high]
 
 
-def _timed_batches(test: Loader, batch_size: int, count: int, device: torch.device) -> list[Tensor]:
-    whole = first_images(test, count).to(device)
-    full = whole[: max(1, len(whole) // batch_size) * batch_size]
-    return list(full.split(batch_size))
-
-
 @torch.no_grad()
 def _clock(
     predictor: AnytimePredictor, policies: Sequence[ExitPolicy], batches: Sequence[Tensor]
 ) -> tuple[list[float], list[float], list[float]]:
     """Milliseconds an image: after each member of the stream, of each policy, of each member alone."""
-    count = sum(len(images) for images in batches)
-    exits = len(predictor.order)
-    stream: list[list[float]] = [[] for _ in range(exits)]
-    cascades: list[list[float]] = [[] for _ in policies]
-    alone: list[list[float]] = [[] for _ in range(exits)]
+    count, exits = sum(len(images) for images in batches), len(predictor.order)
+    rounds: list[list[float]] = []  # seconds of all batches: of the stream's exits, the policies, the members alone
     for module in predictor.modules.values():
         module(batches[0])
     for _ in range(_ROUNDS):
@@ -302,21 +272,17 @@ def _clock(
             start = now(images)
             for index, _step in enumerate(predictor.stream(images)):
                 spent[index] += now(images) - start
-        for index, seconds in enumerate(spent):
-            stream[index].append(1e3 * seconds / count)
-        for index, policy in enumerate(policies):
+        for policy in policies:
             predictor.set_policy(policy)
-            cascades[index].append(sum(predictor(images).latency_ms for images in batches) / count)
-        for index, module in enumerate(predictor.modules.values()):
+            spent.append(sum(predictor(images).latency_ms for images in batches) / 1e3)
+        for module in predictor.modules.values():
             start = now(batches[0])
             for images in batches:
                 module(images)
-            alone[index].append(1e3 * (now(batches[0]) - start) / count)
-    return (
-        [statistics.median(values) for values in stream],
-        [statistics.median(values) for values in cascades],
-        [statistics.median(values) for values in alone],
-    )
+            spent.append(now(batches[0]) - start)
+        rounds.append(spent)
+    medians = [1e3 * statistics.median(values) / count for values in zip(*rounds)]
+    return medians[:exits], medians[exits:-exits], medians[-exits:]
 
 
 def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, before: float, steps: bool) -> float:
@@ -342,33 +308,15 @@ def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, 
     if not points or not 0 < low < high:
         raise SuperWeightError(f"an area needs points and a range of costs; got {len(points)} points, {low} to {high}")
     ordered = sorted(points)
-    inside = [cost for cost, _ in ordered if low < cost < high]
-    edges = [low, *dict.fromkeys(inside), high]
+    costs, accuracies = zip(*ordered)
     total = 0.0
-    for left, right in pairwise(edges):
-        width = math.log(right / left)
-        if steps:
-            total += width * _step_at(ordered, left, before)
+    for left, right in pairwise(sorted({low, high, *(cost for cost in costs if low < cost < high)})):
+        if steps or right <= costs[0]:
+            mean = next((accuracy for cost, accuracy in reversed(ordered) if cost <= left), before)
         else:
-            total += width * (_line_at(ordered, left, before, "right") + _line_at(ordered, right, before, "left")) / 2
+            mean = float(np.interp(np.log([left, right]), np.log(costs), accuracies).mean())
+        total += mean * math.log(right / left)
     return round(total / math.log(high / low), 12)
-
-
-def _step_at(points: Sequence[tuple[float, float]], cost: float, before: float) -> float:
-    """The accuracy of the last point that costs no more."""
-    return next((accuracy for own, accuracy in reversed(points) if own <= cost), before)
-
-
-def _line_at(points: Sequence[tuple[float, float]], cost: float, before: float, side: str) -> float:
-    """The accuracy between two points; at a jump (the first point), on one side of it."""
-    first, last = points[0], points[-1]
-    if cost < first[0] or (cost == first[0] and side == "left"):
-        return before
-    if cost >= last[0]:
-        return last[1]
-    index = max(place for place, (own, _) in enumerate(points) if own <= cost)
-    (left, low), (right, high) = points[index], points[index + 1]
-    return low + (high - low) * math.log(cost / left) / math.log(right / left)
 
 
 def order_exits(
@@ -377,7 +325,7 @@ def order_exits(
     probabilities: Tensor,
     labels: Tensor,
     flops: Mapping[str, int],
-    **options: Any,
+    **options: Unpack[FitOptions],
 ) -> tuple[str, ...]:
     """The order of exits whose cascade is most accurate over all costs: the largest area on held-out samples.
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import combinations
-from typing import Annotated, overload
+from itertools import combinations, pairwise, zip_longest
+from typing import Annotated, Any, overload
 
 import torch
 from einops import reduce
@@ -21,7 +21,6 @@ from superweight_ensembles.anytime.costs import MemberCost, answer_of, costs_of
 from superweight_ensembles.anytime.uncertainty import Uncertainty, uncertainty
 from superweight_ensembles.data import (
     Inputs,
-    check_labels,
     checked_batch,
     checked_loader,
     checked_pair,
@@ -30,7 +29,14 @@ from superweight_ensembles.data import (
     rows_of,
     tensors_of,
 )
-from superweight_ensembles.ensemble import SuperWeightEnsemble, Task, check_answers, first_parameter, num_classes_in
+from superweight_ensembles.ensemble import (
+    CLASSIFICATION,
+    SuperWeightEnsemble,
+    Task,
+    check_answers,
+    first_parameter,
+    num_classes_in,
+)
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import described, first_line
 from superweight_ensembles.storage import Amount, Count, Name, Share, as_content, html_table
@@ -183,7 +189,7 @@ class Predictions:
         members: Names of the networks.
         probabilities: Their softmax (M, N, K), on the CPU in float32.
         labels: (N,), on the CPU.
-        image: The first image (1, ...), or row of inputs, as the loader gave it.
+        image: The first image (1, ...), or row of inputs, on the CPU.
 
     Raises:
         SuperWeightError: Names, probabilities and labels do not fit each other; probabilities that are no numbers.
@@ -309,16 +315,7 @@ def _scores(
     costs: dict[str, MemberCost] = {}
     running: dict[tuple[str, ...], dict[str, Metric]] = {}
     count = 0
-    for index, batch in enumerate(checked_loader(loader)):
-        inputs, given = checked_pair(batch, dtype=like.dtype)
-        if not num_rows(inputs):
-            continue
-        inputs, targets = (mapped(lambda one: one.to(like.device), part) for part in (inputs, given))
-        answers = {name: answer_of(name, module, inputs, task) for name, module in modules.items()}
-        check_answers(answers, task)
-        first = next(iter(answers.values()))
-        truth = task.targets(targets, first)
-        task.check_range(truth, num_classes_in(first))
+    for index, inputs, truth, answers in answered_batches(modules, loader, like, task):
         if not costs:
             _rows_by_process([num_rows(inputs)], loader, processes)
             costs = _costs_by_first(ensemble, rows_of(inputs, slice(0, 1)), processes)
@@ -344,8 +341,7 @@ def _scores(
         SubsetScores(
             members=names,
             scores={key: _number(key, metric, task) for key, metric in held.items()},
-            flops=sum(costs[name].flops for name in names),
-            latency_ms=sum(costs[name].latency_ms for name in names),
+            **_summed(costs, names),
         )
         for names, held in running.items()
     )
@@ -371,11 +367,7 @@ def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Proce
 
 @contextmanager
 def _measuring(key: str, predicted: Tensor | None, task: Task) -> Iterator[None]:
-    """Say of which metric an exception is.
-
-    Raises:
-        SuperWeightError: In the place of any exception.
-    """
+    """Say of which metric an exception is."""
     try:
         yield
     except Exception as error:
@@ -409,13 +401,13 @@ def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> E
         SubsetResult(
             members=names,
             metrics=probability_metrics(reduce(table.of(names), "m n k -> n k", "mean"), labels),
-            flops=sum(costs[name].flops for name in names),
-            latency_ms=sum(costs[name].latency_ms for name in names),
+            **_summed(costs, names),
         )
         for names in _subsets(ensemble.member_names, costs)
     )
     found = {subset.members: subset for subset in subsets}
     whole = found[ensemble.member_names]
+    mean = reduce(probabilities, "m n k -> n k", "mean")
     return Evaluation(
         num_samples=len(labels),
         members=tuple(
@@ -425,9 +417,14 @@ def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> E
         ensemble=EnsembleResult(flops=whole.flops, latency_ms=whole.latency_ms, metrics=whole.metrics),
         subsets=subsets,
         diversity=diversity(probabilities, labels),
-        reliability=reliability(reduce(probabilities, "m n k -> n k", "mean"), labels),
+        reliability=reliability(mean, labels),
         uncertainty=uncertainty(probabilities, labels),
     )
+
+
+def _summed(costs: Mapping[str, MemberCost], names: tuple[str, ...]) -> dict[str, Any]:
+    """What some members cost together."""
+    return {what: sum(getattr(costs[name], what) for name in names) for what in ("flops", "latency_ms")}
 
 
 def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tuple[str, ...]]:
@@ -436,6 +433,34 @@ def _subsets(names: tuple[str, ...], costs: Mapping[str, MemberCost]) -> list[tu
     cheapest = sorted(names, key=lambda name: costs[name].flops)
     running = [tuple(name for name in names if name in cheapest[:size]) for size in range(2, len(names) + 1)]
     return [(name,) for name in names] + running
+
+
+def answered_batches(
+    modules: Mapping[str, nn.Module],
+    loader: Iterable[object],
+    like: Tensor,
+    task: Task,
+    check_inputs: Callable[[Inputs], None] | None = None,
+) -> Iterator[tuple[int, Inputs, Tensor, dict[str, Tensor]]]:
+    """Run every network on every batch that has rows, on the device of ``like`` and, but for autocast, in its type.
+
+    Yields:
+        The batch's place in the loader, inputs, targets as the task has them, and the networks' answers by name.
+    """
+    dtype = None if torch.is_autocast_enabled(like.device.type) else like.dtype
+    for index, batch in enumerate(checked_loader(loader)):
+        pair = checked_pair(batch, dtype=dtype)
+        if not num_rows(pair[0]):
+            continue
+        inputs, given = (mapped(lambda one: one.to(like.device), part) for part in pair)
+        if check_inputs is not None:
+            check_inputs(inputs)
+        answers = {name: answer_of(name, module, inputs, task) for name, module in modules.items()}
+        check_answers(answers, task)
+        first = next(iter(answers.values()))
+        targets = task.targets(given, first)
+        task.check_range(targets, num_classes_in(first))
+        yield index, inputs, targets, answers
 
 
 def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object], processes: Processes = _ALONE) -> Predictions:
@@ -468,24 +493,15 @@ def predict_all(
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
             classes of the networks, or the networks answer different shapes, one class, or what is no number.
     """
-    dtype = None if torch.is_autocast_enabled(like.device.type) else like.dtype
     parts, labels, first = [], [], None
-    for index, batch in enumerate(checked_loader(loader)):
-        inputs, truth = checked_batch(batch, dtype=dtype)
-        if not num_rows(inputs):
-            continue
-        moved = mapped(lambda one: one.to(like.device), inputs)
-        if check_inputs is not None:
-            check_inputs(moved)
-        logits = {name: answer_of(name, module, moved) for name, module in modules.items()}
-        check_answers(logits)
+    pairs = (checked_batch(batch) for batch in checked_loader(loader))  # no soft labels
+    for index, inputs, truth, logits in answered_batches(modules, pairs, like, CLASSIFICATION, check_inputs):
         softmax = torch.stack([answer.float().softmax(1) for answer in logits.values()]).cpu()
-        check_labels(truth, softmax.shape[2])
         _check_numbers(tuple(modules), softmax, f"batch {index}", inputs)
         parts.append(softmax)
         labels.append(truth.cpu())
         if first is None:
-            first = mapped(lambda one: one.detach().clone(), rows_of(inputs, slice(0, 1)))
+            first = mapped(lambda one: one.detach().clone().cpu(), rows_of(inputs, slice(0, 1)))
     sizes = _rows_by_process([len(one) for one in labels], loader, processes)
     assert first is not None, "there are rows"
     probabilities, truth = torch.cat(parts, dim=1), torch.cat(labels)
@@ -498,28 +514,21 @@ def predict_all(
 def _of_all(
     names: tuple[str, ...], probabilities: Tensor, labels: Tensor, sizes: Sequence[Sequence[int]], processes: Processes
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities (M, N, K) and labels (N,) of the batches of all processes, which have so many rows each."""
+    """Probabilities (M, N, K) and labels (N,) of all processes, batch by batch; ``sizes`` are rows of each batch."""
     processes.assert_equal_across_ranks([names, probabilities.shape[2]], "the members and their classes")
     every, truths = processes.rows_of_all(probabilities), processes.rows_of_all(labels)
     if not processes.is_first:
         return probabilities, labels
-    split = [table.split(list(own), dim=1) for table, own in zip(every, sizes)]
-    true = [truth.split(list(own)) for truth, own in zip(truths, sizes)]
-    order = [
-        (rank, batch) for batch in range(max(map(len, sizes))) for rank, own in enumerate(sizes) if batch < len(own)
-    ]
-    return (
-        torch.cat([split[rank][batch] for rank, batch in order], dim=1),
-        torch.cat([true[rank][batch] for rank, batch in order]),
-    )
+
+    def in_turn(tables: Sequence[Tensor], dim: int) -> Tensor:
+        batches = [table.split(list(own), dim) for table, own in zip(tables, sizes)]
+        return torch.cat([batch for turn in zip_longest(*batches) for batch in turn if batch is not None], dim)
+
+    return in_turn(every, 1), in_turn(truths, 0)
 
 
 def _rows_by_process(own: Sequence[int], loader: Iterable[object], processes: Processes) -> list[list[int]]:
-    """Rows of some batches of each process.
-
-    Raises:
-        SuperWeightError: On all processes: one has none.
-    """
+    """Rows of some batches of each process; refused on all processes if one has none."""
     every: list[list[int]] = processes.gather_objects(own)
     empty = next((rank for rank, sizes in enumerate(every) if not sizes), None)
     if empty is None:
@@ -533,11 +542,7 @@ def _rows_by_process(own: Sequence[int], loader: Iterable[object], processes: Pr
 
 
 def first_images(loader: Iterable[object], count: int) -> Tensor:
-    """The first images of a loader (N, ...), at most so many.
-
-    Raises:
-        SuperWeightError: There are none, or its batches are no (images, class indices).
-    """
+    """The first images of a loader (N, ...), at most so many."""
     parts: list[Tensor] = []
     for batch in checked_loader(loader):
         images = checked_batch(batch)[0]
@@ -552,11 +557,7 @@ def first_images(loader: Iterable[object], count: int) -> Tensor:
 
 
 def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> None:
-    """Refuse what is no softmax (M, N, K) of the named members with its labels (N,).
-
-    Raises:
-        SuperWeightError: Shapes that do not fit, labels that are no classes, probabilities that are no numbers.
-    """
+    """Refuse what is no softmax (M, N, K) of the named members with its labels (N,)."""
     if probabilities.ndim != 3 or len(probabilities) != len(names) or probabilities.shape[2] < 2:
         raise SuperWeightError(
             f"probabilities must be (members, samples, classes), of {len(names)} members and two classes or more; "
@@ -623,15 +624,10 @@ def reliability(probabilities: Tensor, labels: Tensor) -> tuple[ReliabilityBin, 
     edges = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64, device=confidence.device)
     bin_of = torch.bucketize(confidence, edges[1:-1])
 
-    def bin_at(index: int) -> ReliabilityBin:
+    found = []
+    for index, (lower, upper) in enumerate(pairwise(edges.tolist())):
         inside = bin_of == index
         count = int(inside.sum())
-        return ReliabilityBin(
-            lower=float(edges[index]),
-            upper=float(edges[index + 1]),
-            confidence=float(confidence[inside].mean()) if count else None,
-            accuracy=float(right[inside].mean()) if count else None,
-            count=count,
-        )
-
-    return tuple(bin_at(index) for index in range(NUM_BINS))
+        sure, accuracy = (float(values[inside].mean()) if count else None for values in (confidence, right))
+        found.append(ReliabilityBin(lower=lower, upper=upper, confidence=sure, accuracy=accuracy, count=count))
+    return tuple(found)

@@ -12,7 +12,7 @@ prediction as in Rahaman and Thiery, *Uncertainty Quantification and Deep Ensemb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Real
 from typing import Any
@@ -66,22 +66,18 @@ def place_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) 
     return (first - second).flatten(1).mean(1)
 
 
-CONFIDENCES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
+_Measure = Callable[[Tensor, Tensor | None, int], Tensor]
+CONFIDENCES: dict[str, _Measure] = {
     measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
-
-
 # Of tasks whose rows have several answers, by the task's name; what they measure is not compared between exits.
-TASK_CONFIDENCES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
-    "multilabel": label_margin,
-    "segmentation": place_margin,
-}
+TASK_CONFIDENCES: dict[str, _Measure] = {"multilabel": label_margin, "segmentation": place_margin}
 _EVERY = {**CONFIDENCES, **{measure.__name__: measure for measure in TASK_CONFIDENCES.values()}}
 
 
 def check_confidence(name: str) -> None:
     """Refuse what is no name of :data:`CONFIDENCES` or of :data:`TASK_CONFIDENCES`."""
-    if name not in _EVERY:
+    if not isinstance(name, str) or name not in _EVERY:
         raise unknown_name("confidence", name, CONFIDENCES)
 
 
@@ -158,13 +154,13 @@ def fit_weights(
     for index in range(len(table)):
         gone = replaces[index] if replaces else None
         present = [one for one in present if one != gone] + [index]
-        own, equal = right[present], torch.full((len(present),), 1 / len(present), dtype=torch.float64)
-        fitted = equal.to(own.device)
+        own = right[present]
+        equal = fitted = own.new_full((len(present),), 1 / len(present))
         for _ in range(_EM_STEPS):
             fitted = fitted * (own / (fitted @ own)).mean(1)
         fitted = torch.where(fitted < _ROUNDING, 0, fitted)
         fitted = fitted / fitted.sum()
-        choices = [fitted, equal.to(own.device), *torch.eye(len(present), dtype=torch.float64, device=own.device)]
+        choices = [fitted, equal, *torch.eye(len(present), dtype=own.dtype, device=own.device)]
         means = [torch.einsum("m,mnk->nk", weights, table[present]) for weights in choices]
         accuracies = [float((mean.argmax(1) == labels).double().mean()) for mean in means]
         best = 0 if accuracies[0] >= max(accuracies[2:]) else accuracies.index(max(accuracies))
@@ -210,20 +206,21 @@ class ExitPolicy:
     weights: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("order", "temperatures", "thresholds", "replaces"):  # lists are taken too
+        """Take lists and any type of number, and refuse what is no policy; files are checked here too."""
+        for name in ("order", "temperatures", "thresholds", "replaces"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "weights", tuple(map(tuple, self.weights)))
-        exits = len(self.order)
-        if not exits or len(set(self.order)) < exits:
-            raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)}")
+        exits, names = len(self.order), all(isinstance(name, str) for name in self.order)
+        if not exits or not names or len(set(self.order)) < exits:
+            raise SuperWeightError(f"order must name at least one member, and each once; got {list(self.order)!r:.200}")
         check_confidence(self.confidence)
-        for what, values, count in (
-            ("temperatures", self.temperatures, exits),
-            ("thresholds", self.thresholds, exits - 1),
-        ):
+        if not isinstance(self.monotone, bool):
+            raise SuperWeightError(f"monotone must be bool; got {self.monotone!r:.80}")
+        for what, count in (("temperatures", exits), ("thresholds", exits - 1)):
+            values = getattr(self, what)
             if len(values) != count:
                 raise SuperWeightError(f"{exits} members need {count} {what}; got {len(values)}")
-            if any(isinstance(value, bool) or not isinstance(value, Real) for value in values):
+            if not all(map(_is_number, values)):
                 raise SuperWeightError(f"{what} must be numbers; got {list(values)!r:.80}")
         least, most = TEMPERATURES
         if any(not least <= value <= most for value in self.temperatures):
@@ -233,11 +230,7 @@ class ExitPolicy:
                 f"thresholds must be 0 to {MOST_THRESHOLD:g}, or infinity where none leaves; got "
                 f"{list(self.thresholds)!r:.80}"
             )
-        for name in ("temperatures", "thresholds"):  # JSON takes no other numbers
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        replaced = [value for value in self.replaces if value is not None]
-        earlier = all(value is None or value in range(index) for index, value in enumerate(self.replaces))
-        if len(self.replaces) not in (0, exits) or not earlier or len(set(replaced)) < len(replaced):
+        if self.replaces and not _are_earlier(self.replaces, exits):
             raise SuperWeightError(
                 f"replaces must name for each of {exits} exits an earlier one, each once, or none; got "
                 f"{list(self.replaces)!r:.80}"
@@ -247,6 +240,8 @@ class ExitPolicy:
                 "weights must give each exit one number of 0 or more for every member so far, 1 together, and 0 for "
                 f"those whose place was taken; got {self.weights!r:.80}"
             )
+        for name in ("temperatures", "thresholds"):  # JSON takes no other numbers
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         object.__setattr__(self, "weights", tuple(tuple(map(float, row)) for row in self.weights))
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,30 +265,31 @@ class ExitPolicy:
             if key not in known:
                 raise SuperWeightError(f"{where}: {unknown_name('key', str(key), known)}")
         content = {"replaces": [], "weights": [], **content}
-        for key, kind in (("confidence", str), ("monotone", bool)):
-            if not isinstance(content.get(key), kind):
-                raise SuperWeightError(f"{where}: {key} must be {kind.__name__}; got {content.get(key)!r:.80}")
-        none = type(None)
-        for key, kinds in {
-            "order": (str,), "temperatures": (float, int), "thresholds": (float, int, none), "replaces": (int, none),
-        }.items():  # fmt: skip
-            values = content.get(key)
-            if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, kinds) for v in values):
-                raise SuperWeightError(f"{where}: {key} must be a list of {kinds[0].__name__}; got {values!r:.80}")
-        rows = content["weights"]
-        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise SuperWeightError(f"{where}: weights must be a list of lists; got {rows!r:.80}")
-        try:
-            temperatures = tuple(map(float, content["temperatures"]))
-            thresholds = tuple(math.inf if value is None else float(value) for value in content["thresholds"])
-            found = cls(**{**content, "temperatures": temperatures, "thresholds": thresholds})
-        except OverflowError:
-            raise SuperWeightError(f"{where}: temperatures and thresholds must be numbers that a float holds") from None
-        except SuperWeightError as error:
-            raise SuperWeightError(f"{where}: {error}") from None
+        for key in known:
+            if key not in content:
+                raise SuperWeightError(f"{where}: {key} is missing")
+            if key not in ("confidence", "monotone") and not isinstance(content[key], list):
+                raise SuperWeightError(f"{where}: {key} must be a list; got {content[key]!r:.80}")
+        if not all(isinstance(row, list) for row in content["weights"]):
+            raise SuperWeightError(f"{where}: weights must be a list of lists; got {content['weights']!r:.80}")
         if math.inf in content["thresholds"]:
             raise SuperWeightError(f"{where}: thresholds must be finite, or null where none leaves; got infinity")
-        return found
+        thresholds = [math.inf if value is None else value for value in content["thresholds"]]
+        try:
+            return cls(**{**content, "thresholds": thresholds})
+        except SuperWeightError as error:
+            raise SuperWeightError(f"{where}: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are_earlier(replaces: Sequence[int | None], exits: int) -> bool:
+    """Whether each exit has an earlier one, each once, or None."""
+    replaced = [value for value in replaces if value is not None]
+    earlier = all(value is None or (type(value) is int and 0 <= value < index) for index, value in enumerate(replaces))
+    return earlier and len(replaces) == exits and len(set(replaced)) == len(replaced)
 
 
 def _are_weights(rows: Sequence[Sequence[float]], replaces: Sequence[int | None]) -> bool:
@@ -301,7 +297,7 @@ def _are_weights(rows: Sequence[Sequence[float]], replaces: Sequence[int | None]
     if [len(row) for row in rows] != list(range(1, len(replaces) + 1)):
         return False
     for index, row in enumerate(rows):
-        if any(isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1 for value in row):
+        if not all(_is_number(value) and 0 <= value <= 1 for value in row):
             return False
         gone = [one for one in replaces[: index + 1] if one is not None]
         if abs(sum(row) - 1) > _ROUNDING or any(row[one] for one in gone):
@@ -336,23 +332,14 @@ def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple
 
 @dataclass(slots=True)
 class RunningMean:
-    """The mean prediction of the members so far, for the samples that are left.
-
-    Attributes:
-        replaces: For every exit, the earlier one that it takes the place of; empty where none does.
-        weights: Of the members in the mean at every exit; empty where all count alike.
-        num_run: Members so far, replaced ones among them.
-        total: Sum of the softmax (B, K) of the members in the mean, by their weights where they have some.
-        parts: Softmax (B, K) of each member in the mean, by exit.
-        surest: With a monotone policy: the prediction (B, K) that stands, and its confidence (B,).
-    """
+    """The mean prediction (B, K) of the members so far, for the samples that are left."""
 
     replaces: tuple[int | None, ...] = ()
     weights: tuple[tuple[float, ...], ...] = ()
-    num_run: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
-    parts: dict[int, Tensor] = field(default_factory=dict)
-    surest: tuple[Tensor, Tensor] | None = None
+    num_run: int = 0  # members, replaced ones among them
+    total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))  # weighted sum of the members' softmax
+    parts: dict[int, Tensor] = field(default_factory=dict)  # softmax of each member in the mean, by exit
+    surest: tuple[Tensor, Tensor] | None = None  # of a monotone policy: what stands, and its confidence (B,)
 
     @property
     def mean(self) -> Tensor:
@@ -404,11 +391,7 @@ def running_means(
     probabilities: Tensor, replaces: tuple[int | None, ...] = (), weights: tuple[tuple[float, ...], ...] = ()
 ) -> Tensor:
     """The mean softmax (M, N, K) of the members so far, after each of them."""
-    running, means = RunningMean(replaces, weights), []
-    for member in probabilities:
-        running.add(member)
-        means.append(running.mean)
-    return torch.stack(means)
+    return torch.stack([running.mean for running in _run_on(probabilities, RunningMean(replaces, weights))])
 
 
 def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
@@ -418,10 +401,13 @@ def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]
         probabilities: Softmax (M, N, K) of the members in the policy's order.
         policy: All but its thresholds is read.
     """
-    running, predictions, confidences = RunningMean(policy.replaces, policy.weights), [], []
+    running = RunningMean(policy.replaces, policy.weights)
+    predictions, confidences = zip(*(each.at_exit(policy) for each in _run_on(probabilities, running)))
+    return torch.stack(predictions), torch.stack(confidences)
+
+
+def _run_on(probabilities: Tensor, running: RunningMean) -> Iterator[RunningMean]:
+    """The one running mean after each of the members (M, N, K)."""
     for member in probabilities:
         running.add(member)
-        prediction, confidence = running.at_exit(policy)
-        predictions.append(prediction)
-        confidences.append(confidence)
-    return torch.stack(predictions), torch.stack(confidences)
+        yield running

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import ConfigDict, Field, PlainValidator
 from torch import Tensor, nn
 
 from superweight_ensembles.anytime.acceleration import MemberSpeed, check_options, fastest_form
@@ -46,7 +47,6 @@ from superweight_ensembles.ensemble import (
     CLASSIFICATION,
     Select,
     SuperWeightEnsemble,
-    Task,
     check_classes,
     first_parameter,
     task_named,
@@ -55,45 +55,58 @@ from superweight_ensembles.ensemble import (
 from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
-from superweight_ensembles.storage import accessing, check_manifest, list_file, read_json, write_json
+from superweight_ensembles.storage import (
+    Name,
+    accessing,
+    as_content,
+    check_manifest,
+    content_as,
+    list_file,
+    read_as,
+    write_json,
+)
 
 ORDERS = ("cost", "greedy")
 WEIGHTS = ("equal", "fitted")
 TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 Loader = Iterable[object]  # of pairs of inputs and labels
 
-ANYTIME_FORMAT = 1
 ANYTIME_FILE = "anytime.json"
-_KEYS = ("format", "order", "input_shape", "policy")
 _MOST_NUMBERS = 2**26  # a damaged file must not fill the memory with one image
+_DAMAGED = "save the predictor again"
 
 
-def write_predictor(
-    ensemble: SuperWeightEnsemble, folder: Path, order: Sequence[str], input_shape: Sequence[int],
-    policy: ExitPolicy | None,
-) -> None:  # fmt: skip
-    """Write the ensemble's folder with anytime.json in it, as a whole or not at all."""
-    members = dict(ensemble.members.items())
-    write_ensemble(
-        ensemble, ensemble.plan, members, folder, beside=lambda draft: _write(draft, order, input_shape, policy)
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPredictor:
+    """What anytime.json holds; ``input_shape`` is None where inputs are no single tensor."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    format: int = 1
+    order: Annotated[tuple[Name, ...], Field(min_length=1)]
+    input_shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=8)] | None
+    policy: Annotated[ExitPolicy, PlainValidator(ExitPolicy.from_dict)] | None
+
+    def __post_init__(self) -> None:
+        if math.prod(self.input_shape or ()) > _MOST_NUMBERS:
+            raise SuperWeightError(
+                f"input_shape must list sizes of at most {_MOST_NUMBERS:,} numbers in all; got {self.input_shape!r:.80}"
+            )
 
 
 def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
     """Write anytime.json into the folder of a saved ensemble, and into its manifest."""
-    _write(folder, order, input_shape, policy)
+    _write(folder, SavedPredictor(order=tuple(order), input_shape=tuple(input_shape) or None, policy=policy))
     list_file(folder, ANYTIME_FILE)
 
 
-def _write(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
-    values = (ANYTIME_FORMAT, list(order), list(input_shape) or None, None if policy is None else policy.to_dict())
-    content = dict(zip(_KEYS, values))
-    _parsed(content, ANYTIME_FILE)  # what could not be read again is not written
+def _write(folder: Path, saved: SavedPredictor) -> None:
+    content = as_content(saved)
+    content_as(SavedPredictor, content, folder / ANYTIME_FILE, _DAMAGED)  # what could not be read again is not written
     write_json(folder / ANYTIME_FILE, content)
 
 
-def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
-    """Order, input shape and policy of a saved predictor; a file that is missing or damaged is refused."""
+def _read(folder: Path) -> SavedPredictor:
+    """What is known of a saved predictor; a file that is missing or damaged is refused."""
     path = folder / ANYTIME_FILE
     with accessing(path, "read"):
         if not path.is_file():
@@ -101,30 +114,7 @@ def read_predictor(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...], Exit
                 f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)"
             )
     check_manifest(folder, [ANYTIME_FILE])
-    return _parsed(read_json(path), str(path))
-
-
-def _parsed(content: Mapping[str, Any], path: str) -> tuple[tuple[str, ...], tuple[int, ...], ExitPolicy | None]:
-    """Order, input shape and policy of what anytime.json holds, or will hold."""
-    if isinstance(content.get("format"), bool) or content.get("format") != ANYTIME_FORMAT:
-        raise SuperWeightError(f"{path} has format {content.get('format')!r:.80}; this version reads {ANYTIME_FORMAT}")
-    for key in content:
-        if key not in _KEYS:
-            raise SuperWeightError(f"{path}: {unknown_name('key', key, _KEYS)}")
-    for key in _KEYS:
-        if key not in content:
-            raise SuperWeightError(f"{path}: {key} is missing")
-    order, shape, policy = content["order"], content["input_shape"], content["policy"]
-    if not isinstance(order, list) or not order or any(not isinstance(name, str) for name in order):
-        raise SuperWeightError(f"{path}: order must be a list of member names; got {order!r:.80}")
-    sizes = isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(size) is int and size > 0 for size in shape)
-    if shape is None:  # of inputs that are no single tensor: the first tell
-        shape = []
-    elif not sizes or math.prod(shape) > _MOST_NUMBERS:
-        raise SuperWeightError(
-            f"{path}: input_shape must list 1 to 8 sizes of at most {_MOST_NUMBERS:,} numbers in all; got {shape!r:.80}"
-        )
-    return tuple(order), tuple(shape), None if policy is None else ExitPolicy.from_dict(policy, f"{path}: policy")
+    return read_as(SavedPredictor, path, _DAMAGED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +180,18 @@ class AnytimePredictor:
         input_shape: Sequence[int] | None = None,
         task: str | None = None,
     ) -> None:
-        self._ensemble = ensemble if isinstance(ensemble, SuperWeightEnsemble) else None
-        self.images: Preprocessing | None = None if self._ensemble is None else self._ensemble.images
-        if self._ensemble is not None and task is not None:
-            raise SuperWeightError(f"task= is for plain networks: the ensemble's is {self._ensemble.task.name!r}")
-        self.task: Task = task_named(task or CLASSIFICATION.name) if self._ensemble is None else self._ensemble.task
-        members = {} if isinstance(ensemble, SuperWeightEnsemble) else named_members(ensemble)
-        names = tuple(members) if self._ensemble is None else self._ensemble.member_names
+        self._ensemble: SuperWeightEnsemble | None = None
+        self.images: Preprocessing | None = None
+        member_of: Callable[[str], nn.Module]
+        if isinstance(ensemble, SuperWeightEnsemble):
+            if task is not None:
+                raise SuperWeightError(f"task= is for plain networks: the ensemble's is {ensemble.task.name!r}")
+            self._ensemble, self.images, self.task = ensemble, ensemble.images, ensemble.task
+            names, member_of = ensemble.member_names, ensemble.materialize
+        else:
+            members = named_members(ensemble)
+            self.task = task_named(task or CLASSIFICATION.name)
+            names, member_of = tuple(members), lambda name: copied(members[name], f"member {name!r}")
         self._order = checked_order("cost" if order is None else order, names)
         if self._order == "greedy" and loader is None:
             raise SuperWeightError("order 'greedy' needs loader=, held-out (images, labels) to choose on")
@@ -206,13 +201,12 @@ class AnytimePredictor:
             raise SuperWeightError("loader= is for order='greedy'; calibrate(loader, ...) fits thresholds")
         self.modules: dict[str, nn.Module] = {}
         for name in names if isinstance(self._order, str) else self._order:
-            given = f"member {name!r}"
-            module = copied(members[name], given) if self._ensemble is None else self._ensemble.materialize(name)
+            module = member_of(name)
             try:
                 self.modules[name] = module.eval().requires_grad_(False)
             except Exception as error:  # a layer without weights yet, or a program that cannot change its mode
                 raise SuperWeightError(
-                    f"{given} cannot be put into eval mode and frozen: {first_line(error)}"
+                    f"member {name!r} cannot be put into eval mode and frozen: {first_line(error)}"
                 ) from error
         marked = {name: getattr(module, VERSION_OF, name) for name, module in self.modules.items()}
         self._version_of = {name: network for name, network in marked.items() if network != name}
@@ -365,9 +359,8 @@ class AnytimePredictor:
             deadline_ms = _checked_amount("deadline_ms", deadline_ms, "milliseconds")
             deadline = Deadline(deadline_ms, self._latency_table(rows_of(images, slice(0, 1))))
             deadline.latencies.measure(count)
-        return run_cascade(
-            self.modules, self._flops, images, policy, self.replaces, self.weights, rule, deadline, self.task
-        )
+        running = RunningMean(self.replaces, self.weights)
+        return run_cascade(self.modules, self._flops, images, running, policy, rule, deadline, self.task)
 
     def predict(self, loader: Loader | Predictions) -> Predictions:
         """The table that thresholds are fitted on: every member run once on every sample.
@@ -482,11 +475,7 @@ class AnytimePredictor:
         return own
 
     def _checked_confidence(self) -> str:
-        """The name of the task's measure of confidence.
-
-        Raises:
-            SuperWeightError: It has none.
-        """
+        """The name of the task's measure of confidence; a task without one is refused."""
         own = default_confidence(self.task)
         if own is None:
             raise SuperWeightError(
@@ -529,10 +518,9 @@ class AnytimePredictor:
         """
         self._check_measured()
         given = named_members(networks)
-        for name in given:
+        for name in {**given, **self.modules}:
             if name not in self.modules:
                 raise unknown_name("member", name, self.modules)
-        for name in self.modules:
             if name not in given:
                 raise SuperWeightError(f"no network is given for member {name!r}")
         other = copy.copy(self)
@@ -583,14 +571,14 @@ class AnytimePredictor:
         check_classes(self.task, "accelerate()")
         images = first_images(loader, num_images).to(self.device)
         self._check_images(images)
-        formed = {
-            name: fastest_form(
+        networks: dict[str, nn.Module] = {}
+        speeds: dict[str, MemberSpeed] = {}
+        for name, module in self.modules.items():
+            networks[name], speeds[name] = fastest_form(
                 name, module, images, dtype=dtype, compile=compile, batch_size=int(batch_size), max_changed=max_changed
             )
-            for name, module in self.modules.items()
-        }
-        fast = self.with_networks({name: network for name, (network, _) in formed.items()})
-        fast.speeds = {name: speed for name, (_, speed) in formed.items()}
+        fast = self.with_networks(networks)
+        fast.speeds = speeds
         return fast
 
     def measure(self, batch_size: int, input_shape: Sequence[int] | None = None) -> dict[str, float]:
@@ -632,7 +620,11 @@ class AnytimePredictor:
                         f"member {name!r} was trained on since, or its calls change {key}: make a new predictor and "
                         "calibrate it"
                     )
-        write_predictor(self._ensemble, Path(folder), self.order, self._input_shape, self.policy)
+        saved = SavedPredictor(order=self.order, input_shape=self._input_shape or None, policy=self.policy)
+        write_ensemble(
+            self._ensemble, self._ensemble.plan, dict(self._ensemble.members.items()), Path(folder),
+            beside=lambda draft: _write(draft, saved),
+        )  # fmt: skip
 
     @classmethod
     def load(
@@ -649,12 +641,11 @@ class AnytimePredictor:
             SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
         """
         with naming(Path(folder)):
-            order, input_shape, policy = read_predictor(Path(folder))
-            predictor = cls(
-                SuperWeightEnsemble.load(folder, members, select=select), order, input_shape=input_shape or None
-            )
-            if policy is not None:
-                predictor.set_policy(policy)
+            saved = _read(Path(folder))
+            ensemble = SuperWeightEnsemble.load(folder, members, select=select)
+            predictor = cls(ensemble, saved.order, input_shape=saved.input_shape)
+            if saved.policy is not None:
+                predictor.set_policy(saved.policy)
         return predictor
 
     def __repr__(self) -> str:
@@ -671,7 +662,7 @@ class AnytimePredictor:
         return torch.zeros(1, *shape, device=self.device, dtype=self._tokens or self._like.dtype)
 
     def _latency_table(self, row: Inputs) -> LatencyTable:
-        table = self._latencies
+        table = self._latencies  # another thread may take it away meanwhile
         if table is None:
             with MEASURING:
                 table = self._latencies = self._latencies or LatencyTable(self.modules, row)
@@ -697,10 +688,8 @@ class AnytimePredictor:
                     self._measure(rows_of(images, slice(0, 1)))
         if _keys_of(images) != _keys_of(self._row):
             raise SuperWeightError(f"inputs must have {_keys_of(self._row)}, as the first had; got {_keys_of(images)}")
-        if isinstance(images, Tensor):
-            self._check_shape(images, like)
-
-    def _check_shape(self, images: Tensor, like: Tensor) -> None:
+        if not isinstance(images, Tensor):
+            return
         if images.shape[1:] != self._input_shape:
             wanted = ", ".join(map(str, self._input_shape))
             raise SuperWeightError(f"images must be (batch, {wanted}); got {tuple(images.shape)}")

@@ -92,8 +92,12 @@ def export_cascade(
     for name in policy.order:
         if name not in modules:
             raise unknown_name("member of the policy's order", name, modules)
-        if flops is not None:
-            _check_flops(name, flops)
+        if flops is None:
+            continue
+        if name not in flops:
+            raise unknown_name("member of flops", name, flops)
+        if isinstance(flops[name], bool) or not isinstance(flops[name], int) or flops[name] < 0:
+            raise SuperWeightError(f"flops of member {name!r} must be an int of at least 0; got {flops[name]!r}")
     check_onnx_packages()
     members = {name: plain_member(modules[name], shape, images=images) for name in policy.order}
     _check_members(members)
@@ -102,7 +106,8 @@ def export_cascade(
         for index, (name, member) in enumerate(members.items()):
             file = f"{index:02}-{file_name(name)}.onnx"
             write_onnx(member, draft / file)
-            count = _counted_flops(member) if flops is None else flops[name]
+            with torch.no_grad():
+                count = count_flops(member.module, member.example(1)) if flops is None else flops[name]
             listed.append({"name": name, "file": file, "flops": count, **file_entry(draft / file)})
         write_json(
             draft / "cascade.json",
@@ -139,14 +144,6 @@ def _check_folder(folder: Path, *, overwrite: bool) -> None:
         raise SuperWeightError(f"{folder} exists and is no exported cascade: give another folder")
 
 
-def _check_flops(name: str, flops: Mapping[str, int]) -> None:
-    if name not in flops:
-        raise unknown_name("member of flops", name, flops)
-    count = flops[name]
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise SuperWeightError(f"flops of member {name!r} must be an int of at least 0; got {count!r}")
-
-
 def _check_members(members: Mapping[str, PlainMember]) -> None:
     """Refuse members that do not answer the same two classes or more for float32 images."""
     counts = {name: member.num_classes for name, member in members.items()}
@@ -160,11 +157,6 @@ def _check_members(members: Mapping[str, PlainMember]) -> None:
             raise SuperWeightError(
                 f"a cascade takes float32 images; member {name!r} takes tokens: export its members one by one"
             )
-
-
-def _counted_flops(member: PlainMember) -> int:
-    with torch.no_grad():
-        return count_flops(member.module, member.example(1))
 
 
 def _version(package: str) -> str | None:

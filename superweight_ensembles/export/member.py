@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.data import Preprocessing
-from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, rebuild_member
+from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, rebuild_member
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import copied, is_out_of_memory, recall_architecture
 from superweight_ensembles.plan import count_parameters
@@ -52,27 +52,18 @@ _FLOATS = {str(dtype): dtype for dtype in (torch.float32, torch.float64, torch.f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainMember:
-    """A network to export: what every format starts from.
+    """A network to export: what every format starts from."""
 
-    Attributes:
-        module: A copy on the CPU, in eval mode; the network that was given stays as it is.
-        input_shape: Shape of one image.
-        batch_size: The only batch size that the export must take; None for any.
-        tokens: Whether it takes int64 instead of its floating-point type.
-        num_classes: Logits an image.
-        images: How image files are read, and the names of the classes, where that is known.
-    """
-
-    module: nn.Module
+    module: nn.Module  # a copy on the CPU, in eval mode
     input_shape: tuple[int, ...]
-    batch_size: int | None
-    tokens: bool
+    batch_size: int | None  # the only one that the export must take; None for any
+    tokens: bool  # whether it takes int64 instead of its floating-point type
     num_classes: int
     images: Preprocessing | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return _float_type(self.module)
+        return first_parameter({"": self.module}).dtype  # float32 without one
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -122,19 +113,15 @@ def plain_member(
     check_answers({type(module).__name__: logits})
     if len(logits) != len(noise):
         raise SuperWeightError(f"the network answers {len(logits)} rows of logits for {len(noise)} images")
-    if images is not None:
-        _check_preprocessing(images, shape, int(logits.shape[1]))
+    num_classes = int(logits.shape[1])
+    if images is not None and images.image_shape != shape:
+        raise SuperWeightError(f"images are {images.image_shape} by their preprocessing, {shape} by input_shape")
+    if images is not None and len(images.classes) not in (0, num_classes):
+        raise SuperWeightError(f"images have {len(images.classes)} names of classes, the network answers {num_classes}")
     return PlainMember(
-        module=plain, input_shape=shape, batch_size=batch_size, tokens=takes_tokens, num_classes=int(logits.shape[1]),
+        module=plain, input_shape=shape, batch_size=batch_size, tokens=takes_tokens, num_classes=num_classes,
         images=images,
     )  # fmt: skip
-
-
-def _check_preprocessing(images: Preprocessing, shape: tuple[int, ...], num_classes: int) -> None:
-    if images.image_shape != shape:
-        raise SuperWeightError(f"images are {images.image_shape} by their preprocessing, {shape} by input_shape")
-    if images.classes and len(images.classes) != num_classes:
-        raise SuperWeightError(f"images have {len(images.classes)} names of classes, the network answers {num_classes}")
 
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -158,13 +145,7 @@ def _example_images(module: nn.Module, shape: tuple[int, ...], batch_size: int, 
         tables = (layer for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)))
         most = min((table.num_embeddings for table in tables), default=1) or 1
         return torch.randint(most, (batch_size, *shape), generator=generator)
-    return torch.randn(batch_size, *shape, generator=generator).to(_float_type(module))
-
-
-def _float_type(module: nn.Module) -> torch.dtype:
-    """Type of the first floating-point parameter; float32 where there is none."""
-    types = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
-    return next(types, torch.float32)
+    return torch.randn(batch_size, *shape, generator=generator).to(first_parameter({"": module}).dtype)
 
 
 def _reason(error: BaseException) -> str:

@@ -15,18 +15,13 @@ from superweight_ensembles.export.member import check_onnx_packages, plain_membe
 
 
 class OnnxNetwork(nn.Module):
-    """A network that onnxruntime computes on the CPU, or on whatever its session has.
-
-    Args:
-        session: An ``onnxruntime.InferenceSession`` with the input ``images`` and the output ``logits``.
-    """
+    """A network whose logits (B, K) an ``onnxruntime.InferenceSession`` computes of images (B, ...) on the CPU."""
 
     def __init__(self, session: Any) -> None:
         super().__init__()
         self.session = session
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, ...) on the CPU to logits (B, K)."""
         return torch.from_numpy(self.session.run(["logits"], {"images": images.detach().numpy()})[0])
 
 

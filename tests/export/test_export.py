@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -441,12 +442,17 @@ def cascade(small_networks, tmp_path_factory) -> Path:
     return export_cascade(small_networks, policy, folder, input_shape=SMALL_SHAPE, flops=FLOPS)
 
 
-def with_policy(cascade: Path, folder: Path, policy: ExitPolicy) -> Path:
-    """A copy of a cascade under another policy."""
+def edited(cascade: Path, folder: Path, change: Callable[[dict], object]) -> Path:
+    """A copy of a cascade whose cascade.json is changed in place."""
     shutil.copytree(cascade, folder)
     content = json.loads((folder / "cascade.json").read_text())
-    (folder / "cascade.json").write_text(json.dumps({**content, "policy": policy.to_dict()}))
+    change(content)
+    (folder / "cascade.json").write_text(json.dumps(content))
     return folder
+
+
+def with_policy(cascade: Path, folder: Path, policy: ExitPolicy) -> Path:
+    return edited(cascade, folder, lambda content: content.update(policy=policy.to_dict()))
 
 
 ELSEWHERE = """
@@ -597,12 +603,10 @@ def test_a_policy_and_its_loader_have_the_same_bounds(cascade: Path, tmp_path: P
         exit_policy.TEMPERATURES,
         exit_policy.MOST_THRESHOLD,
     )
-    folder = shutil.copytree(cascade, tmp_path / "cascade")
-    content = json.loads((folder / "cascade.json").read_text())
-    content["policy"][key] = values
-    (folder / "cascade.json").write_text(json.dumps(content))
+    folder = edited(cascade, tmp_path / "cascade", lambda content: content["policy"].update({key: values}))
+    policy = json.loads((folder / "cascade.json").read_text())["policy"]
     for read, message in (
-        (lambda: ExitPolicy.from_dict(content["policy"]), f"policy: .*{key}"),
+        (lambda: ExitPolicy.from_dict(policy), f"policy: .*{key}"),
         (lambda: OnnxCascade(folder), f"policy.{key} is damaged"),
     ):
         if taken:
@@ -718,12 +722,8 @@ def first_file(name: str):
     ],
 )
 def test_damaged_cascades(cascade: Path, tmp_path: Path, change, message: str) -> None:
-    folder = shutil.copytree(cascade, tmp_path / "cascade")
-    content = json.loads((folder / "cascade.json").read_text())
-    change(content)
-    (folder / "cascade.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        OnnxCascade(folder)
+        OnnxCascade(edited(cascade, tmp_path / "cascade", change))
 
 
 TYPE = onnx.TensorProto
@@ -749,13 +749,13 @@ def linear_model(logits: int = TYPE.FLOAT, images: int = TYPE.FLOAT, batch: int 
 
 def with_model(cascade: Path, folder: Path, model: bytes) -> Path:
     """A cascade whose first member is another model, its size and checksum as they should be."""
-    shutil.copytree(cascade, folder)
-    content = json.loads((folder / "cascade.json").read_text())
-    first = content["members"][0]
-    (folder / first["file"]).write_bytes(model)
-    first.update(bytes=len(model), sha256=hashlib.sha256(model).hexdigest())
-    (folder / "cascade.json").write_text(json.dumps(content))
-    return folder
+
+    def change(content: dict) -> None:
+        first = content["members"][0]
+        (folder / first["file"]).write_bytes(model)
+        first.update(bytes=len(model), sha256=hashlib.sha256(model).hexdigest())
+
+    return edited(cascade, folder, change)
 
 
 @pytest.mark.parametrize(
@@ -797,17 +797,19 @@ def test_a_member_that_fails_is_named(cascade: Path, tmp_path: Path) -> None:
         loaded(np.zeros((2, *SMALL_SHAPE), np.float32))
 
 
-def test_unreadable_cascades(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cascade\.json is missing: .* is no exported cascade"):
-        OnnxCascade(tmp_path)
-    (tmp_path / "cascade.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read as JSON"):
-        OnnxCascade(tmp_path)
-    (tmp_path / "cascade.json").write_text("[]")
-    with pytest.raises(ValueError, match="has format None"):
-        OnnxCascade(tmp_path)
-    (tmp_path / "cascade.json").write_text('{"format": 2, "format": 2}')
-    with pytest.raises(ValueError, match="cannot be read as JSON: a key is there twice"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"cascade\.json is missing: .* is no exported cascade"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "has format None"),
+        ('{"format": 2, "format": 2}', "cannot be read as JSON: a key is there twice"),
+    ],
+)
+def test_unreadable_cascades(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "cascade.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
         OnnxCascade(tmp_path)
 
 
@@ -816,20 +818,17 @@ def test_cascades_that_are_not_exported(cascade: Path, small_networks, tmp_path:
         policy = ExitPolicy(order=order, temperatures=(1.0,) * len(order), thresholds=(0.5,) * (len(order) - 1))
         return export_cascade(modules, policy, folder, **{"input_shape": SMALL_SHAPE, **options})
 
-    with pytest.raises(swe.SuperWeightError, match="unknown member of the policy's order 'd'"):
-        export(order=("a", "d"))
-    with pytest.raises(swe.SuperWeightError, match=r"unknown member of flops 'b/2'"):
-        export(flops={"a": 1})
-    with pytest.raises(swe.SuperWeightError, match="flops of member 'a' must be an int"):
-        export(order=("a",), flops={"a": 1.5})
-    with pytest.raises(swe.SuperWeightError, match="must answer the same classes; got a: 4, b: 3"):
-        export({"a": small(), "b": small(3)}, order=("a", "b"))
-    with pytest.raises(swe.SuperWeightError, match="at least two classes"):
-        export({"a": small(1)}, order=("a",))
-    with pytest.raises(swe.SuperWeightError, match="input_shape is that of one image"):
-        export(input_shape=())
-    with pytest.raises(swe.SuperWeightError, match="cannot translate NotInOnnx"):
-        export({"a": small(12), "b": NotInOnnx()}, order=("a", "b"))
+    for options, message in (
+        ({"order": ("a", "d")}, "unknown member of the policy's order 'd'"),
+        ({"flops": {"a": 1}}, "unknown member of flops 'b/2'"),
+        ({"order": ("a",), "flops": {"a": 1.5}}, "flops of member 'a' must be an int"),
+        ({"modules": {"a": small(), "b": small(3)}, "order": "ab"}, "must answer the same classes; got a: 4, b: 3"),
+        ({"modules": {"a": small(1)}, "order": "a"}, "at least two classes"),
+        ({"input_shape": ()}, "input_shape is that of one image"),
+        ({"modules": {"a": small(12), "b": NotInOnnx()}, "order": "ab"}, "cannot translate NotInOnnx"),
+    ):
+        with pytest.raises(swe.SuperWeightError, match=message):
+            export(**options)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(swe.SuperWeightError, match="exists already: overwrite replaces an exported cascade"):
         export(folder=cascade)
