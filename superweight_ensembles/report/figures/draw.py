@@ -41,6 +41,25 @@ _SAME_BYTES: dict[Any, Any] = {"svg.hashsalt": "superweight-ensembles", "svg.fon
 _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
+def run_figures(results: RunResults, plan: SharingPlan) -> dict[str, Figure]:
+    """The figures of a run, by the names of the functions that draw them: six, and those that the results have more."""
+    figures = {
+        "accuracy_flops": accuracy_flops(results),
+        "accuracy_parameters": accuracy_parameters(results),
+        "sharing_map": sharing_map(plan),
+        "budget_split": budget_split(plan),
+        "training_curves": training_curves(results),
+        "reliability_diagram": reliability_diagram(results),
+    }
+    if any(arm.anytime for arm in results.arms):
+        figures["anytime_curves"] = anytime_curves(results)
+    if any(arm.shift for arm in results.arms):
+        figures["uncertainty_curves"] = uncertainty_curves(results)
+    if widths_learned(results):
+        figures["width_history"] = width_history(results)
+    return figures
+
+
 def draw_run(results: RunResults, plan: SharingPlan, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
     """Draw the figures of a run: six, ``anytime_curves`` and ``uncertainty_curves`` where the results hold any, and
     ``width_history`` where widths were learned.
@@ -58,21 +77,7 @@ def draw_run(results: RunResults, plan: SharingPlan, folder: Path, options: Figu
         SuperWeightError: Results without an arm.
     """
     with options.applied():
-        figures = {
-            "accuracy_flops": accuracy_flops(results),
-            "accuracy_parameters": accuracy_parameters(results),
-            "sharing_map": sharing_map(plan),
-            "budget_split": budget_split(plan),
-            "training_curves": training_curves(results),
-            "reliability_diagram": reliability_diagram(results),
-        }
-        if any(arm.anytime for arm in results.arms):
-            figures["anytime_curves"] = anytime_curves(results)
-        if any(arm.shift for arm in results.arms):
-            figures["uncertainty_curves"] = uncertainty_curves(results)
-        if widths_learned(results):
-            figures["width_history"] = width_history(results)
-        return save_figures(figures, folder, options)
+        return save_figures(run_figures(results, plan), folder, options)
 
 
 def draw_comparison(results: Sequence[RunResults], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
@@ -84,6 +89,11 @@ def draw_comparison(results: Sequence[RunResults], folder: Path, options: Figure
     with options.applied():
         figures = {"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}
         return save_figures(figures, folder, options)
+
+
+def search_figures(search: SearchRecord, plans: Mapping[str, SharingPlan]) -> dict[str, Figure]:
+    """The figures of a search for clusters, by name."""
+    return {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}
 
 
 def draw_search(
@@ -101,8 +111,7 @@ def draw_search(
         SuperWeightError: A search without a cluster; no plan, or plans of different members.
     """
     with options.applied():
-        figures = {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}
-        return save_figures(figures, folder, options)
+        return save_figures(search_figures(search, plans), folder, options)
 
 
 def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
