@@ -25,8 +25,7 @@ from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report import figures as drawing
 from superweight_ensembles.report.figure_data import as_csv, result_tables, search_tables
 from superweight_ensembles.report.findings import sentences, tiles
-from superweight_ensembles.report.pictures import Picture, captioned, read_pictures
-from superweight_ensembles.report.tables import (
+from superweight_ensembles.report.page_tables import (
     anytime_tables,
     facts,
     plan_table,
@@ -34,6 +33,7 @@ from superweight_ensembles.report.tables import (
     result_table,
     uncertainty_table,
 )
+from superweight_ensembles.report.pictures import Picture, captioned, read_pictures
 from superweight_ensembles.storage import accessing, escape_controls, read_as, write_text
 
 _MOST_SVG_BYTES = 1_000_000
@@ -132,11 +132,11 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def plan_section(plan: SharingPlan) -> Markup:
     """The table of a sharing plan, as HTML: a row a cluster, a column a member, and the account of the budget."""
-    module: Any = _PAGES.get_template("tables.html").module
+    module: Any = _PAGES.get_template("sheet.html").module
     return Markup(module.sheet(plan_table(plan)))
 
 
-@drawing.style.plain_text
+@drawing.style.styled
 def _pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture]:
     """The figures of a run, each with what it draws, then the PNG files of its folder that are not by this library."""
     others = [picture for name, picture in read_pictures(run / "figures").items() if not hasattr(drawing, name)]

@@ -108,7 +108,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-@style.plain_text
+@style.styled
 def accuracy_flops(results: RunResults) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
 
@@ -182,7 +182,7 @@ def _handle(label: str, color: str, marker: str, size: float, linewidth: float =
     return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
 
 
-@style.plain_text
+@style.styled
 def accuracy_parameters(results: RunResults) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
 
@@ -253,8 +253,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
         ends: dict[str, Any] = {"xy": (shared[0], _ARROW_HEIGHT), "xytext": (count, _ARROW_HEIGHT)}
         axes.annotate("", **ends, xycoords=across, textcoords=across, arrowprops=arrow, gid="saving arrow")
     note = axes.text(
-        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", color=style.INK, zorder=6,
-        fontsize=style.SMALL_POINTS, gid="saving",
+        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", zorder=6, gid="saving",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
     )  # fmt: skip
     note.set_in_layout(False)
@@ -294,7 +293,7 @@ class Series:
         return self.color != self.arm.color or self.arm.name == "shared"
 
 
-@style.plain_text
+@style.styled
 def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     series = _series(results)
@@ -323,7 +322,7 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
     return figure
 
 
-@style.plain_text
+@style.styled
 def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) of the full ensembles against their trainable parameters.
 

@@ -34,7 +34,7 @@ from superweight_ensembles.report.figures.run_curves import (
 )
 from superweight_ensembles.report.figures.search_figures import sharing_change, similarity_matrix
 from superweight_ensembles.report.figures.sharing import budget_split, sharing_map
-from superweight_ensembles.report.figures.style import DEFAULTS, DOTS_PER_INCH, FigureOptions, plain_text, recolor
+from superweight_ensembles.report.figures.style import DEFAULTS, DOTS_PER_INCH, FigureOptions, recolor, styled
 from superweight_ensembles.storage import accessing, write_bytes
 
 _SAME_BYTES: dict[Any, Any] = {"svg.hashsalt": "superweight-ensembles", "svg.fonttype": "path", "pdf.fonttype": 42}
@@ -130,7 +130,7 @@ def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEF
         return save_figures(figures, folder, options)
 
 
-@plain_text
+@styled
 def save_figures(figures: Mapping[str, Figure], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
     """Write figures as files of these names into a folder, which is made if it does not exist.
 

@@ -158,7 +158,7 @@ def num_seeds(arms: Sequence[MeasuredArm]) -> str:
     return style.counted(counts[0], "seed")
 
 
-@style.plain_text
+@style.styled
 def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
@@ -172,7 +172,7 @@ def arms_parameters(comparison: Comparison) -> Figure:
     return _draw_arms(arms, [arm.num_parameters for arm in arms], _sizes_axis, lines, title)
 
 
-@style.plain_text
+@style.styled
 def arms_flops(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 
@@ -356,7 +356,7 @@ def _legible(axes: Axes, labels: Sequence[Annotation], beside: Sequence[Annotati
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
 
 
-@style.plain_text
+@style.styled
 def arms_anytime(comparison: Comparison) -> Figure:
     """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early.
 
@@ -456,7 +456,7 @@ def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
     return costs, rows.mean(0), rows.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(costs)
 
 
-@style.plain_text
+@style.styled
 def ablation_bars(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of the arms' groups.
 

@@ -28,7 +28,7 @@ _LEAST_IMAGES = 10
 _NAMED_WIDTHS = 8
 
 
-@style.plain_text
+@style.styled
 def training_curves(results: RunResults) -> Figure:
     """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm.
 
@@ -62,7 +62,7 @@ def training_curves(results: RunResults) -> Figure:
             handles.append(Line2D([], [], color=style.MUTED, linewidth=1.8, label="ensemble"))
             looks = zip(members, map(_member_line, range(len(members))))
             handles += [Line2D([], [], color=style.MUTED, label=name, **look) for name, look in looks]
-    last.set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
+    last.set_xlabel("epoch")
     style.outside_legend(figure, handles, loc="outside upper center", columns=4)
     return figure
 
@@ -154,7 +154,7 @@ def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
     return ()
 
 
-@style.plain_text
+@style.styled
 def width_history(results: RunResults) -> Figure:
     """Hidden neurons (log) of each layer whose width was learned, by epoch: a panel a member.
 
@@ -185,7 +185,7 @@ def width_history(results: RunResults) -> Figure:
         axes.tick_params(labelbottom=below)
         neurons = [style.quantity(sum(history[end][1].get(member, {}).values())) for end in (0, -1)]
         title = f"{style.short_names(member)}: {' to '.join(neurons)}"
-        axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+        axes.set_title(title)
         _draw_widths(axes, member, [(epoch, widths[member]) for epoch, widths in history if member in widths])
     return figure
 
@@ -206,7 +206,7 @@ def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[s
     place_labels(axes, labels, markers=[line[-1] for line in lines], lines=lines)
 
 
-@style.plain_text
+@style.styled
 def anytime_curves(results: RunResults) -> Figure:
     """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
 
@@ -347,12 +347,12 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
         if found.truncated:
             lines.append(f"with truncations {100 * getattr(found.truncated.curve('cascade'), area):.2f}")
     return axes.text(
-        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", color=style.INK,
+        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom",
         fontsize=style.SMALL_POINTS - 1, linespacing=1.3, gid="areas",
     )  # fmt: skip
 
 
-@style.plain_text
+@style.styled
 def reliability_diagram(results: RunResults) -> Figure:
     """Accuracy against mean confidence of the full ensembles (per cent), over the images in each of the results' bins.
 
@@ -389,7 +389,7 @@ def reliability_diagram(results: RunResults) -> Figure:
     return figure
 
 
-@style.plain_text
+@style.styled
 def uncertainty_curves(results: RunResults) -> Figure:
     """Error (per cent) over the share of images that is answered, surest first; below, accuracy under corruption.
 

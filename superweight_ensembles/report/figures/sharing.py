@@ -155,7 +155,7 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
     return list(groups.values())
 
 
-@style.plain_text
+@style.styled
 def sharing_map(plan: SharingPlan) -> Figure:
     """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
 
@@ -360,7 +360,7 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
     return [*spent, unspent, *(rest if templates_alone else [])]
 
 
-@style.plain_text
+@style.styled
 def budget_split(plan: SharingPlan) -> Figure:
     """Bars of trainable parameters: the shared ensemble by use, the independent members one by one.
 

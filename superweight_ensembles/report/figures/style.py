@@ -31,8 +31,6 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import read_text
 
-plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
-
 COLUMN_INCHES = 4.0
 PAGE_INCHES = 7.0
 DOTS_PER_INCH = 200
@@ -42,6 +40,17 @@ SMALL_POINTS = 7.5
 INK = "#262626"
 MUTED = "#8C8C8C"
 GRID = "#E6E6E6"
+
+# Of a function that draws. Ticks, which Matplotlib makes late, have their look from style_axes.
+styled = matplotlib.rc_context({
+    "text.parse_math": False,  # a $ in a name is a $
+    "text.color": INK, "font.size": SMALL_POINTS,
+    "axes.labelsize": TEXT_POINTS, "axes.labelcolor": INK, "axes.titlesize": SMALL_POINTS, "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.fontsize": SMALL_POINTS, "legend.title_fontsize": SMALL_POINTS, "legend.frameon": False,
+    "legend.handlelength": 1.6, "legend.handleheight": 0.9, "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.3, "legend.labelspacing": 0.35,
+})  # fmt: skip
 
 _ARM_COLORS = {"shared": "#0072B2", "independent": "#4D4D4D"}
 _ARM_MARKERS = {"shared": "o", "independent": "s"}
@@ -319,21 +328,14 @@ def short_names(text: str) -> str:
     return re.sub(rf"\S{{{_LONGEST_NAME + 1},}}", lambda found: _cut(found[0], _LONGEST_NAME, tail=19), text)
 
 
-def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
-    """Labels, two spines, and a light grid behind the data; ``grid`` is ``both``, ``x``, ``y`` or empty."""
-    axes.set_xlabel(xlabel, fontsize=TEXT_POINTS, color=INK)
-    axes.set_ylabel(ylabel, fontsize=TEXT_POINTS, color=INK)
+def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y", ""] = "both") -> None:
+    """Labels, ticks, and a light grid behind the data."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.tick_params(labelsize=SMALL_POINTS, color=MUTED, labelcolor=INK, length=3, width=0.6)
     axes.tick_params(which="minor", length=0, labelbottom=False, labelleft=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set(color=MUTED, linewidth=0.6)
     axes.set_axisbelow(True)
-    if grid in ("both", "x"):
-        axes.grid(True, axis="x", color=GRID, linewidth=0.6)
-    if grid in ("both", "y"):
-        axes.grid(True, axis="y", color=GRID, linewidth=0.6)
+    if grid:
+        axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
 
 
 def draw_markers(
@@ -365,7 +367,6 @@ def write_beside(
     axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> Annotation:
     """A small text that stands off from its point, by an offset in points."""
-    look = {"ha": "left", "fontsize": SMALL_POINTS, "color": INK, **look}
     return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
 
 
@@ -386,10 +387,7 @@ def outside_legend(
 ) -> tuple[Legend, int]:
     """A legend above or below the axes, in as many columns as the figure has room for, and how many rows it has."""
     while True:
-        legend = figure.legend(
-            handles=list(handles), loc=loc, ncols=columns, fontsize=SMALL_POINTS, frameon=False, handlelength=1.6,
-            handleheight=0.9, handletextpad=0.5, columnspacing=1.3, labelspacing=0.35, labelcolor=INK,
-        )  # fmt: skip
+        legend = figure.legend(handles=list(handles), loc=loc, ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return legend, -(-len(handles) // columns)
         legend.remove()
