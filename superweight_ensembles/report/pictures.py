@@ -10,8 +10,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import Epoch, RunResults
+from superweight_ensembles.experiment import RunResults
 from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.report.figures import mean_loss
 from superweight_ensembles.storage import read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -177,7 +178,7 @@ def describe(name: str, results: RunResults, plan: SharingPlan) -> str:
             counts = _each({arm.name: f"{arm.num_parameters:,}" for arm in arms})
             return f"Test accuracy against trainable parameters. Parameters: {counts}. Accuracy: {accuracies}."
         case "training_curves":
-            losses = _each({arm.name: f"{_mean_loss(arm.history[-1]):.3f}" for arm in arms if arm.history})
+            losses = _each({arm.name: f"{mean_loss(arm.history[-1]):.3f}" for arm in arms if arm.history})
             epochs = max(len(arm.history) for arm in arms)
             return f"Training loss and validation accuracy over {epochs} epochs. Loss of the last epoch: {losses}."
         case "reliability_diagram":
@@ -213,8 +214,3 @@ def describe(name: str, results: RunResults, plan: SharingPlan) -> str:
 
 def _each(values: dict[str, str]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in values.items())
-
-
-def _mean_loss(epoch: Epoch) -> float:
-    losses = [loss for loss in epoch.train_loss.values() if loss is not None]
-    return sum(losses) / max(len(losses), 1)

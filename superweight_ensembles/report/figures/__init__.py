@@ -28,6 +28,7 @@ from superweight_ensembles.report.figures.measured import (
 )
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
+    mean_loss,
     reliability_diagram,
     training_curves,
     uncertainty_curves,
@@ -65,6 +66,7 @@ __all__ = [
     "draw_search",
     "family_looks",
     "layers_by_depth",
+    "mean_loss",
     "pareto_front",
     "place_cells",
     "place_rows",

@@ -264,8 +264,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], colors: Mapping[str, s
     if any(any(panel.anchors) and panel.num_targets <= _LABELLED_AT_MOST for panel in panels):
         handles.append(Patch(facecolor="none", edgecolor="none", label="bold: layers of the anchor"))
     if any(panel.leaders for panel in panels):
-        label = "the row follows this layer of the anchor"
-        handles.append(Line2D([], [], color=style.INK, marker="o", markersize=3, linewidth=0, label=label))
+        handles.append(style.key("the row follows this layer of the anchor", style.INK, "o", 3))
     if any(panel.silent for panel in panels):
         handles.append(Patch(label="not compared: the layer follows", **_SILENT))
     style.outside_legend(figure, handles, loc="outside lower center", columns=4)

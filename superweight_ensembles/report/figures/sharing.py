@@ -185,9 +185,7 @@ def sharing_map(plan: SharingPlan) -> Figure:
     for own in cells.values():
         _draw_row(axes, look_of, own)
     if _draw_ties(axes, cells):
-        entries.append(
-            Line2D([], [], color=style.INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients")
-        )
+        entries.append(style.key("tied coefficients", style.INK, "o", 2.5, 0.7))
     _finish(axes, plan, cells)
     _, legend_rows = style.outside_legend(figure, entries, loc="outside lower center", columns=2)
     style.set_plot_height(figure, 0.5 + 0.72 * rows + 0.17 * legend_rows)

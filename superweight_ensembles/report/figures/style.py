@@ -394,6 +394,11 @@ def outside_legend(
         columns -= 1
 
 
+def key(label: str, color: str, marker: str = "", size: float = 5, linewidth: float = 0.0, **look: Any) -> Line2D:
+    """What a line or a marker means, for a legend."""
+    return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
+
+
 def mix(color: str, other: str, share: float) -> str:
     """A colour with a share of another one in it.
 
@@ -549,9 +554,7 @@ def short_members(names: Iterable[str], limit: int = 12) -> dict[str, str]:
         >>> short_members(["wrn16-2", "convnextv2_tiny_in22k_384"])
         {'wrn16-2': 'wrn16-2', 'convnextv2_tiny_in22k_384': 'convne…k_384'}
     """
-    given = list(dict.fromkeys(names))
-    cut = {name: _cut(name, limit, tail=(limit - 1) // 2) for name in given}
-    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+    return _distinct({name: _cut(name, limit, tail=(limit - 1) // 2) for name in names})
 
 
 def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
@@ -561,15 +564,18 @@ def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
         >>> short_layers(["stem.weight", "stages.0.0.conv1.weight", "stages.0.1.conv2.weight"])
         {'stem.weight': 'stem', 'stages.0.0.conv1.weight': '0.0.conv1', 'stages.0.1.conv2.weight': '0.1.conv2'}
     """
-    given = list(dict.fromkeys(names))
-    parts = {name: name.removesuffix(".weight").split(".") for name in given}
+    parts = {name: name.removesuffix(".weight").split(".") for name in names}
     nested = [own for own in parts.values() if len(own) > 2]
     if nested and len({own[0] for own in nested}) == 1:
         parts = {name: own[1:] if len(own) > 2 else own for name, own in parts.items()}
-    cut = {name: _cut(".".join(own), limit, tail=limit - 5) for name, own in parts.items()}
-    if len(set(cut.values())) < len(given):
-        cut = {name: ".".join(own) for name, own in parts.items()}
-    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+    whole = {name: ".".join(own) for name, own in parts.items()}
+    return _distinct({name: _cut(own, limit, tail=limit - 5) for name, own in whole.items()}, whole)
+
+
+def _distinct(*choices: dict[str, str]) -> dict[str, str]:
+    """The first choice of short names that are all different, or else the names themselves."""
+    names = dict(zip(choices[0], choices[0]))
+    return next((short for short in choices if len(set(short.values())) == len(short)), names)
 
 
 def split_label(label: str, members: Sequence[str]) -> tuple[str, str]:
