@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any, Literal
@@ -238,8 +239,8 @@ class _Layout(ConstrainedLayoutEngine):
         for axes in fig.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 formatter = axis.get_major_formatter()
-                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Shortened):
-                    formatter.func = _Shortened(formatter.func)  # as ticks with labels have
+                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, partial):
+                    formatter.func = partial(_short_tick, formatter.func)  # as ticks with labels have
         for text in fig.findobj(Text):
             if isinstance(text, Text) and len(text.get_text()) > _LONGEST_NAME:
                 text.set_text(short_names(text.get_text()))
@@ -308,14 +309,9 @@ def _recolor_one(artist: Artist, look: str, new: Callable[[Any], tuple[float, ..
     getattr(artist, f"set_{look}")([new(color) for color in found] if many else new(found))
 
 
-class _Shortened:
-    """What a formatter of ticks says, with short names."""
-
-    def __init__(self, says: Callable[..., str]) -> None:
-        self._says = says
-
-    def __call__(self, *tick: Any) -> str:
-        return short_names(self._says(*tick))
+def _short_tick(says: Callable[..., str], *tick: Any) -> str:
+    """What a formatter says of a tick, with short names."""
+    return short_names(says(*tick))
 
 
 def short_names(text: str) -> str:
