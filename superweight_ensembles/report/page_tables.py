@@ -135,7 +135,7 @@ def anytime_tables(results: RunResults) -> dict[str, Table]:
             areas.append([curve.name, arm.name, f"{100 * curve.area:,.2f}", f"{100 * curve.latency_area:,.2f}"])
         kept = {curve.name: curve.points for curve in arm.anytime.curves} | {"policy kept": (arm.anytime.calibrated,)}
         for name, points in kept.items():
-            rows = []
+            rows: list[list[str]] = []
             for point in points:
                 costs = [f"{point.members_used:,.2f}", f"{point.flops / 1e6:,.2f}", f"{point.latency_ms:,.2f}"]
                 owner = "" if rows else arm.name
