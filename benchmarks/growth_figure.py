@@ -63,7 +63,7 @@ class Growth:
     sweeps: Annotated[tuple[Sweep, ...], Field(max_length=16)]
 
 
-@style.plain_text
+@style.styled
 def growth_curves(growth: Growth) -> Figure:
     """Step time against each thing that grows, both axes logarithmic, above a table of the slopes of every quantity.
 

@@ -67,7 +67,7 @@ class LearnedWidths:
     cells: Annotated[tuple[WidthsCell, ...], Field(max_length=1000)]
 
 
-@style.plain_text
+@style.styled
 def learned_widths(measured: LearnedWidths) -> Figure:
     """A column a task. Above: hidden neurons by epoch (both log), a line a seed, a colour a start. Below: test accuracy
     (per cent) by hidden neurons, of fixed widths (mean over seeds, bars are deviations) and of each learned one.
@@ -89,7 +89,9 @@ def learned_widths(measured: LearnedWidths) -> Figure:
         found = [cell for cell in cells if cell.task == task]
         above, below = panels[0, column], panels[1, column]
         style.style_axes(above, xlabel="epoch (log)", ylabel="" if column else "hidden neurons (log)")
-        above.set_title(task.replace("_", " "), fontsize=style.TEXT_POINTS, color=style.INK, fontweight="bold")
+        above.set_title(
+            task.replace("_", " "), fontsize=style.TEXT_POINTS, color=style.INK, fontweight="bold", loc="center"
+        )
         _draw_histories(above, found, rates, measured.published_widths.get(task))
         style.counts_axis(above, "y", [*heights, *measured.published_widths.values()])
         style.counts_axis(above, "x", [epoch for cell in found for one in cell.learned for epoch, _ in one.history])

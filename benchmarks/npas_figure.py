@@ -67,7 +67,7 @@ class Npas:
         return {name: own for name, own in found.items() if own}
 
 
-@style.plain_text
+@style.styled
 def npas_budgets(npas: Npas) -> Figure:
     """Test accuracy (per cent, mean over seeds) against the budget (log), a line an arm.
 

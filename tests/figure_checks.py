@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
+import superweight_ensembles as swe
 from superweight_ensembles.experiment import Comparison, RunResults, SearchRecord
 from superweight_ensembles.storage import content_as
 
@@ -79,6 +81,28 @@ def legend_texts(figure: Figure) -> list[str]:
 def drawn_boxes(texts: Iterable[Artist]) -> list[Any]:
     """Extents in pixels of a figure laid out, of the texts alone: leaders and arrows left out."""
     return [Text.get_window_extent(text) for text in texts if isinstance(text, Text)]
+
+
+def make_plan(sizes: Sequence[tuple[int, int]], budget: float = 0.83, **options: Any) -> swe.SharingPlan:
+    """The plan of wide residual networks of these depths and widths."""
+    members = {f"wrn{depth}-{width}": swe.wide_resnet(depth, width, 10, in_channels=1) for depth, width in sizes}
+    return swe.plan_sharing(members, budget=budget, **options)
+
+
+def assert_pngs(paths: Sequence[Path], *names: str) -> None:
+    """These files, as wide as a column or a page of 200 dots an inch, and of sensible height."""
+    assert [path.name for path in paths] == [f"{name}.png" for name in names]
+    for path in paths:
+        content = path.read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 5_000
+        width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+        assert width in (800, 1400) and 150 <= height <= 2400, (path.name, width, height)
+
+
+def assert_inside(boxes: Iterable[Any], frame: Bbox) -> None:
+    for box in boxes:
+        assert frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1, box
+        assert frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1, box
 
 
 def assert_apart(boxes: Sequence[Any]) -> None:

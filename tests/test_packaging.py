@@ -96,7 +96,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_package_and_the_recipes(built: Path) -> None:
-    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyi"), PACKAGE / "py.typed"]
+    files = [
+        PACKAGE / "py.typed",
+        *(path for kind in ("py", "pyi", "html", "css") for path in PACKAGE.rglob(f"*.{kind}")),
+    ]
     expected = {path.relative_to(ROOT).as_posix() for path in files}
     expected |= {f"superweight_ensembles/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:

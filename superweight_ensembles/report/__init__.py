@@ -4,7 +4,7 @@ Figures are in :mod:`superweight_ensembles.report.figures`.
 """
 
 from superweight_ensembles.report.findings import changed, sentences
-from superweight_ensembles.report.sections import describe, plan_section
-from superweight_ensembles.report.write import write_report
+from superweight_ensembles.report.pictures import describe
+from superweight_ensembles.report.write import plan_section, write_report
 
 __all__ = ["changed", "describe", "plan_section", "sentences", "write_report"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from superweight_ensembles.experiment import ArmResults, RunResults
-from superweight_ensembles.report.template import signed
 
 FEWEST_TOLD_APART = 6  # 2 * 0.5 ** 5 > 0.05: five images, all in favour of one arm, are still no sign (sign test)
+_MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,17 @@ def changed(count: int, before: int) -> str:
         return "as many"
     side = "fewer" if count < before else "more"
     return f"{share:.0f} % {side}" if share >= 1 else f"{share:.2g} % {side}"
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference with its sign, U+2212 for minus; none where it rounds to nothing.
+
+    Example:
+        >>> signed(0.254, 1), signed(-3, 0), signed(-0.01, 1)
+        ('+0.3', '−3', '0.0')
+    """
+    text = f"{value:+,.{decimals}f}"
+    return text.lstrip("+-") if not any(digit in text for digit in "123456789") else text.replace("-", _MINUS)
 
 
 def tiles(results: RunResults) -> list[Tile]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import (
-    Recipe,
     RunRecord,
     RunResults,
     naming_files,
@@ -22,25 +23,51 @@ from superweight_ensembles.experiment import (
 )
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report import figures as drawing
-from superweight_ensembles.report.figure_data import Rows, as_csv, result_tables, search_tables
+from superweight_ensembles.report.figure_data import as_csv, result_tables, search_tables
 from superweight_ensembles.report.findings import sentences, tiles
-from superweight_ensembles.report.sections import (
-    Picture,
-    anytime_section,
-    configuration_section,
+from superweight_ensembles.report.page_tables import (
+    anytime_tables,
     facts,
-    figure_names,
-    figures,
-    origin_section,
-    plan_section,
-    read_pictures,
-    result_section,
-    uncertainty_section,
+    plan_table,
+    provenance_table,
+    result_table,
+    uncertainty_table,
 )
-from superweight_ensembles.report.template import Html, Section, join, page, tag
-from superweight_ensembles.storage import accessing, read_as, write_text
+from superweight_ensembles.report.pictures import Picture, captioned, read_pictures
+from superweight_ensembles.storage import accessing, escape_controls, read_as, write_text
 
 _MOST_SVG_BYTES = 1_000_000
+_SECTIONS = {
+    "meaning": "What it means",
+    "run": "What was run",
+    "results": "Results",
+    "sharing": "Sharing",
+    "anytime": "Anytime",
+    "uncertainty": "Uncertainty",
+    "widths": "Widths",
+    "search": "Search",
+    "others": "Other figures",
+    "configuration": "Configuration",
+    "provenance": "Provenance",
+}
+
+
+def _text(value: object) -> object:
+    """What UTF-8 cannot hold is a question mark, control characters are spelled; markup of the page itself stays."""
+    if isinstance(value, Markup):
+        return value
+    return escape_controls(str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=_text,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -73,34 +100,55 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     results, plan = read_results(run)
     drawing.read_arms(results)
     with naming_files(run / "results.json"):
-        names = figure_names(results, searched=(run / "search" / "search.json").is_file())
-        text = _page(run, recipe, results, plan, names)
+        pictures: dict[str, list[Picture]] = {}
+        for picture in _pictures(run, results, plan):
+            found = captioned(picture, results, plan)
+            pictures.setdefault(found.section, []).append(found)
+        tables = {
+            "results": result_table(results),
+            "plan": plan_table(plan),
+            "uncertainty": uncertainty_table(results),
+            "provenance": provenance_table(read_as(RunRecord, run / "run.json", "train the run again"), results),
+            **anytime_tables(results),
+        }
+        absent = {"anytime", "widths", "search", "others"} - set(pictures)
+        if tables["uncertainty"] is None:
+            absent.add("uncertainty")
+        text = _PAGES.get_template("page.html").render(
+            titles={key: title for key, title in _SECTIONS.items() if key not in absent},
+            results=results,
+            said=sentences(results),
+            tiles=tiles(results),
+            facts=facts(results, recipe, plan),
+            tables=tables,
+            pictures=pictures,
+            configuration=recipe.to_yaml(),
+        )
     with accessing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
 
 
-@drawing.style.plain_text
-def _draw(run: Path, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> dict[str, Picture]:
-    """The figures of a run, each with what it draws."""
-    tables, drawn = result_tables(results, plan), {}
-    wanted: dict[str, Callable[[], Figure]] = {}
-    for name in (name for key, own in names.items() if key != "search" for name in own):
-        source = plan if name in ("sharing_map", "budget_split") else results
-        wanted[name] = partial(getattr(drawing, name), source)
+def plan_section(plan: SharingPlan) -> Markup:
+    """The table of a sharing plan, as HTML: a row a cluster, a column a member, and the account of the budget."""
+    module: Any = _PAGES.get_template("sheet.html").module
+    return Markup(module.sheet(plan_table(plan)))
+
+
+@drawing.style.styled
+def _pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture]:
+    """The figures of a run, each with what it draws, then the PNG files of its folder that are not by this library."""
+    others = [picture for name, picture in read_pictures(run / "figures").items() if not hasattr(drawing, name)]
+    drawn, tables = drawing.run_figures(results, plan), result_tables(results, plan)
     searched = read_search(run)
     if searched is not None:
-        search, plans = searched
-        tables |= search_tables(search, plans)
-        wanted["similarity_matrix"] = partial(drawing.similarity_matrix, search)
-        wanted["sharing_change"] = partial(drawing.sharing_change, plans)
-    for name, draw in wanted.items():
-        drawn[name] = _picture(name, draw(), tables[name])
-    return drawn
+        drawn |= drawing.search_figures(*searched)
+        tables |= search_tables(*searched)
+    return [replace(_picture(name, figure), csv=as_csv(tables[name])) for name, figure in drawn.items()] + others
 
 
-def _picture(name: str, figure: Figure, rows: Rows) -> Picture:
+def _picture(name: str, figure: Figure) -> Picture:
     """A figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
     data = b""
     for kind in ("svg+xml", "png"):
@@ -112,40 +160,4 @@ def _picture(name: str, figure: Figure, rows: Rows) -> Picture:
         if len(data) <= _MOST_SVG_BYTES:
             break
     width, height = (round(float(inches) * drawing.style.DOTS_PER_INCH) for inches in figure.get_size_inches())
-    return Picture(name=name, width=width, height=height, data=data, kind=kind, csv=as_csv(rows))
-
-
-def _page(run: Path, recipe: Recipe, results: RunResults, plan: SharingPlan, names: dict[str, tuple[str, ...]]) -> str:
-    pictures = {**read_pictures(run / "figures"), **_draw(run, results, plan, names)}
-    others = [name for name in pictures if not hasattr(drawing, name)]
-    drawn = {
-        key: figures([pictures[name] for name in own if name in pictures], results, plan)
-        for key, own in {**names, **({"others": others} if others else {})}.items()
-    }
-    sharing = [drawn["sharing"], tag("h3", "The plan"), plan_section(plan)]
-    record = read_as(RunRecord, run / "run.json", "train the run again")
-    sections = [
-        Section("meaning", "What it means", join(tag("p", said) for said in sentences(results)[1:]), half=True),
-        Section("run", "What was run", facts(results, recipe, plan), half=True),
-        Section("results", "Results", join([result_section(results), drawn["results"]])),
-        Section("sharing", "Sharing", join(sharing)),
-        Section("anytime", "Anytime", anytime_section(results, drawn["anytime"]) if "anytime" in drawn else None),
-        Section("uncertainty", "Uncertainty", uncertainty_section(results, drawn.get("uncertainty", ""))),
-        Section("widths", "Widths", drawn.get("widths")),
-        Section("search", "Search", drawn.get("search")),
-        Section("others", "Other figures", drawn.get("others")),
-        Section("configuration", "Configuration", configuration_section(recipe)),
-        Section("provenance", "Provenance", origin_section(record, results)),
-    ]
-    return page(f"{results.name}: report", _header(results), sections)
-
-
-def _header(results: RunResults) -> Html:
-    members = len(results.arms[0].members)
-    kind = f"Ensemble of {members} member{'s' * (members != 1)} on {results.dataset.name}, seed {results.seed}"
-    numbers = [
-        tag("div", tag("dt", tile.name), tag("dd", tile.value, class_="value"), tag("dd", tile.beside, class_="beside"))
-        for tile in tiles(results)
-    ]
-    said = [tag("p", kind, class_="kind"), tag("h1", results.name), tag("p", sentences(results)[0], class_="lead")]
-    return join([*said, tag("dl", numbers, class_="tiles")])
+    return Picture(name=name, width=width, height=height, data=data, kind=kind)

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
-from figure_checks import assert_apart, legend_texts, search_record, with_gid
+from figure_checks import assert_apart, assert_inside, assert_pngs, legend_texts, make_plan, search_record, with_gid
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -95,11 +95,8 @@ def similarity(case: str) -> Figure:
     return figure
 
 
-def assert_inside(figure: Figure, texts: Sequence[Text]) -> None:
-    for text in texts:
-        box = text.get_window_extent()
-        assert box.x0 >= -1 and box.y0 >= -1, text
-        assert box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1, text
+def assert_texts_inside(figure: Figure, texts: Sequence[Text]) -> None:
+    assert_inside([text.get_window_extent() for text in texts], figure.bbox)
 
 
 @each_search
@@ -166,7 +163,7 @@ def test_rows_are_named_where_there_is_room(case: str) -> None:
             assert len({label.get_text() for label in labels}) == num
             assert sum(label.get_fontweight() == "bold" for label in labels) == cluster["anchors"]
         assert_apart([label.get_window_extent() for label in labels])
-        assert_inside(figure, [*labels, axes._left_title])  # type: ignore[attr-defined]
+        assert_texts_inside(figure, [*labels, axes._left_title])  # type: ignore[attr-defined]
         assert not axes.get_xticks().size
         frame = axes.get_window_extent()
         assert all(label.get_window_extent().x1 <= frame.x0 for label in labels)
@@ -199,7 +196,7 @@ def test_the_colourbar_states_the_threshold() -> None:
     )
     (line,) = with_gid(figure, "threshold")
     assert set(line.get_xdata()) == {0.05}
-    assert_inside(figure, [bar.xaxis.label])
+    assert_texts_inside(figure, [bar.xaxis.label])
     kept = {**SEARCHES["usual"], "threshold": 0.1, "similarity": "weight"}
     text = figures.similarity_matrix(search_record(kept)).axes[-1].get_xlabel()
     assert text == "cosine similarity of weights\nsets are merged above 0.1 (black line)"
@@ -224,11 +221,6 @@ def test_the_legend_names_members_and_only_what_is_drawn() -> None:
 def test_unreadable_searches_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(swe.SuperWeightError, match=message):
         figures.similarity_matrix(search_record({**SEARCHES["usual"], **change}))
-
-
-def make_plan(sizes: Sequence[tuple[int, int]], **options: Any) -> SharingPlan:
-    members = {f"wrn{depth}-{width}": swe.wide_resnet(depth, width, 10, in_channels=1) for depth, width in sizes}
-    return swe.plan_sharing(members, budget=0.83, **options)
 
 
 def split(plan: SharingPlan, num_sets: int, *, tied: bool) -> SharingPlan:
@@ -301,12 +293,12 @@ def test_every_layer_of_every_plan_is_a_cell(case: str) -> None:
         letters = sum(len(tie_letters(cluster)) for cluster in plan.clusters)
         assert len([text for text in with_gid(figure, "tied") if text.axes is axes]) == letters
         assert_apart([label.get_window_extent() for label in axes.get_xticklabels()])
-        assert_inside(figure, [*axes.get_xticklabels(), axes._left_title])  # type: ignore[attr-defined]
+        assert_texts_inside(figure, [*axes.get_xticklabels(), axes._left_title])  # type: ignore[attr-defined]
     assert not with_gid(figure, "own")
     rows = figure.axes[0].get_yticklabels()
     assert len(rows) == len(_layer_names(plans))
     assert_apart([label.get_window_extent() for label in rows])
-    assert_inside(figure, rows)
+    assert_texts_inside(figure, rows)
     assert_apart([axes.get_window_extent() for axes in figure.axes])
     (legend,) = figure.legends
     assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
@@ -454,9 +446,5 @@ def test_plans_that_cannot_be_compared_are_refused(plans: dict[str, SharingPlan]
 def test_a_search_is_two_pngs(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     paths = figures.draw_search(search_record(SEARCHES["usual"]), PLANS, tmp_path / "new")
-    assert [path.name for path in paths] == ["similarity_matrix.png", "sharing_change.png"]
-    for path in paths:
-        content = path.read_bytes()
-        assert content[:8] == b"\x89PNG\r\n\x1a\n"
-        assert int.from_bytes(content[16:20], "big") == 1400
+    assert_pngs(paths, "similarity_matrix", "sharing_change")
     assert dict(matplotlib.rcParams) == before

@@ -9,7 +9,15 @@ from superweight_ensembles.report.figures.accuracy import (
     pareto_front,
     read_arms,
 )
-from superweight_ensembles.report.figures.draw import draw_arms, draw_comparison, draw_run, draw_search, save_figures
+from superweight_ensembles.report.figures.draw import (
+    draw_arms,
+    draw_comparison,
+    draw_run,
+    draw_search,
+    run_figures,
+    save_figures,
+    search_figures,
+)
 from superweight_ensembles.report.figures.layers import cluster_looks, layers_by_depth
 from superweight_ensembles.report.figures.measured import (
     ablation_bars,
@@ -20,6 +28,7 @@ from superweight_ensembles.report.figures.measured import (
 )
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
+    mean_loss,
     reliability_diagram,
     training_curves,
     uncertainty_curves,
@@ -57,6 +66,7 @@ __all__ = [
     "draw_search",
     "family_looks",
     "layers_by_depth",
+    "mean_loss",
     "pareto_front",
     "place_cells",
     "place_rows",
@@ -65,7 +75,9 @@ __all__ = [
     "read_measured",
     "read_panels",
     "reliability_diagram",
+    "run_figures",
     "save_figures",
+    "search_figures",
     "shared_segments",
     "sharing_change",
     "sharing_map",

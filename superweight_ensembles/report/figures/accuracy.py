@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, blended_transform_factory
@@ -33,16 +32,25 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnArm:
-    """One arm of a run, with its look. Points are (FLOPs per image, accuracy in per cent)."""
+    """One arm of a run, with its look. Points are (FLOPs per image, accuracy in per cent).
+
+    In a comparison of runs it knows its run's name, and whether it stands for the run in legends.
+    """
 
     results: ArmResults
     label: str
     color: str
     marker: str
+    run: str = ""
+    leads: bool = False
 
     @property
     def name(self) -> str:
         return self.results.name
+
+    @property
+    def gid(self) -> str:
+        return f"{self.run} {self.name}".lstrip()
 
     @property
     def ensemble(self) -> Point:
@@ -108,7 +116,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front
 
 
-@style.plain_text
+@style.styled
 def accuracy_flops(results: RunResults) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
 
@@ -128,10 +136,10 @@ def accuracy_flops(results: RunResults) -> Figure:
     )  # fmt: skip
     for below, arm in enumerate(arms):
         _draw_arm(axes, arm, larger=len(arms) - 1 - below)  # what lies below is larger: equal results stay visible
-    handles = [_handle(arm.label, arm.color, arm.marker, 5, markerfacecolor="white") for arm in reversed(arms)]
+    handles = [style.key(arm.label, arm.color, arm.marker, 5, markerfacecolor="white") for arm in reversed(arms)]
     color = arms[-1].color if len(arms) == 1 else style.MUTED
-    handles += [_handle("all members", color, "*", 9, markerfacecolor="white"), _handle("a subset", color, ".", 4)]
-    handles.append(_handle("joined: no cheaper subset is better", color, ".", 4, linewidth=1.3))
+    handles += [style.key("all members", color, "*", 9, markerfacecolor="white"), style.key("a subset", color, ".", 4)]
+    handles.append(style.key("joined: no cheaper subset is better", color, ".", 4, linewidth=1.3))
     style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     place_labels(
         axes,
@@ -178,11 +186,7 @@ def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
     return labels
 
 
-def _handle(label: str, color: str, marker: str, size: float, linewidth: float = 0.0, **look: Any) -> Line2D:
-    return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
-
-
-@style.plain_text
+@style.styled
 def accuracy_parameters(results: RunResults) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
 
@@ -218,11 +222,11 @@ def accuracy_parameters(results: RunResults) -> Figure:
         style.draw_markers(axes, [stars[arm.name]], size=130, zorder=5, **look)
     names = {"shared": "shared ensemble", "independent": "independent ensemble"}
     hollow: dict[str, Any] = {"markerfacecolor": "white"}
-    handles = [_handle(names.get(arm.name, arm.label), arm.color, "*", 9, **hollow) for arm in reversed(arms)]
+    handles = [style.key(names.get(arm.name, arm.label), arm.color, "*", 9, **hollow) for arm in reversed(arms)]
     if singles:
-        handles.append(_handle("one member", _APART, "s", 5, **hollow))
+        handles.append(style.key("one member", _APART, "s", 5, **hollow))
     else:
-        handles.append(Line2D([], [], color=_APART, linestyle=_DOTS, linewidth=0.9, label="members apart"))
+        handles.append(style.key("members apart", _APART, linestyle=_DOTS, linewidth=0.9))
     style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     taken = []
     if shared:
@@ -253,8 +257,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
         ends: dict[str, Any] = {"xy": (shared[0], _ARROW_HEIGHT), "xytext": (count, _ARROW_HEIGHT)}
         axes.annotate("", **ends, xycoords=across, textcoords=across, arrowprops=arrow, gid="saving arrow")
     note = axes.text(
-        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", color=style.INK, zorder=6,
-        fontsize=style.SMALL_POINTS, gid="saving",
+        0.5, _ARROW_HEIGHT + 0.03, text, transform=axes.transAxes, ha="center", va="bottom", zorder=6, gid="saving",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
     )  # fmt: skip
     note.set_in_layout(False)
@@ -275,103 +278,86 @@ def _center_inside(axes: Axes, note: Text, ends: Point) -> None:
     note.set_x(min(max(place, half + 0.01), 0.99 - half))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One arm of one run. The marker tells the run; the colour too, but independent members are grey."""
-
-    run: str
-    arm: DrawnArm
-    color: str
-    marker: str
-
-    @property
-    def gid(self) -> str:
-        return f"{self.run} {self.arm.name}"
-
-    @property
-    def leads(self) -> bool:
-        """Whether it is the arm that stands for its run in legends."""
-        return self.color != self.arm.color or self.arm.name == "shared"
-
-
-@style.plain_text
+@style.styled
 def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
-    series = _series(results)
-    fronts = [pareto_front(entry.arm.subsets) for entry in series]
-    certainty = one_seed([entry.arm for entry in series], "Bars")
-    points = [point for front in fronts for point in front] + [entry.arm.ensemble for entry in series]
+    arms = _arms_of_runs(results)
+    fronts = [pareto_front(arm.subsets) for arm in arms]
+    certainty = one_seed(arms, "Bars")
+    points = [point for front in fronts for point in front] + [arm.ensemble for arm in arms]
     figure, axes = style.accuracy_axes(
         (style.COLUMN_INCHES, 3.1 + 0.1 * len(results)), style.flops_axis, *zip(*points),
         title="Accuracy against compute", caption=f"Lines join the subsets that no cheaper one beats. {certainty}",
     )  # fmt: skip
-    for order, (entry, front) in enumerate(zip(series, fronts)):
-        above = entry.leads - 0.01 * order
+    for order, (arm, front) in enumerate(zip(arms, fronts)):
+        above = arm.leads - 0.01 * order
         axes.plot(
-            *zip(*front), color=entry.color, linestyle="-" if entry.leads else _DASHES, linewidth=1.3,
-            marker=entry.marker, markersize=4, markeredgecolor="white", markeredgewidth=0.4, zorder=4 + above,
-            gid=f"{entry.gid} front",
+            *zip(*front), color=arm.color, linestyle="-" if arm.leads else _DASHES, linewidth=1.3,
+            marker=arm.marker, markersize=4, markeredgecolor="white", markeredgewidth=0.4, zorder=4 + above,
+            gid=f"{arm.gid} front",
         )  # fmt: skip
-        look: dict[str, Any] = {"color": entry.color, "marker": "*", "gid": f"{entry.gid} ensemble", "hollow": True}
-        draw_errors(axes, entry.arm, [entry.arm.ensemble])
-        style.draw_markers(axes, [entry.arm.ensemble], size=110, zorder=6 + above, **look)
-    handles = [_handle(entry.run, entry.color, entry.marker, 5, linewidth=1.3) for entry in series if entry.leads]
-    for label, color in _other_arms(series):
-        handles.append(Line2D([], [], color=color, linewidth=1.3, linestyle=_DASHES, label=label))
-    handles.append(_handle("all members", style.MUTED, "*", 9))
+        look: dict[str, Any] = {"color": arm.color, "marker": "*", "gid": f"{arm.gid} ensemble", "hollow": True}
+        draw_errors(axes, arm, [arm.ensemble])
+        style.draw_markers(axes, [arm.ensemble], size=110, zorder=6 + above, **look)
+    handles = [style.key(arm.run, arm.color, arm.marker, 5, linewidth=1.3) for arm in arms if arm.leads]
+    for label, color in _other_arms(arms):
+        handles.append(style.key(label, color, linewidth=1.3, linestyle=_DASHES))
+    handles.append(style.key("all members", style.MUTED, "*", 9))
     style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     return figure
 
 
-@style.plain_text
+@style.styled
 def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) of the full ensembles against their trainable parameters.
 
     The shared ensemble carries the name of its run; a thin line joins the arms of one run.
     """
-    series = _series(results)
-    points = [(float(entry.arm.results.num_parameters), entry.arm.ensemble[1]) for entry in series]
-    arms = [entry.arm for entry in series]
+    arms = _arms_of_runs(results)
+    points = [(float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms]
     bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(arms, points)]
     figure, axes = style.accuracy_axes(
         (style.COLUMN_INCHES, 3.0), style.parameters_axis, *zip(*(end for band in bands for end in band)),
         title="Accuracy against size", caption="A dotted line joins the arms of one run. " + one_seed(arms, "Bars"),
     )  # fmt: skip
     runs: dict[str, list[Point]] = {}
-    for order, (entry, point) in enumerate(zip(series, points)):
-        runs.setdefault(entry.run, []).append(point)
-        draw_errors(axes, entry.arm, [point])
-        look: dict[str, Any] = {"color": entry.color, "marker": entry.marker, "gid": f"{entry.gid} ensemble"}
-        style.draw_markers(axes, [point], size=40, zorder=4 + entry.leads - 0.01 * order, hollow=True, **look)
+    for order, (arm, point) in enumerate(zip(arms, points)):
+        runs.setdefault(arm.run, []).append(point)
+        draw_errors(axes, arm, [point])
+        look: dict[str, Any] = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.gid} ensemble"}
+        style.draw_markers(axes, [point], size=40, zorder=4 + arm.leads - 0.01 * order, hollow=True, **look)
     for own in runs.values():
         axes.plot(*zip(*own), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same run")
-    handles = [Patch(facecolor=color, label=label) for label, color in _other_arms(series)]
+    handles = [Patch(facecolor=color, label=label) for label, color in _other_arms(arms)]
     if handles:
         style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     labels = [
-        PointLabel(text=entry.run, x=point[0], y=point[1], color=entry.color)
-        for entry, point in zip(series, points)
-        if entry.leads
+        PointLabel(text=arm.run, x=point[0], y=point[1], color=arm.color)
+        for arm, point in zip(arms, points)
+        if arm.leads
     ]
     place_labels(axes, labels, markers=points, lines=list(runs.values()))
     return figure
 
 
-def _series(results: Sequence[RunResults]) -> list[Series]:
-    """Arms of the runs, each run's leading one first: the shared arm, or else its first."""
+def _arms_of_runs(results: Sequence[RunResults]) -> list[DrawnArm]:
+    """Arms of the runs, each run's leading one first: the shared arm, or else its first.
+
+    The marker tells the run; the colour too, but independent members are grey.
+    """
     if not results:
         raise SuperWeightError("a comparison needs at least one run; none was given")
-    series = []
+    arms = []
     for index, (run, content) in enumerate(zip(_run_names(results), results)):
-        for place, arm in enumerate(reversed(read_arms(content))):
-            color = style.run_color(index) if place == 0 else arm.color
-            series.append(Series(run=run, arm=arm, color=color, marker=style.run_marker(index)))
-    return series
+        first, *others = reversed(read_arms(content))
+        arms.append(replace(first, run=run, color=style.run_color(index), marker=style.run_marker(index), leads=True))
+        arms += [replace(arm, run=run, marker=style.run_marker(index)) for arm in others]
+    return arms
 
 
-def _other_arms(series: Sequence[Series]) -> list[tuple[str, str]]:
+def _other_arms(arms: Sequence[DrawnArm]) -> list[tuple[str, str]]:
     """(label, colour) of the arms that lead no run."""
-    return list(dict.fromkeys((entry.arm.label, entry.color) for entry in series if not entry.leads))
+    return list(dict.fromkeys((arm.label, arm.color) for arm in arms if not arm.leads))
 
 
 def _run_names(results: Sequence[RunResults]) -> list[str]:

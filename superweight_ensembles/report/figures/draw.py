@@ -34,11 +34,30 @@ from superweight_ensembles.report.figures.run_curves import (
 )
 from superweight_ensembles.report.figures.search_figures import sharing_change, similarity_matrix
 from superweight_ensembles.report.figures.sharing import budget_split, sharing_map
-from superweight_ensembles.report.figures.style import DEFAULTS, DOTS_PER_INCH, FigureOptions, plain_text, recolor
+from superweight_ensembles.report.figures.style import DEFAULTS, DOTS_PER_INCH, FigureOptions, recolor, styled
 from superweight_ensembles.storage import accessing, write_bytes
 
 _SAME_BYTES: dict[Any, Any] = {"svg.hashsalt": "superweight-ensembles", "svg.fonttype": "path", "pdf.fonttype": 42}
 _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def run_figures(results: RunResults, plan: SharingPlan) -> dict[str, Figure]:
+    """The figures of a run, by the names of the functions that draw them: six, and those that the results have more."""
+    figures = {
+        "accuracy_flops": accuracy_flops(results),
+        "accuracy_parameters": accuracy_parameters(results),
+        "sharing_map": sharing_map(plan),
+        "budget_split": budget_split(plan),
+        "training_curves": training_curves(results),
+        "reliability_diagram": reliability_diagram(results),
+    }
+    if any(arm.anytime for arm in results.arms):
+        figures["anytime_curves"] = anytime_curves(results)
+    if any(arm.shift for arm in results.arms):
+        figures["uncertainty_curves"] = uncertainty_curves(results)
+    if widths_learned(results):
+        figures["width_history"] = width_history(results)
+    return figures
 
 
 def draw_run(results: RunResults, plan: SharingPlan, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
@@ -58,21 +77,7 @@ def draw_run(results: RunResults, plan: SharingPlan, folder: Path, options: Figu
         SuperWeightError: Results without an arm.
     """
     with options.applied():
-        figures = {
-            "accuracy_flops": accuracy_flops(results),
-            "accuracy_parameters": accuracy_parameters(results),
-            "sharing_map": sharing_map(plan),
-            "budget_split": budget_split(plan),
-            "training_curves": training_curves(results),
-            "reliability_diagram": reliability_diagram(results),
-        }
-        if any(arm.anytime for arm in results.arms):
-            figures["anytime_curves"] = anytime_curves(results)
-        if any(arm.shift for arm in results.arms):
-            figures["uncertainty_curves"] = uncertainty_curves(results)
-        if widths_learned(results):
-            figures["width_history"] = width_history(results)
-        return save_figures(figures, folder, options)
+        return save_figures(run_figures(results, plan), folder, options)
 
 
 def draw_comparison(results: Sequence[RunResults], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
@@ -84,6 +89,11 @@ def draw_comparison(results: Sequence[RunResults], folder: Path, options: Figure
     with options.applied():
         figures = {"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}
         return save_figures(figures, folder, options)
+
+
+def search_figures(search: SearchRecord, plans: Mapping[str, SharingPlan]) -> dict[str, Figure]:
+    """The figures of a search for clusters, by name."""
+    return {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}
 
 
 def draw_search(
@@ -101,8 +111,7 @@ def draw_search(
         SuperWeightError: A search without a cluster; no plan, or plans of different members.
     """
     with options.applied():
-        figures = {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}
-        return save_figures(figures, folder, options)
+        return save_figures(search_figures(search, plans), folder, options)
 
 
 def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
@@ -121,7 +130,7 @@ def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEF
         return save_figures(figures, folder, options)
 
 
-@plain_text
+@styled
 def save_figures(figures: Mapping[str, Figure], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
     """Write figures as files of these names into a folder, which is made if it does not exist.
 

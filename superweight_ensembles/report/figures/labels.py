@@ -53,14 +53,13 @@ def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
     assert isinstance(figure, Figure)
     ordered = sorted(labels, key=lambda label: label.y)
     last = max(label.x for label in ordered)
-    written = []
-    for label in ordered:
-        outside = label.x == last
-        spot = (1.0 if outside else label.x, label.y)
-        look: dict[str, Any] = {"va": "center", "annotation_clip": False, "zorder": 6, "gid": "label"}
-        look |= {"xycoords": axes.get_yaxis_transform() if outside else "data", "color": label.color}
-        look["path_effects"] = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
-        written.append(write_beside(axes, label.text, spot, (_END_POINTS, 0), **look))
+    beside = axes.get_yaxis_transform()
+    written = [
+        _write(axes, label, (1.0, label.y), (_END_POINTS, 0), xycoords=beside)
+        if label.x == last
+        else _write(axes, label, (label.x, label.y), (_END_POINTS, 0))
+        for label in ordered
+    ]
     figure.draw_without_rendering()
     pixels, frame = figure.dpi / 72, axes.get_window_extent()
     points = _to_pixels(axes, [(label.x, label.y) for label in ordered])
@@ -71,10 +70,24 @@ def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
         left = frame.x1 if label.x == last else x
         if left - x > _LEADER_POINTS * pixels or abs(place - y) > _GAP_POINTS * pixels:
             ends = np.array([[x + 4 * pixels, y], [left + (_END_POINTS - 1) * pixels, place]])
-            look = {"color": MUTED, "linewidth": 0.5, "zorder": 2.5, "clip_on": False, "gid": "leader"}
-            (line,) = axes.plot(*axes.transAxes.inverted().transform(ends).T, transform=axes.transAxes, **look)
-            line.set_in_layout(False)
+            places_in_axes = axes.transAxes.inverted().transform(ends).T
+            _draw_leader(axes, *places_in_axes, transform=axes.transAxes, clip_on=False)
     return [written[ordered.index(label)] for label in labels]
+
+
+def _write(
+    axes: Axes, label: PointLabel, point: tuple[float, float], offset: tuple[float, float], **look: Any
+) -> Annotation:
+    """The text of a label with a pale rim, off a point."""
+    rim = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
+    look |= {"va": "center", "annotation_clip": False, "zorder": 6, "gid": "label", "color": label.color}
+    return write_beside(axes, label.text, point, offset, path_effects=rim, **look)
+
+
+def _draw_leader(axes: Axes, xs: Points, ys: Points, **look: Any) -> None:
+    """A thin line from a point to its label."""
+    (line,) = axes.plot(xs, ys, color=MUTED, linewidth=0.5, zorder=2.5, gid="leader", **look)
+    line.set_in_layout(False)
 
 
 def spread_out(heights: Points, sizes: Points, frame: Bbox) -> Points:
@@ -132,9 +145,7 @@ def place_labels(
     """
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
-    look: dict[str, Any] = {"ha": "center", "va": "center", "annotation_clip": False, "zorder": 6, "gid": "label"}
-    look["path_effects"] = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
-    annotations = [write_beside(axes, one.text, (one.x, one.y), (0, 0), color=one.color, **look) for one in labels]
+    annotations = [_write(axes, one, (one.x, one.y), (0, 0), ha="center") for one in labels]
     for annotation in annotations:
         annotation.set_in_layout(False)
     figure.draw_without_rendering()
@@ -155,18 +166,11 @@ def place_labels(
         annotation.set_position((float(offset[0] / pixels), float(offset[1] / pixels)))
         outside = np.maximum(np.abs(offset) - size / 2, 0)
         if float(np.hypot(*outside)) > _LEADER_POINTS * pixels:
-            _leader(axes, room, anchor, center, size)
+            end = np.clip(anchor, center - size / 2, center + size / 2)
+            direction = (end - anchor) / max(float(np.hypot(*(end - anchor))), 1e-9)
+            ends = np.stack([anchor + 3.5 * pixels * direction, end - 0.5 * pixels * direction])
+            _draw_leader(axes, *axes.transData.inverted().transform(ends).T, scalex=False, scaley=False)
     return annotations
-
-
-def _leader(axes: Axes, room: _Room, anchor: Points, center: Points, size: Points) -> None:
-    """A thin line from the point to the nearest edge of its label."""
-    end = np.clip(anchor, center - size / 2, center + size / 2)
-    direction = (end - anchor) / max(float(np.hypot(*(end - anchor))), 1e-9)
-    ends = np.stack([anchor + 3.5 * room.pixels * direction, end - 0.5 * room.pixels * direction])
-    (xs, ys) = axes.transData.inverted().transform(ends).T
-    (line,) = axes.plot(xs, ys, color=MUTED, linewidth=0.5, zorder=2.5, gid="leader", scalex=False, scaley=False)
-    line.set_in_layout(False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,6 @@ class MeasuredArm:
 
     Attributes:
         kind: Kind of the ensemble.
-        look: Colour and marker, which the kind decides.
         subsets: (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds.
         series: Key of the arms that a line joins, or none.
         group: Heading under which the arm stands in the ablation, or none.
@@ -74,15 +73,8 @@ class MeasuredArm:
     subsets: tuple[Point, ...]
     series: str | None
     group: str | None
-    look: tuple[str, str]
-
-    @property
-    def color(self) -> str:
-        return self.look[0]
-
-    @property
-    def marker(self) -> str:
-        return self.look[1]
+    color: str
+    marker: str
 
     @property
     def front(self) -> list[Point]:
@@ -103,8 +95,10 @@ def read_measured(comparison: Comparison) -> list[MeasuredArm]:
         raise SuperWeightError(
             f"arm {missing.name!r} of comparison {comparison.name!r} holds no run: train it with one seed at least"
         )
-    return [
-        MeasuredArm(
+    arms = []
+    for arm in comparison.arms:
+        color, marker = _LOOKS.get(arm.kind, _OTHER)
+        measured = MeasuredArm(
             name=arm.name,
             label=arm.label or arm.name,
             kind=arm.kind,
@@ -116,10 +110,11 @@ def read_measured(comparison: Comparison) -> list[MeasuredArm]:
             subsets=_mean_subsets(arm.runs),
             series=arm.series,
             group=arm.group,
-            look=_LOOKS.get(arm.kind, _OTHER),
+            color=color,
+            marker=marker,
         )
-        for arm in comparison.arms
-    ]
+        arms.append(measured)
+    return arms
 
 
 def _mean_subsets(runs: Sequence[SeedSummary]) -> tuple[Point, ...]:
@@ -158,7 +153,7 @@ def num_seeds(arms: Sequence[MeasuredArm]) -> str:
     return style.counted(counts[0], "seed")
 
 
-@style.plain_text
+@style.styled
 def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
 
@@ -172,7 +167,7 @@ def arms_parameters(comparison: Comparison) -> Figure:
     return _draw_arms(arms, [arm.num_parameters for arm in arms], _sizes_axis, lines, title)
 
 
-@style.plain_text
+@style.styled
 def arms_flops(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
 
@@ -315,17 +310,15 @@ def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[
     handles = []
     for arm, text in zip(arms, texts if numbered else []):
         label = style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
-        handles.append(Line2D([], [], color=arm.color, marker=arm.marker, markersize=5, linewidth=0, label=label))
+        handles.append(style.key(label, arm.color, arm.marker))
     variant = next((arm for arm, text in zip(arms, texts) if not text), None)
     if variant:
-        look: dict[str, Any] = {"color": variant.color, "marker": variant.marker, "markersize": 5, "linewidth": 0}
-        handles.append(Line2D([], [], label="the bank, other settings", **look))
+        handles.append(style.key("the bank, other settings", variant.color, variant.marker))
     handles += _seed_handles(arms, 1.3)
     if any(gid.endswith("front") for gid in lines):
-        label = "best subsets of members"
-        handles.append(Line2D([], [], color=style.MUTED, marker=".", markersize=4, linewidth=1.1, label=label))
+        handles.append(style.key("best subsets of members", style.MUTED, ".", 4, 1.1))
     if "budget series" in lines:
-        handles.append(Line2D([], [], linewidth=1.1, label="the bank at other budgets", **_SERIES))
+        handles.append(style.key("the bank at other budgets", linewidth=1.1, **_SERIES))
     return handles
 
 
@@ -334,12 +327,10 @@ def _seed_handles(arms: Sequence[MeasuredArm], linewidth: float) -> list[Line2D]
     handles = []
     if several := [arm for arm in arms if len(arm.seeds) > 1]:
         mean = f"mean of {num_seeds(several)}, bar: standard deviation"
-        look: dict[str, Any] = {"color": style.MUTED, "marker": "o", "markersize": 5}
-        handles.append(Line2D([], [], linewidth=linewidth, label=mean, **look))
-        handles.append(Line2D([], [], color="#C9C9C9", marker=".", markersize=5, linewidth=0, label="a seed"))
+        handles.append(style.key(mean, style.MUTED, "o", linewidth=linewidth))
+        handles.append(style.key("a seed", "#C9C9C9", "."))
     if 1 in counts:
-        open_mark: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": style.MUTED, "linewidth": 0}
-        handles.append(Line2D([], [], marker="o", markersize=5, label="one seed, spread unknown", **open_mark))
+        handles.append(style.key("one seed, spread unknown", style.MUTED, "o", markerfacecolor="white"))
     return handles
 
 
@@ -356,7 +347,7 @@ def _legible(axes: Axes, labels: Sequence[Annotation], beside: Sequence[Annotati
     return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
 
 
-@style.plain_text
+@style.styled
 def arms_anytime(comparison: Comparison) -> Figure:
     """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early.
 
@@ -379,7 +370,9 @@ def arms_anytime(comparison: Comparison) -> Figure:
     costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.flops for arm in alone]
     percents = [float(percent) for _, mean, _ in curves.values() for percent in mean]
     percents += [percent for arm in alone for percent in arm.spread]
-    for name in _banded(arms, curves):
+    # The arms that are compared; a band of every arm would hide both.
+    banded = [arm.name for arm in arms if arm.kind in ("shared", "independent") and arm.name in curves]
+    for name in banded:
         _, mean, std = curves[name]
         percents += [float(end) for end in (*(mean - std), *(mean + std))]
     size, title = (style.PAGE_INCHES, 3.9), _anytime_title(comparison)
@@ -388,26 +381,20 @@ def arms_anytime(comparison: Comparison) -> Figure:
     ends = []
     variants = count(1)
     for arm in arms:
-        color, marker = arm.color, arm.marker
         if arm.kind == "variant":
             place = next(variants)
-            color, marker = style.run_color(place), style.run_marker(place)
-        arm = replace(arm, look=(color, marker))
+            arm = replace(arm, color=style.run_color(place), marker=style.run_marker(place))
         if arm.name in curves:
             xs, mean, std = curves[arm.name]
             main = arm.kind in ("shared", "independent")
             width, order = (2.2 if main else 1.1), 3 + (arm.kind == "shared") + 0.5 * main
-            look: dict[str, Any] = {"color": color, "marker": marker, "linewidth": width, "markersize": 3 + main}
-            axes.plot(xs, mean, gid=f"{arm.name} cascade", zorder=order, **look)
-            if arm.name in _banded(arms, curves):
-                band: dict[str, Any] = {
-                    "color": color,
-                    "alpha": 0.13,
-                    "linewidth": 0,
-                    "zorder": 2,
-                    "gid": f"{arm.name} band",
-                }
-                axes.fill_between(xs, mean - std, mean + std, **band)
+            axes.plot(
+                xs, mean, color=arm.color, marker=arm.marker, linewidth=width, markersize=3 + main, zorder=order,
+                gid=f"{arm.name} cascade",
+            )  # fmt: skip
+            if arm.name in banded:
+                band: dict[str, Any] = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 2}
+                axes.fill_between(xs, mean - std, mean + std, gid=f"{arm.name} band", **band)
             x, y, deviation = xs[-1], mean[-1], std[-1]
         else:
             x, y, deviation = arm.flops, arm.mean, arm.std
@@ -415,17 +402,12 @@ def arms_anytime(comparison: Comparison) -> Figure:
             _draw_mean(axes, arm, (x, y), size=30)
         found = f"{y:.1f} ± {deviation:.1f}" if len(arm.seeds) > 1 else f"{y:.1f}"
         text = f"{arm.label}, {style.quantity(arm.num_parameters)}: {found}"
-        ends.append(PointLabel(text=text, x=float(x), y=float(y), color=style.readable(color)))
+        ends.append(PointLabel(text=text, x=float(x), y=float(y), color=style.readable(arm.color)))
     note = f"at the lines' ends: trainable parameters: accuracy with all members (%); {num_seeds(arms)}, ± and band: "
-    handles = [Line2D([], [], linewidth=0, label=note + "standard deviation")]
+    handles = [style.key(note + "standard deviation", style.INK)]
     style.outside_legend(figure, handles, loc="outside lower center", columns=3)
     label_ends(axes, ends)
     return figure
-
-
-def _banded(arms: Sequence[MeasuredArm], curves: Mapping[str, object]) -> list[str]:
-    """The arms that are compared; a band of every arm would hide both."""
-    return [arm.name for arm in arms if arm.kind in ("shared", "independent") and arm.name in curves]
 
 
 def _anytime_title(comparison: Comparison) -> str:
@@ -456,7 +438,7 @@ def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
     return costs, rows.mean(0), rows.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(costs)
 
 
-@style.plain_text
+@style.styled
 def ablation_bars(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of the arms' groups.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
@@ -28,7 +28,7 @@ _LEAST_IMAGES = 10
 _NAMED_WIDTHS = 8
 
 
-@style.plain_text
+@style.styled
 def training_curves(results: RunResults) -> Figure:
     """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm.
 
@@ -54,15 +54,15 @@ def training_curves(results: RunResults) -> Figure:
     last = panels[0 if once else -1]
     last.set_xlim(min(epochs) - room, max(epochs) + room)
     last.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
-    handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
+    handles = [style.key(arm.label, arm.color, linewidth=1.8) for arm in reversed(arms)]
     if validated:
         members = list(dict.fromkeys(name for arm in arms for name in arm.members))
         _draw_errors(panels[1], arms, members, half_an_image=50 / count, once=once)
         if not once:
-            handles.append(Line2D([], [], color=style.MUTED, linewidth=1.8, label="ensemble"))
+            handles.append(style.key("ensemble", style.MUTED, linewidth=1.8))
             looks = zip(members, map(_member_line, range(len(members))))
-            handles += [Line2D([], [], color=style.MUTED, label=name, **look) for name, look in looks]
-    last.set_xlabel("epoch", fontsize=style.TEXT_POINTS, color=style.INK)
+            handles += [style.key(name, style.MUTED, **look) for name, look in looks]
+    last.set_xlabel("epoch")
     style.outside_legend(figure, handles, loc="outside upper center", columns=4)
     return figure
 
@@ -70,7 +70,7 @@ def training_curves(results: RunResults) -> Figure:
 def _draw_loss(axes: Axes, arms: Sequence[DrawnArm]) -> None:
     drawn: list[float] = []
     for arm in arms:
-        points = [(epoch.epoch, _mean(epoch.train_loss.values())) for epoch in arm.results.history]
+        points = [(epoch.epoch, mean_loss(epoch)) for epoch in arm.results.history]
         drawn += [loss for _, loss in points if loss > 0]
         _line(axes, arm, points, linewidth=1.5, gid=f"{arm.name} loss")
     style.style_axes(axes, ylabel="training loss (nats)")
@@ -135,9 +135,10 @@ def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **lo
     axes.plot(xs, ys, color=arm.color, **{"zorder": 3, **few, **look})
 
 
-def _mean(losses: Iterable[float | None]) -> float:
-    values = [loss for loss in losses if loss is not None]
-    return sum(values) / len(values) if values else math.nan
+def mean_loss(epoch: Epoch) -> float:
+    """Training loss of an epoch, mean over the members that took a step; NaN where none did."""
+    losses = [loss for loss in epoch.train_loss.values() if loss is not None]
+    return fmean(losses) if losses else math.nan
 
 
 def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
@@ -154,7 +155,7 @@ def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
     return ()
 
 
-@style.plain_text
+@style.styled
 def width_history(results: RunResults) -> Figure:
     """Hidden neurons (log) of each layer whose width was learned, by epoch: a panel a member.
 
@@ -185,7 +186,7 @@ def width_history(results: RunResults) -> Figure:
         axes.tick_params(labelbottom=below)
         neurons = [style.quantity(sum(history[end][1].get(member, {}).values())) for end in (0, -1)]
         title = f"{style.short_names(member)}: {' to '.join(neurons)}"
-        axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+        axes.set_title(title)
         _draw_widths(axes, member, [(epoch, widths[member]) for epoch, widths in history if member in widths])
     return figure
 
@@ -206,7 +207,7 @@ def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[s
     place_labels(axes, labels, markers=[line[-1] for line in lines], lines=lines)
 
 
-@style.plain_text
+@style.styled
 def anytime_curves(results: RunResults) -> Figure:
     """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
 
@@ -239,20 +240,20 @@ def anytime_curves(results: RunResults) -> Figure:
         bands = [end for arm, _, named in own_points for _, percent in named["cascade"] for end in arm.band(percent)]
         style.accuracy_axis(axes, [*(y for _, y in points), *bands], below=room)
         style.style_axes(axes, xlabel=xlabel, ylabel="test accuracy (%)" if cost == "flops" or not wide else "")
-        for arm, found in arms:
-            _draw_anytime(axes, arm, found, cost)
+        for arm, _, named in own_points:
+            _draw_anytime(axes, arm, named)
         areas = _write_areas(axes, arms, "area" if cost == "flops" else "latency_area")
         drawn[axes] = (own_points, areas)
-    handles = [Line2D([], [], color=arm.color, linewidth=1.5, label=arm.label) for arm, _ in reversed(arms)]
+    handles = [style.key(arm.label, arm.color, linewidth=1.5) for arm, _ in reversed(arms)]
     kinds: dict[str, dict[str, Any]] = {
-        "cascade": {"marker": ".", "markersize": 5},
+        "cascade": {"marker": ".", "linewidth": 1.5},
         "stream": {"linestyle": _DASHES, "linewidth": 1.0},
-        "a member alone": {"marker": "D", "markersize": 4, "linewidth": 0, "markerfacecolor": "white"},
+        "a member alone": {"marker": "D", "size": 4, "markerfacecolor": "white"},
     }
     if any(found.truncated for _, found in arms):
-        kinds["cascade with truncations"] = {"linestyle": _DOTS, "linewidth": 1.4, "marker": ".", "markersize": 5}
-        kinds["a truncated member alone"] = {"marker": "x", "markersize": 4, "linewidth": 0}
-    handles += [Line2D([], [], color=style.MUTED, label=label, **look) for label, look in kinds.items()]
+        kinds["cascade with truncations"] = {"linestyle": _DOTS, "linewidth": 1.4, "marker": "."}
+        kinds["a truncated member alone"] = {"marker": "x", "size": 4}
+    handles += [style.key(label, style.MUTED, **look) for label, look in kinds.items()]
     style.outside_legend(figure, handles, loc="outside upper center", columns=5 if len(handles) < 6 else 3)
     figure.draw_without_rendering()
     for axes, (own_points, areas) in drawn.items():
@@ -319,8 +320,7 @@ def _points(found: AnytimeResult, cost: str) -> dict[str, list[Point]]:
     }
 
 
-def _draw_anytime(axes: Axes, arm: DrawnArm, found: AnytimeResult, cost: str) -> None:
-    points = _points(found, cost)
+def _draw_anytime(axes: Axes, arm: DrawnArm, points: Mapping[str, Sequence[Point]]) -> None:
     top = 3 if arm.name == "shared" else 2
     look: dict[str, Any] = {"linewidth": 1.0, "linestyle": _DASHES, "alpha": 0.8, "zorder": top}
     axes.step(*zip(*points["stream"]), where="post", color=arm.color, gid=f"{arm.name} stream", **look)
@@ -332,7 +332,7 @@ def _draw_anytime(axes: Axes, arm: DrawnArm, found: AnytimeResult, cost: str) ->
     axes.fill_between([cost for cost, _ in cascade], low, high, **band)
     mark: dict[str, Any] = {"marker": "D", "size": 15, "gid": f"{arm.name} members", "hollow": True}
     style.draw_markers(axes, points["members"], color=arm.color, zorder=top + 3, **mark)
-    if found.truncated:
+    if "truncated" in points:
         axes.plot(*zip(*sorted(points["truncated cascade"])), linestyle=_DOTS, gid=f"{arm.name} truncated", **look)
         look = {"color": arm.color, "marker": "x", "markersize": 4, "linewidth": 0, "zorder": top + 1}
         axes.plot(*zip(*points["truncated"]), gid=f"{arm.name} exits", **look)
@@ -347,12 +347,12 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
         if found.truncated:
             lines.append(f"with truncations {100 * getattr(found.truncated.curve('cascade'), area):.2f}")
     return axes.text(
-        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", color=style.INK,
+        0.98, 0.02, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom",
         fontsize=style.SMALL_POINTS - 1, linespacing=1.3, gid="areas",
     )  # fmt: skip
 
 
-@style.plain_text
+@style.styled
 def reliability_diagram(results: RunResults) -> Figure:
     """Accuracy against mean confidence of the full ensembles (per cent), over the images in each of the results' bins.
 
@@ -389,7 +389,7 @@ def reliability_diagram(results: RunResults) -> Figure:
     return figure
 
 
-@style.plain_text
+@style.styled
 def uncertainty_curves(results: RunResults) -> Figure:
     """Error (per cent) over the share of images that is answered, surest first; below, accuracy under corruption.
 
@@ -418,9 +418,9 @@ def uncertainty_curves(results: RunResults) -> Figure:
             _draw_corrupted(panels[1], arm)
         style.style_axes(panels[1], xlabel="severity of corruptions", ylabel="accuracy (%)")
         panels[1].xaxis.set_major_locator(MultipleLocator(1))
-    handles = [Line2D([], [], color=arm.color, linewidth=1.8, label=arm.label) for arm in reversed(arms)]
+    handles = [style.key(arm.label, arm.color, linewidth=1.8) for arm in reversed(arms)]
     if corrupted:
-        handles.append(Line2D([], [], color=style.MUTED, linewidth=0.8, label="one corruption"))
+        handles.append(style.key("one corruption", style.MUTED, linewidth=0.8))
     style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     return figure
 
@@ -434,7 +434,7 @@ def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
         own = [(float(one.severity), 100 * one.metrics.accuracy) for one in found if one.corruption == name]
         _line(axes, arm, [clean, *sorted(own)], linewidth=0.6, alpha=0.45, gid=f"{arm.name} corruption")
     means = [
-        (float(severity), 100 * _mean(one.metrics.accuracy for one in found if one.severity == severity))
+        (float(severity), 100 * fmean(one.metrics.accuracy for one in found if one.severity == severity))
         for severity in sorted({one.severity for one in found})
     ]
     _line(axes, arm, [clean, *means], linewidth=1.8, zorder=4, gid=f"{arm.name} corrupted")

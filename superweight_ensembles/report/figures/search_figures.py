@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -127,7 +126,7 @@ def _panel(cluster: SearchedCluster, names: Mapping[str, tuple[str, str]], label
     )
 
 
-@style.plain_text
+@style.styled
 def similarity_matrix(search: SearchRecord) -> Figure:
     """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into.
 
@@ -212,7 +211,7 @@ def _draw_panel(axes: Axes, panel: Panel, colors: Mapping[str, str], side: float
     _draw_ticks(axes, panel, pitch)
     name = "\n".join(wrap(panel.name, max(16, int(side / 0.06))))
     title = f"{name}\n{style.counted(num, 'layer')}, {style.counted(len(panel.sets), 'set')}"
-    axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+    axes.set_title(title)
     style.hide_spines(axes)
 
 
@@ -250,7 +249,7 @@ def _draw_colorbar(figure: Figure, grid: Sequence[Axes], search: SearchRecord) -
         text += f"\nsets are merged above {_number(search.threshold)} (black line)"
         if search.threshold_given is not None and search.threshold_given != search.threshold:
             text += f", lowered from {_number(search.threshold_given)}"
-    bar.set_label(text, fontsize=style.SMALL_POINTS, color=style.INK)
+    bar.set_label(text, fontsize=style.SMALL_POINTS)
     bar.ax.tick_params(labelsize=style.SMALL_POINTS, color=style.MUTED, labelcolor=style.INK, length=2, width=0.6)
     bar.outline.set_visible(False)
 
@@ -265,8 +264,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], colors: Mapping[str, s
     if any(any(panel.anchors) and panel.num_targets <= _LABELLED_AT_MOST for panel in panels):
         handles.append(Patch(facecolor="none", edgecolor="none", label="bold: layers of the anchor"))
     if any(panel.leaders for panel in panels):
-        label = "the row follows this layer of the anchor"
-        handles.append(Line2D([], [], color=style.INK, marker="o", markersize=3, linewidth=0, label=label))
+        handles.append(style.key("the row follows this layer of the anchor", style.INK, "o", 3))
     if any(panel.silent for panel in panels):
         handles.append(Patch(label="not compared: the layer follows", **_SILENT))
     style.outside_legend(figure, handles, loc="outside lower center", columns=4)
@@ -424,7 +422,7 @@ def _begins(short: Sequence[int], long: Sequence[int]) -> bool:
     return len(short) < len(long) and tuple(long[: len(short)]) == tuple(short)
 
 
-@style.plain_text
+@style.styled
 def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     """The clusters of several plans of the same members, one panel a plan: a column a member, a row a layer.
 
@@ -466,14 +464,14 @@ def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
     for axes, plan, own, ties, title in zip(grid, contents, looks, letters, titles):
         _draw_plan(axes, plan, own, ties, rows, pitch)
         axes.set_xticks(range(len(members)), list(members.values()), rotation=0 if upright else 90)
-        axes.set_title(title, loc="left", fontsize=style.SMALL_POINTS, color=style.INK)
+        axes.set_title(title)
     ticks = range(num) if rows.named else [0, *range(4, num, 5)]
     grid[0].set_yticks(ticks, [rows.labels[row] for row in ticks], fontsize=min(style.SMALL_POINTS, 0.9 * 72 * pitch))
     if not rows.named:
-        grid[0].set_ylabel("layer", fontsize=style.SMALL_POINTS, color=style.INK)
+        grid[0].set_ylabel("layer", fontsize=style.SMALL_POINTS)
     legend, _ = style.outside_legend(figure, handles, loc="outside lower center", columns=3)
-    legend.set_title(note, prop=FontProperties(size=style.SMALL_POINTS))
-    legend.get_title().set(color=style.INK, multialignment="center")
+    legend.set_title(note)
+    legend.get_title().set_multialignment("center")
     return figure
 
 

@@ -155,7 +155,7 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
     return list(groups.values())
 
 
-@style.plain_text
+@style.styled
 def sharing_map(plan: SharingPlan) -> Figure:
     """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
 
@@ -185,9 +185,7 @@ def sharing_map(plan: SharingPlan) -> Figure:
     for own in cells.values():
         _draw_row(axes, look_of, own)
     if _draw_ties(axes, cells):
-        entries.append(
-            Line2D([], [], color=style.INK, linewidth=0.7, marker="o", markersize=2.5, label="tied coefficients")
-        )
+        entries.append(style.key("tied coefficients", style.INK, "o", 2.5, 0.7))
     _finish(axes, plan, cells)
     _, legend_rows = style.outside_legend(figure, entries, loc="outside lower center", columns=2)
     style.set_plot_height(figure, 0.5 + 0.72 * rows + 0.17 * legend_rows)
@@ -360,7 +358,7 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
     return [*spent, unspent, *(rest if templates_alone else [])]
 
 
-@style.plain_text
+@style.styled
 def budget_split(plan: SharingPlan) -> Figure:
     """Bars of trainable parameters: the shared ensemble by use, the independent members one by one.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any, Literal
@@ -31,8 +32,6 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNL
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import read_text
 
-plain_text = matplotlib.rc_context({"text.parse_math": False})  # of a function that draws: a $ in a name is a $
-
 COLUMN_INCHES = 4.0
 PAGE_INCHES = 7.0
 DOTS_PER_INCH = 200
@@ -42,6 +41,17 @@ SMALL_POINTS = 7.5
 INK = "#262626"
 MUTED = "#8C8C8C"
 GRID = "#E6E6E6"
+
+# Of a function that draws. Ticks, which Matplotlib makes late, have their look from style_axes.
+styled = matplotlib.rc_context({
+    "text.parse_math": False,  # a $ in a name is a $
+    "text.color": INK, "font.size": SMALL_POINTS,
+    "axes.labelsize": TEXT_POINTS, "axes.labelcolor": INK, "axes.titlesize": SMALL_POINTS, "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
+    "legend.fontsize": SMALL_POINTS, "legend.title_fontsize": SMALL_POINTS, "legend.frameon": False,
+    "legend.handlelength": 1.6, "legend.handleheight": 0.9, "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.3, "legend.labelspacing": 0.35,
+})  # fmt: skip
 
 _ARM_COLORS = {"shared": "#0072B2", "independent": "#4D4D4D"}
 _ARM_MARKERS = {"shared": "o", "independent": "s"}
@@ -229,8 +239,8 @@ class _Layout(ConstrainedLayoutEngine):
         for axes in fig.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 formatter = axis.get_major_formatter()
-                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, _Shortened):
-                    formatter.func = _Shortened(formatter.func)  # as ticks with labels have
+                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, partial):
+                    formatter.func = partial(_short_tick, formatter.func)  # as ticks with labels have
         for text in fig.findobj(Text):
             if isinstance(text, Text) and len(text.get_text()) > _LONGEST_NAME:
                 text.set_text(short_names(text.get_text()))
@@ -299,14 +309,9 @@ def _recolor_one(artist: Artist, look: str, new: Callable[[Any], tuple[float, ..
     getattr(artist, f"set_{look}")([new(color) for color in found] if many else new(found))
 
 
-class _Shortened:
-    """What a formatter of ticks says, with short names."""
-
-    def __init__(self, says: Callable[..., str]) -> None:
-        self._says = says
-
-    def __call__(self, *tick: Any) -> str:
-        return short_names(self._says(*tick))
+def _short_tick(says: Callable[..., str], *tick: Any) -> str:
+    """What a formatter says of a tick, with short names."""
+    return short_names(says(*tick))
 
 
 def short_names(text: str) -> str:
@@ -319,21 +324,14 @@ def short_names(text: str) -> str:
     return re.sub(rf"\S{{{_LONGEST_NAME + 1},}}", lambda found: _cut(found[0], _LONGEST_NAME, tail=19), text)
 
 
-def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: str = "both") -> None:
-    """Labels, two spines, and a light grid behind the data; ``grid`` is ``both``, ``x``, ``y`` or empty."""
-    axes.set_xlabel(xlabel, fontsize=TEXT_POINTS, color=INK)
-    axes.set_ylabel(ylabel, fontsize=TEXT_POINTS, color=INK)
+def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y", ""] = "both") -> None:
+    """Labels, ticks, and a light grid behind the data."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.tick_params(labelsize=SMALL_POINTS, color=MUTED, labelcolor=INK, length=3, width=0.6)
     axes.tick_params(which="minor", length=0, labelbottom=False, labelleft=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set(color=MUTED, linewidth=0.6)
     axes.set_axisbelow(True)
-    if grid in ("both", "x"):
-        axes.grid(True, axis="x", color=GRID, linewidth=0.6)
-    if grid in ("both", "y"):
-        axes.grid(True, axis="y", color=GRID, linewidth=0.6)
+    if grid:
+        axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
 
 
 def draw_markers(
@@ -365,7 +363,6 @@ def write_beside(
     axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> Annotation:
     """A small text that stands off from its point, by an offset in points."""
-    look = {"ha": "left", "fontsize": SMALL_POINTS, "color": INK, **look}
     return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
 
 
@@ -386,14 +383,16 @@ def outside_legend(
 ) -> tuple[Legend, int]:
     """A legend above or below the axes, in as many columns as the figure has room for, and how many rows it has."""
     while True:
-        legend = figure.legend(
-            handles=list(handles), loc=loc, ncols=columns, fontsize=SMALL_POINTS, frameon=False, handlelength=1.6,
-            handleheight=0.9, handletextpad=0.5, columnspacing=1.3, labelspacing=0.35, labelcolor=INK,
-        )  # fmt: skip
+        legend = figure.legend(handles=list(handles), loc=loc, ncols=columns)
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return legend, -(-len(handles) // columns)
         legend.remove()
         columns -= 1
+
+
+def key(label: str, color: str, marker: str = "", size: float = 5, linewidth: float = 0.0, **look: Any) -> Line2D:
+    """What a line or a marker means, for a legend."""
+    return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
 
 
 def mix(color: str, other: str, share: float) -> str:
@@ -551,9 +550,7 @@ def short_members(names: Iterable[str], limit: int = 12) -> dict[str, str]:
         >>> short_members(["wrn16-2", "convnextv2_tiny_in22k_384"])
         {'wrn16-2': 'wrn16-2', 'convnextv2_tiny_in22k_384': 'convne…k_384'}
     """
-    given = list(dict.fromkeys(names))
-    cut = {name: _cut(name, limit, tail=(limit - 1) // 2) for name in given}
-    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+    return _distinct({name: _cut(name, limit, tail=(limit - 1) // 2) for name in names})
 
 
 def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
@@ -563,15 +560,18 @@ def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
         >>> short_layers(["stem.weight", "stages.0.0.conv1.weight", "stages.0.1.conv2.weight"])
         {'stem.weight': 'stem', 'stages.0.0.conv1.weight': '0.0.conv1', 'stages.0.1.conv2.weight': '0.1.conv2'}
     """
-    given = list(dict.fromkeys(names))
-    parts = {name: name.removesuffix(".weight").split(".") for name in given}
+    parts = {name: name.removesuffix(".weight").split(".") for name in names}
     nested = [own for own in parts.values() if len(own) > 2]
     if nested and len({own[0] for own in nested}) == 1:
         parts = {name: own[1:] if len(own) > 2 else own for name, own in parts.items()}
-    cut = {name: _cut(".".join(own), limit, tail=limit - 5) for name, own in parts.items()}
-    if len(set(cut.values())) < len(given):
-        cut = {name: ".".join(own) for name, own in parts.items()}
-    return cut if len(set(cut.values())) == len(given) else {name: name for name in given}
+    whole = {name: ".".join(own) for name, own in parts.items()}
+    return _distinct({name: _cut(own, limit, tail=limit - 5) for name, own in whole.items()}, whole)
+
+
+def _distinct(*choices: dict[str, str]) -> dict[str, str]:
+    """The first choice of short names that are all different, or else the names themselves."""
+    names = dict(zip(choices[0], choices[0]))
+    return next((short for short in choices if len(set(short.values())) == len(short)), names)
 
 
 def split_label(label: str, members: Sequence[str]) -> tuple[str, str]:
