@@ -15,7 +15,7 @@ from superweight_ensembles.errors import SuperWeightError
 Inputs = Any
 Targets = Any
 LABELS = "labels"
-_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _PLAIN = (bool, int, float, type(None))
 
 
@@ -125,7 +125,7 @@ def checked_labels(labels: Any, inputs: Inputs, num_classes: int | None = None) 
     count = num_rows(inputs)
     if not isinstance(labels, Tensor):
         raise SuperWeightError(f"labels must be one tensor of class indices (batch,); got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.dtype not in _LABEL_TYPES or len(labels) != count:
+    if labels.ndim != 1 or labels.dtype not in LABEL_TYPES or len(labels) != count:
         column = labels.ndim == 2 and labels.shape[1] == 1
         remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
         shape = f"images {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"{count} rows of inputs"

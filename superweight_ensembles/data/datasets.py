@@ -83,8 +83,10 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
         >>> data.classes, len(data.train), len(data.validation), len(data.test)
         (('pattern0', 'pattern1', 'pattern2'), 192, 64, 128)
     """
-    check_options(name, {**options, "num_train": num_train})
-    load, defaults = _data_set(name).load, _defaults(name)
+    options = check_options(name, {**options, "num_train": num_train})
+    num_train = options.pop("num_train")
+    load = _data_set(name).load
+    defaults = _options_of(load)
     if num_train is None:
         return load(**options)
     if "num_train" in defaults:
@@ -92,14 +94,13 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     data = load(**options)
     if num_train > len(data.train):
         raise SuperWeightError(f"num_train is {num_train}; {data.name} has {len(data.train)} training images")
-    kept, _ = stratified_split(
-        data.train.labels, 1 - num_train / len(data.train), options.get("seed", defaults.get("seed", 0))
-    )
+    seed = options.get("seed", defaults["seed"].default if "seed" in defaults else 0)
+    kept, _ = stratified_split(data.train.labels, 1 - num_train / len(data.train), seed)
     return replace(data, train=data.train.subset(kept))
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Hold options against what a data set takes; nothing is read.
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as a data set takes them: numbers of Python for numpy's, paths for texts; nothing is read.
 
     Raises:
         SuperWeightError: No such data set or option, a value that the data set refuses.
@@ -109,11 +110,15 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             f"a data set has a name; got the path {os.fspath(name)!r}: its images are "
             "load_data('image_folder', folder=...)"
         )
-    own = isinstance(name, str) and name in DATA_SETS
-    defaults = {"num_train": None, **(_defaults(name) if own else {})}
-    if not own:
-        _check_other(name, options)
-        return
+    known = _options_of(_data_set(name).load)
+    if name not in DATA_SETS:
+        if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            for option in options:
+                if option not in known and option != "num_train":  # which load_data understands itself
+                    raise unknown_name(f"option of {name}", option, [*known, "num_train"])
+        return dict(options)
+    defaults = {"num_train": None, **{option: one.default for option, one in known.items()}}
+    checked = dict(options)
     for option, value in options.items():
         if option not in defaults:
             if option in _OF_TRAINING or "augment" in option or "transform" in option:
@@ -125,40 +130,31 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
                 raise SuperWeightError(f"{option} is no option of {name}, whose classes are known: leave it out")
             raise unknown_name(f"option of {name}", option, defaults)
         if value is not defaults[option] and not (option == "num_train" and value is None):
-            _CHECKS[option](option, value)
+            checked[option] = _CHECKS[option](option, value)
     if name == "image_folder" and options.get("folder") is None:
         raise SuperWeightError("image_folder needs folder=, where the images are")
-    given = {**defaults, **{option: value for option, value in options.items() if value is not None}}
+    given = {**defaults, **{option: value for option, value in checked.items() if value is not None}}
     if name == "synthetic":
         for option in ("num_train", "num_test"):
             checked_integer(option, given[option], given["num_classes"])
     height, pool = DATA_SETS[name].image_shape[1], given.get("pool", 1)
     if height is not None and height % pool:
         raise SuperWeightError(f"pool={pool} does not divide the {height} x {height} pixels of {name}")
-    most = num_training_images(name, {**options, "num_train": None})
+    most = num_training_images(name, {**checked, "num_train": None})
     if name != "synthetic" and most is not None and given["num_train"] is not None:
         slack = DATA_SETS[name].num_classes or 0  # as splits round by class
         if given["num_train"] > most + slack:
             raise SuperWeightError(f"num_train is {given['num_train']}; {name} has about {most} training images")
+    return checked
 
 
-def _check_other(name: str, options: Mapping[str, Any]) -> None:
-    """Hold options against the parameters of somebody's data set."""
-    load = _data_set(name).load
-    known = inspect.signature(load).parameters
-    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
-        return
-    for option in options:
-        if option not in known and option != "num_train":  # which load_data understands itself
-            raise unknown_name(f"option of {name}", option, [*known, "num_train"])
+def _options_of(load: Callable[..., ImageData]) -> Mapping[str, inspect.Parameter]:
+    """The options of a data set, by name."""
+    return inspect.signature(load).parameters
 
 
 def _data_set(name: str) -> DataSet:
-    """A data set by its name: one of :data:`DATA_SETS`, one that a package offers, or what trusted code names.
-
-    Raises:
-        SuperWeightError: There is none, or its code is not trusted.
-    """
+    """A data set by its name: one of :data:`DATA_SETS`, one that a package offers, or what trusted code names."""
     if isinstance(name, str) and name in DATA_SETS:
         return DATA_SETS[name]
     offered = found_code(DATASETS, name) if isinstance(name, str) else None
@@ -268,12 +264,10 @@ def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    if name in DATA_SETS:
-        known = inspect.signature(DATA_SETS[name].load).parameters
-        return {key: one.default for key, one in known.items() if one.kind is one.KEYWORD_ONLY}
-    if not name.startswith(PYTHON) and name not in offered_names(DATASETS):
+    """The options of a data set and their defaults; none of a name that no data set has."""
+    if name not in DATA_SETS and not name.startswith(PYTHON) and name not in offered_names(DATASETS):
         return {}
-    return {key: one.default for key, one in inspect.signature(_data_set(name).load).parameters.items()}
+    return {option: one.default for option, one in _options_of(_data_set(name).load).items()}
 
 
 def _in_memory(
@@ -448,7 +442,7 @@ def _cifar(
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
     Zagoruyko & Komodakis' Wide Residual Networks code.
     """
-    name, root = source.__name__.lower(), checked_folder(folder)
+    name, root = source.__name__.lower(), Path(folder)
     existed = root.exists()
     if root.is_file() or root.resolve().name == source.base_folder:
         what = f"{source.base_folder}: go up by one" if root.is_dir() else "a file: unpack it"

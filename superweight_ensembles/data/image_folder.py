@@ -20,7 +20,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from superweight_ensembles.data.images import ImageReader, reader_for
 from superweight_ensembles.data.loader import ImageData
-from superweight_ensembles.data.options import checked_channels, checked_folder, checked_integer
 from superweight_ensembles.data.splits import FileSplit, ImageSplit, MemorySplit, stratified_split
 from superweight_ensembles.errors import SuperWeightError
 
@@ -87,17 +86,11 @@ def image_folder(
         SuperWeightError: Names the folder that is absent or not sorted so, the file that is no image (when it is
             read: at once if all fit in memory), or the option out of range.
     """
-    if folder is None:
-        raise SuperWeightError("image_folder needs folder=, where the images are")
-    if image_size is not None:
-        image_size = checked_integer("image_size", image_size, 1)
-        if image_size > _LARGEST_SIDE:
-            raise SuperWeightError(f"image_size is at most {_LARGEST_SIDE:,} pixels; got {image_size!r:.40}")
-    pool = checked_integer("pool", pool, 1)
-    limit = checked_integer("memory_limit_mb", memory_limit_mb, 0) * 2**20
-    means, stds = checked_channels("mean", mean, positive=False), checked_channels("std", std, positive=True)
-
-    root = checked_folder(folder)
+    # load_data has checked every option, but not how large a side may be.
+    if image_size is not None and image_size > _LARGEST_SIDE:
+        raise SuperWeightError(f"image_size is at most {_LARGEST_SIDE:,} pixels; got {image_size!r:.40}")
+    assert folder is not None, "load_data asks for it"
+    root = Path(folder)
     try:
         classes, train, validation, test = _list(root)
     except OSError as error:
@@ -110,7 +103,7 @@ def image_folder(
     parts = (train, validation, test)
     reader = reader_for(train.paths[0], image_size, pool)
     num_bytes = sum(len(part.paths) for part in parts) * math.prod(reader.image_shape)
-    in_memory = num_bytes <= limit
+    in_memory = num_bytes <= memory_limit_mb * 2**20
     _LOG.info("%s: %.0f MiB of pixels, %s", root, num_bytes / 2**20, "in memory" if in_memory else "read as needed")
     # Headers are read ahead where pixels are not, and where several frames may be.
     headers = [[path for path in part.paths if not in_memory or path.lower().endswith(_OF_FRAMES)] for part in parts]
@@ -121,8 +114,8 @@ def image_folder(
         name=root.resolve().name,
         classes=classes,
         image_shape=reader.image_shape,
-        mean=means,
-        std=stds,
+        mean=tuple(mean),
+        std=tuple(std),
         train=train_split,
         validation=validation_split,
         test=test_split,

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from superweight_ensembles.data.batch import LABEL_TYPES
 from superweight_ensembles.data.images import ImageReader
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.errors import SuperWeightError
 
 _MOST_READ = 2**28  # bytes of a split, for its fingerprint
 _MOST_MARKED = 10_000  # images
-_LABEL_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def checksum(values: torch.Tensor | str) -> str:
@@ -83,14 +83,7 @@ def _shares(counts: np.ndarray, fraction: float) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRows:
-    """Consecutive batches of an order of images, and of each the rows of one process.
-
-    Attributes:
-        num_images: In the order.
-        batch_size: Images a batch, over all processes; the last may be smaller.
-        shard: (index, count): this process and how many there are. It has the rows from index * B // count to
-            (index + 1) * B // count of each batch of B.
-        first_batch: Those before it are left out.
+    """The rows that process ``index`` of ``count`` has of each batch, from ``first_batch`` on.
 
     Example:
         >>> list(BatchRows(num_images=10, batch_size=4, shard=(1, 2)))
@@ -175,12 +168,7 @@ class ImageSplit(ABC):
 
     @abstractmethod
     def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
-        """What reads this split's batches for one loader.
-
-        Args:
-            device: Where the batches go.
-            num_workers: Processes that decode files; images in memory need none.
-        """
+        """What reads this split's batches for one loader, onto a device; workers decode files."""
 
     @abstractmethod
     def subset(self, indices: torch.Tensor) -> ImageSplit:
@@ -254,7 +242,7 @@ def _checked_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
         raise SuperWeightError(
             f"labels must be a tensor; got {type(labels).__name__}: torch.as_tensor makes one of an array"
         )
-    if labels.dtype not in _LABEL_TYPES or tuple(labels.shape) != (count,):
+    if labels.dtype not in LABEL_TYPES or tuple(labels.shape) != (count,):
         remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
         raise SuperWeightError(
             f"labels must be of an integer type, ({count},), one an image; got {labels.dtype} "
