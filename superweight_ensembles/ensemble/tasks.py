@@ -51,19 +51,11 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, targets: Any, answer: Tensor) -> Tensor:
-        """The targets of a batch that a member has answered so.
-
-        Raises:
-            SuperWeightError: Another shape or type.
-        """
+        """The targets of a batch that a member has answered so; refuses another shape or type."""
 
     @abstractmethod
     def check_range(self, targets: Any, num_classes: int) -> None:
-        """Look at the numbers of targets, on the device where they are.
-
-        Raises:
-            SuperWeightError: Out of range.
-        """
+        """Refuse targets whose numbers are out of range."""
 
     def truth(self, targets: Tensor) -> Tensor:
         """Targets as metrics take them."""
@@ -71,18 +63,14 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, answer: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """What a member minimises by default: a scalar, the mean over the batch."""
+        """Default loss of a member: a scalar, the mean over the batch."""
 
     @abstractmethod
     def predicted(self, answer: Tensor) -> Tensor:
-        """What is averaged over members, in the shape of the answer."""
+        """Predictions that are averaged over members, in the shape of the answer."""
 
     def right(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """How right each row is (B,), 0 to 1: the share of its answers that are.
-
-        Raises:
-            SuperWeightError: The task has no right and wrong.
-        """
+        """Share of each row's answers that are right, (B,); refused where a task has no right and wrong."""
         raise SuperWeightError(f"task {self.name!r} has no right and wrong answers")
 
     @abstractmethod
@@ -90,11 +78,11 @@ class Task(ABC):
         """Sums over the rows (len(scores),), in float64."""
 
     def scored(self, targets: Tensor) -> Tensor:
-        """How many rows those sums are of, a scalar: all of them."""
+        """Number of rows that the scores are sums of, a scalar."""
         return torch.tensor(float(len(targets)), dtype=torch.float64, device=targets.device)
 
     def num_terms(self, targets: Any) -> Tensor | None:
-        """How many terms the loss of some targets is the mean of, a scalar; None where it is one a row."""
+        """Number of terms that the loss is the mean of, a scalar; None where it is one a row."""
         return None
 
 
@@ -260,22 +248,14 @@ TASKS: Mapping[str, Task] = {task.name: task for task in (CLASSIFICATION, Multil
 
 
 def task_named(name: str) -> Task:
-    """The task of a name.
-
-    Raises:
-        SuperWeightError: There is none.
-    """
+    """The task of a name; refuses an unknown one."""
     if not isinstance(name, str) or name not in TASKS:
         raise unknown_name("task", str(name), list(TASKS))
     return TASKS[name]
 
 
 def check_classes(task: Task, what: str) -> None:
-    """Refuse what is of one class a row alone.
-
-    Raises:
-        SuperWeightError: The task is another.
-    """
+    """Refuse what is only of tasks with one class a row."""
     if not task.has_classes:
         raise SuperWeightError(f"{what} is of one class an image: the ensemble's task is {task.name!r}")
 
