@@ -12,7 +12,7 @@ Q numbers in a slot, K templates or windows, E numbers in an embedding, P number
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -131,27 +131,25 @@ def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnse
     """
     if not isinstance(ensemble, SuperWeightEnsemble):
         raise SuperWeightError(f"warm_start() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
-    modules = _as_modules(members)
+    if isinstance(members, SuperWeightEnsemble):
+        modules: dict[str, nn.Module] = {name: members.materialize(name) for name in members.member_names}
+    else:
+        modules = named_members(members)
     if set(modules) == set(ensemble.member_names):
         modules = {name: modules[name] for name in ensemble.member_names}
     check_plan_fits(ensemble.plan, modules)
     _check_finite(modules)
-    private = {name: _private_tensors(ensemble.members[name], modules[name], name) for name in modules}
+    private = [pair for name in modules for pair in _private_tensors(ensemble.members[name], modules[name], name)]
     weights = {name: dict(module.named_parameters(remove_duplicate=False)) for name, module in modules.items()}
     for index, cluster in enumerate(ensemble.plan.clusters):
         if isinstance(cluster, Cluster):
-            _fit_superweights(ensemble.bank, index, cluster, weights)
+            for slot in range(len(cluster.slots)):
+                _fit_slot(ensemble.bank, index, cluster, slot, weights)
         else:
             _fit_flat_bank(ensemble.bank, index, cluster, weights)
-    for held, given in chain.from_iterable(private.values()):
+    for held, given in private:
         held.copy_(given)
     return WarmStart(errors=_errors(ensemble, weights))
-
-
-def _as_modules(members: Members | SuperWeightEnsemble) -> dict[str, nn.Module]:
-    if isinstance(members, SuperWeightEnsemble):
-        return {name: members.materialize(name) for name in members.member_names}
-    return named_members(members)
 
 
 def _check_finite(modules: Mapping[str, nn.Module]) -> None:
@@ -161,27 +159,25 @@ def _check_finite(modules: Mapping[str, nn.Module]) -> None:
                 raise SuperWeightError(f"member {member!r}: {name} holds numbers that are not finite: train it again")
 
 
-def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> list[tuple[Tensor, Tensor]]:
-    """What stays a member's own, beside the same of the trained one."""
+def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """A member's own tensors, each beside the same of the trained network."""
     found = dict(chain(given.named_parameters(remove_duplicate=False), given.named_buffers(remove_duplicate=False)))
-    pairs = []
     for name, tensor in chain(held.named_parameters(), held.named_buffers()):
         if name not in found or found[name].shape != tensor.shape:
             shape = tuple(found[name].shape) if name in found else "missing"
             raise SuperWeightError(
                 f"the members do not fit: {member}.{name} is {shape}, expected {tuple(tensor.shape)}"
             )
-        pairs.append((tensor, found[name]))
-    return pairs
+        yield tensor, found[name]
 
 
 def _errors(ensemble: SuperWeightEnsemble, weights: GivenWeights) -> dict[tuple[str, str], float]:
     errors = {}
     like = next(ensemble.parameters(), torch.empty(0))
+    targets = [target for cluster in ensemble.plan.clusters for target in cluster.targets]
     with torch.autocast(like.device.type, enabled=False):
         for member in ensemble.member_names:
             made = ensemble.bank.generate([member])[member]
-            targets = [target for cluster in ensemble.plan.clusters for target in cluster.targets]
             for target in (target for target in targets if target.member == member):
                 weight = weights[member][target.name].to(like.device).double()
                 distance = float((weight - made[target.name].double()).norm())
@@ -190,13 +186,28 @@ def _errors(ensemble: SuperWeightEnsemble, weights: GivenWeights) -> dict[tuple[
     return errors
 
 
-def _fit_superweights(bank: SuperWeightBank, index: int, cluster: Cluster, weights: GivenWeights) -> None:
-    """Fit the slots of a cluster of SuperWeights, one after the other: they hold different numbers of the weights."""
-    fit = _fit_embeddings if cluster.coefficients == "embedding" else _fit_vectors
-    for slot in range(len(cluster.slots)):
-        key = slot_key(index, slot)
-        rows, there, owners = _users(cluster, slot, weights, bank.templates[key].device)
-        fit(bank, key, rows, owners, there)
+def _fit_slot(bank: SuperWeightBank, index: int, cluster: Cluster, slot: int, weights: GivenWeights) -> None:
+    """Fit the templates and coefficients of one slot to the weights that use it."""
+    key = slot_key(index, slot)
+    templates, held, mixer = bank.templates[key], bank.coefficients[key], bank.mixers.get(key, None)
+    rows, there, owners = _users(cluster, slot, weights, templates.device)
+    count, size = len(templates), held.shape[1]
+    if mixer is None or count <= size:
+        coefficients, found = fit_rows(rows, owners, lambda means, counts: best_factors(means, count, counts), there)
+        if mixer is None:
+            _fill(held, coefficients)
+        else:
+            _turn_embeddings(coefficients, held, mixer)
+    else:  # the map's b carries the mean
+        coefficients, found = fit_rows(
+            rows, owners, lambda means, counts: best_affine_factors(means, size, counts), there
+        )
+        parts = len(found) - 1
+        mixer.zero_()
+        mixer[range(parts), range(parts)] = 1
+        mixer[parts, -1] = 1
+        _fill(held, coefficients[:, :-1])
+    templates[: len(found)] = found.to(templates)
 
 
 def _users(
@@ -220,46 +231,17 @@ def _users(
     return torch.stack(rows), None if whole else torch.stack(gaps), torch.tensor(owners, device=device)
 
 
-def _fit_vectors(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
-    templates = bank.templates[key]
-    coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
-    _place(coefficients, bank.coefficients[key])
-    templates[: len(found)] = found.to(templates)
-
-
-def _fit_embeddings(bank: SuperWeightBank, key: str, rows: Tensor, owners: Tensor, there: Tensor | None) -> None:
-    """Up to E templates, embeddings are the coefficients turned; beyond, the map's b carries their mean."""
-    templates, embeddings, mixer = bank.templates[key], bank.coefficients[key], bank.mixers[key]
+def _turn_embeddings(coefficients: Tensor, embeddings: Tensor, mixer: Tensor) -> None:
+    """Embeddings of coefficients (N, K), K at most E: the map becomes the nearest with orthogonal rows."""
     size = embeddings.shape[1]
+    left, _, right = torch.linalg.svd(mixer[:, :-1].double(), full_matrices=False)
+    turn = left @ right
+    mixer[:, :-1] = turn * math.sqrt(size)  # the scale of the map that was drawn: deviation one
     mixer[:, -1] = 0
-    if len(templates) <= size:
-        coefficients, found = fit_rows(rows, owners, _ranked(len(templates)), there)
-        turn = _orthonormal_rows(mixer[:, :-1].double())
-        mixer[:, :-1] = turn * math.sqrt(size)  # the scale of the map that was drawn: deviation one
-        embeddings.copy_(coefficients @ turn[: len(found)] / math.sqrt(size))
-    else:
-        coefficients, found = fit_rows(
-            rows, owners, lambda means, counts: best_affine_factors(means, size, counts), there
-        )
-        mixer.zero_()
-        parts = len(found) - 1
-        mixer[range(parts), range(parts)] = 1
-        mixer[parts, -1] = 1
-        _place(coefficients[:, :-1], embeddings)
-    templates[: len(found)] = found.to(templates)
+    embeddings.copy_(coefficients @ turn[: coefficients.shape[1]] / math.sqrt(size))
 
 
-def _orthonormal_rows(drawn: Tensor) -> Tensor:
-    """The orthonormal rows nearest to a map that was drawn."""
-    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
-    return left @ right
-
-
-def _ranked(rank: int) -> Fit:
-    return lambda vectors, counts: best_factors(vectors, rank, counts)
-
-
-def _place(found: Tensor, held: Tensor) -> None:
+def _fill(held: Tensor, found: Tensor) -> None:
     """Write into the first columns; the rest are zero."""
     held.zero_()
     held[:, : found.shape[1]] = found.to(held)
@@ -334,10 +316,7 @@ def fit_rows(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor | None = None
 
 
 def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
-    """The rows with numbers in the gaps, such that a fit comes closest to the numbers that were given.
-
-    Takes the fit and what it says of the gaps in turn: each round comes closer. The first takes the vector's mean.
-    """
+    """The rows with numbers in the gaps: the fit, and what it says of the gaps, in turn; each round comes closer."""
     counts = torch.bincount(owners)
     mean = _sums(rows, owners) / _sums(there.to(rows), owners).clamp(min=1)
     filled = torch.where(there, rows, mean.index_select(0, owners))
@@ -364,35 +343,38 @@ def _pieces(vectors: Tensor) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
+@dataclass(frozen=True, slots=True)
+class _LayerFactors:
+    """What the layers of a group hold, in float64 by key: coefficients or embeddings, maps of embeddings, gains."""
+
+    held: dict[str, Tensor]
+    maps: dict[str, Tensor]
+    gains: dict[str, Tensor]
+
+    def combined(self, program: GroupProgram) -> dict[str, Tensor]:
+        return {key: combination(self.held.get(key), self.maps.get(key), self.gains.get(key)) for key in program.keys}
+
+
 def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: GivenWeights) -> None:
     """Fit a flat bank and what its layers hold, from where they are; coefficients of a softmax stay as they are."""
     program = compile_group(index, group, {target.member for target in group.targets})
     assert program is not None, "a group has targets"
     held_bank = bank.templates[bank_key(index)]
-    wanted = [
-        target.of(weights[target.member][target.name].detach())
-        .movedim(1, -1)
-        .flatten()
-        .to(held_bank.device, torch.float64)
-        for target in group.targets
-    ]
+    given = (target.of(weights[target.member][target.name].detach()) for target in group.targets)
+    wanted = [weight.movedim(1, -1).flatten().to(held_bank.device, torch.float64) for weight in given]
     numbers = held_bank.double()
     parts = (dict(bank.coefficients.items()), dict(bank.mixers.items()), dict(bank.gains.named_buffers()))
-    held, maps, factors = (
-        {key: tensor.double() for key, tensor in part.items() if key in program.keys} for part in parts
-    )
-
-    def combined() -> dict[str, Tensor]:
-        return {key: combination(held.get(key), maps.get(key), factors.get(key)) for key in program.keys}
-
+    found = [{key: tensor.double() for key, tensor in part.items() if key in program.keys} for part in parts]
+    factors = _LayerFactors(*found)
     for _ in range(_ROUNDS):
-        numbers = _best_bank(program, numbers, combined(), wanted)
-        _fit_layers(program, numbers, combined(), wanted, held, maps, factors)
-        numbers = _rescaled(index, group, numbers, held)
-    held_bank.copy_(_best_bank(program, numbers, combined(), wanted))
-    for part, found in zip(parts, (held, maps, factors)):
-        for key, values in found.items():
-            part[key].copy_(values)
+        numbers = _best_bank(program, numbers, factors.combined(program), wanted)
+        _fit_layers(program, numbers, factors, wanted)
+        if group.options.combine == "wavg":
+            numbers = _rescaled(program, numbers, factors.held)
+    held_bank.copy_(_best_bank(program, numbers, factors.combined(program), wanted))
+    for part, values in zip(parts, found):
+        for key, value in values.items():
+            part[key].copy_(value)
 
 
 def _best_bank(
@@ -427,56 +409,41 @@ def _best_bank(
     return found
 
 
-def _fit_layers(
-    program: GroupProgram,
-    bank: Tensor,
-    coefficients: Mapping[str, Tensor],
-    wanted: Sequence[Tensor],
-    held: Mapping[str, Tensor],
-    maps: Mapping[str, Tensor],
-    factors: Mapping[str, Tensor],
-) -> None:
-    """What is each layer's own, solved for with the bank as it is."""
-    numbers = wrapped_bank(program, bank)
-    alphas = {key: coefficients[key].clone() for key in program.keys}
+def _fit_layers(program: GroupProgram, bank: Tensor, factors: _LayerFactors, wanted: Sequence[Tensor]) -> None:
+    """Solve for what is each layer's own, with the bank as it is."""
+    numbers, held = wrapped_bank(program, bank), factors.held
+    tiles_of_all, masks_of_all = tiles_key(program.index), masks_key(program.index)
+    alphas = {key: alpha.clone() for key, alpha in factors.combined(program).items()}
     for layer, given in zip(program.layers, wanted):
         windows = layer_windows(numbers, layer)
-        masks = held[masks_key(program.index)][layer.masks] if layer.spec.masked else None
+        masks = held[masks_of_all][layer.masks] if layer.spec.masked else None
         if layer.spec.mixed:
-            held[tiles_key(program.index)][layer.tiles] = _tile_coefficients(windows, given, layer)
+            held[tiles_of_all][layer.tiles] = _tile_coefficients(windows, given, layer)
             continue
-        if layer.key in factors:
+        if layer.key in factors.gains:
             made = enlarge(layer, alphas[layer.key][layer.row] @ windows, masks)
-            factors[layer.key][layer.row] *= given.dot(made) / made.dot(made) if made.any() else 1.0
+            factors.gains[layer.key][layer.row] *= given.dot(made) / made.dot(made) if made.any() else 1.0
             continue
         basis = torch.stack([enlarge(layer, window, masks) for window in windows], dim=1)
         alphas[layer.key][layer.row] = _least_squares(basis, given)
         if masks is not None:
             tiles = (alphas[layer.key][layer.row] @ windows).repeat(layer.spec.num_tiles)[: layer.num_weights]
-            held[masks_key(program.index)][layer.masks] = _masks(tiles, given, masks, layer)
+            held[masks_of_all][layer.masks] = _masks(tiles, given, masks, layer)
     for key in program.keys:
-        if key in maps:
-            _place_embeddings(alphas[key], held[key], maps[key])
-        elif key in held and key not in factors and key not in (tiles_key(program.index), masks_key(program.index)):
+        if key in factors.maps:
+            _place_embeddings(alphas[key], held[key], factors.maps[key])
+        elif key in held and key not in factors.gains and key not in (tiles_of_all, masks_of_all):
             held[key].copy_(alphas[key])
 
 
 def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
-    """The shortest (K,) that comes nearest to ``given`` (n,), whatever the rank of ``basis`` (n, K).
-
-    Not ``torch.linalg.lstsq``, which on CUDA takes full rank for granted.
-    """
-    return torch.linalg.pinv(basis) @ given
+    """The shortest (K,) that comes nearest to ``given`` (n,), whatever the rank of ``basis`` (n, K)."""
+    return torch.linalg.pinv(basis) @ given  # lstsq on CUDA takes full rank for granted
 
 
 def _tile_coefficients(windows: Tensor, given: Tensor, layer: LayerProgram) -> Tensor:
     """(m, 2): of each tile the best mixture of the halves; the last one sees as much as the weight has."""
-    size = layer.spec.size
-    found = []
-    for start in range(0, len(given), size):
-        part = given[start : start + size]
-        found.append(_least_squares(windows[:, : len(part)].T, part))
-    return torch.stack(found)
+    return torch.stack([_least_squares(windows[:, : len(part)].T, part) for part in given.split(layer.spec.size)])
 
 
 def _masks(tiles: Tensor, given: Tensor, masks: Tensor, layer: LayerProgram) -> Tensor:
@@ -494,26 +461,18 @@ def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None
     """Embeddings and their map that give coefficients (N, K): exactly up to K = E, beyond it the best affine ones."""
     size, count = embeddings.shape[1], alphas.shape[1]
     if count <= size:
-        turn = _orthonormal_rows(mixer[:, :-1])
-        mixer[:, :-1] = turn * math.sqrt(size)
-        mixer[:, -1] = 0
-        embeddings.copy_(alphas @ turn / math.sqrt(size))
+        _turn_embeddings(alphas, embeddings, mixer)
         return
     found, directions = best_affine_factors(alphas, size)
-    parts = found.shape[1] - 1
-    embeddings.zero_()
     mixer.zero_()
-    embeddings[:, :parts] = found[:, :-1]
-    mixer[:, :parts], mixer[:, -1] = directions[:-1].T, directions[-1]
+    _fill(embeddings, found[:, :-1])
+    mixer[:, : found.shape[1] - 1], mixer[:, -1] = directions[:-1].T, directions[-1]
 
 
-def _rescaled(index: int, group: SsnGroup, bank: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+def _rescaled(program: GroupProgram, bank: Tensor, held: Mapping[str, Tensor]) -> Tensor:
     """The bank with the deviation that makes coefficient vectors of norm one on average; they are divided by it."""
-    if group.options.combine != "wavg":
-        return bank
-    keys = [key for key in held if key != masks_key(index)]
-    norms = torch.cat([held[key].norm(dim=1) for key in keys])
-    scale = float(norms.mean())
+    keys = [key for key in held if key != masks_key(program.index)]
+    scale = float(torch.cat([held[key].norm(dim=1) for key in keys]).mean())
     if not scale:
         return bank
     for key in keys:

@@ -97,8 +97,8 @@ def read_arms(results: RunResults) -> list[DrawnArm]:
     arms = []
     for arm in results.arms:
         place = others.index(arm.name) if arm.name in others else 0
-        look = {"color": style.arm_color(arm.name, place), "marker": style.arm_marker(arm.name, place)}
-        arms.append(DrawnArm(results=arm, label=style.arm_label(arm.name), **look))
+        color, marker = style.arm_color(arm.name, place), style.arm_marker(arm.name, place)
+        arms.append(DrawnArm(results=arm, label=style.arm_label(arm.name), color=color, marker=marker))
     return sorted(arms, key=lambda arm: arm.name == "shared")
 
 
