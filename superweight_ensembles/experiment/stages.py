@@ -1,5 +1,8 @@
 """What a run does besides training its arms: widths, sharing and a start from trained members before it, exits after.
 
+Arms themselves are trained in run_folder.py.
+
+
 RUN/widths/widths.json       the widths and rates that members ended with, and the widths of each epoch; written last
 RUN/widths/log.jsonl         one record an epoch, with the widths; and TensorBoard's
 RUN/search/plan.json         the plan before the search

@@ -166,6 +166,7 @@ def _window_spec(shape: Shape, bank_size: int, start: int, options: SsnOptions) 
         return WindowSpec(
             num_windows=2, size=half, start=start, stride=half, num_tiles=math.ceil(numbers / half), mixed=True
         )
+    assert options.upsample in ("repeat", "mask"), options.upsample
     masked = numbers - room if options.upsample == "mask" else 0
     tiles = math.ceil(numbers / room)
     return WindowSpec(num_windows=count, size=room, start=start, stride=room, num_tiles=tiles, masked=masked)

@@ -45,7 +45,7 @@ def result_tables(results: RunResults, plan: SharingPlan) -> dict[str, Rows]:
         "budget_split": _budget(plan),
         "anytime_curves": _anytime(results),
         "uncertainty_curves": _uncertainty(results),
-        "width_history": _widths(results),
+        "width_history": width_rows(results),
     }
 
 
@@ -153,7 +153,7 @@ def _uncertainty(results: RunResults) -> Rows:
     return rows
 
 
-def _widths(results: RunResults) -> Rows:
+def width_rows(results: RunResults) -> Rows:
     rows: Rows = [("arm", "epoch", "member", "layer", "hidden neurons")]
     histories: list[tuple[str, Sequence[Epoch | WidthEpoch]]] = [("before", results.widths or ())]
     histories += [(arm.name, arm.history) for arm in results.arms]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import RunResults
 from superweight_ensembles.plan import SharingPlan
+from superweight_ensembles.report.figure_data import width_rows
 from superweight_ensembles.report.figures import mean_loss
 from superweight_ensembles.storage import read_bytes
 
@@ -202,6 +203,10 @@ def describe(name: str, results: RunResults, plan: SharingPlan) -> str:
             return (
                 f"Error of the ensembles over the share of images that they are surest of. Mean over shares: {areas}."
             )
+        case "width_history":
+            _, *rows = width_rows(results)
+            learned = {f"{member}.{layer}": f"{width}" for _, _, member, layer, width in rows}  # of the last epoch
+            return f"Hidden neurons of each layer over the epochs in which widths were learned. Last: {_each(learned)}."
         case "similarity_matrix":
             return (
                 f"Matrices of how well the gradients of the layers of {names} agree, with the sets that the search "

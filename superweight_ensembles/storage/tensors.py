@@ -1,6 +1,7 @@
 """Safetensors files: modules written whole, and read as what is expected of them.
 
-Names, shapes and types are compared before any number is. Of names that share their numbers a file holds one.
+Names, shapes and types are compared before any number is read. Numbers may be any, NaN too: what they may be, the
+caller says. Of names that share their numbers a file holds one.
 """
 
 from __future__ import annotations

@@ -23,14 +23,17 @@ from figure_checks import run_results
 
 import superweight_ensembles as swe
 from superweight_ensembles import __main__ as cli
+from superweight_ensembles.experiment import SearchRecord
 from superweight_ensembles.plan import bank_words
 from superweight_ensembles.report import (
     changed,
     describe,
+    figures,
     plan_section,
     sentences,
     write_report,
 )
+from superweight_ensembles.report.figure_data import result_tables, search_tables
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 EVIL = "<script>alert(1)</script>\"' onload=x"
@@ -212,6 +215,22 @@ def test_the_sharing_table_has_the_columns_of_its_generators(budget: float, colu
         assert f"{group.bank_size:,}" in page.texts and bank_words(group) in page.texts
     seen = describe("sharing_map", run_results({"arms": []}), plan)
     assert ("of them flat banks" in seen) == (budget == 0.29) and ("of flat banks" in seen) == (budget == 0.05)
+
+
+def test_every_figure_that_has_data_is_exported_and_described() -> None:
+    results, plan = swe.experiment.read_results(COMMITTED / "adaptive-ensemble" / "learned")
+    names = {
+        *result_tables(results, plan),
+        *search_tables(SearchRecord(similarity="gradient", plan="", clusters=()), {}),
+    }
+    assert set(figures.run_figures(results, plan)) <= names
+    for name in names:
+        assert hasattr(figures, name), name
+        seen = describe(name, results, plan)
+        assert len(seen) > 40 and "without a description" not in seen, name
+    last = next(record.widths for record in reversed(results.widths or results.arms[0].history) if record.widths)
+    member, own = next(iter(last.items()))
+    assert all(f"{member}.{layer}: {width}" in describe("width_history", results, plan) for layer, width in own.items())
 
 
 def _rename_in_plan(content: dict, old: str, new: str) -> None:
