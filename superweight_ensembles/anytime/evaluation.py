@@ -428,7 +428,7 @@ def answered_batches(
         first = next(iter(answers.values()))
         targets = task.targets(given, first)
         task.check_range(targets, num_classes_in(first))
-        yield index, inputs, targets, answers  # place in the loader, inputs, targets as the task has them, by name
+        yield index, inputs, targets, answers  # place in the loader, inputs, targets as the task has them, answers
 
 
 def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object], processes: Processes = _ALONE) -> Predictions:

@@ -53,7 +53,7 @@ class Shift:
 
     corrupted: Annotated[tuple[CorruptedResult, ...], Field(max_length=1000)] = ()
     others: OthersResult | None = None
-    tempered: TemperedResult | None = None  # also without held-out samples
+    tempered: TemperedResult | None = None  # None without held-out samples, too
 
 
 def measure_tempered(held: Predictions, tested: Predictions) -> TemperedResult:
