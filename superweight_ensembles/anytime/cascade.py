@@ -46,12 +46,12 @@ StoppingRule = Callable[[int, Tensor], Tensor | None]
 
 
 def stop_when_sure(policy: ExitPolicy) -> StoppingRule:
-    """Samples go on whose confidence does not reach the exit's threshold, and so do those with NaN."""
+    """A rule: samples go on unless their confidence reaches the exit's threshold, so those with NaN do."""
     return lambda index, confidence: ~(confidence >= policy.thresholds[index])
 
 
 def stop_at_counts(counts: Sequence[int]) -> StoppingRule:
-    """As many samples go on as run the next member by ``counts``, an entry a member: the least sure ones, NaN first."""
+    """A rule: as many samples go on as ``counts``, an entry a member, has for the next one; the least sure, NaN first."""
 
     # They gain most: 11.7 points in the least sure tenth, none in the surest (four WideResNets, CIFAR-10 at 16 x 16).
     def rule(index: int, confidence: Tensor) -> Tensor | None:

@@ -132,7 +132,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
-    """The samples whose confidence lies in a range: how sure they are, and how many are right; None without any."""
+    """Confidence and accuracy, in the mean, of samples whose confidence lies in a range; None without any."""
 
     lower: Share
     upper: Share

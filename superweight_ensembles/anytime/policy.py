@@ -56,12 +56,12 @@ def agreement(probabilities: Tensor, votes: Tensor | None, num_members: int) -> 
 
 
 def label_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
-    """Of labels (B, L), how far their probabilities are from one half, mean over labels, 0 to 1: (B,)."""
+    """Distance of the probabilities of labels (B, L) from one half, mean over labels, scaled to 0 to 1: (B,)."""
     return (2 * probabilities - 1).abs().mean(1)
 
 
 def place_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
-    """Of places (B, K, ...), the margin at each, mean over places: (B,)."""
+    """Margin at each place, of probabilities (B, K, ...), mean over places: (B,)."""
     first, second = probabilities.topk(2, dim=1).values.unbind(1)
     return (first - second).flatten(1).mean(1)
 
