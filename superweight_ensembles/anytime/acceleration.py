@@ -117,7 +117,7 @@ def fastest_form(
             found = MemberSpeed(
                 forms=tried, speedup=speedup, largest_difference=difference, changed=changed, left_out=left_out
             )
-    # The form shares nothing with the plain network, so neither does a plain one that stays the fastest.
+    # No form shares tensors with the plain network: where that is the fastest, it is copied.
     return copied(plain, f"member {name!r}") if best is plain else best, found
 
 

@@ -53,7 +53,7 @@ class Shift:
 
     corrupted: Annotated[tuple[CorruptedResult, ...], Field(max_length=1000)] = ()
     others: OthersResult | None = None
-    tempered: TemperedResult | None = None  # None without held-out samples, too
+    tempered: TemperedResult | None = None  # None without held-out samples
 
 
 def measure_tempered(held: Predictions, tested: Predictions) -> TemperedResult:
