@@ -27,16 +27,16 @@ _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberSpeed:
-    """The form that was chosen for one member, against the plain network.
+    """The form that was chosen for one member, compared with the plain network.
 
     Attributes:
-        forms: Of ``fused``, ``channels_last``, ``bfloat16`` or ``float16``, and ``compiled``; none where the plain
-            network is the fastest.
-        speedup: Time of the plain network over that of this form, the median over pairs of calls in turn.
-        largest_difference: Of a class's probability, over the images looked at.
-        changed: Fraction of those images whose most probable class is another one.
-        left_out: Why a form cannot be had, by its name, or those of several together: a network that cannot be
-            traced, answers that change. What is neither here nor in ``forms`` is slower.
+        forms: Names among ``fused``, ``channels_last``, ``bfloat16`` or ``float16``, and ``compiled``; empty where the
+            plain network is the fastest.
+        speedup: Time of the plain network over time of this form: the median over pairs of calls in turn.
+        largest_difference: Largest difference of a class's probability, over the images compared.
+        changed: Fraction of those images whose most probable class changes.
+        left_out: Reason why a form, or several together, cannot be used, by name: a network that cannot be traced,
+            answers that change. A form that is neither here nor in ``forms`` is slower.
     """
 
     forms: tuple[str, ...]
@@ -89,10 +89,7 @@ def fastest_form(
     batch_size: int,
     max_changed: float,
 ) -> tuple[nn.Module, MemberSpeed]:
-    """The fastest form of a network in eval mode that answers ``images`` as it does, and what is to be said of it.
-
-    Options are those of :meth:`AnytimePredictor.accelerate`. The form shares nothing with the plain network.
-    """
+    """The fastest form of a network in eval mode that answers ``images`` alike, compared with the plain one."""
     parts, timed = images.split(_COMPARED), images[:batch_size]
     wanted = [answer_of(name, plain, part).float().softmax(1) for part in parts]
     left_out: dict[str, str] = {}
@@ -120,11 +117,12 @@ def fastest_form(
             found = MemberSpeed(
                 forms=tried, speedup=speedup, largest_difference=difference, changed=changed, left_out=left_out
             )
+    # No form shares tensors with the plain network: where that is the fastest, it is copied.
     return copied(plain, f"member {name!r}") if best is plain else best, found
 
 
 def _combinations(plain: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Iterator[tuple[str, ...]]:
-    """Every set of forms that may make a difference, none left out."""
+    """Every set of forms that may make a difference, but for the empty one."""
     layers = [type(layer) for layer in plain.modules()]
     fused = [(), (FUSED,)] if any(issubclass(layer, nn.modules.batchnorm._BatchNorm) for layer in layers) else [()]
     last = [(), (CHANNELS_LAST,)] if images.ndim == 4 and nn.Conv2d in layers else [()]
@@ -151,7 +149,7 @@ def _differences(network: nn.Module, parts: tuple[Tensor, ...], wanted: list[Ten
 
 
 def _speedup(plain: nn.Module, network: nn.Module, images: Tensor) -> float:
-    """Time of one over that of the other: the median over pairs of calls in turn, so that a busy machine slows both."""
+    """Median of the plain network's time over the other's, of calls in turn, so that a busy machine slows both."""
     times: tuple[list[float], list[float]] = ([], [])
     with MEASURING:
         while len(times[0]) < _ROUNDS or sum(times[0]) < _SECONDS:

@@ -46,20 +46,14 @@ OVERTHINKING_KEYS: Any = Field(default={}, validation_alias=AliasChoices("overth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CascadeResult:
-    """A cascade simulated on a table.
+    """Exits and predictions of a cascade that was simulated on a table."""
 
-    Attributes:
-        exits: The exit of each sample (N,), from 0.
-        predictions: What it leaves with (N, K).
-        confidence: How sure that is (N,).
-    """
-
-    exits: Tensor
-    predictions: Tensor
-    confidence: Tensor
+    exits: Tensor  # (N,), from 0
+    predictions: Tensor  # (N, K), with which samples leave
+    confidence: Tensor  # (N,), of those
 
     def mean_cost(self, costs: Sequence[float]) -> float:
-        """Mean over the samples of what the members that they ran cost."""
+        """Mean over the samples of the cost of the members that each ran."""
         return _mean_cost(self.exits, costs)
 
     def accuracy(self, labels: Tensor) -> float:
@@ -67,7 +61,7 @@ class CascadeResult:
 
 
 def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
-    """What a policy does with the softmax (M, N, K) of all members in its order.
+    """Exits and predictions by a policy of samples with softmax (M, N, K) of all members in its order.
 
     Example:
         >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))
@@ -104,28 +98,12 @@ def order_greedily(
     flops: Mapping[str, int],
     version_of: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Each time the member that adds most accuracy a FLOP to the mean of those before it.
-
-    Args:
-        names: Names of the members.
-        probabilities: Their softmax (M, N, K) on held-out samples.
-        labels: (N,).
-        flops: FLOPs of each an image.
-        version_of: The network that a member is a version of: a dearer version takes the place of a cheaper one, and
-            a cheaper one has no place after it. None where each is its own.
-
-    Returns:
-        Names; the first is the one with most accuracy above chance a FLOP. Of equal ones the one that comes first in
-        ``names``.
-
-    Raises:
-        SuperWeightError: A table whose shapes do not fit, or with NaN.
-    """
+    """Names in the order in which each adds most accuracy a FLOP to the mean softmax (M, N, K) of those before."""
     check_table(names, probabilities, labels)
     network = {name: (version_of or {}).get(name, name) for name in names}
     left = {name: probabilities[index] for index, name in enumerate(names)}
     nothing = probabilities.new_zeros(probabilities.shape[1:])
-    total, accuracy = nothing, 1 / probabilities.shape[2]
+    total, accuracy = nothing, 1 / probabilities.shape[2]  # chance
     held: dict[str, Tensor] = {}
     order: list[str] = []
     while left:
@@ -136,6 +114,7 @@ def order_greedily(
         order.append(best)
         total, accuracy = totals[best], accuracy + gains[best]
         held[network[best]] = left[best]
+        # A dearer version takes the place of a cheaper one of its network; a cheaper one has no place after it.
         left = {
             name: own
             for name, own in left.items()
@@ -175,20 +154,10 @@ class ThresholdFit:
         self._full_accuracy, self._never_exit = full_accuracy, never_exit
 
     def policy(self, costs: Sequence[float], target: tuple[str, float]) -> ExitPolicy:
-        """The policy that meets a target.
-
-        Args:
-            costs: Cost of each member alone, in the unit of the target.
-            target: ``("cost", mean cost of a sample)``, or ``("max_accuracy_drop", fraction)``: the cheapest policy
-                that stays within that of all members.
-
-        Raises:
-            SuperWeightError: A mean cost below the first member's or above all members'; an accuracy that ``monotone``
-                predictions do not reach.
-        """
+        """The policy that meets ``("cost", mean)``, or the cheapest that meets ``("max_accuracy_drop", fraction)``."""
         never_exit = self._never_exit
         what, amount = target
-        if what == "cost":
+        if what == "cost":  # in the unit of ``costs``, which are of each member alone
             low, high = costs[0], sum(costs)
             if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
                 raise SuperWeightError(
@@ -220,7 +189,7 @@ class ThresholdFit:
         return float(self._right.gather(0, self._exits(thresholds)[None]).mean())
 
     def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
-        """What a policy that was fitted here does to the samples."""
+        """Effect of a policy that was fitted here on the samples."""
         exits = self._exits(policy.thresholds)
         counts = torch.bincount(exits, minlength=len(flops)).double() / len(exits)
         return Calibration(
@@ -236,26 +205,12 @@ class ThresholdFit:
 
 
 class ExitFit(ThresholdFit):
-    """The answers of every exit on held-out samples: weights and temperatures fitted once, thresholds for any target.
-
-    Args:
-        probabilities: Softmax (M, N, K) of the members in ``order``.
-        labels: (N,).
-        order: Names.
-        confidence: A name of :data:`CONFIDENCES`.
-        temperature: Whether each exit's temperature is fitted too.
-        monotone: Whether an earlier, surer prediction stands.
-        replaces: As :class:`ExitPolicy` has it.
-        weights: Whether members count alike at an exit, or by weights that are fitted too (:func:`fit_weights`).
-
-    Raises:
-        SuperWeightError: A table whose shapes do not fit, or with NaN.
-    """
+    """Answers of every exit on held-out samples: weights and temperatures fitted once, thresholds for any target."""
 
     def __init__(
         self,
-        probabilities: Tensor,
-        labels: Tensor,
+        probabilities: Tensor,  # softmax (M, N, K) of the members in ``order``
+        labels: Tensor,  # (N,)
         order: tuple[str, ...],
         *,
         confidence: str = "margin",
@@ -278,7 +233,7 @@ class ExitFit(ThresholdFit):
         super().__init__(confidences, right, _accuracy(means[-1], labels), never_exit)
 
     def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
-        """What a policy that was fitted here does to the samples, overthinking included."""
+        """Effect of a policy that was fitted here on the samples, overthinking included."""
         found = super().described(policy, flops, target)
         return replace(found, overthinking=overthinking(self._predictions, self._labels))
 
@@ -288,14 +243,11 @@ def tabulate_exits(
     modules: Mapping[str, nn.Module],
     loader: Iterable[object],
     task: Task,
-    policy: ExitPolicy,
+    policy: ExitPolicy,  # in the order of ``modules``; its thresholds are not read
     like: Tensor,
     check_inputs: Callable[[Inputs], None],
 ) -> ThresholdFit:
-    """What every exit is worth where predictions are maps or sets of labels, of which no table is kept.
-
-    ``modules`` are in the order of the policy, of which all but the thresholds is read.
-    """
+    """Confidence and rightness of every exit where predictions are maps or sets of labels, too many for a table."""
     confidences, rights, whole = [], [], []
     for _, _, truth, answers in answered_batches(modules, loader, like, task, check_inputs):
         running = RunningMean(policy.replaces)
@@ -352,19 +304,7 @@ def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, 
 
 
 def samples_per_member(count: int, flops: Sequence[int], budget: float) -> tuple[int, ...]:
-    """How many of a batch's samples run each member: all the first, ever fewer the next ones.
-
-    The exits' shares are geometric, as in calibration, and the budget is never exceeded. Who goes on are the samples
-    whose prediction so far is least sure: those gain most (measured on four WideResNets and CIFAR-10 at 16 x 16: 11.7
-    points in the least sure tenth, falling to none in the surest).
-
-    Args:
-        count: Samples in the batch.
-        flops: FLOPs of one image, by member in order.
-        budget: FLOPs for the batch, finite.
-
-    Raises:
-        SuperWeightError: Less than the first member needs.
+    """How many of a batch's samples run each member within a budget: all the first, ever fewer the next ones.
 
     Example:
         >>> samples_per_member(10, [1, 4], 30)
@@ -405,17 +345,20 @@ def _largest_log_rate(holds: Callable[[float], bool]) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What a policy does to the samples that it was fitted on.
+    """Effect of a policy on the samples that it was fitted on.
 
     Attributes:
-        num_samples: Held-out samples.
-        target: What was asked for: ``flops``, ``latency_ms`` or ``max_accuracy_drop``, and how much.
+        num_samples: Number of held-out samples.
+        target: Target that was asked for, ``flops``, ``latency_ms`` or ``max_accuracy_drop``, and its amount.
         accuracy: Accuracy of the cascade.
         full_accuracy: Accuracy of all members.
         flops: Mean FLOPs of an image, in the cascade.
-        full_flops: FLOPs of all members.
+        full_flops: FLOPs of an image, of all members.
         exits: Fraction of the samples that leaves at each exit.
-        overthinking: How often more compute takes a right answer away: see :func:`overthinking`.
+        overthinking: How often more compute takes a right answer away. ``right_to_wrong``: fraction of the samples that
+            some exit answers right and a later one wrong; ``probability_drop``: mean over the samples of the largest
+            fall of the true class's probability from an exit to a later one; ``accuracy_drop``: the largest fall of the
+            accuracy from an exit to a later one. Empty for tasks of several answers a row.
     """
 
     num_samples: int
@@ -429,12 +372,7 @@ class Calibration:
 
 
 def overthinking(predictions: Tensor, labels: Tensor) -> dict[str, float]:
-    """How predictions (M, N, K) after each member get worse for labels (N,).
-
-    Returns:
-        ``right_to_wrong``: samples that some exit answers right and a later one wrong, of all; ``probability_drop``:
-        mean over the samples of the largest fall of the true class's probability from an exit to a later one;
-        ``accuracy_drop``: the largest fall of the accuracy from an exit to a later one.
+    """How predictions (M, N, K) after each member get worse for labels (N,): see :class:`Calibration`.
 
     Source: conditional monotonicity, Jazbec et al., *Towards Anytime Classification in Early-Exit Architectures by
     Enforcing Conditional Monotonicity*, NeurIPS 2023

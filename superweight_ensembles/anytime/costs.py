@@ -62,11 +62,10 @@ def member_costs(
     """FLOPs, latency and parameters of every member, materialised, in eval mode, on the ensemble's device.
 
     Args:
-        ensemble: The members to measure.
         input_shape: Shape of one image, (C, H, W).
         batch_size: Images in the call that is timed.
-        rounds: Turns in which the members are timed one after the other; the median of all is taken, so that a
-            machine that slows down does so for all of them.
+        rounds: Number of turns in which the members are timed one after the other, so that a machine that slows down
+            does so for all of them; the median of all is taken.
         dtype: Type of the images; that of the parameters where None.
 
     Raises:
@@ -175,13 +174,13 @@ def _is_count(value: object) -> bool:
 class LatencyTable:
     """Estimates of a member's time for n images.
 
-    Members are timed at powers of two, when a size is first asked for; between them the estimate is linear. What calls
-    then take, in proportion to the estimate, is remembered for the last 64, the timed ones among them: a machine that
-    slows down is noticed, and one slow call is not taken for that.
+    Members are timed at powers of two, when a size is first asked for; between them the estimate is linear. The ratio
+    of time to estimate is remembered of the last 64 calls, the timed ones among them, so that a machine that slows down
+    is noticed, and one slow call is not taken for that.
 
     Args:
-        modules: The members.
-        row: One row of a batch (1, ...), on the device and of the type that they take.
+        modules: Members by name.
+        row: One row of a batch (1, ...), on the device and of the type that the members take.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], row: Inputs) -> None:
@@ -215,19 +214,19 @@ class LatencyTable:
         return first if share == 0 else (1 - share) * first + share * self._seconds[member, 2 * low]
 
     def percentile_95(self, member: str, batch_size: int, latest: float = 1.0) -> float:
-        """Seconds that 95 % of the recent calls, were they of this member and size, stayed within.
+        """95th percentile of the recent calls in seconds, as if all were of this member and batch size.
 
         Args:
-            member: The member to run next.
-            batch_size: Images that are left for it.
-            latest: What :meth:`observe` said of the member before it: that much slower is expected at least.
+            member: Name of the member to run next.
+            batch_size: Number of images that are left for it.
+            latest: Ratio that :meth:`observe` returned of the member before; at least that much slower is expected.
         """
         median = self.median(member, batch_size)
         ordered = sorted(self._ratios)
         return median * max(1.0, latest, ordered[int(0.95 * (len(ordered) - 1) + 0.5)])
 
     def observe(self, member: str, batch_size: int, seconds: float) -> float:
-        """Remember what a call took; returns it in proportion to the median."""
+        """Remember the seconds of a call, and return their ratio to the median."""
         ratio = seconds / self.median(member, batch_size)
         self._ratios = (*self._ratios, ratio)[-_RECENT_CALLS:]
         return ratio

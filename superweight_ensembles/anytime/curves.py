@@ -43,10 +43,10 @@ class MemberPoint:
     """A member alone, on test data, its time in batches."""
 
     name: Name
-    flops: _Flops
-    latency_ms: Positive
+    flops: _Flops  # an image
+    latency_ms: Positive  # an image
     accuracy: Share
-    nll: float
+    nll: float  # in nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,70 +60,40 @@ class ExitPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurvePoint:
-    """One way to run the members, on test data.
-
-    Attributes:
-        flops: Mean of an image.
-        latency_ms: Mean of an image on the clock, in batches.
-        members_used: Mean of an image.
-        accuracy: Fraction right.
-        nll: Mean negative log likelihood, in nats.
-    """
+    """One way to run the members, in means over the images of test data."""
 
     flops: Positive
-    latency_ms: Positive
+    latency_ms: Positive  # on the clock, in batches
     members_used: float
     accuracy: Share
-    nll: float
+    nll: float  # in nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Points from cheap to dear.
+    """Points from cheap to dear, on test data."""
 
-    Attributes:
-        name: ``stream`` (after each member) or ``cascade`` (thresholds fitted on validation data, a point a budget).
-        points: On test data.
-        area: Mean accuracy over the logarithm of the FLOPs: see :func:`log_area`.
-        latency_area: The same over the time.
-    """
-
-    name: Literal["stream", "cascade"]
+    name: Literal["stream", "cascade"]  # after each member; or a point a budget, thresholds fitted on validation data
     points: Annotated[tuple[CurvePoint, ...], Field(min_length=1, max_length=10_000)]
-    area: float
-    latency_area: float
+    area: float  # see log_area
+    latency_area: float  # over the time in the place of the FLOPs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnytimeResult:
-    """What :func:`measure_curves` found.
-
-    Attributes:
-        order: Names of the members, as they run.
-        batch_size: Images a batch, for the clock.
-        timed_images: Images for the clock.
-        members: Each alone.
-        curves: ``stream`` and ``cascade``.
-        policy: The one that was kept.
-        calibration: What it did to the samples that it was fitted on.
-        calibrated: What it does on test data.
-        tempered: All members on test data, at the temperature of the policy's last exit; None in older files.
-        overthinking: How often more compute takes a right answer away, of ``stream``, ``policy`` and ``calibration``.
-        truncated: The same of members and their truncations, where a recipe asks for some.
-        exits: Of those, each alone.
-    """
+    """Curves of a predictor on test data, and its policy: see :func:`measure_curves`."""
 
     order: tuple[Name, ...]
-    batch_size: Count
+    batch_size: Count  # for the clock
     timed_images: Count
-    members: Annotated[tuple[MemberPoint, ...], Field(min_length=1, max_length=256)]
+    members: Annotated[tuple[MemberPoint, ...], Field(min_length=1, max_length=256)]  # each alone
     curves: Annotated[tuple[Curve, ...], Field(max_length=100)]
     policy: Annotated[ExitPolicy, PlainValidator(ExitPolicy.from_dict)]
     calibration: Calibration
-    calibrated: CurvePoint
-    overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]
-    tempered: Metrics | None = None
-    truncated: AnytimeResult | None = None
+    calibrated: CurvePoint  # of the policy, on test data
+    overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]  # of stream, policy and calibration
+    tempered: Metrics | None = None  # of all members, at the temperature of the last exit; None in older files
+    truncated: AnytimeResult | None = None  # of members and their truncations, whose points alone are ``exits``
     exits: Annotated[tuple[ExitPoint, ...], Field(max_length=4096)] | None = None
 
     def __post_init__(self) -> None:
@@ -135,38 +105,18 @@ class AnytimeResult:
 
 
 def measure_curves(
-    predictor: AnytimePredictor,
+    predictor: AnytimePredictor,  # keeps the policy for ``target``
     calibration: Loader | Predictions,
     test: Loader,
     *,
-    tested: Predictions | None = None,
-    target: tuple[str, float] = ("flops", 0.5),
-    num_points: int = 8,
-    batch_size: int = 64,
-    timed_images: int = 512,
+    tested: Predictions | None = None,  # on ``test``
+    target: tuple[str, float] = ("flops", 0.5),  # keyword of AnytimePredictor.calibrate, and its value
+    num_points: int = 8,  # of the cascade's curve
+    batch_size: int = 64,  # for the clock
+    timed_images: int = 512,  # of ``test``, the first ones
     **options: Unpack[FitOptions],
 ) -> AnytimeResult:
-    """Stream and cascade of a predictor on test data, every threshold fitted on other data.
-
-    Accuracies come from all test images; the clock from really running the first ``timed_images`` of them in batches,
-    all points in turn, three times, the median taken. The predictor keeps the policy for ``target``.
-
-    Args:
-        predictor: Its order is settled.
-        calibration: Held-out (images, labels), or the members' predictions on them.
-        test: (images, labels).
-        tested: The members' predictions on ``test``; made here where None.
-        target: Of the policy to keep: a keyword of :meth:`AnytimePredictor.calibrate` and its value.
-        num_points: Of the cascade's curve.
-        batch_size: Images a batch, for the clock.
-        timed_images: Images for the clock.
-        options: ``confidence``, ``temperature``, ``monotone`` and ``weights`` as :meth:`AnytimePredictor.calibrate`
-            takes them.
-
-    Raises:
-        SuperWeightError: Too few held-out samples, a target out of reach, loaders that do not fit the members, a test
-            loader that can be read once alone, members that count no FLOPs.
-    """
+    """Stream and cascade of a predictor on test data, every threshold fitted on other data."""
     counts = {"num_points": num_points, "batch_size": batch_size, "timed_images": timed_images}
     for what, count in counts.items():
         check_count(what, count)
@@ -288,17 +238,6 @@ def _clock(
 def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, before: float, steps: bool) -> float:
     """Mean accuracy over the logarithm of the cost from ``low`` to ``high``: one number for a curve.
 
-    Args:
-        points: (Cost, accuracy), costs above 0.
-        low: Cost to begin at.
-        high: Cost to end at; above ``low``.
-        before: Accuracy at costs below the first point.
-        steps: Between two points the accuracy of the cheaper one holds (nothing else can be had there); else it is
-            interpolated in the logarithm of the cost.
-
-    Raises:
-        SuperWeightError: No range, or no point.
-
     Example:
         >>> log_area([(1, 0.5), (10, 0.7)], 1, 100, before=0.1, steps=True)
         0.6
@@ -311,7 +250,7 @@ def log_area(points: Sequence[tuple[float, float]], low: float, high: float, *, 
     costs, accuracies = zip(*ordered)
     total = 0.0
     for left, right in pairwise(sorted({low, high, *(cost for cost in costs if low < cost < high)})):
-        if steps or right <= costs[0]:
+        if steps or right <= costs[0]:  # of two points the cheaper one holds: nothing else can be had between them
             mean = next((accuracy for cost, accuracy in reversed(ordered) if cost <= left), before)
         else:
             mean = float(np.interp(np.log([left, right]), np.log(costs), accuracies).mean())
@@ -327,23 +266,7 @@ def order_exits(
     flops: Mapping[str, int],
     **options: Unpack[FitOptions],
 ) -> tuple[str, ...]:
-    """The order of exits whose cascade is most accurate over all costs: the largest area on held-out samples.
-
-    A truncation that has run costs what it costs, and more of its member takes its place in the mean later. So the
-    choice is between the greedy order of all exits, and the whole members after so many of the truncations, from none
-    on: the first ones of the greedy order, or the cheapest.
-
-    Args:
-        names: Of all exits.
-        version_of: The member that an exit is a truncation of.
-        probabilities: Softmax (M, N, K) on held-out samples.
-        labels: (N,).
-        flops: An image, of each.
-        options: Of :class:`ExitFit`: how thresholds are fitted.
-
-    Returns:
-        Names, not always all; every member whole.
-    """
+    """The order of exits whose cascade, on held-out softmax (M, N, K), has the largest area over all costs."""
     rows = dict(zip(names, probabilities))
     low, high = min(flops.values()), sum(flops[name] for name in names if name not in version_of)
 
@@ -362,6 +285,8 @@ def order_exits(
     whole, everything = greedy([name for name in names if name not in version_of]), greedy(names)
     first = [name for name in everything if name in version_of]
     cheapest = sorted(version_of, key=lambda name: flops[name])
+    # A truncation that has run costs what it costs, and more of its member takes its place in the mean later. So whole
+    # members are tried after so many truncations, from none on: the first of the greedy order, or the cheapest.
     candidates = [(*everything, *(name for name in whole if name not in everything))]
     candidates += [(*some[:count], *whole) for some in (first, cheapest) for count in range(len(some) + 1)]
     return max(dict.fromkeys(candidates), key=area)

@@ -50,11 +50,11 @@ NUM_BINS = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Of one predictor on one data set.
+    """Metrics of one predictor on one data set.
 
     Attributes:
-        accuracy: Fraction whose most probable class is right.
-        top5_accuracy: Fraction whose five most probable classes hold the right one.
+        accuracy: Fraction of the samples whose most probable class is right.
+        top5_accuracy: Fraction of the samples whose five most probable classes hold the right one.
         nll: Mean negative log likelihood, in nats.
         ece: Expected calibration error over 15 equal bins of confidence.
         brier: Mean squared distance of the probabilities from the one-hot label, 0 to 2.
@@ -76,7 +76,7 @@ class EnsembleResult:
     metrics: Metrics
 
     def table_row(self, parameters: str) -> tuple[str, ...]:
-        """What tables show under :data:`TABLE_HEADINGS`."""
+        """Texts of a table's row under :data:`TABLE_HEADINGS`."""
         found = self.metrics
         quality = (f"{100 * found.accuracy:.2f}", f"{found.nll:.4f}", f"{100 * found.ece:.2f}")
         return (f"{self.flops / 1e6:,.2f}", parameters, *quality)
@@ -96,10 +96,10 @@ class SubsetResult(EnsembleResult):
     """The mean prediction of some members, and what it costs.
 
     Attributes:
-        members: Names, in ensemble order.
-        metrics: Of the mean of their softmax.
-        flops: An image; the sum over the members.
-        latency_ms: Of one image on the device of the evaluation; the sum over the members' medians.
+        members: Names of the members, in ensemble order.
+        metrics: Metrics of the mean of their softmax.
+        flops: FLOPs of an image; the sum over the members.
+        latency_ms: Milliseconds of one image on the device of the evaluation; the sum over the members' medians.
     """
 
     members: tuple[Name, ...]
@@ -107,7 +107,7 @@ class SubsetResult(EnsembleResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubsetScores:
-    """What metrics come to for the mean prediction of some members, and what it costs: see :class:`SubsetResult`."""
+    """Values of metrics for the mean prediction of some members, and what it costs: see :class:`SubsetResult`."""
 
     members: tuple[str, ...]
     scores: dict[str, float]
@@ -117,19 +117,12 @@ class SubsetScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What :func:`evaluate` found by metrics of the caller's own.
-
-    Attributes:
-        num_samples: Rows evaluated.
-        members: Each metric by name, of each member.
-        ensemble: Likewise, of the mean of all members' predictions.
-        subsets: Likewise, of every subset that :class:`Evaluation` has.
-    """
+    """Values of the caller's own metrics that :func:`evaluate` found."""
 
     num_samples: int
-    members: dict[str, dict[str, float]]
-    ensemble: dict[str, float]
-    subsets: tuple[SubsetScores, ...]
+    members: dict[str, dict[str, float]]  # each metric by name, of each member
+    ensemble: dict[str, float]  # of the mean of all members' predictions
+    subsets: tuple[SubsetScores, ...]  # those that Evaluation has
 
     def _repr_html_(self) -> str:
         every = {**self.members, "ensemble": self.ensemble}
@@ -139,7 +132,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
-    """The samples whose confidence lies in a range: how sure they are, and how many are right; None without any."""
+    """Confidence and accuracy, in the mean, of samples whose confidence lies in a range; None without any."""
 
     lower: Share
     upper: Share
@@ -153,14 +146,14 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        num_samples: Images evaluated.
-        members: In ensemble order.
-        ensemble: The mean of all members' softmax.
-        subsets: Every non-empty subset, singles and the whole included; for more than ten members, the singles and
-            the running ensembles from the cheapest member up.
-        diversity: Mean pairwise disagreement over the ensemble's error.
-        reliability: Of the ensemble, in 15 bins of confidence.
-        uncertainty: Of the ensemble; None in results of before.
+        num_samples: Number of images evaluated.
+        members: Results of the members, in ensemble order.
+        ensemble: Result of the mean of all members' softmax.
+        subsets: Results of every non-empty subset, singles and the whole included; for more than ten members, of the
+            singles and the running ensembles from the cheapest member up.
+        diversity: Mean pairwise disagreement over the ensemble's error; None for one member or no error.
+        reliability: Confidence and accuracy of the ensemble in 15 bins of confidence.
+        uncertainty: Uncertainty of the ensemble; None in older results.
     """
 
     num_samples: Count
@@ -183,31 +176,18 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What networks answer on one split, made once and read by everything that is measured on it.
-
-    Attributes:
-        members: Names of the networks.
-        probabilities: Their softmax (M, N, K), on the CPU in float32.
-        labels: (N,), on the CPU.
-        image: The first image (1, ...), or row of inputs, on the CPU.
-
-    Raises:
-        SuperWeightError: Names, probabilities and labels do not fit each other; probabilities that are no numbers.
-    """
+    """Answers of networks on one split, made once and read by everything that is measured on it."""
 
     members: tuple[str, ...]
-    probabilities: Tensor
-    labels: Tensor
-    image: Inputs
+    probabilities: Tensor  # softmax (M, N, K), on the CPU in float32
+    labels: Tensor  # (N,), on the CPU
+    image: Inputs  # the first image (1, ...), or row of inputs, on the CPU
 
     def __post_init__(self) -> None:
         check_table(self.members, self.probabilities, self.labels)
 
     def of(self, names: Sequence[str]) -> Tensor:
         """The softmax (names, N, K) of some networks, in the order given.
-
-        Raises:
-            SuperWeightError: A name that the table does not have.
 
         Example:
             >>> rows = torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]])
@@ -252,15 +232,15 @@ def evaluate(
         ensemble: Evaluated in eval mode with materialised members; its own mode is left as it is.
         loader: Batches of images (B, C, H, W), normalised, and labels (B,), or as :func:`superweight_ensembles.train`
             takes them.
-        metrics: Metrics of torchmetrics by name, which are not changed, in the place of the standard ones of
-            ``classification``; other tasks need them. Each is given the mean prediction of some members, in the shape
-            of their answers (probabilities, or numbers of ``regression``), and the targets.
-        gather: Put together what all processes of the default process group find. A row that several loaders give, as
-            a DistributedSampler pads its parts, counts several times. The first process alone takes the time of
-            members, while the others wait.
+        metrics: Metrics of torchmetrics by name, in the place of the standard ones of ``classification``; other tasks
+            need them. They are not changed. Each is given the mean prediction of some members, in the shape of their
+            answers (probabilities, or numbers of ``regression``), and the targets.
+        gather: Whether the results of all processes of the default process group are put together. A row that several
+            loaders give, as a DistributedSampler pads its parts, counts several times. The first process alone takes
+            the time of members, while the others wait.
 
     Returns:
-        The standard metrics, or what ``metrics`` come to.
+        The standard metrics, or the values of ``metrics``.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
@@ -367,7 +347,7 @@ def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Proce
 
 @contextmanager
 def _measuring(key: str, predicted: Tensor | None, task: Task) -> Iterator[None]:
-    """Say of which metric an exception is."""
+    """Name the metric in whatever it raises."""
     try:
         yield
     except Exception as error:
@@ -385,15 +365,7 @@ def _number(key: str, metric: Metric, task: Task) -> float:
 
 
 def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> Evaluation:
-    """What :func:`evaluate` finds, from predictions that were made before: members run for their costs alone.
-
-    Args:
-        ensemble: Whose members the predictions are of.
-        table: From :func:`predict`.
-
-    Raises:
-        SuperWeightError: The table lacks a member.
-    """
+    """What :func:`evaluate` finds, from predictions that were made before: members run for their costs alone."""
     probabilities, labels = table.of(ensemble.member_names), table.labels
     device = first_parameter({"": ensemble}).device
     costs = costs_of(ensemble, mapped(lambda one: one.to(device), table.image))
@@ -442,11 +414,7 @@ def answered_batches(
     task: Task,
     check_inputs: Callable[[Inputs], None] | None = None,
 ) -> Iterator[tuple[int, Inputs, Tensor, dict[str, Tensor]]]:
-    """Run every network on every batch that has rows, on the device of ``like`` and, but for autocast, in its type.
-
-    Yields:
-        The batch's place in the loader, inputs, targets as the task has them, and the networks' answers by name.
-    """
+    """Run every network on every batch that has rows, on the device of ``like`` and, but for autocast, in its type."""
     dtype = None if torch.is_autocast_enabled(like.device.type) else like.dtype
     for index, batch in enumerate(checked_loader(loader)):
         pair = checked_pair(batch, dtype=dtype)
@@ -460,7 +428,7 @@ def answered_batches(
         first = next(iter(answers.values()))
         targets = task.targets(given, first)
         task.check_range(targets, num_classes_in(first))
-        yield index, inputs, targets, answers
+        yield index, inputs, targets, answers  # place in the loader, inputs, targets as the task has them, answers
 
 
 def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object], processes: Processes = _ALONE) -> Predictions:
@@ -473,26 +441,11 @@ def predict(ensemble: SuperWeightEnsemble, loader: Iterable[object], processes: 
 def predict_all(
     modules: Mapping[str, nn.Module],
     loader: Iterable[object],
-    like: Tensor,
-    check_inputs: Callable[[Inputs], None] | None = None,
-    processes: Processes = _ALONE,
+    like: Tensor,  # on the device of the networks, of the type of their images
+    check_inputs: Callable[[Inputs], None] | None = None,  # is given each batch's inputs, on that device, first
+    processes: Processes = _ALONE,  # each has rows of its own
 ) -> Predictions:
-    """Run every network, in eval mode, once on every sample; of several processes the first gets what all answer.
-
-    Args:
-        modules: The networks.
-        loader: (images, labels); a batch without images is passed over.
-        like: A tensor of the device that the networks are on and of the type of their images.
-        check_inputs: What the inputs of a batch, there, are held against first.
-        processes: Those that call this, each with rows of its own.
-
-    Returns:
-        On the first process the rows of all, batch by batch, and of a batch by rank; on the others their own.
-
-    Raises:
-        SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
-            classes of the networks, or the networks answer different shapes, one class, or what is no number.
-    """
+    """Run every network, in eval mode, once on every sample; of several processes the first gets what all answer."""
     parts, labels, first = [], [], None
     pairs = (checked_batch(batch) for batch in checked_loader(loader))  # no soft labels
     for index, inputs, truth, logits in answered_batches(modules, pairs, like, CLASSIFICATION, check_inputs):
@@ -568,7 +521,7 @@ def check_table(names: Sequence[str], probabilities: Tensor, labels: Tensor) -> 
 
 
 def _check_numbers(names: Sequence[str], softmax: Tensor, where: str, inputs: Inputs = None) -> None:
-    """Refuse a softmax (M, B, K) with NaN; names the inputs if they are what is no number, else members."""
+    """Refuse a softmax (M, B, K) with NaN; names the inputs where these are not finite, else the members."""
     broken = softmax.isnan().any(2)
     if not bool(broken.any()):
         return
@@ -601,11 +554,7 @@ def probability_metrics(probabilities: Tensor, labels: Tensor) -> Metrics:
 
 
 def diversity(probabilities: Tensor, labels: Tensor) -> float | None:
-    """Mean pairwise disagreement of the members over the ensemble's error; None for one member or no error.
-
-    Args:
-        probabilities: (M, N, K).
-        labels: (N,).
+    """Mean pairwise disagreement in softmax (M, N, K) over the ensemble's error; None for one member or no error.
 
     Source: Teterwak et al., WACV 2024
     """

@@ -56,12 +56,12 @@ def agreement(probabilities: Tensor, votes: Tensor | None, num_members: int) -> 
 
 
 def label_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
-    """Of labels (B, L), how far their probabilities are from one half, mean over labels, 0 to 1: (B,)."""
+    """Distance of the probabilities of labels (B, L) from one half, mean over labels, scaled to 0 to 1: (B,)."""
     return (2 * probabilities - 1).abs().mean(1)
 
 
 def place_margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
-    """Of places (B, K, ...), the margin at each, mean over places: (B,)."""
+    """Margin at each place, of probabilities (B, K, ...), mean over places: (B,)."""
     first, second = probabilities.topk(2, dim=1).values.unbind(1)
     return (first - second).flatten(1).mean(1)
 
@@ -82,17 +82,7 @@ def check_confidence(name: str) -> None:
 
 
 def confidence_of(name: str, mean: Tensor, votes: Tensor | None, num_members: int, temperature: float = 1.0) -> Tensor:
-    """The confidence (B,) of a running mean, between 0 and 1.
-
-    Args:
-        name: A name of :data:`CONFIDENCES`, or one of :data:`TASK_CONFIDENCES`.
-        mean: Mean softmax (B, K) of the members so far.
-        votes: How many of them answer what their mean answers (B,); ``agreement`` alone reads it.
-        num_members: Members so far.
-        temperature: The logarithm of the mean is divided by it first; the answer stays the same.
-
-    Raises:
-        SuperWeightError: An unknown name.
+    """The confidence (B,), between 0 and 1, of a mean softmax (B, K), by a name of :data:`CONFIDENCES` or of a task.
 
     Example:
         >>> mean = torch.tensor([[0.7, 0.2, 0.1]])
@@ -100,6 +90,7 @@ def confidence_of(name: str, mean: Tensor, votes: Tensor | None, num_members: in
         0.5
     """
     check_confidence(name)
+    # Votes (B,) are for the mean's answer, which the temperature leaves as it is; agreement alone reads them.
     return _EVERY[name](tempered(mean, temperature), votes, num_members)
 
 
@@ -127,18 +118,7 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
 def fit_weights(
     probabilities: Tensor, labels: Tensor, replaces: tuple[int | None, ...] = ()
 ) -> tuple[tuple[float, ...], ...]:
-    """For each exit, the convex weights of the members so far that give the labels the highest likelihood.
-
-    Found by expectation maximisation, whose likelihood has one maximum. Where they are less accurate on these samples
-    than the best member so far alone, that member or equal weights take their place, whichever is more accurate.
-
-    Args:
-        probabilities: Softmax (M, N, K) of the members in their order, on held-out samples.
-        labels: (N,).
-        replaces: As :class:`ExitPolicy` has it.
-
-    Returns:
-        A row an exit: a weight for every member so far, 0 where its place was taken.
+    """For each exit, convex weights of the members' softmax (M, N, K) so far that make the labels (N,) likeliest.
 
     Source: stacking, Wolpert, Neural Networks 1992; the mixture's weights by Dempster, Laird, Rubin, JRSS B 1977.
 
@@ -156,13 +136,14 @@ def fit_weights(
         present = [one for one in present if one != gone] + [index]
         own = right[present]
         equal = fitted = own.new_full((len(present),), 1 / len(present))
-        for _ in range(_EM_STEPS):
+        for _ in range(_EM_STEPS):  # expectation maximisation, whose likelihood has one maximum
             fitted = fitted * (own / (fitted @ own)).mean(1)
         fitted = torch.where(fitted < _ROUNDING, 0, fitted)
         fitted = fitted / fitted.sum()
         choices = [fitted, equal, *torch.eye(len(present), dtype=own.dtype, device=own.device)]
         means = [torch.einsum("m,mnk->nk", weights, table[present]) for weights in choices]
         accuracies = [float((mean.argmax(1) == labels).double().mean()) for mean in means]
+        # Likely weights may be less accurate than the best member alone: then it or equal weights take their place.
         best = 0 if accuracies[0] >= max(accuracies[2:]) else accuracies.index(max(accuracies))
         row = dict(zip(present, choices[best].tolist()))
         rows.append(tuple(row.get(one, 0.0) for one in range(index + 1)))
@@ -175,19 +156,20 @@ class ExitPolicy:
     """After each member, samples that are sure enough leave with the mean prediction of the members so far.
 
     Attributes:
-        order: Members, in the order in which they run; exit e is after member e.
-        confidence: How sure a prediction is: a name of :data:`CONFIDENCES`; ``label_margin`` of the task
-            ``multilabel``, ``place_margin`` of ``segmentation``.
-        temperatures: One an exit, 0.01 to 100; the logarithm of the mean is divided by it before the confidence is
-            taken.
-        thresholds: One an exit but the last, where all that are left leave. A sample leaves where its confidence is at
-            least the threshold, 0 to 2 or infinity: 0 lets all leave whose confidence is a number, infinity none.
+        order: Names of the members, in the order in which they run; exit e is after member e.
+        confidence: Measure of confidence: ``max_probability``, ``margin``, ``entropy`` or ``agreement``; for the task
+            ``multilabel`` ``label_margin``, for ``segmentation`` ``place_margin``.
+        temperatures: Temperature of each exit, 0.01 to 100; the logarithm of the mean is divided by it before the
+            confidence is taken.
+        thresholds: Threshold of each exit but the last, where all samples that are left leave. A sample leaves where
+            its confidence is at least the threshold, 0 to 2 or infinity: at 0 all samples leave whose confidence is a
+            number, at infinity none.
         monotone: Whether a sample keeps an earlier prediction that was surer than the later one, or the only one that
             is a number.
-        replaces: For each exit, the earlier exit whose answer its own takes the place of in the mean, or None; empty
-            where none does (:func:`replaced_exits`).
-        weights: For each exit, the weight of every member so far in the mean: 0 or more, 1 together, and 0 where its
-            place was taken; empty where all count alike.
+        replaces: For each exit, the index of the earlier exit whose answer it replaces in the mean, or None; empty
+            where no exit replaces another.
+        weights: For each exit, the weight of every member so far in the mean: 0 or more, 1 together, and 0 for a member
+            that was replaced; empty where all count alike.
 
     Raises:
         SuperWeightError: No member or one twice, an unknown confidence, numbers missing or out of range.
@@ -245,7 +227,7 @@ class ExitPolicy:
         object.__setattr__(self, "weights", tuple(tuple(map(float, row)) for row in self.weights))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: a threshold that none passes is null; empty ``replaces`` and ``weights`` are left out."""
+        """The policy as JSON data: an infinite threshold is null; empty ``replaces`` and ``weights`` are left out."""
         content = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         content["thresholds"] = [value if value < math.inf else None for value in self.thresholds]
         content["weights"] = [list(row) for row in self.weights]
@@ -306,14 +288,7 @@ def _are_weights(rows: Sequence[Sequence[float]], replaces: Sequence[int | None]
 
 
 def replaced_exits(order: Sequence[str], version_of: Mapping[str, str]) -> tuple[int | None, ...]:
-    """Which earlier exit each exit takes the place of: the last one that was a version of the same network.
-
-    Args:
-        order: Names of the exits.
-        version_of: The network that an exit is a version of, by name; others are of their own.
-
-    Returns:
-        For each exit, an index or None; empty where no exit takes the place of another.
+    """For each exit, the index of the last one that was a version of the same network, or None; empty where none was.
 
     Example:
         >>> replaced_exits(("a@25%", "b", "a@50%", "a"), {"a@25%": "a", "a@50%": "a"})
@@ -362,7 +337,7 @@ class RunningMean:
         self.num_run += 1
 
     def at_exit(self, policy: ExitPolicy | None, measure: str = margin.__name__) -> tuple[Tensor, Tensor]:
-        """What samples that leave now leave with (B, K), and its confidence (B,): by ``measure`` without a policy."""
+        """Prediction (B, K) and confidence (B,) of samples that leave now; by ``measure`` without a policy."""
         mean, count = self.mean, len(self.parts)
         if policy is None:
             return mean, confidence_of(measure, mean, None, count)
@@ -380,7 +355,7 @@ class RunningMean:
         return self.surest
 
     def keep(self, rows: Tensor) -> None:
-        """Keep these samples alone."""
+        """Go on with these samples alone."""
         self.total = self.total[rows]
         self.parts = {index: part[rows] for index, part in self.parts.items()}
         if self.surest is not None:
@@ -395,12 +370,7 @@ def running_means(
 
 
 def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]:
-    """The prediction (M, N, K) and its confidence (M, N) at every exit of a policy, whatever its thresholds are.
-
-    Args:
-        probabilities: Softmax (M, N, K) of the members in the policy's order.
-        policy: All but its thresholds is read.
-    """
+    """The prediction (M, N, K) and its confidence (M, N) at every exit of a policy, whatever its thresholds are."""
     running = RunningMean(policy.replaces, policy.weights)
     predictions, confidences = zip(*(each.at_exit(policy) for each in _run_on(probabilities, running)))
     return torch.stack(predictions), torch.stack(confidences)

@@ -119,12 +119,12 @@ def _read(folder: Path) -> SavedPredictor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStep:
-    """What is known after one more member.
+    """State of the prediction after one more member.
 
     Attributes:
-        member: The member that ran last.
-        members_used: Members so far.
-        flops: FLOPs an image, of all members so far.
+        member: Name of the member that ran last.
+        members_used: Number of members so far.
+        flops: FLOPs of an image, of all members so far.
         probabilities: Mean softmax (B, K) of the members so far; of another task, their mean prediction (B, ...).
     """
 
@@ -143,23 +143,24 @@ class AnytimePredictor:
     the last one alone is in the mean.
 
     Args:
-        ensemble: Materialised here; later training of it is not seen. Or plain networks by name, which are copied.
+        ensemble: An ensemble, which is materialised here, so that its later training is not seen; or plain networks by
+            name, which are copied.
         order: ``cost`` (FLOPs, cheapest first; the default), ``greedy`` (most accuracy a FLOP first, on ``loader``), or
             names; names may leave members out.
         loader: Held-out (images, labels), or the members' predictions on them, for ``greedy``.
-        input_shape: Shape of one image, such as (3, 32, 32). Where None, the first images tell, and every member runs
-            once on one of them for its FLOPs.
-        task: What plain networks answer, as :class:`SuperWeightEnsemble` takes it; an ensemble has its own. Streams and
+        input_shape: Shape of one image, such as (3, 32, 32). Where None, it is that of the first images, on one of
+            which every member runs once for its FLOPs.
+        task: Task of plain networks, as :class:`SuperWeightEnsemble` takes it; an ensemble has its own. Streams and
             deadlines are for every task; exits, budgets and calibration for all but ``regression``, whose answers have
             no confidence; greedy orders and other forms of members for ``classification``.
 
     Attributes:
         task: The task.
-        images: How the ensemble's images are preprocessed, and the names of classes, where that is known.
+        images: Preprocessing of the ensemble's images, with the names of classes; None where that is not known.
         modules: The plain networks by name, in order once that is known.
-        policy: When samples leave, once calibrated.
-        calibration: What the policy does to the samples that it was fitted on; None for a loaded policy.
-        speeds: Of each member, what :meth:`accelerate` found; empty before.
+        policy: Rule by which samples leave; None before it is calibrated.
+        calibration: Effect of the policy on the samples that it was fitted on; None for a loaded policy.
+        speeds: Result of :meth:`accelerate` for each member; empty before.
 
     Raises:
         SuperWeightError: No member, an unknown order or member, ``greedy`` without a loader.
@@ -237,13 +238,13 @@ class AnytimePredictor:
 
     @property
     def flops(self) -> dict[str, int]:
-        """FLOPs an image, of each member alone, in order; they need ``input_shape`` or a first call."""
+        """FLOPs of an image, of each member alone, in order; they need ``input_shape`` or a first call."""
         self._check_measured()
         return dict(self._flops)
 
     @property
     def replaces(self) -> tuple[int | None, ...]:
-        """For each exit, the earlier one that it takes the place of in the mean; empty where none does."""
+        """For each exit, the index of the earlier one that it replaces in the mean, or None; empty where none does."""
         return replaced_exits(tuple(self.modules), self._version_of)
 
     @property
@@ -253,7 +254,7 @@ class AnytimePredictor:
 
     @property
     def version_of(self) -> dict[str, str]:
-        """The network that each exit is a version of, where it is not its own."""
+        """For each exit that is a version of another network, that network's name."""
         return dict(self._version_of)
 
     @property
@@ -263,14 +264,14 @@ class AnytimePredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the members are, and images must be."""
+        """Device of the members, on which images must be."""
         return self._like.device
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> AnytimePredictor:
         """Move the members; latencies are measured anew.
 
         Raises:
-            SuperWeightError: Another type for networks that :meth:`with_networks` was given, which have their own.
+            SuperWeightError: A ``dtype`` for networks that :meth:`with_networks` was given, which have their own.
         """
         if dtype is not None and self._takes is not None:
             raise SuperWeightError("these networks have types of their own: convert the predictor before")
@@ -325,16 +326,17 @@ class AnytimePredictor:
     ) -> AnytimeAnswer:
         """Answer a batch.
 
-        Samples that are sure enough leave after each member, where :meth:`calibrate` has fitted when; those that stay
-        are compacted, and only they are computed. Uncalibrated, every sample runs all members.
+        After each member the samples leave whose confidence reaches the threshold that :meth:`calibrate` has fitted;
+        only those that stay are computed further. Without calibration every sample runs all members.
 
         Args:
             images: (B, ...), normalised as in training; or a dictionary or a tuple, as the ensemble takes them.
-            deadline_ms: Milliseconds from the call. A member is not started when it would end later, by what 95 % of
-                the recent calls took; the first always runs. Latencies are measured, before the clock starts, the first
-                time that a batch is larger than any before: call :meth:`measure` ahead.
-            batch_flops: FLOPs for the whole batch: the samples that are least sure go on, as many as it pays for.
-            early_exit: Whether samples leave when they are sure; where None, if calibrated and without ``batch_flops``.
+            deadline_ms: Milliseconds from the call. A member is not started when it would end later, by the 95th
+                percentile of the recent calls; the first always runs. Latencies are measured, before the clock starts,
+                the first time that a batch is larger than any before: call :meth:`measure` ahead.
+            batch_flops: FLOPs for the whole batch: as many samples go on as it pays for, the least sure ones.
+            early_exit: Whether samples leave when they are sure; None for yes where calibrated and without
+                ``batch_flops``.
 
         Raises:
             SuperWeightError: Images of another shape, type or device than the members take; a deadline that is no
@@ -363,10 +365,10 @@ class AnytimePredictor:
         return run_cascade(self.modules, self._flops, images, running, policy, rule, deadline, self.task)
 
     def predict(self, loader: Loader | Predictions) -> Predictions:
-        """The table that thresholds are fitted on: every member run once on every sample.
+        """Run every member once on every sample, for the table that thresholds are fitted on.
 
         Args:
-            loader: (images, labels); or predictions of these members, which are given back once their image fits.
+            loader: (images, labels); or predictions of these members, which are returned once their image fits.
 
         Raises:
             SuperWeightError: Images that the members do not take, labels that are no classes of theirs, no samples.
@@ -396,14 +398,14 @@ class AnytimePredictor:
         Args:
             loader: Held-out (images, labels), at least 100, never the test data; or the predictions on them that
                 :meth:`predict` made.
-            flops: Mean FLOPs an image; up to 1.0, the fraction of all members'.
-            latency_ms: Mean milliseconds an image, in batches of ``batch_size``, by latencies measured here.
-            max_accuracy_drop: The cheapest cascade whose accuracy on these data is at most so much (0.002: 0.2 points)
-                below that of all members.
+            flops: Mean FLOPs of an image; up to 1.0, the fraction of all members' FLOPs.
+            latency_ms: Mean milliseconds of an image, in batches of ``batch_size``, by latencies measured here.
+            max_accuracy_drop: Largest difference (0.002: 0.2 points) by which the accuracy on these data may be below
+                that of all members; the cheapest such cascade is taken.
             confidence: ``margin`` (where None), ``max_probability``, ``entropy`` or ``agreement``; tasks of several
                 answers a row have their own: the mean margin of labels, or of places.
-            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare; of
-                ``classification``.
+            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare; for
+                ``classification`` alone.
             monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
             weights: ``fitted`` lets members count at each exit by weights that are fitted on these data, so that a weak
                 member does not pull a strong one down: no exit is less accurate on them than its best member. Streams,
@@ -411,7 +413,7 @@ class AnytimePredictor:
             batch_size: Images in a batch, for ``latency_ms``.
 
         Returns:
-            What the policy does on these data; it is kept in :attr:`policy` and saved with the predictor.
+            The effect of the policy on these data; the policy is kept in :attr:`policy` and saved with the predictor.
 
         Raises:
             SuperWeightError: None or several targets, one out of reach (says the range), too few samples, labels that
@@ -488,7 +490,7 @@ class AnytimePredictor:
         """Take a policy that was fitted elsewhere.
 
         Raises:
-            SuperWeightError: It is for other members or another order.
+            SuperWeightError: A policy for other members, another order or another task.
         """
         if not isinstance(policy, ExitPolicy):
             raise SuperWeightError(f"policy must be an ExitPolicy (ExitPolicy.from_dict reads one); got {policy!r:.80}")
@@ -507,14 +509,14 @@ class AnytimePredictor:
     def with_networks(self, networks: Members) -> AnytimePredictor:
         """A predictor with the same order, costs and policy, whose answers come from other forms of the members.
 
-        Such as quantised ones, or those of another runtime: modules that take the same images and answer the same
-        logits (B, K). That they do is not looked at here; :meth:`accelerate` does.
+        Other forms are, for instance, quantised networks or those of another runtime: modules that take the same images
+        and answer the same logits (B, K). This method does not check that they do; :meth:`accelerate` does.
 
         Args:
-            networks: By the members' names. They are not copied; this puts them into eval mode.
+            networks: The networks by the members' names. They are not copied, and are put into eval mode.
 
         Raises:
-            SuperWeightError: Other names than the members'; no cost is known yet (give ``input_shape``).
+            SuperWeightError: Names other than the members'; no cost is known yet (give ``input_shape``).
         """
         self._check_measured()
         given = named_members(networks)
@@ -545,19 +547,19 @@ class AnytimePredictor:
         and the fastest is kept. This predictor stays as it is; the policy is taken over, so calibrate before or after.
 
         Args:
-            loader: Held-out (images, labels), by whose images the forms are compared with the plain members.
-            dtype: ``torch.bfloat16`` or ``torch.float16`` allows it for products; None stays with the members' type.
+            loader: Held-out (images, labels), on whose images the forms are compared with the plain members.
+            dtype: Type allowed for products, ``torch.bfloat16`` or ``torch.float16``; None for the members' own alone.
             compile: Whether to try ``torch.compile`` too, which takes minutes and a compiler.
-            batch_size: Images of a call on the clock: what is fastest for one image is not for many.
-            max_changed: Fraction of the images whose most probable class may change, of each member.
-            num_images: Images to compare on.
+            batch_size: Number of images in a timed call; the fastest form for one image is not that for many.
+            max_changed: Largest fraction of the images whose most probable class may change, of each member.
+            num_images: Number of images to compare on.
 
         Returns:
-            The predictor; its :attr:`speeds` say, by member, the form, how much faster it is, what changes, and why
-            other forms cannot be had.
+            The predictor; its :attr:`speeds` give, by member, the form, how much faster it is, how answers change, and
+            why other forms cannot be used.
 
         Raises:
-            SuperWeightError: Images that the members do not take, none at all, options out of range.
+            SuperWeightError: Images that the members do not take, no images, options out of range.
 
         Example:
             >>> members = {"a": nn.Linear(4, 3), "b": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))}
@@ -638,7 +640,7 @@ class AnytimePredictor:
             select: Likewise.
 
         Raises:
-            SuperWeightError: Files missing, damaged, of a newer format, or that do not fit each other.
+            SuperWeightError: Files that are missing, damaged, of another format, or that do not fit each other.
         """
         with naming(Path(folder)):
             saved = _read(Path(folder))
@@ -760,7 +762,7 @@ def _checked_amount(what: str, amount: float, unit: str) -> float:
 
 
 def _as_float(value: object) -> float:
-    """NaN where it is no number, or none that a float holds."""
+    """The value as a float; NaN where it is no number, or none that a float holds."""
     try:
         return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:

@@ -49,25 +49,15 @@ class TemperedResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """What was measured besides on data that differ from those trained on; nothing where it was not asked for.
-
-    Attributes:
-        corrupted: Each corruption at each severity.
-        others: Another data set.
-        tempered: None without held-out samples.
-    """
+    """Results on data that differ from those trained on; empty where they were not asked for."""
 
     corrupted: Annotated[tuple[CorruptedResult, ...], Field(max_length=1000)] = ()
     others: OthersResult | None = None
-    tempered: TemperedResult | None = None
+    tempered: TemperedResult | None = None  # None without held-out samples
 
 
 def measure_tempered(held: Predictions, tested: Predictions) -> TemperedResult:
-    """The ensemble's metrics with its mean softmax at one temperature.
-
-    Args:
-        held: Predictions on held-out samples, which the temperature is fitted on.
-        tested: On test samples.
+    """Metrics of the ensemble on ``tested``, its mean softmax at one temperature that is fitted on ``held``.
 
     Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017; of the pooled prediction, Rahaman and
     Thiery, NeurIPS 2021.
@@ -85,12 +75,15 @@ def detect_others(
     """How well the members' uncertainty tells other data from the data set's own; labels are not read.
 
     Args:
-        ensemble: Whose predictions are asked.
+        ensemble: The members whose predictions are compared.
         own: Test samples of the data set, or the predictions on them.
-        others: Samples of another kind, normalised as the data set's own; likewise. Batches may be images alone.
+        others: Samples of another kind, normalised as the data set's own, or the predictions on them. Batches may be
+            images alone.
 
     Returns:
-        One entry a score, the best AUROC first.
+        For each score, ``entropy``, ``mutual_information``, ``disagreement`` and ``max_probability`` (one minus it),
+        ``auroc`` (probability that a sample of the other kind has the higher score; 0.5 is chance) and ``fpr95`` (share
+        of own samples taken for others where 95 % of the others are found; 0 is best). The best AUROC is first.
 
     Raises:
         SuperWeightError: Loaders without samples, or whose images the members do not take.
@@ -117,18 +110,10 @@ def measure_corrupted(
     loader_of: Callable[[Corruption], Iterable[object]],
     processes: Processes | None = None,
 ) -> tuple[CorruptedResult, ...]:
-    """The ensemble's metrics under each corruption.
-
-    Several processes share corruptions out, not images: noise is drawn for whole batches.
-
-    Args:
-        ensemble: Of the task ``classification``.
-        corruptions: Any.
-        loader_of: Gives the test samples with a corruption, as ``ImageData.loader(..., corruption=...)`` does.
-        processes: Those that call this; all get the metrics of all corruptions.
-    """
+    """The ensemble's metrics under each corruption, on every process; ``loader_of`` gives the test samples with one."""
     processes = processes or Processes()
     found = []
+    # Processes share corruptions out, not images: noise is drawn for whole batches.
     for one in corruptions[processes.rank :: processes.size]:
         table = predict(ensemble, loader_of(one))
         mean = reduce(table.of(ensemble.member_names), "m n k -> n k", "mean")

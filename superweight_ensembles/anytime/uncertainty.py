@@ -31,13 +31,14 @@ class Uncertainty:
     """Means over samples, in nats where they are entropies.
 
     Attributes:
-        entropy: Of the members' mean softmax: all that is uncertain.
-        expected_entropy: Mean of the members' own: what stays uncertain were the members known to be right (aleatoric).
-        mutual_information: The difference: what the members disagree about (epistemic).
+        entropy: Entropy of the members' mean softmax: all uncertainty.
+        expected_entropy: Mean entropy of the members' own softmax: the uncertainty that stays if the members are right
+            (aleatoric).
+        mutual_information: Difference of the two: the members' disagreement (epistemic).
         disagreement: Share of pairs of members that answer different classes; 0 for one member.
         risk_coverage_area: Mean error over all coverages, where the least sure samples are left out first, by the
             probability of the answer: 0 is best (AURC).
-        risk_coverage: That curve, at twenty coverages.
+        risk_coverage: Curve of that error at twenty coverages.
 
     Source: Depeweg et al., ICML 2018, section 3 (entropies); Geifman et al., ICLR 2019 (risk and coverage).
     """
@@ -52,17 +53,11 @@ class Uncertainty:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """How well one score tells samples of another kind from those of the data set's own.
-
-    Attributes:
-        score: ``entropy``, ``mutual_information``, ``disagreement`` or ``max_probability`` (one minus it).
-        auroc: Probability that a sample of the other kind has the higher score; 0.5 is chance.
-        fpr95: Share of own samples taken for others where 95 % of the others are found; 0 is best.
-    """
+    """How well one score tells samples of another kind from those of the data set's own."""
 
     score: Name
     auroc: Share
-    fpr95: Share
+    fpr95: Share  # of own samples, taken for others where 95 % of the others are found
 
 
 def scores_of(probabilities: Tensor) -> dict[str, Tensor]:
@@ -88,7 +83,7 @@ def scores_of(probabilities: Tensor) -> dict[str, Tensor]:
 
 
 def uncertainty(probabilities: Tensor, labels: Tensor) -> Uncertainty:
-    """What the members' softmax (M, N, K) for labels (N,) says of it.
+    """Uncertainty of the members' softmax (M, N, K), and its risk for labels (N,).
 
     Example:
         >>> rows = torch.tensor([[[0.9, 0.1], [0.4, 0.6]], [[0.7, 0.3], [0.6, 0.4]]])
@@ -114,14 +109,12 @@ def uncertainty(probabilities: Tensor, labels: Tensor) -> Uncertainty:
 
 
 def risk_coverage(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The ensemble's error on the n samples that it is surest of, for n of 1 to N: (N,).
-
-    Sure is the probability of the answer, of the mean of the softmax (M, N, K); samples that are equally sure are kept
-    in their order.
+    """The ensemble's error on the n samples that it is surest of, for n of 1 to N: (N,); from softmax (M, N, K).
 
     Source: Geifman and El-Yaniv, Selective Classification for Deep Neural Networks, NeurIPS 2017.
     """
     confidence, answer = reduce(probabilities.double(), "m n k -> n k", "mean").max(1)
+    # Stable: samples that are equally sure keep their order.
     wrong = (answer != labels)[confidence.sort(descending=True, stable=True).indices].double()
     return wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)
 

@@ -43,26 +43,26 @@ def export_cascade(
     images: Preprocessing | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an ONNX file a member, cascade.json, and onnx_cascade.py, which predicts with them.
+    """Write an ONNX file for each member, cascade.json, and onnx_cascade.py, which predicts with them.
 
     The folder is written whole or not at all; the networks given stay as they are.
 
     Args:
         modules: Plain networks by name, those of ``policy.order`` at least.
         policy: Order, confidence and thresholds.
-        folder: Made here.
-        input_shape: Of one image, (C, H, W).
-        flops: Of each member an image; counted where None.
-        images: How image files are read (``ensemble.images``), for the loader's ``read()``; without it, it takes
-            arrays alone.
-        overwrite: Replace an exported cascade that is there; nothing else is ever replaced.
+        folder: Folder to make.
+        input_shape: Shape of one image, (C, H, W).
+        flops: FLOPs of an image, of each member; counted where None.
+        images: Preprocessing of image files (``ensemble.images``), for the loader's ``read()``; without it the loader
+            takes arrays alone.
+        overwrite: Whether an exported cascade that is there is replaced; nothing else is ever replaced.
 
     Returns:
         The folder.
 
     Raises:
-        SuperWeightError: A member without a network or FLOPs, members that answer other classes or take tokens,
-            a folder that is there, or whatever :func:`export_member` raises of ONNX.
+        SuperWeightError: A member without a network or FLOPs, members that answer different classes or take tokens,
+            a folder that is there, or an error of :func:`export_member` for ONNX.
 
     Example:
         >>> import sys, tempfile, numpy, torch

@@ -67,7 +67,7 @@ class PlainMember:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a JSON file beside the export says of its inputs and outputs."""
+        """Facts about inputs and outputs, for a JSON file beside the export."""
         known = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
         reads = self.images is not None and self.images.image_shape[0] in (1, 3)  # what files hold
         return {**known, "images": asdict(self.images)} if self.images is not None and reads else known
@@ -125,11 +125,7 @@ def plain_member(
 
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of one image as a tuple.
-
-    Raises:
-        SuperWeightError: No sequence of positive ints.
-    """
+    """The shape of one image as a tuple."""
     shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if not shape or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in shape):
         raise SuperWeightError(f"input_shape is that of one image, such as (3, 32, 32); got {input_shape!r}")
@@ -273,7 +269,7 @@ def load_member(path: str | Path) -> nn.Module:
         The plain network, in eval mode on the CPU.
 
     Raises:
-        SuperWeightError: Files missing, damaged or of another version; a network that no registry made.
+        SuperWeightError: Files that are missing, damaged or of another version; a network that no registry made.
 
     Example:
         >>> import tempfile, superweight_ensembles as swe
@@ -341,24 +337,24 @@ def export_member(
     written where an error is raised.
 
     Args:
-        module: Answers logits (B, K) for images (B, ...).
-        path: Ends as the format says; its folder is made.
+        module: A network that answers logits (B, K) for images (B, ...).
+        path: File to write, whose name ends as the format says; its folder is made.
         format: ``torch-export`` (.pt2, for ``torch.export.load``), ``onnx`` (.onnx, input ``images``, output
             ``logits``, float32, compared with PyTorch in onnxruntime) or ``state-dict`` (.safetensors, and .json with
             the architecture, for :func:`load_member` or your own code).
         input_shape: Shape of one image, (C, H, W), or of one sequence; a network that refuses floating-point numbers
             is given tokens of int64.
         batch_size: The one batch size that the program takes; None for any. Not for ``state-dict``.
-        images: How image files are read, and the names of the classes (``ensemble.images``): kept in the file.
-        overwrite: Replace a file that is there.
+        images: Preprocessing of image files and names of the classes (``ensemble.images``), which the file keeps.
+        overwrite: Whether a file that is there is replaced.
 
     Returns:
         The path.
 
     Raises:
         SuperWeightError: An unknown format, a path that ends otherwise or is taken, images that the network does not
-            take, or a network that cannot be exported so (says what torch said); ONNX packages missing; an ONNX file
-            whose logits differ by more than 1e-4, or 1e-4 of the largest where that is above 1.
+            take, or a network that cannot be exported in this format (with torch's message); missing ONNX packages; an
+            ONNX file whose logits differ by more than 1e-4, or 1e-4 of the largest where that is above 1.
 
     Example:
         >>> import tempfile, torch, superweight_ensembles as swe

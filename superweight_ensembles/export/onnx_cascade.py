@@ -65,15 +65,12 @@ _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
 
 
 class Answer(NamedTuple):
-    """Of each image: mean probabilities (B, K), how many members ran, the answer's confidence and FLOPs (B,).
+    """Answers to B images; one that is not a number has confidence 0."""
 
-    Probabilities that are not numbers have confidence 0.
-    """
-
-    probabilities: np.ndarray
-    members_used: np.ndarray
-    confidence: np.ndarray
-    flops: np.ndarray
+    probabilities: np.ndarray  # mean (B, K) of the members that ran
+    members_used: np.ndarray  # (B,)
+    confidence: np.ndarray  # (B,)
+    flops: np.ndarray  # (B,)
 
 
 class Step(NamedTuple):
@@ -88,21 +85,21 @@ class OnnxCascade:
     """The cascade of a folder.
 
     Args:
-        folder: With cascade.json and the ONNX files that it names.
-        providers: Of onnxruntime, in order of preference; the CPU where None.
+        folder: Folder that holds cascade.json and the ONNX files that it names.
+        providers: Providers of onnxruntime, in order of preference; the CPU where None.
         session_options: ``onnxruntime.SessionOptions`` for every member, such as the number of threads. Entries that
             close other files to a model are added to it.
 
     Attributes:
-        members: Names, in the order in which they run.
-        flops: Of each, an image.
-        input_shape: Of one image.
-        num_classes: K.
-        classes: Their names; empty where they are not known.
+        members: Names of the members, in the order in which they run.
+        flops: FLOPs of an image, of each member.
+        input_shape: Shape of one image.
+        num_classes: Number of classes K.
+        classes: Names of the classes; empty where they are not known.
         sessions: The onnxruntime session of each member.
 
     Raises:
-        ValueError: Files missing, damaged, of another format, or outside the folder.
+        ValueError: Files that are missing, damaged, of another format, or outside the folder.
     """
 
     def __init__(
@@ -135,13 +132,13 @@ class OnnxCascade:
             _check_signature(folder / member["file"], session, self.input_shape, self.num_classes)
 
     def __call__(self, images: np.ndarray) -> Answer:
-        """Predict; no member sees an image that has left. How many answers are not numbers is logged.
+        """Predict; no member sees an image that has left. Answers that are not numbers are logged.
 
         Args:
             images: float32 (B, *input_shape), preprocessed as in training.
 
         Raises:
-            ValueError: Another shape or type.
+            ValueError: Images of another shape or type.
         """
         self._check(images)
         size, last = len(images), len(self.members) - 1
@@ -181,10 +178,10 @@ class OnnxCascade:
         """Run member after member on all images, and yield the mean prediction after each; stop when you like.
 
         Args:
-            images: float32 (B, *input_shape).
+            images: float32 (B, *input_shape), preprocessed as in training.
 
         Raises:
-            ValueError: Another shape or type.
+            ValueError: Images of another shape or type.
         """
         self._check(images)
         mean = np.zeros((len(images), self.num_classes), np.float32)
@@ -197,12 +194,12 @@ class OnnxCascade:
             yield Step(name, mean, sum(self.flops[: index + 1]))
 
     def read(self, *files: str | os.PathLike[str]) -> np.ndarray:
-        """Images of files: float32 (B, C, H, W), upright, their centre resized and normalised as in training.
+        """Read files of images: float32 (B, C, H, W), upright, their centre resized and normalised as in training.
 
-        A level or so apart from training's own reading of a JPEG that is four times as large or more.
+        Pixels differ by about one level from those in training for a JPEG that is four times as large or more.
 
         Raises:
-            ValueError: A file that is no image, or a cascade that was exported without this knowledge.
+            ValueError: A file that is no image, or a cascade that was exported without ``images``.
         """
         if len(files) == 1 and isinstance(files[0], (list, tuple)):
             files = tuple(files[0])
@@ -220,7 +217,7 @@ class OnnxCascade:
         return found
 
     def _add(self, parts: dict[int, np.ndarray], index: int, images: np.ndarray) -> np.ndarray:
-        """Run one more member, which may take the place of an earlier one; the mean by now."""
+        """Run one more member, which may replace an earlier one; the mean (B, K) of the members so far."""
         own = self._probabilities(index, images)
         parts.pop(self.replaces[index], None)
         parts[index] = own
@@ -243,7 +240,7 @@ class OnnxCascade:
         return _softmax(logits.astype(np.float32, copy=False))
 
     def _confidence(self, index: int, mean: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """How sure the mean prediction of the members up to ``index`` is, at its temperature (B,)."""
+        """Confidence (B,) of the mean prediction of the members up to ``index``, at its temperature."""
         temperature = self.temperatures[index]
         tempered = mean if temperature == 1 else _softmax(np.log(np.maximum(mean, _TINY)) / np.float32(temperature))
         best = tempered.max(1)
@@ -302,7 +299,7 @@ def _centre(width: int, height: int, size: tuple[int, int]) -> tuple[float, floa
 
 
 def _tell(probabilities: np.ndarray) -> bool:
-    """Log how many answers (B, K) are not numbers; whether there are any."""
+    """Log how many answers (B, K) are not numbers, and return whether any is."""
     wrong = int((~np.isfinite(probabilities).all(1)).sum())
     if wrong:
         _LOG.warning(
@@ -351,7 +348,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _are_images(images: Any, shape: list[int], num_classes: int) -> bool:
-    """How files are read, for images of a shape; None where that is not known."""
+    """Whether this says how files of images of a shape are read; None is taken, where that is not known."""
     if images is None:
         return True
     if not isinstance(images, dict) or images.get("image_shape") != shape or len(shape) != 3:
@@ -364,7 +361,7 @@ def _are_images(images: Any, shape: list[int], num_classes: int) -> bool:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one with a key twice says two things."""
+    """A JSON object; refuses one with a key twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key is there twice")
@@ -450,11 +447,7 @@ def _check_signature(
 
 
 def _content(path: Path, most: int, size: int | None = None) -> bytes:
-    """A regular file, whose size is known before it is read: ``size`` bytes, or at most so many.
-
-    A link is one where the Hugging Face Hub's download cache made it: from REPOSITORY/snapshots/REVISION into
-    REPOSITORY/blobs.
-    """
+    """Content of a regular file, of ``size`` or at most ``most`` bytes, which is seen before it is read."""
     try:
         if path.is_symlink() and not _in_hub_cache(path):
             raise ValueError(f"{path} is a link, which may lead anywhere: put the file itself there")
@@ -474,17 +467,14 @@ def _content(path: Path, most: int, size: int | None = None) -> bytes:
 
 
 def _in_hub_cache(path: Path) -> bool:
+    # Links of the Hugging Face Hub's download cache: from REPOSITORY/snapshots/REVISION into REPOSITORY/blobs.
     revision = Path(os.path.realpath(path.parent))
     blobs = revision.parents[1] / "blobs" if revision.parent.name == "snapshots" else None
     return blobs is not None and Path(os.path.realpath(path)).parent == blobs
 
 
 def _check_within(path: Path, model: bytes) -> None:
-    """Refuse an ONNX file whose tensors or programs are in other files: a path in it could lead anywhere.
-
-    Every field that could hold one is walked through. Parsers differ in what they make of numbers that are written
-    longer than need be, of groups and of fields without a number: a file with any of them is refused.
-    """
+    """Refuse an ONNX file whose tensors or programs are in other files: a path in it could lead anywhere."""
     left, fields = [("model", 0, len(model))], 0
     while left:
         kind, at, end = left.pop()
@@ -492,6 +482,7 @@ def _check_within(path: Path, model: bytes) -> None:
             fields += 1
             tag, at = _varint(model, at, end)
             field, wire = tag >> 3, tag & 7
+            # Parsers differ on numbers longer than need be, groups and fields without a number: none is taken.
             size, at = _varint(model, at, end) if wire == 2 else ({1: 8, 5: 4}.get(wire, 0), at)
             start = at
             number, at = _varint(model, at, end) if wire == 0 else (size, at + size)
@@ -507,7 +498,7 @@ def _check_within(path: Path, model: bytes) -> None:
 
 
 def _check_parsed(path: Path, model: bytes) -> None:
-    """As :func:`_check_within`, of what the package onnx makes of a file, where it is there."""
+    """Refuse the same as :func:`_check_within`, by the package onnx where it is installed."""
     try:
         import onnx
     except ImportError:

@@ -36,13 +36,13 @@ def onnx_networks(
 
     Args:
         modules: Plain networks by name, such as ``predictor.modules``.
-        input_shape: Of one image, (C, H, W).
-        providers: Of onnxruntime, in order of preference; the CPU where None.
+        input_shape: Shape of one image, (C, H, W).
+        providers: Providers of onnxruntime, in order of preference; the CPU where None.
         session_options: ``onnxruntime.SessionOptions``; where None, with as many threads as PyTorch has.
 
     Raises:
-        SuperWeightError: Whatever :func:`export_member` raises of ONNX: a package missing, a network that cannot be
-            traced, is no float32, or answers other logits in onnxruntime.
+        SuperWeightError: An error of :func:`export_member` for ONNX: a package is missing, or a network cannot be
+            traced, is not float32, or answers other logits in onnxruntime.
 
     Example:
         >>> import superweight_ensembles as swe

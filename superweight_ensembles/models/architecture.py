@@ -17,7 +17,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedWidth:
-    """How a width is learned: what :class:`AdaptiveWidth` is told, and whether it still changes."""
+    """How a width is learned: options of :class:`AdaptiveWidth`, and whether it still changes."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -31,23 +31,15 @@ class LearnedWidth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenLayer:
-    """A hidden width that is not the one that options make.
-
-    Attributes:
-        producer: Path of the layer whose outputs are the neurons.
-        consumer: Path of the layer that reads them.
-        between: Paths of the layers in between that hold numbers for each neuron.
-        width: Neurons.
-        learned: How the width is learned; None for a plain width.
-    """
+    """A hidden width other than the one that options make; layers by their paths."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    producer: str
-    consumer: str
-    between: tuple[str, ...]
+    producer: str  # whose outputs are the neurons
+    consumer: str  # which reads the neurons
+    between: tuple[str, ...]  # in between, with numbers for each neuron
     width: int
-    learned: LearnedWidth | None = None
+    learned: LearnedWidth | None = None  # None for a plain width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,11 +53,7 @@ def _attention(query: _Shape, key: _Shape, value: _Shape, *others: Any, **option
 
 
 class _FlopCounter(FlopCounterMode):
-    """Torch's counter with the products that it does not know.
-
-    Attributes:
-        left_out: Operators that took part and are not counted, but for those that work element by element.
-    """
+    """Torch's counter, with formulas for the products that it does not know."""
 
     def __init__(self) -> None:
         aten = torch.ops.aten
@@ -70,7 +66,7 @@ class _FlopCounter(FlopCounterMode):
         }
         super().__init__(display=False, custom_mapping=formulas)
         self.mod_tracker = _NoModules()
-        self.left_out: set[str] = set()
+        self.left_out: set[str] = set()  # operators that ran uncounted, but for those that work element by element
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
         if func_packet not in self.flop_registry:
@@ -82,11 +78,15 @@ class _FlopCounter(FlopCounterMode):
 
 
 def count_flops(module: nn.Module, images: Any) -> int:
-    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them; inputs as :func:`call_with`.
+    """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them: two for each multiply-add.
 
     Counted are products of matrices and vectors, convolutions, attention and recurrent layers, and what a
     parametrization computes anew in each call. Not counted are work element by element, Fourier transforms, sparse and
     quantised layers, and operators of other packages.
+
+    Args:
+        module: Called once, without gradients.
+        images: Its one argument; a dictionary holds its keywords, a tuple its arguments.
     """
     return counted_flops(module, images)[0]
 

@@ -20,11 +20,7 @@ _COUNTER = "num_batches_tracked"  # of batch norms: files may leave it out
 
 
 def load_pretrained(module: nn.Module, made: Architecture) -> None:
-    """Give a network of the registry the weights that its library offers; a head of other classes stays as drawn.
-
-    Raises:
-        SuperWeightError: The library offers none, or they cannot be fetched.
-    """
+    """Give a network of the registry the weights that its library offers; a head of other classes stays as drawn."""
     library, _, name = made.model.partition("/")
     options = copy.deepcopy(made.options)
     try:
@@ -43,12 +39,7 @@ def load_pretrained(module: nn.Module, made: Architecture) -> None:
 
 
 def load_weights(module: nn.Module, file: str | Path, num_classes: int) -> None:
-    """Read a network's weights from a safetensors file of its state dict; a head of other classes stays as drawn.
-
-    Raises:
-        SuperWeightError: Another kind of file (says how to convert one of pickled tensors), a damaged one, or tensors
-            of another architecture (names the first that does not fit).
-    """
+    """Read a network's weights from a safetensors file of its state dict; a head of other classes stays as drawn."""
     path = Path(file)
     if path.suffix != ".safetensors":
         read = f'torch.load("{path.name}", weights_only=True)'

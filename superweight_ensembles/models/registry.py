@@ -60,16 +60,16 @@ def build_member(
             image), ``timm/NAME``, ``torchvision/NAME``, or a name that an installed package offers as an entry point
             of ``superweight_ensembles.models``. Inside :func:`trusted`, ``python:package.module.Name`` is called with
             the options, and with ``num_classes`` and ``in_channels`` where it has parameters of these names.
-        num_classes: Rows of its head.
-        in_channels: Channels of its images.
-        pretrained: Whether it has the trained weights that timm or torchvision offers, fetched where they are not
-            there; a head of other classes is drawn anew.
-        weights: A safetensors file of such a network's state dict, in their place.
-        **options: What the model takes besides, such as timm's ``img_size`` or ``drop_path_rate``.
+        num_classes: Number of outputs of the head.
+        in_channels: Channels of the images.
+        pretrained: Whether the network gets the trained weights that timm or torchvision offers, fetched where they are
+            not there; a head of other classes is drawn anew.
+        weights: A safetensors file of such a network's state dict, in the place of ``pretrained``.
+        **options: Other options of the model, such as timm's ``img_size`` or ``drop_path_rate``.
 
     Raises:
         SuperWeightError: No such model (suggests the nearest), options that it does not take, other options that read
-            weights, weights that cannot be had or are of another architecture (names the first tensor).
+            weights, weights that cannot be read or are of another architecture (names the first tensor).
 
     Example:
         >>> build_member("timm/resnet18", num_classes=10).fc.out_features
@@ -89,15 +89,7 @@ def build_member(
 
 
 def build_architecture(made: Architecture, most_numbers: int | None = None) -> nn.Module:
-    """Make a network as it was described, within a bound.
-
-    Args:
-        made: Registry name and options.
-        most_numbers: Parameters and buffers at most; besides, never more than the machine's memory holds.
-
-    Raises:
-        SuperWeightError: As :func:`build_member`; a network beyond the bound, or of more than 10,000 modules.
-    """
+    """Make a network as it was described, of at most ``most_numbers`` parameters and buffers."""
     model, options = made.model, made.options
     loads = next((option for option in options if option in _LOADS_WEIGHTS), None)
     if loads is not None:
@@ -181,7 +173,7 @@ def model_names() -> list[str]:
 def _made_by(
     make: Callable[..., Any], model: str, num_classes: int, in_channels: int, options: dict[str, Any]
 ) -> nn.Module:
-    """What somebody's class or function makes; classes and channels are told to those that have such parameters."""
+    """The network that somebody's class or function makes, given classes and channels where it has such parameters."""
     told = {"num_classes": num_classes, "in_channels": in_channels}
     try:
         parameters = list(inspect.signature(make).parameters.values())

@@ -30,7 +30,7 @@ _BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 
 
 class _WithoutGraphs(TorchFunctionMode):
-    """Has ``deepcopy`` copy a tensor that was computed, of which torch copies none, as its values alone."""
+    """Has ``deepcopy`` copy a computed tensor, of which torch copies none, as its values alone."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,11 +41,7 @@ class _WithoutGraphs(TorchFunctionMode):
 
 
 def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | None = None) -> _Copied:
-    """A deep copy of a module, or of what one holds; tensors kept of its last call come without their graphs.
-
-    Raises:
-        SuperWeightError: The module holds what Python cannot copy, such as a lock or an open file.
-    """
+    """A deep copy of a module, or of what holds one; tensors kept of its last call come without their graphs."""
     try:
         with _WithoutGraphs():
             return copy.deepcopy(module, memo)
@@ -59,23 +55,13 @@ def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | N
 
 
 def check_functions(module: nn.Module, memo: Mapping[int, Any], named: str) -> None:
-    """Refuse a copy of a module that holds functions which refer to what it was copied from.
-
-    Python copies no function: one that closes over the network would go on with the network's own parameters.
-
-    Args:
-        module: The copy.
-        memo: Of the copying: the copy of each object by the id of the original.
-        named: How to call it.
-
-    Raises:
-        SuperWeightError: Names the function.
-    """
+    """Refuse a copy of a module that holds functions which refer to the module that was copied."""
+    # Python copies no function: one that closes over the network would go on with the network's own parameters.
     for path, part in module.named_modules():
         for name, value in part.__dict__.items():
             held = [*value.values()] if isinstance(value, dict) else value
             for function in held if isinstance(held, (list, tuple)) else [held]:
-                for found in _referents(function, 3):
+                for found in _referents(function, 3):  # memo has each object's copy by the id of the original
                     if isinstance(found, (nn.Module, Tensor)) and memo.get(id(found), found) is not found:
                         raise SuperWeightError(
                             f"{named} holds a function, in {f'{path}.{name}'.lstrip('.')}, that refers to the network "
@@ -85,7 +71,7 @@ def check_functions(module: nn.Module, memo: Mapping[int, Any], named: str) -> N
 
 
 def _referents(function: object, depth: int) -> Iterator[object]:
-    """What a function holds on to: what it closes over, globals, defaults, a method's object, what it wraps."""
+    """Objects that a function refers to: what it closes over, globals, defaults, a method's object, what it wraps."""
     if isinstance(function, types.MethodType):
         held: list[object] = [function.__self__]
     elif isinstance(function, types.FunctionType):
@@ -106,11 +92,7 @@ def _referents(function: object, depth: int) -> Iterator[object]:
 
 @contextmanager
 def calling(member: str, inputs: object) -> Iterator[None]:
-    """Have whatever a member's call raises name the member and what it was given; memory that runs out stays as it is.
-
-    Raises:
-        SuperWeightError: In the place of any other exception; a call that changes what it was given.
-    """
+    """Have an exception of a member's call name the member and its inputs; memory that runs out stays as it is."""
     try:
         with unchanged(f"member {member!r}", inputs):
             yield
@@ -131,7 +113,7 @@ def calling(member: str, inputs: object) -> Iterator[None]:
 
 
 def described(inputs: object) -> str:
-    """What a member was given, in a few words."""
+    """The inputs of a member in a few words."""
     if isinstance(inputs, Tensor):
         return f"images {tuple(inputs.shape)} of {inputs.dtype}"
     parts = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs) if isinstance(inputs, tuple) else ()
@@ -143,11 +125,7 @@ def described(inputs: object) -> str:
 
 @contextmanager
 def unchanged(named: str, inputs: object) -> Iterator[None]:
-    """Refuse, at the end, a call that has written to what it was given, as far as torch counts it.
-
-    Raises:
-        SuperWeightError: It has; also in the place of what the call raised.
-    """
+    """Refuse, at the end, a call that has written to its inputs, as far as torch counts it."""
     if torch.compiler.is_compiling():
         yield
         return
@@ -155,7 +133,7 @@ def unchanged(named: str, inputs: object) -> Iterator[None]:
     versions = [tensor._version for tensor in tensors]
     try:
         yield
-    finally:
+    finally:  # also in the place of what the call raised
         if [tensor._version for tensor in tensors] != versions:
             raise SuperWeightError(
                 f"{named} changes its images in place, which others see too: let it work on images.clone(), and leave "
@@ -164,7 +142,7 @@ def unchanged(named: str, inputs: object) -> Iterator[None]:
 
 
 def call_with(function: Callable[..., Any], inputs: Any) -> Any:
-    """A network's call: inputs that are a dictionary are its keywords, a tuple its arguments, others the one argument.
+    """Call a network: a dictionary of inputs holds its keywords, a tuple its arguments, all else is one argument.
 
     Example:
         >>> call_with(nn.Bilinear(2, 3, 4), (torch.zeros(5, 2), torch.zeros(5, 3))).shape
@@ -178,8 +156,6 @@ def call_with(function: Callable[..., Any], inputs: Any) -> Any:
 def answer_in(output: Any) -> Any:
     """The one tensor that a network answers with: the output, its ``logits``, or the first tensor that it holds.
 
-    What holds none comes back as it is.
-
     Example:
         >>> answer_in((torch.zeros(2, 3), None)).shape, answer_in({"loss": torch.zeros(()), "logits": torch.ones(1)})
         (torch.Size([2, 3]), tensor([1.]))
@@ -191,11 +167,12 @@ def answer_in(output: Any) -> Any:
     if isinstance(named, Tensor):
         return named
     held = output.values() if mapping else output if isinstance(output, (tuple, list)) else ()
+    # What holds no tensor comes back as it is.
     return next((part for part in held if isinstance(part, Tensor)), output)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first; of which type it is, where that says more."""
+    """The first line of an exception's text, with its type where that says more."""
     line = next((line for line in map(str.strip, str(error).splitlines()) if line), "")[:240]
     plain = isinstance(error, (RuntimeError, ValueError)) and line
     return line if plain else f"{type(error).__name__}: {line}".rstrip(": ")
@@ -209,12 +186,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
-    """Put a tensor, or nothing, in the place of a parameter, so that the module's next call reads it.
-
-    Recurrent layers hold their tensors a second time, in the list that they hand to torch. It follows here; torch's
-    own way to renew it would first copy all weights into one block, on a GPU, and keeps what was taken away.
-    """
+    """Put a tensor, or nothing, in the place of a parameter, so that the module's next call reads it."""
     owner._parameters[local] = tensor  # type: ignore[assignment]  # generated tensors are no parameters
+    # Recurrent layers hold their tensors again, in the list that they hand to torch. Torch's own way to renew it would
+    # first copy all weights into one block, on a GPU, and keeps what was taken away.
     if isinstance(owner, nn.RNNBase) and local in owner._flat_weights_names:
         index = owner._flat_weights_names.index(local)
         owner._flat_weights[index] = tensor
@@ -224,15 +199,12 @@ def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
 def exchange_parameter(
     optimizer: torch.optim.Optimizer, before: nn.Parameter, after: nn.Parameter, carried: Callable[[Tensor], Tensor]
 ) -> None:
-    """Have an optimiser hold a parameter in the group and at the place of another.
-
-    ``carried`` makes, of a moment of the old one's shape, that of the new one. State of other shapes, such as sums over
-    rows, fits neither: with it all state goes, and the optimiser begins anew with the parameter.
-    """
+    """Have an optimiser hold ``after`` in the place of ``before``, with its moments, each made by ``carried``."""
     for group in optimizer.param_groups:
         group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
     if before in optimizer.state:
         state = optimizer.state.pop(before)
+        # State of other shapes, such as sums over rows, fits neither parameter: with it all state goes.
         if any(isinstance(one, Tensor) and one.numel() > 1 and one.shape != before.shape for one in state.values()):
             return
         optimizer.state[after] = {
@@ -242,7 +214,7 @@ def exchange_parameter(
 
 
 def buffers_as_now(module: nn.Module) -> Callable[[], None]:
-    """What gives a module the buffers back that it has now; those that hold the same are not written to."""
+    """A function that restores the buffers that a module has now; those that hold the same are not written to."""
     held = [
         (part, name, buffer, buffer.clone())
         for part in module.modules()
@@ -262,7 +234,7 @@ def buffers_as_now(module: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def kept_modes(module: nn.Module) -> Iterator[None]:
-    """Whatever modes are set meanwhile, every part goes back to its own at the end."""
+    """Put every part back into its mode at the end, whatever modes are set meanwhile."""
     modes = {part: part.training for part in module.modules()}
     try:
         yield
@@ -273,7 +245,7 @@ def kept_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
+    """Evaluation mode inside the context."""
     with kept_modes(module):
         module.eval()
         yield
@@ -281,13 +253,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unfused_recurrence(module: nn.Module) -> Iterator[None]:
-    """Have the recurrent layers of a module, where it has any, run step by step inside the context.
-
-    The FLOP counter knows nothing of the fused calls, and cuDNN's has no backward in evaluation mode.
-    """
+    """Have the recurrent layers of a module, where it has any, run step by step inside the context."""
     if not any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
         yield
         return
+    # The FLOP counter knows nothing of the fused calls, and cuDNN's has no backward in evaluation mode.
     before = [(backend, backend.enabled) for backend in _BACKENDS]
     try:
         for backend in _BACKENDS:

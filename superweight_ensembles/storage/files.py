@@ -41,11 +41,7 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 class PathError(SuperWeightError):
-    """What the system says against a path, and what to do about it.
-
-    Attributes:
-        cause: What it raised.
-    """
+    """An error of the system at a path, told with the path and a remedy."""
 
     names_place = True
 
@@ -54,16 +50,12 @@ class PathError(SuperWeightError):
         reason = getattr(cause, "strerror", None) or str(cause)
         remedy = _REMEDIES.get(getattr(cause, "errno", None) or 0, "give another path")
         super().__init__(f"{named} cannot be {done}: {reason}; {remedy}")
-        self.cause = cause
+        self.cause = cause  # what the system raised
 
 
 @contextmanager
 def accessing(path: Path | None = None, done: str = "written") -> Iterator[None]:
-    """Have what the system says inside against a path told with it and a remedy; where None, with the path it names.
-
-    Raises:
-        PathError: Instead of an ``OSError``, or of the ``ValueError`` for a name that no system takes.
-    """
+    """Raise a :class:`PathError` for the system's errors inside; with no ``path`` given, of the path that they name."""
     try:
         yield
     except SuperWeightError:
@@ -71,6 +63,7 @@ def accessing(path: Path | None = None, done: str = "written") -> Iterator[None]
     except OSError as error:
         raise PathError(path, done, error) from error
     except ValueError as error:
+        # A name that no system takes.
         if not isinstance(error, UnicodeEncodeError) and "null" not in str(error):
             raise
         raise PathError(path, done, error) from error
@@ -90,11 +83,7 @@ def check_plain_name(name: str, where: str) -> None:
 
 
 def contained_file(folder: Path, name: str) -> Path:
-    """A regular file of a folder; the folder itself may be reached by links, as its user says.
-
-    A link is taken where the Hugging Face Hub's download cache made it: from REPOSITORY/snapshots/REVISION into
-    REPOSITORY/blobs, and nowhere else.
-    """
+    """A regular file of a folder; the folder itself may be reached by links, as its user says."""
     path = folder / name
     check_plain_name(name, str(folder))
     try:
@@ -114,18 +103,16 @@ def contained_file(folder: Path, name: str) -> Path:
 
 
 def _in_hub_cache(path: Path) -> bool:
+    # Links of the Hugging Face Hub's download cache: from REPOSITORY/snapshots/REVISION into REPOSITORY/blobs.
     revision = Path(os.path.realpath(path.parent))
     blobs = revision.parents[1] / "blobs" if revision.parent.name == "snapshots" else None
     return blobs is not None and Path(os.path.realpath(path)).parent == blobs
 
 
 def check_no_links(folder: Path) -> None:
-    """Refuse a folder that is written into, such as a run's, if anything below it is a link or a special file.
-
-    What is not there yet is fine; the folder itself may be a link.
-    """
+    """Refuse a folder that is written into, such as a run's, if anything below it is a link or a special file."""
     with accessing(folder, "read"):
-        left = [os.fspath(folder)] if folder.is_dir() else []
+        left = [os.fspath(folder)] if folder.is_dir() else []  # it may be a link itself, or not be there yet
         while left:
             with os.scandir(left.pop()) as entries:
                 for entry in entries:
@@ -191,7 +178,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """As :func:`write_text`."""
+    """Write a file whole, as :func:`write_text` does."""
     draft = draft_of(path)
     with accessing(path):
         try:

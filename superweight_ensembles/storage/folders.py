@@ -40,10 +40,7 @@ _MOST_FILES = 1000
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, if it is not there, and hold it; the system lets it go when this process ends, however it ends.
-
-    A folder that another process holds, or that cannot be made or written to, is refused.
-    """
+    """Make a folder, if it is not there, and hold it; the system lets it go when this process ends, however it ends."""
     lock = FileLock(folder / LOCK_FILE, timeout=_PATIENCE_SECONDS)
     with accessing(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,20 +58,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Write into a new folder beside ``folder`` and put it in its place at the end; nothing stays after an error.
-
-    All of it is on the disk before it gets its name, so that a folder of that name is whole after a power failure too.
-
-    Raises:
-        PathError: The system does not let it be written.
-    """
+    """Write into a new folder beside ``folder`` and put it in its place at the end; nothing stays after an error."""
     draft = draft_of(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         recover_folder(folder)
         draft.mkdir()
         yield draft
-        _sync(draft)
+        _sync(draft)  # before it gets its name, so that a folder of that name is whole after a power failure too
         old = _older(folder)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -89,7 +80,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def recover_folder(folder: Path) -> None:
-    """Bring back what stood there before, where :func:`whole_folder` was stopped between its two renames."""
+    """Bring back the folder that :func:`whole_folder` was replacing when it was stopped between its two renames."""
     with accessing(folder):
         if not folder.exists() and _older(folder).is_dir():
             _older(folder).rename(folder)
@@ -113,7 +104,7 @@ def _sync(folder: Path) -> None:
 
 
 def clear_drafts(parent: Path) -> None:
-    """Remove what :func:`whole_folder` and ``write_text`` left when they were killed; nobody may be writing there."""
+    """Remove drafts of :func:`whole_folder` and ``write_text`` that were killed; nobody may be writing there."""
     with accessing(parent):
         for draft in parent.iterdir():
             if draft.is_symlink() or not is_draft(draft.name):
@@ -141,7 +132,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def list_file(folder: Path, name: str) -> None:
-    """List one file, new or changed, in a manifest that is there; the others keep what was noted of them."""
+    """List one file, new or changed, in a manifest that is there; the entries of others stay."""
     _write_entries(folder, {**_read_entries(folder), name: file_entry(folder / name)})
 
 
@@ -157,12 +148,12 @@ def check_manifest(folder: Path, names: Collection[str]) -> None:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """What a manifest notes of a file: ``{"bytes": ..., "sha256": ...}``."""
+    """A manifest's entry of a file: ``{"bytes": ..., "sha256": ...}``."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def check_file(path: Path, entry: Any, where: str) -> None:
-    """Hold one file against its :func:`file_entry`, as the file ``where`` notes it."""
+    """Hold one file against its :func:`file_entry` in the file ``where``."""
     if not _is_entry(entry):
         raise SuperWeightError(f"{where}: must give bytes and sha256 of {path.name}; got {entry!r:.80}")
     _check_size(path, entry)

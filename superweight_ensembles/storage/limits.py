@@ -79,7 +79,7 @@ def _key_problem(key: Any) -> str:
 
 
 def _is_control(one: str) -> bool:
-    """Whether a character steers a terminal, or stands in no file."""
+    """Whether a character controls a terminal, or may stand in no file."""
     return unicodedata.category(one) in ("Cc", "Cs")
 
 

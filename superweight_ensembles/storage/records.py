@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def one_of(names: Sequence[str]) -> Any:
-    """Tells a JSON schema what a text may be; what takes the text refuses all else, with the nearest name."""
+    """A field that lists names in the JSON schema; the code that takes the text refuses others, with the nearest."""
     return Field(json_schema_extra={"enum": list(names)})
 
 
@@ -35,21 +35,13 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_as(kind: type[T], file: Path, remedy: str) -> T:
-    """Read a JSON file as the dataclass that it was written from.
-
-    Args:
-        kind: The dataclass. Has it a field ``format``, the file must hold the default of that.
-        file: To be read.
-        remedy: What to do about a damaged file, for the message.
-
-    Raises:
-        SuperWeightError: No such file, or its content is something else; names the file, the key and the remedy.
-    """
+    """Read a JSON file as the dataclass that it was written from; ``remedy`` is told with a damaged file."""
     return content_as(kind, read_json(file), file, remedy)
 
 
 def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) -> T:
     """As :func:`read_as`, from content that was read already."""
+    # A file must hold the default of a field ``format``, where there is one.
     version = next((field.default for field in fields(kind) if field.name == "format"), None)  # type: ignore[arg-type]
     held = content.get("format")
     if version is not None and (type(held) is not int or held != version):
@@ -63,7 +55,7 @@ def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) 
 
 
 class Problem(NamedTuple):
-    """The first thing that a type refuses: where, in a sentence, of which of pydantic's kinds, and what was given."""
+    """A value that a type refuses: its path, a sentence on it, pydantic's kind of the problem, and the value."""
 
     path: tuple[int | str, ...]
     said: str
@@ -79,15 +71,10 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
-    """What is wrong, for a message.
-
-    Args:
-        error: Of pydantic.
-        tags: Names of a union's alternatives, which are no keys.
-        before: Kinds of problems that are told before others.
-    """
+    """The first problem in an error of pydantic, for a message."""
     found = error.errors()
     first = next((one for one in found if one["type"] in before), found[0])
+    # Tags are the names of a union's alternatives, and no keys.
     path = tuple(part for part in first["loc"] if part not in tags)
     said = str(first["msg"]).removeprefix("Value error, ")
     of_one_union = [one for one in found if one["loc"] and one["loc"][:-1] == first["loc"][:-1]]

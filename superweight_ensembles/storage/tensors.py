@@ -37,9 +37,7 @@ _TYPES = {
 def read_tensors(
     path: Path, expected: Mapping[str, TensorSpec], *, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Read a safetensors file that holds exactly these tensors; anything else is refused.
-
-    Another floating-point type is taken for a floating-point type; the tensors come back in the type of the file.
+    """Read a safetensors file that holds exactly these tensors, in its own types; anything else is refused.
 
     Example:
         >>> import tempfile
@@ -56,10 +54,7 @@ def read_tensors(
 
 
 def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
-    """Read a file of :func:`write_module`, or of ``safetensors.torch.save_model``, into a module.
-
-    Where it is refused, as :func:`read_tensors` does, the module is as it was.
-    """
+    """Read a file of :func:`write_module` or ``save_model`` into a module, which is as it was where one is refused."""
     header, state = read_header(path), _state(module, f"{path} does not fit")
     empty = {name: owner for name in header if name not in state and (owner := _owner_of_empty_buffer(module, name))}
     _check_taken(path, header, {**state, **empty})
@@ -79,7 +74,7 @@ def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "
 
 
 def _owner_of_empty_buffer(module: nn.Module, name: str) -> nn.Module | None:
-    """The module that registered a buffer of this name as None, and may have filled it since; None where none did."""
+    """The module that registered a buffer of this name as None, though it may be filled since; None without one."""
     path, _, local = name.rpartition(".")
     owner = dict(module.named_modules()).get(path)
     return owner if owner is not None and owner._buffers.get(local, owner) is None else None
@@ -137,6 +132,7 @@ def _compare(path: Path, header: Mapping[str, TensorSpec], expected: Mapping[str
             raise SuperWeightError(
                 f"{path} does not fit: tensor {name!r:.200} has the shape {tuple(found_shape)}, expected {tuple(shape)}"
             )
+        # Another floating-point type is taken for a floating-point type.
         if found != dtype and not (found.is_floating_point and dtype.is_floating_point):
             raise SuperWeightError(f"{path} does not fit: tensor {name!r:.200} is {found}, expected {dtype}")
 
@@ -150,11 +146,7 @@ def _load(path: Path, header: Iterable[str], device: torch.device | str) -> dict
 
 
 def write_module(path: Path, module: nn.Module) -> None:
-    """Write what a module's ``state_dict`` holds, for :func:`read_module` and ``safetensors.torch.load_model``.
-
-    Raises:
-        SuperWeightError: A tensor that no file holds (:func:`check_savable`), or a file that cannot be written.
-    """
+    """Write what a module's ``state_dict`` holds, for :func:`read_module` and ``safetensors.torch.load_model``."""
     state = _state(module, f"{type(module).__name__} cannot be saved")
     tied = _tied(state)
     write_tensors(
@@ -186,15 +178,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def check_savable(module: nn.Module, named: str) -> None:
     """See, before any work is done, that the state of a module can be written and read back.
 
-    The module takes its own state once, as it would take it from a file, and is as it was.
-
-    Args:
-        module: Such as a whole ensemble.
-        named: How to call it.
-
-    Raises:
-        SuperWeightError: A tensor that no file holds, or a state that the module does not take; names it.
-
     Example:
         >>> module = nn.Linear(3, 2)
         >>> module.register_buffer("mask", torch.ones(1).expand(3))
@@ -206,6 +189,7 @@ memory of its own by .clone(), or register the buffer with persistent=False
     where = f"{named} cannot be saved"
     state = _state(module, where)
     counted = tuple(tensor for tensor in state.values() if not tensor.is_inference())
+    # The module takes its own state, as from a file.
     # A copy in place counts as a change, for a backward pass that is still to come too.
     with torch.autograd._unsafe_preserve_version_counter(counted), torch.inference_mode(len(counted) < len(state)):
         problem = _take(module, {name: state[name] for name in _tied(state)})
@@ -214,7 +198,7 @@ memory of its own by .clone(), or register the buffer with persistent=False
 
 
 def _state(module: nn.Module, where: str) -> Mapping[str, Tensor]:
-    """What a module's ``state_dict`` holds, where safetensors hold it and it can be copied into."""
+    """A module's ``state_dict``, where safetensors hold it and it can be copied into."""
     try:
         state = module.state_dict()
     except Exception as error:  # modules may have hooks of their own
@@ -255,7 +239,7 @@ def _problem(value: object) -> str:
 
 
 def _take(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Load tensors into a module, which may lack some; what it says against them, or which it leaves out."""
+    """Load tensors into a module, which may lack some; returns what went wrong, or an empty text."""
     left: list[str] = []
 
     def note(_: nn.Module, keys: Any) -> None:
@@ -274,17 +258,14 @@ def _take(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _tied(state: Mapping[str, Tensor], held: Container[str] = ()) -> dict[str, list[str]]:
-    """Names that share their numbers, by the one under which a file holds them: the first, or one that is ``held``.
-
-    It covers the memory that they share, as ``safetensors.torch.save_model`` has it. Where none does, each view of that
-    memory stands for itself.
-    """
+    """Names that share their numbers, by the one under which a file holds them: one in ``held``, else the first."""
     storages: dict[object, list[str]] = {}
     for name, tensor in sorted(state.items()):
         start = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
         storages.setdefault((tensor.device, start) if start else name, []).append(name)
     found: dict[str, list[str]] = {}
     for shared in storages.values():
+        # One that covers the shared memory, as safetensors.torch.save_model has it; else each view stands for itself.
         covering = [name for name in shared if _covers(state[name])]
         views: dict[object, list[str]] = {}
         for name in [] if covering else shared:

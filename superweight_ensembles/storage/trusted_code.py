@@ -38,15 +38,12 @@ def trusted() -> Iterator[None]:
 
 
 def trust_from_here() -> None:
-    """The same to the end of the program, as the command line's --trust has it."""
+    """Trust to the end of the program, as the command line's --trust does."""
     _TRUSTED.set(True)
 
 
 def named_code(name: str) -> Callable[..., Any]:
-    """What ``python:package.module.Name`` names, also in the working directory.
-
-    Raises:
-        SuperWeightError: It is not trusted, there is no such thing, or it cannot be called.
+    """The callable that ``python:package.module.Name`` names, also in the working directory.
 
     Example:
         >>> named_code("python:math.prod")
@@ -73,20 +70,12 @@ def named_code(name: str) -> Callable[..., Any]:
 
 
 def found_code(group: str, name: str) -> Callable[..., Any] | None:
-    """What ``python:...`` names, or an installed package offers under an entry point's name; None where none does.
-
-    Raises:
-        SuperWeightError: It is not trusted, cannot be imported or cannot be called.
-    """
+    """The callable that ``python:...`` names, or that an installed package offers; None where none does."""
     return named_code(name) if name.startswith(PYTHON) else offered_code(group, name)
 
 
 def offered_code(group: str, name: str) -> Callable[..., Any] | None:
-    """What an installed package offers under an entry point's name; None where none does.
-
-    Raises:
-        SuperWeightError: It cannot be imported or called.
-    """
+    """The callable that an installed package offers under an entry point's name; None where none does."""
     for point in importlib.metadata.entry_points(group=group, name=name):
         try:
             return _callable(name, point.load())

@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper; it quotes texts that the loader would read as numbers."""
+    """The safe dumper, which quotes texts that the loader would read as numbers."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -145,7 +145,7 @@ def _recipes_folder() -> Path:
 
 
 def recipe_path(given: str | Path) -> Path:
-    """The file that is meant: the one given, or of a name that is no file, the bundled recipe of that name."""
+    """The path of a recipe: the one given or, where that is no file, of the bundled recipe of that name."""
     path = Path(given)
     carried = bundled_recipes().get(str(path))
     return path if carried is None or path.is_file() else carried

@@ -152,16 +152,13 @@ def _attach(module: nn.Module, hidden: HiddenLayer, learned: AdaptiveWidth) -> N
 
 
 def _reads(layer: Any) -> int:
-    """Numbers that make one output."""
+    """Number of inputs of one output."""
     weight: Tensor = layer.weight
     return weight.shape[0] if isinstance(layer, _ConvTransposeNd) else weight[0].numel()
 
 
 def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tensor) -> None:
-    """Refuse a module whose answer, with one neuron less in every width, is not the one without what that neuron adds.
-
-    What answers at random is not compared.
-    """
+    """Refuse a module that answers differently with one neuron less in every width and with these neurons unread."""
     whole, narrow = copied(module).eval(), copied(module).eval()
     for hidden in traced:
         place = place_of(whole, hidden)
@@ -174,6 +171,7 @@ def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tenso
     try:
         with torch.no_grad():
             expected, again, answer = whole(example), whole(example), narrow(example)
+        # What answers at random is not compared.
         repeats = torch.allclose(expected, again, equal_nan=True)
         same = torch.allclose(answer, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
         difference = "its answer is another one with fewer neurons, whatever they add" if repeats and not same else ""
@@ -186,10 +184,7 @@ def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tenso
 
 
 class MultilayerPerceptron(nn.Sequential):
-    """Linear layers ``hidden0``, ``hidden1``, ... with an activation after each, and ``head``.
-
-    Inputs (B, ...) are flattened to (B, in_features); answers logits (B, K).
-    """
+    """Linear ``hidden0``, ``hidden1``, ..., an activation after each, and ``head``: (B, ...) to logits (B, K)."""
 
     def __init__(
         self, in_features: int, num_classes: int, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU6
@@ -254,15 +249,15 @@ def adaptive_mlp(
         num_classes: K.
         hidden_layers: Number of layers of learned width.
         rate: First rate of all widths; 0.01 where neither this nor ``width`` is given.
-        width: First number of neurons of all.
+        width: First number of neurons of each hidden layer.
         distribution: As in :func:`make_adaptive`.
         quantile: As in :func:`make_adaptive`.
         bounds: As in :func:`make_adaptive`.
         scale: As in :func:`make_adaptive`.
-        activation: Makes what stands after each hidden layer.
+        activation: Function that makes the activation after each hidden layer.
 
     Raises:
-        SuperWeightError: No hidden layer; whatever :class:`AdaptiveWidth` raises.
+        SuperWeightError: No hidden layer, or an error of :class:`AdaptiveWidth`.
 
     Source: Errica et al., arXiv 2501.15889, sections 3 and 4.
 

@@ -35,26 +35,20 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a hidden width is in a module.
+    """Where a hidden width is in a module."""
 
-    Attributes:
-        producer: The layer that makes the neurons.
-        consumer: The layer that reads them.
-        between: The layers in between that hold numbers for each neuron.
-    """
-
-    producer: Any
-    consumer: Any
-    between: tuple[nn.Module, ...]
+    producer: Any  # the layer that makes the neurons
+    consumer: Any  # the layer that reads them
+    between: tuple[nn.Module, ...]  # those that hold numbers for each neuron
 
     @property
     def width(self) -> AdaptiveWidth | None:
-        """What weighs the neurons; None where their number is not learned."""
+        """The learned width that weighs the neurons; None where their number is not learned."""
         found = self.consumer._modules.get(ATTRIBUTE)
         return found if isinstance(found, AdaptiveWidth) else None
 
     def held(self) -> Iterator[tuple[nn.Module, str, int]]:
-        """What holds numbers for each neuron: the layer, the tensor's name, and the axis of the neurons."""
+        """Tensors that hold numbers for each neuron: the layer, the tensor's name, and the axis of the neurons."""
         yield self.producer, "weight", 1 if isinstance(self.producer, _ConvTransposeNd) else 0
         if self.producer.bias is not None:
             yield self.producer, "bias", 0
@@ -69,7 +63,7 @@ class Place:
         return 0 if isinstance(self.consumer, _ConvTransposeNd) else 1
 
     def sizes(self) -> Iterator[tuple[nn.Module, str]]:
-        """Where a layer notes how wide it is."""
+        """Attributes in which layers note how wide they are: the layer, and the name."""
         yield self.producer, "out_features" if isinstance(self.producer, nn.Linear) else "out_channels"
         yield self.consumer, "in_features" if isinstance(self.consumer, nn.Linear) else "in_channels"
         for layer in self.between:
@@ -138,12 +132,12 @@ def adaptive_widths(module: nn.Module) -> dict[str, AdaptiveWidth]:
 
 
 def freeze_widths(module: nn.Module, frozen: bool = True) -> None:
-    """Have the learned widths of a module stay as they are, and their rates; or, with False, change again.
+    """Freeze the learned widths of a module, and their rates; with ``frozen=False``, let them change again.
 
     Neurons keep their importance, so the module can still be truncated.
 
     Raises:
-        SuperWeightError: No learned width.
+        SuperWeightError: A module without learned widths.
     """
     widths = adaptive_widths(module)
     if not widths:
@@ -157,10 +151,10 @@ def freeze_widths(module: nn.Module, frozen: bool = True) -> None:
 def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, tuple[int, int]]:
     """Give every learned width the neurons that its rate asks for by now: call it after ``optimizer.step()``.
 
-    Reads the rates once, all together; widths that stay, and frozen ones, are left alone. Growing appends neurons:
-    weights of their producer are drawn with the deviation that it started with, and the consumer reads them with zero,
-    so that nothing but the scale of p changes. Shrinking cuts the last ones off. The optimiser's moments of what stays
-    are kept, those of new numbers are zero.
+    The rates are read once, all together; widths that stay, and frozen ones, are left alone. Growing appends neurons:
+    their producer's weights are drawn with the deviation that it started with, and the consumer's weights are zero, so
+    that nothing but the scale of p changes. Shrinking cuts the last neurons off. The optimiser keeps the moments of the
+    numbers that stay; those of new numbers are zero.
 
     Args:
         module: A network that holds learned widths, at any depth.
@@ -170,7 +164,7 @@ def resize_widths(module: nn.Module, optimizer: torch.optim.Optimizer | None = N
         SuperWeightError: A rate that is zero or not finite.
 
     Returns:
-        Of each width that changed, by its producer's path, how many neurons there were and are.
+        Numbers of neurons before and after, of each width that changed, by its producer's path.
 
     Differs from paper: the published code drops the moments, and draws all new numbers with deviation one.
 
@@ -192,13 +186,9 @@ def follow_rates(
     places: Mapping[str, tuple[Place, AdaptiveWidth]],
     rates: Sequence[float],
     optimizer: torch.optim.Optimizer | None = None,
-    generator_of: Callable[[int], torch.Generator] | None = None,
+    generator_of: Callable[[int], torch.Generator] | None = None,  # of new numbers, by the index of a width
 ) -> dict[str, tuple[int, int]]:
-    """Give each width the neurons that its rate asks for, and tell how many there were and are of those that changed.
-
-    A warning says where a width is stopped by a bound. ``generator_of`` gives, by the index of a width, the source of
-    its new numbers; torch's global one where None.
-    """
+    """Give each width the neurons that its rate asks for; neurons before and after, of those that changed."""
     changed = {}
     for index, ((label, (place, width)), rate) in enumerate(zip(places.items(), rates)):
         before, wanted = width.width, width.wanted(rate)
@@ -242,7 +232,7 @@ def set_width(
 
 
 def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
-    """A moment of what is in both; zero for new neurons. In the parameter's memory format, as fused optimisers ask."""
+    """A moment for the new shape, zero for new neurons; in the parameter's memory format, as fused optimisers ask."""
     made = torch.zeros_like(like, dtype=moment.dtype)
     kept = min(moment.shape[axis], like.shape[axis])
     made.narrow(axis, 0, kept).copy_(moment.narrow(axis, 0, kept))
@@ -250,11 +240,7 @@ def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
-    """Give a network, as its options make it, the hidden widths that were noted, maybe in a file.
-
-    Learned ones come with what weighs them, as yet of any rate. Refuses layers that the network does not have or that
-    share no width, and numbers that are none.
-    """
+    """Give a network, as its options make it, the hidden widths that were noted, maybe in a file."""
     for noted in hidden:
         producer, consumer = (hidden_layer_of(module, path) for path in (noted.producer, noted.consumer))
         size = num_outputs(producer)
@@ -267,6 +253,7 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
             if path not in modules or not is_resizable(modules[path], size):
                 raise SuperWeightError(f"{path!r} is no layer whose width can change with {noted.producer!r}")
         set_width(place_of(module, noted), noted.width)
+        # A learned one comes with what weighs it, as yet of any rate.
         if (how := noted.learned) is not None and ATTRIBUTE not in consumer._modules:
             width = AdaptiveWidth(
                 width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,
@@ -282,11 +269,18 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
 def adopt_widths(
     module: nn.Module, learned: Mapping[str, tuple[int, float]], generator: torch.Generator | None = None
 ) -> None:
-    """Give a network whose widths are learned those that another of its kind has learned, and freeze them.
+    """Set the learned widths of a network to those that another one of its kind has learned, and freeze them.
 
-    ``learned`` has width and rate by path of the producer. Start values are as if the network had been made with these
-    widths: weights that read a width are scaled by the square root of how much less, or more, they read, and those of
-    new neurons drawn with the same deviation.
+    Start values are as if the network had been made with these widths: weights that read a width are scaled by the
+    square root of the old width over the new one, and those of new neurons are drawn with the same deviation.
+
+    Args:
+        module: Changed in place.
+        learned: Width and rate by the path of the producer.
+        generator: Source of new numbers; torch's global one where None.
+
+    Raises:
+        SuperWeightError: Other widths than the network has, or a width or rate out of bounds.
     """
     places = learned_places(module)
     if set(learned) != set(places):

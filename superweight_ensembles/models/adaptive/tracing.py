@@ -26,11 +26,7 @@ _IMAGE_SIZE = 32
 
 
 def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor) -> HiddenLayer:
-    """Follow the neurons of a layer to the one that reads them, in a few passes of a batch in evaluation mode.
-
-    Refuses layers of other kinds, hidden dimensions that differ, and neurons that do not reach the consumer, mix on
-    their way, or are used elsewhere.
-    """
+    """Follow the neurons of a layer to the one that reads them, in a few passes of a batch in evaluation mode."""
     first, last = hidden_layer_of(module, producer), hidden_layer_of(module, consumer)
     made, read = num_outputs(first), num_inputs(last)
     if made != read:
@@ -89,7 +85,7 @@ def _trace_pass(trace: _Trace, example: Tensor) -> list[str]:
 
 @dataclass(slots=True)
 class _Trace:
-    """What one pass saw of the neurons that are no numbers."""
+    """What one pass saw of the marked neurons, which are NaN."""
 
     module: nn.Module
     producer: str
@@ -204,7 +200,7 @@ def is_resizable(layer: nn.Module, width: int) -> bool:
 
 
 def example_of(module: nn.Module) -> Tensor:
-    """A batch of zeros that a module takes, as far as it tells: by its registry name, or by its first layer."""
+    """A batch of zeros as a module takes, guessed by its registry name or by its first layer."""
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
     made = recall_architecture(module)
     if made is not None and made.model == "mlp":

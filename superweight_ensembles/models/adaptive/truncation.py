@@ -37,20 +37,21 @@ def truncate(
 ) -> Module:
     """Keep the first, most important neurons of every learned width: a plain narrower network.
 
-    What the kept neurons count, p_0 to p_(k-1) of the whole width, is multiplied into the weights that read them;
-    nothing is trained. With all neurons kept the network answers as before.
+    The importance of the kept neurons, p_0 to p_(k-1) of the whole width, is multiplied into the weights that read
+    them; nothing is trained. With all neurons kept the network answers as before.
 
     Args:
-        module: That holds learned widths; copied, not changed.
+        module: A network that holds learned widths; copied, not changed.
         fraction: Share of every width to keep, in (0, 1]; neurons are rounded up. Give this or ``widths``.
-        widths: Neurons to keep: of all widths, or by the path of the layer that makes them; those left out keep all.
+        widths: Number of neurons to keep, of every width or by the path of the layer that makes them; widths left out
+            keep all.
         norm_data: Batches of inputs, or (inputs, labels), on which batch norm statistics are estimated again, since
-            what follows a truncated width sees other numbers than in training. Augmented as in training: statistics of
-            plain images may be so different that they cost more than they gain.
+            layers after a truncated width see other numbers than in training. Augment them as in training: statistics
+            of plain images may be so different that they cost more than they gain.
 
     Raises:
-        SuperWeightError: No learned width, a path that is none, both or neither of ``fraction`` and ``widths``, no
-            neuron or more than there are.
+        SuperWeightError: No learned width, a path without one, both or neither of ``fraction`` and ``widths``, fewer
+            than one neuron or more than there are.
 
     Source: Errica et al., arXiv 2501.15889, section 4. Differs from paper: batch norm that is estimated again is ours.
 
@@ -117,7 +118,7 @@ def truncated_exits(
         of the members so far holds the last version of each.
 
     Raises:
-        SuperWeightError: No member with learned widths, a fraction that is none, two that are equal.
+        SuperWeightError: No member with learned widths, a fraction outside (0, 1), two fractions of the same per cent.
 
     Source: Errica et al., arXiv 2501.15889, section 4 (truncation); as exits of an ensemble they are ours.
 
@@ -142,7 +143,7 @@ def truncated_exits(
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Refuse fractions that are none, or whose names would be one."""
+    """Refuse fractions outside (0, 1), and two of the same whole per cent, whose names would be one."""
     for fraction in fractions:
         if not is_positive(fraction, 1.0):
             raise SuperWeightError(f"a truncation is a fraction above 0 and below 1; got {fraction!r:.40}")

@@ -30,14 +30,14 @@ ATTRIBUTE = "input_width"  # of the layer that reads the neurons
 
 @names_options
 class AdaptiveWidth(nn.Module):
-    """A learned width: neuron i counts p_i, and there are as many neurons as hold a quantile of the distribution.
+    """A learned width: neuron i has importance p_i, and as many neurons exist as hold a quantile of the distribution.
 
     With F the distribution function, P(i) = F(i + 1) - F(i) and p_i = P(i) / sum over j < D of P(j). ``exponential``:
     F(x) = 1 - exp(-rate x). ``power_law``: F(x) = 1 - (1 + x) ** -rate, with a longer tail. The width that a rate asks
     for is floor of the quantile, plus 2. The rate is softplus(rho), and rho the one parameter; it gets its gradient
     through p alone.
 
-    Calling it weighs the hidden activations that a layer is about to read.
+    A call multiplies the hidden activations that a layer is about to read by the importance of their neurons.
 
     Args:
         rate: First rate; 0.01 where neither this nor ``width`` is given.
@@ -46,14 +46,14 @@ class AdaptiveWidth(nn.Module):
         quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
         scale: ``sum``: p as it is, which sums to one. ``rms``: p over its root mean square, so that weighing keeps the
-            scale of activations, and a layer's own start values and learning rates suit what they suited before. Then
-            no decay or prior of the weights makes a width narrower, since what is read of many neurons needs smaller
-            weights than of few; a prior of the rates does (:class:`WidthLoss`).
-        axis: Axis of the neurons in what is weighed.
+            scale of activations, and a layer's own start values and learning rates suit as before. Then no decay or
+            prior of the weights makes a width narrower, since a layer that reads many neurons needs smaller weights
+            than one that reads few; a prior of the rates does (:class:`WidthLoss`).
+        axis: Axis of the neurons in the activations.
 
     Attributes:
         rho: Scalar parameter, float32.
-        width: D.
+        width: Number of neurons D.
         producer: Path of the layer whose outputs are the neurons, from the module that :func:`make_adaptive` was given.
         consumer: Path of the layer that reads them.
         between: Paths of the layers in between that hold numbers for each neuron.
@@ -61,8 +61,8 @@ class AdaptiveWidth(nn.Module):
         frozen: Whether the width stays as it is (:func:`freeze_widths`).
 
     Raises:
-        SuperWeightError: A rate that is not positive, a quantile outside (0, 1), bounds that are none, a width beyond
-            them, both ``rate`` and ``width``.
+        SuperWeightError: A rate that is not positive, a quantile outside (0, 1), bounds that are not two ordered whole
+            numbers, a width beyond them, both ``rate`` and ``width``.
 
     Source: Errica et al., arXiv 2501.15889, sections 3 and 4. Differs from paper: ``rms`` and the bounds are ours.
 
@@ -121,11 +121,11 @@ class AdaptiveWidth(nn.Module):
 
     @torch.no_grad()
     def set_rate(self, rate: float) -> None:
-        """Give it a rate; the width stays as it is."""
+        """Set the rate; the width stays as it is."""
         self.rho.fill_(_inverse_softplus(rate))
 
     def importance(self) -> Tensor:
-        """(D,), differentiable in rho: p, or p over its root mean square."""
+        """Importance of the neurons (D,), differentiable in rho: p, or p over its root mean square."""
         rate = self.rate
         place = torch.arange(self.width, device=rate.device, dtype=rate.dtype)
         if self.distribution == "exponential":
@@ -136,7 +136,7 @@ class AdaptiveWidth(nn.Module):
         return shares if self.scale == "sum" else shares / shares.square().mean().sqrt()
 
     def wanted(self, rate: float) -> int:
-        """The width that a rate asks for, or the bound that it would go beyond; refuses zero and what is not finite."""
+        """The width that a rate asks for, within the bounds; refuses a rate that is not positive or not finite."""
         if not 0 < rate < math.inf:  # it would not come back from zero
             raise SuperWeightError(
                 f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate or width_rate, or give "
@@ -146,14 +146,14 @@ class AdaptiveWidth(nn.Module):
         return min(max(width_of(rate, self.distribution, self.quantile), least), most)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden activations, D along ``axis``, each times what its neuron counts."""
+        """Hidden activations, D along ``axis``, each times the importance of its neuron."""
         importance = self.importance().to(hidden.dtype)
         if self.axis != -1:
             importance = importance.reshape(-1, *(1,) * (hidden.ndim - 1 - self.axis))
         return hidden * importance
 
     def hidden_layer(self, path: str) -> HiddenLayer:
-        """What a network's architecture notes of the width, which is at this path of it."""
+        """The entry of this width, at a path of a network, in the network's architecture."""
         root = path.removesuffix(f"{self.consumer}.{ATTRIBUTE}")
         learned = LearnedWidth(
             distribution=self.distribution, quantile=self.quantile, bounds=self.bounds, scale=self.scale,
