@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other: tensors of any layout in a few large flat pieces, and JSON, never pickles."""
+"""What the processes of a job exchange: tensors of any layout in a few large flat pieces, and JSON; no pickles."""
 
 from __future__ import annotations
 
