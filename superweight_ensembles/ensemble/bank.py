@@ -20,18 +20,6 @@ _SAMPLED = 8
 class SuperWeightBank(nn.Module):
     """Templates and coefficients of a plan, and the weights that they generate.
 
-    Args:
-        plan: Decides every shape.
-        deviations: Standard deviation with which each target starts, by (member, parameter name).
-        rng: Source of the start values; the global one where None.
-
-    Attributes:
-        templates: (K, Q) a (cluster, slot), float32; the bank (P,) of a group of a Shapeshifter Network.
-        coefficients: By (cluster, slot), one row a coefficient vector: (N, K); where the plan says so, embeddings
-            (N, E). Of a group: by the keys of ``ssn_weights``.
-        mixers: (K, E + 1) a (cluster, slot) with embeddings e: the A and b of alpha = A e + b.
-        gains: Buffers of groups whose coefficients cannot scale a weight.
-
     Source: Teterwak et al., WACV 2024
     """
 
@@ -40,9 +28,12 @@ class SuperWeightBank(nn.Module):
         check_parameters_fit(plan.num_templates + plan.num_coefficients, "the bank of this plan")
         values = initial_values(plan, deviations, rng)
         self.plan = plan
+        # By slot: templates (K, Q), coefficients (N, K), or embeddings (N, E) with mixers (K, E + 1), the A and b of
+        # alpha = A e + b. By group of a Shapeshifter Network: bank (P,), coefficients by the keys of ssn_weights.
         self.templates = nn.ParameterDict(values.templates)
         self.coefficients = nn.ParameterDict(values.coefficients)
         self.mixers = nn.ParameterDict(values.mixers)
+        # of groups whose coefficients cannot scale a weight
         self.gains = nn.Module()
         for key, gains in values.gains.items():
             self.gains.register_buffer(key, gains)
@@ -52,7 +43,7 @@ class SuperWeightBank(nn.Module):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Of the generated weights of convolutions."""
+        """Memory format of the generated weights of convolutions."""
         found: torch.memory_format = getattr(torch, self._memory_format)
         return found
 
@@ -78,13 +69,7 @@ class SuperWeightBank(nn.Module):
         return combination(self.coefficients.get(key, None), self.mixers.get(key, None), self.gains._buffers.get(key))
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
-        """Generate the weights of all members, or of some: ``{member: {parameter name: tensor}}``.
-
-        Differentiable; in the autocast dtype where one is active; each tensor is made once.
-
-        Raises:
-            SuperWeightError: No member of that name.
-        """
+        """Generate the weights of some members: ``{member: {parameter name: tensor}}``, differentiable."""
         names = self._names(members)
         weights = run_programs(*self._inputs(names), self.memory_format)
         return {name: weights.get(name, {}) for name in names}
@@ -104,7 +89,7 @@ class SuperWeightBank(nn.Module):
         return names
 
     def _inputs(self, names: tuple[str, ...]) -> tuple[tuple[Program, ...], dict[str, Tensor], dict[str, Tensor]]:
-        """What makes the weights of some members, coefficients as they combine templates, and these."""
+        """Programs of the weights of some members, coefficients as they combine templates, and templates."""
         if names not in self._programs:
             self._programs[names] = compile_plan(self.plan, names)
         coefficients = {key: self.combination(key) for key in dict.fromkeys([*self.coefficients, *self.gains._buffers])}

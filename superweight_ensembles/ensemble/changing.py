@@ -30,10 +30,10 @@ def with_member(
 
     Args:
         ensemble: Read, not changed.
-        name: Of the new member, the last in order.
-        network: Trained or not; copied.
-        budget: As :func:`plan_sharing` takes it; the ensemble's own fraction of its members apart where None.
-        **plan_options: As :func:`plan_sharing` takes them; of the old plan, none is kept.
+        name: Name of the new member, which comes last.
+        network: The new member, trained or not; copied.
+        budget: Budget of :func:`plan_sharing`; the ensemble's fraction of its members' parameters apart where None.
+        **plan_options: Options of :func:`plan_sharing`; those of the old plan are not kept.
 
     Returns:
         The ensemble, and how far each generated weight is from what it was (:func:`warm_start`).
@@ -59,7 +59,7 @@ def without_member(
 ) -> tuple[SuperWeightEnsemble, WarmStart]:
     """The other members of an ensemble, in a new bank that is fitted to their weights.
 
-    Args, returns: as :func:`with_member`.
+    Arguments and return values are those of :func:`with_member`.
 
     Raises:
         SuperWeightError: No member of that name, or no other; what :func:`plan_sharing` refuses.
@@ -131,7 +131,7 @@ def _fitted(
 
 
 def _like(ensemble: SuperWeightEnsemble, changed: SuperWeightEnsemble) -> SuperWeightEnsemble:
-    """In the memory format and the mode of another, with what it knows of images."""
+    """The changed ensemble in the memory format and mode of another, with its image preprocessing."""
     changed.images = ensemble.images
     return changed.to(memory_format=ensemble.bank.memory_format).train(ensemble.training)
 

@@ -78,17 +78,17 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         members: Networks by name, (name, network) pairs, or networks alone, which become ``member0``, ``member1``, ...;
             all answer logits (B, K) for the same images, or what ``task`` says. Of a member that answers more than one
             tensor, its ``logits``, or else the first, is the answer.
-        budget: Trainable scalars (int) or fraction of what the members own apart (float). Give this or ``plan``.
+        budget: Number of trainable scalars (int), or fraction of the members' parameters apart (float). Give this or
+            ``plan``.
         plan: A plan made, found or loaded before.
         rng: Source of the bank's start values; torch's global one where None.
         task: ``classification``: logits (B, K), one class a row; ``segmentation``: logits (B, K, H, W), or of other
             places, a class index each; ``multilabel``: logits (B, L), yes or no each; ``regression``: numbers (B, ...).
-            It decides the default loss and what members' mean is of: their softmax, sigmoid, or answers.
-        select: Picks the answer where a member answers several tensors and another is meant than the rule above finds:
-            called with what the member answers. It is a part of the members from here on, also of materialised ones,
-            and not saved. Members that select already, as materialised ones of such an ensemble do, go on so where
-            None.
-        **plan_options: As :func:`plan_sharing` takes them, with ``budget``.
+            It decides the default loss and what the members' mean is taken of: softmax, sigmoid, or answers.
+        select: Function that picks the answer from what a member answers, where that is several tensors and the rule
+            above finds the wrong one. It becomes a part of the members, also of materialised ones, and is not saved.
+            Where None, members that select already, as materialised ones of such an ensemble do, go on so.
+        **plan_options: Options of :func:`plan_sharing`, with ``budget``.
 
     Attributes:
         task: The :class:`superweight_ensembles.ensemble.Task`.
@@ -260,10 +260,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         Backward may come at any time after, also where the member checkpoints activations.
 
         Args:
-            name: Of the member.
-            inputs: As the ensemble takes them.
-            weights: By parameter name, of :meth:`generate`.
-            call: What runs in the place of the member's call, such as its compiled call.
+            inputs: Inputs as the ensemble takes them.
+            weights: Generated weights by parameter name, from :meth:`generate`.
+            call: Function that runs in the place of the member, such as its compiled call.
 
         Raises:
             SuperWeightError: No member of that name; the member's call fails (names it and what it was given).
@@ -333,7 +332,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             folder: What :meth:`save` wrote.
             members: Networks of the saved names and shapes; None where all were made by registry name
                 (:func:`wide_resnet`, :func:`build_member`).
-            select: As the ensemble had it when it was saved.
+            select: The function that the ensemble had when it was saved.
 
         Raises:
             SuperWeightError: Files missing, damaged or of another version; members that do not fit the plan; no
@@ -385,7 +384,7 @@ class _HasImages(Protocol):
 
 
 def transform_of(ensemble: _HasImages) -> Preprocessing:
-    """What makes of an image file, a picture or pixels what an ensemble takes; it also has the names of the classes.
+    """The preprocessing from an image file, a picture or pixels to an ensemble's inputs; it has the class names, too.
 
     Args:
         ensemble: An ensemble, or a predictor.
@@ -409,16 +408,12 @@ def transform_of(ensemble: _HasImages) -> Preprocessing:
 
 
 def own_copy(tensor: Tensor) -> Tensor:
-    """A tensor of inference mode copied, as nobody sees a member write to it."""
+    """A copy of a tensor of inference mode, whose writes nobody would notice; other tensors as they are."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def check_answers(answers: Mapping[str, Any], task: Task = CLASSIFICATION) -> None:
-    """Refuse member answers that cannot stand in one tensor of all members.
-
-    Raises:
-        SuperWeightError: Another shape than the task's, or shapes that differ.
-    """
+    """Refuse member answers that cannot stand in one tensor of all members."""
     shapes = {name: tuple(value.shape) if isinstance(value, Tensor) else () for name, value in answers.items()}
     for name, shape in shapes.items():
         if not shape or not task.fits(shape):
@@ -432,13 +427,13 @@ def check_answers(answers: Mapping[str, Any], task: Task = CLASSIFICATION) -> No
 
 
 def selects_by(members: Iterable[nn.Module]) -> Select | None:
-    """What picks the answer of networks that came from an ensemble with ``select``; None where nothing does."""
+    """The function that picks the answer of members from an ensemble with ``select``; None where there is none."""
     hooks = (hook for member in members for hook in member._forward_hooks.values())
     return next((hook.select for hook in hooks if isinstance(hook, _Selecting)), None)
 
 
 def _have_select(member: nn.Module, select: Select) -> None:
-    """Have a member answer what is picked, once, whatever picked it before."""
+    """Have a member answer what ``select`` picks, once, whatever picked it before."""
     for key, hook in list(member._forward_hooks.items()):
         if isinstance(hook, _Selecting):
             del member._forward_hooks[key]
@@ -446,7 +441,7 @@ def _have_select(member: nn.Module, select: Select) -> None:
 
 
 class _Selecting:
-    """A hook of members that has them answer what a function picks of their output."""
+    """A forward hook that has a member answer what a function picks of its output."""
 
     def __init__(self, select: Select) -> None:
         self.select = select
@@ -471,7 +466,7 @@ def _check_plain(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Tensor) -> None:
-    """Refuse weights without numbers, and weights that one bank cannot generate: of two types, on two devices."""
+    """Refuse weights without numbers, of two types, or on two devices: one bank cannot generate them."""
     for target in (target for cluster in plan.clusters for target in cluster.targets):
         weight = modules[target.member].get_parameter(target.name)
         if weight.is_meta:
@@ -488,7 +483,7 @@ def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Te
 
 
 def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
-    """Say of a module, parameter or buffer that two members hold that each gets a copy of its own."""
+    """Warn that a module, parameter or buffer of two members becomes a copy in each."""
     owners: dict[int, tuple[str, str]] = {}
     told: set[tuple[str, str]] = set()
     for member, module in modules.items():
@@ -519,7 +514,7 @@ def _hollow_copy(module: nn.Module, member: str, generated: tuple[str, ...]) -> 
 
 
 def _leave_block(layer: nn.RNNBase) -> None:
-    """Give what stays of a recurrent layer memory of its own: cuDNN's one block would live on with all weights."""
+    """Give a recurrent layer's other parameters their own memory: cuDNN's one block would keep all weights alive."""
     for parameter in layer._parameters.values():
         if (
             parameter is not None
@@ -563,7 +558,7 @@ def adopt_plan(
         ensemble: Changed in place.
         plan: Differs from the ensemble's plan only in coefficient vectors of SuperWeights, each of them split from one
             old vector.
-        optimizer: Of the ensemble's parameters; None outside of training.
+        optimizer: Optimizer of the ensemble's parameters; None outside of training.
 
     Raises:
         SuperWeightError: A plan that differs in anything else; an optimiser that does not hold the coefficients.

@@ -69,11 +69,7 @@ def run_programs(
     templates: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Weights:
-    """Generate weights, in the autocast dtype where one is active; tied names hold one tensor.
-
-    Templates are (K, Q) by :func:`slot_key`, or (P,) by ``bank_key``; coefficients (N, K) by :func:`slot_key`, or those
-    of groups by the keys of ``ssn_weights``. Weights of other dimensions than the memory format's are contiguous.
-    """
+    """Generate weights from templates and coefficients by key, in the autocast dtype where one is active."""
     weights = _Sorted(torch.cat)
     for program in programs:
         weights.add(program.targets, compose(program, program.factors(coefficients, templates), memory_format))
@@ -81,11 +77,7 @@ def run_programs(
 
 
 class _Sorted:
-    """Weights by member and name, as layers read them.
-
-    Args:
-        join: Makes one tensor of the parts of a fused one.
-    """
+    """Weights by member and name, as layers read them; ``join`` makes one tensor of the parts of a fused one."""
 
     def __init__(self, join: Callable[[list[Tensor]], Tensor]) -> None:
         self.by_member: Weights = {}
@@ -107,7 +99,7 @@ class _Sorted:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """One tensor of its parts: a view where they follow one another in memory; out of autograd."""
+    """One tensor of its parts, outside of autograd: a view where they follow one another in memory."""
     first, size = parts[0], parts[0].numel()
     if all(
         part.is_contiguous()
@@ -120,14 +112,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class Begun:
-    """Generated weights that are leaves of the members' graphs, and what takes their gradients to the bank.
-
-    Attributes:
-        weights: As ``SuperWeightBank.generate`` gives them; nothing else here holds on to them.
-    """
+    """Generated weights as leaves of the members' graphs, and the way of their gradients to the bank."""
 
     def __init__(self, weights: Weights, parts: Sequence[_Part]) -> None:
-        self.weights = weights
+        self.weights = weights  # as SuperWeightBank.generate gives them; nothing else here holds on to them
         self._parts = parts
         self._end: Tensor | None = None
         if parts:
@@ -146,7 +134,7 @@ class Begun:
             weight.grad = None
 
     def labelled(self) -> dict[tuple[str, str], Tensor]:
-        """The gradients that were collected, by (member, parameter name); of tied names the first."""
+        """The collected gradients by (member, parameter name); of tied names the first."""
         found = _Sorted(torch.cat)
         for part in self._parts:
             targets, gradients = part.program.targets, part.gradients
@@ -156,7 +144,7 @@ class Begun:
         return {key: found.by_member[key[0]][key[1]] for key in first if key[1] in found.by_member.get(key[0], {})}
 
     def backward(self) -> None:
-        """Hand on the gradients that were collected, once: each is let go with its cluster."""
+        """Pass the collected gradients on to the bank, once; each is let go with its cluster."""
         came = any(gradient is not None for part in self._parts for gradient in part.gradients)
         if came and self._end is not None and self._end.requires_grad:
             self._end.backward()
@@ -164,7 +152,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one program has made, but for the weights."""
+    """Factors of one program, and the gradients that come to its weights."""
 
     program: Program
     factors: tuple[Tensor, ...]
@@ -172,7 +160,7 @@ class _Part:
 
 
 class _End(torch.autograd.Function):
-    """The end of the factors' graph: backward begins here, with gradients that were collected apart."""
+    """End of the factors' graph: backward begins here, with gradients that were collected apart."""
 
     @staticmethod
     def forward(ctx: Any, parts: Sequence[_Part], *factors: Tensor) -> Tensor:
@@ -215,15 +203,12 @@ def begin_programs(
 
 
 def decompose(blocks: Sequence[SlotBlocks], weight: Tensor) -> list[Tensor]:
-    """The SuperWeights, (Q_r,) for each slot, that compose to a weight (O, I, *kernel).
-
-    The blocks are those of slots 0 to the one whose shape the weight has. Numbers of a slot that the weight does not
-    have (a later slot cropped them) are zero.
-    """
+    """The SuperWeights (Q_r,) of slots 0 to the weight's own that compose to a weight (O, I, *kernel)."""
     vectors = [weight.new_zeros(block.size) for block in blocks]
     for place in placements(blocks):
         rows, columns, *kernel = place.shape
         numbers = vectors[place.slot][place.start : place.start + math.prod(place.shape)]
+        # numbers that a later slot cropped stay zero
         numbers.view(rows, *kernel, columns).movedim(-1, 1)[_slices(place.inside)] = weight[_slices(place.at)]
     return vectors
 
@@ -236,6 +221,7 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     deepest, every_block = max((target.slot for target in targets), default=-1), cluster.blocks
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
+    # a group of one member is freed when it has run; groups of all members save products
     together = sum(math.prod(cluster.slots[target.slot].shape) for target in targets) <= _NUMBERS_TOGETHER
     grouped: dict[tuple[int, str], list[PlannedTarget]] = {}
     for target in targets:
@@ -275,7 +261,7 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
 def _whole_weights(
     uses: Sequence[BlockUse], groups: Sequence[ShapeGroup], num_vectors: int
 ) -> tuple[tuple[int, int], ...]:
-    """As :class:`Block` has it: every use is of whole weights, and every vector in one of them."""
+    """See :class:`Block`: every use is of whole weights, and every vector is in exactly one."""
     if any(use.place.start or use.place.shape != groups[use.group].shape for use in uses):
         return ()
     found = {vector: (use.group, index) for use in uses for index, vector in enumerate(use.vectors)}

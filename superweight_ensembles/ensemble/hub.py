@@ -19,13 +19,11 @@ if TYPE_CHECKING:  # no requirement of this package
 
 
 class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensemble"]):
-    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` over what a class saves and loads itself.
-
-    The mixin below notes constructor arguments and writes them as a configuration. Here the plan is the only source of
-    truth: no argument is looked at or kept, and config.json is the ensemble's own.
-    """
+    """``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` over a class's own saving and loading."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # The mixin notes constructor arguments and writes them as a configuration. Here the plan is the only source of
+        # truth: no argument is looked at or kept, and config.json is the ensemble's own.
         return super(ModelHubMixin, cls).__new__(cls)
 
     @classmethod
@@ -111,7 +109,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
 
 
 def local_folder(name: str | Path, **download: Any) -> Path:
-    """The folder itself, or where the files of a repository of that name are after their download."""
+    """The folder of that name, or the download of the repository of that name."""
     folder = Path(name)
     with accessing(folder, "read"):
         if folder.exists():
@@ -131,7 +129,7 @@ def local_folder(name: str | Path, **download: Any) -> Path:
 def model_card(
     metadata: str, plan: SharingPlan, made: dict[str, str | None], num_parameters: int, repo_id: str | None
 ) -> ModelCard:
-    """What the ensemble is and how to load it; ``made`` are the members' registry names, None where none made it."""
+    """What the ensemble is and how to load it; ``made`` has the members' registry names, None where none made it."""
     name = repo_id or "path/to/this/folder"
     own = [member for member, model in made.items() if model is None]
     given = f", members={{{', '.join(f'{member!r}: ...' for member in own)}}}" if own else ""

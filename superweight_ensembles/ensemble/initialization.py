@@ -43,27 +43,16 @@ Deviations = dict[tuple[str, str], float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartValues:
-    """The tensors of a bank, by key.
+    """The tensors of a bank, by key."""
 
-    Attributes:
-        templates: (K, Q) by slot; (P,) by Shapeshifter group.
-        coefficients: (N, K) or embeddings (N, E); of tiles (m, 2); masks (numbers,).
-        mixers: (K, E + 1) where there are embeddings.
-        gains: Not trained: (N, K) in the place of coefficients, (N, 1) of a softmax.
-    """
-
-    templates: dict[str, Tensor] = field(default_factory=dict)
-    coefficients: dict[str, Tensor] = field(default_factory=dict)
-    mixers: dict[str, Tensor] = field(default_factory=dict)
-    gains: dict[str, Tensor] = field(default_factory=dict)
+    templates: dict[str, Tensor] = field(default_factory=dict)  # (K, Q) by slot; (P,) by Shapeshifter group
+    coefficients: dict[str, Tensor] = field(default_factory=dict)  # (N, K), embeddings (N, E), of tiles (m, 2), masks
+    mixers: dict[str, Tensor] = field(default_factory=dict)  # (K, E + 1) where there are embeddings
+    gains: dict[str, Tensor] = field(default_factory=dict)  # not trained: (N, K) as coefficients, (N, 1) of a softmax
 
 
 def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviations:
-    """The root mean square of every target as its member was built, by (member, parameter name).
-
-    Raises:
-        SuperWeightError: A weight that is not finite (names it).
-    """
+    """The root mean square of every target as its member was built, by (member, parameter name)."""
     with torch.no_grad():
         found = {
             (target.member, target.name): float(
@@ -79,18 +68,7 @@ def own_deviations(plan: SharingPlan, members: dict[str, nn.Module]) -> Deviatio
 
 
 def initial_values(plan: SharingPlan, deviations: Deviations, rng: torch.Generator | None = None) -> StartValues:
-    """Draw the bank of a plan, cluster by cluster.
-
-    Templates of a slot are orthogonal to each other and have the smallest deviation that a user of the slot starts
-    with (that of its widest layer); coefficient vectors are orthogonal in runs of K, scaled so that each target
-    starts with its own deviation (targets with tied coefficients: with that of the smallest of them). Embeddings are
-    random, orthogonal in runs of E, and their map is drawn at random.
-
-    Args:
-        plan: What to draw for.
-        deviations: Of every target, as :func:`own_deviations` reads them.
-        rng: Source of the randomness; the global one where None.
-    """
+    """Draw the start values of a plan, cluster by cluster, for the deviation of every target."""
     values = StartValues()
     for index, cluster in enumerate(plan.clusters):
         if isinstance(cluster, Cluster):
@@ -105,6 +83,7 @@ def _draw_slots(
 ) -> None:
     for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
         users = user_deviations(cluster, slot, deviations)
+        # templates get the smallest deviation of a user; coefficients scale each target to its own
         reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
         gains = torch.tensor(users, dtype=torch.float64) / reference
         key = slot_key(index, slot)
@@ -125,7 +104,7 @@ def _draw_slots(
 
 
 def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list[float]:
-    """Of each coefficient vector of a slot: the smallest deviation, but for zero, of its users."""
+    """The smallest deviation above zero among the users of each coefficient vector of a slot."""
     found: list[list[float]] = [[] for _ in range(cluster.slots[slot].num_vectors)]
     for target in cluster.targets:
         if target.slot >= slot:
@@ -136,7 +115,6 @@ def user_deviations(cluster: Cluster, slot: int, deviations: Deviations) -> list
 def _draw_group(
     index: int, group: SsnGroup, deviations: Deviations, rng: torch.Generator | None, values: StartValues
 ) -> None:
-    """Draw the bank and the coefficients of a group."""
     wanted = [deviations[target.member, target.name] for target in group.targets]
     reference = min((value for value in wanted if value > 0), default=1.0)
     values.templates[bank_key(index)] = reference * torch.randn(group.bank_size, generator=rng)
@@ -166,7 +144,7 @@ def _draw_group(
 
 
 def _scale_(index: int, group: SsnGroup, values: StartValues, wanted: list[float]) -> None:
-    """Scale what is each layer's own so that its weight has the deviation wanted."""
+    """Scale each layer's own coefficients so that its weight has the deviation wanted."""
     members = {target.member for target in group.targets}
     program = compile_group(index, group, members)
     assert program is not None, "a group has targets"
@@ -187,11 +165,9 @@ def _scale_(index: int, group: SsnGroup, values: StartValues, wanted: list[float
 
 
 def orthogonal_templates(count: int, size: int, rng: torch.Generator | None = None) -> Tensor:
-    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size.
-
-    Orthogonality makes the deviation of any combination exact instead of exact on average.
-    """
+    """Random rows (count, size) of root mean square one, orthogonal to each other where count <= size."""
     rows = torch.randn(count, size, generator=rng)
+    # orthogonality makes the deviation of any combination exact instead of exact on average
     if 1 < count <= size:
         factor = torch.linalg.cholesky(rows.double() @ rows.double().T)
         # contiguous: the solver's answer is column by column, which would slow every product with the templates
@@ -200,7 +176,7 @@ def orthogonal_templates(count: int, size: int, rng: torch.Generator | None = No
 
 
 def orthonormal_runs(count: int, size: int, rng: torch.Generator | None = None) -> Tensor:
-    """Unit vectors (count, size), each run of ``size`` of them orthogonal: as far as the dimension allows."""
+    """Unit vectors (count, size), orthogonal in runs of ``size``: as far as the dimension allows."""
     runs = []
     for start in range(0, count, size):
         square = torch.empty(size, size)

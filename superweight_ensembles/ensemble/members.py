@@ -17,10 +17,7 @@ _REMEDY = (
 
 
 class MemberDict(nn.ModuleDict):
-    """Members by name; none can be put there, taken away or exchanged.
-
-    It remembers which tensors each member had when its plan was made, since a saved ensemble is read into these.
-    """
+    """Members by name, none of which can be added, removed or exchanged; notes the tensors that each had."""
 
     def __init__(self, members: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -30,14 +27,11 @@ class MemberDict(nn.ModuleDict):
 
     def note_tensors(self) -> None:
         """Remember the tensors of the members as they are now."""
+        # a saved ensemble is read into these
         self._tensors = {name: kinds_of(member) for name, member in self.items()}
 
     def check_tensors(self) -> None:
-        """Refuse members whose tensors are not those that they had when the plan was made.
-
-        Raises:
-            SuperWeightError: Names the member and the first tensor.
-        """
+        """Refuse members whose tensors are not those that they had when the plan was made."""
         for name, before in self._tensors.items():
             difference = first_difference(before, kinds_of(self[name]))
             if difference:
@@ -68,16 +62,14 @@ class MemberDict(nn.ModuleDict):
 
 
 def fixed(what: str) -> SuperWeightError:
-    """An error for what cannot be exchanged."""
+    """The error for an attempt to exchange what stays as it is."""
     return SuperWeightError(f"{what} cannot be set or removed, since the plan was made for these members: {_REMEDY}")
 
 
 def kinds_of(module: nn.Module) -> TensorKinds:
-    """Of each tensor of a module's state its shape and what numbers it holds; those of floating point are alike.
-
-    None of a buffer that is registered and not filled yet; reading a file fills it.
-    """
+    """Shape and type of each tensor in a module's state; all floating-point types count as one."""
     kinds: TensorKinds = {}
+    # None of a buffer that is registered and not filled yet; reading a file fills it
     for path, layer in module.named_modules(remove_duplicate=False):
         kinds |= {f"{path}.{name}".lstrip("."): None for name, buffer in layer._buffers.items() if buffer is None}
     for name, value in module.state_dict().items():
@@ -88,7 +80,7 @@ def kinds_of(module: nn.Module) -> TensorKinds:
 
 
 def first_difference(before: TensorKinds, now: TensorKinds) -> str:
-    """The first tensor that is not as it was; empty buffers may be filled."""
+    """The first tensor that is not as it was, in words; empty buffers may be filled."""
     for name in (*before, *now):
         was, found = before.get(name), now.get(name)
         if was != found and not (name in before and was is None):

@@ -29,21 +29,15 @@ _REPLAYS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Replay]] = weakref.W
 
 
 def one_call_at_a_time(member: nn.Module) -> AbstractContextManager[object]:
-    """Has the calls of several threads go through a member one after the other: they put their weights in one place.
-
-    A backward pass does not wait: on a GPU it runs in a thread of its own, for one that holds the lock.
-    """
+    """Lets one thread at a time call a member: calls put their weights in one place."""
     if torch.compiler.is_compiling():
         return nullcontext()
+    # a backward pass does not wait: on a GPU it runs in a thread of its own, for one that holds the lock
     return _LOCKS.setdefault(member, threading.RLock())
 
 
 class Placement:
-    """Tensors in the places of a member's parameters; what stood there comes back when they are taken away.
-
-    Raises:
-        SuperWeightError: The member has no parameter of a name, or one of its own there.
-    """
+    """Tensors in the places of a member's parameters; what stood there comes back when they are removed."""
 
     def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
         self._places: list[tuple[nn.Module, str]] = []
@@ -75,14 +69,10 @@ class Placement:
 
 
 class Call:
-    """One call of a member, through which a backward pass may go at any time.
-
-    Attributes:
-        weights: What the call is to read in the place of the weights given.
-    """
+    """One call of a member, through which a backward pass may go at any time."""
 
     def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self.weights = weights
+        self.weights = weights  # what the call is to read in the place of the weights given
         self._entered = torch.is_grad_enabled() and bool(weights) and not _is_traced()
         if self._entered:
             distinct = {id(weight): weight for weight in weights.values()}
@@ -93,7 +83,7 @@ class Call:
             self._distinct = entered
 
     def left(self, answer: Any) -> Any:
-        """The answer, from where backward finds the call's weights in place."""
+        """The answer, with an edge at which backward finds the call's weights in place."""
         if not self._entered:
             return answer
         return tree_map_only(Tensor, self._leave, answer)
@@ -104,14 +94,14 @@ class Call:
 
 
 class _Record:
-    """What backward knows of a call: no tensor of it, but for gradients that did not come by its graph."""
+    """Backward's record of a call: no tensor of it, but for gradients that did not come by its graph."""
 
     def __init__(self, name: str, member: nn.Module, index: Mapping[str, int]) -> None:
         self.name, self.member, self.index = name, member, index
         self.gradients: dict[int, Tensor] = {}
 
     def replay(self, weights: tuple[Tensor, ...]) -> None:
-        """Put the weights in place until the end of the backward pass that runs."""
+        """Put the weights in place until the end of the current backward pass."""
         running = _REPLAYS.get(self.member, lambda: None)()
         if running is not None and running.record is self:  # there by another tensor of the same answer
             return
@@ -128,7 +118,7 @@ class _Record:
 
 
 class _Replay:
-    """Weights in place for a backward pass; they go with its end, or with this object where the pass failed."""
+    """Weights in place for a backward pass; removed at its end, or with this object where the pass failed."""
 
     def __init__(self, record: _Record, placement: Placement) -> None:
         self.record = record
@@ -144,7 +134,7 @@ class _Replay:
 
 
 class _Enter(torch.autograd.Function):
-    """Weights as they are; in backward their gradients, with those that came by checkpoints' own backward passes."""
+    """The weights unchanged; backward adds gradients from checkpoints' own backward passes."""
 
     @staticmethod
     def forward(ctx: Any, record: _Record, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -164,7 +154,7 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """An answer as it is, a copy; in backward, first of all, the weights of the call are put back in their places."""
+    """A copy of an answer; backward first puts the weights of the call back in their places."""
 
     @staticmethod
     def forward(ctx: Any, record: _Record, answer: Tensor, *weights: Tensor) -> Tensor:

@@ -54,11 +54,7 @@ def write_ensemble(
     folder: Path,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write config.json, plan.json, model.safetensors and a manifest; an older saved ensemble is replaced as a whole.
-
-    Its README.md alone is kept: people write it. ``beside`` writes more files into the new folder. Where it cannot be
-    written, what stands there is as before.
-    """
+    """Write an ensemble with a manifest, replacing a saved one as a whole; ``beside`` writes more files there."""
     with accessing(folder):
         folder = folder.resolve()
         if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
@@ -70,6 +66,7 @@ def write_ensemble(
             if beside is not None:
                 beside(draft)
             write_manifest(draft)
+            # people write it: the one file that is kept
             if (folder / "README.md").exists():
                 shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
     except PathError as error:
@@ -79,11 +76,7 @@ def write_ensemble(
 def write_ensemble_files(
     ensemble: nn.Module, plan: SharingPlan, members: Mapping[str, nn.Module], folder: Path
 ) -> None:
-    """Write config.json, plan.json and model.safetensors into a folder that is being made.
-
-    Raises:
-        SuperWeightError: What could not be loaded again, and what cannot be written.
-    """
+    """Write config.json, plan.json and model.safetensors into a folder that is being made."""
     check_unchanged(ensemble)
     architectures = {member.name: registered(members[member.name], member) for member in plan.members}
     held: Any = ensemble
@@ -102,11 +95,7 @@ def write_ensemble_files(
 
 
 def check_unchanged(ensemble: nn.Module) -> None:
-    """Refuse an ensemble that could not be loaded again: members that have changed, and tensors beside them.
-
-    Raises:
-        SuperWeightError: Names the member, or what is beside them.
-    """
+    """Refuse an ensemble that could not be loaded again: members that have changed, and tensors beside them."""
     held = ensemble.get_submodule("members")
     assert isinstance(held, MemberDict), "an ensemble's"
     held.check_tensors()
@@ -120,7 +109,7 @@ def check_unchanged(ensemble: nn.Module) -> None:
 
 
 def registered(module: nn.Module, planned: PlannedMember) -> Architecture | None:
-    """How a member was made; None where no registry name makes it, or makes it as it is now (says so once)."""
+    """How a member was made; None where no registry name makes it as it is now (says so once)."""
     made = recall_architecture(module)
     again = None if made is None else _made_again(json.dumps(asdict(made), sort_keys=True))
     if made is None or again is None:
@@ -144,7 +133,7 @@ def registered(module: nn.Module, planned: PlannedMember) -> Architecture | None
 
 @functools.lru_cache(maxsize=64)
 def _made_again(described: str) -> tuple[TensorKinds, dict[str, type], int] | None:
-    """What a description makes, as shapes alone; None where it cannot be made so."""
+    """The tensors, classes and parameters of a description, made as shapes alone; None where that fails."""
     architecture = TypeAdapter(Architecture).validate_json(described)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -155,7 +144,7 @@ def _made_again(described: str) -> tuple[TensorKinds, dict[str, type], int] | No
 
 
 def _classes_of(module: nn.Module) -> dict[str, type]:
-    """The classes of what holds neither tensors nor layers, such as activations: no state tells them."""
+    """Classes of layers without tensors or layers inside, such as activations: no state tells them."""
     return {
         path: type(layer)
         for path, layer in module.named_modules()
@@ -169,13 +158,12 @@ def _warn_once(message: str) -> None:
 
 
 def check_ensemble_files(folder: Path) -> None:
-    """Hold the files of a saved ensemble against its manifest."""
+    """Check the files of a saved ensemble against its manifest."""
     _check_there(folder / "plan.json")
     check_manifest(folder, _NEEDED)
 
 
 def read_plan(folder: Path) -> SharingPlan:
-    """The plan of a saved ensemble."""
     path = folder / "plan.json"
     _check_there(path)
     return SharingPlan.from_json(read_text(path), path)
@@ -198,23 +186,16 @@ def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedConfig:
-    """What config.json says of an ensemble.
+    """The content of config.json."""
 
-    Attributes:
-        members: How each was made, by name; None where no registry name makes it.
-        task: What members answer.
-        selects: Whether a function of the user's own picks it.
-        images: How images are preprocessed, where that is known.
-    """
-
-    members: Mapping[str, Any]
+    members: Mapping[str, Any]  # how each was made; None where no registry name makes it
     task: str = CLASSIFICATION.name
-    selects: bool = False
-    images: Preprocessing | None = None
+    selects: bool = False  # whether a function of the user's own picks the answers
+    images: Preprocessing | None = None  # where that is known
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """What config.json of a saved ensemble says."""
+    """Read config.json of a saved ensemble."""
     path = folder / "config.json"
     config = read_json(path)
     if config.get("format") != ENSEMBLE_FORMAT:
@@ -235,7 +216,7 @@ def read_config(folder: Path) -> SavedConfig:
 
 
 def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:
-    """Make the members of a saved ensemble again by registry name, with start values."""
+    """Build the members of a saved ensemble by registry name, with start values."""
     members = {}
     for planned in plan.members:
         name, made = planned.name, config.members.get(planned.name)
@@ -249,10 +230,7 @@ def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[
 
 
 def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Module:
-    """Make a network again from its architecture, as a file holds it under a key.
-
-    One that has many more than ``num_numbers`` parameters, as many as it is known to have, is not built.
-    """
+    """Build a network from its architecture under a key of a file, unless it is much larger than ``num_numbers``."""
     try:
         architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
     except ValidationError as error:
@@ -260,6 +238,7 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
         where = f"{key}.{found.where}" if found.path else key
         raise SuperWeightError(f"{file}, {where}: {found.said}") from None
     try:
+        # num_numbers is known of it: what has many more is not built
         return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)
     except SuperWeightError as error:
         raise SuperWeightError(f"{file}, {key}: {error}") from None

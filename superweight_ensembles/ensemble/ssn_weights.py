@@ -44,7 +44,7 @@ def masks_key(index: int) -> str:
 
 
 def vectors_by_key(index: int, found: Sequence[WindowSpec]) -> dict[str, list[int]]:
-    """The places of the layers whose combination has one number of windows, by the key of their coefficients."""
+    """Places of the layers that combine the same number of windows, by the key of their coefficients."""
     keys: dict[str, list[int]] = {}
     for place, spec in enumerate(found):
         if not spec.mixed:
@@ -54,7 +54,7 @@ def vectors_by_key(index: int, found: Sequence[WindowSpec]) -> dict[str, list[in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerProgram:
-    """What one target computes."""
+    """The computation of the weight of one target."""
 
     shape: Shape  # (O, I, *k)
     spec: WindowSpec  # what it reads
@@ -76,7 +76,7 @@ class LayerProgram:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupProgram:
-    """What one group computes."""
+    """The computation of the weights of one group."""
 
     index: int  # of the group in its plan
     keys: tuple[str, ...]  # of the coefficients it reads, in the order in which it takes them
@@ -91,7 +91,7 @@ class GroupProgram:
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all that it makes."""
+        """Numbers in all weights that it makes."""
         return sum(layer.num_weights for layer in self.layers)
 
     def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ def compile_group(index: int, group: SsnGroup, members: Collection[str]) -> Grou
 
 
 def group_layers(index: int, group: SsnGroup) -> tuple[LayerProgram, ...]:
-    """How each target of a group is made."""
+    """The programs of all targets of a group."""
     found = group.window_specs
     rows = {
         place: (key, row) for key, places in vectors_by_key(index, found).items() for row, place in enumerate(places)
@@ -195,7 +195,7 @@ def _add_gradients_(
     of_numbers: Tensor,
     found: Mapping[str, Tensor],
 ) -> None:
-    """Add what one layer's gradient, (n,), says about the bank and its coefficients."""
+    """Add one layer's gradient (n,) into those of the bank and of its coefficients."""
     windows = layer_windows(numbers, layer)
     of_combined = add_to_bank_(program, layer, gradient, coefficients, of_numbers)
     of_alpha, of_masks = _coefficients_of(program, layer, found)
@@ -208,7 +208,7 @@ def _add_gradients_(
 def add_to_bank_(
     program: GroupProgram, layer: LayerProgram, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
 ) -> Tensor:
-    """Add what one layer's gradient, (n,), says about the wrapped bank; returns that of what was combined."""
+    """Add one layer's gradient (n,) into that of the wrapped bank; returns that of the combined windows."""
     alpha, masks = _coefficients_of(program, layer, coefficients)
     of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
     if of_combined.ndim == 1:
@@ -239,14 +239,14 @@ def wrapped_bank(program: GroupProgram, bank: Tensor) -> Tensor:
 
 
 def unwrap_gradient(of_numbers: Tensor, size: int) -> Tensor:
-    """What was found of a wrapped bank, added up where it wraps: (size,)."""
+    """A gradient of a wrapped bank, added up where it wraps: (size,)."""
     of_bank, wrapped = of_numbers[:size], of_numbers[size:]
     of_bank[: len(wrapped)] += wrapped
     return of_bank
 
 
 def enlarge(layer: LayerProgram, combined: Tensor, masks: Tensor | None) -> Tensor:
-    """A combined window (r,), or mixed tiles (m, r), to the weight's numbers (n,)."""
+    """The weight's numbers (n,) from a combined window (r,), or from mixed tiles (m, r)."""
     spec = layer.spec
     if spec.matrix != (0, 0):
         small = combined.view(1, 1, *spec.matrix)
@@ -262,7 +262,7 @@ def enlarge(layer: LayerProgram, combined: Tensor, masks: Tensor | None) -> Tens
 
 
 def shrink(layer: LayerProgram, gradient: Tensor, masks: Tensor | None) -> Tensor:
-    """The adjoint of :func:`enlarge`: from the gradient of the weight's numbers (n,) that of what it took."""
+    """The adjoint of :func:`enlarge`: the gradient of its input from that of the weight's numbers (n,)."""
     spec = layer.spec
     if spec.matrix != (0, 0):
         return _bilinear_backward(gradient.view(1, 1, *layer.full_matrix), spec.matrix).view(-1)

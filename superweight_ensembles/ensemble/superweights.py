@@ -40,12 +40,9 @@ _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeGroup:
-    """Targets of one shape, (O, I, *k): parts of one tensor.
+    """Targets of one shape, parts of one tensor: of one member, or of all members where they have few numbers."""
 
-    They are of one member, which frees it when it has run; of all members where they have few numbers.
-    """
-
-    shape: Shape
+    shape: Shape  # (O, I, *k)
     targets: tuple[PlannedTarget, ...]
 
 
@@ -75,7 +72,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterProgram:
-    """What one cluster computes."""
+    """The computation of the weights of one cluster."""
 
     keys: tuple[str, ...]  # of its slots in a state dict
     rows: tuple[Positions, ...]  # the coefficient vectors that it needs of each slot
@@ -88,7 +85,7 @@ class ClusterProgram:
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all that it makes."""
+        """Numbers in all weights that it makes."""
         return sum(len(group.targets) * math.prod(group.shape) for group in self.groups)
 
     def covers(self, slot: int, templates: Tensor) -> bool:
@@ -96,10 +93,7 @@ class ClusterProgram:
         return sum(math.prod(block.shape) for block in self.blocks if block.slot == slot) == templates.shape[1]
 
     def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Coefficients (N, K) of each slot, then templates (K, numbers of the slot) of each.
-
-        The numbers of a slot are its blocks one after the other, each in the order (O, *k, I).
-        """
+        """Coefficients (N, K) of each slot, then templates (K, Q) of each; their Q is block after block, (O, *k, I)."""
         alphas = (take(coefficients[key], rows) for key, rows in zip(self.keys, self.rows))
         return *alphas, *(templates[key] for key in self.keys)
 
@@ -154,15 +148,14 @@ class ClusterProgram:
 
 
 def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains: Tensor | None = None) -> Tensor:
-    """The coefficients as they combine templates: (N, K), or whatever else is held as it is used.
-
-    Coefficients are (N, K), or embeddings (N, E) with a mixer (K, E + 1), the A and b of alpha = A e + b. Gains are not
-    trained: (N, K) in the place of coefficients, else (N, 1), factors of their softmax.
+    """Coefficients as they combine templates, (N, K); gains of a softmax (N, 1).
 
     Example:
         >>> combination(torch.zeros(1, 2), gains=torch.tensor([[3.0]]))
         tensor([[1.5000, 1.5000]])
     """
+    # coefficients (N, K), or embeddings (N, E) with a mixer (K, E + 1), the A and b of alpha = A e + b; gains are not
+    # trained: (N, K) in the place of coefficients, else (N, 1), factors of their softmax
     if coefficients is None:
         assert gains is not None, "one of the two combines"
         return gains
@@ -173,14 +166,14 @@ def combination(coefficients: Tensor | None, mixer: Tensor | None = None, gains:
 
 
 class Program(Protocol):
-    """What makes some of the weights of a plan of its factors, outside of autograd, and the way back."""
+    """Makes some of the weights of a plan from its factors, outside of autograd, and takes gradients back."""
 
     @property
     def targets(self) -> Sequence[GeneratedTensor]:
-        """What it makes."""
+        """Targets whose weights it makes."""
 
     def factors(self, coefficients: Mapping[str, Tensor], templates: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """What it reads of those of a bank, by key."""
+        """Tensors of a bank, by key, that it reads."""
 
     def compose(
         self, factors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format
@@ -196,11 +189,8 @@ class Program(Protocol):
 def compose(
     program: Program, factors: Sequence[Tensor], memory_format: torch.memory_format = torch.contiguous_format
 ) -> tuple[Tensor, ...]:
-    """The weights (O, I, *k) of ``program.targets``; differentiable once.
-
-    Products are taken in the factors' own type, and rounded once to the autocast type where one is active. Weights of
-    other dimensions than the memory format's are contiguous.
-    """
+    """The weights (O, I, *k) of ``program.targets``, differentiable once, in the autocast type where one is active."""
+    # products are taken in the factors' own type, and rounded once
     made: tuple[Tensor, ...] = _Composition.apply(program, autocast_type(factors[0]), memory_format, *factors)
     return made
 
@@ -225,7 +215,7 @@ class _Composition(torch.autograd.Function):
 
 
 def _flat_weights(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
-    """The weights (n, O, I, *k) of each use as rows (n, numbers of the slot), if they lie in memory as slots do."""
+    """Weights (n, O, I, *k) of each use as rows (n, Q), if they lie in memory as slots do; else nothing."""
     if not block.whole:
         return []
     held = [groups[use.group].movedim(2, -1) for use in block.uses]
@@ -290,14 +280,14 @@ def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[sl
 
 
 def _part(weights: Tensor, use: BlockUse, rows: slice) -> Tensor:
-    """Where some rows of a block stand in weights (n, O, *k, I), without those that are cropped away."""
+    """Part of weights (n, O, *k, I) that some rows of a block fill, without rows that are cropped away."""
     (top, _), (_, height) = use.place.at[0], use.place.inside[0]
     held = (slice(None), slice(top + min(rows.start, height), top + min(rows.stop, height)), *use.at)
     return weights[held]
 
 
 def _same_part(made: Tensor, use: BlockUse, rows: slice) -> Tensor:
-    """The same numbers in those rows of the block, (N, H, *k, I)."""
+    """The same part in those rows of the block, (N, H, *k, I)."""
     _, height = use.place.inside[0]
     held = (slice(None), slice(min(rows.stop, height) - min(rows.start, height)), *use.inside)
     return made[held]
@@ -312,7 +302,7 @@ def kernel_and_columns(box: Box, whole: Shape) -> tuple[slice | EllipsisType, ..
 
 
 def _columns(block: Block, rows: slice) -> slice:
-    """Where some rows of a block stand in the vectors of its slot."""
+    """Columns of some rows of a block in the vectors of its slot."""
     size = math.prod(block.shape[1:])
     return slice(block.start + rows.start * size, block.start + rows.stop * size)
 
@@ -323,7 +313,7 @@ def _halves(tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def take(tensor: Tensor, positions: Positions) -> Tensor:
-    """Rows of a tensor: a view where they follow one another, itself where they are all."""
+    """Rows of a tensor: a view where they follow one another, the tensor where they are all of it."""
     if isinstance(positions, slice):
         return tensor if positions == slice(0, len(tensor)) else tensor[positions]
     return tensor.index_select(0, _index(positions, tensor.device))
@@ -336,7 +326,7 @@ def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def autocast_type(templates: Tensor) -> torch.dtype:
-    """The type of weights made of templates: that of autocast where it is active, but for float64."""
+    """Type of weights made from templates: autocast's where it is active, but for float64."""
     device_type = templates.device.type
     if torch.is_autocast_enabled(device_type) and templates.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)
@@ -345,7 +335,7 @@ def autocast_type(templates: Tensor) -> torch.dtype:
 
 @contextmanager
 def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
-    """On the CPU no more threads than making so many numbers is worth."""
+    """Use no more CPU threads than making so many numbers is worth."""
     before = torch.get_num_threads()
     worth = 1 + num_weights // _NUMBERS_A_THREAD
     if device.type != "cpu" or worth >= before:
@@ -361,7 +351,7 @@ def fitting_threads(num_weights: int, device: torch.device) -> Iterator[None]:
 def empty_weights(
     count: int, shape: Shape, memory_format: torch.memory_format, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Room for weights (n, O, I, *k), each of them in the memory format where it is one for their dimensions."""
+    """Empty weights (n, O, I, *k), each in the memory format where that is one for their dimensions."""
     if _FORMATS.get(memory_format) == len(shape):
         rows, columns, *kernel = shape
         return torch.empty(count, rows, *kernel, columns, dtype=dtype, device=device).movedim(-1, 2)

@@ -27,14 +27,14 @@ class Select(Protocol):
 
 
 class Task(ABC):
-    """One kind of question.
+    """A kind of question that members answer.
 
     Attributes:
-        name: As ``SuperWeightEnsemble(task=...)`` takes it.
+        name: Name that ``SuperWeightEnsemble(task=...)`` takes.
         answers: Shape of a member's answer, in words.
-        scores: What :meth:`score` sums, by name.
-        has_classes: Whether each row has one class of K, and the members' mean is of their softmax (B, K): what a
-            cascade's confidence, distillation and the standard metrics are of.
+        scores: Names of the scores that :meth:`score` sums.
+        has_classes: Whether each row has one class of K, and the members' mean is of their softmax (B, K), which a
+            cascade's confidence, distillation and the standard metrics need.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, targets: Any, answer: Tensor) -> Tensor:
-        """The targets of a batch that a member has answered so; refuses another shape or type."""
+        """The targets of a batch for a member's answer; refuses another shape or type."""
 
     @abstractmethod
     def check_range(self, targets: Any, num_classes: int) -> None:
@@ -255,7 +255,7 @@ def task_named(name: str) -> Task:
 
 
 def check_classes(task: Task, what: str) -> None:
-    """Refuse what is only of tasks with one class a row."""
+    """Refuse what only tasks with one class a row have."""
     if not task.has_classes:
         raise SuperWeightError(f"{what} is of one class an image: the ensemble's task is {task.name!r}")
 
@@ -277,7 +277,7 @@ def _of_shape(targets: Any, shape: tuple[int, ...], what: str) -> Tensor:
 
 
 def _mean_of_places(values: Tensor, targets: Tensor) -> Tensor:
-    """Of values (B, ...), the mean (B,) over places that count; 0 where none does."""
+    """The mean (B,) of values (B, ...) over places that count; 0 where none does."""
     counts = (targets != IGNORED).double()
     return (values * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
 

@@ -59,19 +59,19 @@ class WarmStart:
     """How near a bank came to the weights that it was started from.
 
     Attributes:
-        errors: By (member, parameter name), ||W - generated|| / ||W||, Frobenius norms; of a weight of zeros 0 where
-            it stays zero, else 1.
+        errors: Relative error ||W - generated|| / ||W||, Frobenius norms, by (member, parameter name); of a weight of
+            zeros 0 where it stays zero, else 1.
     """
 
     errors: dict[tuple[str, str], float]
 
     @property
     def mean_error(self) -> float:
-        """Over all generated tensors; 0 without any."""
+        """Mean error of all generated tensors; 0 without any."""
         return math.fsum(self.errors.values()) / max(1, len(self.errors))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The errors as JSON holds them."""
         return {
             "mean_error": self.mean_error,
             "errors": [
@@ -160,7 +160,7 @@ def _check_finite(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _private_tensors(held: nn.Module, given: nn.Module, member: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """A member's own tensors, each beside the same of the trained network."""
+    """A member's own tensors, each with the same tensor of the trained network."""
     found = dict(chain(given.named_parameters(remove_duplicate=False), given.named_buffers(remove_duplicate=False)))
     for name, tensor in chain(held.named_parameters(), held.named_buffers()):
         if name not in found or found[name].shape != tensor.shape:
@@ -213,7 +213,7 @@ def _fit_slot(bank: SuperWeightBank, index: int, cluster: Cluster, slot: int, we
 def _users(
     cluster: Cluster, slot: int, weights: GivenWeights, device: torch.device
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Of the targets that use a slot: their numbers (n, Q), which of them they have (n, Q), and their vectors (n,)."""
+    """Numbers (n, Q) of the targets that use a slot, which of them they have (n, Q), and their vectors (n,)."""
     rows, gaps, owners, every_block = [], [], [], cluster.blocks
     present: dict[int, Tensor] = {}
     for target in cluster.targets:
@@ -248,21 +248,9 @@ def _fill(held: Tensor, found: Tensor) -> None:
 
 
 def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Coefficients and templates whose products come as close to vectors as a matrix of a rank can.
+    """Coefficients (N, K), float64, and templates (K, Q) nearest to vectors (N, Q) that count (N,) times; K <= rank.
 
-    The columns of the coefficients are orthogonal and of one length (without counts); their rows have norm one on
-    average, so that the templates have the mean square of the products.
-
-    Args:
-        vectors: (N, Q).
-        rank: Templates at most.
-        counts: (N,), how much each vector's squared distance weighs; 1 where None.
-
-    Returns:
-        Coefficients (N, K) in float64 and templates (K, Q), K = min(rank, N).
-
-    Source: Eckart and Young, 1936. The eigenvectors U of the N x N Gram matrix in float64 are all that is needed:
-    the best fit is the projection U U^T W, which divides by no singular value.
+    Source: Eckart and Young, 1936.
 
     Example:
         >>> vectors = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
@@ -270,6 +258,8 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
         >>> torch.allclose((coefficients @ templates.double()).float(), vectors)
         True
     """
+    # The eigenvectors U of the N x N Gram matrix in float64 are all that is needed: the best fit is the projection
+    # U U^T W, which divides by no singular value.
     num_vectors, size = vectors.shape
     weights = torch.ones_like(vectors[:, 0], dtype=torch.float64) if counts is None else counts.to(vectors).double()
     roots = weights.sqrt()[:, None]
@@ -280,6 +270,7 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
     kept = min(rank, num_vectors)
     directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :kept]  # that of the largest first
     coefficients = directions / roots
+    # columns stay orthogonal and of one length (without counts); rows get norm one on average
     length = (coefficients.square().sum((0, 1), keepdim=True) / num_vectors).sqrt()
     templates = vectors.new_empty(kept, size)
     for columns in _pieces(vectors):
@@ -288,11 +279,7 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
 
 
 def best_affine_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As :func:`best_factors` of ``rank`` templates and one more, the mean, that all vectors take once.
-
-    Returns:
-        Coefficients (N, K + 1) whose last column is one, and templates (K + 1, Q), K = min(rank, N).
-    """
+    """As :func:`best_factors`, and the mean as one more template: (N, K + 1), whose last column is one; (K + 1, Q)."""
     weights = torch.ones(len(vectors), dtype=torch.float64) if counts is None else counts.double()
     shares = (weights / weights.sum()).to(vectors.device)
     mean = (shares @ vectors.double()).to(vectors)
@@ -301,22 +288,16 @@ def best_affine_factors(vectors: Tensor, rank: int, counts: Tensor | None = None
 
 
 def fit_rows(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best factors of vectors, each of which stands for one row or for several.
-
-    Args:
-        rows: (n, Q).
-        owners: (n,), the vector of each row.
-        fit: Of vectors (N, Q) that count (N,) times to coefficients (N, K) and templates (K, Q).
-        there: (n, Q), false where a number is not given, and must be zero; all are given where None.
-    """
+    """The best factors of vectors that stand for rows (n, Q) by ``owners`` (n,); ``there`` marks given numbers."""
     if there is not None and not bool(there.all()):
+        # numbers that are not given must be zero in the rows
         rows = _completed(rows, owners, fit, there)
     counts = torch.bincount(owners)
     return fit(_sums(rows, owners) / counts[:, None], counts)
 
 
 def _completed(rows: Tensor, owners: Tensor, fit: Fit, there: Tensor) -> Tensor:
-    """The rows with numbers in the gaps: the fit, and what it says of the gaps, in turn; each round comes closer."""
+    """The rows with the gaps filled by the fit, in turns that each come closer."""
     counts = torch.bincount(owners)
     mean = _sums(rows, owners) / _sums(there.to(rows), owners).clamp(min=1)
     filled = torch.where(there, rows, mean.index_select(0, owners))
@@ -345,7 +326,7 @@ def _pieces(vectors: Tensor) -> list[slice]:
 
 @dataclass(frozen=True, slots=True)
 class _LayerFactors:
-    """What the layers of a group hold, in float64 by key: coefficients or embeddings, maps of embeddings, gains."""
+    """Tensors of the layers of a group, in float64 by key: coefficients or embeddings, their maps, gains."""
 
     held: dict[str, Tensor]
     maps: dict[str, Tensor]
@@ -356,7 +337,7 @@ class _LayerFactors:
 
 
 def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: GivenWeights) -> None:
-    """Fit a flat bank and what its layers hold, from where they are; coefficients of a softmax stay as they are."""
+    """Fit a flat bank and the factors of its layers, from where they are; softmax coefficients stay as they are."""
     program = compile_group(index, group, {target.member for target in group.targets})
     assert program is not None, "a group has targets"
     held_bank = bank.templates[bank_key(index)]
@@ -380,7 +361,7 @@ def _fit_flat_bank(bank: SuperWeightBank, index: int, group: SsnGroup, weights: 
 def _best_bank(
     program: GroupProgram, bank: Tensor, coefficients: Mapping[str, Tensor], wanted: Sequence[Tensor]
 ) -> Tensor:
-    """Conjugate gradients on the squared distance, from the bank given."""
+    """Minimise the squared distance by conjugate gradients, from the bank given."""
 
     def forward(values: Tensor) -> Tensor:
         numbers = wrapped_bank(program, values)
@@ -410,7 +391,7 @@ def _best_bank(
 
 
 def _fit_layers(program: GroupProgram, bank: Tensor, factors: _LayerFactors, wanted: Sequence[Tensor]) -> None:
-    """Solve for what is each layer's own, with the bank as it is."""
+    """Solve for each layer's own factors, with the bank as it is."""
     numbers, held = wrapped_bank(program, bank), factors.held
     tiles_of_all, masks_of_all = tiles_key(program.index), masks_key(program.index)
     alphas = {key: alpha.clone() for key, alpha in factors.combined(program).items()}
@@ -442,12 +423,12 @@ def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
 
 
 def _tile_coefficients(windows: Tensor, given: Tensor, layer: LayerProgram) -> Tensor:
-    """(m, 2): of each tile the best mixture of the halves; the last one sees as much as the weight has."""
+    """The best mixture of the halves for each tile, (m, 2); the last tile sees as much as the weight has."""
     return torch.stack([_least_squares(windows[:, : len(part)].T, part) for part in given.split(layer.spec.size)])
 
 
 def _masks(tiles: Tensor, given: Tensor, masks: Tensor, layer: LayerProgram) -> Tensor:
-    """Of each window of a mask the best factor."""
+    """The best factor for each window of a mask."""
     size, window = layer.spec.size, layer.mask_window
     found = masks.clone()
     for place in range(len(masks)):
@@ -458,7 +439,7 @@ def _masks(tiles: Tensor, given: Tensor, masks: Tensor, layer: LayerProgram) -> 
 
 
 def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None:
-    """Embeddings and their map that give coefficients (N, K): exactly up to K = E, beyond it the best affine ones."""
+    """Write embeddings and their map for coefficients (N, K): exact up to K = E, beyond it the best affine ones."""
     size, count = embeddings.shape[1], alphas.shape[1]
     if count <= size:
         _turn_embeddings(alphas, embeddings, mixer)
@@ -470,7 +451,7 @@ def _place_embeddings(alphas: Tensor, embeddings: Tensor, mixer: Tensor) -> None
 
 
 def _rescaled(program: GroupProgram, bank: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-    """The bank with the deviation that makes coefficient vectors of norm one on average; they are divided by it."""
+    """The bank scaled so that coefficient vectors, divided by the same, have norm one on average."""
     keys = [key for key in held if key != masks_key(program.index)]
     scale = float(torch.cat([held[key].norm(dim=1) for key in keys]).mean())
     if not scale:

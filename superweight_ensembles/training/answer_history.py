@@ -28,12 +28,11 @@ class KnowsImages(Protocol):
     num_images: int
 
     def indices(self, batch: int) -> Tensor:
-        """Which images a batch has, over all processes: int64 (B,), 0 to ``num_images`` - 1; ``batch`` counts from 0 in
-        the epoch that was set last."""
+        """Indices of a batch's images over all processes, int64 (B,); ``batch`` counts from 0 in the last epoch set."""
 
 
 class AnswerHistory:
-    """What members answered to each image in the epochs before, newer answers weighing more."""
+    """Mean of what members answered to each image in the epochs before; newer answers weigh more."""
 
     def __init__(self, loaders: Sequence[Any], members: Sequence[str], processes: Processes, rows: Processes) -> None:
         if not all(isinstance(loader, KnowsImages) for loader in loaders):
@@ -54,7 +53,7 @@ class AnswerHistory:
         self._noted: dict[str, list[tuple[slice, Tensor]]] = {}
 
     def open(self, batch: int, num_rows: int) -> None:
-        """Go to a batch of the epoch, with ``num_rows`` rows of this process; one that was not closed is let go."""
+        """Go to a batch of the epoch, with this process's ``num_rows`` rows; one that was not closed is dropped."""
         self._noted = {}
         index, count = self._rows.shard
         for name, loader in self._loaders.items():
@@ -68,7 +67,7 @@ class AnswerHistory:
             self._batch[name], self._places[name] = whole, torch.arange(start, start + rows)
 
     def target(self, name: str, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What a member is to learn on some rows of its batch."""
+        """The target (rows, K) of some rows of a member's batch, and the share of its images seen before."""
         if self._sums is None or self._weights is None:
             return torch.zeros_like(like), like.new_zeros(())
         self._sums, self._weights = self._sums.to(like.device), self._weights.to(like.device)
@@ -105,16 +104,14 @@ class AnswerHistory:
         self._noted = {}
 
     def _answers(self, name: str, noted: Sequence[tuple[slice, Tensor]], like: Tensor) -> Tensor:
-        """What a member answered to the batch (B, K), 0 in the rows of other processes."""
+        """A member's answers to the batch (B, K); 0 in the rows of other processes."""
         answers = like.new_zeros(len(self._batch[name]), like.shape[1])
         for rows, found in noted:
             answers[self._places[name][rows].to(like.device)] = found
         return answers
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The mean answers, to go on with."""
         return {} if self._sums is None or self._weights is None else {"sums": self._sums, "weights": self._weights}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Go on with what :meth:`state_dict` gave."""
         self._sums, self._weights = content.get("sums"), content.get("weights")

@@ -118,7 +118,7 @@ class AveragedWeights(Hook):
 
 
 def _estimate_norms(state: TrainState) -> None:
-    """Running means and variances of batch norm, anew: the mean over the batches of an epoch, augmented as it was."""
+    """Estimate batch norm statistics anew: the mean over the augmented batches of an epoch."""
     norms = {name: _norms_of(state.ensemble.members[name]) for name in state.own_members}
     if not any(norms.values()) and not state.is_split:
         return

@@ -95,11 +95,7 @@ def training_batches(
 def training_loader(
     data: ImageData, config: TrainConfig, device: torch.device | str = "cpu", shard: tuple[int, int] = (0, 1)
 ) -> ImageLoader:
-    """Shuffled, augmented batches of the training split.
-
-    Raises:
-        SuperWeightError: Fewer images than a batch, or an augmentation that is larger than the images.
-    """
+    """Shuffled, augmented batches of the training split."""
     if len(data.train) < config.batch_size:
         raise SuperWeightError(
             f"{data.name} has {len(data.train)} training images, fewer than batch_size {config.batch_size}"
@@ -118,7 +114,7 @@ def training_loader(
 
 
 def augmentation_of(config: TrainConfig) -> Augmentation:
-    """What a config does to training images."""
+    """The augmentation of training images that a config asks for."""
     return Augmentation(
         flip=config.flip,
         crop_padding=config.crop_padding,
@@ -129,7 +125,7 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
 
 
 def fingerprint_of(name: str, loader: Batches | None, num_processes: int = 1) -> dict[str, str]:
-    """What tells the batches of a user's own loader apart, as far as it is known without having them made."""
+    """What tells the batches of a user's own loader apart, as far as it is known without reading them."""
     if loader is None or isinstance(loader, ImageLoader):
         return {}
     dataset, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
@@ -152,18 +148,12 @@ def prepared_batch(
     device: torch.device,
     channels_last: bool,
     *,
-    num_classes: int | None = None,
-    dtype: torch.dtype | None = None,
+    num_classes: int | None = None,  # that the targets are checked against, if any
+    dtype: torch.dtype | None = None,  # floating-point type of the members
     task: Task = CLASSIFICATION,
-    labelled: bool = True,
+    labelled: bool = True,  # whether answers are held against the targets, which an objective's are not
 ) -> tuple[Inputs, Targets]:
-    """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members.
-
-    Args:
-        num_classes: Number of classes that the targets are held against, if any.
-        dtype: Floating-point type of the members.
-        labelled: Whether members' answers are held against the targets, which an objective's are not.
-    """
+    """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members."""
     inputs, targets = checked_pair(batch, dtype=dtype)
     if labelled and task is CLASSIFICATION and not _are_soft(targets):
         targets = checked_labels(targets, inputs)
@@ -178,7 +168,7 @@ def prepared_batch(
 
 
 def _are_soft(targets: Targets) -> bool:
-    """Whether they are probabilities of classes (B, K)."""
+    """Whether targets are probabilities of classes (B, K)."""
     return isinstance(targets, Tensor) and targets.ndim == 2 and targets.is_floating_point()
 
 
@@ -194,7 +184,7 @@ def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
 
 
 def check_targets(num_classes: int, targets: Targets, loaders: Iterable[Batches], task: Task) -> None:
-    """Hold targets, and labels that loaders are known to have, against the classes that members turn out to answer."""
+    """Check targets, and labels that loaders are known to have, against the classes that members answer."""
     if task is CLASSIFICATION and num_classes < 2:
         raise SuperWeightError("members must answer logits of two classes or more; these answer one")
     task.check_range(targets, num_classes)
@@ -217,7 +207,7 @@ def check_targets(num_classes: int, targets: Targets, loaders: Iterable[Batches]
 
 
 def needs_checks(loader: Batches) -> bool:
-    """Whether the labels of each batch must be looked at: those of an :class:`ImageLoader` are known from the start."""
+    """Whether the labels of each batch must be checked; those of an :class:`ImageLoader` are known from the start."""
     return not isinstance(loader, ImageLoader)
 
 

@@ -74,13 +74,13 @@ RandomStates = Sequence[Mapping[str, Tensor]]
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the last two, and that of the best epoch so far."""
+    """The checkpoints in one folder: the last two, and the one of the best epoch so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates) -> None:
-        """Write everything that training goes on from; afterwards, those that are no longer needed go."""
+        """Write everything that training goes on from; then remove checkpoints that are no longer needed."""
         path = self.folder / _name(len(state.progress.history), state.progress.step)
         if path.is_dir():
             return
@@ -110,7 +110,7 @@ class Checkpoints:
                 self.folder.rmdir()
 
     def newest(self) -> Path | None:
-        """The last one that is whole; None where there is none at all."""
+        """The last checkpoint that is whole; None where there is none at all."""
         damage: SuperWeightError | None = None
         if self.folder.is_dir():
             for old in self.folder.glob(".epoch-*.old"):
@@ -128,7 +128,7 @@ class Checkpoints:
         return None
 
     def keep_best(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Remove all but the best epoch's, at the end of a training; all, where that is the last epoch."""
+        """Remove all but the best epoch's checkpoint, at the end; remove all where that is the last epoch."""
         best = best_epoch(history)
         keep = {_name(best, 0)} if best is not None and best < len(history) else set()
         self._remove(path for path in self._named() if path.name not in keep)
@@ -148,7 +148,7 @@ class Checkpoints:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _named(self) -> list[Path]:
-        """All of them, in the order of training."""
+        """All checkpoints, in the order of training."""
         found = [(_NAME.fullmatch(path.name), path) for path in self.folder.glob("epoch-*") if path.is_dir()]
         return [path for _, path in sorted((tuple(map(int, match.groups())), path) for match, path in found if match)]
 
@@ -167,7 +167,7 @@ def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
-    """Put a training back where :meth:`Checkpoints.save` left it; hooks first give the ensemble the shape it had."""
+    """Put a training back where :meth:`Checkpoints.save` left it; returns the random states of every process."""
     content = read_json(folder / "state.json")
     if content.get("format") != CHECKPOINT_FORMAT:
         raise SuperWeightError(
@@ -190,6 +190,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
     # of several processes the first alone: loaders of one's own may give each its images
     state.processes.on_rank_zero(lambda: check_same_data(folder, known, state.data_fingerprint(), state.data))
     plan = read_plan(folder)
+    # before the tensors are read: hooks give the ensemble the shape it had
     _restore_hooks(folder, state, remembered, plan)
     if plan != state.ensemble.plan:
         raise SuperWeightError(f"{folder} was made with another sharing plan: resume with the recipe it began with")
@@ -245,7 +246,7 @@ def _restore_hooks(folder: Path, state: TrainState, remembered: dict[str, dict[s
 
 
 def _name(epochs: int, step: int) -> str:
-    """Whole epochs, and steps of the one after them."""
+    """Name of a checkpoint after whole epochs and the steps of the epoch after them."""
     return f"epoch-{epochs:04d}-step-{step:06d}"
 
 
@@ -293,7 +294,7 @@ def _write(
 
 
 def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, float | list[float]]:
-    """Numbers that an optimiser keeps with a group, such as its steps, and that are no setting; tensors in a list."""
+    """Numbers of an optimiser's group that are no setting, such as its steps; tensors in a list."""
     settings = {*optimizer.defaults, "params", "weight_decay", "lr", "initial_lr", "lr_scale"}
     held = {key: value for key, value in group.items() if key not in settings}
     found: dict[str, float | list[float]] = {
@@ -303,7 +304,7 @@ def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dic
 
 
 def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimiser its state back; its settings are those that it was built with."""
+    """Give an optimiser its state back; its settings stay those that it was built with."""
     state: dict[int, dict[str, Any]] = {}
     # Files of before hold the groups and the schedule too.
     numbers = content["optimizer"].get("numbers", content["optimizer"])
@@ -342,7 +343,7 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """What every epoch's record has; hooks add to it."""
+    """Fields of every epoch's record; hooks add to it."""
 
     epoch: Count
     lr: Amount
@@ -353,7 +354,7 @@ class _Record:
 
 
 def _progress_of(content: dict[str, Any], state: TrainState, name: str) -> Progress:
-    """How far the training of a checkpoint was, where its numbers agree with each other, its name and the training."""
+    """The progress in a checkpoint, checked against itself, its name and the training."""
     found = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
     records = TypeAdapter(tuple[_Record, ...]).validate_python(found.history)
     epochs, step = len(records), found.step
@@ -383,7 +384,7 @@ def _read_states(folder: Path) -> list[dict[str, Tensor]]:
 
 
 class RunLog:
-    """Appends one record an epoch to ``log.jsonl``, and its numbers to ``tensorboard/`` where that is installed."""
+    """Appends a record an epoch to ``log.jsonl``, and its numbers to ``tensorboard/`` where that is installed."""
 
     def __init__(self, folder: Path, history: list[dict[str, Any]]) -> None:
         self._path = folder / "log.jsonl"
@@ -403,7 +404,7 @@ class RunLog:
 
 
 class Records:
-    """What stands in the folder of a training."""
+    """The lock, the checkpoints and the log in the folder of a training."""
 
     def __init__(self, folder: Path, state: TrainState) -> None:
         self.folder = folder
@@ -429,7 +430,7 @@ class Records:
         return states[self._processes.rank] if len(states) == self._processes.size else {}
 
     def open_log(self) -> None:
-        """Begin the log again at what is known."""
+        """Begin the log again with the history that is known."""
         self._processes.on_rank_zero(self._open_log)
 
     def _open_log(self) -> None:

@@ -259,7 +259,7 @@ class TrainConfig:
 
 
 def _optimizers(name: str) -> Sequence[str]:
-    """Names to choose from; timm's are looked up where torch has none."""
+    """Known names; timm's are looked up only where torch has none."""
     return OPTIMIZERS if name in OPTIMIZERS else optimizer_names()
 
 
@@ -272,7 +272,7 @@ def optimizer_names() -> list[str]:
 
 
 def _as_given(content: Any) -> Any:
-    """Made by its own constructor, which takes no ``true`` for 1 and no text for a number, as pydantic would."""
+    """Built by the constructor, which unlike pydantic takes no ``true`` for 1 and no text for a number."""
     known = {field.name for field in fields(TrainConfig)}
     return TrainConfig(**content) if isinstance(content, dict) and content.keys() <= known else content
 
@@ -282,9 +282,6 @@ CheckedTrainConfig = Annotated[TrainConfig, BeforeValidator(_as_given)]  # of a 
 
 def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """A training with other settings; those that go with a schedule or an optimizer are left behind with it.
-
-    Raises:
-        SuperWeightError: A key or a value that no training takes.
 
     Example:
         >>> steps = TrainConfig(epochs=200, schedule="step", milestones=(60, 120))

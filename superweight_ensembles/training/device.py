@@ -33,15 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
-    """Fabric for the device and precision that a config asks for.
-
-    Started by torchrun, the process joins the others of its job on the first call: gloo on the CPU, NCCL on CUDA, where
-    each process has the device of its local rank. A process group that is there already is used as it is.
-
-    Raises:
-        SuperWeightError: CUDA is asked for and not there, fewer CUDA devices than processes on this machine, or a job
-            of several processes that cannot be joined.
-    """
+    """Fabric for the device and precision of a config; a process that torchrun started joins its job here."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise SuperWeightError("device 'cuda' is not available on this machine: use device 'auto' or 'cpu'")
     device, launch = _device(config), launch_of(os.environ)
@@ -51,7 +43,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
 
 
 def _fabric_alone(device: str, plugins: list[Any]) -> Fabric:
-    """On one device; in a process group that someone else began, the one that the process has chosen."""
+    """Fabric on one device; in a process group that someone else began, on the one that the process has chosen."""
     begun = dist.is_available() and dist.is_initialized()
     return Fabric(
         accelerator=device, devices=[torch.cuda.current_device()] if begun and device == "cuda" else 1, plugins=plugins
@@ -59,7 +51,7 @@ def _fabric_alone(device: str, plugins: list[Any]) -> Fabric:
 
 
 def _fabric_of(launch: Launch, device: str, plugins: list[Any]) -> Fabric:
-    """In a job of torchrun, which this process joins."""
+    """Fabric in a job of torchrun, which this process joins."""
     if device == "cuda" and torch.cuda.device_count() < launch.local_size:
         raise SuperWeightError(
             f"{launch.local_size} processes and {torch.cuda.device_count()} CUDA devices on this machine: start with "
@@ -86,7 +78,7 @@ def _fabric_of(launch: Launch, device: str, plugins: list[Any]) -> Fabric:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without what Lightning tells on stderr of itself; a level that the user has set is left as it is."""
+    """Silence Lightning's own messages on stderr; a level that the user has set is left as it is."""
     above, speaking = (logging.getLogger(name) for name in ("lightning_fabric", "lightning_fabric.utilities.rank_zero"))
     unasked = speaking.level == logging.NOTSET and above.level == logging.INFO  # Lightning's own choice
     if unasked:
@@ -108,7 +100,7 @@ def _precision_plugin(config: TrainConfig) -> Precision:
 
 
 def precision_of(config: TrainConfig) -> str:
-    """What a config's precision comes to: ``auto`` is bfloat16 where the hardware multiplies it faster."""
+    """The precision of a config; ``auto`` is bfloat16 where the hardware multiplies it faster."""
     if config.precision != "auto":
         return config.precision
     if _device(config) == "cuda":
@@ -120,12 +112,11 @@ def precision_of(config: TrainConfig) -> str:
 
 
 def uses_bfloat16(config: TrainConfig) -> bool:
-    """Whether a config's precision comes to bfloat16."""
     return precision_of(config) == "bfloat16"
 
 
 def scaler_of(fabric: Fabric) -> GradScaler | None:
-    """What scales losses before backward, in float16."""
+    """The scaler of float16 losses before backward; None in other precisions."""
     return getattr(fabric.strategy.precision, "scaler", None)
 
 
@@ -158,12 +149,10 @@ def _device(config: TrainConfig) -> str:
 
 
 def _corrupts_memory(ensemble: SuperWeightEnsemble, device: torch.device) -> bool:
-    """Whether torch (2.11 to 2.14) would write past its buffers in backward of a channels-last convolution.
-
-    So it does on CPUs with AVX2 alone, in strided 1 x 1 convolutions of 2 to 7 channels.
-    """
+    """Whether torch (2.11 to 2.14) would write past its buffers in backward of a channels-last convolution."""
     return (
         device.type == "cpu"
+        # on CPUs with AVX2 alone, in strided 1 x 1 convolutions of 2 to 7 channels
         and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
         and any(
             isinstance(layer, nn.Conv2d)
@@ -176,7 +165,7 @@ def _corrupts_memory(ensemble: SuperWeightEnsemble, device: torch.device) -> boo
 
 
 def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric: Fabric) -> bool:
-    """Bring an ensemble into the memory format that a config asks for; ``auto`` is where convolutions are faster so."""
+    """Bring an ensemble into the memory format of a config; returns whether that is channels-last."""
     unsound = _corrupts_memory(ensemble, fabric.device)
     if isinstance(config.channels_last, bool):
         channels_last = config.channels_last
@@ -193,13 +182,8 @@ def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric
 
 
 def leaves_channels_last(state: TrainState, error: Exception) -> bool:
-    """Train contiguous from now on, where ``auto`` chose channels-last and a member that cannot read it has failed so.
-
-    Such a member views feature maps in a shape that their memory does not have.
-
-    Returns:
-        Whether it is so, and what has failed is to be tried again.
-    """
+    """Train contiguous from now on where a member refuses ``auto``'s channels-last; returns whether to try again."""
+    # such a member views feature maps in a shape that their memory does not have
     if not state.channels_last or state.config.channels_last != "auto" or not is_refusal(error):
         return False
     _LOG.info("all members are trained contiguous: %s", error)
@@ -216,11 +200,9 @@ def is_refusal(error: Exception) -> bool:
 
 
 def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[..., Any]]:
-    """What runs in the place of each member's call in training steps; compilation waits for the first images.
-
-    Generated weights stand in the members' ``_parameters`` as leaves of the same shapes every step, so that nothing is
-    compiled again. The members themselves stay plain: evaluation and saving see those that their authors wrote.
-    """
+    """Compiled calls of the members for training steps, by name; compilation waits for the first images."""
+    # Generated weights stand in the members' _parameters as leaves of the same shapes every step: nothing is compiled
+    # again. The members themselves stay plain: evaluation and saving see those that their authors wrote.
     limit = _SHAPES * len(members)
     return {name: partial(_call_compiled, torch.compile(one), name, one, limit) for name, one in members.items()}
 
@@ -255,17 +237,10 @@ def explain_oom(
     batch_size: int,
     micro_batches: int = 1,
     *,
-    otherwise: str = "between the members",
+    otherwise: str = "between the members",  # the place that is named where no member runs
     remedy: str = _IN_TRAINING,
 ) -> Iterator[None]:
-    """Say, where memory runs out inside, what was running, at what batch of this process, and the remedy.
-
-    Args:
-        otherwise: Place that is named where it is no member that runs.
-
-    Raises:
-        OutOfMemoryError: In the place of torch's errors.
-    """
+    """Turn memory that runs out inside into an :class:`OutOfMemoryError`: what was running, the batch, the remedy."""
     try:
         yield
     except SuperWeightError:

@@ -47,11 +47,7 @@ Teacher = nn.Module | Lessons
 
 
 class FixedTeacher:
-    """A network that members learn from and that does not learn: in eval mode, without gradients.
-
-    Args:
-        module: Answers logits (B, K), or those of several networks (M, B, K), as a SuperWeightEnsemble does.
-    """
+    """A network that answers logits (B, K) or (M, B, K), and does not learn: in eval mode, without gradients."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -60,13 +56,11 @@ class FixedTeacher:
 
     @contextmanager
     def on_device(self, device: torch.device) -> Iterator[None]:
-        """On a device and in eval mode for a while; its modes come back, and it stays on the device.
-
-        The networks of a SuperWeightEnsemble are materialised: its weights are generated once, not at every step.
-        """
+        """Put the teacher on a device, where it stays, and in eval mode until the context ends."""
         whole = self._module
         with kept_modes(whole):
             if isinstance(whole, SuperWeightEnsemble):
+                # weights are generated once here, not at every step
                 self._networks = [whole.materialize(name).to(device).eval() for name in whole.member_names]
             else:
                 self._networks = [whole.to(device).eval()]
@@ -77,7 +71,7 @@ class FixedTeacher:
 
     @torch.no_grad()
     def logits(self, inputs: Inputs) -> Tensor:
-        """Its answers (M, B, K)."""
+        """The teacher's answers (M, B, K)."""
         answers, count = [self._answer(network, inputs) for network in self._networks], num_rows(inputs)
         for answer in answers:
             fits = isinstance(answer, Tensor) and answer.ndim in (2, 3) and answer.shape[-2] == count
@@ -111,11 +105,11 @@ class FixedTeacher:
         return answer
 
     def shares_modules(self, ensemble: nn.Module) -> bool:
-        """Whether any of its modules is one of an ensemble's."""
+        """Whether any module of the teacher is one of an ensemble's."""
         return bool({id(module) for module in self._module.modules()} & {id(module) for module in ensemble.modules()})
 
     def fingerprint(self) -> str:
-        """Of every parameter and buffer, and of an ensemble's plan."""
+        """SHA-256 of every parameter and buffer, and of an ensemble's plan."""
         found = hashlib.sha256()
         if isinstance(self._module, SuperWeightEnsemble):
             found.update(self._module.plan.fingerprint.encode())
@@ -136,25 +130,26 @@ class Distillation(Hook):
     - ``"ensemble"``: the mean of all members' softmax at T on the batch;
     - ``"others"``: the mean of the other members';
     - ``"history"``: the mean of all members' answers to the image in the epochs before (momentum 0.6), which takes no
-      activations of several members at once, and N x K numbers; an image that is new has its label alone;
+      activations of several members at once, and N x K numbers; an image that is new is learned from its label alone;
     - ``"prefixes"``: the mean of all members' teaches the mean of the first j, for each j below M, in the order of
       their cost: what anytime prediction answers with. The cross-entropy counts whole: the sum of losses is
       sum CE + w T^2 sum over j of KL(mean of M at T || mean of j at T).
 
     Args:
         teacher: A network that answers logits (B, K) for the same images; a SuperWeightEnsemble, or a network that
-            answers (M, B, K), for the mean of their softmax; or one of the names above. Its numbers stay as they are;
-            it ends on the training device. It is not saved: to resume, give the same again.
+            answers (M, B, K), for the mean of their softmax; or one of the names above. It is not trained; it ends on
+            the training device. It is not saved: to resume, give the same again.
         weight: w, 0 to 1; 0 is off: the teacher is not asked.
         temperature: T, which divides the logits of both before the softmax.
         ramp_up: Share of the training, 0 to 1, in which w grows from 0, linearly: young members have little to teach.
         ramp_down: Share at the end in which w falls to 0.
-        order: Of ``"prefixes"``: members as anytime prediction asks them; by their FLOPs where None.
+        order: Order of the members for ``"prefixes"``, as anytime prediction asks them; by their FLOPs where None.
 
     Raises:
-        SuperWeightError: A teacher that is none, a number out of range. When the training starts: a teacher that is
-            part of the ensemble; members that teach each other and are one alone, or that see different batches (but
-            for ``"history"``); a loader that does not say which images a batch holds, as ``"history"`` needs.
+        SuperWeightError: An unknown teacher, a number out of range. When the training starts: a teacher that is
+            part of the ensemble; members that teach each other where there is one member, or where each sees its own
+            batches (but for ``"history"``); a loader that does not say which images a batch holds, as ``"history"``
+            needs.
 
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531, section 2; Zhang et al., CVPR 2018; Ruiz and Verbeek, AAAI 2021;
     Laine and Aila, ICLR 2017.
@@ -269,10 +264,7 @@ class Distillation(Hook):
         return self.target(self.teacher.logits(inputs))
 
     def loss(self, name: str, hard: Tensor, logits: Tensor, target: Tensor, weight: float | None = None) -> Tensor:
-        """(1 - w) times the loss on the labels + w T^2 KL(target || the member's softmax at T), a mean over the batch.
-
-        T^2 keeps the size of the gradient, which falls with its inverse; w is the full one where None.
-        """
+        """(1 - w) times the loss on the labels + w T^2 KL(target || the member at T), a mean over the batch."""
         if target.shape != logits.shape:
             raise SuperWeightError(
                 f"the teacher answers {target.shape[1]} classes, member {name!r} {logits.shape[1]}: "
@@ -282,14 +274,12 @@ class Distillation(Hook):
         return (1 - weight) * hard + weight * self._divergence(self._tempered(logits), target)
 
     def recalled_loss(self, name: str, hard: Tensor, logits: Tensor, rows: slice, weight: float) -> Tensor:
-        """As :meth:`loss`, of some rows of a member's batch, with its history as the target; notes the answer there.
-
-        w counts for the images that were seen before alone.
-        """
+        """The :meth:`loss` of some rows of a member's batch, with its history as target; notes the answer there."""
         assert self.history is not None, "a training has begun"
         tempered = self._tempered(logits)
         target, known = self.history.target(name, rows, tempered)
         self.history.note(name, rows, tempered.exp())
+        # the weight counts only for images that were seen before
         return (1 - weight * known) * hard + weight * self._divergence(tempered, target)  # of a row of zeros: 0
 
     def joint_losses(
@@ -326,12 +316,13 @@ class Distillation(Hook):
         return (at_least_float32(logits) / self.temperature).log_softmax(1)
 
     def _divergence(self, tempered: Tensor, target: Tensor) -> Tensor:
-        """T^2 KL(target || what has these log-probabilities), a mean over the batch."""
+        """T^2 KL(target || tempered), a mean over the batch, of log-probabilities (B, K) ``tempered``."""
+        # T^2 keeps the size of the gradient, which falls with its inverse
         return self.temperature**2 * F.kl_div(tempered, target.to(tempered.dtype), reduction="batchmean")
 
 
 def check_lessons(lessons: Lessons, num_members: int, member_batches: str) -> None:
-    """Refuse members that teach each other where there is one, or no one batch."""
+    """Refuse members that teach each other where there is one member, or where each sees its own batches."""
     if num_members < 2 and lessons != HISTORY:
         raise SuperWeightError(
             f"teacher {lessons!r} is of several members: one alone would learn from itself (teacher 'history' has it "
@@ -345,5 +336,5 @@ def check_lessons(lessons: Lessons, num_members: int, member_batches: str) -> No
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits that a softmax is exact enough of."""
+    """Logits in a type that is exact enough for a softmax."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -30,7 +30,7 @@ Penalty = Callable[[nn.Module], Tensor]
 
 
 class Hook:
-    """Something that a training does besides. Every method may be left as it is; this class does nothing.
+    """Base class of what a training does besides its steps. Every method may be left as it is and then does nothing.
 
     A step calls :meth:`penalty`, then :meth:`scalars` after the backward pass, then, if the step is taken,
     :meth:`after_step`; an epoch calls :meth:`after_epoch`, then :meth:`after_validation`. ``state`` has the ensemble,
@@ -85,28 +85,20 @@ class Hook:
         return None
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
-        """Called after each step of the optimiser; a step that was skipped for bad numbers calls nothing.
-
-        Args:
-            state: State of the training.
-            scalars: What :meth:`scalars` gave, on the host.
-        """
+        """Called after each step of the optimiser that is taken, with the numbers of :meth:`scalars` on the host."""
 
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
         """Called after the last step of an epoch, before it is validated; returns entries of the epoch's record."""
         return {}
 
     def after_validation(self, state: TrainState, record: Mapping[str, Any]) -> None:
-        """Called with the epoch's whole record, validation included, before it is saved.
-
-        Args:
-            state: State of the training; :meth:`TrainState.stop` ends it here.
-            record: As :class:`TrainResult` has it.
-        """
+        """Called with the epoch's whole record (see :class:`TrainResult`), validation included, before it is saved."""
 
     def gather(self, state: TrainState) -> None:
-        """Called on a mesh with several member ranks where all processes take the members' numbers of those that run
-        them, before a checkpoint and after an epoch: what the hook has of single members it takes from there, too."""
+        """Called, with several member ranks, where all processes take members' numbers from those that run them.
+
+        That is before a checkpoint and after an epoch; the hook takes what it keeps of single members from there, too.
+        """
 
     def state_dict(self) -> Mapping[str, Any]:
         """What the hook remembers: tensors and plain data by name. Called before each checkpoint and the first step."""
@@ -121,17 +113,11 @@ class Hook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Scores of one predictor on validation rows, by its task.
+    """Scores of one predictor on validation rows, by its task."""
 
-    Attributes:
-        accuracy: Fraction of right answers, of rows, places or labels; None for regression.
-        nll: Mean negative log likelihood, in nats; None for regression.
-        mse: Mean squared error, of regression.
-    """
-
-    accuracy: Share | None = None
-    nll: float | None = None
-    mse: Amount | None = None
+    accuracy: Share | None = None  # fraction of right answers, of rows, places or labels; None for regression
+    nll: float | None = None  # mean negative log likelihood, in nats; None for regression
+    mse: Amount | None = None  # mean squared error, of regression
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,31 +130,19 @@ class Validation:
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """How far a training is.
-
-    Attributes:
-        history: One record a whole epoch.
-        step: Steps done of the epoch after those.
-        loss_sums: Sum of each member's losses over the steps of that epoch that were taken.
-        num_summed: How many those are.
-        learning_rate: Learning rate at the start of that epoch.
-        seconds: Time spent on that epoch so far.
-        num_skipped: Steps skipped for numbers that are not finite, over all epochs.
-        micro_batches: Parts that a step's batch is run in.
-        stopped: Why a hook has ended the training; None where none has.
-    """
+    """How far a training is."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    step: Count = 0
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    num_summed: Count = 0
-    learning_rate: Amount = 0.0
-    seconds: Amount = 0.0
-    num_skipped: Count = 0
-    micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1
-    stopped: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)  # one record a whole epoch
+    step: Count = 0  # steps done of the epoch after those
+    loss_sums: dict[str, float] = field(default_factory=dict)  # by member, over the steps of that epoch that were taken
+    num_summed: Count = 0  # number of those steps
+    learning_rate: Amount = 0.0  # at the start of that epoch
+    seconds: Amount = 0.0  # spent on that epoch so far
+    num_skipped: Count = 0  # steps whose numbers were not finite, over all epochs
+    micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1  # parts that a step's batch is run in
+    stopped: str | None = None  # why a hook has ended the training
 
 
 @dataclass(slots=True, kw_only=True)
@@ -178,25 +152,25 @@ class TrainState:
     Attributes:
         ensemble: Trained in place.
         members: Names of the members that are trained.
-        config: How they are trained.
+        config: Settings of the training.
         optimizer: Optimiser of the ensemble's parameters.
         schedule: Learning rate schedule, stepped once a batch.
         fabric: Device and precision.
         hooks: Hooks in the order in which they are called.
-        data: What :func:`train` was given; None outside of it.
+        data: Data that :func:`train` was given; None outside of it.
         loaders: One loader for all members, or one for each.
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
-        mesh: This one's place among them, by the placement given: members by member rank; all on one where None.
+        mesh: Place of this process among them; ``placement`` has the members by member rank, all on one where None.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
         objective: Objective in the place of the task's loss, if any.
         progress: How far the training is.
         answers_agree: Whether members on several processes are known to answer in one shape.
-        moment_owners: Of parameters of the bank, by name, the process that alone keeps the optimizer's state.
-        settings: What a training is resumed with besides its config: the members, and the hooks' settings as they were
-            when the training began, by hook and name.
+        moment_owners: Rank that alone keeps the optimizer's state of a parameter of the bank, by its name.
+        settings: Settings, besides the config, that a training must be resumed with: the members, and the hooks'
+            settings as they were when the training began, by hook and name.
     """
 
     ensemble: SuperWeightEnsemble
@@ -231,7 +205,7 @@ class TrainState:
             self.settings |= {f"{hook.name}.{key}": value for key, value in own.items()}
 
     def data_fingerprint(self) -> dict[str, str]:
-        """What tells the data apart from others, found out once; empty outside of a training."""
+        """What tells the data apart from others, computed once; empty outside of a training."""
         if self._fingerprint is None:
             given = {"training": self.data, "validation": self.validation}
             self._fingerprint = self.data.fingerprint() if isinstance(self.data, ImageData) else {}
@@ -287,10 +261,7 @@ class TrainState:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def stop(self, reason: str) -> None:
-        """Have the training end with the epoch that is trained; the epoch is validated and saved as any other is.
-
-        Of several processes any may ask for it.
-        """
+        """End the training, on all processes, with the current epoch, which is validated and saved as any other is."""
         self.progress.stopped = str(reason)
 
     @property
@@ -331,7 +302,7 @@ def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_entries(hook: Hook, entries: object, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a hook adds to an epoch's record: plain data, under names of its own."""
+    """Check what a hook adds to an epoch's record: plain data, under names of its own."""
     if entries is None:
         return {}
     if not isinstance(entries, Mapping):
@@ -343,7 +314,7 @@ def checked_entries(hook: Hook, entries: object, record: Mapping[str, Any]) -> d
 
 
 def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
-    """Refuse what is no hook, and two of one name."""
+    """Refuse what is no hook, and two hooks of one name."""
     if isinstance(hooks, Hook) or not isinstance(hooks, Sequence):
         raise SuperWeightError(f"hooks= takes a list of hooks; got {type(hooks).__name__}")
     for hook in hooks:

@@ -32,36 +32,22 @@ TargetGradients = Mapping[tuple[str, str], Tensor]
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JointLoss:
-    """What members minimise in a step; one of the first two is given.
+    """What members minimise in a step; either ``loss_function`` or ``objective`` is given."""
 
-    Attributes:
-        loss_function: Takes a member's answer (B, ...) and the targets, gives a scalar: a mean over the batch.
-        objective: Takes a member, its weights in place, the inputs and the targets, gives a scalar: for losses that
-            need more than the answer.
-        ensemble_weight: Weight of the negative log likelihood of the members' mean softmax, added to the sum of the
-            losses; where it is not 0, the activations of all members live at once.
-        distillation: What members learn from besides the labels; a teacher's answers are asked for once a batch. Where
-            they learn from each other's to the same batch, the activations of all members live at once.
-        teacher_weight: w of this step; the distillation's where None.
-        penalty: Takes a member, its weights in place, gives a scalar that is added to its loss.
-        num_terms: Of some targets, how many terms the loss is a mean of, where that is not their rows: parts of a batch
-            are weighed by it.
-        gather: From the answers of the members that run here to those of all, where others run elsewhere: the others'
-            without gradient.
-    """
-
-    loss_function: LossFunction | None = None
-    objective: Objective | None = None
-    ensemble_weight: float = 0.0
+    loss_function: LossFunction | None = None  # of an answer (B, ...) and the targets: a mean over the batch
+    objective: Objective | None = None  # of a member, its weights in place, inputs and targets: a scalar
+    ensemble_weight: float = 0.0  # of the negative log likelihood of the members' mean softmax
     distillation: Distillation | None = None
-    teacher_weight: float | None = None
-    penalty: Penalty | None = None
+    teacher_weight: float | None = None  # w of this step; the distillation's where None
+    penalty: Penalty | None = None  # of a member, its weights in place: a scalar that is added to its loss
+    # number of terms that the loss of some targets averages, where not one a row: parts of a batch are weighed by it
     num_terms: Callable[[Any], Tensor | None] | None = None
+    # from the answers of members that run here to those of all; the others' without gradient
     gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     @property
     def together(self) -> bool:
-        """Whether a member's loss needs the others' answers."""
+        """Whether a member's loss needs the others' answers: then all members' activations live at once."""
         return bool(self.ensemble_weight) or (self.distillation is not None and self.distillation.together)
 
     @property
@@ -83,20 +69,12 @@ def batches_in(inputs: Inputs | OwnBatches) -> list[Inputs]:
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How the backward pass of a step is computed; what it computes stays the same.
+    """How the backward pass of a step is computed; the result stays the same."""
 
-    Attributes:
-        backward: What takes the place of ``Tensor.backward`` (Fabric's, for instance).
-        recomputed: Blocks that run again in backward, by member: :func:`recomputed_blocks`.
-        compiled: What runs in the place of a member's call, by member: :func:`compiled_calls`.
-        micro_batches: Parts of the batch that run one after the other, their losses weighted by their rows: the same
-            gradient in less memory, but where a layer looks at the batch as a whole, as batch norm does, which no part
-            is too small for: fewer parts where one would have a single row.
-    """
-
-    backward: Callable[[Tensor], None] = torch.Tensor.backward
-    recomputed: Blocks = field(default_factory=dict)
-    compiled: Calls = field(default_factory=dict)
+    backward: Callable[[Tensor], None] = torch.Tensor.backward  # Fabric's, for instance
+    recomputed: Blocks = field(default_factory=dict)  # by member: run again in backward
+    compiled: Calls = field(default_factory=dict)  # by member: run in the place of the member's call
+    # parts of the batch, one after the other, losses weighted by rows: less memory, equal gradients but for batch norm
     micro_batches: int = 1
 
 
@@ -109,33 +87,10 @@ def joint_backward(
     *,
     members: Collection[str] | None = None,
     execution: Execution | None = None,
-    weight: float = 1.0,
-    look: Callable[[TargetGradients], None] | None = None,
+    weight: float = 1.0,  # the share of these rows in a batch that several processes have parts of
+    look: Callable[[TargetGradients], None] | None = None,  # sees the generated weights' gradients before the bank
 ) -> dict[str, Tensor]:
-    """Add the gradient of the summed member losses to every parameter; each weight is generated once.
-
-    Member after member runs forward and backward down to its generated weights, which frees its activations and, but
-    for ``ensemble_weight`` and members that teach each other, its weights; a backward pass through the bank follows,
-    cluster by cluster, which frees the gradients of the weights.
-
-    Args:
-        ensemble: In training mode, as a rule.
-        inputs: (B, ...); a dictionary of such, which are a member's keywords; or a tuple, its arguments. Those of each
-            member as :class:`OwnBatches`.
-        targets: (B,) class indices, or whatever the loss takes; those of each member as :class:`OwnBatches`.
-        loss: What members minimise; a function of answers and targets alone, such as ``cross_entropy``, will do.
-        members: Those to run; all where None.
-        execution: How it is computed; the defaults where None.
-        weight: Factor of all losses: the share of these rows in a batch that several processes have parts of.
-        look: Sees the gradients of the generated weights before the bank does.
-
-    Raises:
-        SuperWeightError: A member that fails, that does not answer as the ensemble's task has it, or not the shape of
-            the members before it, or whose answer depends on nothing that is trained; a loss or an objective that
-            fails; no memory left (names the member and the batch).
-
-    Returns:
-        The detached loss of each member, times the weight.
+    """Add the gradient of the summed member losses to every parameter; returns detached losses times ``weight``.
 
     Example:
         >>> import torch, superweight_ensembles as swe
@@ -153,6 +108,7 @@ def joint_backward(
     task = _Task(ensemble, inputs, targets, loss, execution or Execution(), weight)
     if not task.batch_size:
         raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
+    # Members run down to their generated weights, which frees activations; a pass through the bank follows.
     losses = (_together if loss.together else _one_by_one)(task, begun)
     if look is not None:
         look(begun.labelled())
@@ -163,7 +119,7 @@ def joint_backward(
 
 @dataclass(slots=True)
 class _Task:
-    """What each member is to do in a step."""
+    """One joint step: batches, loss and execution of each member."""
 
     ensemble: SuperWeightEnsemble
     inputs: Inputs | OwnBatches
@@ -183,7 +139,7 @@ class _Task:
         return min(self.execution.micro_batches, most_parts(self.batch_size))
 
     def parts(self, name: str) -> list[tuple[slice, float | Tensor]]:
-        """Rows of a member's batch, and the factor of their loss."""
+        """Rows of each part of a member's batch, with the factor of its loss."""
         size, parts = self.batch_size, row_parts(self.batch_size, self.num_parts)
         if self.joint.num_terms is not None and len(parts) > 1:
             terms = [self.joint.num_terms(self.targets_of(name, rows)) for rows in parts]
@@ -203,7 +159,7 @@ class _Task:
             yield member
 
     def target(self, name: str, rows: slice) -> Tensor | None:
-        """What a teacher answers on some rows of a member's batch, (B, K); once where all members see the same."""
+        """A teacher's target (B, K) for some rows of a member's batch; asked once where all members see the same."""
         if self.joint.distillation is None or self.joint.distillation.teacher is None:
             return None
         same = not isinstance(self.inputs, OwnBatches)
@@ -269,7 +225,7 @@ class _Task:
 
 
 def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
-    """Each member forward and backward on its own; its weights are let go with it."""
+    """Run each member forward and backward on its own, and free its weights after it."""
     losses: dict[str, Tensor] = {}
     for name in tuple(begun.weights):
         weights = begun.weights.pop(name)
@@ -286,7 +242,7 @@ def _one_by_one(task: _Task, begun: Begun) -> dict[str, Tensor]:
 
 
 def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
-    """All members forward, then one backward pass of their losses and what their mean adds."""
+    """Run all members forward, then one backward pass of their losses and of the loss of their mean."""
     distillation, ensemble_weight = task.joint.distillation, task.joint.ensemble_weight
     assert task.joint.objective is None and not isinstance(task.inputs, OwnBatches), "one batch, and a mean of logits"
     losses: dict[str, Tensor] = {}
@@ -323,7 +279,7 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Say what has failed, where anything is raised inside but that no memory is left."""
+    """Name in an error what has failed; errors of memory pass."""
     try:
         yield
     except SuperWeightError:
@@ -335,7 +291,7 @@ def _failing(what: str) -> Iterator[None]:
 
 
 def row_parts(num_rows: int, count: int) -> list[slice]:
-    """Rows of a batch in parts that differ by one row at most.
+    """Rows of a batch in parts that differ by at most one row.
 
     Example:
         >>> row_parts(5, 2)
@@ -346,7 +302,7 @@ def row_parts(num_rows: int, count: int) -> list[slice]:
 
 
 def most_parts(num_rows: int) -> int:
-    """Parts that a batch can be run in: no layer that looks at several rows gets one alone."""
+    """Most parts that a batch can run in: layers that look at several rows never get a single one."""
     return max(1, num_rows // 2)
 
 

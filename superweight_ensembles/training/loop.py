@@ -82,7 +82,7 @@ class StopRequests:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals inside, but for those that the program has handlers of its own for."""
+        """Note signals until the context ends, but for those that the program handles itself."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():  # no other can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -183,7 +183,7 @@ def try_validation(state: TrainState) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TaskLoss:
-    """The default loss of a task: of an answer (B, ...) and its targets."""
+    """A task's default loss of an answer (B, ...) and its targets."""
 
     task: Task
     label_smoothing: float = 0.0
@@ -214,7 +214,7 @@ class _Loop:
     requests: StopRequests = field(default_factory=StopRequests, init=False)
 
     def run(self, *, resume: bool) -> None:
-        """Train to the end, from the newest checkpoint where that is asked for."""
+        """Train to the end, from the newest checkpoint where ``resume`` asks for it."""
         state = self.state
         random = self._resume() if resume else None
         if isinstance(state.config.micro_batches, int):
@@ -236,7 +236,7 @@ class _Loop:
         return self.state.epoch > self.state.config.epochs or self.state.progress.stopped is not None
 
     def _resume(self) -> Mapping[str, Tensor] | None:
-        """Go back to the newest checkpoint; the random states there, None where there is none."""
+        """Go back to the newest checkpoint; returns the random states there, None without a checkpoint."""
         assert self.records is not None, "there is a folder to resume from"
         state, random = self.state, self.records.load()
         if random is None:
@@ -246,7 +246,7 @@ class _Loop:
         return random
 
     def _steps(self, random: Mapping[str, Tensor] | None) -> None:
-        """The steps of an epoch, or those of them that are left."""
+        """Take the steps of an epoch that are left."""
         state, progress, config = self.state, self.state.progress, self.state.config
         start = time.perf_counter() - progress.seconds
         # by rows: loaders of one's own that shuffle give the same rows to all processes that have the same part
@@ -270,7 +270,7 @@ class _Loop:
             )
 
     def _batches(self, first: int, random: Mapping[str, Tensor] | None) -> Iterator[tuple[Any, ...]]:
-        """Batches of an epoch from the ``first`` on, one for each loader, with the generators as they were then."""
+        """Batches of an epoch from ``first`` on, one for each loader, with the generators as they were then."""
         state, loaders = self.state, self.state.loaders
         for loader in loaders:
             if isinstance(loader, ImageLoader):
@@ -288,7 +288,7 @@ class _Loop:
         return batches
 
     def _close_epoch(self) -> None:
-        """Call the hooks, validate where it is time, and write down the epoch."""
+        """Call the hooks, validate where it is due, and record the epoch."""
         state, progress, config, epoch = self.state, self.state.progress, self.state.config, self.state.epoch
         start = time.perf_counter() - progress.seconds
         if not progress.num_summed:
@@ -333,7 +333,7 @@ class _Loop:
         self.state.progress.stopped = next(filter(None, asked), None)
 
     def _end_here(self, record: dict[str, Any]) -> None:
-        """Make this epoch the last, which it was not when it ended: averaged weights are taken and validated."""
+        """Make this epoch the last: averaged weights are taken and validated."""
         state = self.state
         _LOG.info("stopped after epoch %d: %s", state.epoch, state.progress.stopped)
         taken = [hook.take(state) for hook in state.hooks if isinstance(hook, AveragedWeights)]
@@ -343,7 +343,7 @@ class _Loop:
             record["validation"] = validate(state, state.validation)
 
     def _stop_if_asked(self, number: int, saved: bool = False) -> None:
-        """End here where a signal has come, to this process or to another."""
+        """Save and stop where a signal has reached this process or another."""
         if not number:
             return
         assert self.records is not None, "signals are heard where there is a folder"
@@ -369,18 +369,18 @@ class _Loop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """What a run did.
+    """Result of a training.
 
     Attributes:
         history: One record an epoch: epoch, lr, train_loss by member, skipped_steps, validation (None where not
             validated), seconds; widths by member and path where members learn some.
-        seconds: Of training and validation, over all epochs.
-        precision: What ``auto`` came to.
-        channels_last: What ``auto`` came to.
-        device: Where it ran.
+        seconds: Time of training and validation, over all epochs.
+        precision: Number format that was used, also where the config says ``auto``.
+        channels_last: Whether images were channels-last, also where the config says ``auto``.
+        device: Device of the training.
         best_epoch: Epoch of the highest validation accuracy of the members' mean, or of the lowest squared error; None
             without validation.
-        micro_batches: What ``auto`` came to.
+        micro_batches: Parts of a step's batch at the end, also where the config says ``auto``.
         stopped: Why a hook has ended the training before its last epoch; None where none has.
     """
 
@@ -431,13 +431,13 @@ def train(
         data: From :func:`load_data`, or any sized iterable of (inputs, targets) batches, such as a DataLoader: tensors
             with one row a sample, or dictionaries and tuples of such. A batch may be one mapping with ``labels``, as
             Hugging Face's are.
-        config: How; the defaults where None.
+        config: Settings of the training; the defaults where None.
         validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own. One of them is
             tried before the first step.
-        members: Train these alone, by name; what only the others use stays as it is.
-        objective: In the place of the task's loss: of a member (its weights in place), inputs and targets, as the batch
-            has them, to a scalar loss; it calls the member itself, as often as it likes.
-        hooks: What the training does besides: :class:`Distillation`, :class:`AveragedWeights`,
+        members: Names of the members that are trained; what only the others use stays as it is.
+        objective: Function that replaces the task's loss: takes a member (its weights in place), inputs and targets, as
+            the batch has them, and returns a scalar loss; it calls the member itself, as often as it likes.
+        hooks: Hooks of the training: :class:`Distillation`, :class:`AveragedWeights`,
             :class:`superweight_ensembles.search.Untying`, those of :mod:`superweight_ensembles.training` (early
             stopping, logs, learned widths with priors), or your own subclasses of :class:`Hook`.
         out: Folder for log.jsonl, TensorBoard events and checkpoints/: the last two and that of the best epoch; nothing
@@ -578,7 +578,7 @@ def train(
 
 
 def _agree(state: TrainState) -> None:
-    """See to it that all processes train the same, from the same start values."""
+    """Check that all processes train the same, and give all the start values of the first."""
     processes = state.processes
     decided = {key: value for key, value in asdict(state.config).items() if key not in ("num_threads", "num_workers")}
     processes.assert_equal_across_ranks({**decided, **state.settings}, "the training's settings")
@@ -588,7 +588,7 @@ def _agree(state: TrainState) -> None:
 
 
 def _check_objective(objective: Objective | None, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
-    """Refuse what an objective of the user's own takes the place of."""
+    """Refuse options that the user's own objective replaces."""
     if objective is None:
         return
     for given, told in (
@@ -602,7 +602,7 @@ def _check_objective(objective: Objective | None, config: TrainConfig, teaching:
 
 
 def _check_task(task: Task, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
-    """Refuse what is of classes where members answer something else."""
+    """Refuse options for classes where members answer something else."""
     if teaching:
         check_classes(task, "distillation")
     if config.ensemble_loss:

@@ -36,7 +36,7 @@ def mesh_of(
     config: TrainConfig,
     processes: Processes,
 ) -> Mesh:
-    """The mesh that a config asks for; the first process finds out how long members take, and so who runs them."""
+    """The mesh that a config asks for; the first process times the members and places them."""
     asked = config.mesh
     splits = processes.size > 1 and (asked["members"] > 1 if isinstance(asked, Mapping) else asked == "auto")
     why = _why_whole(ensemble, members, config) if splits else ""
@@ -111,7 +111,7 @@ def _settle(device: torch.device) -> None:
 
 
 def gather_members(state: TrainState) -> None:
-    """Have all processes hold each member's parameters, buffers and what hooks keep of it, as where it runs."""
+    """Bring each member's parameters, buffers and what hooks keep of it to all processes from where it runs."""
     if not state.is_split:
         state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
         return
@@ -125,13 +125,13 @@ def gather_members(state: TrainState) -> None:
 
 
 def _kept_buffers(member: nn.Module) -> dict[str, Tensor]:
-    """Those that a state dict holds; all others a member makes again in its calls."""
+    """Buffers that a state dict holds; a member makes all others again in its calls."""
     kept = member.state_dict()
     return {key: one for key, one in member.named_buffers(remove_duplicate=False) if key in kept}
 
 
 def _buffer_like(member: nn.Module, key: str, form: dict[str, Any]) -> Tensor:
-    """A member's buffer, made anew where the process that runs the member has another shape or type of it by now."""
+    """A member's buffer, made anew where the process that runs the member has another shape or type of it."""
     owner, _, local = key.rpartition(".")
     module = member.get_submodule(owner)
     shape, dtype = tuple(form["shape"]), getattr(torch, form["dtype"])
@@ -143,7 +143,7 @@ def _buffer_like(member: nn.Module, key: str, form: dict[str, Any]) -> Tensor:
 
 
 def moment_owners(state: TrainState) -> dict[str, int]:
-    """The process that keeps the optimizer's state of each parameter of the bank, where the config divides it."""
+    """Rank that keeps the optimizer's state of each bank parameter, where the config divides that state."""
     if not state.config.shard_moments or state.processes.size == 1:
         return {}
     bank = {f"bank.{key}": one for key, one in state.ensemble.bank.named_parameters() if one.requires_grad}
@@ -152,7 +152,7 @@ def moment_owners(state: TrainState) -> dict[str, int]:
 
 
 def step_optimizer(state: TrainState) -> None:
-    """A step of the optimizer; where its state of the bank is divided, each process takes its part and gives it on."""
+    """Step the optimizer; where its state is divided, each process steps its part of the bank and sends it."""
     if not state.moment_owners:
         state.optimizer.step()
         return
@@ -170,7 +170,7 @@ def step_optimizer(state: TrainState) -> None:
 
 
 def gather_moments(state: TrainState) -> None:
-    """Have all processes hold what the optimizer keeps anywhere, for a checkpoint."""
+    """Bring the optimizer's state from where it is kept to all processes, for a checkpoint."""
     for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
         told = state.processes.told_by(
@@ -186,7 +186,7 @@ def gather_moments(state: TrainState) -> None:
 
 
 def drop_moments(state: TrainState) -> None:
-    """Let go what the optimizer keeps for other processes."""
+    """Let go of the optimizer's state that other processes keep."""
     for _, is_kept, parameters in _kept_apart(state):
         for parameter in () if is_kept else parameters:
             state.optimizer.state.pop(parameter, None)
@@ -207,7 +207,7 @@ def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]
 
 
 def _form(value: Any, counters: bool = False) -> dict[str, Any]:
-    """What a value of an optimizer's is made of: all of a number, of a tensor what it takes to make room for it."""
+    """Description of a buffer or of a value in an optimizer's state: a number itself, of a tensor shape and type."""
     if not isinstance(value, Tensor):
         return {"number": value}
     dtype = str(value.dtype).removeprefix("torch.")
@@ -228,7 +228,7 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
 
 
 def agree_on_rows(state: TrainState, targets: Any) -> None:
-    """See to it that processes that run other members on the same rows have the same rows."""
+    """Check that processes that run other members on the same rows have the same rows."""
     if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
         told = [checksum(one) for one in tensors_of(targets)]
         state.peers.assert_equal_across_ranks(
@@ -238,13 +238,13 @@ def agree_on_rows(state: TrainState, targets: Any) -> None:
 
 
 def own_answers(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In the place of :func:`answers_of_all` where no other process takes part: nothing of those that run elsewhere."""
+    """As :func:`answers_of_all` without other processes: zeros for members that run elsewhere."""
     like = next(iter(own.values())).detach()
     return {name: own[name] if name in own else torch.zeros_like(like) for name in state.members}
 
 
 def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The answers of all members to the rows of this process; of those that run elsewhere, without gradient."""
+    """The answers of all members to the rows of this process; without gradient for members that run elsewhere."""
     if not state.is_split:
         return dict(own)
     like = next(iter(own.values())).detach()

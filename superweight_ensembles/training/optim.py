@@ -18,10 +18,11 @@ from superweight_ensembles.training.config import TrainConfig
 def parameter_groups(
     ensemble: SuperWeightEnsemble, weight_decay: float, width_rate: float | None = None
 ) -> list[dict[str, Any]]:
-    """Decayed: templates, banks, the members' own weights of two or more dimensions. Not: coefficients, norms, biases.
+    """Parameter groups with and without weight decay, and one of learned widths' rates with its own learning rate.
 
-    Nor what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens). The rates
-    of learned widths are a group of their own where ``width_rate`` gives them a learning rate.
+    Decayed are templates, banks, and members' own weights of two or more dimensions. Coefficients, norms and biases are
+    not, nor is what a member's ``no_weight_decay()`` names, as timm's models do (position embeddings, class tokens).
+    The rates of learned widths are a group of their own where ``width_rate`` gives them a learning rate.
 
     Differs from paper: the published run decays norms too.
     """
@@ -53,13 +54,7 @@ def parameter_groups(
 
 
 def build_optimizer(ensemble: SuperWeightEnsemble, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of a config over :func:`parameter_groups`.
-
-    SGD and AdamW are torch's, fused: one pass over memory, four times as fast on the CPU. All others are timm's.
-
-    Raises:
-        SuperWeightError: Nothing is trainable; options that the optimizer does not have.
-    """
+    """The optimizer of a config over :func:`parameter_groups`: torch's SGD and AdamW, all others timm's."""
     width_rate = None if config.width_rate == 1 else config.learning_rate * config.width_rate
     groups = parameter_groups(ensemble, config.weight_decay, width_rate)
     if not groups:
@@ -73,6 +68,7 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
     }
     fused = not any(parameter.is_complex() for group in groups for parameter in group["params"])  # torch fuses none
     try:
+        # fused: one pass over memory, four times as fast on the CPU
         if config.optimizer == "adamw":
             return torch.optim.AdamW(groups, **{"lr": config.learning_rate, "fused": fused, **options})
         if config.optimizer == "sgd":
@@ -89,7 +85,7 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
 
 
 def num_moments(config: TrainConfig) -> float:
-    """Numbers that the optimizer keeps for each of a matrix's: its state, but for step counters."""
+    """Numbers in the optimizer's state for each number of a matrix, step counters left out."""
     matrix = nn.Parameter(torch.zeros(16, 16))
     optimizer = _optimizer([{"params": [matrix]}], config)
     matrix.grad = torch.zeros_like(matrix)
@@ -99,11 +95,7 @@ def num_moments(config: TrainConfig) -> float:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Schedule:
-    """A schedule that is stepped once a batch: torch's, or timm's where it warms up, has options or another name.
-
-    Raises:
-        SuperWeightError: Options that the schedule does not have.
-    """
+    """A schedule that is stepped once a batch: torch's, or timm's where it warms up, has options or another name."""
     steps = config.epochs * steps_per_epoch
     plain = not (config.warmup_epochs or config.schedule_options)
     options: dict[str, Any] = dict(config.schedule_options)
@@ -125,7 +117,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
 
 
 class Schedule(Protocol):
-    """What sets the learning rates after each step."""
+    """Sets the learning rates after each step."""
 
     def step(self) -> None: ...
 
@@ -133,7 +125,7 @@ class Schedule(Protocol):
 
 
 class StepwiseSchedule:
-    """A schedule of timm's with the interface of torch's: a rate for each step, counted here."""
+    """A timm schedule with torch's interface: a rate for each step, counted here."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
         self._optimizer, self._schedule, self._steps = optimizer, schedule, 0

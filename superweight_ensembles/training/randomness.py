@@ -22,7 +22,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of all generators, as tensors by name, always of the same shapes."""
+    """The states of all generators by name, as tensors whose shapes never change."""
     states = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -49,7 +49,7 @@ def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> Non
 
 @contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the caller's generators go on as if nothing had been."""
+    """Restore the caller's generators at the end, whatever is drawn or seeded inside."""
     before = random_states(device)
     try:
         yield

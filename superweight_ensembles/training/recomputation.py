@@ -45,21 +45,20 @@ def recomputed_blocks(members: Mapping[str, nn.Module]) -> dict[str, tuple[nn.Mo
 def repeated_blocks(member: nn.Module) -> tuple[nn.Module, ...]:
     """The residual blocks, transformer layers and the like of a network.
 
-    A block is a module with layers of its own inside an ``nn.Sequential`` or ``nn.ModuleList``, of a class that the
-    network has there at least twice; a stage, a block that holds several of one class, is not one, its blocks are. A
-    network without any has as blocks the groups of single layers, ``nn.Sequential``, that repeat inside another.
-
     Example:
         >>> import superweight_ensembles as swe
         >>> [type(block).__name__ for block in repeated_blocks(swe.wide_resnet(10, 1, 4))]
         ['PreActivationBlock', 'PreActivationBlock', 'PreActivationBlock']
     """
+    # A block is a module with layers of its own inside an nn.Sequential or nn.ModuleList, of a class that is there at
+    # least twice; a stage, a block that holds several of one class, is not one, its blocks are. A network without any
+    # has as blocks the groups of single layers (nn.Sequential) that repeat inside another.
     return _blocks_in(member, _is_block) or _blocks_in(member, _is_group)
 
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Have blocks forget their activations when they are called inside the context; backward may come after it."""
+    """Have blocks drop their activations in calls inside the context; backward may come after it."""
     with ExitStack() as ending:
         for block in blocks:
             own = block.__dict__.get("forward")
@@ -76,12 +75,10 @@ def _forgetful(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **op
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the forward, and of its repetition, which sees the state that the block has now.
-
-    It has the synchronisation of batch norm that there is now, too: backward may run in a thread that has none.
-    """
+    """Contexts of the forward, and of its repetition, which sees the state that the block has now."""
     weights = {module: dict(module._parameters) for module in block.modules()}
     buffers = {module: _copies(module._buffers) for module in block.modules() if module._buffers}
+    # with the synchronisation of batch norm of now: backward may run in a thread that has none
     return nullcontext(), _as_before(weights, buffers, synchronised_as_here())
 
 

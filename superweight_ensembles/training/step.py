@@ -49,12 +49,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
-    """A scalar of all gradients that is not finite where any of them is not, or where they are too large to add up.
-
-    One pass over memory: sums on the CPU, where a norm takes eight times as long, and one fused norm on CUDA.
-    """
+    """A scalar that is not finite where any gradient is not, or where gradients are too large to add up."""
     held = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in held]
+    # one pass over memory: sums on the CPU, where a norm takes eight times as long; one fused norm on CUDA
     if not gradients or gradients[0].is_cuda:
         return torch.nn.utils.get_total_norm(gradients)
     return torch.stack([gradient.sum() for gradient in gradients]).sum()
@@ -70,7 +68,7 @@ def _listed(names: list[str]) -> str:
 
 
 def checked_scalars(hook: Hook, scalars: Tensor | None) -> Tensor | None:
-    """Numbers (n,) that a hook asks for."""
+    """Check the numbers (n,) that a hook asks for."""
     if scalars is not None and not (isinstance(scalars, Tensor) and scalars.ndim == 1):
         given = tuple(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
         raise SuperWeightError(f"hook {hook.name!r}: scalars gives a tensor of numbers (n,), or None; got {given}")
@@ -78,7 +76,7 @@ def checked_scalars(hook: Hook, scalars: Tensor | None) -> Tensor | None:
 
 
 class TrainStep:
-    """Takes steps, one batch after the other; the state says the hooks' penalty and the number of micro-batches."""
+    """Takes steps; the state holds the penalty of the hooks and the number of micro-batches."""
 
     def __init__(self, state: TrainState, loss: JointLoss, execution: Execution) -> None:
         self._state = state
@@ -163,26 +161,24 @@ class TrainStep:
         )  # fmt: skip
 
     def _overflows(self) -> bool:
-        """Whether gradients that are not finite come of the scale, which falls then."""
+        """Whether gradients are not finite because of the loss scale, which then falls."""
         overflows = self._scaler is not None and self._scaler.get_scale() > 1
         if overflows:
             _LOG.info("step %d: gradients overflow, left out at a lower scale", self._state.progress.step + 1)
         return overflows
 
     def _num_terms(self, targets: Targets) -> float | None:
-        """Terms that the loss of this process's part of the batch is the mean of; None where they are its rows."""
+        """Number of terms that the loss of this process's part of the batch averages; None where it is its rows."""
         if self._loss.num_terms is None or isinstance(targets, OwnBatches) or self._state.rows.size == 1:
             return None
         found = self._loss.num_terms(targets)
         return None if found is None else float(found)
 
     def _share(self, num_rows: int, num_terms: float | None, signal: int) -> tuple[float, int]:
-        """The share of this process in the batch, and the signal that has come to any.
-
-        Losses are weighed before backward: synchronised batch norm mixes the gradients of all processes.
-        """
+        """The share of this process in the batch, and the signal that has reached any process."""
         if self._state.processes.size == 1:
             return 1.0, signal
+        # losses are weighed before backward: synchronised batch norm mixes the gradients of all processes
         amount = num_rows if num_terms is None else num_terms
         told = torch.tensor(
             [amount, signal == SIGINT, signal == SIGTERM, num_rows == 0],
@@ -199,13 +195,13 @@ class TrainStep:
         return amount / max(every_one, 1), SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _of_all(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Losses (M,) of all members, 0 of those that other processes run."""
+        """Losses (M,) of all members; 0 for members that other processes run."""
         own = {name: loss.double() for name, loss in losses.items()}
         nothing = next(iter(own.values())).new_zeros(())
         return torch.stack([own.get(name, nothing) for name in self._state.members])
 
     def _add_up(self, losses: Tensor) -> None:
-        """Sum losses (M,) and gradients over the processes that have part in them."""
+        """Sum losses (M,) and gradients over the processes that contribute to them."""
         state = self._state
         if state.processes.size == 1:
             return
@@ -249,11 +245,9 @@ class TrainStep:
 
     @torch.no_grad()
     def _check_one_row(self, row: Inputs) -> None:
-        """Refuse, before any step, members that would fail on a batch that is still to come.
-
-        Batch norm over several processes has rows of others, too.
-        """
+        """Refuse, before any step, members that would fail on a later batch of one row."""
         state = self._state
+        # batch norm over several processes has rows of others, too
         if not any(map(leaves_one_row, state.loaders)) or (state.rows.size > 1 and state.config.sync_batch_norm):
             return
         before, put_back = random_states(state.fabric.device), buffers_as_now(state.ensemble)
@@ -331,7 +325,7 @@ class TrainStep:
         return self._loss.gather(own)
 
     def _tell_unread(self, gradients: TargetGradients) -> None:
-        """Say of which generated weights the first step asks nothing."""
+        """Warn of generated weights that get no gradient in the first step."""
         bank = self._state.ensemble.bank
         if not all(parameter.requires_grad for parameter in bank.parameters()):  # of frozen ones no gradient comes
             return
@@ -349,7 +343,7 @@ class TrainStep:
             )  # fmt: skip
 
     def _first_loss(self, loss_function: LossFunction, every: Targets, answer: Tensor, targets: Targets) -> Tensor:
-        """As the loss function, once it is known what members answer, and that the targets are such."""
+        """The loss, after the first answer has fixed the number of classes and the targets are checked against it."""
         if self._num_classes is None:
             with own_randomness(self._state.fabric.device):
                 for one in batches_in(every):
@@ -372,7 +366,7 @@ class TrainStep:
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
 
     def _nonfinite(self, inputs: Inputs, targets: Targets, losses: Mapping[str, float]) -> str:
-        """What is not finite, in one line; the backward pass runs again, over the gradients of the step."""
+        """What is not finite, in one line; runs the backward pass again, over the gradients of the step."""
         state, members = self._state, self._state.own_members
         found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
         batches = batches_in(inputs)
@@ -407,7 +401,7 @@ class TrainStep:
         return "; ".join(found) or "a gradient of the bank is not finite"
 
     def _taught(self, inputs: Inputs) -> Iterator[Tensor]:
-        """What a teacher has members learn on a batch, part by part; nothing without one."""
+        """A teacher's targets for a batch, part by part; nothing without a teacher."""
         if self._loss.distillation is None or self._loss.distillation.teacher is None:
             return
         count, parts = num_rows(inputs), self._state.progress.micro_batches

@@ -52,9 +52,9 @@ class EarlyStopping(Hook):
     """Ends the training when the members' mean has not become better on validation rows for some epochs.
 
     Args:
-        patience: Epochs that are validated without anything better, at least 1, before the training ends.
-        score: ``accuracy``, ``nll`` or ``mse``, as the task has them; its first where None.
-        min_delta: Less of a change is no change for the better.
+        patience: Validated epochs without an improvement, at least 1, after which the training ends.
+        score: Score that is watched, one of the task's (``accuracy``, ``nll``, ``mse``); its first where None.
+        min_delta: Change of the score above which it counts as improved.
 
     Raises:
         SuperWeightError: A number out of range. When the training starts: no validation, or a score that the task does
@@ -115,7 +115,7 @@ class ProgressBar(Hook):
     :func:`train` shows one by itself in terminals and notebooks.
 
     Args:
-        console: Console of rich; the error stream where None.
+        console: A rich console; one on the error stream where None.
     """
 
     watches: ClassVar[bool] = True
@@ -155,7 +155,7 @@ class ProgressBar(Hook):
 
 
 def progress_columns() -> tuple[ProgressColumn, ...]:
-    """What a bar of a training shows."""
+    """Columns of the progress bar."""
     return (
         TextColumn("{task.description:<11}", markup=False),
         BarColumn(bar_width=16),
@@ -180,7 +180,7 @@ def describe_epoch(record: Mapping[str, Any]) -> str:
 
 
 class _Log(Hook):
-    """Writes the numbers of each epoch somewhere, in the first of several processes alone."""
+    """Writes the numbers of each epoch somewhere, on the first of several processes only."""
 
     watches: ClassVar[bool] = True
 
@@ -279,7 +279,7 @@ class WandbLog(_Log):
     """The training's config and the numbers of each epoch as a run of Weights & Biases (``pip install wandb``).
 
     Args:
-        **options: As ``wandb.init`` takes them, such as ``project`` and ``name``.
+        **options: Options of ``wandb.init``, such as ``project`` and ``name``.
 
     Raises:
         SuperWeightError: When the training starts: wandb is not installed.
@@ -305,7 +305,7 @@ class MLflowLog(_Log):
     """The training's config and the numbers of each epoch as a run of MLflow (``pip install mlflow``).
 
     Args:
-        **options: As ``mlflow.start_run`` takes them, such as ``run_name``.
+        **options: Options of ``mlflow.start_run``, such as ``run_name``.
 
     Raises:
         SuperWeightError: When the training starts: mlflow is not installed.

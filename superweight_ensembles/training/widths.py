@@ -31,7 +31,7 @@ class LearnedWidths(Hook):
     """Members with learned widths follow their rates after every step; :func:`train` has this hook in any case.
 
     Args:
-        loss: Priors of their weights and rates, which the training then minimises too; None for none.
+        loss: Priors of their weights and rates, as terms of the loss that the training minimises; None for none.
 
     Raises:
         SuperWeightError: When the training starts: widths that would change while something is shared, or under
@@ -100,7 +100,7 @@ class LearnedWidths(Hook):
         self._changed = self._changed or bool(changed)
 
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
-        """Have the plan tell the members' sizes as they are by now; the record tells the neurons of every width."""
+        """Bring the plan up to date with the members' sizes; the record tells the neurons of every width."""
         self._settle()
         sizes = sizes_of(state.ensemble)
         return {"widths": sizes} if sizes else {}

@@ -1,4 +1,4 @@
-"""What the processes of a job tell each other: tensors of any layout in a few large flat pieces, and JSON."""
+"""What the processes of a job exchange: tensors of any layout in a few large flat pieces, and JSON; no pickles."""
 
 from __future__ import annotations
 
@@ -30,15 +30,12 @@ Collective = Callable[[Tensor], Any]
 
 
 def exchanged_(tensors: Sequence[Tensor], collective: Collective, bucket_bytes: int = BUCKET_BYTES) -> int:
-    """Run an in-place collective on every tensor, bucket by bucket, a few under way at a time; returns the bytes.
-
-    A bucket holds numbers in the order of the shape, whatever the strides: processes whose tensors lie differently in
-    memory (channels-last or not) exchange the same numbers, and each tensor keeps its own layout.
-    """
+    """Run an in-place collective on every tensor, bucket by bucket, a few under way at a time; returns the bytes."""
     under_way: deque[tuple[Any, Tensor, list[Tensor]]] = deque()
     total = 0
     with torch.no_grad():
         for bucket in buckets_of(tensors, bucket_bytes):
+            # in the order of the shape, whatever the strides: channels-last or not, processes exchange the same numbers
             flat = _flattened(bucket)
             total += flat.numel() * flat.element_size()
             under_way.append((collective(flat), flat, bucket))
@@ -73,7 +70,7 @@ def buckets_of(tensors: Sequence[Tensor], bucket_bytes: int = BUCKET_BYTES) -> I
 
 
 def _flattened(bucket: list[Tensor]) -> Tensor:
-    """The numbers of a bucket one after the other; a tensor that lies so already is not copied."""
+    """The numbers of a bucket one after the other; a view where a tensor lies so already."""
     if len(bucket) == 1 and bucket[0].is_contiguous():
         return bucket[0].detach().view(-1)
     first = bucket[0]
@@ -94,21 +91,7 @@ def _views(flat: Tensor, bucket: list[Tensor]) -> list[Tensor]:
 
 
 class Processes:
-    """The processes of one job, of equal rights but for the first, which writes; a single process is a job of one.
-
-    Every method must be called by all processes, in the same order; with one process it costs nothing. What a process
-    says to all goes as tensors and JSON, never as pickles.
-
-    Args:
-        group: Process group of ``torch.distributed``; None for a single process.
-
-    Attributes:
-        rank: Rank of this process, from 0.
-        size: Number of processes.
-        bytes_exchanged: Bytes that this process has handed to collectives, whatever the network makes of them.
-
-    Raises:
-        SuperWeightError: From any method: another process ended. (NCCL may end the process instead, by its watchdog.)
+    """The processes of one job, of which the first writes; all of them call every method, in the same order.
 
     Example:
         >>> processes = Processes()
@@ -120,7 +103,7 @@ class Processes:
         self._group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
-        self.bytes_exchanged = 0
+        self.bytes_exchanged = 0  # handed to collectives by this process, whatever the network makes of them
 
     @property
     def is_first(self) -> bool:
@@ -146,7 +129,7 @@ class Processes:
             self.bytes_exchanged += exchanged_(tensors, partial(dist.all_reduce, group=self._group, async_op=True))
 
     def broadcast_(self, tensors: Sequence[Tensor], source: int = 0) -> None:
-        """Replace each tensor by one process's, the first's as a rule; same order, shapes and types everywhere."""
+        """Replace each tensor by the source's; order, shapes and types are the same on all processes."""
         if self.size == 1:
             return
         with lost_peers():
@@ -165,7 +148,7 @@ class Processes:
         return found
 
     def rows_of_all(self, tensor: Tensor) -> list[Tensor]:
-        """On the first process what each gives, by rank; on the others nothing. Shapes may differ, types may not."""
+        """Every process's tensor by rank, on the first; nothing on the others. Shapes may differ, types may not."""
         if self.size == 1:
             return [tensor]
         shapes = self.gather_objects(list(tensor.shape))
@@ -191,12 +174,12 @@ class Processes:
         self.any(False)
 
     def told_by(self, source: int, value: Any) -> Any:
-        """What one process gives, on all of them; as :meth:`gather_objects` takes it."""
+        """One process's value on all of them; plain data as in :meth:`gather_objects`."""
         told = json.dumps(value if self.rank == source else None)
         return json.loads(told if self.size == 1 else self._told(told, source))
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """What each process gives, by rank; numbers, texts, lists and the like, as JSON keeps them."""
+        """Every process's value by rank: numbers, texts, lists and the like, as JSON keeps them."""
         if self.size == 1:
             return [json.loads(json.dumps(value))]
         content = self._as_bytes(json.dumps(value))
@@ -207,7 +190,7 @@ class Processes:
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths)]
 
     def assert_equal_across_ranks(self, value: Any, what: str) -> None:
-        """Refuse, on every process, to go on where they differ; what JSON has no form for counts as its text."""
+        """Refuse, on every process, values that differ; what JSON has no form for counts as its text."""
         if self.size == 1:
             return
         found = self.gather_objects(json.dumps(value, sort_keys=True, default=str))
@@ -220,15 +203,7 @@ class Processes:
             )
 
     def on_rank_zero(self, function: Callable[[], T]) -> T:
-        """Have the first process do something; the others wait for its end, and get the result or the error.
-
-        They wait as long as the process group's timeout: 30 minutes unless it was set. The result comes back as JSON
-        keeps it (a tuple as a list).
-
-        Raises:
-            SuperWeightError: On every process: the first one's :class:`SuperWeightError` or ``OSError``; on the others,
-                any error of it.
-        """
+        """Run a function on the first process; the others wait, and get its result as JSON keeps it, or its error."""
         if self.size == 1:
             return function()
         failure: Exception | None = None
@@ -241,6 +216,7 @@ class Processes:
             except Exception as error:
                 self._told(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
                 raise
+        # the others wait here for as long as the process group's timeout, 30 minutes by default
         answer = json.loads(self._told(told))
         if "error" in answer:
             raise SuperWeightError(answer["error"]) from failure
@@ -248,7 +224,7 @@ class Processes:
 
     @property
     def _device(self) -> torch.device:
-        """Where what is not a tensor already goes to be sent: NCCL takes none of the CPU's memory."""
+        """Device of what is sent and is no tensor yet: NCCL does not send the CPU's memory."""
         if self._group is not None and dist.get_backend(self._group) == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
@@ -267,11 +243,9 @@ class Processes:
 
 
 def current_processes() -> Processes:
-    """The processes of the default process group of ``torch.distributed``; a single one where there is none.
-
-    It is one object as long as the group is, so that its ``bytes_exchanged`` are those of everything.
-    """
+    """The processes of the default process group of ``torch.distributed``; a single one where there is none."""
     begun = dist.is_available() and dist.is_initialized()
+    # one object for as long as the group lives, so that its bytes_exchanged count everything
     return _processes_of(dist.group.WORLD if begun else None)
 
 
@@ -282,8 +256,8 @@ def _processes_of(group: dist.ProcessGroup | None) -> Processes:
 
 @contextmanager
 def lost_peers() -> Iterator[None]:
-    """Say in words what a backend says in its own when another process is gone."""
-    try:
+    """Turn a backend's errors about a lost process into plain words."""
+    try:  # NCCL may end the process instead, by its watchdog
         yield
     except RuntimeError as error:
         text = str(error)
@@ -297,7 +271,7 @@ def lost_peers() -> Iterator[None]:
 
 
 def _difference(first: str, second: str) -> tuple[str, str]:
-    """Two texts cut to the place where they part."""
+    """Two texts cut to the place where they differ."""
     if max(len(first), len(second)) <= _SHOWN:
         return first, second
     place = next((i for i, (one, two) in enumerate(zip(first, second)) if one != two), min(len(first), len(second)))

@@ -24,34 +24,18 @@ _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A job of several processes, one device each, and this one's place in it.
-
-    Attributes:
-        rank: Rank of this process, from 0.
-        local_rank: Its rank on its machine.
-        size: Number of processes.
-        local_size: Number of processes on each machine.
-        num_nodes: Number of machines.
-        address: Where the processes meet, host:port.
-    """
+    """A job of several processes, one device each, and this process's place in it."""
 
     rank: int
-    local_rank: int
-    size: int
-    local_size: int
+    local_rank: int  # on its machine
+    size: int  # number of processes
+    local_size: int  # number of processes on each machine
     num_nodes: int
-    address: str
+    address: str  # where the processes meet, host:port
 
 
 def launch_of(environment: Mapping[str, str]) -> Launch | None:
-    """The job that a process was started for; None where it was started alone.
-
-    Args:
-        environment: ``os.environ``, as a rule.
-
-    Raises:
-        SuperWeightError: ``WORLD_SIZE`` says several and the rest of what torchrun sets is missing, no numbers, or of
-            machines with different numbers of processes.
+    """The job that torchrun started this process for, by its environment; None where it was started alone.
 
     Example:
         >>> told = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
@@ -92,11 +76,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
 
 
 def join(launch: Launch, device: torch.device) -> None:
-    """Begin the default process group (NCCL on CUDA, gloo else) with the other processes of a job, unless there is one.
-
-    Raises:
-        RuntimeError, ValueError, OSError: The others do not come within :data:`JOIN_TIMEOUT`.
-    """
+    """Begin the default process group (NCCL on CUDA, gloo else) with the other processes, unless there is one."""
     if dist.is_initialized():
         return
     store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.size, timeout=JOIN_TIMEOUT))
@@ -118,15 +98,10 @@ def join(launch: Launch, device: torch.device) -> None:
 
 
 def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
-    """A name that the processes started together have alike, and no process started before them has.
-
-    torchrun keeps its store when it starts processes again, with what those before them wrote: an address read from it
-    may be of a process that is dead. The first process makes up a name and answers, under it, to the name that each
-    other made up; one that read an old name gets no answer under it, and looks again.
-
-    Raises:
-        TimeoutError: No answer within ``timeout_s``; the store knows how long to wait for a key.
-    """
+    """A name that the processes started together agree on, and that no process started before them has."""
+    # torchrun keeps its store when it starts processes again, with what those before them wrote: an address read from
+    # it may be of a process that is dead. The first process makes up a name and answers, under it, to the name that
+    # each other made up; one that read an old name gets no answer under it, and looks again.
     own = uuid.uuid4().hex
     if rank == 0:
         store.set(_ROUND, own)

@@ -17,28 +17,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.distributed.group import Processes
 
-_NORMS_COST = 0.25  # of the time of a step, where all norms take the statistics of several processes: docs/scale.md
+_NORMS_COST = 0.25  # of a step, for norms over several processes (0.13 to 0.40 on two): docs/scale.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """A process's place in a job, and who else is there.
+    """A process's place in a job, and the processes around it."""
 
-    Attributes:
-        everyone: All processes.
-        rows: Those that run the same members, on other rows.
-        peers: Those that have the same rows, for other members.
-        placement: Members by member rank.
-    """
-
-    everyone: Processes
-    rows: Processes
-    peers: Processes
-    placement: tuple[tuple[str, ...], ...]
+    everyone: Processes  # all of the job
+    rows: Processes  # that run the same members, on other rows
+    peers: Processes  # that have the same rows, for other members
+    placement: tuple[tuple[str, ...], ...]  # members by member rank
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Those that this process runs."""
+        """Members that this process runs."""
         return self.placement[self.peers.rank]
 
     @property
@@ -52,7 +45,7 @@ class Mesh:
 
 
 def build_mesh(everyone: Processes, placement: Sequence[Sequence[str]]) -> Mesh:
-    """The mesh of a job, with as many member ranks as the placement has; their number divides that of processes."""
+    """The mesh of a job with as many member ranks as the placement has; their number divides that of processes."""
     num_members = len(placement)
     rows = peers = Processes()
     if num_members == 1:
@@ -73,7 +66,7 @@ def _axes(world: dist.ProcessGroup, num_members: int, num_rows: int) -> tuple[Pr
 
 
 def placed(costs: Mapping[str, float], ranks: int) -> tuple[tuple[str, ...], ...]:
-    """Members by rank: each, the costliest first, to the rank that has least so far; in a rank, as they were given.
+    """Members by rank: each, the costliest first, to the rank with the least load; in a rank, as they were given.
 
     Example:
         >>> placed({"a": 4, "b": 3, "c": 2, "d": 2}, 2)
@@ -89,10 +82,7 @@ def placed(costs: Mapping[str, float], ranks: int) -> tuple[tuple[str, ...], ...
 
 
 def relative_cost(costs: Mapping[str, float], ranks: int, size: int, synchronised: bool) -> float:
-    """The time of a step on so many member ranks of a job, by that of a job whose work is divided evenly.
-
-    The fullest rank has the others wait. Norms over several processes take a quarter of a step more (measured on two:
-    0.13 to 0.40), and of R member ranks each has the norms of its members alone.
+    """Time of a step on so many member ranks, relative to one whose work is divided evenly.
 
     Example:
         >>> relative_cost({"a": 3, "b": 1}, 2, 2, True), relative_cost({"a": 3, "b": 1}, 1, 2, True)
@@ -100,16 +90,12 @@ def relative_cost(costs: Mapping[str, float], ranks: int, size: int, synchronise
     """
     loads = [sum(costs[name] for name in own) for own in placed(costs, ranks)]
     imbalance = max(loads) * ranks / max(sum(loads), 1e-12)
+    # The fullest rank has the others wait; of R member ranks each has the norms of its members alone.
     return imbalance * (1 + _NORMS_COST / ranks if synchronised and size > ranks else 1.0)
 
 
 def chosen_ranks(costs: Mapping[str, float], size: int, synchronised: bool) -> int:
-    """Member ranks of the mesh that ``auto`` takes: those of the least :func:`relative_cost`, of equals the most.
-
-    Args:
-        costs: Of the members, such as seconds.
-        size: Processes; member ranks divide them, and are no more than members.
-        synchronised: Whether norms take the statistics of all rows.
+    """Member ranks that mesh ``auto`` takes for ``size`` processes: of least :func:`relative_cost`, then the most.
 
     Example:
         >>> chosen_ranks({"a": 1, "b": 1, "c": 1, "d": 1}, 8, True), chosen_ranks({"a": 9, "b": 1}, 2, True)

@@ -27,19 +27,11 @@ _ACTIVE: ContextVar[SynchronisedNorm | None] = ContextVar("_ACTIVE", default=Non
 
 
 def synchronised(processes: Processes) -> AbstractContextManager[object]:
-    """A context in which batch norm in training mode takes mean and variance over the batches of all processes.
-
-    Outputs, running statistics and gradients are those of one process on all the rows, whose number may differ from
-    process to process. A loss that is a mean must weigh each process by its rows before backward. Nothing happens with
-    one process.
-
-    Only what goes through ``torch.nn.functional.batch_norm`` (all of ``torch.nn``, torchvision and timm's
-    ``BatchNormAct2d``) or ``torch.batch_norm`` is covered: layers with batch statistics of their own making
-    (InPlaceABN) keep those of each process. ``torch.nn.SyncBatchNorm`` synchronises by itself, on CUDA.
-
-    Args:
-        processes: All of which run the same layers in the same order.
-    """
+    """A context in which batch norm in training mode takes mean and variance over the batches of all processes."""
+    # Outputs, running statistics and gradients are those of one process on all the rows, whose number may differ from
+    # process to process; a loss that is a mean must weigh each process by its rows before backward.
+    # Covered: what goes through F.batch_norm (torch.nn, torchvision, timm's BatchNormAct2d) or torch.batch_norm. Not:
+    # layers with batch statistics of their own making (InPlaceABN). nn.SyncBatchNorm synchronises by itself.
     return SynchronisedNorm(processes) if processes.size > 1 else nullcontext()
 
 
@@ -81,7 +73,7 @@ class SynchronisedNorm(TorchFunctionMode):
 
 @torch.compiler.disable
 def _normalised(*given: Any) -> Tensor:
-    """As it is in compiled members too: the compiler would trace the exchange, and compile again at every new count."""
+    """Uncompiled in compiled members too: the compiler would trace the exchange, and compile at every new count."""
     found: Tensor = _BatchNorm.apply(*given)
     return found
 
