@@ -46,7 +46,7 @@ class TrainingEstimate:
     """Count of what a training takes: tensors and operations, without libraries, allocator and kernel workspaces."""
 
     # A process's resident memory on the CPU grows by more: on the small CIFAR recipe by a tenth (float32) or a third
-    # (bfloat16) where freed memory goes back at once, and by twice the count as glibc allocates, which keeps some of it.
+    # (bfloat16) where freed memory goes back at once; by twice the count as glibc allocates, which keeps some of it.
     members: tuple[MemberEstimate, ...]  # in the plan's order
     batch_size: int  # images a step
     micro_batches: int  # parts that they are run in; 1 for ``auto``, which begins so
@@ -86,8 +86,8 @@ class TrainingEstimate:
     @property
     def peak_bytes(self) -> int:
         """Most bytes of a step: after the largest member's forward pass, or in the backward pass through the bank."""
-        # A member's weights go when it has run, and their gradients come: together they are as many as all weights. What
-        # stays the members' own has few gradients beside either; they are counted at the second moment alone.
+        # A member's weights go when it has run, and their gradients come: together they are as many as all weights.
+        # What stays the members' own has few gradients beside either; they are counted at the second moment alone.
         running = self.generated_bytes + self.activation_bytes
         through_bank = self.generated_gradient_bytes + self.gradient_bytes + self.bank_copy_bytes
         return self.parameter_bytes + self.optimizer_bytes + self.batch_bytes + max(running, through_bank)
@@ -128,7 +128,7 @@ class MeshEstimate:
     rows: int  # processes that share the rows of a batch
     peak_bytes: int  # of the fullest process in a step
     # Gradients that a process hands to the others in a step, and its part of the bank where that is sharded; answers
-    # and norms come to it.
+    # and norms come on top.
     exchanged_bytes: int
     relative_seconds: float  # time of a step, by that of one process
 

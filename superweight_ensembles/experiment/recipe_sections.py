@@ -25,11 +25,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def refuse_idle(self, acts: bool, why: str, *keys: str) -> None:
-        """Refuse keys that were given where they do not act.
-
-        Raises:
-            ValueError: Says why not: "KEY does nothing WHY".
-        """
+        """Refuse keys that were given where they do not act, with a ValueError "KEY does nothing WHY"."""
         for key in keys:
             if not acts and getattr(self, key) not in (type(self).model_fields[key].default, {}):
                 raise ValueError(f"{key} does nothing {why}: leave it out")
@@ -59,7 +55,7 @@ class DataRecipe(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the data set takes, but for the recipe's seed."""
+        """Options of the data set, without the recipe's seed."""
         given = dict(self.model_extra or {})
         if self.num_classes is not None and takes_option(self.name, "num_classes"):
             given["num_classes"] = self.num_classes

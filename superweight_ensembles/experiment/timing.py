@@ -63,12 +63,9 @@ class _Stage:
 
 
 def time_run(
-    recipe: Recipe,
-    members: dict[str, nn.Module],  # that the run begins with, as is the plan
-    plan: SharingPlan,
-    size: TrainingEstimate,
+    recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, size: TrainingEstimate
 ) -> dict[str, float]:
-    """Seconds of every stage of a run, in order, and of its evaluation, by name."""
+    """Seconds of every stage of a run that begins with these members and plan, in order, and of its evaluation."""
     device = build_fabric(recipe.training).device
     rate = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training), seconds=0.2)
     options = recipe.data.options
