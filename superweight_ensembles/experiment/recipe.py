@@ -268,7 +268,7 @@ class Recipe(Strict):
         return image_shape_of(self.data.name, self.data.options)
 
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
-        """Make the members with start values drawn from the recipe's seed; without data where none are needed.
+        """Make the members with start values drawn from the recipe's seed; data are read only for unknown classes.
 
         Raises:
             SuperWeightError: An unknown model, an option that it does not take, classes that nothing tells.
@@ -298,7 +298,7 @@ class Recipe(Strict):
             return make_adaptive(module, example=example, **dict(member.adaptive))
 
     def prepare(self) -> tuple[dict[str, nn.Module], SharingPlan]:
-        """Members and plan, held against all that is known before anything is trained; data only where none tell.
+        """Make members and plan and check them before any training; data are read only for unknown classes.
 
         Raises:
             SuperWeightError: As :meth:`build_members` and :meth:`plan`; a member that does not run on the images,

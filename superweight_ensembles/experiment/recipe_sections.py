@@ -236,7 +236,7 @@ class SharingRecipe(Strict):
         return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
-        """What :func:`plan_sharing` takes for the plan that a run begins with."""
+        """Options of :func:`plan_sharing` for the plan that a run begins with."""
         options = self.model_dump(exclude=_OF_A_RUN)
         if self.search == "k_means":
             learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
@@ -284,7 +284,7 @@ class DistillationRecipe(Strict):
         return self
 
     def hook(self, teacher: Teacher, order: Sequence[str] | None = None) -> Distillation:
-        """What trains so, with the teacher that is named here; ``order`` of the members is that of prefixes."""
+        """The hook that distils so from a teacher; ``order`` of the members is for the teacher ``prefixes``."""
         return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
 
 
@@ -393,7 +393,7 @@ class AnytimeRecipe(Strict):
         return self
 
     def curve_options(self) -> dict[str, Any]:
-        """What :func:`measure_curves` takes."""
+        """Options of :func:`measure_curves`."""
         options = self.model_dump(exclude={"order", "truncations", *_TARGETS})
         return {**options, "target": next(iter(self._targets.items()), ("flops", 0.5))}
 

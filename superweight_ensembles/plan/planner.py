@@ -399,7 +399,7 @@ def _what_limits(plan: SharingPlan) -> tuple[str, str]:
 
 
 def _warn_of_idle_options(plan: SharingPlan, options: _SharingOptions) -> None:
-    """Warn of the options given that nothing reads in the clusters that ``auto`` made at this budget."""
+    """Warn of given options that no cluster of this plan reads, as ``auto`` chose the generators by its budget."""
     idle = ["ssn"] if options.ssn is not None and not plan.ssn_groups else []
     if not plan.superweight_clusters:
         idle += options.given_for_superweights

@@ -40,14 +40,14 @@ class SsnOptions:
             function of a small embedding of the layer (``emb``), or by coefficients that a softmax makes positive and
             sum to one (``softmax``; published for learning groups).
         upsample: How a layer reads a bank that is smaller than it: a smaller matrix, interpolated (``inter``); the bank
-            repeated (``repeat``); the bank repeated, each repetition times a learned mask (``mask``); or the halves of
-            the bank, mixed by two learned numbers for each repetition (``wavg``).
-        windows: Most windows that a layer reads.
+            over and over (``repeat``); so too, each repetition times a learned mask (``mask``); the halves of the bank
+            mixed by two learned numbers for each repetition (``wavg``).
+        windows: Windows that a layer reads at most.
         templates: 0: each layer goes on where the one before it stopped reading (round robin). Else the bank is cut
             into so many templates, and every layer reads them all, from their beginnings.
         embedding_size: Numbers in an embedding; ``emb`` alone reads it.
-        mask_window: Scalars of a weight that share one number of a mask, for ``mask`` alone; 0 for the fewest, in
-            nines, with which the masks take a tenth of the group's budget at most.
+        mask_window: Numbers that one number of a mask is for; 0 for the fewest, in nines, with which the masks take a
+            tenth of the group's budget at most; ``mask`` alone reads it.
 
     Raises:
         SuperWeightError: An unknown name, a number out of bounds, an option that would do nothing.
