@@ -32,9 +32,9 @@ _SYNONYMS = {
 
 
 class SuperWeightError(ValueError):
-    """What was given, what was expected, where, and the remedy, in one or two lines.
+    """An error that a user can mend: what was given, what was expected, where, and the remedy, in one or two lines.
 
-    What was given may be as long as a file: the middle of a message that is longer than a few lines is left out.
+    A message of more than a few lines, such as one that quotes a file, is shown without its middle.
 
     Attributes:
         names_place: Whether the message says itself which file it is about.
@@ -50,11 +50,7 @@ class SuperWeightError(ValueError):
 
 @contextmanager
 def naming(*places: Path) -> Iterator[None]:
-    """Have every refusal inside name what was being read.
-
-    Raises:
-        SuperWeightError: The one that was raised, after the names of the places where it says none of them.
-    """
+    """Add the places that are being read to every SuperWeightError from inside that names none of them."""
     try:
         yield
     except SuperWeightError as error:
@@ -85,17 +81,12 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
 
 
 def _letters(name: str) -> str:
-    """A name but for its case and what parts its words: ``CIFAR-10`` is ``cifar10``."""
+    """A name in lower case without the marks that part its words: ``CIFAR-10`` is ``cifar10``."""
     return "".join(mark for mark in name.lower() if mark.isalnum() or mark in "/.")
 
 
 def names_options(what: _Named) -> _Named:
-    """Have a class or function answer a call that does not fit it by an error with the nearest of its options.
-
-    Its signature, and what a class is besides its constructor, stay as they are.
-
-    Raises:
-        SuperWeightError: In a call: an unknown option, one that is missing, or values without a name.
+    """Make a class or function answer a call that does not fit it by a SuperWeightError with the nearest option.
 
     Example:
         >>> @names_options
@@ -114,7 +105,7 @@ def names_options(what: _Named) -> _Named:
     takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks it itself
     by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
 
-    @wraps(call)
+    @wraps(call)  # its signature, and what a class is besides its constructor, stay as they are
     def named(*given: Any, **options: Any) -> Any:
         try:
             return call(*given, **options)
@@ -137,11 +128,11 @@ def names_options(what: _Named) -> _Named:
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A training was asked to end by a signal, and has saved where it stood.
+    """A signal asked a training to end, and the training saved where it stood.
 
     Attributes:
-        signal: The signal's number.
-        saved: Whether a checkpoint of this very step is there.
+        signal: Number of the signal.
+        saved: Whether there is a checkpoint of this very step.
     """
 
     def __init__(self, message: str, number: int, saved: bool = False) -> None:
@@ -151,9 +142,7 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 def stop_now(number: int, frame: FrameType | None) -> NoReturn:
-    """A handler that ends what runs at once; the next signal of this number ends the process, whatever runs.
-
-    Python drops what is raised while it frees an object, so that this one may be lost.
-    """
+    """Signal handler that ends what runs at once; the next signal of this number ends the process."""
     signal.signal(number, signal.SIG_DFL)
+    # May be lost: Python drops an exception that is raised while it frees an object.
     raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)

@@ -31,29 +31,18 @@ def train_seed(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallbac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One row of a comparison.
+    """One row of a comparison: a recipe, or a network with a training of its own, over some seeds."""
 
-    Attributes:
-        name: Name of the arm, and of its folder.
-        kind: ``shared``, a baseline's name, or ``variant``.
-        label: For tables and figures.
-        recipe: What is trained, with the first seed.
-        num_parameters: Trainable scalars that it should have.
-        group: A heading in figures.
-        series: Arms of one series differ in one quantity (``budget``).
-        num_seeds: So many of the comparison's seeds; all where None.
-        train: Trains and evaluates the arm for one seed: takes the arm, its recipe with that seed, a folder and
-            what :func:`train` calls after every step, and leaves a results.json that :class:`SeedResults` reads there.
-    """
-
-    name: str
-    kind: str
-    label: str
-    recipe: Recipe
-    num_parameters: int
-    group: str = ""
-    series: str = ""
-    num_seeds: int | None = None
+    name: str  # also of its folder
+    kind: str  # "shared", a baseline's name, or "variant"
+    label: str  # in tables and figures
+    recipe: Recipe  # with the first seed
+    num_parameters: int  # trainable scalars that it should have
+    group: str = ""  # heading in figures
+    series: str = ""  # arms of one series differ in one quantity ("budget")
+    num_seeds: int | None = None  # number of the comparison's seeds that it takes, from the first; all where None
+    # Trains and evaluates one seed: takes the arm, its recipe with that seed, a folder and the callback of `train`, and
+    # leaves a results.json in the folder that SeedResults reads.
     train: Callable[[Arm, Recipe, Path, ProgressCallback | None], None] = train_seed
 
 
@@ -63,26 +52,16 @@ Baseline = Callable[[Arm, Mapping[str, nn.Module]], Arm]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """The shared ensemble under other settings.
+    """The shared ensemble under other settings."""
 
-    Attributes:
-        name: Name of the arm, and of its folder.
-        overrides: ``key.path=value``, as ``--set`` takes them.
-        group: A heading in figures, empty for none.
-        num_seeds: So many of the comparison's seeds, from the first; all where None.
-    """
-
-    name: str
-    overrides: tuple[str, ...]
-    group: str = ""
-    num_seeds: int | None = None
+    name: str  # also of its folder
+    overrides: tuple[str, ...]  # ``key.path=value``, as ``--set`` takes them
+    group: str = ""  # heading in figures; empty for none
+    num_seeds: int | None = None  # number of the comparison's seeds that it takes, from the first; all where None
 
 
 def parse_variant(text: str) -> Variant:
-    """Read ``NAME: key=value; key=value`` or ``GROUP/NAME: ...``.
-
-    Raises:
-        SuperWeightError: Not of that form.
+    """Read a variant from ``NAME: key=value; key=value`` or ``GROUP/NAME: ...``.
 
     Example:
         >>> parse_variant("budget/half: sharing.budget=0.5")
@@ -100,10 +79,7 @@ def parse_variant(text: str) -> Variant:
 
 
 def parse_budgets(text: str) -> tuple[Variant, ...]:
-    """Read ``0.02,0.1,0.5``: the shared ensemble at each of these budgets, as ``sharing.budget`` takes them.
-
-    Raises:
-        SuperWeightError: None, one that is no number, or one given twice.
+    """Read ``0.02,0.1,0.5``: a variant of the shared ensemble for each of these values of ``sharing.budget``.
 
     Example:
         >>> [variant.overrides for variant in parse_budgets("0.1, 500000")]
@@ -129,11 +105,7 @@ def build_arms(
     overrides: Sequence[str] = (),
     baselines: Mapping[str, Baseline] | None = None,
 ) -> tuple[Arm, ...]:
-    """The shared ensemble, what it is held against, and its variants: arguments as :func:`compare_arms` takes them.
-
-    Raises:
-        SuperWeightError: An unknown or repeated arm; a variant that is no recipe; an override for no arm.
-    """
+    """Make the shared ensemble, its baselines and its variants, from arguments of :func:`compare_arms`."""
     named = [_named_seeds(entry, baselines or {}) for entry in against]
     names = ["shared", *(name for name, _ in named), *(variant.name for variant in variants)]
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -167,12 +139,12 @@ def build_arms(
 
 
 def folder_name(arm: str) -> str:
-    """That of an arm in a comparison."""
+    """Name of an arm's folder in a comparison."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", arm)
 
 
 def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, int | None]:
-    """A baseline's name, and its number of seeds where one is given: ``narrower:1``."""
+    """A baseline's name, and its number of seeds where the entry gives one: ``narrower:1``."""
     name, colon, count = entry.partition(":")
     if name not in _BASELINES and name not in baselines:
         error = unknown_name("arm", name, [*_BASELINES, *baselines])
@@ -184,7 +156,7 @@ def _named_seeds(entry: str, baselines: Mapping[str, Baseline]) -> tuple[str, in
 
 
 def _overridden(arms: list[Arm], overrides: Sequence[str]) -> list[Arm]:
-    """The arms with the settings that were given for one of them alone."""
+    """The arms, each with the ``ARM:key.path=value`` settings that were given for it alone."""
     for override in overrides:
         name, colon, setting = override.partition(":")
         place = next((index for index, arm in enumerate(arms) if arm.name == name), None)
@@ -243,7 +215,7 @@ _BASELINES: dict[str, Baseline] = {"independent": _independent, "single": _singl
 
 
 def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parameters: int) -> Recipe:
-    """The largest of a recipe's members alone, with weights of its own, narrowed or widened: see :func:`narrowed`."""
+    """The largest of a recipe's members alone, with weights of its own, narrowed or widened by :func:`narrowed`."""
     name = _largest(members)
     made = recall_architecture(members[name])
     assert made is not None, "a recipe's members are built by name"
@@ -252,18 +224,7 @@ def narrower_recipe(recipe: Recipe, members: Mapping[str, nn.Module], num_parame
 
 
 def narrowed(made: Architecture, num_parameters: int) -> Architecture:
-    """The widest network of the same kind with at most so many parameters: narrower than the one given, or wider.
-
-    Depth and all else stay. Of a ``wide_resnet`` the width changes, by one channel of the last stage at a time (the
-    stem keeps its 16 channels, as in the paper); of a timm vision transformer ``embed_dim``, by as much as keeps the
-    heads of one size, so that their number stays.
-
-    Args:
-        made: How the network was made.
-        num_parameters: Trainable scalars at most.
-
-    Raises:
-        SuperWeightError: A network of another kind; fewer parameters than the narrowest one has (states them).
+    """The widest network of the same kind and depth with at most so many trainable scalars.
 
     Example:
         >>> wrn = Architecture(model="wide_resnet", num_classes=10, options={"depth": 16, "width": 2})
@@ -292,17 +253,20 @@ def narrowed(made: Architecture, num_parameters: int) -> Architecture:
 def _width_of(made: Architecture) -> tuple[str, float]:
     """The option that widens a network, and the smallest step of it."""
     if made.model == "wide_resnet":
-        return "width", 1 / 64  # of the 64 channels that the last stage has at width 1
+        return (
+            "width",
+            1 / 64,
+        )  # one of the 64 channels of the last stage at width 1; the stem keeps 16, as in the paper
     network = _on_meta(made)
     if isinstance(network, VisionTransformer):
-        return "embed_dim", network.blocks[0].attn.num_heads
+        return "embed_dim", network.blocks[0].attn.num_heads  # heads stay of one size, and their number too
     raise SuperWeightError(
         f"'narrower' narrows a wide_resnet or a vision transformer of timm, not {made.model!r}: leave it out"
     )
 
 
 def _on_meta(made: Architecture) -> nn.Module:
-    """The network without numbers."""
+    """The network with shapes alone, on the meta device."""
     with torch.device("meta"):
         return build_architecture(made)
 
@@ -312,7 +276,7 @@ def _largest(members: Mapping[str, nn.Module]) -> str:
 
 
 def _apart(recipe: Recipe) -> Recipe:
-    """The same members with their own weights, which learn from the labels alone."""
+    """A recipe of the same members with weights of their own, which learn from the labels alone."""
     plain = {"budget": 1.0, "clusters": "none"}
     return _changed(recipe, {"sharing": plain, "distillation": None, "baseline": "none", "fine_tuning": None})
 

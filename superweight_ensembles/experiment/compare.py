@@ -83,7 +83,7 @@ def _with_accuracy(summary: dict[str, Spread]) -> dict[str, Spread]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostPoint:
-    """FLOPs, mean of an image, and what they give: fraction right, and mean negative log likelihood in nats."""
+    """Mean FLOPs of an image, and the accuracy and negative log likelihood (nats) that they give."""
 
     flops: Positive
     accuracy: Share
@@ -92,7 +92,7 @@ class CostPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyCurve:
-    """One curve of those that ``anytime`` holds: see :class:`superweight_ensembles.anytime.Curve`."""
+    """One of the curves in ``anytime``: see :class:`superweight_ensembles.anytime.Curve`."""
 
     name: Name
     points: Annotated[tuple[CostPoint, ...], Field(min_length=1, max_length=10_000)]
@@ -100,15 +100,10 @@ class EarlyCurve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlyAnswers:
-    """What a comparison reads of ``anytime``, which arms of other kinds may write as well.
+    """The part of ``anytime`` that a comparison reads; arms of other kinds may write it as well."""
 
-    Attributes:
-        curves: One of them is named ``cascade``.
-        tempered: All members at a temperature fitted on validation images.
-    """
-
-    curves: Annotated[tuple[EarlyCurve, ...], Field(max_length=100)]
-    tempered: Metrics | None = None
+    curves: Annotated[tuple[EarlyCurve, ...], Field(max_length=100)]  # one of them is named ``cascade``
+    tempered: Metrics | None = None  # of all members, at a temperature fitted on validation images
 
     @property
     def cascade(self) -> tuple[CostPoint, ...] | None:
@@ -117,52 +112,36 @@ class EarlyAnswers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedResult(Evaluation):
-    """What an arm came to with one seed.
+    """Result of an arm with one seed."""
 
-    Attributes:
-        architecture: In words, of a network that is no recipe's.
-        num_parameters: Trainable scalars.
-        training: How it was trained.
-        anytime: Of an arm with exits.
-    """
-
-    architecture: Annotated[Name | None, Field(default=None)]
-    num_parameters: _Size
+    architecture: Annotated[Name | None, Field(default=None)]  # in words; None where a recipe tells it
+    num_parameters: _Size  # trainable scalars
     training: Training
-    anytime: EarlyAnswers | None = None
+    anytime: EarlyAnswers | None = None  # of an arm with exits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedResults:
-    """What a comparison reads of OUT/ARM/seed-N/results.json: the first arm."""
+    """The part of OUT/ARM/seed-N/results.json that a comparison reads: the first arm."""
 
     arms: Annotated[tuple[SeedResult, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSummary:
-    """What is told of one arm and seed.
-
-    Attributes:
-        seed: Seed of the run.
-        metrics: Metrics of the ensemble.
-        members: Accuracy of each, by name.
-        mean_member_accuracy: Their mean.
-        diversity: Mean pairwise disagreement over the ensemble's error.
-        training_seconds: Time of the whole training.
-        subsets: Every subset of members, where there are several.
-        cascade: Points of the cascade's curve, of an arm with exits.
-        tempered: Metrics of the ensemble at a temperature fitted on validation images, of an arm with exits.
-    """
+    """What a comparison tells of one arm and seed."""
 
     seed: Count
-    metrics: Metrics
-    members: dict[Name, Share]
+    metrics: Metrics  # of the ensemble
+    members: dict[Name, Share]  # accuracy of each, by name
     mean_member_accuracy: Share
-    diversity: float | None
+    diversity: float | None  # mean pairwise disagreement over the ensemble's error
     training_seconds: Amount
+    # every subset of members, where there are several
     subsets: Annotated[tuple[SubsetResult, ...], Field(max_length=2**14)]
+    # points of the cascade's curve, of an arm with exits
     cascade: Annotated[tuple[CostPoint, ...], Field(min_length=1, max_length=10_000)] | None = None
+    # of the ensemble of an arm with exits, at a temperature fitted on validation images
     tempered: Metrics | None = None
 
     @classmethod
@@ -181,18 +160,15 @@ class SeedSummary:
         )
 
     def area(self, low: float, high: float, chance: float) -> float | None:
-        """Mean accuracy of the cascade over the logarithm of the FLOPs in a range; None without a cascade.
-
-        Below its cheapest answer the accuracy is that of chance.
-        """
+        """Mean accuracy of the cascade over the logarithm of the FLOPs in a range; None without a cascade."""
         if self.cascade is None or low >= high:
             return None
         points = [(point.flops, point.accuracy) for point in self.cascade]
-        return log_area(points, low, high, before=chance, steps=False)
+        return log_area(points, low, high, before=chance, steps=False)  # chance below the cheapest answer
 
     @property
     def numbers(self) -> dict[str, float | None]:
-        """Every number that is summarised."""
+        """Every number that is summarised, by name."""
         return {
             **{name: getattr(self.metrics, name) for name in METRICS},
             "diversity": self.diversity,
@@ -205,38 +181,23 @@ class SeedSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedArm:
-    """One arm over its seeds.
+    """One arm over its seeds."""
 
-    Attributes:
-        name: Name of the arm.
-        kind: ``shared``, a baseline's name, or ``variant``.
-        label: For tables and figures.
-        provenance: Provenance of its runs, where that is not the comparison's.
-        group: A heading in figures.
-        series: Arms of one series differ in one quantity.
-        architecture: In words, of a network that is no recipe's.
-        num_parameters: Trainable scalars.
-        flops: FLOPs of an image.
-        runs: One a seed.
-        summary: Spread of every number that all seeds have.
-        difference: The first arm's minus its own, paired by seed.
-
-    ``area`` among the numbers is the anytime area of an arm with exits: mean accuracy of its cascade over the logarithm
-    of the FLOPs, from the cheapest to the dearest point of the first arm's curve; chance where it cannot answer yet.
-    """
-
-    provenance: Provenance | None = None
+    provenance: Provenance | None = None  # of its runs, where that is not the comparison's
     name: Name
-    kind: Name
-    label: Name
-    group: Name | None = None
-    series: Name | None = None
-    architecture: Annotated[Name | None, Field(default=None)]
-    num_parameters: _Size
-    flops: _Size
-    runs: Annotated[tuple[SeedSummary, ...], Field(max_length=1000)]
+    kind: Name  # "shared", a baseline's name, or "variant"
+    label: Name  # in tables and figures
+    group: Name | None = None  # heading in figures
+    series: Name | None = None  # arms of one series differ in one quantity
+    architecture: Annotated[Name | None, Field(default=None)]  # in words; None where a recipe tells it
+    num_parameters: _Size  # trainable scalars
+    flops: _Size  # of an image
+    runs: Annotated[tuple[SeedSummary, ...], Field(max_length=1000)]  # one a seed
+    # Every number that all seeds have. ``area``, of arms with exits, is the mean accuracy of the cascade over the
+    # logarithm of the FLOPs, from the cheapest to the dearest point of the first arm's curve; chance where it cannot
+    # answer yet.
     summary: Annotated[dict[Name, Spread], AfterValidator(_with_accuracy)]
-    difference: dict[Name, Spread]
+    difference: dict[Name, Spread]  # the first arm's minus its own, paired by seed
 
     @property
     def has_exits(self) -> bool:
@@ -253,7 +214,7 @@ class ComparedData(DataSizes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What a comparison came to; the shared ensemble is its first arm."""
+    """Result of a comparison; the shared ensemble is its first arm."""
 
     format: int = COMPARISON_FORMAT
     name: Name
@@ -267,7 +228,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPlan:
-    """What a comparison was asked for: see :func:`compare_arms`."""
+    """Arms and seeds that a comparison was asked for: see :func:`compare_arms`."""
 
     format: int = COMPARISON_FORMAT
     against: tuple[str, ...]
@@ -295,16 +256,16 @@ def compare_arms(
 
     Args:
         recipe: Recipe of the shared ensemble; its seed is the first.
-        folder: Made here.
-        against: Baselines by name: ``independent``, ``single`` (the largest member alone), ``narrower`` (the same,
+        folder: Folder of the comparison, made here.
+        against: Names of baselines: ``independent``, ``single`` (the largest member alone), ``narrower`` (the same,
             narrowed or widened to as many parameters as the shared ensemble has, at most), and those of ``baselines``;
             ``NAME:SEEDS`` for an arm that takes fewer of the seeds.
         variants: The shared ensemble under other settings.
         overrides: ``ARM:key.path=value``: settings of one arm alone, such as the learning rate that suits it.
         baselines: Baselines of your own, by name: each makes an :class:`Arm` of the shared one and its members.
-        num_seeds: Seeds, from the recipe's upwards.
-        resume: Go on in a folder that the same comparison began; what is there is kept, and arms, variants and seeds
-            may be added.
+        num_seeds: Number of seeds, from the recipe's upwards.
+        resume: Go on in a folder that the same comparison began; finished results are kept, and arms, variants and
+            seeds may be added.
         overwrite: Replace the folder.
         progress_of: Gives each arm and seed the callback that :func:`train` calls.
 
@@ -312,8 +273,8 @@ def compare_arms(
         The content of comparison.json.
 
     Raises:
-        SuperWeightError: An unknown arm, a folder that is there; an arm that could not be trained, or that would be
-            tested on other images than the others. Nothing is trained or written before that.
+        SuperWeightError: An unknown arm, a folder that exists already, an arm that could not be trained, or one that
+            would be tested on other images than the others. Nothing is trained or written before that.
     """
     if num_seeds < 1:
         raise SuperWeightError(f"a comparison needs at least one seed; got {num_seeds}")
@@ -348,7 +309,7 @@ def compare_arms(
 
 
 def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Sequence[int], begun: Path | None) -> None:
-    """Hold arms and seeds against this machine, the common data, and what a resumed comparison has ``begun``."""
+    """Hold arms and seeds against this machine, the common data, and the folder of a comparison that is resumed."""
     of_data: dict[str, list[tuple[Arm, Recipe, Path | None]]] = {}
     for arm in arms:
         with at(f"arm {arm.name!r}"):
@@ -377,7 +338,7 @@ def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Seq
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse results that another recipe gave."""
+    """Refuse results of another recipe."""
     if not ((folder / "results.json").is_file() and (folder / "recipe.yaml").is_file()):
         return
     if difference := first_difference(folder, read_run(folder), recipe):
@@ -385,7 +346,7 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def _check_same_test(data: ImageData, common: ImageData) -> None:
-    """Refuse an arm that would be tested on other images than those it is compared with."""
+    """Refuse an arm whose test images are not those of the arms that it is compared with."""
     own, others = data.fingerprint(), common.fingerprint()
     told = [key for key in others if "test" in key.split() and own.get(key) != others[key] and "marks" not in key]
     if told:
@@ -396,7 +357,7 @@ def _check_same_test(data: ImageData, common: ImageData) -> None:
 
 
 def _tell_what_is_left(folder: Path, plan: ComparisonPlan, arms: Sequence[str]) -> None:
-    """Say where a comparison that is resumed begins anew, or leaves out what it had."""
+    """Warn where a comparison that is resumed begins anew, or leaves out arms or seeds that it had."""
     if not (folder / "compare.json").is_file():
         _LOG.warning("nothing to resume in %s: comparing from the start", folder)
         return
@@ -437,7 +398,7 @@ def _compare(
 
 
 def _run(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | None) -> SeedResult:
-    """One arm and seed, or what is there of it already."""
+    """Train one arm with one seed, unless it has results already, and read these."""
     done = folder / "results.json"
     if not done.is_file():
         arm.train(arm, recipe, folder, progress)
@@ -445,19 +406,18 @@ def _run(arm: Arm, recipe: Recipe, folder: Path, progress: ProgressCallback | No
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed, of the training as well."""
+    """The same recipe with another seed, also of the training."""
     content = recipe.to_content()
     content["training"]["seed"] += seed - recipe.seed
     return parse_recipe({**content, "seed": seed})
 
 
 def summarise(
-    arms: Sequence[Arm], results: Mapping[str, Mapping[int, SeedResult]], chance: float
+    arms: Sequence[Arm],
+    results: Mapping[str, Mapping[int, SeedResult]],
+    chance: float,  # accuracy of a guess
 ) -> tuple[ComparedArm, ...]:
-    """Every seed's numbers, their mean and spread, and the first arm's minus an arm's own, seed by seed.
-
-    Results are by arm and seed; ``chance`` is the accuracy of a guess.
-    """
+    """Summarise results, by arm and seed: every number, its mean and spread, and the first arm's minus an arm's own."""
     runs = {arm.name: [SeedSummary.of(*item) for item in results[arm.name].items()] for arm in arms}
     costs = [point.flops for run in runs[arms[0].name] for point in run.cascade or ()]
     low, high = min(costs, default=0.0), max(costs, default=0.0)
@@ -492,7 +452,7 @@ def summarise(
 
 
 def _known_numbers(runs: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
-    """Every number that all runs have, run by run."""
+    """Values, run by run, of every number that all runs have."""
     found = {name: [value for run in runs if (value := run.get(name)) is not None] for name in runs[0]}
     return {name: values for name, values in found.items() if len(values) == len(runs)}
 
@@ -509,7 +469,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def read_comparison(folder: Path) -> Comparison:
-    """What a comparison came to.
+    """Read the result of a comparison.
 
     Raises:
         SuperWeightError: The comparison is not there, not finished, or of another version.
@@ -522,7 +482,7 @@ def read_comparison(folder: Path) -> Comparison:
 
 
 def _contents(folder: Path) -> set[str]:
-    """Every name in a comparison's folder that is its own: its files, and folders with nothing but seeds in them."""
+    """Names of all that belongs to a comparison in its folder: files, and folders of nothing but seeds."""
     arms = {
         path.name
         for path in folder.glob("*")

@@ -34,55 +34,35 @@ _LEAST_CALLS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberEstimate:
-    """What one member adds to a step: FLOPs of one image's forward pass, and what a batch keeps for backward."""
+    """What one member adds to a step."""
 
     name: str
-    forward_flops: int
-    activation_bytes: int
+    forward_flops: int  # of one image
+    activation_bytes: int  # kept for backward, of a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingEstimate:
-    """What a training takes by count: tensors and operations, without libraries, allocator and kernel workspaces.
+    """Count of what a training takes: tensors and operations, without libraries, allocator and kernel workspaces."""
 
-    A process's resident memory on the CPU grows by more: on the small CIFAR recipe by a tenth (float32) or a third
-    (bfloat16) where freed memory goes back at once, and by twice the count as glibc allocates, which keeps some of it.
-
-    Attributes:
-        members: In the plan's order.
-        batch_size: Images a step.
-        micro_batches: Parts that they are run in; one for ``auto``, which begins so.
-        input_shape: (C, H, W).
-        bfloat16: Whether activations and generated weights are of that type (autocast).
-        own_batches: Whether each member has a batch of its own.
-        keeps_all: Whether the activations of all members live at once (``ensemble_loss``, or members that
-            teach each other).
-        parameter_bytes: Trainable and frozen parameters and buffers.
-        optimizer_bytes: State of the optimiser.
-        gradient_bytes: Gradients of all trainable parameters.
-        generated_bytes: Generated weights of all members, once.
-        generated_gradient_bytes: Gradients of the generated weights, before they go through the bank.
-        bank_copy_bytes: Copy of the largest flat bank that layers read past its end, prolonged by its start.
-        generation_flops: FLOPs a step of combining templates, and windows of flat banks, forward and backward.
-        num_images: Images of an epoch; None where only the data tell.
-        epochs: Epochs of the training.
-    """
-
-    members: tuple[MemberEstimate, ...]
-    batch_size: int
-    micro_batches: int
-    input_shape: tuple[int, ...]
-    bfloat16: bool
-    own_batches: bool
+    # A process's resident memory on the CPU grows by more: on the small CIFAR recipe by a tenth (float32) or a third
+    # (bfloat16) where freed memory goes back at once; by twice the count as glibc allocates, which keeps some of it.
+    members: tuple[MemberEstimate, ...]  # in the plan's order
+    batch_size: int  # images a step
+    micro_batches: int  # parts that they are run in; 1 for ``auto``, which begins so
+    input_shape: tuple[int, ...]  # (C, H, W)
+    bfloat16: bool  # whether activations and generated weights are of that type (autocast)
+    own_batches: bool  # whether each member has a batch of its own
+    # whether activations of all members live at once: ``ensemble_loss``, or members that teach each other
     keeps_all: bool
-    parameter_bytes: int
-    optimizer_bytes: int
-    gradient_bytes: int
-    generated_bytes: int
-    generated_gradient_bytes: int
-    bank_copy_bytes: int
-    generation_flops: int
-    num_images: int | None
+    parameter_bytes: int  # parameters, trainable and frozen, and buffers
+    optimizer_bytes: int  # state of the optimiser
+    gradient_bytes: int  # of all trainable parameters
+    generated_bytes: int  # generated weights of all members, once
+    generated_gradient_bytes: int  # of the generated weights, before they go through the bank
+    bank_copy_bytes: int  # copy of the largest flat bank that layers read past its end, prolonged by its start
+    generation_flops: int  # of a step: combining templates, and windows of flat banks, forward and backward
+    num_images: int | None  # of an epoch; None where only the data tell
     epochs: int
 
     @property
@@ -92,24 +72,22 @@ class TrainingEstimate:
 
     @property
     def activation_bytes(self) -> int:
-        """Activations that live at once: those of the largest member alone, as a rule."""
+        """Activations that live at once: unless all are kept, those of the largest member alone."""
         if self.keeps_all:
             return sum(member.activation_bytes for member in self.members)
         return self.largest.activation_bytes
 
     @property
     def batch_bytes(self) -> int:
-        """Images of a step, float32."""
+        """Images of a step, in float32."""
         batches = len(self.members) if self.own_batches else 1
         return batches * self.batch_size * math.prod(self.input_shape) * 4
 
     @property
     def peak_bytes(self) -> int:
-        """At the end of the largest member's forward pass, or in the backward pass through the bank.
-
-        A member's weights go when it has run, and their gradients come: together they are as many as all weights. What
-        stays the members' own has few gradients beside either; they are counted at the second moment alone.
-        """
+        """Most bytes of a step: after the largest member's forward pass, or in the backward pass through the bank."""
+        # A member's weights go when it has run, and their gradients come: together they are as many as all weights.
+        # What stays the members' own has few gradients beside either; they are counted at the second moment alone.
         running = self.generated_bytes + self.activation_bytes
         through_bank = self.generated_gradient_bytes + self.gradient_bytes + self.bank_copy_bytes
         return self.parameter_bytes + self.optimizer_bytes + self.batch_bytes + max(running, through_bank)
@@ -121,7 +99,8 @@ class TrainingEstimate:
 
     @property
     def step_flops(self) -> int:
-        """FLOPs of a step: backward counts as two forward passes; the optimiser is not counted."""
+        """FLOPs of a step, without the optimiser."""
+        # Backward counts as two forward passes.
         return 3 * self.batch_size * self.forward_flops + self.generation_flops
 
     @property
@@ -135,11 +114,7 @@ class TrainingEstimate:
         return None if self.num_steps is None else self.num_steps * self.step_flops
 
     def seconds(self, flops_per_second: float, num_steps: int = 1) -> float:
-        """What so many steps take at so many floating point operations a second.
-
-        Raises:
-            SuperWeightError: A rate that is not positive.
-        """
+        """Time of so many steps at so many floating point operations a second."""
         if not 0 < flops_per_second < math.inf:
             raise SuperWeightError(f"flops_per_second must be positive and finite; got {flops_per_second}")
         return num_steps * self.step_flops / flops_per_second
@@ -147,22 +122,15 @@ class TrainingEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshEstimate:
-    """What each of several processes would take of a training.
+    """What a training takes on several processes."""
 
-    Attributes:
-        placement: Members by member rank.
-        rows: Processes that share the rows of a batch.
-        peak_bytes: Of the fullest process in a step.
-        exchanged_bytes: Gradients that a process hands to the others in a step, and its part of the bank where that is
-            sharded; answers and norms come to it.
-        relative_seconds: Of a step, by that of one process.
-    """
-
-    placement: tuple[tuple[str, ...], ...]
-    rows: int
-    peak_bytes: int
+    placement: tuple[tuple[str, ...], ...]  # members by member rank
+    rows: int  # processes that share the rows of a batch
+    peak_bytes: int  # of the fullest process in a step
+    # Gradients that a process hands to the others in a step, and its part of the bank where that is sharded; answers
+    # and norms come on top.
     exchanged_bytes: int
-    relative_seconds: float
+    relative_seconds: float  # time of a step, by that of one process
 
 
 def estimate_on_mesh(
@@ -170,14 +138,10 @@ def estimate_on_mesh(
     plan: SharingPlan,
     processes: int,
     mesh: str | Mapping[str, int],
-    synchronised: bool,
-    sharded: bool = False,
+    synchronised: bool,  # norms take the statistics of all rows
+    sharded: bool = False,  # each process keeps the optimiser's state of a part of the bank
 ) -> MeshEstimate:
-    """What a training would take on several processes, members being as dear as their FLOPs.
-
-    ``synchronised`` norms take the statistics of all rows; ``sharded`` processes keep the optimizer's state of a part
-    of the bank each.
-    """
+    """Estimate a training on several processes, whose members cost as much as their FLOPs."""
     costs = {member.name: float(member.forward_flops) for member in estimate.members}
     check_mesh(mesh, len(costs), processes)
     ranks = mesh["members"] if isinstance(mesh, Mapping) else 1
@@ -215,29 +179,14 @@ def estimate_on_mesh(
 def estimate_training(
     members: SuperWeightEnsemble | Members,
     plan: SharingPlan,
-    input_shape: Sequence[int],
+    input_shape: Sequence[int],  # (C, H, W)
     config: TrainConfig,
     *,
     bfloat16: bool = False,
     num_images: int | None = None,
-    together: bool = False,
+    together: bool = False,  # members learn from each other's answers; another teacher is not counted
 ) -> TrainingEstimate:
     """Count what training members under a plan takes, without running them: shapes alone are passed through.
-
-    Activations are the tensors that autograd keeps for backward, each storage once, parameters and generated weights
-    aside, at the batch size and in the types of the training.
-
-    Args:
-        members: The networks, or an ensemble of them.
-        plan: Their sharing.
-        input_shape: (C, H, W) of an image.
-        config: Batch size, its parts, epochs, optimiser.
-        bfloat16: Whether the training computes in bfloat16 (autocast).
-        num_images: Training images, where known.
-        together: Whether members learn from each other's answers; another teacher is not counted.
-
-    Raises:
-        SuperWeightError: Names the member that does not run on images of this shape, or not on shapes alone.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -314,7 +263,7 @@ def _estimate_member(
 
 
 def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    """A batch that the module takes: floating-point, or tokens where it takes these alone."""
+    """A batch that the module takes: of floating-point numbers, or of tokens where it takes these alone."""
     images, tokens = torch.empty(shape), torch.zeros(shape, dtype=torch.int64)
     for batch in (images, tokens):
         try:
@@ -326,7 +275,7 @@ def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, 
 
 
 class _WithTensors(nn.Module):
-    """A module with other tensors in the places of its own."""
+    """A module with other tensors in the place of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -339,13 +288,13 @@ class _WithTensors(nn.Module):
 
 
 def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
-    """Bytes that forward and loss keep for backward."""
+    """Bytes that forward pass and loss keep for the backward pass."""
 
     def storage(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
 
     labels = torch.zeros(len(images), dtype=torch.int64)
-    given = {storage(tensor) for tensor in (*module.tensors.values(), images, labels)}
+    given = {storage(tensor) for tensor in (*module.tensors.values(), images, labels)}  # are counted elsewhere
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -364,7 +313,7 @@ def _is_trained(tensor: Tensor) -> bool:
 
 
 def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated: Mapping[str, Collection[str]]) -> int:
-    """Trainable tensors: those of the bank and those that stay the members' own."""
+    """Number of trainable tensors: those of the bank and the members' own."""
     own = sum(
         _is_trained(parameter) and key not in generated[name]
         for name, module in modules.items()
@@ -378,7 +327,7 @@ def _num_tensors(plan: SharingPlan, modules: Mapping[str, nn.Module], generated:
 
 
 def _combination_flops(plan: SharingPlan) -> int:
-    """Forward, of SuperWeights: every coefficient vector times its slot's templates."""
+    """FLOPs of making SuperWeights, forward: every coefficient vector times its slot's templates."""
     return sum(
         2 * slot.num_vectors * slot.num_templates * block.size
         for cluster in plan.superweight_clusters.values()
@@ -387,7 +336,7 @@ def _combination_flops(plan: SharingPlan) -> int:
 
 
 def _num_trained_tensors(group: SsnGroup) -> int:
-    """The bank, coefficients or embeddings and their maps, tiles, masks."""
+    """Number of a group's trainable tensors: bank, coefficients or embeddings and their maps, tiles, masks."""
     found = group.window_specs
     each = {"avg": 0, "emb": 2}.get(group.options.combine, 1)
     keys = vectors_by_key(0, found)
@@ -398,13 +347,13 @@ def _num_trained_tensors(group: SsnGroup) -> int:
 
 
 def _num_gains(group: SsnGroup) -> int:
-    """Numbers that are held and not trained, where coefficients cannot scale a weight."""
+    """Count of numbers that are held but not trained, where coefficients cannot scale a weight."""
     combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
     return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
 
 
 def _copied_numbers(group: SsnGroup) -> int:
-    """Numbers beside the bank and its gradient in backward: a bank whose end is passed is copied, longer by its start.
+    """Numbers beside the bank and its gradient in backward, where layers read past the end of the bank.
 
     Example:
         >>> from superweight_ensembles.plan import SsnOptions, Target
@@ -414,7 +363,7 @@ def _copied_numbers(group: SsnGroup) -> int:
         >>> _copied_numbers(group)  # b reads numbers 20 to 36: a copy of 36, and as many gradients for a bank of 30
         42
     """
-    longest = max(reading.end for reading in group.window_specs)
+    longest = max(reading.end for reading in group.window_specs)  # the bank is copied, prolonged by its start
     return longest + longest - group.bank_size if longest > group.bank_size else 0
 
 
@@ -434,21 +383,18 @@ def _group_flops(group: SsnGroup) -> int:
 
 
 def training_flops_per_second(device: torch.device, *, bfloat16: bool, seconds: float = 1.0) -> float:
-    """How fast this machine trains: the median of steps of a residual block, within some seconds and after a warm-up.
-
-    Operations are counted as three forward passes, as estimates count them. The block stands for the middle of a
-    ResNet: wide convolutions run faster, stems, thin layers and data slower.
-    """
+    """Training speed of this machine, in FLOPs a second: the median of steps of a residual block."""
     batch = 256 if device.type == "cuda" else 16
     layout = torch.channels_last if faster_channels_last(device, bfloat16) else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        # Stands for the middle of a ResNet: wide convolutions run faster; stems, thin layers and data slower.
         block = _Block().to(device).to(memory_format=layout)
         images = torch.randn(batch, _CHANNELS, _PIXELS, _PIXELS).to(device).contiguous(memory_format=layout)
     images.requires_grad_()
-    operations = 3 * count_flops(block, images)
+    operations = 3 * count_flops(block, images)  # as estimates count them
     times: list[float] = []
-    _timed_step(block, images, bfloat16)
+    _timed_step(block, images, bfloat16)  # a warm-up
     while len(times) < _LEAST_CALLS or sum(times) < seconds:
         times.append(_timed_step(block, images, bfloat16))
     return operations / statistics.median(times)

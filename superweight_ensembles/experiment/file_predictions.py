@@ -1,4 +1,4 @@
-"""What a trained run says of image files."""
+"""Predictions of a trained run for image files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,15 @@ from superweight_ensembles.storage import accessing
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePrediction:
-    """What is said of one file.
+    """Prediction for one file."""
 
-    Attributes:
-        file: As it was given, or as it was found in a folder that was.
-        label: Name of the most probable class; its number where names are not known.
-        confidence: Its probability, by the members that were asked.
-        members_used: How many those were.
-        flops: What they computed.
-        probabilities: Of every class, in the order of the labels.
-        error: Why the file could not be read; then there is no answer. None where it could.
-    """
-
-    file: str
-    label: str = ""
-    confidence: float = 0.0
-    members_used: int = 0
-    flops: int = 0
-    probabilities: tuple[float, ...] = ()
-    error: str | None = None
+    file: str  # as it was given, or as it was found in a folder that was given
+    label: str = ""  # name of the most probable class; its number where names are not known
+    confidence: float = 0.0  # probability of that class
+    members_used: int = 0  # number of members that were asked
+    flops: int = 0  # of these members
+    probabilities: tuple[float, ...] = ()  # of every class, in the order of the labels
+    error: str | None = None  # why the file could not be read, and there is no answer; None where it could
 
 
 def predict_files(
@@ -47,12 +37,13 @@ def predict_files(
 
     Args:
         source: A run folder, or a saved predictor or ensemble.
-        files: Images, or folders, whose images are those that ``image_folder`` takes of a class.
+        files: Image files, or folders of them; of a folder, the images that ``image_folder`` takes of a class.
         deadline_ms: Milliseconds for each batch, reading not counted.
         batch_size: Images a batch.
 
     Raises:
-        SuperWeightError: No such run or ensemble, one that does not know how its images are preprocessed, no image.
+        SuperWeightError: No such run or ensemble, an ensemble that does not know how its images are preprocessed, no
+            image.
     """
     predictor, transform = load_predictor(source)
     check_classes(predictor.task, "predict")
@@ -92,7 +83,7 @@ def _answered(
 
 
 def load_predictor(source: Path) -> tuple[AnytimePredictor, Preprocessing]:
-    """A predictor of a run's shared arm or of a saved ensemble, on the CPU, and its preprocessing."""
+    """The predictor of a run's shared arm or of a saved ensemble, on the CPU, and its preprocessing."""
     with accessing(source, "read"):
         is_run = (source / "recipe.yaml").is_file()
     folder = trained_arm(source, "shared") if is_run else source
@@ -105,7 +96,7 @@ def load_predictor(source: Path) -> tuple[AnytimePredictor, Preprocessing]:
 
 
 def found_files(files: Sequence[Path]) -> Iterator[Path]:
-    """Image files, those of folders in the order of their names."""
+    """Image files; those of a folder in the order of their names."""
     for file in files:
         with accessing(file, "read"):
             if file.is_dir():

@@ -17,16 +17,7 @@ _WIDTH = 100
 
 
 def write_new_recipe(path: Path, content: dict[str, Any], *, overwrite: bool = False) -> Recipe:
-    """Write a recipe with a comment on each key, if it is one that can be planned.
-
-    Args:
-        path: The file.
-        content: As :func:`parse_recipe` takes it.
-        overwrite: Replace a file that is there.
-
-    Raises:
-        SuperWeightError: The file is there; whatever :func:`parse_recipe` and the plan refuse.
-    """
+    """Write a recipe file with a comment on each key, if :func:`parse_recipe` and the plan take its content."""
     if path.exists() and not overwrite:
         raise SuperWeightError(f"{path} exists already: --overwrite replaces it")
     recipe = parse_recipe(content, where=str(path))
@@ -61,7 +52,7 @@ def _commented(content: Mapping[str, Any], section: Mapping[str, Any], indent: s
 
 
 def _comment(known: Mapping[str, Any], indent: str, start: str = "") -> list[str]:
-    """What the schema says of a key, with its default."""
+    """Comment lines with what the schema says of a key, and its default."""
     if "description" not in known:
         return []
     default = known.get("default")
@@ -70,7 +61,7 @@ def _comment(known: Mapping[str, Any], indent: str, start: str = "") -> list[str
 
 
 def _section_of(known: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The section that a key holds, or holds a list of."""
+    """Schema of the section that a key holds, or holds a list of; None for another value."""
     for one in (known, known.get("items", {}), *known.get("anyOf", ())):
         if "$ref" in one:
             found: Mapping[str, Any] = recipe_schema()["$defs"][one["$ref"].rpartition("/")[2]]

@@ -132,7 +132,7 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, content: Any) -> Any:
-        """Without retired keys, and switches off by one word; ``training.seed`` is the recipe's, unless it is given."""
+        """Drop retired keys, say off in one way, and give ``training.seed`` the recipe's seed where none is given."""
         if not isinstance(content, dict):
             return content
         content = _switched_off(_without_retired(content))
@@ -229,7 +229,7 @@ class Recipe(Strict):
             check_held_out(name, held_out, slack)
 
     def to_content(self) -> dict[str, Any]:
-        """Plain data that :func:`parse_recipe` makes the same recipe of."""
+        """The recipe as plain data, of which :func:`parse_recipe` makes an equal one."""
         content = self.model_dump(mode="json", exclude_none=True)
         for entry, given in zip((content["data"], *content["members"]), (self.data, *self.members)):
             entry.update(given.model_extra or {})  # a null that was given there is an option's value
@@ -264,11 +264,11 @@ class Recipe(Strict):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W) as is known of the data set before it is read."""
+        """(C, H, W) of the images, as far as it is known before they are read."""
         return image_shape_of(self.data.name, self.data.options)
 
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
-        """Make the members with start values drawn from the recipe's seed; without data where none are needed.
+        """Make the members with start values drawn from the recipe's seed; data are read only for unknown classes.
 
         Raises:
             SuperWeightError: An unknown model, an option that it does not take, classes that nothing tells.
@@ -298,7 +298,7 @@ class Recipe(Strict):
             return make_adaptive(module, example=example, **dict(member.adaptive))
 
     def prepare(self) -> tuple[dict[str, nn.Module], SharingPlan]:
-        """Members and plan, held against all that is known before anything is trained; data only where none tell.
+        """Make members and plan and check them before any training; data are read only for unknown classes.
 
         Raises:
             SuperWeightError: As :meth:`build_members` and :meth:`plan`; a member that does not run on the images,
@@ -326,7 +326,7 @@ class Recipe(Strict):
         return members, plan
 
     def plan(self, members: dict[str, nn.Module]) -> SharingPlan:
-        """The plan that a run begins with; with a search, the one whose clusters are split."""
+        """Plan the sharing that a run begins with; a search splits the clusters of this plan."""
         sharing, options = self.sharing, self.sharing.plan_options()
         if sharing.clusters == "random":
             options["group_seed"] = self.seed if sharing.group_seed is None else sharing.group_seed
@@ -346,7 +346,7 @@ class Recipe(Strict):
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
-        """What the training takes, without data; None where only the files tell the size of the images."""
+        """Estimate what the training takes, without data; None where only the files tell the size of the images."""
         if self.image_shape is None:
             return None
         config, hook = self.shared_training(), distillation_of(self) if self.taught_by(*EACH_OTHER) else None
@@ -366,11 +366,11 @@ class Recipe(Strict):
         return self.distillation if self.distillation is not None and self.distillation.weight else None
 
     def shared_training(self) -> TrainConfig:
-        """How the shared ensemble is trained: as ``training``, but for what ``fine_tuning`` changes."""
+        """Settings of the shared ensemble's training: ``training``, with the changes of ``fine_tuning``."""
         return tuned_config(self.training, self.fine_tuning or {})
 
     def untying(self) -> Untying | None:
-        """When and how coefficients are un-tied; None for never."""
+        """Hook that un-ties coefficients; None where the recipe asks for none."""
         sharing = self.sharing
         if sharing.untie_epoch is None:
             return None
@@ -378,20 +378,20 @@ class Recipe(Strict):
         return Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches)
 
     def averaged_weights(self) -> AveragedWeights | None:
-        """What averages the weights of an arm; None for nothing."""
+        """Hook that averages the weights of an arm; None where the recipe asks for none."""
         return None if self.averaging is None else AveragedWeights(**self.averaging.model_dump())
 
     def stopping(self) -> EarlyStopping | None:
-        """What ends an arm early; None for nothing."""
+        """Hook that ends the training of an arm early; None where the recipe asks for none."""
         return None if self.early_stopping is None else EarlyStopping(**self.early_stopping.model_dump())
 
     def search_training(self) -> TrainConfig:
-        """How the first plan is trained before a search: as the final one, but in fewer epochs, steps and teachers."""
+        """Settings of the training before a search: those of the final one, but fewer epochs, steps and teachers."""
         assert self.sharing.search_epochs is not None, "checked with the recipe"
         return self._in_epochs(self.sharing.search_epochs)
 
     def width_training(self) -> TrainConfig:
-        """How members are trained while they learn their widths: as at last, but in other epochs, without teachers."""
+        """Settings of the training that learns widths: those of the final one, but other epochs and no teachers."""
         assert self.learn_widths is not None, "there is such a stage"
         return self._in_epochs(self.learn_widths.epochs)
 
@@ -402,11 +402,11 @@ class Recipe(Strict):
         return replace(config, epochs=epochs)
 
     def bank_generator(self) -> torch.Generator:
-        """The source of the bank's start values."""
+        """Generator of the bank's start values."""
         return torch.Generator().manual_seed(self.seed)
 
     def classes_and_channels(self) -> tuple[int | None, int | None]:
-        """As the recipe says, else as is known of the data set."""
+        """Numbers of classes and image channels that the recipe gives, else those known of the data set, else None."""
         classes, channels = classes_and_channels(self.data.name, self.data.options)
         return self.data.num_classes or classes, self.data.channels or channels
 
@@ -416,7 +416,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: Path of the file; or a name that is no file, such as ``digits``: the bundled recipe of that name.
-        overrides: ``key.path=value``.
+        overrides: Each ``key.path=value``.
 
     Raises:
         SuperWeightError: No such file, no YAML, an unknown key (suggests the nearest), a value that does not fit.
@@ -436,7 +436,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse one that another after it replaces: in a command that somebody types, one of them is a mistake."""
+    """Refuse an override that a later one replaces: in a command that somebody types, one is a mistake."""
     keys = [override.partition("=")[0] for override in overrides]
     for place, key in enumerate(keys):
         if later := next((one for one in keys[place + 1 :] if f"{key}.".startswith(f"{one}.")), None):
@@ -467,11 +467,7 @@ def set_value(content: dict[str, Any], override: str, option: str = "--set") -> 
 
 
 def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain data, checked.
-
-    Raises:
-        SuperWeightError: An unknown key (suggests the nearest), a value that does not fit; names the key.
-    """
+    """Make a recipe of plain data and check it."""
     check_plain(content, where)
     try:
         return Recipe.model_validate(content)
@@ -494,7 +490,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
 
 @contextmanager
 def at(place: str) -> Iterator[None]:
-    """Name the recipe's key, or the arm, before what something inside refuses."""
+    """Prefix the errors raised inside with a recipe's key or an arm."""
     try:
         yield
     except SuperWeightError as error:
@@ -513,11 +509,7 @@ def _known_keys(parents: list[Any]) -> list[str]:
 
 
 def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's content without retired keys that did nothing.
-
-    Raises:
-        ValueError: One that did something; says what takes its place.
-    """
+    """A recipe's content without retired keys; one that did something is a ValueError that names its replacement."""
     training = content.get("training")
     weight = content.get("distillation", training.get("distillation") if isinstance(training, dict) else None)
     for path, (idle, remedy) in _RETIRED.items():
@@ -531,7 +523,7 @@ def _without_retired(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _switched_off(content: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's content with what is off said in the one way that its section has for it."""
+    """A recipe's content in which every switch that is off has the one value that its section uses for off."""
     for path, off in _OFF.items():
         section = _section(content, path)
         given = section.get(path[-1], "not given")
@@ -542,13 +534,13 @@ def _switched_off(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section(content: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """What holds the key at a path; empty where a recipe has something else there."""
+    """The section that holds the key at a path; empty where a recipe has something else there."""
     found = content.get(path[0]) if path[1:] else content
     return found if isinstance(found, dict) else {}
 
 
-def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:
-    """Refuse an anytime section without data to fit thresholds on; ``slack`` for a number that is not exact."""
+def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:  # slack of an inexact number
+    """Refuse an anytime section with too few validation images to fit thresholds on."""
     if num_validation + slack < MIN_SAMPLES:
         raise SuperWeightError(
             f"anytime: thresholds are fitted on at least {MIN_SAMPLES} validation images; {name} has "
@@ -557,7 +549,7 @@ def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:
 
 
 def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
-    """The hook that teaches the shared arm; ``independent`` is the saved baseline, if that teaches. None for none."""
+    """The hook that teaches the shared arm, from the saved baseline where that teaches; None without a teacher."""
     given = recipe.teaching
     if given is None:
         return None
@@ -568,7 +560,7 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
 
 
 def check_saved_teacher(recipe: Recipe) -> None:
-    """Read a teacher that a recipe names by its folder, ahead of a training."""
+    """Read a teacher that a recipe names by its folder, and check its classes, before a training."""
     if recipe.teaching is None or recipe.taught_by(*EACH_OTHER, INDEPENDENT):
         return
     taught, (classes, _) = distillation_of(recipe), recipe.classes_and_channels()
@@ -581,7 +573,7 @@ def check_saved_teacher(recipe: Recipe) -> None:
 
 
 def _saved(folder: Path) -> Path:
-    """The folder of a saved ensemble, given that or the arm of a run that it is of."""
+    """The folder of a saved ensemble, from that folder or from the folder of a run's arm."""
     with at("distillation.teacher"):
         if not folder.is_dir():
             known = f"{', '.join(EACH_OTHER)}, {INDEPENDENT}"

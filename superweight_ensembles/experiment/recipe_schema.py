@@ -35,7 +35,7 @@ _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 @functools.cache
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, in which every key has a description.
+    """Make the JSON schema of a recipe, in which every key has a description.
 
     Example:
         >>> schema = recipe_schema()
@@ -57,7 +57,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _standard(node: Any) -> Any:
-    """Bounds of a number that may be whole under the names of JSON schema, which pydantic leaves under its own."""
+    """A schema with JSON schema's names for bounds where pydantic leaves its own."""
     if isinstance(node, list):
         return [_standard(one) for one in node]
     if not isinstance(node, dict):
@@ -68,7 +68,7 @@ def _standard(node: Any) -> Any:
 
 
 class _Described(GenerateJsonSchema):
-    """Pydantic's, with descriptions from docstrings, and with defaults that a field makes."""
+    """Pydantic's schema, with descriptions from docstrings, and with defaults that a field makes."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False  # its key in other letters
@@ -92,7 +92,7 @@ def _explained(schema: JsonSchemaValue, kind: type) -> JsonSchemaValue:
 
 
 def _options(makers: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """What some functions take, by the option; where they say different things of one, with the functions' names."""
+    """Schemas of the options of some functions; a description that differs between them is given with their names."""
     found: dict[str, Any] = {}
     texts: dict[str, dict[str, list[str]]] = {}
     defaults: dict[str, list[Any]] = {}
@@ -113,7 +113,7 @@ def _options(makers: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
 
 
 def described(what: Any) -> dict[str, str]:
-    """What the docstring of a class or function says of its attributes or arguments, by name.
+    """Descriptions of the attributes of a class, or arguments of a function, by name, from its docstring.
 
     Example:
         >>> described(wide_resnet)["num_classes"]
@@ -125,5 +125,5 @@ def described(what: Any) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Without line breaks and the marks of Sphinx."""
+    """A text without line breaks and the marks of Sphinx."""
     return " ".join(_ROLE.sub(r"`\1`", text).replace("``", "`").split())

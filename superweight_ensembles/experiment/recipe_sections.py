@@ -25,11 +25,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def refuse_idle(self, acts: bool, why: str, *keys: str) -> None:
-        """Refuse keys that were given where they do not act.
-
-        Raises:
-            ValueError: Says why not: "KEY does nothing WHY".
-        """
+        """Refuse keys that were given where they do not act, with a ValueError "KEY does nothing WHY"."""
         for key in keys:
             if not acts and getattr(self, key) not in (type(self).model_fields[key].default, {}):
                 raise ValueError(f"{key} does nothing {why}: leave it out")
@@ -59,7 +55,7 @@ class DataRecipe(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the data set takes, but for the recipe's seed."""
+        """Options of the data set, without the recipe's seed."""
         given = dict(self.model_extra or {})
         if self.num_classes is not None and takes_option(self.name, "num_classes"):
             given["num_classes"] = self.num_classes
@@ -240,7 +236,7 @@ class SharingRecipe(Strict):
         return self.coefficients or ("tied" if self.search in ("gradient", "weight") else "own")
 
     def plan_options(self) -> dict[str, Any]:
-        """What :func:`plan_sharing` takes for the plan that a run begins with."""
+        """Options of :func:`plan_sharing` for the plan that a run begins with."""
         options = self.model_dump(exclude=_OF_A_RUN)
         if self.search == "k_means":
             learning = {"generator": "ssn", "clusters": "one", "num_groups": None, "ssn": LEARNING}
@@ -288,7 +284,7 @@ class DistillationRecipe(Strict):
         return self
 
     def hook(self, teacher: Teacher, order: Sequence[str] | None = None) -> Distillation:
-        """What trains so, with the teacher that is named here; ``order`` of the members is that of prefixes."""
+        """The hook that distils so from a teacher; ``order`` of the members is for the teacher ``prefixes``."""
         return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
 
 
@@ -397,7 +393,7 @@ class AnytimeRecipe(Strict):
         return self
 
     def curve_options(self) -> dict[str, Any]:
-        """What :func:`measure_curves` takes."""
+        """Options of :func:`measure_curves`."""
         options = self.model_dump(exclude={"order", "truncations", *_TARGETS})
         return {**options, "target": next(iter(self._targets.items()), ("flops", 0.5))}
 

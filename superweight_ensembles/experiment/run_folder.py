@@ -124,20 +124,20 @@ def train_run(
     overwrite: bool = False,
     progress_of: ProgressOf | None = None,
 ) -> None:
-    """Train every arm of a recipe into a run folder; nothing is written before data, members and plan stand.
+    """Train every arm of a recipe into a run folder; nothing is written before data, members and plan are checked.
 
     Args:
-        recipe: What to train.
-        folder: Made here.
-        resume: Go on in a folder that this recipe began; arms that are done stay as they are. What decides how steps
-            are computed, not what they compute (``RESUMABLE``), may differ.
-        overwrite: Replace a run folder that is there.
+        recipe: Recipe to train.
+        folder: Run folder, made here.
+        resume: Go on in a folder that this recipe began; arms that are done stay as they are. Settings of how steps are
+            computed, not of what they compute (``RESUMABLE``), may differ.
+        overwrite: Replace a run folder that exists.
         progress_of: Gives each arm, by name, the callback that :func:`train` calls.
 
     Raises:
-        SuperWeightError: The folder is there already and neither option says what to do; it holds another recipe, was
+        SuperWeightError: The folder exists already and neither option says what to do; it holds another recipe, was
             begun with other data, or is no run; another process is at work in it.
-        TrainingStopped: A signal; everything is saved.
+        TrainingStopped: A signal came; everything is saved.
     """
     build_fabric(recipe.training)
     processes = current_processes()
@@ -204,18 +204,18 @@ def run(
     """Train every arm of a recipe into a run folder, and evaluate it: ``superweights train`` and ``evaluate``.
 
     Args:
-        recipe: A file, the name of a recipe that the library carries, its content, or a recipe.
-        out: The run folder; runs/NAME where None.
-        overrides: Values by key, such as ``{"training.epochs": 5}``; not for a recipe that is one already.
+        recipe: A file, the name of a recipe that the library carries, the content of a recipe, or a recipe.
+        out: Run folder; runs/NAME where None.
+        overrides: Values by key, such as ``{"training.epochs": 5}``; not with a :class:`Recipe`.
         resume: Go on in a folder that this recipe began.
-        overwrite: Replace a run folder that is there.
+        overwrite: Replace a run folder that exists.
 
     Returns:
-        What evaluation found, as :func:`results` reads it again.
+        Results of the evaluation, as :func:`results` reads them again.
 
     Raises:
         SuperWeightError: What :func:`load_recipe`, :func:`train_run` and :func:`evaluate_run` raise.
-        TrainingStopped: A signal; everything is saved.
+        TrainingStopped: A signal came; everything is saved.
 
     Example:
         >>> import tempfile, superweight_ensembles as swe
@@ -260,7 +260,7 @@ def _text(value: object) -> str:
 
 
 def results(folder: str | Path) -> RunResults:
-    """What evaluation found of a run: see :class:`RunResults`.
+    """Read the results of an evaluated run: see :class:`RunResults`.
 
     Raises:
         SuperWeightError: No run folder, one that was not evaluated, or damaged results.
@@ -271,11 +271,7 @@ def results(folder: str | Path) -> RunResults:
 
 
 def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
-    """Members and plan of a recipe that :func:`train_run` would take: nothing is trained, no files of data are read.
-
-    Raises:
-        SuperWeightError: What a training of the recipe would refuse, but for what only those files tell.
-    """
+    """Members and plan of a recipe, checked as :func:`train_run` does, without training or reading files of data."""
     members, plan = recipe.prepare()
     check_saved_teacher(recipe)
     check_init_from(recipe, members)
@@ -285,7 +281,7 @@ def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
 
 
 def hold_to_data(folder: Path, data: ImageData) -> None:
-    """Write down of which data a folder is when it begins, and hold data against that from then on."""
+    """Write down what tells the data of a new folder apart, or refuse data that are not those of a folder."""
     known = folder / "data.json"
     if known.is_file():
         check_same_data(folder, read_json(known), data.fingerprint(), data)
@@ -294,7 +290,7 @@ def hold_to_data(folder: Path, data: ImageData) -> None:
 
 
 def check_data(recipe: Recipe, data: ImageData, shard: tuple[int, int] = (0, 1)) -> None:
-    """Refuse data that every training, and the exits, of a recipe cannot take."""
+    """Refuse data that a training of the recipe, or its exits, cannot take."""
     training_loader(data, recipe.training, shard=shard)
     training_loader(data, recipe.shared_training(), shard=shard)
     if recipe.anytime is not None:
@@ -302,7 +298,7 @@ def check_data(recipe: Recipe, data: ImageData, shard: tuple[int, int] = (0, 1))
 
 
 def _train_stages(run: RunContext, plan: SharingPlan) -> None:
-    """The widths, the search and every arm, or those of them that are not done."""
+    """Learn widths, search and train every arm, as far as that is not done."""
     recipe, folder, first = run.recipe, run.folder, run.processes.on_rank_zero
     if recipe.learn_widths is not None:
         run = replace(run, members=learned_members(run))
@@ -324,7 +320,7 @@ def _train_stages(run: RunContext, plan: SharingPlan) -> None:
 
 
 def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None:
-    """Train one arm to its end; the shared one alone has a teacher, un-ties and may be fine-tuned."""
+    """Train one arm to its end; only the shared one has a teacher, un-ties and may be fine-tuned."""
     recipe, folder = run.recipe, run.folder
     hooks: list[Hook | None] = []
     config = recipe.training
@@ -349,7 +345,7 @@ def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None
 
 
 def _keep_best(folder: Path) -> None:
-    """Remove the checkpoints of an arm that is trained, but for its best epoch's."""
+    """Remove the checkpoints of a trained arm, except its best epoch's."""
     Checkpoints(folder / CHECKPOINT_FOLDER).keep_best(as_content(_training_of(folder).history))
 
 
@@ -358,7 +354,7 @@ def arms_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def training_order(recipe: Recipe) -> tuple[str, ...]:
-    """The arms in the order in which they are trained: what another starts from, or learns from, before it."""
+    """The arms in training order: an arm that another starts or learns from comes before it."""
     reverse = recipe.trains_its_start or recipe.taught_by(INDEPENDENT)
     return arms_of(recipe)[::-1] if reverse else arms_of(recipe)
 
@@ -368,15 +364,12 @@ def check_output_folder(
     recipe: Recipe,
     *,
     kind: str,
-    marks: Sequence[str],
-    contents: Collection[str],
+    marks: Sequence[str],  # files by which such a folder is known, in the order in which they are written
+    contents: Collection[str],  # all names that such a folder may hold
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Refuse a folder that must not be written to: somebody else's, begun with another recipe, or there unasked.
-
-    Such a folder is known by its ``marks``, files in the order in which they are written, and holds ``contents`` alone.
-    """
+    """Refuse a folder that must not be written to: of something else, of another recipe, or there unasked."""
     if resume and overwrite:
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
     if not folder.exists():
@@ -407,13 +400,10 @@ def check_output_folder(
 
 
 def first_difference(folder: Path, before: Recipe, now: Recipe) -> str:
-    """The first key in which two recipes of a folder differ, with what it says in both; empty where they train alike.
-
-    Where the folder holds what tells its data apart, that decides whether these are the same.
-    """
+    """The first key in which two recipes of a folder differ, with both values; empty where they train alike."""
     idle: dict[str, Collection[str]] = {"training": RESUMABLE, "fine_tuning": RESUMABLE}
     if (folder / "data.json").is_file():
-        idle["data"] = _WHERE_DATA_ARE
+        idle["data"] = _WHERE_DATA_ARE  # the fingerprint in that file decides whether the data are the same
 
     def what_counts(recipe: Recipe) -> dict[str, Any]:
         content = recipe.to_content()
@@ -425,7 +415,7 @@ def first_difference(folder: Path, before: Recipe, now: Recipe) -> str:
 
 
 def _difference(before: Any, now: Any, path: str = "") -> str:
-    """The first difference of plain data, by its path."""
+    """The first difference of plain data, with its path; empty where there is none."""
     if before == now:
         return ""
     if isinstance(before, dict) and isinstance(now, dict):
@@ -442,7 +432,7 @@ def _difference(before: Any, now: Any, path: str = "") -> str:
 def evaluate_run(folder: Path) -> RunResults:
     """Evaluate every arm of a trained run on the test data and write results.json; returns its content.
 
-    Several processes, which all call this, share the images out; the first alone measures time and writes.
+    In a process group, call it on every rank: ranks share the images, and the first alone measures time and writes.
     """
     recipe = read_run(folder)
     device = build_fabric(recipe.training).device
@@ -477,7 +467,7 @@ def evaluate_run(folder: Path) -> RunResults:
 
 
 def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
-    """Hold data against those that a run was trained with; other pixels alone, never trained on, are a warning."""
+    """Refuse data that are not those of a run; where only pixels differ that were never trained on, warn."""
     try:
         hold_to_data(folder, data)
     except SuperWeightError:
@@ -492,7 +482,7 @@ def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
             )
         )
         if any(before.get(key) != now[key] for key in decided) or (tested - known) & seen:
-            raise
+            raise  # other labels, or test images that were trained on
         new = data.unknown_images(before)
         named = f" (such as {', '.join(new[:3])})" if new else ""
         _LOG.warning(
@@ -521,11 +511,7 @@ def _measure_arm(
 
 
 def read_run(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        SuperWeightError: No run folder.
-    """
+    """Read the recipe of a run folder."""
     with accessing(folder, "read"):
         if not (folder / "recipe.yaml").is_file():
             raise SuperWeightError(f"{folder} is no run folder: superweights train RECIPE --out {folder} makes one")
@@ -539,7 +525,7 @@ def read_run(folder: Path) -> Recipe:
 
 
 def read_results(folder: Path) -> tuple[RunResults, SharingPlan]:
-    """The results of an evaluated run, and the plan that its shared ensemble ended with."""
+    """Read the results of an evaluated run, and the plan that its shared ensemble ended with."""
     read_run(folder)
     if not (folder / "results.json").is_file():
         raise SuperWeightError(f"{folder} has no results yet: superweights evaluate {folder} writes them")
@@ -548,7 +534,7 @@ def read_results(folder: Path) -> tuple[RunResults, SharingPlan]:
 
 
 def read_search(folder: Path) -> tuple[SearchRecord, dict[str, SharingPlan]] | None:
-    """What the search of a trained run saw, and its plans, first to last, by what they are; None without a search."""
+    """Read what a run's search saw, and the plans by name, first to last; None without a search."""
     if not (folder / "search" / "search.json").is_file():
         return None
     plans = {"before the search": read_plan(folder / "search"), "found": read_plan(folder)}
@@ -569,35 +555,20 @@ def trained_arm(folder: Path, arm: str) -> Path:
 
 
 def _training_of(folder: Path) -> TrainedArm:
-    """What the training of an arm came to."""
+    """Read the record of an arm's training."""
     return read_as(TrainedArm, folder / "training.json", "train the arm again")
 
 
 def _final_plan(folder: Path) -> SharingPlan:
-    """The plan that the shared ensemble ended with; results that were moved without ensembles have the first alone."""
-    ended = folder / "shared" / "ensemble"
+    """The plan that the shared ensemble ended with."""
+    ended = folder / "shared" / "ensemble"  # not there where results were moved without ensembles
     return read_plan(ended if (ended / "plan.json").is_file() else folder)
 
 
 def export_run_member(
     run: Path, member: str, *, format: str, arm: str = "shared", out: Path | None = None, overwrite: bool = False
 ) -> Path:
-    """Export one member of a trained run.
-
-    Args:
-        run: What ``superweights train`` made.
-        member: Its name.
-        format: Of :data:`FORMATS`.
-        arm: ``shared`` or ``independent``.
-        out: The file; RUN/export/MEMBER, or RUN/export/independent/MEMBER, with the format's ending where None.
-        overwrite: Replace a file that is there.
-
-    Returns:
-        The file.
-
-    Raises:
-        SuperWeightError: An unknown format, arm or member, or whatever :func:`export_member` raises.
-    """
+    """Export one member of a trained run to a file, and return its path."""
     if format not in FORMATS:
         raise unknown_name("export format", format, FORMATS)
     ensemble = SuperWeightEnsemble.load(_arm_folder(run, arm))
@@ -612,20 +583,7 @@ def export_run_member(
 
 
 def export_run_cascade(run: Path, *, arm: str = "shared", out: Path | None = None, overwrite: bool = False) -> Path:
-    """Export the calibrated cascade of a trained run.
-
-    Args:
-        run: What ``superweights train`` made and ``superweights evaluate`` calibrated.
-        arm: ``shared`` or ``independent``.
-        out: The folder; RUN/export/cascade, or RUN/export/independent/cascade, where None.
-        overwrite: Replace an exported cascade that is there.
-
-    Returns:
-        The folder.
-
-    Raises:
-        SuperWeightError: An unknown arm, no calibrated cascade, or whatever :func:`export_cascade` raises.
-    """
+    """Export the calibrated cascade of a trained run to a folder, and return its path."""
     folder = _arm_folder(run, arm)
     predictor = AnytimePredictor.load(folder) if (folder / "anytime.json").is_file() else None
     if predictor is None or predictor.policy is None:
@@ -656,7 +614,7 @@ def _default_folder(run: Path, arm: str) -> Path:
 
 
 def _image_shape(run: Path) -> tuple[int, ...]:
-    """That of the run's data, from its results where there are any."""
+    """Shape of the run's images, from its results where there are any."""
     if (run / "results.json").is_file():
         dataset = read_json(run / "results.json").get("dataset")
         shape = dataset.get("image_shape") if isinstance(dataset, dict) else None

@@ -52,7 +52,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """What a run was begun on."""
+    """Provenance of the start of a run."""
 
     format: int = RUN_FORMAT
     name: _Noted
@@ -90,25 +90,15 @@ class DatasetFacts(DataSizes):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One record of a training's log. Its numbers may be NaN or infinite: a training that diverged is a result too.
+    """One record of a training's log."""
 
-    Attributes:
-        epoch: From 1.
-        lr: Learning rate of its last step.
-        train_loss: Mean over its steps, by member.
-        skipped_steps: Steps that were left out because their loss was not finite.
-        validation: None where it was not time.
-        seconds: Of training and validation.
-        widths: By member and path, where members learn some.
-    """
-
-    epoch: Count
-    lr: float
-    train_loss: dict[Name, float | None]
-    skipped_steps: Annotated[Count, Field(default=0)]
-    validation: Validation | None
-    seconds: float
-    widths: dict[Name, dict[Name, _Width]] | None = None
+    epoch: Count  # from 1
+    lr: float  # of its last step
+    train_loss: dict[Name, float | None]  # mean over its steps, by member; NaN or infinite where a training diverged
+    skipped_steps: Annotated[Count, Field(default=0)]  # left out because their loss was not finite
+    validation: Validation | None  # None in an epoch that is not validated
+    seconds: float  # of training and validation
+    widths: dict[Name, dict[Name, _Width]] | None = None  # by member and path, where members learn some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,14 +116,14 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedArm(Training):
-    """What the training of an arm came to."""
+    """Record of an arm's training."""
 
     history: Annotated[tuple[Epoch, ...], Field(max_length=100_000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartError:
-    """How far one generated weight was from the trained one that it should start as."""
+    """Distance of one generated weight from the trained one that it should start as."""
 
     member: Name
     parameter: str
@@ -142,7 +132,7 @@ class StartError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartRecord:
-    """The trained members that a shared arm started from, and how near it came."""
+    """The trained members that a shared arm started from, and the errors of that start."""
 
     init_from: str
     mean_error: float
@@ -151,7 +141,7 @@ class WarmStartRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedMetrics:
-    """Of one member."""
+    """Metrics of one member."""
 
     name: Name
     metrics: Metrics
@@ -159,7 +149,7 @@ class NamedMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmStartResult(WarmStartRecord):
-    """The same, and how well the arm did on test images before any training of its own."""
+    """A warm start, and the metrics of the arm on test images before any training of its own."""
 
     ensemble: Metrics
     members: tuple[NamedMetrics, ...]
@@ -167,31 +157,22 @@ class WarmStartResult(WarmStartRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResults(Evaluation):
-    """What evaluation found of one arm.
+    """Evaluation of one arm."""
 
-    Attributes:
-        name: ``shared`` or ``independent``.
-        num_parameters: Trainable scalars of the ensemble.
-        independent_parameters: Trainable scalars of its members apart.
-        anytime: With an anytime section.
-        shift: With an uncertainty section.
-        warm_start: Where the arm started from trained members.
-    """
-
-    name: Name
-    num_parameters: Count
-    independent_parameters: Count
+    name: Name  # "shared" or "independent"
+    num_parameters: Count  # trainable scalars of the ensemble
+    independent_parameters: Count  # trainable scalars of its members apart
     budget: Count
     training: Training
     history: Annotated[tuple[Epoch, ...], Field(max_length=100_000)]
-    anytime: AnytimeResult | None = None
-    shift: Shift | None = None
-    warm_start: WarmStartResult | None = None
+    anytime: AnytimeResult | None = None  # with an anytime section
+    shift: Shift | None = None  # with an uncertainty section
+    warm_start: WarmStartResult | None = None  # where the arm started from trained members
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthEpoch:
-    """The widths after an epoch, by member and path."""
+    """Widths after an epoch, by member and path."""
 
     epoch: Count
     widths: dict[Name, dict[Name, _Width]]
@@ -199,16 +180,16 @@ class WidthEpoch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResults:
-    """What evaluation found of a run.
+    """Results of evaluating a run.
 
     Attributes:
         format: Format of results.json.
         name: Name of the recipe.
         seed: Seed of the recipe.
         provenance: Versions and hardware of the evaluation.
-        dataset: The data that were evaluated on.
+        dataset: Data set of the evaluation.
         recipe: Content of the recipe.
-        arms: The shared one first; all of the same members.
+        arms: Results of each arm, the shared one first; all have the same members.
         widths: Widths by epoch, where members learned theirs before anything was shared.
     """
 
@@ -229,7 +210,7 @@ class RunResults:
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def table_rows(self) -> list[tuple[str, ...]]:
-        """What tables show of members, then of the ensemble; of each, the arms below each other. First the headings."""
+        """Rows of a table: headings, then the arms of each member, then the arms of the ensemble."""
         rows: list[tuple[str, ...]] = [("", "", *TABLE_HEADINGS)]
         for members in zip(*(arm.members for arm in self.arms)):
             for arm, one in zip(self.arms, members):
@@ -272,28 +253,20 @@ class RunResults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchedCluster:
-    """What a search saw of one first cluster.
-
-    Attributes:
-        name: Of the cluster.
-        targets: The anchor's first.
-        anchors: How many are the anchor's.
-        similarity: Cosines of those that were compared, a row a target; None for the others.
-        sets: For each target, the final cluster, numbered within this first one.
-        leaders: For each target, the place of the anchor's target that it goes with.
-    """
+    """Record of a search in one first cluster."""
 
     name: Name
-    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]
-    anchors: Count
+    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]  # the anchor's first
+    anchors: Count  # number of the anchor's targets
+    # cosines of those that were compared, a row a target; None for the others
     similarity: tuple[tuple[_Number | None, ...] | None, ...]
-    sets: tuple[Count, ...]
-    leaders: tuple[Count, ...]
+    sets: tuple[Count, ...]  # for each target, the final cluster, numbered within this first one
+    leaders: tuple[Count, ...]  # for each target, the place of the anchor's target that it goes with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchRecord:
-    """What a search saw, and the fingerprint of the plan that it made of it; k-means has no threshold and no anchor."""
+    """Record of a search, and the fingerprint of the plan that it made; k-means has no threshold and no anchor."""
 
     format: int = SEARCH_FORMAT
     similarity: Annotated[Name, Field(default="gradient")]
@@ -307,7 +280,7 @@ class SearchRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedWidth:
-    """Neurons of a layer, and the rate of the distribution that they come from."""
+    """Number of neurons of a layer, and the rate of the distribution that it comes from."""
 
     width: int
     rate: float
@@ -323,13 +296,13 @@ class WidthRecord:
 
 
 def fields_of(record: Any, kind: Any = None) -> dict[str, Any]:
-    """The fields of a record, or those that it has of another type, to make another record with."""
+    """The fields of a record, or those that a type names, to make another record with."""
     return {field.name: getattr(record, field.name) for field in fields(kind or record)}
 
 
 @contextmanager
 def naming_files(*files: Path) -> Iterator[None]:
-    """Blame the files for numbers that have their types and cannot be drawn all the same."""
+    """Blame the files for numbers that have their types and still cannot be drawn."""
     listed = ", ".join(map(str, files))
     try:
         with naming(*files):

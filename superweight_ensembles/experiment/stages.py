@@ -89,17 +89,17 @@ ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """What all stages of a run share; ``progress_of`` gives each, by name, what is called after every step."""
+    """What all stages of a run share."""
 
     recipe: Recipe
     members: dict[str, nn.Module]
     data: ImageData
     folder: Path
     processes: Processes
-    progress_of: ProgressOf | None
+    progress_of: ProgressOf | None  # gives each stage, by name, the callback after every step
 
     def begun(self, stage: str) -> bool:
-        """Whether a training was begun in the folder of this stage."""
+        """Whether the training in the folder of this stage was begun."""
         return self.processes.on_rank_zero((self.folder / stage / "log.jsonl").exists)
 
     def progress(self, stage: str) -> Callable[[TrainProgress], None] | None:
@@ -110,10 +110,7 @@ class RunContext:
 
 
 def learned_members(run: RunContext) -> dict[str, nn.Module]:
-    """Members with the widths that they learn in this stage, apart from each other, or have learned before.
-
-    They have new start values; frozen widths, or plain layers where the recipe keeps no importance.
-    """
+    """Members of the widths that they learn in this stage, or have learned before, with new start values."""
     recipe, first, own = run.recipe, run.processes.on_rank_zero, run.folder / _WIDTHS
     assert recipe.learn_widths is not None, "there is such a stage"
     if not first((own / "widths.json").is_file):
@@ -141,12 +138,12 @@ def learned_members(run: RunContext) -> dict[str, nn.Module]:
             sizes = {path: (one["width"], one["rate"]) for path, one in learned.get(name, {}).items()}
             adopt_widths(module, sizes, torch.Generator().manual_seed(recipe.seed))
             if not recipe.learn_widths.keep_importance:
-                drop_importance(module)
+                drop_importance(module)  # leaves plain layers
     return fresh
 
 
 def learned_widths(folder: Path) -> tuple[WidthEpoch, ...] | None:
-    """The widths that members learned in the stage, epoch by epoch; None where there was none."""
+    """Widths that members learned in the stage, epoch by epoch; None without such a stage."""
     return _read_widths(folder).history if (folder / _WIDTHS / "widths.json").is_file() else None
 
 
@@ -192,7 +189,7 @@ def _search_method(recipe: Recipe) -> SearchMethod:
 
 
 def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder: Path, *, overwrite: bool) -> None:
-    """Refuse, before anything is trained, a saved ensemble that a run cannot start from, or is about to replace."""
+    """Refuse, before any training, a saved ensemble that a run cannot start from, or is about to replace."""
     given = recipe.sharing.init_from
     if given is None or ((folder / "shared" / WARM_START_FILE).is_file() and not overwrite):
         return
@@ -204,13 +201,13 @@ def check_trained_members(recipe: Recipe, members: dict[str, nn.Module], folder:
 
 
 def check_init_from(recipe: Recipe, members: dict[str, nn.Module]) -> None:
-    """Read the trained members that a recipe names by their folder, if it does: whether they are those."""
+    """Refuse a saved ensemble in ``sharing.init_from`` that is not one of these members."""
     if recipe.sharing.init_from is not None:
         _trained(Path(recipe.sharing.init_from), members)
 
 
 def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
-    """Give the shared arm its start from trained members: found once, and read again by a run that is resumed."""
+    """Start the shared arm from trained members: computed once, and read again by a run that is resumed."""
     own, sharing = run.folder / "shared", run.recipe.sharing
     if not (own / WARM_START_FILE).is_file():
         source = _MEMBERS
@@ -234,29 +231,22 @@ def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmPredictions:
-    """What an arm answers on images that processes have shared out; whole on the first process alone.
+    """Predictions of an arm; processes share the images, and the first process alone has all of them."""
 
-    Attributes:
-        tested: On test images.
-        held: On validation images, where there are some and the recipe asks for exits or uncertainty.
-        started: As the arm was before its training, on test images; None where it started at random.
-        truncated: Of the members and their truncations, on validation and test images, where the recipe asks for some.
-        corrupted: What it answers on corrupted test images, as metrics.
-        others: The name of another data set, and the answers on its test images, where the recipe asks for it.
-    """
-
-    tested: Predictions
-    held: Predictions | None
-    started: Predictions | None
+    tested: Predictions  # on test images
+    held: Predictions | None  # on validation images, where there are some and the recipe asks for exits or uncertainty
+    started: Predictions | None  # of the arm before its training, on test images; None where it started at random
+    # members and their truncations, and their predictions on validation and test images, where asked for
     truncated: tuple[dict[str, nn.Module], Predictions, Predictions] | None
-    corrupted: tuple[CorruptedResult, ...]
+    corrupted: tuple[CorruptedResult, ...]  # on corrupted test images
+    # name of another data set, and predictions on its test images, where asked for
     others: tuple[str, Predictions] | None
 
 
 def predictions_of(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, folder: Path, processes: Processes
 ) -> ArmPredictions:
-    """Every answer of an arm that its evaluation asks for; each process runs the members on its rows."""
+    """Compute every prediction that an arm's evaluation needs; each process runs the members on its rows."""
     device = first_parameter({"": ensemble}).device
 
     def rows(split: str, whole: ImageData = data) -> ImageLoader:
@@ -288,7 +278,7 @@ def predictions_of(
 
 
 def warm_results(folder: Path, table: Predictions | None) -> WarmStartResult | None:
-    """How near an arm started, and how well it did before any training of its own; None where it started at random."""
+    """How near an arm started, and its metrics before any training of its own; None where it started at random."""
     if table is None:
         return None
     record = read_as(WarmStartRecord, folder / WARM_START_FILE, "train the shared arm again")
@@ -312,14 +302,12 @@ def _trained(folder: Path, members: dict[str, nn.Module]) -> SuperWeightEnsemble
 def measure_anytime(
     recipe: Recipe, ensemble: SuperWeightEnsemble, data: ImageData, answers: ArmPredictions, folder: Path
 ) -> AnytimeResult:
-    """The anytime section of an arm's results; the calibrated policy goes beside the ensemble.
-
-    Answers on validation images fit thresholds; those on test images make figures.
-    """
+    """Measure the anytime section of an arm's results, and save the calibrated policy beside the ensemble."""
     settings, held = recipe.anytime, answers.held
     assert settings is not None and held is not None, "the caller has looked, and there are validation images"
     device = next(ensemble.parameters()).device
     chosen_on = held if settings.order == "greedy" else None
+    # Validation images fit thresholds, test images make figures.
     predictor = AnytimePredictor(ensemble, settings.order, loader=chosen_on, input_shape=data.image_shape)
     test = evaluated(recipe, data, "test", device)
     found = measure_curves(predictor, held, test, tested=answers.tested, **settings.curve_options())
@@ -330,13 +318,10 @@ def measure_anytime(
 
 
 def measure_shift(ensemble: SuperWeightEnsemble, answers: ArmPredictions) -> Shift:
-    """What an arm knows of corrupted test images, and of those of another data set.
-
-    Answers on validation images fit a temperature; those on test images are judged.
-    """
+    """Measure what an arm knows of corrupted test images, and of those of another data set."""
     found = Shift(corrupted=answers.corrupted)
     if answers.held is not None:
-        found = replace(found, tempered=measure_tempered(answers.held, answers.tested))
+        found = replace(found, tempered=measure_tempered(answers.held, answers.tested))  # fitted on the first alone
     if answers.others is None:
         return found
     name, table = answers.others
@@ -345,7 +330,7 @@ def measure_shift(ensemble: SuperWeightEnsemble, answers: ArmPredictions) -> Shi
 
 
 def _other_data(recipe: Recipe, data: ImageData) -> tuple[str, ImageData]:
-    """The other data set of an uncertainty section, normalised as a run's own."""
+    """The other data set of an uncertainty section, normalised as the run's own."""
     settings = recipe.uncertainty
     assert settings is not None and settings.others is not None, "the caller has looked"
     name = settings.others.name
@@ -368,7 +353,7 @@ def evaluated(
     corruption: Corruption | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> ImageLoader:
-    """The images of a split as a recipe evaluates on them, or corrupted; every process has batches of its size."""
+    """Batches of a split as a recipe evaluates them, or corrupted; each process has batches of the recipe's size."""
     size = recipe.evaluation.batch_size * shard[1]
     return data.loader(split, size, device=device, corruption=corruption, shard=shard)
 

@@ -23,7 +23,7 @@ from superweight_ensembles.training import EACH_OTHER, TrainConfig, build_fabric
 
 
 def result_table(results: RunResults) -> Table:
-    """Members, then the ensemble; of each the arms below each other. At most 80 columns for usual names."""
+    """Table of members, then of the ensemble, the arms of each below each other; 80 columns for usual names."""
     dataset = results.dataset
     headings, *rows = results.table_rows()
     table = _table(
@@ -44,7 +44,7 @@ def result_table(results: RunResults) -> Table:
 
 
 def anytime_table(results: RunResults) -> Table | None:
-    """The calibrated cascade beside all members, and the areas of the curves; None without an anytime section."""
+    """Table of the calibrated cascade beside all members, and areas of curves; None without an anytime section."""
     found = [(arm.name, arm.anytime) for arm in results.arms if arm.anytime is not None]
     if not found:
         return None
@@ -73,7 +73,7 @@ def anytime_table(results: RunResults) -> Table | None:
 
 
 def uncertainty_table(results: RunResults) -> Table | None:
-    """What the ensembles know of what they do not know; None for results of before."""
+    """Table of the uncertainty of the ensembles; None for results of older versions without any."""
     rows = uncertainty_rows(results)
     if not rows:
         return None
@@ -88,7 +88,7 @@ def uncertainty_table(results: RunResults) -> Table | None:
 
 
 def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
-    """What is known of uncertainty, by what it is: a text for each arm, empty where an arm has none."""
+    """Measures of uncertainty by label: a text for each arm, empty where an arm has none."""
     every: list[dict[str, str]] = []
     for arm in results.arms:
         texts: dict[str, str] = {}
@@ -117,10 +117,7 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
 
 
 def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
-    """One row an arm, at most 80 columns for usual names: quality, early answers of arms with exits, cost.
-
-    Mean and deviation over seeds.
-    """
+    """Tables of one row an arm, 80 columns for usual names: quality, early answers of arms with exits, cost."""
     arms, dataset, seeds = comparison.arms, comparison.dataset, len(comparison.seeds)
     fewer = any(arm.summary["accuracy"].n < seeds for arm in arms)
     quality = _table(
@@ -163,7 +160,7 @@ def comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
 
 
 def _early_table(arms: Sequence[ComparedArm], first: ComparedArm) -> Table:
-    """Areas of the cascades, the accuracy of their first answers, and quality at a fitted temperature."""
+    """Table of cascades: areas, accuracy of their first answers, and quality at a fitted temperature."""
     table = _table(
         ("", "area %", "ours minus it", "first %", "NLL (T)", "ECE (T)"),
         caption="area: mean accuracy of the cascade over the logarithm of the FLOPs; first: accuracy of its cheapest "
@@ -186,7 +183,7 @@ def _early_table(arms: Sequence[ComparedArm], first: ComparedArm) -> Table:
 
 
 def _table(columns: Sequence[str], *, caption: str, title: str | None = None, close: bool = False) -> Table:
-    """Without rows; what has no heading stands on the left."""
+    """A table without rows; columns without a heading are aligned left."""
     padding = (0, 1, 0, 0) if close else (0, 1, 0, 1)
     table = Table(title=None if title is None else cell(title), caption=caption, box=SIMPLE, padding=padding)
     for column in columns:  # where there is little room, names are folded, and numbers stay whole
@@ -204,14 +201,10 @@ def preview_lines(
     recipe: Recipe,
     members: dict[str, nn.Module],
     plan: SharingPlan,
-    flops_per_second: float | None = None,
-    processes: int = 1,
+    flops_per_second: float | None = None,  # rate for the shared ensemble's time; None: all trainings are timed here
+    processes: int = 1,  # the mesh is told of several
 ) -> list[str]:
-    """The sharing table, the stages that change it, memory and time of the training.
-
-    The time is that of the shared ensemble at ``flops_per_second``; where None, all trainings are timed here. Of
-    several processes, the mesh is told.
-    """
+    """Lines of the sharing table, the stages that change it, and memory and time of the training."""
     lines, sharing = [str(plan)], recipe.sharing
     if recipe.learn_widths is not None:
         epochs = recipe.learn_widths.epochs
@@ -227,7 +220,7 @@ def preview_lines(
 def _estimate(
     recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, flops_per_second: float | None, processes: int
 ) -> list[str]:
-    """What the training would take, in lines."""
+    """Lines of what the training would take."""
     try:
         estimate = recipe.estimate(members, plan)
     except SuperWeightError as error:  # the plan stands all the same
@@ -242,7 +235,7 @@ def _estimate(
 
 
 def _mesh_lines(config: TrainConfig, plan: SharingPlan, estimate: TrainingEstimate, processes: int) -> list[str]:
-    """How several processes would divide the training, or what to write for that."""
+    """Lines of how several processes would divide the training, or of what to write for that."""
     mesh = config.mesh if isinstance(config.mesh, Mapping) else "auto"
     found, of_rows = (
         estimate_on_mesh(estimate, plan, processes, one, config.sync_batch_norm, config.shard_moments)
@@ -267,7 +260,7 @@ def _mesh_lines(config: TrainConfig, plan: SharingPlan, estimate: TrainingEstima
 def _time_lines(
     recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, estimate: TrainingEstimate
 ) -> list[str]:
-    """What the verbs take here, with every arm that they train, measured."""
+    """Lines of the measured time that ``train`` and ``evaluate`` take here, with every arm."""
     try:
         device = build_fabric(recipe.training).device
     except SuperWeightError as error:
@@ -296,7 +289,7 @@ def _time_lines(
 def estimate_lines(
     estimate: TrainingEstimate, flops_per_second: float | None, rate_from: str, *, taught: bool = False
 ) -> list[str]:
-    """Memory of a step and FLOPs; and time, at a rate and with the words where that comes from; no teacher's costs."""
+    """Lines of memory and FLOPs of a step, and of the time at a rate, without the costs of a teacher."""
     kind = "bfloat16" if estimate.bfloat16 else "float32"
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
     parts = f" in {estimate.micro_batches} parts" if estimate.micro_batches > 1 else ""

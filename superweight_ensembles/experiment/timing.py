@@ -51,7 +51,7 @@ _CASCADE_SHARE = 0.75  # of all members' time, that a cascade of its curve takes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stage:
-    """A training of a run, and batches of training images that are read besides, for gradients."""
+    """A training of a run."""
 
     name: str
     members: dict[str, nn.Module]
@@ -59,16 +59,13 @@ class _Stage:
     config: TrainConfig
     hooks: tuple[Hook, ...] = ()
     searched: bool = False
-    gradient_passes: float = 0.0
+    gradient_passes: float = 0.0  # over the training images, besides its epochs
 
 
 def time_run(
     recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan, size: TrainingEstimate
 ) -> dict[str, float]:
-    """Seconds of every stage of a run, in order, and of its evaluation, by name.
-
-    Members and plan are those that it begins with; ``size`` is what a step takes by count.
-    """
+    """Seconds of every stage of a run that begins with these members and plan, in order, and of its evaluation."""
     device = build_fabric(recipe.training).device
     rate = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training), seconds=0.2)
     options = recipe.data.options
@@ -133,7 +130,7 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
 def _seconds_of(
     stage: _Stage, recipe: Recipe, step_guess: float, num_train: int | None, num_validation: int | None
 ) -> float:
-    """Of a whole stage: of its steps, and of what comes at the end of each epoch and of those that are validated."""
+    """Seconds of a whole stage: steps, ends of epochs, and validations."""
     config = stage.config
     guess = step_guess + _MEMBER_FLOOR * len(stage.members)
     batch = min(config.batch_size, max(8, round(config.batch_size * _LONG_STEP / guess)))
@@ -165,7 +162,7 @@ def _seconds_of(
 
 
 class _Clock:
-    """Called by a training: seconds of its steps, and from the last step of an epoch to the first of the next."""
+    """Training callback: seconds of steps, and from the last step of an epoch to the first of the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.steps: list[float] = []
@@ -190,7 +187,7 @@ class _Clock:
 
 
 def _made_up(recipe: Recipe, num_train: int, num_validation: int) -> ImageData:
-    """Images of a data set's shape and number of classes, of noise."""
+    """Images of noise, of a data set's shape and number of classes."""
     shape, (classes, _) = recipe.image_shape, recipe.classes_and_channels()
     assert shape is not None and classes is not None, "a step was counted with both"
 
@@ -206,7 +203,7 @@ def _made_up(recipe: Recipe, num_train: int, num_validation: int) -> ImageData:
 def _evaluation_seconds(
     recipe: Recipe, members: dict[str, nn.Module], num_validation: int | None, device: torch.device
 ) -> float | None:
-    """Of one arm; None where only files tell how many images there are."""
+    """Seconds of evaluating one arm; None where only files tell how many images there are."""
     num_test = num_test_images(recipe.data.name, recipe.data.options)
     if num_test is None:
         return None

@@ -47,27 +47,14 @@ class TargetGroup:
 
 def group_targets(
     targets: Sequence[Target],
-    rule: ClusterRule,
+    rule: ClusterRule,  # as plan_sharing takes it; targets that no glob names stay their member's own
     *,
     bins: int = 4,
     num_groups: int | None = None,
     seed: int = 0,
     kernels: Kernels = "apart",
 ) -> tuple[TargetGroup, ...]:
-    """Partition targets into clusters. Plain matrices are of one kind, whatever layer reads them, but for ``type``.
-
-    Args:
-        targets: Targets of all members, member after member, each in construction order.
-        rule: One of ``CLUSTER_RULES``, as :func:`plan_sharing` says them, or a mapping of cluster names to globs over
-            ``member.parameter`` names. Targets that no glob names stay their member's own.
-        bins: Depth bins B of a member.
-        num_groups: Number of groups that ``random`` makes.
-        seed: Seed of its draw.
-        kernels: ``apart`` or ``centre``.
-
-    Raises:
-        SuperWeightError: Unknown rule, an option that it does not read, no bins, more random groups than targets, a
-            glob without targets, a target in two clusters.
+    """Partition targets, given member after member in construction order, into clusters.
 
     Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
@@ -147,7 +134,7 @@ def _depth_bins(targets: Sequence[Target], bins: int, kernels: Kernels) -> list[
 
 
 def _at_random(targets: Sequence[Target], num_groups: int, seed: int) -> list[TargetGroup]:
-    """Groups whose numbers of layers differ by one at most."""
+    """Random groups whose numbers of layers differ by one at most."""
     order = list(range(len(targets)))
     random.Random(seed).shuffle(order)
     return [
@@ -187,7 +174,7 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> li
 
 
 def check_count(number: object, name: str, most: float = math.inf, unit: str = "", hint: str = "") -> None:
-    """Refuse what is no whole number from 1 to a most."""
+    """Refuse a value that is no whole number from 1 to ``most``."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise SuperWeightError(f"{name} must be a positive integer{hint}; got {number!r:.40}")
     if number > most:
@@ -195,7 +182,7 @@ def check_count(number: object, name: str, most: float = math.inf, unit: str = "
 
 
 def check_seed(seed: int, what: str) -> None:
-    """Refuse what no generator of random numbers takes as a seed."""
+    """Refuse a seed that random generators do not take."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
 
@@ -213,13 +200,13 @@ def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what:
 
 
 def mixed_kernels(group: TargetGroup) -> tuple[str, ...]:
-    """The kinds and kernels of a group that SuperWeights cannot have together; empty where they can."""
+    """Kinds and kernels of a group that cannot be SuperWeights of one cluster; empty where they can."""
     families = {target.family(group.kernels) for target in group.targets}
     return tuple(_spellings(group.targets)) if len(families) > 1 else ()
 
 
 def _label(targets: Sequence[Target]) -> str:
-    """A kind and a kernel, or what they have in common."""
+    """Name of the kind and kernel that targets have in common."""
     spellings, kinds = _spellings(targets), {target.kind for target in targets}
     if len(spellings) == 1:
         return spellings[0]
@@ -229,5 +216,5 @@ def _label(targets: Sequence[Target]) -> str:
 
 
 def _spellings(targets: Iterable[Target]) -> list[str]:
-    """Their kinds and kernels, as layers store them."""
+    """Kinds and kernels of targets, as layers store them."""
     return sorted({f"{target.kind} {spelled(target.kernel)}".strip() for target in targets})

@@ -39,7 +39,7 @@ _MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotNeed:
-    """What the allocator knows of a slot."""
+    """Costs of a slot, as the allocator sees them."""
 
     size: int  # numbers in one template
     num_users: int  # targets that compose from this slot
@@ -52,16 +52,13 @@ class SlotNeed:
 
 
 def minimum_cost(needs: Sequence[SlotNeed], count_all: bool = True) -> int:
-    """Trainable scalars with one template a slot, below which nothing fits."""
+    """Trainable scalars with one template a slot: the minimum of a budget."""
     fixed = sum(need.num_fixed for need in needs) if count_all else 0
     return fixed + sum(need.template_cost(count_all) for need in needs)
 
 
 def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all: bool = True) -> tuple[int, ...]:
-    """Spend a budget of ``minimum_cost(needs)`` or more on templates: returns how many each slot gets, ``cap`` at most.
-
-    One a slot, then one more at a time wherever it still fits: first a second template to every slot with more than one
-    user, then a third to every one with more than two, and so on; then the same whatever the number of users.
+    """Number of templates of each slot, ``cap`` at most, for a budget of ``minimum_cost(needs)`` or more.
 
     Source: Teterwak et al., WACV 2024
 
@@ -77,6 +74,8 @@ def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all:
     costs = [need.template_cost(count_all) for need in needs]
     left = budget - minimum_cost(needs, count_all)
     assert left >= 0, "the caller compares the budget with minimum_cost"
+    # First a second template to every slot with more than one user, then a third to every slot with more than two, and
+    # so on; then the same whatever the number of users.
     for limits in ([min(cap, need.num_users) for need in needs], [cap] * len(needs)):
         for sweep in range(1, cap):
             for index, cost in enumerate(costs):
@@ -90,11 +89,7 @@ def allocate(needs: Sequence[SlotNeed], budget: int, *, cap: int = 8, count_all:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetPolicy:
-    """How a budget may be spent on groups of targets; every option as :func:`plan_sharing` takes it.
-
-    Raises:
-        SuperWeightError: A value that is none, or an option that would do nothing.
-    """
+    """How a budget may be spent on groups of targets: options of :func:`plan_sharing`, checked."""
 
     generator: str = "superweight"
     ssn: SsnOptions | None = None
@@ -125,20 +120,20 @@ class BudgetPolicy:
 
     @property
     def count_all(self) -> bool:
-        """Whether coefficients count as well, or templates alone."""
+        """Whether coefficients count too, or templates alone."""
         return self.budget_counts == "all"
 
     @property
     def coefficient_form(self) -> CoefficientForm:
-        """Form in which SuperWeights hold their coefficients; those that are tied are vectors too."""
+        """Form of the coefficients of SuperWeights; tied ones are vectors too."""
         return "embedding" if self.coefficients == "embedding" else "vector"
 
     def superweight_minimum(self, group: TargetGroup) -> int:
-        """What the group costs with one template a slot."""
+        """Cost of a group with one template a slot."""
         return minimum_cost(_slot_needs(_draft_cluster(group, self), self), self.count_all)
 
     def ssn_options(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
-        """How layers of these shapes read a bank: as asked for, else in the way that costs a small budget least."""
+        """How layers of these shapes read a bank: as asked for, else the way that costs a small budget least."""
         if self.ssn is not None:
             return self.ssn
         mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")
@@ -150,7 +145,7 @@ class BudgetPolicy:
         return mixed if size >= _MOSTLY_BANK * budget or budget >= sum(map(math.prod, shapes)) else tiled
 
     def least(self, groups: Sequence[TargetGroup]) -> int:
-        """The least that the groups cost together."""
+        """Least cost of the groups together."""
         if self.generator == "superweight":
             return sum(self.superweight_minimum(group) for group in groups)
         if self.generator == "auto":
@@ -162,12 +157,12 @@ class BudgetPolicy:
         return sum(self.least_bank(group) for group in groups)
 
     def least_bank(self, group: TargetGroup) -> int:
-        """The least that a group of a Shapeshifter Network costs; a single layer may be a plain weight."""
+        """Least cost of a group of a Shapeshifter Network; a single layer may be a plain weight."""
         fewest = least_cost(group.shapes, self.ssn_options(group.shapes, 0), self.count_all)
         return min(fewest, group.num_weights) if _may_be_plain(group) else fewest
 
     def bank_cost(self, bank: PlannedCluster) -> int:
-        """What a group of a Shapeshifter Network costs, as this policy counts."""
+        """Cost of a group of a Shapeshifter Network, as this policy counts."""
         return bank.num_templates + (bank.num_coefficients if self.count_all else 0)
 
 
@@ -221,7 +216,7 @@ def _superweights(groups: Sequence[TargetGroup], budget: int, policy: BudgetPoli
 
 
 def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
-    """A cluster with one template a slot; targets ordered by slot so that their vectors stand side by side."""
+    """A cluster with one template a slot; targets ordered by slot, so that their vectors stand side by side."""
     kinds, kernels = {target.kind for target in group.targets}, {target.kernel for target in group.targets}
     flat = len(kinds) > 1 and all(math.prod(kernel) == 1 for kernel in kernels)
     most = 0 if flat else max(map(len, kernels))
@@ -263,7 +258,7 @@ def _padded(kernel: Shape, dimensions: int) -> Shape:
 
 
 def _slot_needs(draft: Cluster, policy: BudgetPolicy) -> list[SlotNeed]:
-    """What each slot of a cluster asks of the budget; with ``reserve_untied``, as if no coefficients were tied."""
+    """Costs of each slot of a cluster; with ``reserve_untied``, as if no coefficients were tied."""
     needs = []
     for index, (slot, block) in enumerate(zip(draft.slots, draft.blocks)):
         users = sum(target.slot >= index for target in draft.targets)
@@ -274,7 +269,7 @@ def _slot_needs(draft: Cluster, policy: BudgetPolicy) -> list[SlotNeed]:
 
 
 def _flat_banks(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy) -> Generated:
-    """A bank a group; and the groups of one layer whose share is as large as it: plain weights."""
+    """A bank for each group; a group of one layer is a plain weight where its share is as large as the layer."""
     most = [group.num_weights if _may_be_plain(group) else math.inf for group in groups]
     least = [policy.least_bank(group) for group in groups]
     shares = proportional_shares([group.num_weights for group in groups], least, most, budget)
@@ -303,7 +298,7 @@ def _bank(group: TargetGroup, budget: int, policy: BudgetPolicy) -> SsnGroup:
 
 
 def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> TargetGroup:
-    """All targets of some groups as one, with a name that none of the groups has; one that is alone keeps its own."""
+    """One group of all targets, with a name that no group has; a group that is alone is returned as it is."""
     if len(some) == 1:
         return some[0]
     taken = {group.name for group in groups}
@@ -317,7 +312,7 @@ def _joined(some: Sequence[TargetGroup], groups: Sequence[TargetGroup]) -> Targe
 def proportional_shares(
     sizes: Sequence[float], least: Sequence[float], most: Sequence[float], budget: int
 ) -> tuple[int, ...]:
-    """Split a budget in proportion to sizes, each share within its bounds; the least ones fit the budget together.
+    """Split a budget in proportion to sizes, each share within its bounds; all least ones must fit together.
 
     Example:
         >>> proportional_shares([100, 100, 200], [0, 30, 0], [math.inf, math.inf, 40], 100)

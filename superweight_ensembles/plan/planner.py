@@ -43,7 +43,7 @@ _OF_SUPERWEIGHTS = {
 
 
 class PlanOptions(TypedDict, total=False):
-    """What :func:`plan_sharing` takes besides members and budget, and says the meaning of."""
+    """Options of :func:`plan_sharing` besides members and budget; their meaning is explained there."""
 
     generator: str
     clusters: ClusterRule
@@ -93,7 +93,7 @@ class _SharingOptions(BudgetPolicy):
 
     @property
     def given_for_superweights(self) -> list[str]:
-        """Options other than their defaults that flat banks do not read."""
+        """Options with other values than their defaults that flat banks do not read."""
         return [name for name in _OF_SUPERWEIGHTS if getattr(self, name) != getattr(_SharingOptions, name)]
 
 
@@ -114,30 +114,30 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
         members: Networks by name, (name, network) pairs, or networks alone; they are read, never changed.
         budget: Trainable scalars as an int, or as a float the fraction of what the members own apart
             (0.83; above 1 to buy accuracy at unchanged inference cost).
-        **options: Any of those below.
+        **options: Any of the options below.
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
             be smaller than a layer (Shapeshifter Networks); ``auto`` (the default): SuperWeights where the budget
-            reaches their minimum, below it for those of the clusters that get theirs, and flat banks for the others:
-            one each, or one for all of them where there are less than 0.075 numbers a weight. What was given for a
-            generator that the budget makes no use of is said in a warning.
+            reaches their minimum. Below it, ``auto`` makes SuperWeights of the clusters whose share reaches theirs, and
+            flat banks of the others: one each, or one for all of them where there are less than 0.075 numbers a weight.
+            A warning names options for a generator that is not used at this budget.
         clusters: ``depth_bins`` (the default), ``shape`` (of one kind and shape), ``type`` (of one kind of layer),
             ``one`` (all), ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a
             cluster, unless ``kernels`` says otherwise.
         kernels: ``apart`` (the default): layers of one kernel size share; ``centre``: those of one kind do, a small
-            kernel as the centre of a large one, and a linear layer as that of any convolution. Trained no better
-            (docs/measured.md). Not with a search that splits clusters; with tied coefficients, layers of small kernels
-            start as small as those of large ones. At most 128 shapes in a cluster of several kernels.
-        bins: Depth bins B of a member, 4 unless given: a kernel has round(B x its share of the targets of the first
-            member that has it), at least one. ``depth_bins`` alone reads it.
-        num_groups: Clusters that ``random`` makes; it alone reads them.
-        group_seed: Of the draw of ``random``; 0 unless given.
+            kernel as the centre of a large one, and a linear layer as that of any convolution. It trained no better
+            (docs/measured.md). A search that splits clusters does not take it; with tied coefficients, layers of small
+            kernels start as small as those of large ones. A cluster of several kernels has at most 128 shapes.
+        bins: Depth bins B of a member, for ``depth_bins`` alone; 4 unless given. A kernel has round(B x its share of
+            the targets of the first member that has it) bins, at least one.
+        num_groups: Number of clusters, for ``random`` alone.
+        group_seed: Seed of ``random``; 0 unless given.
         ssn: How layers read a flat bank; unless given, the defaults of :class:`SsnOptions`, but in ``auto`` without
             coefficients of tiles where the budget is too small for them.
-        cap: Templates a slot at most; 8 unless given.
+        cap: Most templates of a slot; 8 unless given.
         coefficients: ``own`` (the default): a vector for each target and slot; ``tied``: one vector a slot, for all its
             targets; ``embedding``: each vector is an affine function of a small embedding.
-        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later
-            (:func:`untie_coefficients`); ``tied`` alone reads it.
+        reserve_untied: Whether to leave so much of the budget unspent that tied coefficients can be un-tied later
+            (:func:`untie_coefficients`), for ``tied`` alone.
         include: Globs of layers to generate as well (see :func:`find_targets`).
         exclude: Globs of layers to leave to their member.
         budget_counts: ``all`` (the default) trainable scalars (templates, coefficients, norms, biases, heads), or
@@ -145,7 +145,7 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
 
     Raises:
         SuperWeightError: A budget below the minimum (states the minimum) or no budget at all; no target left;
-            members of different class counts; a pattern that names nothing; an option that is none, or does nothing.
+            members of different class counts; a pattern that names nothing; an option that is unknown or does nothing.
 
     Source: Teterwak et al., WACV 2024; Plummer et al., ICLR 2022 (``ssn``).
     Differs from paper: the budget bounds every trainable scalar unless ``budget_counts="templates"``, and an
@@ -201,12 +201,7 @@ def independent_plan(members: Members) -> SharingPlan:
 def plan_groups(
     members: Sequence[PlannedMember], groups: Sequence[TargetGroup], budget: float, policy: BudgetPolicy
 ) -> SharingPlan:
-    """Spend a budget on groups of targets that were chosen already; targets of no group stay their member's own.
-
-    Raises:
-        SuperWeightError: A budget below the minimum of these groups (states it), or no budget at all; a group of
-            SuperWeights with several kernels.
-    """
+    """Spend a budget on given groups of targets; targets of no group stay their member's own."""
     for group in groups:
         if policy.generator == "superweight" and (kernels := mixed_kernels(group)):
             centre = "" if mixed_kernels(replace(group, kernels="centre")) else "kernels 'centre', "
@@ -243,7 +238,7 @@ def plan_groups(
 
 
 def _warn_of_strangers(plan: SharingPlan) -> None:
-    """Say which of several members share next to nothing with the others."""
+    """Warn of members that share next to nothing with the others."""
     company = plan.company() if len(plan.members) > 1 else {}
     for member, own in zip(plan.members, company.values()):
         if own.between < _HARDLY * member.num_parameters:
@@ -256,7 +251,7 @@ def _warn_of_strangers(plan: SharingPlan) -> None:
 
 
 def groups_minimum(members: Sequence[PlannedMember], groups: Sequence[TargetGroup], policy: BudgetPolicy) -> int:
-    """The smallest budget, in trainable scalars, with which :func:`plan_groups` can spend it on these groups."""
+    """The smallest budget, in trainable scalars, that :func:`plan_groups` can spend on these groups."""
     return policy.least(groups) + _counted_private(members, policy)
 
 
@@ -270,10 +265,7 @@ def tie_all(groups: Sequence[TargetGroup]) -> list[TargetGroup]:
 
 
 def resolve_budget(budget: float, independent: int) -> int:
-    """A budget in trainable scalars, from how it was given and what the members own apart.
-
-    Raises:
-        SuperWeightError: No finite positive number, or a float of 10 and more (a percentage).
+    """A budget in trainable scalars, from an int, or a float as a fraction of what the members own apart.
 
     Example:
         >>> resolve_budget(0.83, 1000), resolve_budget(700, 1000)
@@ -344,7 +336,7 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_shared(modules: Mapping[str, nn.Module], targets: Sequence[Target], options: _SharingOptions) -> None:
-    """Refuse members when nothing of any can be shared; warn when nothing of some can. Both say why."""
+    """Refuse members of which nothing can be shared; warn where nothing of some can. Both say why."""
     without = {name: module for name, module in modules.items() if not any(name == one.member for one in targets)}
     reasons = why_not_taken(without, include=options.include, exclude=options.exclude)
     said = [
@@ -359,7 +351,7 @@ def _check_shared(modules: Mapping[str, nn.Module], targets: Sequence[Target], o
 
 
 def _num_weights(groups: Sequence[TargetGroup]) -> Counter[str]:
-    """Numbers in the targets of some groups, by member."""
+    """Scalars in the targets of some groups, by member."""
     found: Counter[str] = Counter()
     for target in (target for group in groups for target in group.targets):
         found[target.member] += math.prod(target.shape)
@@ -369,7 +361,7 @@ def _num_weights(groups: Sequence[TargetGroup]) -> Counter[str]:
 def _below_minimum(
     budget: float, limit: int, members: Sequence[PlannedMember], minimum: int, private: int, policy: BudgetPolicy
 ) -> SuperWeightError:
-    """An error for a budget that no plan of the groups fits, with what to change."""
+    """Error for a budget that no plan of the groups fits, with what to change."""
     if limit < private:
         remedy = (
             f"what stays the members' own (heads, norms, biases, layers left out) is {private:,} alone: raise it, or "
@@ -407,7 +399,7 @@ def _what_limits(plan: SharingPlan) -> tuple[str, str]:
 
 
 def _warn_of_idle_options(plan: SharingPlan, options: _SharingOptions) -> None:
-    """Say which of the options given no cluster reads that ``auto`` made at this budget."""
+    """Warn of given options that no cluster of this plan reads, as ``auto`` chose the generators by its budget."""
     idle = ["ssn"] if options.ssn is not None and not plan.ssn_groups else []
     if not plan.superweight_clusters:
         idle += options.given_for_superweights

@@ -52,7 +52,7 @@ _Count = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMember:
-    """What the plan knows of a member: trainable scalars apart, and those that stay its own."""
+    """A member of a plan: trainable scalars that it has apart, and those that stay its own."""
 
     __pydantic_config__ = _STRICT
 
@@ -63,7 +63,7 @@ class PlannedMember:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedSlot:
-    """One width slot of a cluster: the shape it completes, and its templates and coefficient vectors."""
+    """One width slot of a cluster: the shape that it completes, its templates and its coefficient vectors."""
 
     __pydantic_config__ = _STRICT
 
@@ -77,10 +77,10 @@ class PlannedTarget(GeneratedTensor):
     """One generated tensor of a cluster of SuperWeights.
 
     Attributes:
-        slot: Index of the slot whose shape it has; it composes slots 0 to this one.
+        slot: Index of the slot whose shape it has; it is composed of slots 0 to this one.
         vectors: Its coefficient vector in each of those slots; equal numbers are tied coefficients.
-        ones: Dimensions of its layer beyond those of the slots, each of size 1: of a convolution among linear layers.
-            Less than 0 where it has fewer: of a linear layer among convolutions.
+        ones: Number of dimensions of size 1 that its layer has beyond those of the slots, as a convolution among linear
+            layers; below 0 where it has fewer, as a linear layer among convolutions.
     """
 
     __pydantic_config__ = _STRICT
@@ -100,7 +100,7 @@ class PlannedTarget(GeneratedTensor):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Targets of one kind that share templates: of one kernel, or of several that have their centre in common."""
+    """Targets of one kind that share templates; their kernels are equal, or have their centre in common."""
 
     __pydantic_config__ = _STRICT
 
@@ -128,7 +128,7 @@ class Cluster:
 
     @property
     def minimum_templates(self) -> int:
-        """Trainable scalars with one template a slot."""
+        """Trainable scalars in templates with one template a slot."""
         return sum(block.size for block in self.blocks)
 
     @property
@@ -138,7 +138,7 @@ class Cluster:
 
     @property
     def minimum_parameters(self) -> int:
-        """Trainable scalars with one template a slot."""
+        """Trainable scalars, coefficients too, with one template a slot."""
         return self.minimum_templates + self._coefficients([1] * len(self.slots))
 
     @property
@@ -148,21 +148,21 @@ class Cluster:
 
     @property
     def num_weights(self) -> int:
-        """Numbers in all weights that it generates."""
+        """Scalars in all weights that it generates."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def shape_of(self, target: PlannedTarget) -> Shape:
         return _with_ones(self.slots[target.slot].shape, target.ones)
 
     def kind_of(self, target: PlannedTarget) -> str:
-        """What reads a target; in a cluster of several kinds, a linear layer or a convolution."""
+        """Kind of the layer that reads a target; in a cluster of several kinds, a linear layer or a convolution."""
         if self.kind not in ("matrix", "dense"):
             return self.kind
         dimensions = len(self.shape_of(target)) - 2
         return f"conv{dimensions}d" if dimensions else "linear"
 
     def readers(self) -> Iterator[tuple[list[int], list[PlannedTarget]]]:
-        """Slot by slot: how many numbers of each target its templates make, and those targets."""
+        """Slot by slot: scalars of each target that its templates make, and those targets."""
         blocks = self.blocks
         counts: list[dict[int, int]] = []  # by the slot whose shape a target has: numbers of each slot
         for last in range(len(blocks)):
@@ -183,17 +183,11 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Company:
-    """With whom a member's numbers are shared.
+    """Scalars of a member, by whom it shares them with."""
 
-    Attributes:
-        between: Weights made of templates, or of a flat bank, that other members read too.
-        within: Weights made of what several layers of this member read, and no other member.
-        alone: All else: the member's own parameters, and weights made of what nothing else reads.
-    """
-
-    between: int
-    within: int
-    alone: int
+    between: int  # in weights made of templates, or of a flat bank, that other members read too
+    within: int  # in weights made of what several layers of this member read, and no other member
+    alone: int  # all else: in the member's own parameters, and in weights made of what nothing else reads
 
 
 PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
@@ -204,11 +198,12 @@ class SharingPlan:
     """Who shares what, and what it costs. Immutable, hashable, equal after a JSON round trip.
 
     Attributes:
-        members: In ensemble order.
-        clusters: In the order in which the allocator served them: of SuperWeights, or groups of a Shapeshifter Network.
+        members: Members, in ensemble order.
+        clusters: Clusters of SuperWeights, or groups of a Shapeshifter Network, in the order in which the allocator
+            served them.
         budget: Trainable scalars allowed.
         budget_counts: ``all`` trainable scalars, or ``templates`` alone, as published.
-        cap: Templates a slot at most.
+        cap: Most templates of a slot.
     """
 
     __pydantic_config__ = _STRICT
@@ -255,7 +250,7 @@ class SharingPlan:
 
     @property
     def spent(self) -> int:
-        """What of the budget the plan costs, as ``budget_counts`` counts."""
+        """Cost of the plan, as ``budget_counts`` counts."""
         return self.num_parameters if self.budget_counts == "all" else self.num_templates
 
     @property
@@ -274,7 +269,7 @@ class SharingPlan:
         return {index: cluster for index, cluster in enumerate(self.clusters) if isinstance(cluster, SsnGroup)}
 
     def company(self) -> dict[str, Company]:
-        """By member, with whom it shares the parameters that it would have apart."""
+        """Scalars of each member, by whom it shares them with: other members, itself, or nobody."""
         between: Counter[str] = Counter()
         within: Counter[str] = Counter()
         for cluster in self.clusters:
@@ -308,11 +303,11 @@ class SharingPlan:
 
         Args:
             text: The JSON.
-            file: Where it stands, for messages.
+            file: File that it is from, for messages.
 
         Raises:
-            SuperWeightError: No JSON, a field missing, of a wrong type or out of bounds, numbers that contradict each
-                other, a fingerprint that is another plan's.
+            SuperWeightError: No JSON; a field that is missing, of a wrong type or out of bounds; numbers that
+                contradict each other; the fingerprint of another plan.
         """
         where = f"{file}, the sharing plan" if file is not None else "the sharing plan"
         try:
@@ -351,7 +346,7 @@ class SharingPlan:
         return json.dumps({"format": PLAN_FORMAT, **content, **_ALLOCATION}, indent=1)
 
     def __str__(self) -> str:
-        """Cluster by cluster: slots, templates, targets and who shares with whom; then the account of the budget."""
+        """A table of the clusters: slots, templates, targets and who shares; then the account of the budget."""
         *columns, last = zip(*_rows(self))
         padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
         padded.append([cell.rjust(max(map(len, last))) for cell in last])
@@ -367,7 +362,7 @@ def _fingerprint(content: str) -> str:
 
 
 def _contradictions(plan: SharingPlan) -> Iterator[tuple[str, str]]:
-    """Where, and how, the numbers of a plan contradict each other, found in time that grows with its text."""
+    """Places where numbers of a plan contradict each other, and how, in time that grows with its text."""
     if plan.budget_counts not in BUDGET_COUNTS:
         yield "budget_counts", f"must be 'all' or 'templates', not {plan.budget_counts!r:.80}"
     if len(set(plan.member_names)) < len(plan.members):
@@ -445,7 +440,7 @@ def _contradictions_of_bank(group: SsnGroup) -> Iterator[str]:
 
 
 def _with_ones(shape: Shape, ones: int) -> Shape:
-    """A shape with so many more dimensions of size 1 at its end, or, below 0, without the first ones of its kernel."""
+    """A shape with so many further dimensions of size 1, or, below 0, without the first ones of its kernel."""
     return shape + (1,) * ones if ones >= 0 else shape[:2] + shape[2 - ones :]
 
 
@@ -467,7 +462,7 @@ def bank_words(group: SsnGroup) -> str:
 
 
 def window_words(group: SsnGroup) -> str:
-    """How many windows of the bank its layers read: ``1 window``, ``2 to 8 windows``."""
+    """How many windows of the bank the layers of a group read: ``1 window``, ``2 to 8 windows``."""
     windows = sorted({spec.num_windows for spec in group.window_specs})
     if len(windows) == 1:
         return f"{windows[0]} window{'s' * (windows[0] != 1)}"

@@ -34,7 +34,7 @@ EMBEDDING_SIZE = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotBlocks:
-    """What slot r adds, in the order in which its vector holds it."""
+    """Blocks that slot r adds, in the order in which its vector holds them."""
 
     whole: Box  # every place of s_r
     boxes: tuple[Box, ...]  # of new kernel positions, then of new columns, then of new rows, where they are there
@@ -42,12 +42,12 @@ class SlotBlocks:
 
     @property
     def shape(self) -> Shape:
-        """s_r."""
+        """Shape s_r of the slot."""
         return _sides(self.whole)
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """Of its blocks."""
+        """Shapes of the blocks."""
         return tuple(map(_sides, self.boxes))
 
     @property
@@ -57,7 +57,7 @@ class SlotBlocks:
 
 
 def spelled(numbers: Sequence[int]) -> str:
-    """A shape, or a part of one, for people.
+    """A shape, or a part of one, as text.
 
     Example:
         >>> spelled((64, 32, 3, 3))
@@ -81,7 +81,7 @@ def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
 
 
 def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
-    """The blocks of every slot of a cluster whose ordered shapes are given, all of as many dimensions.
+    """Blocks of every slot of a cluster, whose ordered shapes have equally many dimensions.
 
     Example:
         >>> first, second = slot_blocks([(16, 16), (32, 24)])
@@ -105,7 +105,7 @@ def slot_blocks(shapes: Sequence[Shape]) -> tuple[SlotBlocks, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a block of a slot stands in a weight."""
+    """Place of a block of a slot in a weight."""
 
     slot: int  # index of the slot
     start: int  # place in the slot's vector at which the block's numbers begin
@@ -115,7 +115,7 @@ class Placement:
 
 
 def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
-    """Where each block stands in the weight of the last slot's shape; blocks that were cropped away are left out.
+    """Place of each block in the weight of the last slot's shape; blocks that were cropped away are left out.
 
     Example:
         >>> for place in placements(slot_blocks([(16, 16), (32, 24)])):
@@ -151,7 +151,7 @@ def coefficient_count(num_templates: int, num_vectors: int, embedding_size: int)
 
 
 def _box(shape: Shape) -> Box:
-    """Every place of a weight."""
+    """The box of every place of a weight."""
     rows, columns, *kernel = shape
     return (0, rows), (0, columns), *((-(size // 2), size - size // 2) for size in kernel)
 
@@ -161,7 +161,7 @@ def _sides(box: Box) -> Shape:
 
 
 def _within(box: Box, other: Box) -> Box:
-    """A box, counted from another one's first place."""
+    """A box, counted from the first place of another one."""
     return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(box, other))
 
 
@@ -178,7 +178,7 @@ def _overlap(box: Box | None, other: Box | None) -> Box | None:
 
 
 def _beyond(box: Box, other: Box) -> list[Box]:
-    """What of a box is not in another one: new kernel positions, then new columns, then new rows at all columns."""
+    """Boxes of a box without another one: new kernel positions, new columns, then new rows at all columns."""
     both = _overlap(box, other)
     if both is None:
         return [box]

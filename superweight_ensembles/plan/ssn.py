@@ -1,4 +1,4 @@
-"""Shapeshifter Networks: what a group is told, which numbers of its bank each layer reads, how large the bank is.
+"""Shapeshifter Networks: options of a group, the numbers of its bank that each layer reads, and the bank's size.
 
 Shapes: P numbers in the bank; a weight (O, I, *k) of n numbers, in the order (O, *k, I), as everywhere in the bank.
 
@@ -98,7 +98,7 @@ class SsnOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """What one layer reads: windows of the bank, which wraps to its start, and how they become a weight."""
+    """Windows of the bank, which wraps to its start, that one layer reads, and how they become a weight."""
 
     num_windows: int  # K
     size: int  # numbers in a window
@@ -111,26 +111,23 @@ class WindowSpec:
 
     @property
     def end(self) -> int:
-        """Where the last window ends, not wrapped."""
+        """Place where the last window ends, not wrapped."""
         return self.start + (self.num_windows - 1) * self.stride + self.size
 
     @property
     def is_enlarged(self) -> bool:
-        """Whether the layer has more numbers than it reads, because its bank is too small for it."""
+        """Whether the layer has more scalars than it reads, as its bank is too small for it."""
         return self.matrix != (0, 0) or self.num_tiles > 1
 
     @property
     def resolution(self) -> int:
-        """Numbers that are told apart before they are enlarged: of a window, or of both halves that tiles mix."""
+        """Count of different numbers before they are enlarged: of a window, or of both halves that tiles mix."""
         return self.num_windows * self.size if self.mixed else self.size
 
 
 @lru_cache(maxsize=1024)
 def window_specs(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions) -> tuple[WindowSpec, ...]:
-    """Where the layers of a group read a bank, in their order.
-
-    A layer of n numbers reads K = clamp(floor(P / n), 1, windows) windows of n numbers, from where the layer before it
-    stopped, so that layers overlap evenly; one that is larger than the bank reads what its up-sampling says.
+    """Windows of a bank of P numbers that the layers of a group read, in their order.
 
     Example:
         >>> for one in window_specs(((4, 4), (2, 4)), 24, SsnOptions()):
@@ -147,14 +144,14 @@ def window_specs(shapes: tuple[Shape, ...], bank_size: int, options: SsnOptions)
     for shape in shapes:
         spec = _window_spec(shape, bank_size, start, options)
         found.append(spec)
-        start = 0 if options.templates else spec.end % bank_size
+        start = 0 if options.templates else spec.end % bank_size  # where this one stopped: layers overlap evenly
     return tuple(found)
 
 
 def _window_spec(shape: Shape, bank_size: int, start: int, options: SsnOptions) -> WindowSpec:
     numbers, templates = math.prod(shape), options.templates
     room = bank_size // templates if templates else bank_size
-    count = templates or min(max(bank_size // numbers, 1), options.windows)
+    count = templates or min(max(bank_size // numbers, 1), options.windows)  # K = clamp(floor(P / n), 1, windows)
     if numbers <= room:
         return WindowSpec(num_windows=count, size=numbers, start=start, stride=room if templates else numbers)
     if options.upsample == "inter":
@@ -173,9 +170,7 @@ def _window_spec(shape: Shape, bank_size: int, start: int, options: SsnOptions) 
 
 
 def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
-    """Rows and columns of the largest (round(p O), k round(p I)) of p = 0.95, 0.90, ... 0.05 within so many numbers.
-
-    (1, k) where none of them is: the least.
+    """Rows and columns of the largest (round(p O), k round(p I)), p = 0.95, 0.90, ... 0.05, within so many numbers.
 
     Example:
         >>> smaller_matrix((64, 32, 3, 3), 9000)
@@ -187,11 +182,11 @@ def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
         matrix = max(1, round(share * rows)), max(1, round(share * columns)) * positions
         if math.prod(matrix) <= numbers:
             return matrix
-    return 1, positions
+    return 1, positions  # the least
 
 
 def least_bank(shapes: Sequence[Shape], options: SsnOptions) -> int:
-    """The smallest bank that layers of these shapes can read."""
+    """Size of the smallest bank that layers of these shapes can read."""
     if options.upsample == "wavg":
         return 2
     one = max(math.prod(shape[2:]) for shape in shapes) if options.upsample == "inter" else 1
@@ -199,12 +194,12 @@ def least_bank(shapes: Sequence[Shape], options: SsnOptions) -> int:
 
 
 def numbers_read(found: Sequence[WindowSpec]) -> int:
-    """Numbers that all layers read, each reading counted."""
+    """Count of numbers that all layers read, each reading counted."""
     return sum(spec.num_windows * spec.size for spec in found)
 
 
 def num_coefficients(found: Sequence[WindowSpec], options: SsnOptions, mask_window: int) -> int:
-    """Trainable scalars beside the bank: of each layer's combination and up-sampling."""
+    """Trainable scalars beside the bank: those of each layer's combination and up-sampling."""
     combined = [spec.num_windows for spec in found if not spec.mixed]
     count = sum(2 * spec.num_tiles for spec in found if spec.mixed)
     count += sum(math.ceil(spec.masked / mask_window) for spec in found if spec.masked)
@@ -218,14 +213,14 @@ def num_coefficients(found: Sequence[WindowSpec], options: SsnOptions, mask_wind
 def group_cost(
     shapes: Sequence[Shape], bank_size: int, options: SsnOptions, mask_window: int = 0, count_all: bool = True
 ) -> int:
-    """Trainable scalars of a group with a bank of this size; of the bank alone where not count_all counts."""
+    """Trainable scalars of a group with a bank of this size; without ``count_all``, those of the bank alone."""
     if not count_all:
         return bank_size
     return bank_size + num_coefficients(window_specs(tuple(shapes), bank_size, options), options, mask_window)
 
 
 def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) -> int:
-    """Numbers that one number of a mask is for: the fewest nines that cost a tenth of the budget at most."""
+    """Scalars of a weight for each number of a mask: the fewest nines that cost a tenth of the budget at most."""
     if options.upsample != "mask":
         return 0
     if options.mask_window:
@@ -256,10 +251,7 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, count_all: bool =
 
 
 def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, count_all: bool = True) -> tuple[int, int]:
-    """The largest bank that its layers read and that fits a budget with its coefficients; and the window of its masks.
-
-    The budget is :func:`least_cost` or more.
-    """
+    """Size of the largest bank within a budget of :func:`least_cost` or more, and the window of its masks."""
     shapes = tuple(shapes)
     window = mask_window_of(shapes, budget, options)
     largest = max(math.prod(shape) for shape in shapes)
@@ -277,15 +269,13 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, count
 
 
 def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, window: int, count_all: bool) -> int:
-    """The largest bank whose group costs no more than the budget; the smallest one where none does.
-
-    Between two sizes at which a layer comes to read one window more, the other coefficients only become fewer as the
-    bank grows: from the upper end down, taking off what is too much never passes the largest that fits.
-    """
+    """The largest bank whose group costs no more than the budget; the smallest one where none does."""
     sizes = [math.prod(shape) for shape in shapes]
     upper = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
     least = least_bank(shapes, options)
     steps = {count * size for size in set(sizes) for count in range(1, options.windows + 1)}
+    # Between two steps, at which a layer comes to read one window more, the other coefficients only become fewer as the
+    # bank grows: from the upper end down, taking off what is too much never passes the largest that fits.
     for lower in sorted({least, *(step for step in steps if least < step <= upper)}, reverse=True):
         size = upper
         while size >= lower:

@@ -50,8 +50,8 @@ class GeneratedTensor:
     """One generated tensor, or one of the parts that a fused one is generated in.
 
     Attributes:
-        member: The member that reads it.
-        names: Its parameter name in the member, then those tied to it.
+        member: Name of the member that reads it.
+        names: Name of the parameter in the member, then the names tied to it.
         part: Index and count of equal parts of its rows, as of the query, key and value of one attention projection;
             None where it is whole.
     """
@@ -72,14 +72,14 @@ class GeneratedTensor:
         return f"{self.member}.{self.name}{part}"
 
     def of(self, whole: Tensor) -> Tensor:
-        """A view of what of a tensor like the member's parameter (a weight, a gradient) is in this part."""
+        """View of this part of a tensor that has the shape of the member's parameter (a weight, a gradient)."""
         if self.part is None:
             return whole
         index, count = self.part
         return whole.unflatten(0, (count, -1))[index]
 
     def as_layer(self, made: Tensor) -> Tensor:
-        """A view of what a bank has made, in the shape that its layer has."""
+        """View of a tensor that a bank has made, in the shape of its layer."""
         return made
 
 
@@ -88,8 +88,8 @@ class Target(GeneratedTensor):
     """One weight tensor of a member that the bank generates.
 
     Attributes:
-        kind: What reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``, ``gru``, ``lstm``, ...
-            SuperWeights share templates among targets of one family alone.
+        kind: Kind of the layer that reads it: ``linear``, ``conv2d``, ``grouped conv2d``, ``depthwise conv2d``,
+            ``gru``, ``lstm``, ... SuperWeights share templates among targets of one family alone.
         shape: (out, in, *kernel), as the layer stores it (grouped: in is in / groups); of a part, its rows alone.
     """
 
@@ -101,9 +101,10 @@ class Target(GeneratedTensor):
         return self.shape[2:]
 
     def family(self, kernels: Kernels = "apart") -> tuple[str, tuple[int, ...]]:
-        """Kind and kernel; one for all plain matrices: linear layers, projections, convolutions of kernel 1.
+        """Kind and kernel that targets of a cluster share; one family for all plain matrices.
 
-        With kernels ``centre``, the kind alone; one for all linear layers and convolutions that are not grouped.
+        Plain matrices are linear layers, projections and convolutions of kernel 1. With kernels ``centre``, the family
+        is the kind alone, and linear layers and ungrouped convolutions are one family.
         """
         if kernels == "centre":
             return ("dense" if self.kind in _DENSE else self.kind), ()
@@ -112,11 +113,7 @@ class Target(GeneratedTensor):
 
 
 def named_members(members: Members) -> dict[str, nn.Module]:
-    """Check the members and return them by name, in the order given; those without names are ``member0``, ``member1``.
-
-    Raises:
-        SuperWeightError: Nothing given, a name twice, a name that a module tree cannot hold, no module.
-    """
+    """Check the members and return them by name, in the order given; without names they are ``member0``, ..."""
     if isinstance(members, nn.Module):
         as_members = {nn.ModuleDict: "dict(members.items())", nn.ModuleList: "list(members)"}
         remedy = as_members.get(type(members), "{'name': module} or [module]")
@@ -187,7 +184,7 @@ class _HeldParameter:
 
 
 def _held_parameters(module: nn.Module, member: str) -> Iterator[_HeldParameter]:
-    """Every parameter, under each of its names."""
+    """Every parameter of a module, under each of its names."""
     for layer_name, layer in module.named_modules(remove_duplicate=False):
         for local, parameter in layer._parameters.items():
             if parameter is not None:
@@ -211,7 +208,7 @@ def find_targets(
 
     Args:
         module: Any network.
-        member: Its name in the ensemble; globs see ``member.layer`` as well as ``layer``.
+        member: Name of the network in the ensemble; globs see ``member.layer`` as well as ``layer``.
         include: Globs of layer or parameter names to take as well (the head, an embedding, a free parameter
             of two or more dimensions).
         exclude: Globs of layer or parameter names to leave to the member; stronger than ``include``.
@@ -265,7 +262,7 @@ def find_targets(
 def why_not_taken(
     members: Mapping[str, nn.Module], *, include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, list[str]]:
-    """The tensors of two dimensions and more that are no targets, of all members, by the reason."""
+    """Tensors of two or more dimensions that are no targets, by the reason."""
     found: dict[str, list[str]] = {}
     for member, module in members.items():
         targets = find_targets(module, member, include=include, exclude=exclude)
@@ -315,11 +312,7 @@ def matches(spellings: Iterable[str], pattern: str) -> bool:
 
 
 def head_layers(module: nn.Module) -> dict[int, nn.Module]:
-    """The classifier of a network, by ``id``: what timm names as such, else the last linear layer.
-
-    The last linear layer is looked for inside a child called ``fc``, ``classifier``, ``head``, ``heads``,
-    ``linear``, ``output``, ``out`` or ``logits`` first, then in the whole network.
-    """
+    """The classifier of a network, by ``id``: what timm names as such, else the last linear layer."""
     get_classifier = getattr(module, "get_classifier", None)
     if callable(get_classifier):
         found = get_classifier()
@@ -328,6 +321,7 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
         if layers:
             return {id(layer): layer for layer in layers}
     children = dict(module.named_children())
+    # First inside children of usual names, then in the whole network.
     for scope in [children[name] for name in _HEAD_NAMES if name in children] + [module]:
         linears = [layer for layer in scope.modules() if isinstance(layer, nn.Linear)]
         if linears:
@@ -336,10 +330,7 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
 
 
 def num_classes(module: nn.Module) -> int | None:
-    """Classes that a network answers, by ``num_classes`` or a head of a usual name; None where these tell nothing.
-
-    Where the two disagree, as after a head was replaced, neither is believed.
-    """
+    """Classes that a network answers, by ``num_classes`` or a head of a usual name; None where these tell nothing."""
     declared = getattr(module, "num_classes", None)
     children = dict(module.named_children())
     in_order = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.Linear)
@@ -347,11 +338,11 @@ def num_classes(module: nn.Module) -> int | None:
     rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
     told = {declared} if isinstance(declared, int) else set()
     told |= {rows[-1]} if rows and named else set()
-    return told.pop() if len(told) == 1 else None
+    return told.pop() if len(told) == 1 else None  # where the two disagree, a head was replaced: neither is believed
 
 
 def _num_parts(held: _HeldParameter, kind: str) -> int:
-    """Projections that a layer of a usual name fuses; 1 where it fuses none."""
+    """Number of projections that a layer of a usual name fuses; 1 where it fuses none."""
     name = held.layer_name.rpartition(".")[2] if held.local == "weight" else held.local
     rows, _, *kernel = held.parameter.shape
     count = _FUSED.get(name, 1) if kind in _DENSE and math.prod(kernel) == 1 else 1
@@ -385,7 +376,7 @@ def _kind(layer: nn.Module, local: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _check_tables(module: nn.Module, member: str, taken: Collection[int]) -> None:
-    """Refuse embeddings, also those tied to another layer, that do more to their weight than read it."""
+    """Refuse embeddings, also those tied to another layer, that do more with their weight than read it."""
     for held in _held_parameters(module, member):
         layer = held.layer
         if id(held.parameter) not in taken or not isinstance(layer, _TABLES):

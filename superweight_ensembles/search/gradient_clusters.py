@@ -51,13 +51,14 @@ class ClusterSearch:
 
     Attributes:
         threshold: Cosine above which two targets share templates, -1 to 1.
-        coefficients: ``tied``: a target that joined uses the coefficients of the target it joined; other kinds as in
+        coefficients: ``tied``: a target that joined another uses its coefficients; other kinds as in
             :func:`plan_sharing`.
-        reserve_untied: Leave so much of the budget unspent that tied coefficients can be un-tied later: True unless
-            given, where they are tied.
+        reserve_untied: Whether to leave so much of the budget unspent that tied coefficients can be un-tied later;
+            where None, if they are tied.
 
     Raises:
-        SuperWeightError: A threshold outside [-1, 1], no such coefficients, a reserve for coefficients without ties.
+        SuperWeightError: A threshold outside [-1, 1], an unknown kind of coefficients, a reserve for coefficients that
+            are not tied.
     """
 
     similarity: ClassVar[str]
@@ -76,8 +77,8 @@ class GradientSearch(ClusterSearch):
     """Split clusters where the gradients of targets conflict, as published.
 
     Attributes:
-        max_batches: Read no more than so many batches; all where None.
-        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
+        max_batches: Number of batches that are read at most; all where None.
+        objective: Loss of a member, as :func:`superweight_ensembles.train` takes it; the task's where None.
     """
 
     similarity = "gradient"
@@ -92,14 +93,14 @@ class GradientSearch(ClusterSearch):
 @names_options
 @dataclass(frozen=True, kw_only=True)
 class WeightSearch(ClusterSearch):
-    """Split clusters where the generated weights themselves are unlike, for comparison with their gradients."""
+    """Split clusters where the generated weights themselves are unlike, for comparison with :class:`GradientSearch`."""
 
     similarity = "weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterEvidence:
-    """What a search saw of one first cluster, and what it made of it."""
+    """What a search saw of one first cluster, and how it split it."""
 
     cluster: Cluster
     targets: tuple[PlannedTarget, ...]  # the anchor's (the deepest member's), those of the other depths, the followers
@@ -109,7 +110,7 @@ class ClusterEvidence:
     leaders: tuple[int, ...]  # for each target, the place of the anchor's target that it goes with
 
     def to_dict(self) -> dict[str, Any]:
-        """As search.json holds it: a row and a column for every target, of None for the followers."""
+        """Content of search.json: a row and a column for every target, of None for the followers."""
         count, followers = len(self.targets), len(self.targets) - len(self.similarity)
         cosines = [[*(round(value, 4) for value in row), *[None] * followers] for row in self.similarity.tolist()]
         return {
@@ -124,26 +125,17 @@ class ClusterEvidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitClusters:
-    """A plan whose clusters were split, and why it is as it is.
+    """A plan whose clusters were split, and the similarities that it was found from."""
 
-    Attributes:
-        plan: A plan of the same members, with the cap and the counting of the ensemble's plan.
-        threshold: Cosine at which the plan fitted the budget; lower than the one given where it had to be.
-        threshold_given: Threshold that was asked for.
-        similarity: ``gradient`` or ``weight``.
-        representatives: The members that were compared, one a depth, the deepest first.
-        evidence: One record a first cluster.
-    """
-
-    plan: SharingPlan
-    threshold: float
+    plan: SharingPlan  # of the same members, with the cap and the counting of the ensemble's plan
+    threshold: float  # cosine at which the plan fitted the budget; lower than the one given where it had to be
     threshold_given: float
-    similarity: str
-    representatives: tuple[str, ...]
-    evidence: tuple[ClusterEvidence, ...]
+    similarity: str  # "gradient" or "weight"
+    representatives: tuple[str, ...]  # the members that were compared, one a depth, the deepest first
+    evidence: tuple[ClusterEvidence, ...]  # one record a first cluster
 
     def to_dict(self) -> dict[str, Any]:
-        """As search.json holds it."""
+        """Content of search.json."""
         return {
             "format": SEARCH_FORMAT,
             "similarity": self.similarity,
@@ -216,7 +208,7 @@ def _check_ensemble(ensemble: SuperWeightEnsemble, method: ClusterSearch) -> Non
 def _cosines(
     ensemble: SuperWeightEnsemble, loader: Batches | None, method: ClusterSearch, depths: Depths
 ) -> dict[int, Tensor]:
-    """By cluster index: the cosines of the targets that are compared, the anchor's first."""
+    """Cosines of the compared targets, the anchor's first, by cluster index."""
     if isinstance(method, GradientSearch):
         assert loader is not None, "checked by search_sharing"
         tensors = weight_gradients(
@@ -286,11 +278,7 @@ def _groups(evidence: ClusterEvidence, members: Sequence[str], tied: bool) -> li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depths:
-    """Members by depth.
-
-    Two members are equally deep if most layers of both have one kernel, and each first cluster of that kernel holds as
-    many targets of one as of the other.
-    """
+    """Members by depth."""
 
     representatives: tuple[str, ...]  # one member a depth, the deepest first: of a depth the widest, then the first
     representative_of: dict[str, str]  # by member that shares at all, the one that stands for its depth
@@ -306,24 +294,19 @@ class Depths:
         return tuple(member for member in self.order if member in compared)
 
     def compared(self, index: int) -> tuple[str, ...]:
-        """The members whose targets in a cluster are compared, the anchor first.
-
-        The representatives that have any there; where none has, the deepest member that does.
-        """
+        """The members whose targets in a cluster are compared, the anchor first."""
         there = [name for name in self.order if self.targets[name][index]]
+        # Where no representative has any target there, the deepest member that does.
         return tuple(name for name in there if name in self.representatives) or (there[0],)
 
     def counterparts(self, member: str, index: int) -> list[PlannedTarget]:
-        """For each target of a member in a cluster that is not compared there: the compared target that it follows.
-
-        That of its representative, or of the anchor where the representative has none; the one of the same index where
-        both have as many, else the one that stands most nearly as far down.
-        """
+        """For each target of a member that is not compared in a cluster: the compared target that it follows."""
         compared = self.compared(index)
         leader = self.representative_of[member]
+        # Its representative leads, or the anchor where the representative has no target there.
         own, others = self.targets[member][index], self.targets[leader if leader in compared else compared[0]][index]
         if len(own) == len(others):
-            return list(others)
+            return list(others)  # index by index; else the target that stands most nearly as far down
         return [min(others, key=lambda other: abs(self.places[other] - self.places[target])) for target in own]
 
 
@@ -337,6 +320,8 @@ def find_depths(ensemble: SuperWeightEnsemble) -> Depths:
         for name in plan.member_names
     }
     kernels = [(cluster.kind, cluster.kernels) for cluster in clusters]
+    # Two members are equally deep if most layers of both have one kernel, and each first cluster of that kernel holds
+    # as many targets of one as of the other.
     depth: dict[str, tuple[tuple[int, int], ...]] = {}
     for name in plan.member_names:
         counts = [len(own) for own in targets[name]]
@@ -373,12 +358,12 @@ def _construction_order(ensemble: SuperWeightEnsemble, member: str) -> list[Plan
 
 
 def searched_members(ensemble: SuperWeightEnsemble) -> tuple[str, ...]:
-    """The members whose weights a search compares, the deepest first: to train before it. The others follow them."""
+    """The members whose weights a search compares, the deepest first: those to train before it."""
     return find_depths(ensemble).searched
 
 
 def check_searchable(plan: SharingPlan) -> None:
-    """Refuse a plan with groups that read a flat bank, or of several kernels; names the first."""
+    """Refuse a plan with groups that read a flat bank, or clusters of several kernels; names the first."""
     for group in plan.ssn_groups.values():
         raise SuperWeightError(
             f"a search splits clusters of SuperWeights, and {group.name!r} reads a flat bank: plan with "

@@ -24,31 +24,13 @@ TargetTensors = dict[tuple[str, str], Tensor]
 
 def weight_gradients(
     ensemble: SuperWeightEnsemble,
-    loader: Batches,
+    loader: Batches,  # of images (B, ...) and labels (B,); in a process group, every rank gives its own
     members: Collection[str] | None = None,
     *,
     max_batches: int | None = None,
     objective: Objective | None = None,
 ) -> TargetTensors:
-    """The gradient of each member's mean cross-entropy with respect to each of its generated weights.
-
-    In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either. In a process group, call it
-    on every rank: gradients are summed over the ranks, and all of them get the same numbers.
-
-    Args:
-        ensemble: Trained for a while.
-        loader: Batches of images (B, ...) and labels (B,); in a process group, those of this rank.
-        members: Those to run; all where None.
-        max_batches: Read no more than so many; all where None.
-        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
-
-    Returns:
-        (O, I, *kernel) by (member, parameter name), detached.
-
-    Raises:
-        SuperWeightError: The loader has no samples (in a process group, those of all ranks), or images or labels that
-            are not the members'; a member that fails; a gradient that is not finite (names the target); a member whose
-            gradients are all zero.
+    """Gradient (O, I, *kernel) of each member's mean loss in each generated weight, by member and parameter name.
 
     Source: Teterwak et al., WACV 2024
     """
@@ -56,6 +38,7 @@ def weight_gradients(
     check_max_batches(max_batches)
     like = first_parameter({"": ensemble})
     device, num_samples = like.device, 0
+    # In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either.
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), evaluating(ensemble):
         with torch.no_grad():
             generated = ensemble.bank.generate(names)
@@ -92,7 +75,7 @@ def _summed_gradients(
     targets: Targets,
     objective: Objective | None,
 ) -> dict[str, Tensor]:
-    """The gradient of one member's summed loss on one batch, by the first name of each weight that has one."""
+    """Gradients of one member's summed loss on one batch, by the first name of each weight that has one."""
     leaves = {key: tensor.detach().requires_grad_() for key, tensor in _untied(weights).items()}
     places = {key: leaves[_first_name(weights, key)] for key in weights}
     member = ensemble.members[name]
@@ -119,7 +102,7 @@ def _mean_loss(
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Take no gradients of a module's own parameters for a while."""
+    """Take no gradients of a module's own parameters inside."""
     thawed = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in thawed:
@@ -155,10 +138,7 @@ def _first_name(weights: dict[str, Tensor], key: str) -> str:
 
 
 def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
-    """Cosine of every pair of tensors, each pair cropped to its common leading (out, in) block.
-
-    From T tensors (O, I, *kernel) of one kernel to (T, T), float32, on the CPU, with ones on the diagonal. One Gram
-    matrix of normalised crops for each pair of shapes; a tensor that is zero is unlike every other.
+    """Cosine (T, T) of every pair of T tensors (O, I, *kernel), each pair cropped to its common (out, in) corner.
 
     Source: Teterwak et al., WACV 2024
 
@@ -171,7 +151,7 @@ def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
     for index, tensor in enumerate(tensors):
         places.setdefault(tuple(tensor.shape), []).append(index)
     stacks = {shape: torch.stack([tensors[index].float() for index in where]) for shape, where in places.items()}
-    cosines = torch.eye(len(tensors))
+    cosines = torch.eye(len(tensors))  # float32, on the CPU; a tensor that is zero is unlike every other
     shapes = list(places)
     for first, shape in enumerate(shapes):
         for other in shapes[first:]:
@@ -186,17 +166,14 @@ def cropped_cosines(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _unit_rows(stack: Tensor) -> Tensor:
-    """Flattened tensors of norm one; zero where the tensor is."""
+    """Flattened tensors of norm one; zero where the tensor is zero."""
     flat = stack.flatten(1)
     flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)  # no underflow in squares
     return F.normalize(flat, dim=1)
 
 
 def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
-    """The set of each item, numbered by first appearance: items of a similarity above the threshold share their set.
-
-    Merging whole sets from the most similar pair down, as the paper has it, ends in the connected components.
-    ``similarity`` is (T, T) and symmetric.
+    """Set of each item, numbered by first appearance: items of a similarity (T, T) above the threshold share one.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: the published code moves one item at a time, and the last move wins.
@@ -206,24 +183,25 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
         >>> merged_sets(chain, 0.3), merged_sets(chain, 0.45)
         ([0, 0, 0], [0, 0, 1])
     """
+    # Merging whole sets from the most similar pair down, as the paper has it, ends in the connected components.
     _, sets = connected_components((similarity > threshold).numpy(force=True), directed=False)
     return [int(number) for number in sets]
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse what is no cosine."""
+    """Refuse a threshold that is no cosine."""
     number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
     if not number or not -1 <= threshold <= 1:
         raise SuperWeightError(f"threshold is a cosine, -1 to 1; got {threshold!r}")
 
 
 def check_max_batches(max_batches: int | None) -> None:
-    """Refuse what is neither a number of batches nor None."""
+    """Refuse a number of batches that is neither positive nor None."""
     if max_batches is not None:
         check_count(max_batches, "max_batches", hint=", or None for all")
 
 
 def check_trained(ensemble: SuperWeightEnsemble, what: str = "gradients say little") -> None:
-    """Refuse an ensemble whose bank is as it was drawn."""
+    """Refuse an ensemble whose bank still holds its start values."""
     if ensemble.bank.is_untouched:
         raise SuperWeightError(f"the ensemble is untrained, and its {what}: train it for some epochs first")

@@ -46,7 +46,7 @@ class KMeansSearch:
         ssn: How layers read their group's bank in the new plan; the defaults where None.
 
     Raises:
-        SuperWeightError: Another generator, a seed that is none.
+        SuperWeightError: Another generator, or an invalid seed.
     """
 
     num_groups: int
@@ -64,22 +64,15 @@ class KMeansSearch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedGroups:
-    """A plan whose groups were learned, and why it is as it is.
+    """A plan whose groups were learned, and the coefficients that it was found from."""
 
-    Attributes:
-        plan: A plan of the same members, with the counting of the ensemble's plan.
-        group: The group that all layers shared in the plan before it.
-        features: (layers, K) coefficients, or (layers, E) embeddings.
-        labels: For each layer of the group, its new one.
-    """
-
-    plan: SharingPlan
-    group: SsnGroup
-    features: Tensor
-    labels: tuple[int, ...]
+    plan: SharingPlan  # of the same members, with the counting of the ensemble's plan
+    group: SsnGroup  # that all layers shared in the plan before
+    features: Tensor  # (layers, K) coefficients, or (layers, E) embeddings
+    labels: tuple[int, ...]  # for each layer of the group, its new one
 
     def to_dict(self) -> dict[str, Any]:
-        """As search.json holds it: similarities are cosines of what was clustered, less its mean."""
+        """Content of search.json: similarities are cosines of what was clustered, less its mean."""
         centred = self.features - self.features.mean(0)
         cosines = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
         return {

@@ -34,21 +34,21 @@ def search_sharing(
     layers of a Shapeshifter Network by the coefficients with which they mix templates that all of them share:
     ``generator="ssn", clusters="one", ssn=SsnOptions(combine="softmax", upsample="inter", templates=4)``.
 
-    The weights are of no further use: build a new ensemble on the plan and train it.
+    The ensemble's weights are of no further use: build a new ensemble on the plan and train it.
 
     Args:
-        ensemble: Trained; not changed here.
+        ensemble: Trained ensemble; it is not changed.
         loader: Batches of training images and labels, for ``gradient`` alone; the same batches give the same plan. In
             a process group, call this on every rank, each with its own share of the batches: all find one plan.
-        method: ``gradient`` or ``weight`` with the defaults of :class:`GradientSearch` and :class:`WeightSearch`, one
-            of these, or :class:`KMeansSearch`, which has no defaults.
-        budget: As :func:`plan_sharing` takes it; that of the ensemble's plan where None.
+        method: ``gradient`` or ``weight`` for :class:`GradientSearch` or :class:`WeightSearch` with its defaults; or a
+            :class:`GradientSearch`, :class:`WeightSearch` or :class:`KMeansSearch` (which has no defaults).
+        budget: Budget as :func:`plan_sharing` takes it; that of the ensemble's plan where None.
 
     Returns:
         A plan with the cap and the counting of the ensemble's, ``.plan``, and what it was found from.
 
     Raises:
-        SuperWeightError: No such method, a loader that is missing or that nothing reads; an ensemble that was never
+        SuperWeightError: An unknown method, a loader that is missing or not used; an ensemble that was never
             trained, that shares nothing, or whose generator the method does not search; a loader without samples;
             gradients that are not finite (names the target) or all zero (names the member); more groups than layers or
             than different coefficients; a budget below the minimum (states it); ranks that find different plans.
@@ -86,7 +86,7 @@ def search_sharing(
 
 
 def _by_name(method: str) -> SearchMethod:
-    """The method of a name, with its defaults."""
+    """The method with a name, with its defaults."""
     if method == "gradient":
         return GradientSearch()
     if method == "weight":

@@ -44,9 +44,10 @@ class Untying(Hook):
     """A hook that un-ties coefficients once, on training images without augmentation (:func:`untie_coefficients`).
 
     Attributes:
-        epoch: After this epoch; before the last one.
+        epoch: Epoch after which coefficients are un-tied; before the last one.
         threshold: Cosine above which two uses stay tied.
-        max_batches: Training batches to take gradients on; all where None. Batches of your own are read as they are.
+        max_batches: Number of training batches to take gradients on; all where None. Batches of your own are read as
+            they are.
 
     Source: Teterwak et al., WACV 2024
     """
@@ -109,20 +110,20 @@ def untie_coefficients(
     and stay as they are.
 
     Args:
-        ensemble: Trained for some epochs; not changed here.
+        ensemble: Ensemble that was trained for some epochs; it is not changed.
         loader: Batches of training images and labels; the paper reads the whole training set. In a process group, call
             this on every rank, each with its own share of the batches: all find one plan.
         threshold: Cosine above which two uses stay tied, -1 to 1.
-        max_batches: Read no more than so many; all where None.
-        objective: What members minimise, as :func:`superweight_ensembles.train` takes it; the task's loss where None.
+        max_batches: Number of batches that are read at most; all where None.
+        objective: Loss of a member, as :func:`superweight_ensembles.train` takes it; the task's where None.
 
     Returns:
         The ensemble's plan with more vectors; the same plan where nothing is tied or nothing conflicts.
 
     Raises:
         SuperWeightError: An untrained ensemble, a threshold outside [-1, 1], a loader without samples, gradients that
-            are not finite or all zero, new vectors that the budget has no room for (states how many scalars), ranks
-            that find different plans.
+            are not finite or all zero, new vectors that the budget has no room for (states how many scalars), or
+            ranks that find different plans.
 
     Source: Teterwak et al., WACV 2024
     Differs from paper: gradients are taken use by use (``.grad`` of a tied vector has summed them already); one new
@@ -160,7 +161,7 @@ def untie_coefficients(
 def use_gradients(
     bank: SuperWeightBank, index: int, slot: int, targets: list[PlannedTarget], gradients: TargetTensors
 ) -> Tensor:
-    """The gradient of each use of a coefficient vector, in the form of its slot: (uses, numbers in a vector)."""
+    """Gradient of each use of a coefficient vector, in the form of its slot: (uses, numbers in a vector)."""
     cluster = bank.plan.superweight_clusters[index]
     key, blocks = slot_key(index, slot), cluster.blocks
     made = torch.stack(
@@ -196,7 +197,7 @@ def _untie(bank: SuperWeightBank, index: int, cluster: Cluster, gradients: Targe
 
 
 def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
-    """Sets of uses (n, numbers) that agree; those without a gradient are in the first."""
+    """Sets of uses (n, numbers) that agree; uses without a gradient are in the first set."""
     silent = (gradients == 0).all(1).tolist()
     heard = [place for place, nothing in enumerate(silent) if not nothing]
     unit = torch.nn.functional.normalize(gradients[heard].double(), dim=1)
@@ -205,7 +206,7 @@ def _conflict_sets(gradients: Tensor, threshold: float) -> list[int]:
 
 
 def _tied_members(plan: SharingPlan) -> set[str]:
-    """The members that use a coefficient vector which has several users."""
+    """The members that use a coefficient vector with several users."""
     tied = set()
     for cluster in plan.superweight_clusters.values():
         users = Counter(vector for target in cluster.targets for vector in enumerate(target.vectors))
