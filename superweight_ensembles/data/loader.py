@@ -210,8 +210,7 @@ class ImageLoader:
         batch_size: Images a batch, over all processes.
         mean: Mean per channel, of pixels scaled to [0, 1]; float32 pixels are taken as they are.
         std: Standard deviation per channel, likewise.
-        num_classes: K, for transforms that mix images, whose labels are float32 (B, K); from the split's labels where
-            None.
+        num_classes: K, for transforms that mix images and make labels float32 (B, K); from the split's labels if None.
         augmentation: Augmentation of the images; None for none, as evaluation wants.
         shuffle: Whether each epoch has a new order; else the order is that of the split.
         drop_last: Whether to leave out a last batch that is smaller.
