@@ -20,28 +20,16 @@ from superweight_ensembles.errors import SuperWeightError, names_options
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """What is done to training images, in this order: resized crop, crop, flip, (normalise,) Cutout.
-
-    Attributes:
-        flip: Mirror each image left to right with probability 1/2.
-        crop_padding: Pixels of black border added on each side before a random crop of the original size; 0 is off.
-        cutout: Side, in pixels, of the square that is set to 0 after normalising; its centre is uniform over the
-            image and the square is clipped at the border; 0 is off.
-        random_resized_crop: Cut a random part of 8 to 100 % of the area out of each file and resize it, in the place
-            of the centre square (:func:`random_region`); only for images that are read from files as needed.
-        transforms: Options of torchvision's transforms by name (:class:`Transforms`): those of pixels come before all
-            else, the others after it.
-
-    Raises:
-        SuperWeightError: A setting that is no size in pixels, or no transform.
+    """Augmentation of training images, in this order: resized crop, crop, flip, (normalising,) Cutout.
 
     Source: DeVries & Taylor, arXiv:1708.04552, section 3.2 (Cutout).
     """
 
-    flip: bool = False
-    crop_padding: int = 0
-    cutout: int = 0
-    random_resized_crop: bool = False
+    flip: bool = False  # left to right, with probability 1/2
+    crop_padding: int = 0  # pixels of black border on each side, before a random crop of the original size
+    cutout: int = 0  # side of the square in pixels; its centre is uniform over the image, the border clips it
+    random_resized_crop: bool = False  # random_region in place of the centre square; of image files alone
+    # Options of torchvision's transforms, by name; those of pixels come before all else, the others after it.
     transforms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,26 +52,19 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draws:
-    """The random numbers of N images; None where an augmentation is off.
+    """Random numbers of N images; None where an augmentation is off."""
 
-    Attributes:
-        flip: bool (N,), True to mirror.
-        crop: int64 (N, 2), the row and column in the padded image where the crop starts.
-        cutout: int64 (N, 2), the row and column of the square's centre.
-        seed: int64 (N,), of the transforms.
-    """
-
-    flip: torch.Tensor | None = None
-    crop: torch.Tensor | None = None
-    cutout: torch.Tensor | None = None
-    seed: torch.Tensor | None = None
+    flip: torch.Tensor | None = None  # bool (N,)
+    crop: torch.Tensor | None = None  # int64 (N, 2), row and column in the padded image where the crop starts
+    cutout: torch.Tensor | None = None  # int64 (N, 2), row and column of the square's centre
+    seed: torch.Tensor | None = None  # int64 (N,), of the transforms
 
     def rows(self, rows: slice) -> Draws:
-        """Those of some of the images."""
+        """Random numbers of some of the images."""
         return Draws(**{name: None if draws is None else draws[rows] for name, draws in self._named().items()})
 
     def to(self, device: torch.device) -> Draws:
-        """The same numbers on a device, but for the seeds, which are read on the CPU."""
+        """Same numbers on a device; seeds stay on the CPU, where they are read."""
         moved = {name: draws.to(device) for name, draws in self._named().items() if draws is not None}
         return Draws(**{**moved, "seed": self.seed})
 
@@ -94,13 +75,11 @@ class Draws:
 def draw(
     augmentation: Augmentation, num_images: int, image_shape: tuple[int, int, int], *, seed: int, epoch: int
 ) -> Draws:
-    """All random numbers of an epoch, in the order in which it visits its images.
-
-    They are drawn on the CPU whatever the device is, so that every device sees the same images.
-    """
+    """Random numbers of an epoch, in the order in which it visits its images."""
     _, height, width = image_shape
 
     def uniform(purpose: str, *limits: int) -> torch.Tensor:
+        # On the CPU whatever the device is, so that every device sees the same images.
         generator = generator_for(seed, epoch, purpose)
         return torch.stack([torch.randint(limit, (num_images,), generator=generator) for limit in limits], dim=1)
 
@@ -133,12 +112,10 @@ def crop_and_flip(images: torch.Tensor, draws: Draws, crop_padding: int) -> torc
 
 
 def cut_out_(images: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
-    """Set a square of each normalised image (B, C, H, W) to 0, in place.
-
-    A square of an even size reaches one pixel further up and left of its centre.
-    """
+    """Set a square of each normalised image (B, C, H, W) to 0, in place."""
     if draws.cutout is None:
         return images
+    # A square of an even size reaches one pixel further up and left of its centre.
     first = draws.cutout - size // 2
     inside = []
     for axis, length in enumerate(images.shape[2:]):

@@ -45,16 +45,12 @@ def rows_of(structure: Any, rows: slice | Tensor) -> Any:
 
 
 def num_rows(structure: Any) -> int:
-    """B: the rows of the first tensor that has rows; 0 without one."""
+    """Number of rows B of the first tensor that has rows; 0 without one."""
     return next((len(tensor) for tensor in tensors_of(structure) if tensor.ndim), 0)
 
 
 def checked_loader(loader: Any) -> Iterator[Any]:
-    """What a loader yields.
-
-    Raises:
-        SuperWeightError: It cannot be iterated.
-    """
+    """Iterator over the batches of a loader; an object that cannot be iterated is refused."""
     if not isinstance(loader, Iterable):
         raise SuperWeightError(
             f"loader must yield (images, labels), as ImageData.loader(...) does; got {type(loader).__name__}"
@@ -63,20 +59,13 @@ def checked_loader(loader: Any) -> Iterator[Any]:
 
 
 def checked_pair(batch: Any, *, dtype: torch.dtype | None = None) -> tuple[Inputs, Targets]:
-    """Inputs and targets, as plain dictionaries and tuples of tensors that have the same rows.
-
-    Args:
-        batch: Of a loader: a pair, or one mapping in which the targets are ``labels``, as Hugging Face's have it.
-        dtype: Floating-point type of the members, where inputs have one, too.
-
-    Raises:
-        SuperWeightError: No pair, what is neither tensor nor number, other rows, inputs of another type.
+    """Inputs and targets of a batch, as plain dictionaries and tuples of tensors that have the same rows.
 
     Example:
         >>> checked_pair({"ids": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})[1]
         tensor([0, 1])
     """
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Mapping):  # as Hugging Face's loaders yield it
         if LABELS not in batch or len(batch) < 2:
             raise SuperWeightError(
                 f"a batch that is one mapping needs inputs and {LABELS!r}; got {', '.join(map(str, batch)) or 'none'}"
@@ -102,26 +91,13 @@ def checked_pair(batch: Any, *, dtype: torch.dtype | None = None) -> tuple[Input
 def checked_batch(
     batch: Any, *, num_classes: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Inputs, Tensor]:
-    """Inputs (B, ...) as :func:`checked_pair` has them, and class indices (B,) of an integer type, which become int64.
-
-    Args:
-        batch: Of a loader.
-        num_classes: K of the members, where that is known: labels are held against it.
-        dtype: Floating-point type of the members, where images have one, too.
-
-    Raises:
-        SuperWeightError: What :func:`checked_pair` refuses, labels of another shape or type or out of range.
-    """
+    """Inputs (B, ...) of :func:`checked_pair`, and class indices (B,) of any integer type, as int64."""
     inputs, labels = checked_pair(batch, dtype=dtype)
     return inputs, checked_labels(labels, inputs, num_classes)
 
 
 def checked_labels(labels: Any, inputs: Inputs, num_classes: int | None = None) -> Tensor:
-    """Class indices (B,) as int64.
-
-    Raises:
-        SuperWeightError: Labels of another shape or type or out of range.
-    """
+    """Class indices (B,), as int64; labels of another shape or type, or out of range, are refused."""
     count = num_rows(inputs)
     if not isinstance(labels, Tensor):
         raise SuperWeightError(f"labels must be one tensor of class indices (batch,); got {type(labels).__name__}")
@@ -141,11 +117,7 @@ def checked_labels(labels: Any, inputs: Inputs, num_classes: int | None = None) 
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuse labels that are no classes of the members.
-
-    Raises:
-        SuperWeightError: Says the least and the highest label.
-    """
+    """Refuse labels that are no classes of the members."""
     if not labels.numel():
         return
     least, most = (int(bound) for bound in labels.aminmax())
@@ -157,11 +129,7 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
 
 
 def plain(structure: Any) -> Any:
-    """Mappings of any class as dictionaries, sequences as tuples.
-
-    Raises:
-        SuperWeightError: Something inside is neither a tensor nor a number.
-    """
+    """Mappings of any class as dictionaries, sequences as tuples; leaves must be tensors or numbers."""
     if isinstance(structure, Tensor):
         return structure
     if isinstance(structure, Mapping):
@@ -177,7 +145,7 @@ def plain(structure: Any) -> Any:
 
 
 def _check_tensors(inputs: Inputs, targets: Targets) -> int:
-    """B, of inputs that hold numbers."""
+    """Number of rows B; meta tensors, sparse tensors and inputs without rows are refused."""
     for tensor in (*tensors_of(inputs), *tensors_of(targets)):
         if tensor.is_meta:
             raise SuperWeightError("a batch of meta tensors holds no numbers: load it on a device with memory")

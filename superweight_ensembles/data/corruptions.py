@@ -1,8 +1,8 @@
 """Images made worse on purpose: common corruptions at five severities, made as images are read.
 
-Shapes: B images, C channels, H W pixels. Settings are those of CIFAR-10-C, for images of 32 pixels; what is measured in
-pixels grows with the image. They come near the published images and are not those: noise has other draws, JPEG another
-encoder.
+Shapes: B images, C channels, H W pixels. Settings are those of CIFAR-10-C, for images of 32 pixels; lengths in pixels
+grow with the image. The results come near the published images but are not the same: noise has other draws, JPEG
+another encoder.
 
 Source: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations,
 ICLR 2019, section 4, and its published code.
@@ -80,7 +80,7 @@ class Corruption:
         severity: 1 to 5.
 
     Raises:
-        SuperWeightError: An unknown name, another severity.
+        SuperWeightError: An unknown name, or a severity other than 1 to 5.
 
     Example:
         >>> grey = torch.full((1, 3, 8, 8), 0.5)
@@ -98,7 +98,11 @@ class Corruption:
             raise SuperWeightError(f"the severity of a corruption is 1 to 5; got {self.severity!r}")
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (B, C, H, W) of floating-point pixels from 0 to 1, worse, and again from 0 to 1."""
+        """Corrupt images (B, C, H, W) of floating-point pixels from 0 to 1; the results are from 0 to 1, too.
+
+        Raises:
+            SuperWeightError: Pixels below 0 or above 1.
+        """
         low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 1.0)
         if low < 0 or high > 1:
             raise SuperWeightError(

@@ -100,11 +100,7 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as a data set takes them: numbers of Python for numpy's, paths for texts; nothing is read.
-
-    Raises:
-        SuperWeightError: No such data set or option, a value that the data set refuses.
-    """
+    """Options as a data set takes them: Python's numbers for numpy's, paths for texts; no file is read."""
     if isinstance(name, os.PathLike) or (isinstance(name, str) and os.sep in name):
         raise SuperWeightError(
             f"a data set has a name; got the path {os.fspath(name)!r}: its images are "
@@ -149,7 +145,6 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options_of(load: Callable[..., ImageData]) -> Mapping[str, inspect.Parameter]:
-    """The options of a data set, by name."""
     return inspect.signature(load).parameters
 
 
@@ -172,7 +167,7 @@ def _data_set(name: str) -> DataSet:
 
 
 def data_set_needs() -> dict[str, str]:
-    """Every data set by name, and what it needs.
+    """Needs of every data set, by name.
 
     Example:
         >>> data_set_needs()["cifar10"]
@@ -200,7 +195,7 @@ def takes_option(name: str, option: str) -> bool:
 
 
 def classes_and_channels(name: str, options: Mapping[str, Any] | None = None) -> tuple[int | None, int | None]:
-    """Classes and channels of a data set; None where only its files tell."""
+    """Number of classes and of channels of a data set; None where only its files tell."""
     if name not in DATA_SETS:
         return None, None
     given = {**_defaults(name), **(options or {})}
@@ -210,10 +205,6 @@ def classes_and_channels(name: str, options: Mapping[str, Any] | None = None) ->
 
 def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """(C, H, W) of a data set's images; None where only its files tell.
-
-    Args:
-        name: A key of :data:`DATA_SETS`.
-        options: As :func:`load_data` takes them.
 
     Example:
         >>> image_shape_of("image_folder", {"image_size": 224}), image_shape_of("cifar10", {"pool": 2})
@@ -233,7 +224,7 @@ def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int
 
 
 def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Training images of a data set, to within one a class; None where only its files tell."""
+    """Number of training images of a data set, to within one a class; None where only its files tell."""
     limit = options.get("num_train")
     options = {**_defaults(name), **{key: value for key, value in options.items() if value is not None}}
     if name == "synthetic":
@@ -249,7 +240,7 @@ def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def num_test_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Test images of a data set; None where only its files tell."""
+    """Number of test images of a data set; None where only its files tell."""
     given = {**_defaults(name), **options}
     if "num_points" in given:
         return round(given["num_points"] * _POINTS_TEST_FRACTION)
@@ -257,14 +248,14 @@ def num_test_images(name: str, options: Mapping[str, Any]) -> int | None:
 
 
 def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Validation images of a data set, to within one a class; None where only its files tell."""
+    """Number of validation images, to within one a class; None where only the files tell."""
     every = {key: value for key, value in options.items() if key != "num_train" or name == "synthetic"}
     rest, trained = num_training_images(name, {**every, "validation_fraction": 0.0}), num_training_images(name, every)
     return None if rest is None or trained is None else rest - trained
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The options of a data set and their defaults; none of a name that no data set has."""
+    """Options of a data set and their defaults; empty for a name that no data set has."""
     if name not in DATA_SETS and not name.startswith(PYTHON) and name not in offered_names(DATASETS):
         return {}
     return {option: one.default for option, one in _options_of(_data_set(name).load).items()}
@@ -280,7 +271,7 @@ def _in_memory(
     std: tuple[float, ...],
     held_out: tuple[float, int],
 ) -> ImageData:
-    """A data set in memory; a stratified fraction of what is not for test, and its seed, say what is for validation."""
+    """Data set in memory; ``held_out`` is the fraction of ``rest`` that is for validation, stratified, and its seed."""
     images, labels = rest
     keep, hold = stratified_split(labels, *held_out)
     channels, height, width = images.shape[1:]
@@ -483,20 +474,12 @@ def _absent(name: str, source: type[CIFAR10], root: Path, download: bool, error:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What is known of a data set before anything is read.
+    """Facts of a data set before anything is read; None where its options or files tell."""
 
-    Attributes:
-        load: Makes the :class:`ImageData`; its keyword-only parameters are the options.
-        num_classes: None where options or files tell.
-        image_shape: (C, H, W), None where options or files tell.
-        num_not_for_test: Images for training and validation together; None where options or files tell.
-        num_test: Images for test; None where options or files tell.
-    """
-
-    load: Callable[..., ImageData]
+    load: Callable[..., ImageData]  # its keyword-only parameters are the options
     num_classes: int | None
-    image_shape: tuple[int | None, int | None, int | None]
-    num_not_for_test: int | None = None
+    image_shape: tuple[int | None, int | None, int | None]  # (C, H, W)
+    num_not_for_test: int | None = None  # for training and validation together
     num_test: int | None = None
 
 

@@ -131,7 +131,7 @@ class _Files:
     labels: torch.Tensor
 
     def split(self, fraction: float, seed: int) -> tuple[_Files, _Files]:
-        """Those to keep and those to hold out, stratified."""
+        """Files to keep and files to hold out, stratified."""
         kept, held = (
             _Files(paths=tuple(self.paths[index] for index in indices.tolist()), labels=self.labels[indices])
             for indices in stratified_split(self.labels, fraction, seed)
@@ -192,7 +192,7 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
 
 
 def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The folders that are splits, by what they are for; none where all are classes."""
+    """Folders that are splits, by their purpose; none where all are classes."""
     found: dict[str, str] = {}
     for name in names:
         split = _WORDS.get(_folded(name))
@@ -218,7 +218,7 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def _folded(name: str) -> str:
-    """A name without what tells spellings of one name apart: case, blanks around it, forms of Unicode."""
+    """Name without differences of spelling: case, blanks around it, forms of Unicode."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
@@ -236,11 +236,7 @@ def _splits_named(names: Iterable[str]) -> set[str]:
 
 
 def _check_are_classes(folder: Path, inside: Mapping[str, Sequence[str]]) -> None:
-    """Refuse splits and folds in the place of classes, given the folders that are in each of them.
-
-    Raises:
-        SuperWeightError: Folders named like two splits, or that hold folders named so, or folders of the same names.
-    """
+    """Refuse splits and folds in the place of classes, given the folders inside each of them."""
     if _splits_named(inside):
         raise SuperWeightError(
             f"image_folder: {_listed(list(inside))} of {folder} look like splits, not classes. Name them train and "
@@ -287,7 +283,7 @@ def _say_missing(where: str, missing: Sequence[str], num_classes: int) -> None:
 
 
 def _sub_folders(folder: Path, left: Counter[str] | None = None) -> list[str]:
-    """Names of the folders in one, sorted; what else is there is counted as left out."""
+    """Names of the folders in one, sorted; all other entries are counted as left out."""
     names = []
     for entry in os.scandir(folder):
         if _is_hidden(entry.name):
@@ -329,7 +325,7 @@ def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _known(folder: Path, classes: tuple[str, ...], left: Counter[str]) -> tuple[str, ...]:
-    """The classes that a split's folder has, all of which training has."""
+    """Classes of a split's folder, all of which training has."""
     names = _sub_folders(folder, left)
     if not names:
         raise SuperWeightError(f"image_folder: no class folders in {folder}: sort the images as {folder}/<class>/*")
@@ -362,10 +358,7 @@ def _files(folder: Path, present: tuple[str, ...], classes: tuple[str, ...], lef
 
 
 def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
-    """The images in a class folder and those below it, in torchvision's order, and the folders in it.
-
-    Links that lead to a folder a second time are refused: the walk would perhaps never end.
-    """
+    """Images in a class folder and those below it, in torchvision's order, and the folders in it."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -376,7 +369,7 @@ def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
     inside: list[str] = []
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen:  # the walk would perhaps never end
             raise SuperWeightError(f"image_folder: links lead to {place} twice: leave one of them out")
         seen.add((status.st_dev, status.st_ino))
         left["hidden folders"] += sum(map(_is_hidden, folders))
@@ -401,11 +394,7 @@ def _images(folder: Path, left: Counter[str]) -> tuple[list[str], list[str]]:
 
 
 def image_files(folder: str | Path) -> list[str]:
-    """The images in a folder and those below it, as a class folder has them; what is left out is told.
-
-    Raises:
-        SuperWeightError: A file that is empty or no regular one, or none at all.
-    """
+    """Images in a folder and those below it, as in a class folder; a warning counts the files left out."""
     left: Counter[str] = Counter()
     found, _ = _images(Path(folder), left)
     _tell(Path(folder), left)

@@ -38,12 +38,13 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
-# A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image:
+# faster, and a level or so apart from resizing it whole.
 _KEPT_FOR_RESIZING = 2
 
 
 def centre_square(width: int, height: int, size: int) -> Region:
-    """What is left of a picture whose shorter side is resized to ``size`` and whose centre square is then cut out.
+    """Centre square of a picture whose shorter side is resized to ``size``, in pixels of the picture as it is.
 
     Example:
         >>> centre_square(400, 200, 100)
@@ -72,9 +73,7 @@ def centre_of(width: int, height: int, size: tuple[int, int]) -> Region:
 
 
 def random_region(width: int, height: int, generator: np.random.Generator) -> Region:
-    """A part of 8 to 100 % of a picture's area with sides in a ratio of 3/4 to 4/3, anywhere in it.
-
-    Where ten attempts do not fit into a long, narrow picture, the largest centred part of such a ratio.
+    """Random part of a picture: 8 to 100 % of its area, sides in a ratio of 3/4 to 4/3.
 
     Source: Szegedy et al., arXiv:1409.4842, section 6; in the form of torchvision's RandomResizedCrop.
     """
@@ -88,7 +87,7 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
         first = int(fits.argmax())
         wide, high = int(across[first]), int(down[first])
         left, top = math.floor(where[0] * (width - wide + 1)), math.floor(where[1] * (height - high + 1))
-    else:
+    else:  # a long, narrow picture: its largest centred part of such a ratio
         wide = min(width, max(1, round(height * _RATIO[1])))
         high = min(height, max(1, round(width / _RATIO[0])))
         left, top = (width - wide) // 2, (height - high) // 2
@@ -97,19 +96,11 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageReader:
-    """How files become images.
+    """Decoder of files to images of one size."""
 
-    Attributes:
-        image_size: Pixels: the shorter side is resized to it and the centre square cut out; None keeps images as
-            they are. A JPEG at least four times as large is decoded at 1/2, 1/4 or 1/8 of its size first, never below
-            twice ``image_size``: faster, and a level or so apart from resizing it whole.
-        pool: Factor of the average pooling that follows, 1 for none.
-        decoded_size: (H, W) before pooling, which every file must have.
-    """
-
-    image_size: int | None
-    pool: int
-    decoded_size: tuple[int, int]
+    image_size: int | None  # of the shorter side before the centre square is cut out; None keeps images as they are
+    pool: int  # factor of the average pooling that follows, 1 for none
+    decoded_size: tuple[int, int]  # (H, W) before pooling, of every file
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -120,18 +111,11 @@ class ImageReader:
     def read(
         self, paths: Sequence[str], images: Sequence[int] | None = None, crop_key: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Decode files, in this thread: uint8 (len(paths), 3, H, W).
-
-        Args:
-            paths: The files.
-            images: Their indices in the split; needed with ``crop_key``.
-            crop_key: Of the epoch whose random parts are cut out and resized to ``decoded_size``, in the place of the
-                centre; from :func:`image_key`.
-        """
+        """Decode files, in this thread: uint8 (len(paths), 3, H, W); ``images`` are their indices in the split."""
         pixels = _empty_pixels((len(paths), 3, *self.decoded_size))
         planes = pixels.numpy()
         for row, path in enumerate(paths):
-            if crop_key is not None:
+            if crop_key is not None:  # from image_key: a random part in the place of the centre
                 assert images is not None, "a random part belongs to an image"
                 image = decode_random(path, self.decoded_size, image_generator(crop_key, images[row]))
             else:
@@ -142,12 +126,7 @@ class ImageReader:
         return average_pool(pixels, self.pool)
 
     def check(self, paths: Sequence[str]) -> int:
-        """Read the headers of files and decode nothing; returns how many have several frames.
-
-        Raises:
-            SuperWeightError: Names a file that is no image, has more than 8 bits a channel, or another size where
-                ``image_size`` does not make them alike.
-        """
+        """Read the headers of files, decode nothing, and return how many have several frames."""
         starts = range(0, len(paths), _FILES_A_TASK)
         with ThreadPoolExecutor() as pool:
             return sum(pool.map(lambda start: sum(map(self._check, paths[start : start + _FILES_A_TASK])), starts))
@@ -178,19 +157,17 @@ class ImageReader:
 
 
 def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
-    """Room for a batch, uint8; in a loader's worker in shared memory, where it goes to the other process as it is.
-
-    With private memory for each batch, a worker was seen to grow by a batch's size with each of its first 128 batches
-    (torch 2.15, glibc), which is gigabytes at 224 pixels.
-    """
+    """Memory for a batch, uint8; in a loader's worker it is shared memory."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
+    # It goes to the other process as it is. With private memory for each batch, a worker was seen to grow by a batch's
+    # size with each of its first 128 batches (torch 2.15, glibc), which is gigabytes at 224 pixels.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 def reader_for(first_path: str, image_size: int | None, pool: int) -> ImageReader:
-    """A reader for files that are like the first one."""
+    """Reader for files that are like the first one."""
     height, width, _ = decode(first_path, image_size).shape
     if height % pool or width % pool:
         raise SuperWeightError(f"pool={pool} does not divide the {height} x {width} pixels of {first_path}")
@@ -210,11 +187,7 @@ def decode_whole(path: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def turned_colours(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """The same of a picture that is open already.
-
-    Raises:
-        SuperWeightError: More than 8 bits a channel.
-    """
+    """Centre of an open picture (:func:`centre_of`), upright and resized to (H, W): uint8 (H, W, 3)."""
     if picture.mode in _DEEP_MODES:
         raise SuperWeightError(f"a picture has more than 8 bits a channel (mode {picture.mode}): convert it to 8 bits")
     turn, picture = _turn_of(picture), _as_colours(picture)
@@ -248,7 +221,7 @@ def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, i
 
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """A file whose header is read; what goes wrong inside names it."""
+    """Open file whose header is read; errors inside name the file."""
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.mode in _DEEP_MODES:
@@ -269,12 +242,12 @@ def _opened(path: str) -> Iterator[Image.Image]:
 
 
 def _turn_of(file: Image.Image) -> Image.Transpose | None:
-    """What turns a picture upright; Pillow itself turns a TIFF when it decodes it."""
+    """Transposition that turns a picture upright; Pillow itself turns a TIFF when it decodes it."""
     return None if file.format == "TIFF" else _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _as_colours(file: Image.Image) -> Image.Image:
-    """RGB; where a picture is transparent, it is laid on white."""
+    """Picture in RGB; a transparent one is laid on white."""
     if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
         return file.convert("RGB")
     picture = file.convert("RGBA")

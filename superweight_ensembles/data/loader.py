@@ -29,19 +29,19 @@ class ImageData:
     """Images and labels in three splits.
 
     Attributes:
-        name: What results call it.
+        name: Name of the data set in results.
         classes: Names in the order of the labels.
         image_shape: (C, H, W).
-        mean: Per channel, of pixels scaled to [0, 1].
-        std: Per channel, of pixels scaled to [0, 1].
-        train: For training.
-        validation: For every decision, thresholds among them; may be empty.
-        test: For figures alone.
-        pool: Factor of the average pooling that files are read with; 1 for none.
+        mean: Mean per channel, of pixels scaled to [0, 1].
+        std: Standard deviation per channel, of pixels scaled to [0, 1].
+        train: Split for training.
+        validation: Split for every decision, thresholds among them; may be empty.
+        test: Split for the reported numbers alone.
+        pool: Factor of the average pooling with which files are read; 1 for none.
 
     Raises:
-        SuperWeightError: Fewer than two classes or two of one name, no training images, what is no split or one of
-            another shape, labels outside the classes, or other than one mean and one positive std a channel.
+        SuperWeightError: Fewer than two classes or two of one name, no training images, a split of another type or
+            image shape, labels outside the classes, or other than one mean and one positive std a channel.
 
     Example:
         >>> from superweight_ensembles.data import load_data
@@ -114,7 +114,7 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """Classes, K."""
+        """Number of classes, K."""
         return len(self.classes)
 
     def loader(
@@ -152,10 +152,10 @@ class ImageData:
         )
 
     def fingerprint(self) -> dict[str, str]:
-        """Of each split its size and checksums, of all the classes and what normalises: data that train alike agree.
+        """Sizes and checksums of the splits, with classes, mean and std: equal for data that train alike.
 
         Raises:
-            SuperWeightError: A file that is not there.
+            SuperWeightError: An image file cannot be read.
         """
         found = {"classes": checksum("\0".join(self.classes)), "mean and std": f"{self.mean} {self.std}"}
         for name, split in self._splits().items():
@@ -164,7 +164,7 @@ class ImageData:
         return found
 
     def unknown_images(self, fingerprint: Mapping[str, str]) -> list[str]:
-        """Images that a fingerprint of other data does not know, by file or index, as far as it marks single images."""
+        """Images, by file or index, that a fingerprint of other data does not hold; none where it marks no images."""
         splits = self._splits()
         marks = [fingerprint.get(f"{name} {_MARKS}") for name in splits]
         if not all(isinstance(one, str) for one in marks):
@@ -182,7 +182,7 @@ class ImageData:
 
 
 def _numbers(values: object) -> tuple[float, ...]:
-    """Finite numbers; none where they are anything else."""
+    """Finite numbers; empty where the values are anything else."""
     try:
         found = tuple(float(value) for value in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
@@ -191,36 +191,36 @@ def _numbers(values: object) -> tuple[float, ...]:
 
 
 def _marks_of(marks: str | None) -> list[str]:
-    """The eight digits of each image."""
+    """Eight digits of each image."""
     marks = marks or ""
     return [marks[start : start + 8] for start in range(0, len(marks), 8)]
 
 
 class ImageLoader:
-    """An iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
+    """Iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
 
-    Order and augmentation are functions of (seed, epoch) alone: whatever was drawn before, and on whatever device, the
-    same two give the same batches, so that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
+    Order and augmentation are functions of (seed, epoch) alone: earlier random draws and the device change nothing, so
+    that a resumed run continues exactly. Call :meth:`set_epoch` before each epoch.
 
-    Several processes share each batch by ``shard``: their parts, put together in order, are the batch that one process
-    would have, and each decodes its own part alone.
+    Several processes share each batch by ``shard``: their parts, put together in order, are the batch of a single
+    process, and each decodes its own part alone.
 
     Args:
-        split: The images.
+        split: Images and their labels.
         batch_size: Images a batch, over all processes.
-        mean: Per channel, of pixels scaled to [0, 1]; of float32 as it is.
-        std: Per channel, likewise.
-        num_classes: K, for transforms that mix images, whose labels are float32 (B, K); those of the split where None.
-        augmentation: None for none, as evaluation wants.
-        shuffle: A new order each epoch; else that of the split.
-        drop_last: Leave out a last batch that is smaller.
-        seed: Of order and augmentation, 0 to 2**32 - 1.
-        device: Where pixels are worked on and batches appear.
+        mean: Mean per channel, of pixels scaled to [0, 1]; float32 pixels are taken as they are.
+        std: Standard deviation per channel, likewise.
+        num_classes: K, for transforms that mix images and make labels float32 (B, K); from the split's labels if None.
+        augmentation: Augmentation of the images; None for none, as evaluation wants.
+        shuffle: Whether each epoch has a new order; else the order is that of the split.
+        drop_last: Whether to leave out a last batch that is smaller.
+        seed: Seed of order and augmentation, 0 to 2**32 - 1.
+        device: Device on which pixels are worked on and batches appear.
         num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
             loader. The batches are the same for any number. Images in memory need none.
         shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
             last batch smaller than the count, where it is kept, leaves some processes a part without images.
-        corruption: Makes every image worse, as robustness is measured; its noise follows from the seed, and the same
+        corruption: Corruption of every image, to measure robustness; its noise follows from the seed, and the same
             batches have the same.
 
     Raises:
@@ -280,20 +280,20 @@ class ImageLoader:
         self._shift = (-means / stds).float().to(self.device)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the next iteration starts; the same for every shard."""
+        """Number of batches of a whole epoch, wherever the next iteration starts; the same for every shard."""
         full, rest = divmod(len(self.split), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose the epoch, from 0, whose order and augmentation the next iterations have, and where they start.
+        """Set the epoch, for the order and augmentation of the next iterations, and the batch at which they start.
 
         Args:
-            epoch: From 0.
-            first_batch: From 0; the batches before it are neither yielded nor decoded, as a run needs that goes on in
-                the middle of an epoch.
+            epoch: Index of the epoch, from 0.
+            first_batch: Index of the first batch, from 0; the batches before it are neither yielded nor decoded, so
+                that a run can go on in the middle of an epoch.
 
         Raises:
-            SuperWeightError: No whole number of at least 0, or a first batch that the epoch does not have.
+            SuperWeightError: A value that is no whole number of at least 0, or a first batch past the end of the epoch.
         """
         epoch = checked_integer("epoch", epoch, 0)
         if checked_integer("first_batch", first_batch, 0) > len(self):
@@ -302,11 +302,11 @@ class ImageLoader:
 
     @property
     def num_images(self) -> int:
-        """Images of the split."""
+        """Number of images in the split."""
         return len(self.split)
 
     def indices(self, batch: int) -> torch.Tensor:
-        """Which images of the split a batch of the epoch holds, those of all shards: int64 (B,)."""
+        """Indices into the split of the images of a batch of the epoch, over all shards: int64 (B,)."""
         if self._order is None or self._order[0] != self.epoch:
             self._order = self.epoch, epoch_order(self.num_images, self.seed, self.epoch, self.shuffle)
         return self._order[1][batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -24,21 +24,7 @@ _MOST_CLASSES = 2**20
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """Makes of an image what members take: the centre of the image's proportions, its size, normalised.
-
-    It is called with a file, an image of Pillow's, or pixels: uint8 (H, W, C) as numpy has them, or uint8 (C, H, W) as
-    torch has them; ``torchvision.datasets.ImageFolder(folder, transform=preprocessing)`` takes it too.
-
-    Attributes:
-        image_shape: (C, H, W) of what members take.
-        mean: Per channel, of pixels scaled to [0, 1].
-        std: Per channel, likewise.
-        classes: Names in the order of the labels; empty where the task has none.
-        pool: Factor of the average pooling that reading ends with, as the data set had it.
-
-    Raises:
-        SuperWeightError: Other than one mean and one positive std a channel, a size or names that are none; when
-            called: what is no image, or pixels of another number of channels.
+    """Preprocessing of an image for members: its centre of their proportions, resized to (H, W), normalised.
 
     Example:
         >>> preprocessing = Preprocessing(image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -48,11 +34,11 @@ class Preprocessing:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] = ()
-    pool: int = 1
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
+    std: tuple[float, ...]  # likewise
+    classes: tuple[str, ...] = ()  # in the order of the labels; empty where the task has none
+    pool: int = 1  # factor of the average pooling that reading ends with, as the data set had it
 
     def __post_init__(self) -> None:
         shape, channels = self.image_shape, self.image_shape[0] if self.image_shape else 0
@@ -69,11 +55,12 @@ class Preprocessing:
 
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
-        """That of a data set."""
+        """Preprocessing of a data set."""
         return cls(image_shape=data.image_shape, mean=data.mean, std=data.std, classes=data.classes, pool=data.pool)
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray | Tensor) -> Tensor:
-        """float32 (C, H, W)."""
+        """float32 (C, H, W) of a file, a Pillow image, or uint8 pixels, (H, W, C) of numpy or (C, H, W) of torch."""
+        # ImageFolder(folder, transform=preprocessing) of torchvision calls it with Pillow images.
         pixels = average_pool(torch.from_numpy(self._pixels(image).copy())[None], self.pool)[0].float() / 255
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std

@@ -10,7 +10,7 @@ _PURPOSES = ("order", "flip", "crop", "cutout", "resized_crop", "transforms", "c
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose in one epoch; the global generator is neither read nor advanced.
+    """CPU generator for one purpose in one epoch; the global generator is neither read nor advanced.
 
     Example:
         >>> first, again = (torch.rand(3, generator=generator_for(0, 5, "flip")) for _ in range(2))
@@ -21,12 +21,12 @@ def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
 
 
 def image_key(seed: int, epoch: int, purpose: str) -> np.ndarray:
-    """What :func:`image_generator` needs to draw for single images of one epoch: uint64 (2,)."""
+    """Key with which :func:`image_generator` draws for single images of one epoch: uint64 (2,)."""
     return _state(seed, epoch, purpose, 2)
 
 
 def image_generator(key: np.ndarray, image: int) -> np.random.Generator:
-    """A generator for one image, counted from its index: no worker needs the numbers of the images before it.
+    """Generator for one image, counted from its index: no worker needs the numbers of the images before it.
 
     Example:
         >>> key = image_key(0, 5, "resized_crop")
@@ -38,7 +38,7 @@ def image_generator(key: np.ndarray, image: int) -> np.random.Generator:
 
 
 def epoch_order(num_images: int, seed: int, epoch: int, shuffle: bool) -> torch.Tensor:
-    """The order in which an epoch visits the images: int64 (num_images,)."""
+    """Order in which an epoch visits the images: int64 (num_images,)."""
     if not shuffle:
         return torch.arange(num_images)
     return torch.randperm(num_images, generator=generator_for(seed, epoch, "order"))

@@ -43,22 +43,14 @@ def _bytes_of(values: torch.Tensor) -> memoryview:
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices to keep and indices to hold out, both ascending.
-
-    Round(``fraction`` x images) are held out, shared among the classes by largest remainder; then a class of two or
-    more images gives at least one and keeps at least one. A fraction of 0 holds nothing out.
-    scikit-learn's splitter refuses classes of one image and small hold-outs, which image folders do have.
-
-    Args:
-        labels: int64 (N,).
-        fraction: 0 <= fraction < 1.
-        seed: Chooses the images; the choice is the same on every platform and version.
+    """Ascending indices to keep and to hold out of labels int64 (N,); 0 <= fraction < 1 of them is held out.
 
     Example:
         >>> keep, hold = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), 0.25, seed=0)
         >>> len(keep), len(hold)
         (6, 2)
     """
+    # Not scikit-learn's splitter: it refuses classes of one image and small hold-outs, which image folders do have.
     values = labels.numpy()
     held = np.zeros(len(values), dtype=bool)
     if fraction > 0 and len(values):
@@ -72,18 +64,19 @@ def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[
 
 
 def _shares(counts: np.ndarray, fraction: float) -> np.ndarray:
-    """How many images each class gives: int64 (K,)."""
+    """Number of images that each class gives, int64 (K,), by largest remainder."""
     exact = counts * fraction
     shares = np.floor(exact).astype(np.int64)
     missing = round(float(exact.sum())) - int(shares.sum())
     largest_first = np.argsort(shares - exact, kind="stable")
     shares[largest_first[:missing]] += 1
+    # A class of two or more images gives at least one and keeps at least one.
     return np.minimum(np.maximum(shares, 1), counts - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRows:
-    """The rows that process ``index`` of ``count`` has of each batch, from ``first_batch`` on.
+    """Rows of each batch for one of several processes, from ``first_batch`` on.
 
     Example:
         >>> list(BatchRows(num_images=10, batch_size=4, shard=(1, 2)))
@@ -94,7 +87,7 @@ class BatchRows:
 
     num_images: int
     batch_size: int
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] = (0, 1)  # index of the process, number of processes
     first_batch: int = 0
 
     def __len__(self) -> int:
@@ -128,36 +121,24 @@ _Request = tuple[np.ndarray, np.ndarray | None]  # of one batch: indices (B,) in
 
 
 class ImageSplit(ABC):
-    """Images (N, C, H, W) of uint8, or of float32 as they are, and their labels (N,) of int64.
+    """Images (N, C, H, W) of uint8, or of float32 as they are, and their labels (N,) of int64."""
 
-    Attributes:
-        labels: int64 (N,), on the CPU.
-        image_shape: (C, H, W).
-        unit: What stands for one: 255 of uint8, 1 of float32.
-        paths: Files that the images were read from, where they were.
-    """
-
-    labels: torch.Tensor
-    image_shape: tuple[int, int, int]
-    unit: float = 255.0
-    paths: PathTable | None = None
+    labels: torch.Tensor  # int64 (N,), on the CPU
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    unit: float = 255.0  # pixel level that stands for one: 255 of uint8, 1 of float32
+    paths: PathTable | None = None  # files that the images were read from, where they were
     _fingerprint: dict[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums of what is in it, each by a name, taken once: two splits that train alike have the same.
-
-        Of splits of at most 10,000 images, ``image marks`` holds a CRC-32 of each image.
-
-        Raises:
-            SuperWeightError: A file that is not there.
-        """
+        """Checksums of the images and labels, by name, taken once: two splits that train alike have the same."""
         if self._fingerprint is None:
             marks, found = self._checksums()
             if len(self) <= _MOST_MARKED:
                 marks = (zlib.crc32(b"%d" % label, mark) for mark, label in zip(marks, self.labels.tolist()))
+                # A CRC-32 of each image, of small splits alone.
                 found["image marks"] = "".join(f"{mark:08x}" for mark in marks)
             self._fingerprint = {"labels": checksum(self.labels), **found}
         return self._fingerprint
@@ -168,24 +149,15 @@ class ImageSplit(ABC):
 
     @abstractmethod
     def open(self, *, device: torch.device, num_workers: int) -> ReadBatches:
-        """What reads this split's batches for one loader, onto a device; workers decode files."""
+        """Function that reads this split's batches for one loader, onto a device; workers decode files."""
 
     @abstractmethod
     def subset(self, indices: torch.Tensor) -> ImageSplit:
-        """The images at these indices, int64 (n,), as a split of their own."""
+        """Images at these indices, int64 (n,), as a split of their own."""
 
 
 class MemorySplit(ImageSplit):
-    """A split that is held in memory, and on each device that asks for it.
-
-    Args:
-        images: uint8 (N, C, H, W), or float32.
-        labels: Of an integer type, (N,); kept as int64.
-        paths: The N files that the images were read from, where there are some; errors name them.
-
-    Raises:
-        SuperWeightError: No tensors, of other types or shapes, or numbers that are not finite.
-    """
+    """Split in memory, and on each device that asks for it: images uint8 or float32 (N, C, H, W)."""
 
     def __init__(
         self, images: torch.Tensor, labels: torch.Tensor, paths: Sequence[str] | PathTable | None = None
@@ -252,13 +224,7 @@ def _checked_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class FileSplit(ImageSplit):
-    """A split that is read from files batch by batch, for data that memory cannot hold.
-
-    Args:
-        paths: N files.
-        labels: int64 (N,).
-        reader: Decodes them to images of one size.
-    """
+    """Split of files that are read batch by batch, for data that memory cannot hold."""
 
     paths: PathTable
 
@@ -273,7 +239,7 @@ class FileSplit(ImageSplit):
         return _FileBatches(_Files(self.paths, self.reader), device, num_workers)
 
     def _checksums(self) -> tuple[Iterable[int], dict[str, str]]:
-        """Contents are read where all files together have 256 MiB at most."""
+        """Marks and checksums of names and sizes; of contents, too, where all files together have 256 MiB at most."""
         paths = [self.paths[index] for index in range(len(self))]
         start = len(os.path.join(os.path.commonpath(paths), "")) if len(paths) > 1 else 0  # a folder may be moved
         names = [path[start:] for path in paths] if start else [os.path.basename(path) for path in paths]
@@ -294,13 +260,7 @@ class FileSplit(ImageSplit):
 
 
 class PathTable:
-    """Paths as one string of bytes and where each ends, which processes that are forked share without copying them.
-
-    A list of a million strings is copied into every worker bit by bit, as reading a Python object writes its reference
-    count; of these arrays nothing is written.
-
-    Args:
-        paths: N paths.
+    """Paths as one string of bytes and where each ends, which forked processes share without copying.
 
     Example:
         >>> table = PathTable(["images/a.jpg", "images/b.jpg"])
@@ -309,6 +269,8 @@ class PathTable:
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
+        # A list of a million strings is copied into every worker bit by bit, as reading a Python object writes its
+        # reference count; of these arrays nothing is written.
         encoded = [os.fsencode(path) for path in paths]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
@@ -322,22 +284,19 @@ class PathTable:
         return os.fsdecode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
     def subset(self, indices: np.ndarray) -> PathTable:
-        """Those at indices (n,)."""
+        """Paths at indices (n,)."""
         return PathTable([self[index] for index in indices.tolist()])
 
 
 class _FileBatches:
-    """Reads batches of one split of files, epoch after epoch.
-
-    Workers are processes of one thread each; they are started by the first epoch, decode two batches each ahead, and
-    wait for the next epoch when one is done. They end with this object, or when an epoch is left before its end. On
-    CUDA, batches come in pinned memory and are copied one ahead, beside the step. 0 workers decode in the caller.
-    """
+    """Reader of the batches of one split of files, epoch after epoch; 0 workers decode in the caller."""
 
     def __init__(self, files: _Files, device: torch.device, num_workers: int) -> None:
         self._files = files
         self._device = device
         self._num_workers = num_workers
+        # Workers are processes of one thread each. The first epoch starts them; they decode two batches each ahead, and
+        # wait here for the next epoch. They end with this object, or when an epoch is left before its end.
         self._idle: list[tuple[_Requests, DataLoader[torch.Tensor | SuperWeightError]]] = []
 
     def __call__(self, order: torch.Tensor, rows: BatchRows, crop_key: np.ndarray | None) -> Iterator[torch.Tensor]:
@@ -345,6 +304,7 @@ class _FileBatches:
         requests, loader = self._idle.pop() if self._idle else self._start_workers()
         requests.set(order, rows, crop_key)
         decoded = _raised(iter(loader))
+        # On CUDA, batches come in pinned memory and are copied one ahead, beside the step.
         yield from _copied_ahead(decoded, self._device) if self._device.type == "cuda" else decoded
         self._idle.append((requests, loader))
 

@@ -11,30 +11,20 @@ from torchvision.transforms import v2
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
-OF_BATCHES = ("MixUp", "CutMix")
+OF_BATCHES = ("MixUp", "CutMix")  # mix images of a batch, make labels soft; each batch has one of those asked for
 OF_NORMALISED = ("RandomErasing",)
 _NO_TRANSFORMS = ("Compose", "Transform", "RandomApply", "RandomChoice", "RandomOrder", "Lambda")
 _Options = Mapping[str, object]
 
 
 def check_transforms(transforms: Mapping[str, _Options]) -> None:
-    """Refuse names and options that torchvision does not have.
-
-    Raises:
-        SuperWeightError: Names the transform, and the nearest name.
-    """
+    """Refuse names and options that torchvision does not have."""
     for name, options in transforms.items():
         _built(name, options, num_classes=2)
 
 
 class Transforms:
-    """What is done to batches of images besides the batched augmentation.
-
-    Args:
-        transforms: Options by the transform's name in ``torchvision.transforms.v2``, in the order of use. Those of
-            :data:`OF_BATCHES` mix images of a batch and make labels soft; of several of them, each batch has one.
-        num_classes: K, for soft labels.
-    """
+    """Transforms of ``torchvision.transforms.v2``, by name, in the order of use."""
 
     def __init__(self, transforms: Mapping[str, _Options], num_classes: int) -> None:
         built = {name: _built(name, options, num_classes) for name, options in transforms.items()}
@@ -44,11 +34,11 @@ class Transforms:
         self._of_batches = [one for name, one in built.items() if name in OF_BATCHES]
 
     def of_pixels(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Each of B images (B, C, H, W), by its own seed."""
+        """Transform each of B images (B, C, H, W) by its own seed."""
         return _each(self._of_pixels, images, seeds)
 
     def of_normalised(self, images: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W), and their labels (B,), or (B, K) where images are mixed."""
+        """Transform normalised images (B, C, H, W); labels stay (B,), or are (B, K) where images are mixed."""
         images = _each(self._of_normalised, images, [seed + 1 for seed in seeds])
         if not self._of_batches or len(images) < 2:
             return images, labels
@@ -87,7 +77,7 @@ def _applied(name: str, call: Callable[[], Any]) -> Any:
 
 
 def transform_names() -> list[str]:
-    """Transforms of torchvision that a training may have."""
+    """Names of torchvision's transforms that a training may have."""
     known = {name for name, kind in vars(v2).items() if isinstance(kind, type) and issubclass(kind, v2.Transform)}
     return sorted(known - set(_NO_TRANSFORMS))
 

@@ -53,7 +53,7 @@ _PLAN_HEAD = ("layer", "cluster", "slot", "coefficient vectors")
 
 
 def search_tables(search: SearchRecord, plans: Mapping[str, SharingPlan]) -> dict[str, Rows]:
-    """The same of the figures of a search."""
+    """Heading and rows of every figure of a search, by its name."""
     cosines: Rows = [("cluster", "layer", "set", "follows", "beside layer", "cosine")]
     for cluster in search.clusters:
         for index, row in enumerate(cluster.similarity):

@@ -20,7 +20,7 @@ class Tile:
 
 
 def changed(count: int, before: int) -> str:
-    """How much smaller or larger a count is.
+    """Words for how much smaller or larger a count is.
 
     Example:
         >>> changed(83, 100), changed(130, 100), changed(100, 100), changed(9996, 10000)
@@ -64,7 +64,7 @@ def tiles(results: RunResults) -> list[Tile]:
 
 
 def sentences(results: RunResults) -> list[str]:
-    """What was saved, what it costs in quality, and how much the difference says."""
+    """Sentences on what was saved, what it costs in quality, and how much the difference says."""
     arm, other = results.arms[0], results.arm("independent")
     said = [_saving(arm)]
     if other is not None and other is not arm:
@@ -84,7 +84,7 @@ def _saving(arm: ArmResults) -> str:
 
 
 def _start(arm: ArmResults) -> list[str]:
-    """What the bank was before it was trained, where it did not start at random."""
+    """Sentence on the bank before its training, where it did not start at random."""
     start = arm.warm_start
     if start is None:
         return []

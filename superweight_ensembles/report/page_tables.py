@@ -64,7 +64,7 @@ class Table:
 
 
 def facts(results: RunResults, recipe: Recipe, plan: SharingPlan) -> dict[str, list[str]]:
-    """What was run, at a glance: lines by name."""
+    """Lines on what was run, at a glance, by name."""
     dataset, training = results.dataset, recipe.training
     images = " x ".join(map(str, dataset.image_shape))
     members = [
@@ -90,7 +90,7 @@ def facts(results: RunResults, recipe: Recipe, plan: SharingPlan) -> dict[str, l
 
 
 def result_table(results: RunResults) -> Table:
-    """Members, then the ensemble, of each the arms below each other; last what the ensembles differ by."""
+    """Members, then the ensemble, each with its arms below each other; last the difference of the ensembles."""
 
     def measures(found: EnsembleResult) -> list[str]:
         return [f"{value(found):,.{decimals}f}" for value, decimals in _MEASURES.values()]
@@ -126,7 +126,7 @@ def result_table(results: RunResults) -> Table:
 
 
 def anytime_tables(results: RunResults) -> dict[str, Table]:
-    """Areas, a curve of an arm a row, and points, a curve a group of rows."""
+    """Tables of areas, a row a curve of an arm, and of points, a group of rows a curve."""
     areas, groups = [], []
     for arm in results.arms:
         if arm.anytime is None:
@@ -161,7 +161,7 @@ def anytime_tables(results: RunResults) -> dict[str, Table]:
 
 
 def uncertainty_table(results: RunResults) -> Table | None:
-    """A row a number; None for results of before."""
+    """Table of uncertainty, a row a number; None where the results hold none."""
     rows = [[label, *values] for label, values in uncertainty_rows(results).items()]
     if not rows:
         return None
@@ -194,13 +194,13 @@ def provenance_table(run: RunRecord, results: RunResults) -> Table:
 
 
 def _plain(value: object) -> str:
-    """As people write it: a time of day without its T, a dash for nothing."""
+    """Value as people write it: a time of day without its T, a dash for nothing."""
     text = NOTHING if value is None else str(value)
     return text.replace("T", " ").replace("+00:00", " UTC") if text.endswith("+00:00") else text
 
 
 def plan_table(plan: SharingPlan) -> Table:
-    """A row a cluster, a column a member; below them what the members keep, and the account of the budget."""
+    """Table of a row a cluster and a column a member; below, what the members keep, and the account of the budget."""
     banks = ("bank", "how layers read it") if plan.ssn_groups else ()
     slots = ("slots", "templates") if plan.superweight_clusters or not banks else ()
     idle = [""] * (len(plan.member_names) + len(slots) + len(banks))

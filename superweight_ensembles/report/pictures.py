@@ -88,7 +88,7 @@ _CAPTIONS = {  # section, title, how to read it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A figure as SVG or PNG, so many pixels wide and high, and what it draws as CSV, where that is known."""
+    """Figure as SVG or PNG, its size in pixels, and its data as CSV where they are known."""
 
     name: str
     width: int
@@ -120,11 +120,7 @@ def _data_uri(kind: str, data: bytes) -> Markup:
 
 
 def read_pictures(folder: Path) -> dict[str, Picture]:
-    """All PNG files of a folder, by name without ``.png``, in the order of their names.
-
-    Raises:
-        SuperWeightError: A file that is no PNG.
-    """
+    """PNG files of a folder, by name without ``.png``, in the order of their names; other content is refused."""
     pictures = {}
     for path in sorted(folder.glob("[!.]*.png")):
         data = read_bytes(path)
@@ -136,7 +132,7 @@ def read_pictures(folder: Path) -> dict[str, Picture]:
 
 
 def captioned(picture: Picture, results: RunResults, plan: SharingPlan) -> Picture:
-    """The picture with its section, title, how to read it and what it shows."""
+    """Picture with its section, its title, how to read it and what it shows."""
     name = picture.name
     section, title, reading = _CAPTIONS.get(name, ("others", picture_title(name), f"From figures/{name}.png."))
     if name == "sharing_map" and plan.ssn_groups:
@@ -149,7 +145,7 @@ def captioned(picture: Picture, results: RunResults, plan: SharingPlan) -> Pictu
 
 
 def picture_title(name: str) -> str:
-    """What a figure is called: the title of those that this library draws, the file's name of others.
+    """Title of a figure: its caption's, if this library draws it, else its file's name.
 
     Example:
         >>> picture_title("sharing_map"), picture_title("my_own-figure")
@@ -162,7 +158,7 @@ def picture_title(name: str) -> str:
 
 
 def describe(name: str, results: RunResults, plan: SharingPlan) -> str:
-    """What a figure shows, in words and numbers, for those who do not see it."""
+    """Words and numbers for what a figure shows, for those who do not see it."""
     arms = results.arms
     accuracies = _each({arm.name: f"{100 * arm.ensemble.metrics.accuracy:.2f} %" for arm in arms})
     names = ", ".join(plan.member_names)

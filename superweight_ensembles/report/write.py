@@ -53,7 +53,7 @@ _SECTIONS = {
 
 
 def _text(value: object) -> object:
-    """What UTF-8 cannot hold is a question mark, control characters are spelled; markup of the page itself stays."""
+    """Text without what UTF-8 cannot hold (a question mark) and with control characters spelled; markup stays."""
     if isinstance(value, Markup):
         return value
     return escape_controls(str(value).encode("utf-8", "replace").decode("utf-8"))
@@ -71,19 +71,7 @@ _PAGES = Environment(
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write what a run found as one HTML page: its figures, as SVG, with what they draw as CSV.
-
-    Other PNG files in RUN/figures are shown as they are.
-
-    Args:
-        run: Folder of an evaluated run.
-        out: The page, ``.html``; RUN/report.html where None.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        SuperWeightError: No run folder, a comparison, not evaluated yet, damaged results, or ``out`` is no HTML file.
+    """Write a run as one HTML page, its figures as SVG with their data as CSV; return the path of the page.
 
     Example:
         ``superweights report runs/mine`` is ``write_report("runs/mine")``.
@@ -131,14 +119,14 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 
 def plan_section(plan: SharingPlan) -> Markup:
-    """The table of a sharing plan, as HTML: a row a cluster, a column a member, and the account of the budget."""
+    """Table of a sharing plan, as HTML: a row a cluster, a column a member, and the account of the budget."""
     module: Any = _PAGES.get_template("sheet.html").module
     return Markup(module.sheet(plan_table(plan)))
 
 
 @drawing.style.styled
 def _pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture]:
-    """The figures of a run, each with what it draws, then the PNG files of its folder that are not by this library."""
+    """Figures of a run with their data, then the PNG files of its folder that are not by this library."""
     others = [picture for name, picture in read_pictures(run / "figures").items() if not hasattr(drawing, name)]
     drawn, tables = drawing.run_figures(results, plan), result_tables(results, plan)
     searched = read_search(run)
@@ -149,7 +137,7 @@ def _pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture
 
 
 def _picture(name: str, figure: Figure) -> Picture:
-    """A figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
+    """Figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
     data = b""
     for kind in ("svg+xml", "png"):
         written = io.BytesIO()

@@ -1,4 +1,7 @@
-"""Figures of runs, searches and comparisons, drawn from their results alone."""
+"""Figures of runs, searches and comparisons, drawn from their results alone.
+
+Artists carry a ``gid`` (``shared front``, ``label``), to be restyled by. Captions and legends say what marks mean.
+"""
 
 from superweight_ensembles.report.figures import style
 from superweight_ensembles.report.figures.accuracy import (

@@ -32,17 +32,14 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnArm:
-    """One arm of a run, with its look. Points are (FLOPs per image, accuracy in per cent).
-
-    In a comparison of runs it knows its run's name, and whether it stands for the run in legends.
-    """
+    """One arm of a run, with its look; points are (FLOPs per image, accuracy in per cent)."""
 
     results: ArmResults
     label: str
     color: str
     marker: str
-    run: str = ""
-    leads: bool = False
+    run: str = ""  # name of its run, in a comparison of runs
+    leads: bool = False  # whether it stands for its run in legends
 
     @property
     def name(self) -> str:
@@ -65,7 +62,7 @@ class DrawnArm:
         return [point_of(subset) for subset in self.results.subsets]
 
     def band(self, percent: float) -> Point:
-        """An accuracy in per cent less and plus its binomial standard error over the test images."""
+        """Accuracy in per cent minus and plus its binomial standard error over the test images."""
         low, high = wilson(percent / 100, self.results.num_samples)
         return 100 * low, 100 * high
 
@@ -78,7 +75,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def one_seed(arms: Sequence[DrawnArm], mark: str) -> str:
-    """What a caption says of the certainty of a run; ``mark`` is what shows the standard error."""
+    """Caption's words on the certainty of a run; ``mark`` is the artist that shows the standard error."""
     counts = sorted({arm.results.num_samples for arm in arms})
     images = " or ".join(f"{count:,}" for count in counts)
     image = f", one of which is {100 / counts[0]:.2g} %" if len(counts) == 1 and counts[0] < 2000 else ""
@@ -118,13 +115,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 @style.styled
 def accuracy_flops(results: RunResults) -> Figure:
-    """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run.
-
-    Small dots are all subsets of members, large markers the members alone, the star all members; the line
-    joins the subsets that no cheaper or equally costly one beats. Bars are binomial standard errors over the test
-    images. Artists carry a ``gid`` to restyle them by: ``shared subsets``, ``shared front``, ``shared members``,
-    ``shared ensemble``, ``shared error``, ``label``.
-    """
+    """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run."""
     arms = read_arms(results)
     points = [point for arm in arms for point in (*arm.subsets, arm.ensemble, *arm.members.values())]
     bands = [[(x, end) for end in arm.band(y)] for arm in arms for x, y in (*arm.members.values(), arm.ensemble)]
@@ -188,12 +179,7 @@ def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
 
 @style.styled
 def accuracy_parameters(results: RunResults) -> Figure:
-    """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member.
-
-    An arrow states what the shared bank saves beside the members apart. Without an independent arm the
-    members apart are a vertical line. Bars are binomial standard errors over the test images. Artists carry a ``gid``:
-    ``shared ensemble``, ``shared error``, ``independent members``, ``saving``, ``label``.
-    """
+    """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member."""
     arms = read_arms(results)
     stars = {arm.name: (float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms}
     independent, shared = results.arm("independent"), results.arm("shared")
@@ -243,7 +229,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
     bottom, top = axes.get_ylim()
     for x, y, color in (
         (shared[0], shared[1], style.arm_color("shared")),
-        (count, top if percent is None else percent, _APART),
+        (count, top if percent is None else percent, _APART),  # to the top without an independent arm
     ):
         heights = [_ARROW_HEIGHT - 0.03, (y - bottom) / (top - bottom)]
         axes.plot([x, x], heights, transform=across, color=color, linewidth=0.7, linestyle=_DOTS, zorder=1.5)
@@ -309,10 +295,7 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
 
 @style.styled
 def compare_parameters(results: Sequence[RunResults]) -> Figure:
-    """Test accuracy (per cent) of the full ensembles against their trainable parameters.
-
-    The shared ensemble carries the name of its run; a thin line joins the arms of one run.
-    """
+    """Test accuracy (per cent) of the full ensembles of several runs against their trainable parameters."""
     arms = _arms_of_runs(results)
     points = [(float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms]
     bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(arms, points)]
@@ -341,16 +324,14 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
 
 
 def _arms_of_runs(results: Sequence[RunResults]) -> list[DrawnArm]:
-    """Arms of the runs, each run's leading one first: the shared arm, or else its first.
-
-    The marker tells the run; the colour too, but independent members are grey.
-    """
+    """Arms of the runs, each run's leading one first: the shared arm, or else its first."""
     if not results:
         raise SuperWeightError("a comparison needs at least one run; none was given")
     arms = []
     for index, (run, content) in enumerate(zip(_run_names(results), results)):
         first, *others = reversed(read_arms(content))
         arms.append(replace(first, run=run, color=style.run_color(index), marker=style.run_marker(index), leads=True))
+        # The marker tells the run; the colour too, but independent members are grey.
         arms += [replace(arm, run=run, marker=style.run_marker(index)) for arm in others]
     return arms
 

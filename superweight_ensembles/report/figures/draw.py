@@ -42,7 +42,7 @@ _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
 def run_figures(results: RunResults, plan: SharingPlan) -> dict[str, Figure]:
-    """The figures of a run, by the names of the functions that draw them: six, and those that the results have more."""
+    """Figures of a run, by the names of the functions that draw them: six, and more where the results hold more."""
     figures = {
         "accuracy_flops": accuracy_flops(results),
         "accuracy_parameters": accuracy_parameters(results),
@@ -61,66 +61,33 @@ def run_figures(results: RunResults, plan: SharingPlan) -> dict[str, Figure]:
 
 
 def draw_run(results: RunResults, plan: SharingPlan, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
-    """Draw the figures of a run: six, ``anytime_curves`` and ``uncertainty_curves`` where the results hold any, and
-    ``width_history`` where widths were learned.
-
-    Args:
-        results: What evaluation found of the run.
-        plan: Its sharing plan.
-        folder: Where the files go; it is made if it does not exist.
-        options: Formats, width and style.
-
-    Returns:
-        The files, named as the functions that draw them.
-
-    Raises:
-        SuperWeightError: Results without an arm.
-    """
+    """Draw the figures of a run into files named as the functions that draw them."""
     with options.applied():
         return save_figures(run_figures(results, plan), folder, options)
 
 
 def draw_comparison(results: Sequence[RunResults], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
-    """Draw several runs in one picture each: ``compare_flops`` and ``compare_parameters``.
-
-    Raises:
-        SuperWeightError: No run, or results without an arm.
-    """
+    """Draw several runs in one picture each: ``compare_flops`` and ``compare_parameters``."""
     with options.applied():
         figures = {"compare_flops": compare_flops(results), "compare_parameters": compare_parameters(results)}
         return save_figures(figures, folder, options)
 
 
 def search_figures(search: SearchRecord, plans: Mapping[str, SharingPlan]) -> dict[str, Figure]:
-    """The figures of a search for clusters, by name."""
+    """Figures of a search for clusters, by name; the keys of ``plans`` are the titles of panels."""
     return {"similarity_matrix": similarity_matrix(search), "sharing_change": sharing_change(plans)}
 
 
 def draw_search(
     search: SearchRecord, plans: Mapping[str, SharingPlan], folder: Path, options: FigureOptions = DEFAULTS
 ) -> list[Path]:
-    """Draw a search for clusters: ``similarity_matrix`` and ``sharing_change``.
-
-    Args:
-        search: What the search saw.
-        plans: Before, after, and after un-tying, by what their panels are called.
-        folder: Where the files go; it is made if it does not exist.
-        options: Formats, width and style.
-
-    Raises:
-        SuperWeightError: A search without a cluster; no plan, or plans of different members.
-    """
+    """Draw a search for clusters: ``similarity_matrix`` and ``sharing_change``."""
     with options.applied():
         return save_figures(search_figures(search, plans), folder, options)
 
 
 def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
-    """Draw the arms of a comparison: ``arms_parameters``, ``arms_flops``; ``arms_anytime`` where some have exits,
-    ``ablation_bars`` where some are in groups.
-
-    Raises:
-        SuperWeightError: A comparison without an arm, or with an arm that no seed has run.
-    """
+    """Draw the arms of a comparison against size and compute, and more where they have exits or groups."""
     with options.applied():
         figures = {"arms_parameters": arms_parameters(comparison), "arms_flops": arms_flops(comparison)}
         if any(arm.has_exits for arm in comparison.arms):
@@ -132,13 +99,11 @@ def draw_arms(comparison: Comparison, folder: Path, options: FigureOptions = DEF
 
 @styled
 def save_figures(figures: Mapping[str, Figure], folder: Path, options: FigureOptions = DEFAULTS) -> list[Path]:
-    """Write figures as files of these names into a folder, which is made if it does not exist.
-
-    The width is that of figures drawn while ``options.applied()``.
-    """
+    """Write figures as files of these names into a folder, which is made if it does not exist."""
     with accessing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     paths = []
+    # A figure has its width from the options that were applied when it was drawn.
     with options.applied(), matplotlib.rc_context(_SAME_BYTES):
         for name, figure in figures.items():
             if options.settings:

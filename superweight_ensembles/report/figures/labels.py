@@ -42,11 +42,7 @@ class PointLabel:
 
 
 def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
-    """Write each label to the right of its point, moved up or down off the others; call it on final limits.
-
-    Labels of the points farthest right stand beside the axes. One that has to move gets a leader. Each annotation's
-    ``gid`` is ``label``.
-    """
+    """Write each label to the right of its point, moved up or down off the others; call it on final limits."""
     if not labels:
         return []
     figure = axes.get_figure(root=True)
@@ -56,7 +52,7 @@ def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
     beside = axes.get_yaxis_transform()
     written = [
         _write(axes, label, (1.0, label.y), (_END_POINTS, 0), xycoords=beside)
-        if label.x == last
+        if label.x == last  # farthest right: beside the axes
         else _write(axes, label, (label.x, label.y), (_END_POINTS, 0))
         for label in ordered
     ]
@@ -78,14 +74,14 @@ def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
 def _write(
     axes: Axes, label: PointLabel, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> Annotation:
-    """The text of a label with a pale rim, off a point."""
+    """Write the text of a label with a pale rim, off a point."""
     rim = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
     look |= {"va": "center", "annotation_clip": False, "zorder": 6, "gid": "label", "color": label.color}
     return write_beside(axes, label.text, point, offset, path_effects=rim, **look)
 
 
 def _draw_leader(axes: Axes, xs: Points, ys: Points, **look: Any) -> None:
-    """A thin line from a point to its label."""
+    """Draw a thin line from a point to its label."""
     (line,) = axes.plot(xs, ys, color=MUTED, linewidth=0.5, zorder=2.5, gid="leader", **look)
     line.set_in_layout(False)
 
@@ -118,7 +114,7 @@ def spread_out(heights: Points, sizes: Points, frame: Bbox) -> Points:
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What stands in the axes already, in pixels."""
+    """Obstacles in the axes, in pixels."""
 
     inside: Bbox
     markers: Points
@@ -135,14 +131,9 @@ def place_labels(
     markers: Sequence[tuple[float, float]] = (),
     dots: Sequence[tuple[float, float]] = (),
     lines: Sequence[Sequence[tuple[float, float]]] = (),
-    boxes: Sequence[Bbox] = (),
+    boxes: Sequence[Bbox] = (),  # in pixels
 ) -> list[Annotation]:
-    """Write each label near its point, on no other label or marker, and off dots and lines where it can.
-
-    Call it last, on axes with final limits: it lays the figure out to measure the texts. No label may cover a marker
-    or a box, which is in pixels; none should cover dots or cross lines. One that has to stand off gets a leader. Each
-    annotation's ``gid`` is ``label``.
-    """
+    """Write each label near its point; call it last, on final limits: it lays the figure out to measure the texts."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     annotations = [_write(axes, one, (one.x, one.y), (0, 0), ha="center") for one in labels]
@@ -160,6 +151,7 @@ def place_labels(
     )
     anchors = _to_pixels(axes, [(label.x, label.y) for label in labels])
     sizes = np.array([annotation.get_window_extent().size for annotation in annotations], dtype=float).reshape(-1, 2)
+    # No label may cover a marker or a box; none should cover dots or cross lines.
     centers = _choose(room, anchors, sizes)
     for annotation, anchor, center, size in zip(annotations, anchors, centers, sizes):
         offset = center - anchor
@@ -175,7 +167,7 @@ def place_labels(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """Where one label may go: N centres and boxes, what each costs by itself, and the point it belongs to."""
+    """Possible places of one label: N centres and boxes, what each costs by itself, and the point it belongs to."""
 
     anchor: Points
     centers: Points

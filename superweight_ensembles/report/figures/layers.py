@@ -27,19 +27,13 @@ _GENERATOR_NAMES = {"superweight": "SuperWeights", "ssn": "SSN"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """A generated tensor and the cluster (its index in the plan) that generates it.
+    """Generated tensor and the cluster that generates it."""
 
-    Attributes:
-        shapes: Of the width slots that it composes, its own the last; of a layer that reads a flat bank, its own alone.
-        vectors: Its coefficient vectors in those slots; none with a flat bank.
-        reading: What it reads of a flat bank; None of SuperWeights.
-    """
-
-    cluster_index: int
+    cluster_index: int  # in the plan
     target: GeneratedTensor
-    shapes: tuple[Shape, ...]
-    vectors: tuple[int, ...] = ()
-    reading: WindowSpec | None = None
+    shapes: tuple[Shape, ...]  # of the width slots that it composes, its own last; with a flat bank, its own alone
+    vectors: tuple[int, ...] = ()  # its coefficient vectors in those slots; none with a flat bank
+    reading: WindowSpec | None = None  # of a flat bank; None of SuperWeights
 
     @property
     def num_weights(self) -> int:
@@ -80,16 +74,12 @@ def layers_by_depth(plan: SharingPlan) -> dict[str, list[Layer]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterLook:
-    """Fill of the clusters that stand together in a legend: one that shares, or many that do not.
+    """Fill of the clusters that stand together in a legend: one that shares, or many that do not."""
 
-    The label is the cluster's name, or what the clusters have in common, with their generator where the plan has two;
-    ``clusters`` are indices into ``plan.clusters``.
-    """
-
-    label: str
+    label: str  # the cluster's name, or what the clusters have in common; with their generator if the plan has two
     color: str
     hatch: str
-    clusters: tuple[int, ...]
+    clusters: tuple[int, ...]  # indices into plan.clusters
 
     def patch(self, label: str) -> Patch:
         """Legend swatch."""
@@ -98,11 +88,7 @@ class ClusterLook:
 
 
 def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
-    """Looks of a plan's clusters, in the plan's order; every cluster is in exactly one.
-
-    Clusters of several layers have a look each (with very many, the thirty with most templates do);
-    clusters of a single layer share nothing and are one grey.
-    """
+    """Looks of a plan's clusters, in the plan's order; every cluster is in exactly one."""
     indices = range(len(plan.clusters))
     mixed = bool(plan.ssn_groups and plan.superweight_clusters)
 
@@ -117,6 +103,7 @@ def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
         rounds, column = divmod(place, len(_COLORS))
         label = named(plan.clusters[index].name, [index])
         looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=HATCHES[rounds], clusters=(index,)))
+    # Of very many clusters, those with most templates have looks of their own. Clusters of one layer share nothing.
     further = tuple(index for index in sharing if index not in largest)
     if further:
         label = named(f"{len(further)} smaller clusters", further)

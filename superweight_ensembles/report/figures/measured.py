@@ -53,37 +53,30 @@ _OTHER = ("#332288", "X")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredArm:
-    """One arm of a comparison, in FLOPs an image and accuracies in per cent over seeds; one seed has no deviation.
-
-    Attributes:
-        kind: Kind of the ensemble.
-        subsets: (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds.
-        series: Key of the arms that a line joins, or none.
-        group: Heading under which the arm stands in the ablation, or none.
-    """
+    """One arm of a comparison over seeds: FLOPs an image, accuracies in per cent; one seed has no deviation."""
 
     name: str
     label: str
-    kind: str
+    kind: str  # of the ensemble
     num_parameters: float
     flops: float
     mean: float
     std: float
     seeds: tuple[float, ...]
-    subsets: tuple[Point, ...]
-    series: str | None
-    group: str | None
+    subsets: tuple[Point, ...]  # (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds
+    series: str | None  # key of the arms that a line joins
+    group: str | None  # heading under which the arm stands in the ablation
     color: str
     marker: str
 
     @property
     def front(self) -> list[Point]:
-        """The subsets that no other one beats at no more FLOPs."""
+        """Subsets that no other one beats at no more FLOPs."""
         return pareto_front(self.subsets)
 
     @property
     def spread(self) -> tuple[float, ...]:
-        """Everything drawn of the accuracy: seeds, mean, and a deviation to either side."""
+        """Accuracies that are drawn: seeds, mean, and a deviation to either side."""
         return (*self.seeds, self.mean - self.std, self.mean + self.std)
 
 
@@ -118,7 +111,7 @@ def read_measured(comparison: Comparison) -> list[MeasuredArm]:
 
 
 def _mean_subsets(runs: Sequence[SeedSummary]) -> tuple[Point, ...]:
-    """A subset's FLOPs and accuracy, means over the seeds, for the subsets that every seed has."""
+    """FLOPs and accuracy of the subsets that every seed has, means over the seeds."""
     found: dict[tuple[str, ...], list[Point]] = {}
     for run in runs:
         for subset in run.subsets:
@@ -146,7 +139,7 @@ def grouped(arms: Sequence[MeasuredArm]) -> list[tuple[str, list[MeasuredArm]]]:
 
 
 def num_seeds(arms: Sequence[MeasuredArm]) -> str:
-    """How many seeds the arms have, in words: ``3 seeds``, or ``1 to 3 seeds``."""
+    """Number of seeds of the arms, in words: ``3 seeds``, or ``1 to 3 seeds``."""
     counts = sorted({len(arm.seeds) for arm in arms})
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} seeds"
@@ -155,12 +148,7 @@ def num_seeds(arms: Sequence[MeasuredArm]) -> str:
 
 @style.styled
 def arms_parameters(comparison: Comparison) -> Figure:
-    """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters.
-
-    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed. A line joins the
-    shared bank at several budgets, and the arms of any other series. Artists carry a ``gid``: ``NAME mean``,
-    ``NAME deviation``, ``NAME seeds``, ``SERIES series``, ``label``, ``break``.
-    """
+    """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters."""
     arms = read_measured(comparison)
     lines = {f"{name} series": (points, _SERIES) for name, points in series_lines(arms).items()}
     title = f"Test accuracy and size of each ensemble, {_data_words(comparison)}"
@@ -169,12 +157,7 @@ def arms_parameters(comparison: Comparison) -> Figure:
 
 @style.styled
 def arms_flops(comparison: Comparison) -> Figure:
-    """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log).
-
-    Lines join the best subsets of members, chosen by their mean over the seeds, where an arm has subsets; those of many
-    variants are pale. Artists carry a ``gid``: ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``NAME front``,
-    ``label``, ``break``.
-    """
+    """Test accuracy (per cent, mean over seeds) of each arm against FLOPs per image (log)."""
     arms = read_measured(comparison)
     many = sum(arm.kind == "variant" for arm in arms) > _FEW
     lines: dict[str, tuple[Sequence[Point], Mapping[str, Any]]] = {}
@@ -206,7 +189,7 @@ def _draw_arms(
     lines: Mapping[str, tuple[Sequence[Point], Mapping[str, Any]]],
     title: str,
 ) -> Figure:
-    """With every arm's label at its point; where they have no room, without the variants'; else with numbers."""
+    """Draw arms with every label at its point; without room, without the variants' labels; else with numbers."""
     few = len(arms) <= _FEW and max(len(arm.label) for arm in arms) <= _SHORT
     drawn = [point for line, _ in lines.values() for point in line]
     percents = [percent for arm in arms for percent in arm.spread] + [percent for _, percent in drawn]
@@ -306,7 +289,7 @@ def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -
 
 
 def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
-    """What marks and lines mean; the arms too where they have numbers, or no label."""
+    """Legend of marks and lines; of the arms, too, where they have numbers, or no label."""
     handles = []
     for arm, text in zip(arms, texts if numbered else []):
         label = style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
@@ -349,24 +332,14 @@ def _legible(axes: Axes, labels: Sequence[Annotation], beside: Sequence[Annotati
 
 @style.styled
 def arms_anytime(comparison: Comparison) -> Figure:
-    """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early.
-
-    Lines are means over the seeds, each named at its end with its parameters and its accuracy there; the bank and the
-    independent members have a band, a standard deviation to either side. A marker without a line is a network that has
-    one answer alone. The title says by how much the area of the bank differs from that of the independent members:
-    mean accuracy over the logarithm of the FLOPs, paired by seed. Artists carry a ``gid``: ``NAME cascade``,
-    ``NAME band``, ``NAME mean``, ``NAME deviation``, ``NAME seeds``, ``label``.
-
-    Raises:
-        SuperWeightError: No arm has exits.
-    """
+    """Test accuracy (per cent) of each arm's cascade against mean FLOPs per image (log): stopping early."""
     arms = read_measured(comparison)
     curves = {one.name: _mean_cascade(one.runs) for one in comparison.arms if one.has_exits}
     if not curves:
         raise SuperWeightError(
             f"no arm of comparison {comparison.name!r} has exits: give its recipe an anytime section"
         )
-    alone = [arm for arm in arms if arm.name not in curves]
+    alone = [arm for arm in arms if arm.name not in curves]  # networks with one answer: a marker without a line
     costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.flops for arm in alone]
     percents = [float(percent) for _, mean, _ in curves.values() for percent in mean]
     percents += [percent for arm in alone for percent in arm.spread]
@@ -416,7 +389,7 @@ def _anytime_title(comparison: Comparison) -> str:
     where = f"on {_data_words(comparison)}"
     if first.kind != "shared" or other is None or "area" not in other.difference:
         return f"Test accuracy when answers may stop early, {where}"
-    gain = other.difference["area"]
+    gain = other.difference["area"]  # of mean accuracy over the logarithm of the FLOPs, paired by seed
     points = f"{100 * abs(gain.mean):.1f}" + (f" ± {100 * gain.std:.1f}" if gain.n > 1 else "")
     saved = changed(first.num_parameters, other.num_parameters)
     side = "higher" if gain.mean >= 0 else "lower"
@@ -427,25 +400,18 @@ def _anytime_title(comparison: Comparison) -> str:
 
 
 def _mean_cascade(runs: Sequence[SeedSummary]) -> tuple[Values, Values, Values]:
-    """FLOPs, mean accuracy and deviation (per cent) of a cascade over the seeds.
-
-    Thresholds from validation images spend a little more or less on test images, seed by seed: accuracies are read at
-    the same costs, between the points, on the logarithm of the cost.
-    """
+    """FLOPs, mean accuracy and deviation (per cent) of a cascade over the seeds."""
     curves = [np.array(sorted((point.flops, 100 * point.accuracy) for point in run.cascade or ())).T for run in runs]
     costs = curves[0][0]
+    # Thresholds from validation images spend a little more or less on test images, seed by seed: accuracies are read at
+    # the same costs, between the points, on the logarithm of the cost.
     rows = np.array([np.interp(np.log(costs), np.log(curve[0]), curve[1]) for curve in curves])
     return costs, rows.mean(0), rows.std(0, ddof=1) if len(runs) > 1 else np.zeros_like(costs)
 
 
 @style.styled
 def ablation_bars(comparison: Comparison) -> Figure:
-    """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of the arms' groups.
-
-    Bars are standard deviations over seeds, faint dots the seeds, open markers arms of one seed; the vertical line and
-    the band are the mean and the deviation of the independent members. Artists carry a ``gid``: ``NAME mean``,
-    ``NAME deviation``, ``NAME seeds``, ``NAME value``, ``heading``, ``reference``, ``reference band``.
-    """
+    """Test accuracy (per cent, mean over seeds), one row an arm, best first under the headings of its group."""
     arms = read_measured(comparison)
     reference = next((arm for arm in arms if arm.kind == "independent"), None)
     labels = {arm.name: style.balanced(arm.label, _BAR_LABEL_CHARACTERS) for arm in arms}

@@ -30,12 +30,7 @@ _NAMED_WIDTHS = 8
 
 @style.styled
 def training_curves(results: RunResults) -> Figure:
-    """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm.
-
-    In the lower panel the bold line is the ensemble, thin lines are the members, one line style a member. Where one
-    epoch alone was validated it has a column a member; it is left out where none was. No error is drawn as half an
-    image. Artists carry a ``gid``: ``shared loss``, ``shared ensemble``, ``shared member``.
-    """
+    """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm."""
     arms = read_arms(results)
     history = [epoch for arm in arms for epoch in arm.results.history]
     validated = sorted({epoch.epoch for epoch in history if epoch.validation})
@@ -57,6 +52,7 @@ def training_curves(results: RunResults) -> Figure:
     handles = [style.key(arm.label, arm.color, linewidth=1.8) for arm in reversed(arms)]
     if validated:
         members = list(dict.fromkeys(name for arm in arms for name in arm.members))
+        # The axis is logarithmic: no error is drawn as half an image.
         _draw_errors(panels[1], arms, members, half_an_image=50 / count, once=once)
         if not once:
             handles.append(style.key("ensemble", style.MUTED, linewidth=1.8))
@@ -129,27 +125,24 @@ def _draw_errors(
 
 
 def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **look: Any) -> None:
-    """A curve; its points are marked where they are too few to make one."""
+    """Draw a curve; its points are marked where they are too few to make one."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     few = {"marker": arm.marker, "markersize": 3.5} if len(points) <= 2 else {}
     axes.plot(xs, ys, color=arm.color, **{"zorder": 3, **few, **look})
 
 
 def mean_loss(epoch: Epoch) -> float:
-    """Training loss of an epoch, mean over the members that took a step; NaN where none did."""
+    """Mean training loss of an epoch over the members that took a step; NaN where none did."""
     losses = [loss for loss in epoch.train_loss.values() if loss is not None]
     return fmean(losses) if losses else math.nan
 
 
 def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
-    """The epochs in which widths were learned; none where no run learned any.
-
-    They are those of the run's own stage, or else of an arm whose widths changed in its training.
-    """
+    """Epochs in which widths were learned; none where no run learned any."""
     if results.widths:
         return results.widths
     for arm in results.arms:
-        history = [epoch for epoch in arm.history if epoch.widths]
+        history = [epoch for epoch in arm.history if epoch.widths]  # of an arm whose widths changed in its training
         if any(epoch.widths != history[0].widths for epoch in history):
             return history
     return ()
@@ -157,11 +150,7 @@ def widths_learned(results: RunResults) -> Sequence[WidthEpoch | Epoch]:
 
 @style.styled
 def width_history(results: RunResults) -> Figure:
-    """Hidden neurons (log) of each layer whose width was learned, by epoch: a panel a member.
-
-    The title of a panel says how many neurons these layers have together after the first epoch and after the last.
-    Artists carry a ``gid``: ``MEMBER width``, ``label``.
-    """
+    """Hidden neurons (log) of each layer whose width was learned, by epoch: a panel a member."""
     history = [(epoch.epoch, epoch.widths or {}) for epoch in widths_learned(results)]
     if not history:
         raise SuperWeightError("the results hold no widths that were learned")
@@ -184,6 +173,7 @@ def width_history(results: RunResults) -> Figure:
         at_left, below = place % columns == 0, place + columns >= len(members)
         style.style_axes(axes, xlabel="epoch" * below, ylabel="hidden neurons" * at_left)
         axes.tick_params(labelbottom=below)
+        # Neurons of these layers together, after the first epoch and after the last.
         neurons = [style.quantity(sum(history[end][1].get(member, {}).values())) for end in (0, -1)]
         title = f"{style.short_names(member)}: {' to '.join(neurons)}"
         axes.set_title(title)
@@ -192,7 +182,7 @@ def width_history(results: RunResults) -> Figure:
 
 
 def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[str, int]]]) -> None:
-    """A line a layer, with its name at the end of it where they are few."""
+    """Draw a line a layer, with its name at the end of it where they are few."""
     paths = list(dict.fromkeys(path for _, widths in history for path in widths))
     lines = [[(float(epoch), float(widths[path])) for epoch, widths in history if path in widths] for path in paths]
     for place, line in enumerate(lines):
@@ -209,16 +199,7 @@ def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[s
 
 @style.styled
 def anytime_curves(results: RunResults) -> Figure:
-    """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right.
-
-    Solid lines are cascades (a point a budget, thresholds from validation data), dashed steps the streams (after each
-    member), single markers the members alone. Where members are cut to fewer of their learned neurons, dotted lines are
-    the cascades through these exits too, and crosses the exits alone. Bands are binomial standard errors over the test
-    images. In each panel: the area under each curve over the logarithm of the cost. The caption says which members
-    alone are more accurate than the cascade at no more cost. Artists carry a ``gid``: ``shared cascade``,
-    ``shared band``, ``shared stream``, ``shared members``, ``shared truncated``, ``shared exits``, ``areas``,
-    ``label``.
-    """
+    """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right."""
     arms = [(arm, arm.results.anytime) for arm in read_arms(results) if arm.results.anytime]
     if not arms:
         raise SuperWeightError(
@@ -262,7 +243,7 @@ def anytime_curves(results: RunResults) -> Figure:
 
 
 def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
-    """Which members alone beat the cascade that costs no more FLOPs, by more than its standard error."""
+    """Sentence on members that beat the cascade that costs no more FLOPs, by more than its standard error."""
     better = []
     for arm, found in reversed(arms):
         for member in found.members:
@@ -278,7 +259,7 @@ def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
 def _name_members(
     axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult, Mapping[str, list[Point]]]], areas: Text
 ) -> None:
-    """The names of members in their arm's colour; once where they cost the same in several arms."""
+    """Write the names of members in their arm's colour; once where they cost the same in several arms."""
     labels = []
     costs: dict[str, list[float]] = {}
     for arm, found, kinds in reversed(arms):
@@ -300,12 +281,12 @@ def _name_members(
 
 
 def _corners(points: Sequence[Point]) -> list[Point]:
-    """The corners of steps after each point."""
+    """Corners of steps after each point."""
     return [points[0], *(corner for one, two in pairwise(points) for corner in ((two[0], one[1]), two))]
 
 
 def _points(found: AnytimeResult, cost: str) -> dict[str, list[Point]]:
-    """(Cost, accuracy in per cent) of members, curves and exits, by what they are; exits have no measured time."""
+    """(Cost, accuracy in per cent) of members, curves and exits, by their kind; exits have no measured time."""
     entries: dict[str, Sequence[MemberPoint | CurvePoint | ExitPoint]] = {"members": found.members}
     entries |= {curve.name: curve.points for curve in found.curves}
     if found.truncated:
@@ -339,7 +320,7 @@ def _draw_anytime(axes: Axes, arm: DrawnArm, points: Mapping[str, Sequence[Point
 
 
 def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], area: str) -> Text:
-    """The areas as text in the free corner below."""
+    """Write the areas under the curves as text in the free corner below."""
     lines = ["mean accuracy over log cost (%)"]
     for arm, found in reversed(arms):
         cascade, stream = (100 * getattr(found.curve(name), area) for name in ("cascade", "stream"))
@@ -354,12 +335,7 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
 
 @style.styled
 def reliability_diagram(results: RunResults) -> Figure:
-    """Accuracy against mean confidence of the full ensembles (per cent), over the images in each of the results' bins.
-
-    Above, neighbouring bins are joined until they hold 1 % of the images and ten at least. On the diagonal confidence
-    is right; below it the ensemble is overconfident. Thin bars are one standard error (Wilson). Artists carry a
-    ``gid``: ``shared bins``, ``shared histogram``.
-    """
+    """Accuracy against mean confidence of the full ensembles (per cent), in each of the results' bins."""
     arms = read_arms(results)
     bins = len(arms[0].results.reliability)
     figure = style.new_figure(
@@ -391,12 +367,7 @@ def reliability_diagram(results: RunResults) -> Figure:
 
 @style.styled
 def uncertainty_curves(results: RunResults) -> Figure:
-    """Error (per cent) over the share of images that is answered, surest first; below, accuracy under corruption.
-
-    The lower panel, left out where no image was corrupted, has the mean over corruptions as a thick line and each one
-    as a thin line; severity 0 is the test images as they are. Artists carry a ``gid``: ``shared risk``,
-    ``shared corrupted``, ``shared corruption``.
-    """
+    """Error (per cent) over the share of images answered, surest first; below, accuracy under corruption."""
     arms = read_arms(results)
     corrupted = any(arm.results.shift is not None and arm.results.shift.corrupted for arm in arms)
     caption = "Above, the error on the images answered when the least sure are left out. One seed."
@@ -426,6 +397,7 @@ def uncertainty_curves(results: RunResults) -> Figure:
 
 
 def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
+    # Severity 0: the test images as they are.
     clean = (0.0, 100 * arm.results.ensemble.metrics.accuracy)
     found = arm.results.shift.corrupted if arm.results.shift else ()
     if not found:

@@ -54,24 +54,15 @@ Place = tuple[str, str]  # (member, layer)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """A first cluster, its targets sorted by found set, the anchor's own first in each.
-
-    Attributes:
-        labels: Member and layer of each target, shortened.
-        members: Member of each target.
-        anchors: Whether a target is the anchor member's own.
-        similarity: (N, N) cosines; NaN where there was no gradient.
-        sets: (first row, number of rows) of each found set.
-        leaders: (row, row of the anchor's target that it follows), for all targets that follow another one.
-    """
+    """First cluster, its targets sorted by found set, the anchor's own first in each."""
 
     name: str
-    labels: tuple[str, ...]
-    members: tuple[str, ...]
-    anchors: tuple[bool, ...]
-    similarity: NDArray[np.float64]
-    sets: tuple[tuple[int, int], ...]
-    leaders: tuple[tuple[int, int], ...]
+    labels: tuple[str, ...]  # member and layer of each target, shortened
+    members: tuple[str, ...]  # of each target
+    anchors: tuple[bool, ...]  # whether a target is the anchor member's own
+    similarity: NDArray[np.float64]  # (N, N) cosines; NaN where there was no gradient
+    sets: tuple[tuple[int, int], ...]  # (first row, number of rows) of each found set
+    leaders: tuple[tuple[int, int], ...]  # (row, row of the anchor's target that it follows)
 
     @property
     def num_targets(self) -> int:
@@ -86,7 +77,7 @@ class Panel:
 
 
 def read_panels(search: SearchRecord) -> list[Panel]:
-    """The first clusters of a search, in its order."""
+    """First clusters of a search, in its order."""
     if not search.clusters:
         raise SuperWeightError("the search holds no cluster to draw: search in an ensemble that shares something")
     known = [search.anchor or "", *(search.representatives or ())]
@@ -128,12 +119,7 @@ def _panel(cluster: SearchedCluster, names: Mapping[str, tuple[str, str]], label
 
 @style.styled
 def similarity_matrix(search: SearchRecord) -> Figure:
-    """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into.
-
-    Rows and columns are the targets, the found sets together and boxed; the anchor's own targets are bold. Hatched
-    targets were not compared: they follow. A dot stands in the column of the anchor's target that a row follows.
-    Artists carry a ``gid``: ``similarity``, ``set``, ``silent``, ``leader``, ``member``, ``threshold``.
-    """
+    """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into."""
     panels = read_panels(search)
     members = list(dict.fromkeys(member for panel in panels for member in panel.members))
     colors = {member: style.series_color(index) for index, member in enumerate(members)}
@@ -157,7 +143,7 @@ def similarity_matrix(search: SearchRecord) -> Figure:
 
 
 def _grid(panels: Sequence[Panel]) -> tuple[int, float, float]:
-    """Panels beside each other, as many as leave room for the labels; width of the figure, side of a matrix, inches."""
+    """Number of columns, width of the figure and side of a matrix in inches; panels leave room for the labels."""
     labelled = [panel for panel in panels if panel.num_targets <= _LABELLED_AT_MOST]
     rows = max((max(panel.num_targets, _FEWEST_CELLS) for panel in labelled), default=0)
     characters = max((len(label) for panel in labelled for label in panel.labels), default=4)
@@ -216,7 +202,7 @@ def _draw_panel(axes: Axes, panel: Panel, colors: Mapping[str, str], side: float
 
 
 def _draw_members(axes: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
-    """A strip beside the rows that says whose they are; the anchor's own rows are twice as wide."""
+    """Draw a strip beside the rows that tells members apart; the anchor's own rows are twice as wide."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     inches = figure.dpi_scale_trans + ScaledTranslation(0, 0, axes.transAxes)  # type: ignore[arg-type]
@@ -285,21 +271,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Where layers stand.
+    """Rows of layers."""
 
-    Attributes:
-        labels: Of the rows, from the top; numbers where the members name their layers differently.
-        row_of: By (member, layer).
-        named: Whether the labels are names.
-    """
-
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # from the top; numbers where the members name their layers differently
     row_of: Mapping[Place, int]
-    named: bool
+    named: bool  # whether the labels are names
 
 
 def place_rows(plans: Sequence[SharingPlan]) -> Rows:
-    """One row a layer name if members agree on most names, else each member's layers one under the other."""
+    """Rows by layer name if members agree on most names, else each member's layers one under the other."""
     names: dict[str, dict[str, None]] = {member: {} for member in plans[0].member_names}
     for plan in plans:
         for member, layers in layers_by_depth(plan).items():
@@ -321,11 +301,7 @@ def place_of(target: GeneratedTensor) -> Place:
 
 
 def family_looks(plans: Sequence[SharingPlan]) -> list[dict[int, Look]]:
-    """Looks of each plan's sharing clusters by index: parts of a cluster of the first plan are shades of its colour.
-
-    A cluster belongs to the family with which it has most layers in common. Clusters of equal layers look alike in
-    every plan; a cluster without a family founds one.
-    """
+    """Looks of each plan's sharing clusters by index: parts of a cluster of the first plan are shades of its colour."""
     roots: list[tuple[str, str, str, frozenset[Place]]] = []
     parts: dict[int, dict[frozenset[Place], None]] = {}
     families: list[dict[int, int]] = []
@@ -339,10 +315,10 @@ def family_looks(plans: Sequence[SharingPlan]) -> list[dict[int, Look]]:
         for index in order:
             own = _places(plan, index)
             common = [len(own & root[3]) for root in roots]
-            if not any(common):
+            if not any(common):  # a cluster without a family founds one
                 roots.append((plan.clusters[index].name, style.series_color(len(roots)), "", own))
                 common.append(1)
-            family = common.index(max(common))
+            family = common.index(max(common))  # most layers in common
             families[-1][index] = family
             if number and own != roots[family][3]:
                 parts.setdefault(family, {}).setdefault(own)
@@ -391,15 +367,12 @@ def plan_letters(plans: Sequence[SharingPlan]) -> list[dict[Place, str]]:
 
 
 def tie_letters(cluster: Cluster, before: Mapping[Place, str] = MappingProxyType({})) -> dict[Place, str]:
-    """Letters of the targets whose coefficients are tied: two targets have one in common exactly where they are.
-
-    Targets are tied where their vectors are equal in all slots that both compose: one's vectors begin the other's.
-    A narrow layer can thus be tied to several wide ones that are not tied to each other, and has all their letters.
-    Targets that are still tied keep the letters that they had before.
-    """
+    """Letters of targets with tied coefficients: two targets have one in common exactly where they are tied."""
     targets = sorted(cluster.targets, key=lambda target: depth_key(target.name))
     vectors = [target.vectors for target in targets]
     whole = [own for own in dict.fromkeys(vectors) if not any(_begins(own, other) for other in vectors)]
+    # Targets are tied where their vectors are equal in all slots that both compose: one's vectors begin the other's. A
+    # narrow layer can be tied to several wide ones that are not tied to each other, and has all their letters.
     groups = [
         [place_of(target) for target in targets if target.vectors == longest or _begins(target.vectors, longest)]
         for longest in whole
@@ -409,6 +382,7 @@ def tie_letters(cluster: Cluster, before: Mapping[Place, str] = MappingProxyType
     letters: dict[Place, str] = {}
     taken: set[str] = set()
     for group in (own for own in groups if len(own) > 1):
+        # Targets that are still tied keep their letters.
         old = Counter("".join(before.get(place, "") for place in group))
         letter = next((known for known, _ in old.most_common() if known in _LETTERS and known not in taken), "")
         letter = letter or next(free)
@@ -424,12 +398,7 @@ def _begins(short: Sequence[int], long: Sequence[int]) -> bool:
 
 @style.styled
 def sharing_change(plans: Mapping[str, SharingPlan]) -> Figure:
-    """The clusters of several plans of the same members, one panel a plan: a column a member, a row a layer.
-
-    Colours are clusters; the parts into which a cluster of the first plan was split are shades of its colour. A layer
-    alone in its cluster is grey, one that its member keeps is empty. Layers of one cluster with a letter in common
-    have tied coefficients. Artists carry a ``gid``: ``layer``, ``alone``, ``own``, ``tied``.
-    """
+    """Clusters of several plans of the same members, one panel a plan: a column a member, a row a layer."""
     contents = list(plans.values())
     if not contents:
         raise SuperWeightError("a figure of changes needs at least one sharing plan; none was given")
@@ -524,7 +493,7 @@ def _write_letters(axes: Axes, spot: tuple[int, int], letters: str, look: Look, 
 
 
 def _handles(plans: Sequence[SharingPlan], looks: Sequence[Mapping[int, Look]], rows: Rows) -> list[Patch]:
-    """The families by their first cluster; what grey and empty cells mean, where there are any."""
+    """Legend of the families by their first cluster, and of grey and empty cells, where there are any."""
     families: dict[str, Look] = {}
     for look in (look for own in looks for look in own.values()):
         families.setdefault(look.family, look)
@@ -542,7 +511,7 @@ def _handles(plans: Sequence[SharingPlan], looks: Sequence[Mapping[int, Look]], 
 
 
 def _note(looks: Sequence[Mapping[int, Look]], tied: bool, missing: bool) -> str:
-    """What shades, letters and gaps mean, where there are any."""
+    """Caption on shades, letters and gaps, where there are any."""
     families = [Counter(look.family for look in own.values()) for own in looks]
     notes = []
     if any(count > 1 for own in families for count in own.values()):

@@ -34,17 +34,14 @@ _INCHES_A_ROW = 0.42
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A layer on the map: its place along the row, the row's base, and its slots' tops as fractions of its weights.
-
-    ``read`` is the share of its weights that the layer reads of a bank too small for it; None where it reads enough.
-    """
+    """Layer on the map: its place along the row, the row's base, and its slots' tops as fractions of its weights."""
 
     layer: Layer
     left: float
     right: float
     base: float
     tops: tuple[float, ...]
-    read: float | None = None
+    read: float | None = None  # share of its weights that it reads of a bank too small for it; None: it reads enough
 
     @property
     def middle(self) -> float:
@@ -100,15 +97,12 @@ def find_runs(cells: Sequence[Cell]) -> list[Run]:
 
 
 def find_ribbons(cells: dict[str, list[Cell]]) -> Iterator[tuple[Run, Run]]:
-    """Pairs of stretches to join: a cluster in one member, and in the next member down that has it.
-
-    A run that meets several runs is divided among them by their lengths.
-    """
+    """Pairs of runs to join: a cluster in one member, and in the next member down that has it."""
     rows = [find_runs(own) for own in cells.values()]
     for index in sorted({run.cluster_index for row in rows for run in row}):
         having = [[run for run in row if run.cluster_index == index] for row in rows]
         for upper, lower in pairwise([own for own in having if own]):
-            most = max(len(upper), len(lower))
+            most = max(len(upper), len(lower))  # a run that meets several is divided among them by their lengths
             pairs = [(step * len(upper) // most, step * len(lower) // most) for step in range(most)]
             above = _divide(upper, [pair[0] for pair in pairs], [lower[pair[1]] for pair in pairs])
             below = _divide(lower, [pair[1] for pair in pairs], [upper[pair[0]] for pair in pairs])
@@ -116,7 +110,7 @@ def find_ribbons(cells: dict[str, list[Cell]]) -> Iterator[tuple[Run, Run]]:
 
 
 def _divide(runs: Sequence[Run], uses: Sequence[int], others: Sequence[Run]) -> list[Run]:
-    """For each use of a run the part of it that goes to the other run."""
+    """Part of a run that goes to the other run, for each use of it."""
     totals = dict.fromkeys(uses, 0.0)
     for use, other in zip(uses, others):
         totals[use] += other.right - other.left
@@ -130,7 +124,7 @@ def _divide(runs: Sequence[Run], uses: Sequence[int], others: Sequence[Run]) -> 
 
 
 def ribbon_path(upper: Run, lower: Run) -> Path:
-    """A band from the base of the upper run to the top of the lower one, in the gap over that."""
+    """Path of a band from the base of the upper run to the top of the lower one, in the gap over that."""
     high, low = lower.base + ROW + GAP, lower.base + ROW
     middle = (high + low) / 2
     down = [(upper.left, high), (upper.left, middle), (lower.left, middle), (lower.left, low)]
@@ -157,15 +151,7 @@ def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
 
 @style.styled
 def sharing_map(plan: SharingPlan) -> Figure:
-    """One row a member, its generated layers from first to last, coloured by the cluster that generates them.
-
-    A layer is as wide as the square root of its number of weights. Bands join a cluster across members, dashed where
-    they pass a member that has none of it. The white lines in a layer are its width slots, the narrow layer's share of
-    its weights at the bottom. Dots joined by a thin line read the same coefficient vector. A layer that reads a flat
-    bank smaller than itself is pale above the share of its weights that it reads.
-    Layers stand in natural order of their names, stems first. Artists carry a ``gid``: ``layer``, ``slot``,
-    ``enlarged``, ``ribbon``, ``passing``, ``tied``, ``share``.
-    """
+    """One row a member, its generated layers from first to last, coloured by the cluster that generates them."""
     if not plan.clusters:
         figure = style.new_figure(style.PAGE_INCHES, 0.6, title="Who shares with whom")
         text = "nothing is shared: every weight is its member's own"
@@ -222,7 +208,7 @@ def _legend_entries(plan: SharingPlan, looks: Sequence[ClusterLook]) -> list[Pat
 
 
 def _held(clusters: Sequence[Cluster | SsnGroup]) -> str:
-    """Templates, and banks with how many windows of them are read."""
+    """Words for templates, and for banks with how many windows of them are read."""
     templates = sum(slot.num_templates for one in clusters if isinstance(one, Cluster) for slot in one.slots)
     groups = [one for one in clusters if isinstance(one, SsnGroup)]
     parts = [style.counted(templates, "template")] if len(groups) < len(clusters) else []
@@ -239,7 +225,7 @@ def _passes(upper: Run, lower: Run) -> bool:
 
 
 def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], ribbons: Sequence[tuple[Run, Run]]) -> None:
-    """Opaque, so that two colours do not make a third where bands cross; those that pass a member as a line."""
+    """Draw the bands between members; those that pass a member are dashed lines."""
     for upper, lower in ribbons:
         color = look_of[upper.cluster_index].color
         if _passes(upper, lower):
@@ -248,12 +234,13 @@ def _draw_ribbons(axes: Axes, look_of: Mapping[int, ClusterLook], ribbons: Seque
             dashed: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 1.1, "zorder": 2.6, "path_effects": rim}
             axes.plot(*ends, color=color, gid="passing", **dashed)
             continue
+        # Opaque, so that two colours do not make a third where bands cross.
         look = {"facecolor": style.mix(color, "white", 1 - _TINT), "edgecolor": "white", "linewidth": 0.6}
         axes.add_patch(PathPatch(ribbon_path(upper, lower), **look, zorder=1, gid="ribbon"))
 
 
 def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Cell]) -> None:
-    """Runs as tinted blocks, layers as bars on them, slots as lines in the bars."""
+    """Draw runs as tinted blocks, layers as bars on them, slots as lines in the bars."""
     for run in find_runs(cells):
         tint = style.mix(look_of[run.cluster_index].color, "white", 1 - _TINT)
         style.add_box(axes, run.left, run.base, run.right - run.left, ROW, facecolor=tint, linewidth=0, zorder=1.4)
@@ -274,7 +261,7 @@ def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Ce
 def _write_shares(
     figure: Figure, axes: Axes, look_of: Mapping[int, ClusterLook], cells: Mapping[str, Sequence[Cell]]
 ) -> None:
-    """How much of each enlarged layer is read, into its bar where that has room for it."""
+    """Write how much of each enlarged layer is read into its bar, where that has room for it."""
     figure.draw_without_rendering()
     pixels = axes.get_window_extent().width / (axes.get_xlim()[1] - axes.get_xlim()[0])
     for cell in (cell for own in cells.values() for cell in own):
@@ -339,10 +326,7 @@ class Segment:
 
 
 def shared_segments(plan: SharingPlan) -> list[Segment]:
-    """Parts of the shared bar, left to right; what the budget counts comes before what it does not.
-
-    They sum to the budget; where it counts templates alone, to the budget, coefficients and members' own.
-    """
+    """Parts of the shared bar, left to right; those that the budget counts come before the others."""
     templates = []
     for look in cluster_looks(plan):
         count = sum(plan.clusters[index].num_templates for index in look.clusters)
@@ -355,16 +339,13 @@ def shared_segments(plan: SharingPlan) -> list[Segment]:
     spent = templates if templates_alone else templates + rest
     left = max(plan.budget - sum(segment.count for segment in spent), 0)
     unspent = Segment(label="unspent", count=left, color="white", hatch="//////")
+    # They sum to the budget; where it counts templates alone, to the budget, coefficients and members' own.
     return [*spent, unspent, *(rest if templates_alone else [])]
 
 
 @style.styled
 def budget_split(plan: SharingPlan) -> Figure:
-    """Bars of trainable parameters: the shared ensemble by use, the independent members one by one.
-
-    Under each bar its parts are steps with their names and counts. The dashed line is the budget. Rectangles carry a
-    ``gid``: ``shared``, ``independent``, and ``part`` and ``member`` for the steps.
-    """
+    """Bars of trainable parameters: the shared ensemble by use, the independent members one by one."""
     shared = [one for one in shared_segments(plan) if one.count]
     apart = [
         Segment(label=style.short_names(member.name), count=member.num_parameters, color=_GREYS[index % 2])
@@ -410,7 +391,7 @@ def _draw_bar(axes: Axes, segments: Sequence[Segment], row: float, gid: str) -> 
 
 
 def _draw_steps(axes: Axes, segments: Sequence[Segment], rows: Sequence[float], gid: str) -> None:
-    """A thin bar for each part of a bar, where that part is; however small, its edge can be seen."""
+    """Draw a thin bar for each part of a bar, where that part is; however small, its edge can be seen."""
     left, height = 0.0, _STEP * 0.62
     for segment, row in zip(segments, rows):
         edge = style.MUTED if segment.color == "white" else segment.color
@@ -421,7 +402,7 @@ def _draw_steps(axes: Axes, segments: Sequence[Segment], rows: Sequence[float], 
 
 
 def _beside(axes: Axes, count: float, row: float, right: float | None = None) -> None:
-    """A count at the right end of its bar."""
+    """Write a count at the right end of its bar."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
     place = (count if right is None else right, row)
     style.write_beside(axes, style.quantity(count), place, (3, 0), va="center", zorder=4, bbox=box).set_in_layout(False)

@@ -102,27 +102,18 @@ def series_color(index: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FigureOptions:
-    """How figures are written; the defaults are those of the figures that the library's pages show.
-
-    Attributes:
-        formats: Any of ``png`` (200 dots an inch), ``pdf`` (text stays text, its fonts inside) and ``svg`` (text as
-            paths, alike on every machine). The same results give the same bytes.
-        width: Of every figure, in inches, from 3 to 20; ``column`` (4) or ``page`` (7); or None: each one's own. Text
-            keeps its size.
-        style: ``light``, ``dark``, a style of Matplotlib by name, or the path of an ``.mplstyle`` file. Figures take
-            from it the fonts, the colours of background, text and grid, and the cycle of colours.
-
-    Raises:
-        SuperWeightError: An unknown format or style, a width out of range, or a style file that cannot be read.
+    """Formats, width and style of figures; the defaults are those of the figures that the library's pages show.
 
     Example:
         >>> FigureOptions(formats=("pdf",), width="column", style="dark").inches
         4.0
     """
 
+    # png (200 dots an inch), pdf (text stays text, its fonts inside), svg (text as paths, alike on every machine); the
+    # same results give the same bytes.
     formats: tuple[str, ...] = ("png",)
-    width: float | str | None = None
-    style: str = "light"
+    width: float | str | None = None  # inches, 3 to 20, or "column" (4), "page" (7); None: each figure's own
+    style: str = "light"  # or "dark", a style of Matplotlib by name, or the path of an .mplstyle file
 
     def __post_init__(self) -> None:
         if not self.formats or set(self.formats) - set(FORMATS) or len(set(self.formats)) < len(self.formats):
@@ -146,7 +137,7 @@ class FigureOptions:
 
     @property
     def settings(self) -> dict[Any, Any]:
-        """What figures take of the style, by Matplotlib's names."""
+        """Matplotlib's settings that figures take from the style."""
         if self.style in ("light", "dark"):
             return dict(_DARK) if self.style == "dark" else {}
         given: Any = matplotlib.style.library.get(self.style) or _read_style(self.style)
@@ -154,7 +145,7 @@ class FigureOptions:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it, every figure is drawn under these options."""
+        """Context in which every figure is drawn under these options."""
         token = _OPTIONS.set(self)
         try:
             with matplotlib.rc_context(self.settings):
@@ -191,10 +182,7 @@ def figure_width(own: float) -> float:
 
 
 def new_figure(width: float, height: float, *, title: str = "", caption: str = "") -> Figure:
-    """An empty figure that lays itself out: so wide and high in inches, with a title above and a caption below that.
-
-    Title and caption come on top of the height; the options applied may set another width.
-    """
+    """Empty figure that lays itself out, its size in inches; title and caption come on top of the height."""
     figure = Figure(figsize=(figure_width(width), height), dpi=DOTS_PER_INCH, facecolor="white")
     top, bottom = (
         _write_margin(figure, text, points, name)
@@ -258,10 +246,7 @@ class _Layout(ConstrainedLayoutEngine):
 
 
 def recolor(figure: Figure) -> None:
-    """Give a finished figure the colours of the options applied.
-
-    A colour is taken apart into white, black and a hue: white becomes the style's background, black its text.
-    """
+    """Give a finished figure the colours of the options applied."""
     settings = _OPTIONS.get().settings
     ink = to_rgb(settings.get("text.color", "black"))
     around = to_rgb(settings.get("figure.facecolor", "white"))
@@ -273,6 +258,7 @@ def recolor(figure: Figure) -> None:
         *parts, alpha = to_rgba(color)
         if tuple(parts) in series:
             return (*series[tuple(parts)], alpha)
+        # White, black and a hue: white becomes the style's background, black its text.
         low, high = min(parts), max(parts)
         return (*(low * p + (1 - high) * i + part - low for part, p, i in zip(parts, paper, ink)), alpha)
 
@@ -310,7 +296,7 @@ def _recolor_one(artist: Artist, look: str, new: Callable[[Any], tuple[float, ..
 
 
 def _short_tick(says: Callable[..., str], *tick: Any) -> str:
-    """What a formatter says of a tick, with short names."""
+    """Text of a tick by a formatter, with short names."""
     return short_names(says(*tick))
 
 
@@ -367,7 +353,7 @@ def write_beside(
 
 
 def hide_spines(axes: Axes, *, ticks: bool = True) -> None:
-    """No frame, and no tick marks where ``ticks`` is false."""
+    """Hide the frame, and the tick marks where ``ticks`` is false."""
     for spine in axes.spines.values():
         spine.set_visible(False)
     if not ticks:
@@ -391,12 +377,12 @@ def outside_legend(
 
 
 def key(label: str, color: str, marker: str = "", size: float = 5, linewidth: float = 0.0, **look: Any) -> Line2D:
-    """What a line or a marker means, for a legend."""
+    """Legend entry of a line or a marker."""
     return Line2D([], [], color=color, marker=marker, markersize=size, linewidth=linewidth, label=label, **look)
 
 
 def mix(color: str, other: str, share: float) -> str:
-    """A colour with a share of another one in it.
+    """Colour with a share of another one in it.
 
     Example:
         >>> mix("#000000", "white", 0.5)
@@ -417,7 +403,7 @@ def shade(color: str, index: int, count: int) -> str:
 
 
 def is_dark(color: str, below: float = 0.55) -> bool:
-    """Whether white text reads better on it than black."""
+    """Whether white text reads better on a colour than black."""
     return _luminance(color) < below
 
 
@@ -431,7 +417,7 @@ def _luminance(color: str) -> float:
 
 
 def quantity(number: float) -> str:
-    """A count in three digits with its unit.
+    """Count in three digits with its unit.
 
     Example:
         >>> [quantity(number) for number in (12, 1500, 1_036_085, 41e9)]
@@ -444,11 +430,10 @@ def quantity(number: float) -> str:
 
 
 def accuracy_axis(axes: Axes, percents: Iterable[float], *, below: float = 0.0) -> None:
-    """Limit the y axis to accuracies in per cent, with ``below`` of their range free under them; never an empty range,
-    little above 100 %."""
+    """Limit the y axis to accuracies in per cent, with ``below`` of their range free under them."""
     values = list(percents)
     low, high = min(values), max(values)
-    missing = max(0.0, 0.5 - (high - low)) / 2
+    missing = max(0.0, 0.5 - (high - low)) / 2  # never an empty range, and little above 100 %
     low, high = low - missing, min(high + missing, max(high, 100.0))
     span = high - low
     top = min(high + 0.07 * span, 100.0 + 0.04 * span)
@@ -587,7 +572,7 @@ def split_label(label: str, members: Sequence[str]) -> tuple[str, str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun.
+    """Number and its noun.
 
     Example:
         >>> counted(1, "layer"), counted(3, "set")
