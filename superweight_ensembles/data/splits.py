@@ -157,7 +157,16 @@ class ImageSplit(ABC):
 
 
 class MemorySplit(ImageSplit):
-    """Split in memory, and on each device that asks for it: images uint8 or float32 (N, C, H, W)."""
+    """Split in memory, and on each device that asks for it.
+
+    Args:
+        images: uint8 (N, C, H, W), or float32.
+        labels: Integers (N,); kept as int64.
+        paths: The N files of the images, where there are some; errors name them.
+
+    Raises:
+        SuperWeightError: No tensors, of other types or shapes, or numbers that are not finite.
+    """
 
     def __init__(
         self, images: torch.Tensor, labels: torch.Tensor, paths: Sequence[str] | PathTable | None = None
