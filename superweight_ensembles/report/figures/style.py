@@ -227,8 +227,8 @@ class _Layout(ConstrainedLayoutEngine):
         for axes in fig.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 formatter = axis.get_major_formatter()
-                if isinstance(formatter, FuncFormatter) and not isinstance(formatter.func, partial):
-                    formatter.func = partial(_short_tick, formatter.func)  # as ticks with labels have
+                if isinstance(formatter, FuncFormatter) and getattr(formatter.func, "func", None) is not _short_tick:
+                    formatter.func = partial(_short_tick, formatter.func)  # labels set by hand are a partial, too
         for text in fig.findobj(Text):
             if isinstance(text, Text) and len(text.get_text()) > _LONGEST_NAME:
                 text.set_text(short_names(text.get_text()))
