@@ -484,8 +484,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         raise SuperWeightError(f"{where}: {spot} is missing")
     if spot == "sharing.budget":
         said = "must be an int (parameters) or a float (fraction of what the members own apart)"
-    given = "" if problem.kind == "value_error" else f" (got {problem.given!r:.200})"
-    raise SuperWeightError(": ".join(part for part in (where, spot, f"{said}{given}") if part))
+    raise SuperWeightError(": ".join(part for part in (where, spot, f"{said}{problem.got}") if part))
 
 
 @contextmanager

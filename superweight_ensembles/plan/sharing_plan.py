@@ -325,7 +325,7 @@ class SharingPlan:
         except ValidationError as error:
             first = first_problem(error, tags=("superweight", "ssn"))
             retired = first.where.endswith(".coefficients") and first.given == "channel"
-            message = RETIRED_CHANNEL if retired else first.said
+            message = RETIRED_CHANNEL if retired else f"{first.said}{first.got}"
             raise SuperWeightError(f"{where}, at {first.where or 'the top'}: {message}") from None
         for spot, why in _contradictions(plan):
             raise SuperWeightError(f"{where}, {spot}: {why}")

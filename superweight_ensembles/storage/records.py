@@ -50,7 +50,9 @@ def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) 
         record: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         found = first_problem(error)
-        raise SuperWeightError(f"{file} is damaged ({found.where or 'the top':.200}: {found.said}): {remedy}") from None
+        raise SuperWeightError(
+            f"{file} is damaged ({found.where or 'the top':.200}: {found.said}{found.got}): {remedy}"
+        ) from None
     return record
 
 
@@ -65,6 +67,12 @@ class Problem(NamedTuple):
     @property
     def where(self) -> str:
         return ".".join(map(str, self.path))
+
+    @property
+    def got(self) -> str:
+        """The value that was given, as the end of a sentence; nothing where the sentence says it, or there is none."""
+        told = self.kind in ("value_error", "missing", *UNKNOWN_KEY)
+        return "" if told else f" (got {self.given!r:.200})"
 
 
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
