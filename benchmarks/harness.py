@@ -234,13 +234,14 @@ def run_cells(run: Callable[[Cell], dict[str, Any]], cells: Sequence[Cell], jobs
         pool.shutdown(cancel_futures=True)
 
 
-def begin_or_resume(file: Path, benchmark: str, same: str, **head: Any) -> dict[str, Any]:
+def begin_or_resume(file: Path, benchmark: str, same: str, *, other: str = "another", **head: Any) -> dict[str, Any]:
     """What an earlier call has written to a file with ``cells``, or the content of a new one.
 
     Args:
         file: Written after each cell.
         benchmark: Its name.
         same: The entry of the head in which both must agree.
+        other: The word before its name in the refusal.
         head: What stands beside the cells.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +249,7 @@ def begin_or_resume(file: Path, benchmark: str, same: str, **head: Any) -> dict[
         return {"benchmark": benchmark, "provenance": started(), **head, "cells": []}
     content: dict[str, Any] = read_json(file)
     if content[same] != head[same]:
-        raise SystemExit(f"{file} is of another {same}: give another --out")
+        raise SystemExit(f"{file} is of {other} {same}: give another --out")
     return content
 
 

@@ -72,7 +72,7 @@ def main() -> None:
     }
     file = options.out / "learned_widths.json"
     content = harness.begin_or_resume(
-        file, "learned_widths", "settings",
+        file, "learned_widths", "settings", other="other",
         format=LEARNED_WIDTHS_FORMAT, settings=settings, published_widths=PUBLISHED,
     )  # fmt: skip
     done = {(cell["task"], cell["seed"]) for cell in content["cells"]}

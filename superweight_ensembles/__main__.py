@@ -187,8 +187,8 @@ def train(
     folder = out or Path("runs") / chosen.name
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # torchrun starts the same command again
         resume, overwrite = True, False
-    again, kept = folder / "recipe.yaml", (folder / "recipe.yaml").is_file
-    with _progress_bars(f"superweights train {again} --out {folder} --resume", kept) as progress_of:
+    kept = folder / "recipe.yaml"
+    with _progress_bars(f"superweights train {kept} --out {folder} --resume", kept.is_file) as progress_of:
         train_run(chosen, folder, resume=resume, overwrite=overwrite, progress_of=progress_of)
     _say(f"trained: {folder}", _NOTES)
 

@@ -103,8 +103,9 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
     averaging = 0.0 if recipe.averaging is None else _FORWARD  # norms are estimated again
     for arm in training_order(recipe):
         if arm == "shared":
-            teacher = None if recipe.taught_by(INDEPENDENT) else distillation_of(recipe)
-            if recipe.teaching is not None and recipe.taught_by(INDEPENDENT):
+            if recipe.teaching is None or not recipe.taught_by(INDEPENDENT):
+                teacher = distillation_of(recipe)
+            else:
                 teacher = recipe.teaching.hook(SuperWeightEnsemble(members, plan=apart))
             stages.append(
                 _Stage(
