@@ -1,16 +1,23 @@
-"""The one error that a user can cause, and the end that a signal brings."""
+"""The one error that a user can cause, what is said of values that a type refuses, and the end that a signal brings."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import numbers
+import re
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 _MOST_CHARACTERS = 1600
 _Named = TypeVar("_Named", bound=Callable[..., Any])
@@ -85,8 +92,101 @@ def _letters(name: str) -> str:
     return "".join(mark for mark in name.lower() if mark.isalnum() or mark in "/.")
 
 
+class Problem(NamedTuple):
+    """A value that a type refuses: its path, a sentence on it, pydantic's kind of the problem, and the value."""
+
+    path: tuple[int | str, ...]
+    said: str
+    kind: str
+    given: Any
+
+    @property
+    def where(self) -> str:
+        return ".".join(map(str, self.path))
+
+    @property
+    def got(self) -> str:
+        """The value that was given, as the end of a sentence; nothing where the sentence says it, or there is none."""
+        told = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
+        return "" if told else f" (got {self.given!r:.200})"
+
+
+_TAG = re.compile(
+    r"(int|float|str|bool|constrained-\w+|(literal|dict|list|tuple|mapping|function-\w+)\[.*\])$"
+)  # pydantic's
+_PLAIN = {
+    "Input should be": "must be", "Value error, ": "", "greater than or equal to": "at least",
+    "less than or equal to": "at most", "a valid integer": "a whole number", "a valid number": "a number",
+    "a valid boolean": "true or false", "a valid string": "a text", "a valid tuple": "a list",
+    "a valid list": "a list", "a valid dictionary": "settings by name",
+}  # fmt: skip
+_PLAINER = re.compile("^Value error, |" + "|".join(_PLAIN))
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
+    """The first problem in an error of pydantic, for a message; an unknown name is told with the nearest one."""
+    found = error.errors()
+    first = next((one for one in found if one["type"] in before), found[0])
+    # Alternatives of a union are tried one after the other, and their tags are no keys.
+    is_tag = [part in tags or (isinstance(part, str) and bool(_TAG.match(part))) for part in first["loc"]]
+    alternatives = [first]
+    if any(is_tag):
+        place = is_tag.index(True)
+        alternatives = [one for one in found if one["loc"][:place] == first["loc"][:place]]
+        first = max(alternatives, key=lambda one: len(one["loc"]))  # of the deepest, the first
+        alternatives = [one for one in alternatives if len(one["loc"]) == len(first["loc"]) == place + 1] or [first]
+    path = tuple(part for part in first["loc"] if not (part in tags or (isinstance(part, str) and _TAG.match(part))))
+    texts = [_PLAINER.sub(lambda found: _PLAIN[found[0]], str(one["msg"])) for one in alternatives]
+    said = " or ".join([texts[0], *(text.removeprefix("must be ") for text in texts[1:])])
+    said = said.replace("a whole number or a number", "a number")
+    if first["type"] == "literal_error" and len(alternatives) == 1 and isinstance(first["input"], str) and path:
+        said = str(unknown_name(str(path[-1]), first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"])))
+    return Problem(path, said, first["type"], first["input"])
+
+
+def check_number(
+    what: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Refuse an option that is no finite number within its bounds, or no whole one.
+
+    Example:
+        >>> check_number("temperature", 2, above=0)
+        >>> try:
+        ...     check_number("epochs", 0.5, whole=True, least=1)
+        ... except SuperWeightError as error:
+        ...     print(error)
+        epochs must be a whole number, at least 1; got 0.5
+    """
+    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    if (
+        is_number
+        and math.isfinite(value)
+        and (
+            (above is None or value > above)
+            and (least is None or value >= least)
+            and (below is None or value < below)
+            and (most is None or value <= most)
+        )
+    ):
+        return
+    bounds = {"above": above, "at least": least, "below": below, "at most": most}
+    limits = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if bound is not None)
+    kind = "a whole number" if whole else "a finite number"
+    raise SuperWeightError(f"{what} must be {kind}{', ' * bool(limits)}{limits}; got {value!r:.80}")
+
+
 def names_options(what: _Named) -> _Named:
     """Make a class or function answer a call that does not fit it by a SuperWeightError with the nearest option.
+
+    Of a dataclass of pydantic, values that a field refuses, too.
 
     Example:
         >>> @names_options
@@ -99,9 +199,9 @@ def names_options(what: _Named) -> _Named:
         unknown option of warm_up 'num_step': did you mean 'num_steps'? Known: num_steps
     """
     call: Callable[..., Any] = what.__init__ if isinstance(what, type) else what  # type: ignore[misc]
-    signature = inspect.signature(call)
+    signature, num_own = inspect.signature(what), int(isinstance(what, type))  # of a class, without self
     taken = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    known = [one.name for one in taken if one.name != "self"]
+    known = [one.name for one in taken]
     takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks it itself
     by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
 
@@ -109,9 +209,11 @@ def names_options(what: _Named) -> _Named:
     def named(*given: Any, **options: Any) -> Any:
         try:
             return call(*given, **options)
-        except TypeError:
+        except (TypeError, ValueError) as refusal:
+            if isinstance(refusal, SuperWeightError):
+                raise
             try:
-                signature.bind(*given, **options)
+                signature.bind(*given[num_own:], **options)
             except TypeError as error:
                 by_position = "positional" in str(error)
                 unknown = [option for option in options if option not in known]
@@ -119,7 +221,14 @@ def names_options(what: _Named) -> _Named:
                     raise unknown_name(f"option of {what.__name__}", unknown[0], known) from None
                 remedy = f": write options by name, such as {by_name}=..." if by_position and by_name else ""
                 raise SuperWeightError(f"{what.__name__}: {error}{remedy}") from None
-            raise
+            from pydantic import ValidationError  # slow to import
+
+            if not isinstance(refusal, ValidationError):
+                raise
+            problem = first_problem(refusal)
+            told = problem.said.startswith("unknown ") or not problem.path
+            spot = "" if told else f"{problem.where}{'' if problem.said.startswith('must be') else ':'} "
+            raise SuperWeightError(f"{spot}{problem.said}{problem.got}") from None
 
     if not isinstance(what, type):
         return named  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from superweight_ensembles.data import Inputs, mapped, num_rows, rows_of, tensors_of
 from superweight_ensembles.ensemble import CLASSIFICATION, SuperWeightEnsemble, Task, check_answers, own_copy
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, unknown_name
 from superweight_ensembles.models import (
     MEASURING,
     answer_in,
@@ -71,8 +71,8 @@ def member_costs(
     Raises:
         SuperWeightError: ``batch_size`` or ``rounds`` below one; a member that cannot take the images.
     """
-    check_count("batch_size", batch_size)
-    check_count("rounds", rounds)
+    check_number("batch_size", batch_size, whole=True, least=1)
+    check_number("rounds", rounds, whole=True, least=1)
     like = next(ensemble.parameters())
     image = torch.zeros(1, *checked_shape(input_shape), device=like.device, dtype=dtype or like.dtype)
     return costs_of(ensemble, image, batch_size=batch_size, rounds=rounds)
@@ -161,12 +161,6 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(int, shape))
 
 
-def check_count(what: str, count: int) -> None:
-    """Refuse what is no whole number of at least 1."""
-    if not _is_count(count):
-        raise SuperWeightError(f"{what} must be an integer of at least 1; got {count!r:.80}")
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
@@ -196,7 +190,7 @@ class LatencyTable:
 
         Of several threads the first one measures, and the others wait.
         """
-        check_count("batch_size", batch_size)
+        check_number("batch_size", batch_size, whole=True, least=1)
         if batch_size > self._largest:
             with MEASURING:
                 while batch_size > self._largest:

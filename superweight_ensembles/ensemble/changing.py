@@ -9,7 +9,7 @@ from torch import nn
 
 from superweight_ensembles.ensemble.ensemble import SuperWeightEnsemble, generated_names
 from superweight_ensembles.ensemble.warm_starting import WarmStart, warm_start
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options, unknown_name
 from superweight_ensembles.models import recall_architecture, remember_architecture
 from superweight_ensembles.plan import PlanOptions, count_parameters, head_layers
 
@@ -87,8 +87,7 @@ def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWe
         >>> swe.ensemble.reset_classifier(ensemble, 7)(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([1, 2, 7])
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise SuperWeightError(f"num_classes must be a positive integer; got {num_classes!r:.80}")
+    check_number("num_classes", num_classes, whole=True, least=1)
     members = _members(ensemble)
     for name, module in members.items():
         heads = {id(parameter) for layer in head_layers(module).values() for parameter in layer.parameters()}

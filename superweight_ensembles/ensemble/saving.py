@@ -18,7 +18,7 @@ from torch import nn
 from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.ensemble.members import MemberDict, TensorKinds, first_difference, kinds_of
 from superweight_ensembles.ensemble.tasks import CLASSIFICATION, task_named
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, first_problem
 from superweight_ensembles.models import Architecture, build_architecture, recall_architecture
 from superweight_ensembles.plan import PlannedMember, SharingPlan, count_parameters
 from superweight_ensembles.storage import (
@@ -28,7 +28,6 @@ from superweight_ensembles.storage import (
     check_manifest,
     contained_file,
     count_numbers,
-    first_problem,
     read_json,
     read_module,
     read_text,

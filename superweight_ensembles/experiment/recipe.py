@@ -23,7 +23,7 @@ from superweight_ensembles.data import (
     num_validation_images,
 )
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import UNKNOWN_KEY, SuperWeightError, first_problem, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
 from superweight_ensembles.experiment.recipe_sections import (
     AnytimeRecipe,
@@ -43,11 +43,9 @@ from superweight_ensembles.models.adaptive import WidthLoss, make_adaptive
 from superweight_ensembles.plan import SharingPlan, check_num_groups, plan_sharing
 from superweight_ensembles.search import Untying, check_searchable
 from superweight_ensembles.storage import (
-    UNKNOWN_KEY,
     PathError,
     check_plain,
     dump_yaml,
-    first_problem,
     no_recipe,
     parse_yaml,
     read_yaml,
@@ -57,7 +55,6 @@ from superweight_ensembles.training import (
     EACH_OTHER,
     PREFIXES,
     AveragedWeights,
-    CheckedTrainConfig,
     Distillation,
     EarlyStopping,
     TrainConfig,
@@ -117,7 +114,7 @@ class Recipe(Strict):
     data: DataRecipe
     members: tuple[MemberRecipe, ...] = Field(min_length=1, max_length=1000)
     sharing: SharingRecipe
-    training: CheckedTrainConfig = Field(default_factory=TrainConfig)
+    training: TrainConfig = Field(default_factory=TrainConfig)
     fine_tuning: dict[str, Any] | None = Field(default=None, max_length=100)
     learn_widths: WidthStageRecipe | None = None
     width_loss: WidthLoss | None = None

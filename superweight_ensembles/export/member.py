@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram
 
 from superweight_ensembles.data import Preprocessing
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, rebuild_member
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options, unknown_name
 from superweight_ensembles.models import copied, is_out_of_memory, recall_architecture
 from superweight_ensembles.plan import count_parameters
 from superweight_ensembles.storage import (
@@ -92,8 +92,8 @@ def plain_member(
     if not isinstance(module, nn.Module):
         raise SuperWeightError(f"export needs an nn.Module; got {type(module).__name__}")
     shape = checked_shape(input_shape)
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise SuperWeightError(f"batch_size must be an int of at least 1, or None for any batch; got {batch_size!r}")
+    if batch_size is not None:
+        check_number("batch_size (None for any)", batch_size, whole=True, least=1)
     plain = copied(module).cpu().eval()
     noise, tokens = (_example_images(plain, shape, batch_size or _EXAMPLE_BATCH, kind) for kind in (False, True))
     takes_tokens = False

@@ -7,9 +7,7 @@ derived from it.
 from superweight_ensembles.plan.clusters import (
     CLUSTER_RULES,
     TargetGroup,
-    check_count,
     check_num_groups,
-    check_seed,
     depth_runs,
     group_targets,
 )
@@ -102,11 +100,9 @@ __all__ = [
     "allocate",
     "bank_within",
     "bank_words",
-    "check_count",
     "check_num_groups",
     "check_plan_fits",
     "check_plan_options",
-    "check_seed",
     "count_parameters",
     "depth_runs",
     "find_targets",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Union
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, unknown_name
 from superweight_ensembles.plan.slots import Shape, spelled
 from superweight_ensembles.plan.targets import Kernels, Target, matches
 
@@ -59,7 +59,7 @@ def group_targets(
     Source: Teterwak et al., WACV 2024 (depth bins); Plummer et al., ICLR 2022 (one, type, shape, random).
     """
     check_num_groups(num_groups, rule == "random", len(targets), f"clusters {rule!r:.40}")
-    check_seed(seed, "group_seed")
+    check_number("group_seed", seed, whole=True, least=0, most=2**32 - 1)
     if rule != "random" and seed != 0:
         raise SuperWeightError(f"group_seed does nothing with clusters {rule!r:.40}: leave it out")
     if rule != "depth_bins" and bins != 4:
@@ -67,7 +67,7 @@ def group_targets(
     if isinstance(rule, Mapping):
         groups = _by_hand(targets, rule)
     elif rule == "depth_bins":
-        check_count(bins, "bins", most=10_000)
+        check_number("bins", bins, whole=True, least=1, most=10_000)
         groups = _depth_bins(targets, bins, kernels)
     elif rule == "random":
         assert num_groups is not None, "checked"
@@ -173,28 +173,14 @@ def _by_hand(targets: Sequence[Target], rule: Mapping[str, Sequence[str]]) -> li
     return groups
 
 
-def check_count(number: object, name: str, most: float = math.inf, unit: str = "", hint: str = "") -> None:
-    """Refuse a value that is no whole number from 1 to ``most``."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise SuperWeightError(f"{name} must be a positive integer{hint}; got {number!r:.40}")
-    if number > most:
-        raise SuperWeightError(f"{name} is at most {most:,}{unit}; got {number!r:.40}")
-
-
-def check_seed(seed: int, what: str) -> None:
-    """Refuse a seed that random generators do not take."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise SuperWeightError(f"{what} must be 0 to 2**32 - 1; got {seed!r:.40}")
-
-
 def check_num_groups(num_groups: int | None, reads: bool, num_layers: int, what: str) -> None:
     """Refuse a number of groups that is missing, does nothing, or is larger than the number of layers."""
     if not reads:
         if num_groups is not None:
             raise SuperWeightError(f"num_groups does nothing with {what}: leave it out")
         return
-    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1:
-        raise SuperWeightError(f"{what} needs num_groups, a positive integer; got {num_groups!r:.40}")
+    check_number(f"num_groups of {what}", num_groups, whole=True, least=1)
+    assert num_groups is not None
     if num_groups > num_layers:
         raise SuperWeightError(f"num_groups is {num_groups}, but there are {num_layers} layers to group: ask for fewer")
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from superweight_ensembles.errors import SuperWeightError, unknown_name
-from superweight_ensembles.plan.clusters import TargetGroup, check_count, mixed_kernels
+from superweight_ensembles.errors import SuperWeightError, check_number, unknown_name
+from superweight_ensembles.plan.clusters import TargetGroup, mixed_kernels
 from superweight_ensembles.plan.sharing_plan import (
     BUDGET_COUNTS,
     RETIRED_CHANNEL,
@@ -108,7 +108,7 @@ class BudgetPolicy:
             raise unknown_name("generator", self.generator, GENERATORS)
         if self.ssn is not None and not isinstance(self.ssn, SsnOptions):
             raise SuperWeightError(f"ssn must be SsnOptions; got {self.ssn!r:.80}")
-        check_count(self.cap, "cap", most=MOST_TEMPLATES, unit=" templates")
+        check_number("cap, of templates,", self.cap, whole=True, least=1, most=MOST_TEMPLATES)
         if self.coefficients == "channel":
             raise SuperWeightError(f"coefficients {RETIRED_CHANNEL}")
         if self.coefficients not in COEFFICIENT_KINDS:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Union
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, first_problem
 from superweight_ensembles.plan.slots import (
     CoefficientForm,
     Shape,
@@ -35,7 +35,7 @@ from superweight_ensembles.plan.targets import (
     Name,
     StoredShape,
 )
-from superweight_ensembles.storage import escape_controls, first_problem, html_table, parse_json
+from superweight_ensembles.storage import escape_controls, html_table, parse_json
 
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict, Field
+import pydantic
+from pydantic import Field
 
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.plan.slots import EMBEDDING_SIZE, Shape
 from superweight_ensembles.plan.targets import MOST_PARAMETERS, MOST_TARGETS, Name, Target
+from superweight_ensembles.storage import ONLY_FIELDS, whole
 
 Combination = Literal["avg", "wavg", "emb", "softmax"]
 Upsampling = Literal["inter", "repeat", "mask", "wavg"]
@@ -31,7 +33,7 @@ _MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
 
 
 @names_options
-@dataclass(frozen=True, slots=True, kw_only=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, kw_only=True, config=ONLY_FIELDS)
 class SsnOptions:
     """How the layers of a Shapeshifter Network read their bank.
 
@@ -59,31 +61,14 @@ class SsnOptions:
         24
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     combine: Combination = "wavg"
     upsample: Upsampling = "wavg"
-    windows: int = 8
-    templates: int = 0
-    embedding_size: int = EMBEDDING_SIZE
-    mask_window: int = 0
+    windows: Annotated[int, whole(1, MOST_WINDOWS)] = 8
+    templates: Annotated[int, whole(0, MOST_WINDOWS)] = 0
+    embedding_size: Annotated[int, whole(1, _MOST_SIZE)] = EMBEDDING_SIZE
+    mask_window: Annotated[int, whole(0, _MOST_SIZE)] = 0
 
     def __post_init__(self) -> None:
-        if self.combine not in COMBINATIONS:
-            raise unknown_name("combine", str(self.combine), COMBINATIONS)
-        if self.upsample not in UPSAMPLINGS:
-            raise unknown_name("upsample", str(self.upsample), UPSAMPLINGS)
-        for name, least, most in (
-            ("windows", 1, MOST_WINDOWS),
-            ("templates", 0, MOST_WINDOWS),
-            ("embedding_size", 1, _MOST_SIZE),
-            ("mask_window", 0, _MOST_SIZE),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise SuperWeightError(
-                    f"ssn: {name} must be a whole number from {least} to {most:,}; got {value!r:.40}"
-                )
         if self.embedding_size != EMBEDDING_SIZE and self.combine != "emb":
             raise SuperWeightError(f"ssn: embedding_size does nothing with combine {self.combine!r}: leave it out")
         if self.mask_window and self.upsample != "mask":
@@ -294,7 +279,7 @@ class SsnGroup:
     Source: Plummer et al., ICLR 2022.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ONLY_FIELDS
 
     name: Name  # unique, for people
     bank_size: Annotated[int, Field(le=MOST_PARAMETERS)]  # numbers in the bank, P

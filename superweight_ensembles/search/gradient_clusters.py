@@ -30,8 +30,7 @@ from superweight_ensembles.plan import (
     resolve_budget,
 )
 from superweight_ensembles.search.gradients import (
-    check_max_batches,
-    check_threshold,
+    check_search,
     check_trained,
     cropped_cosines,
     merged_sets,
@@ -67,7 +66,7 @@ class ClusterSearch:
     reserve_untied: bool | None = None
 
     def __post_init__(self) -> None:
-        check_threshold(self.threshold)
+        check_search(threshold=self.threshold)
         BudgetPolicy(coefficients=self.coefficients, reserve_untied=bool(self.reserve_untied))
 
 
@@ -87,7 +86,7 @@ class GradientSearch(ClusterSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_max_batches(self.max_batches)
+        check_search(max_batches=self.max_batches)
 
 
 @names_options

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from superweight_ensembles.data import Inputs, Targets, checked_loader, checked_pair, mapped, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_answers, first_parameter, num_classes_in
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, check_number
 from superweight_ensembles.models import answer_in, call_with, calling, evaluating, unfused_recurrence
-from superweight_ensembles.plan import check_count
 from superweight_ensembles.training import Batches, Objective
 from superweight_ensembles.training.distributed import current_processes
 
@@ -35,7 +34,7 @@ def weight_gradients(
     Source: Teterwak et al., WACV 2024
     """
     names = tuple(ensemble.member_names if members is None else members)
-    check_max_batches(max_batches)
+    check_search(max_batches=max_batches)
     like = first_parameter({"": ensemble})
     device, num_samples = like.device, 0
     # In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either.
@@ -188,17 +187,11 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
     return [int(number) for number in sets]
 
 
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that is no cosine."""
-    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-    if not number or not -1 <= threshold <= 1:
-        raise SuperWeightError(f"threshold is a cosine, -1 to 1; got {threshold!r}")
-
-
-def check_max_batches(max_batches: int | None) -> None:
-    """Refuse a number of batches that is neither positive nor None."""
+def check_search(*, threshold: float = 0.0, max_batches: int | None = None) -> None:
+    """Refuse a threshold that is no cosine, and a number of batches that is neither positive nor None."""
+    check_number("threshold, a cosine,", threshold, least=-1, most=1)
     if max_batches is not None:
-        check_count(max_batches, "max_batches", hint=", or None for all")
+        check_number("max_batches (None for all)", max_batches, whole=True, least=1)
 
 
 def check_trained(ensemble: SuperWeightEnsemble, what: str = "gradients say little") -> None:

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble, vectors_by_key
-from superweight_ensembles.errors import SuperWeightError, names_options
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options
 from superweight_ensembles.plan import (
     BudgetPolicy,
     SharingPlan,
@@ -24,7 +24,6 @@ from superweight_ensembles.plan import (
     Target,
     TargetGroup,
     check_num_groups,
-    check_seed,
     plan_groups,
 )
 from superweight_ensembles.search.gradient_clusters import SEARCH_FORMAT
@@ -59,7 +58,7 @@ class KMeansSearch:
             raise SuperWeightError(
                 f"learned groups mix kinds of layers: generator must be 'ssn' or 'auto'; got {self.generator!r}"
             )
-        check_seed(self.seed, "seed")
+        check_number("seed", self.seed, whole=True, least=0, most=2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,11 @@ from superweight_ensembles.ensemble import (
     decompose,
     slot_key,
 )
-from superweight_ensembles.errors import SuperWeightError, names_options
-from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan, check_count
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options
+from superweight_ensembles.plan import Cluster, PlannedTarget, SharingPlan
 from superweight_ensembles.search.gradients import (
     TargetTensors,
-    check_max_batches,
-    check_threshold,
+    check_search,
     check_trained,
     merged_sets,
     weight_gradients,
@@ -57,9 +56,8 @@ class Untying(Hook):
     max_batches: int | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.epoch, "epoch of Untying")
-        check_threshold(self.threshold)
-        check_max_batches(self.max_batches)
+        check_number("epoch of Untying", self.epoch, whole=True, least=1)
+        check_search(threshold=self.threshold, max_batches=self.max_batches)
 
     def start(self, state: TrainState) -> None:
         if self.epoch >= state.config.epochs:
@@ -131,7 +129,7 @@ def untie_coefficients(
     """
     if not isinstance(ensemble, SuperWeightEnsemble):
         raise SuperWeightError(f"untie_coefficients() takes a SuperWeightEnsemble; got {type(ensemble).__name__}")
-    check_threshold(threshold)
+    check_search(threshold=threshold)
     plan = ensemble.plan
     tied = _tied_members(plan)
     if not tied:

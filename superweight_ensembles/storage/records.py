@@ -7,15 +7,17 @@ default in the annotation alone: ``Annotated[int, Field(default=0)]``. Keys that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import literal_schema
 
-from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.errors import SuperWeightError, first_problem
 from superweight_ensembles.storage.files import read_json
 
 Name = Annotated[str, Field(max_length=500)]
@@ -26,9 +28,27 @@ Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
-def one_of(names: Sequence[str]) -> Any:
-    """A field that lists names in the JSON schema; the code that takes the text refuses others, with the nearest."""
-    return Field(json_schema_extra={"enum": list(names)})
+ONLY_FIELDS = ConfigDict(extra="forbid")  # of dataclasses that people write
+
+
+def whole(least: int, most: int | None = None) -> Any:
+    """A field of whole numbers within bounds; a truth value, a fraction or a text is none."""
+    return Field(strict=True, ge=least, le=most)
+
+
+def real(**bounds: Any) -> Any:
+    """A field of finite numbers within pydantic's bounds (``gt``, ``ge``, ``lt``, ``le``)."""
+    return Field(strict=True, allow_inf_nan=False, **bounds)
+
+
+class one_of:
+    """A text field that takes these names alone; type checkers see a ``str``, which a variable may hold."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = list(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return literal_schema(self._names)
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
@@ -54,42 +74,6 @@ def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) 
             f"{file} is damaged ({found.where or 'the top':.200}: {found.said}{found.got}): {remedy}"
         ) from None
     return record
-
-
-class Problem(NamedTuple):
-    """A value that a type refuses: its path, a sentence on it, pydantic's kind of the problem, and the value."""
-
-    path: tuple[int | str, ...]
-    said: str
-    kind: str
-    given: Any
-
-    @property
-    def where(self) -> str:
-        return ".".join(map(str, self.path))
-
-    @property
-    def got(self) -> str:
-        """The value that was given, as the end of a sentence; nothing where the sentence says it, or there is none."""
-        told = self.kind in ("value_error", "missing", *UNKNOWN_KEY)
-        return "" if told else f" (got {self.given!r:.200})"
-
-
-UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-
-
-def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
-    """The first problem in an error of pydantic, for a message."""
-    found = error.errors()
-    first = next((one for one in found if one["type"] in before), found[0])
-    # Tags are the names of a union's alternatives, and no keys.
-    path = tuple(part for part in first["loc"] if part not in tags)
-    said = str(first["msg"]).removeprefix("Value error, ")
-    of_one_union = [one for one in found if one["loc"] and one["loc"][:-1] == first["loc"][:-1]]
-    alternatives = {one["type"] for one in of_one_union if one["loc"][-1] in tags}
-    if alternatives == {"int_type", "float_type"}:
-        said = "must be a number"
-    return Problem(path, said, first["type"], first["input"])
 
 
 def as_content(record: Any) -> Any:

@@ -16,7 +16,6 @@ from superweight_ensembles.training.checkpoint import (
 from superweight_ensembles.training.config import (
     RESUMABLE,
     SCHEDULES,
-    CheckedTrainConfig,
     TrainConfig,
     optimizer_names,
     tuned_config,
@@ -65,7 +64,6 @@ __all__ = [
     "AveragedWeights",
     "Batches",
     "CSVLog",
-    "CheckedTrainConfig",
     "Checkpoints",
     "Distillation",
     "EarlyStopping",

@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from superweight_ensembles.data import Inputs
-from superweight_ensembles.errors import SuperWeightError, names_options
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.training.batches import prepared_batch
 from superweight_ensembles.training.distributed import synchronised
-from superweight_ensembles.training.hooks import Hook, TrainState, check_number
+from superweight_ensembles.training.hooks import Hook, TrainState
 from superweight_ensembles.training.member_ranks import gather_members
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class AveragedWeights(Hook):
 
     def __init__(self, *, start: float = 0.75, decay: float | None = None) -> None:
         for what, value in (("start", start), ("decay", 0.0 if decay is None else decay)):
-            check_number(f"the {what} of averaged weights", value, lambda number: 0 <= number < 1, "0 to below 1")
+            check_number(f"the {what} of averaged weights", value, least=0, below=1)
         self.start_at = start
         self.decay = decay
         self._average = get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay)

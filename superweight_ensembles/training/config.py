@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, StrictBool, StrictInt
+from pydantic.dataclasses import dataclass
 
 from superweight_ensembles.data import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.storage import one_of
+from superweight_ensembles.storage import ONLY_FIELDS, one_of, real, whole
 
 _GO_WITH = {
     "schedule": ("milestones", "gamma", "schedule_options"),
@@ -21,32 +21,8 @@ _GO_WITH = {
 
 OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
 SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
-MEMBER_BATCHES = ("same", "own")
 MESHES = ("rows", "auto")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda")
 _MOST_PROCESSES = 2**20
-_MOST = {
-    "epochs": 10**6, "batch_size": 2**24, "micro_batches": 2**24, "num_threads": 4096, "num_workers": 4096,
-}  # fmt: skip
-_CHOICES = {
-    "schedule": SCHEDULES, "precision": PRECISIONS, "member_batches": MEMBER_BATCHES, "device": DEVICES,
-}  # fmt: skip
-_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "bool": ((bool,), "true or false"), "int": ((int,), "a whole number"), "float": ((int, float), "a number"),
-}  # fmt: skip
-_NOT_NEGATIVE = (
-    "crop_padding", "cutout", "num_threads", "num_workers", "skip_non_finite", "checkpoint_steps", "weight_decay",
-    "ensemble_loss", "width_rate", "warmup_epochs", "clip_norm", "momentum", "label_smoothing",
-)  # fmt: skip
-_LIMITS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (("epochs", "batch_size", "validate_every"), lambda value: value >= 1, "at least 1"),
-    (_NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "finite and not negative"),
-    (("learning_rate", "gamma"), lambda value: 0 < value < math.inf, "positive and finite"),
-    (("momentum",), lambda value: value < 1, "below 1"),
-    (("label_smoothing",), lambda value: value <= 1, "at most 1"),
-    (("seed",), lambda value: 0 <= value < 2**32, "0 to 2**32 - 1"),
-)
 _SAID_BY = {
     "lr": "learning_rate", "max_lr": "learning_rate", "weight_decay": "weight_decay", "params": "the ensemble",
 }  # fmt: skip
@@ -57,8 +33,26 @@ RESUMABLE = (
 )  # fmt: skip
 
 
+def _checked_mesh(mesh: object) -> object:
+    axes = mesh if isinstance(mesh, Mapping) else {}
+    sizes = [type(size) is int and 1 <= size <= _MOST_PROCESSES for size in axes.values()]
+    if mesh not in MESHES and not (axes.keys() == {"members", "rows"} and all(sizes)):
+        raise SuperWeightError(
+            f"must be {' or '.join(map(repr, MESHES))}, or numbers of processes for members and rows, such as "
+            f"{{'members': 2, 'rows': 1}}; got {mesh!r:.80}"
+        )
+    return mesh
+
+
+def _without_card(device: object) -> object:
+    if isinstance(device, str) and device.startswith("cuda:"):
+        card = device.removeprefix("cuda:")
+        raise SuperWeightError(f"{device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card")
+    return device
+
+
 @names_options
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=ONLY_FIELDS)
 class TrainConfig:
     """How an ensemble is trained. The defaults are the published CIFAR recipe's, but for schedule and length.
 
@@ -131,70 +125,52 @@ class TrainConfig:
         seed: Seed of the data order, augmentation and dropout; in a recipe, the recipe's unless given.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    epochs: int = 30
-    batch_size: int = 128
-    micro_batches: int | Annotated[str, one_of(["auto"])] = 1
-    learning_rate: float = 0.1
-    width_rate: float = 1.0
+    epochs: Annotated[int, whole(1, 10**6)] = 30
+    batch_size: Annotated[int, whole(1, 2**24)] = 128
+    micro_batches: Annotated[int, whole(1, 2**24)] | Annotated[str, one_of(["auto"])] = 1
+    learning_rate: Annotated[float, real(gt=0)] = 0.1
+    width_rate: Annotated[float, real(ge=0)] = 1.0
     optimizer: str = "sgd"
     optimizer_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    momentum: Annotated[float, real(ge=0, lt=1)] = 0.9
+    nesterov: StrictBool = True
+    weight_decay: Annotated[float, real(ge=0)] = 5e-4
+    label_smoothing: Annotated[float, real(ge=0, le=1)] = 0.0
     schedule: Annotated[str, one_of(SCHEDULES)] = "cosine"
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.2
+    milestones: tuple[StrictInt, ...] = ()
+    gamma: Annotated[float, real(gt=0)] = 0.2
     schedule_options: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    warmup_epochs: float = 0.0
-    clip_norm: float = 0.0
-    member_batches: Annotated[str, one_of(MEMBER_BATCHES)] = "same"
-    ensemble_loss: float = 0.0
-    flip: bool = False
-    crop_padding: int = 0
-    cutout: int = 0
-    random_resized_crop: bool = False
+    warmup_epochs: Annotated[float, real(ge=0)] = 0.0
+    clip_norm: Annotated[float, real(ge=0)] = 0.0
+    member_batches: Annotated[str, one_of(["same", "own"])] = "same"
+    ensemble_loss: Annotated[float, real(ge=0)] = 0.0
+    flip: StrictBool = False
+    crop_padding: Annotated[int, whole(0)] = 0
+    cutout: Annotated[int, whole(0)] = 0
+    random_resized_crop: StrictBool = False
     transforms: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
-    precision: Annotated[str, one_of(PRECISIONS)] = "auto"
-    channels_last: bool | Annotated[str, one_of(["auto"])] = "auto"
-    recompute: bool = False
-    compile: bool = False
-    skip_non_finite: int = 0
-    sync_batch_norm: bool = True
-    mesh: Annotated[str, one_of(MESHES)] | Mapping[str, int] = "rows"
-    shard_moments: bool = False
-    device: Annotated[str, one_of(DEVICES)] = "auto"
-    num_threads: int = 0
-    num_workers: int = 0
-    validate_every: int = 1
-    checkpoint_steps: int = 0
-    seed: int = 0
+    precision: Annotated[str, one_of(["auto", "float32", "bfloat16", "float16"])] = "auto"
+    channels_last: StrictBool | Annotated[str, one_of(["auto"])] = "auto"
+    recompute: StrictBool = False
+    compile: StrictBool = False
+    skip_non_finite: Annotated[int, whole(0)] = 0
+    sync_batch_norm: StrictBool = True
+    mesh: Annotated[str | Mapping[str, int], BeforeValidator(_checked_mesh)] = "rows"
+    shard_moments: StrictBool = False
+    device: Annotated[str, one_of(["auto", "cpu", "cuda"]), BeforeValidator(_without_card)] = "auto"
+    num_threads: Annotated[int, whole(0, 4096)] = 0
+    num_workers: Annotated[int, whole(0, 4096)] = 0
+    validate_every: Annotated[int, whole(1)] = 1
+    checkpoint_steps: Annotated[int, whole(0)] = 0
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if isinstance(self.device, str) and self.device.startswith("cuda:"):
-            card = self.device.removeprefix("cuda:")
-            raise SuperWeightError(
-                f"device {self.device!r}: write 'cuda', and CUDA_VISIBLE_DEVICES={card} for the card"
-            )
-        for name, known in {"optimizer": _optimizers(self.optimizer), **_CHOICES}.items():
-            if getattr(self, name) not in known:
-                raise unknown_name(name, getattr(self, name), known)
-        self._check_mesh()
-        if not isinstance(self.channels_last, bool) and self.channels_last != "auto":
-            raise SuperWeightError(f"channels_last must be true, false or 'auto'; got {self.channels_last!r}")
-        parts = self.micro_batches
-        if parts != "auto" and (isinstance(parts, bool) or not isinstance(parts, int) or parts < 1):
-            raise SuperWeightError(f"micro_batches must be a whole number of at least 1 or 'auto'; got {parts!r}")
-        for names, fits, limits in _LIMITS:
-            for name in names:
-                if not fits(getattr(self, name)):
-                    raise SuperWeightError(f"{name} must be {limits}; got {getattr(self, name)}")
-        for name, most in _MOST.items():
-            if isinstance(value := getattr(self, name), int) and value > most:
-                raise SuperWeightError(f"{name} must be at most {most:,}; got {value:,}")
+        known = OPTIMIZERS if self.optimizer in OPTIMIZERS else optimizer_names()  # timm's take a second to look up
+        if self.optimizer not in known:
+            raise unknown_name("optimizer", self.optimizer, known)
+        for key in (*self.optimizer_options, *self.schedule_options):
+            if key in _SAID_BY:
+                raise SuperWeightError(f"{key} is no option of its own: {_SAID_BY[key]} says it")
         if self.schedule == "step" and not self.milestones:
             raise SuperWeightError("schedule 'step' needs milestones: the epochs at which the learning rate falls")
         if any(not 1 <= milestone <= self.epochs for milestone in self.milestones):
@@ -213,38 +189,6 @@ class TrainConfig:
     def __hash__(self) -> int:
         return hash(repr(self))  # settings by name have none of their own
 
-    def _check_mesh(self) -> None:
-        mesh = self.mesh
-        axes = dict(mesh) if isinstance(mesh, Mapping) else {}
-        if axes.keys() == {"members", "rows"} and all(
-            type(size) is int and 1 <= size <= _MOST_PROCESSES for size in axes.values()
-        ):
-            object.__setattr__(self, "mesh", axes)
-        elif mesh not in MESHES:
-            raise SuperWeightError(
-                f"mesh must be {' or '.join(map(repr, MESHES))}, or numbers of processes for members and rows, such as "
-                f"{{'members': 2, 'rows': 1}}; got {mesh!r:.80}"
-            )
-
-    def _check_types(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            types, called = _TYPES.get(str(field.type), ((type(value),), ""))
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                raise SuperWeightError(f"{field.name} must be {called}; got {value!r}")
-        epochs = self.milestones
-        if not isinstance(epochs, (list, tuple)) or not all(type(epoch) is int for epoch in epochs):
-            raise SuperWeightError(f"milestones must be a list of epochs, whole numbers; got {epochs!r}")
-        object.__setattr__(self, "milestones", tuple(epochs))
-        for name in ("optimizer_options", "schedule_options", "transforms"):
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                raise SuperWeightError(f"{name} must be settings by name; got {value!r:.80}")
-            object.__setattr__(self, name, dict(value))
-        for key in (*self.optimizer_options, *self.schedule_options):
-            if key in _SAID_BY:
-                raise SuperWeightError(f"{key} is no option of its own: {_SAID_BY[key]} says it")
-
     def _refuse_idle(self) -> None:
         """Refuse settings that were given and would do nothing."""
         defaults = {field.name: field.default for field in fields(self)}
@@ -258,26 +202,12 @@ class TrainConfig:
                     raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 
-def _optimizers(name: str) -> Sequence[str]:
-    """Known names; timm's are looked up only where torch has none."""
-    return OPTIMIZERS if name in OPTIMIZERS else optimizer_names()
-
-
 def optimizer_names() -> list[str]:
     """Every name of ``optimizer``: torch's, and timm's."""
     from timm.optim import list_optimizers  # seconds, which most runs can do without
 
     left_out = ["bnb*", "fused*", "kron*", "adahessian"]  # of other packages; state of lists; second derivatives
     return [*OPTIMIZERS, *(one for one in list_optimizers(exclude_filters=left_out) if one not in OPTIMIZERS)]
-
-
-def _as_given(content: Any) -> Any:
-    """Built by the constructor, which unlike pydantic takes no ``true`` for 1 and no text for a number."""
-    known = {field.name for field in fields(TrainConfig)}
-    return TrainConfig(**content) if isinstance(content, dict) and content.keys() <= known else content
-
-
-CheckedTrainConfig = Annotated[TrainConfig, BeforeValidator(_as_given)]  # of a section of a recipe
 
 
 def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

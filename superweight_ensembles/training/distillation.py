@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from superweight_ensembles.data import Inputs, mapped, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options, unknown_name
 from superweight_ensembles.models import (
     answer_in,
     call_with,
@@ -37,7 +37,7 @@ from superweight_ensembles.models import (
 from superweight_ensembles.training.answer_history import AnswerHistory
 from superweight_ensembles.training.batches import in_memory_format
 from superweight_ensembles.training.device import is_refusal
-from superweight_ensembles.training.hooks import Hook, TrainState, check_number
+from superweight_ensembles.training.hooks import Hook, TrainState
 
 _LOG = logging.getLogger(__name__)
 Lessons = Literal["ensemble", "others", "prefixes", "history"]
@@ -179,13 +179,9 @@ class Distillation(Hook):
             raise SuperWeightError(
                 f"teacher= takes a network (nn.Module) or one of {', '.join(EACH_OTHER)}; got {type(teacher).__name__}"
             )
-        for what, value, fits, limits in (
-            ("weight", weight, lambda number: 0 <= number <= 1, "0 to 1"),
-            ("temperature", temperature, lambda number: 0 < number < math.inf, "positive and finite"),
-            ("ramp_up", ramp_up, lambda number: 0 <= number <= 1, "0 to 1"),
-            ("ramp_down", ramp_down, lambda number: 0 <= number <= 1, "0 to 1"),
-        ):
-            check_number(f"the {what} of a distillation", value, fits, limits)
+        check_number("the temperature of a distillation", temperature, above=0)
+        for what, value in (("weight", weight), ("ramp_up", ramp_up), ("ramp_down", ramp_down)):
+            check_number(f"the {what} of a distillation", value, least=0, most=1)
         if ramp_up + ramp_down > 1:
             raise SuperWeightError(f"ramp_up and ramp_down must be 1 together at most; got {ramp_up} and {ramp_down}")
         if order is not None and teacher != PREFIXES:

@@ -282,12 +282,6 @@ class TrainState:
         return lambda member: torch.stack([one(member) for one in found]).sum()
 
 
-def check_number(what: str, value: object, fits: Callable[[float], bool], limits: str) -> None:
-    """Refuse an option of a hook that is no number within its limits."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not fits(value):
-        raise SuperWeightError(f"{what} must be {limits}; got {value!r}")
-
-
 def check_plain_data(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse settings, or what a hook remembers, that JSON cannot hold."""
     for key, value in content.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options, unknown_name
 from superweight_ensembles.storage import accessing, escape_controls, write_text
-from superweight_ensembles.training.hooks import Hook, TrainState, check_number
+from superweight_ensembles.training.hooks import Hook, TrainState
 
 _LOWER_IS_BETTER = ("nll", "mse")
 
@@ -71,9 +70,8 @@ class EarlyStopping(Hook):
     """
 
     def __init__(self, *, patience: int, score: str | None = None, min_delta: float = 0.0) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise SuperWeightError(f"patience must be a whole number of at least 1; got {patience!r}")
-        check_number("min_delta", min_delta, lambda number: 0 <= number < math.inf, "finite and not negative")
+        check_number("patience", patience, whole=True, least=1)
+        check_number("min_delta", min_delta, least=0)
         self.patience, self.score, self.min_delta = patience, score, float(min_delta)
         self._best: float | None = None
         self._waited = 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from superweight_ensembles.errors import SuperWeightError, names_options
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options
 from superweight_ensembles.models.adaptive.resizing import (
     adaptive_widths,
     attach_width,
@@ -287,5 +287,4 @@ def _mlp_architecture(widths: Sequence[int], num_classes: int, in_channels: int,
 
 def _check_counts(**counts: object) -> None:
     for name, count in counts.items():
-        if type(count) is not int or count < 1:
-            raise SuperWeightError(f"{name} must be a positive whole number; got {count!r:.40}")
+        check_number(name, count, whole=True, least=1)

@@ -5,19 +5,20 @@ Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from superweight_ensembles.errors import SuperWeightError, names_options
 from superweight_ensembles.models.adaptive.resizing import adaptive_widths
-from superweight_ensembles.models.adaptive.width import AdaptiveWidth, checked_positive
+from superweight_ensembles.models.adaptive.width import AdaptiveWidth
+from superweight_ensembles.storage import ONLY_FIELDS, real
 
 
 @names_options
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=ONLY_FIELDS)
 class WidthLoss:
     """Terms of a loss that is a mean over N samples: those of weights and of rates.
 
@@ -48,21 +49,16 @@ class WidthLoss:
         0.005
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    weight_deviation: float | None = None
-    prior_rate: float | None = None
-    prior_deviation: float = 1.0
-    final_deviation: float | None = None
-    tighten_from: float = 0.0
-    tighten_until: float = 1.0
+    weight_deviation: Annotated[float, real(gt=0)] | None = None
+    prior_rate: Annotated[float, real(gt=0)] | None = None
+    prior_deviation: Annotated[float, real(gt=0)] = 1.0
+    final_deviation: Annotated[float, real(gt=0)] | None = None
+    tighten_from: Annotated[float, real(ge=0, lt=1)] = 0.0
+    tighten_until: Annotated[float, real(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("weight_deviation", "prior_rate", "prior_deviation", "final_deviation"):
-            if getattr(self, name) is not None:
-                checked_positive(name, getattr(self, name))
         bounds = (self.tighten_from, self.tighten_until)
-        if not all(isinstance(bound, (int, float)) for bound in bounds) or not 0 <= bounds[0] < bounds[1] <= 1:
+        if bounds[0] >= bounds[1]:
             raise SuperWeightError(
                 f"tighten_from and tighten_until are fractions of the training, one before the other; got {bounds}"
             )

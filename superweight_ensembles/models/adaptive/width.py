@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
-from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth, is_positive
+from superweight_ensembles.errors import SuperWeightError, check_number, names_options, unknown_name
+from superweight_ensembles.models.architecture import HiddenLayer, LearnedWidth
 
 Distribution = Literal["exponential", "power_law"]
 Scale = Literal["sum", "rms"]
@@ -91,7 +91,8 @@ class AdaptiveWidth(nn.Module):
         if rate is not None and width is not None:
             raise SuperWeightError("give rate= or width= to start with, not both")
         self.distribution = distribution
-        self.quantile = checked_positive("quantile", quantile, 1.0)
+        check_number("quantile", quantile, above=0, below=1)
+        self.quantile = float(quantile)
         self.bounds = _checked_bounds(bounds)
         self.scale = scale
         self.axis = axis
@@ -100,7 +101,8 @@ class AdaptiveWidth(nn.Module):
         self.deviation = 1.0
         self.frozen = False
         if width is None:
-            rate = checked_positive("rate", RATE if rate is None else rate)
+            rate = RATE if rate is None else rate
+            check_number("rate", rate, above=0)
             width = width_of(rate, distribution, self.quantile)
             given = f"rate {rate:g} asks for {width:,} neurons at quantile {self.quantile:g}"
         else:
@@ -196,14 +198,6 @@ def rate_of(width: int, distribution: str, quantile: float) -> float:
 
 def _inverse_softplus(rate: float) -> float:
     return rate + math.log(-math.expm1(-rate))
-
-
-def checked_positive(name: str, value: float, limit: float = math.inf) -> float:
-    """A number above 0 and below a limit; refuses anything else."""
-    if not is_positive(value, limit):
-        within = "positive and finite" if limit == math.inf else f"between 0 and {limit:g}"
-        raise SuperWeightError(f"{name} must be {within}; got {value!r:.40}")
-    return float(value)
 
 
 def _checked_bounds(bounds: tuple[int, int]) -> tuple[int, int]:
