@@ -110,6 +110,12 @@ class Problem(NamedTuple):
         told = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
         return "" if told else f" (got {self.given!r:.200})"
 
+    def __str__(self) -> str:
+        """A sentence with the path and the value, such as ``epochs must be at least 1 (got 0)``."""
+        where = ".".join(map(str, self.path[:-1])) if self.said.startswith("unknown ") else self.where
+        between = " " if self.said.startswith("must be") else ": "
+        return f"{where}{between * bool(where)}{self.said}{self.got}"
+
 
 _TAG = re.compile(
     r"(int|float|str|bool|constrained-\w+|(literal|dict|list|tuple|mapping|function-\w+)\[.*\])$"
@@ -140,8 +146,10 @@ def first_problem(error: ValidationError, tags: Collection[str] = (), before: Co
     texts = [_PLAINER.sub(lambda found: _PLAIN[found[0]], str(one["msg"])) for one in alternatives]
     said = " or ".join([texts[0], *(text.removeprefix("must be ") for text in texts[1:])])
     said = said.replace("a whole number or a number", "a number")
-    if first["type"] == "literal_error" and len(alternatives) == 1 and isinstance(first["input"], str) and path:
-        said = str(unknown_name(str(path[-1]), first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"])))
+    names = next((one["ctx"]["expected"] for one in alternatives if one["type"] == "literal_error"), None)
+    if names is not None and isinstance(first["input"], str) and path:
+        nearest = str(unknown_name(str(path[-1]), first["input"], re.findall(r"'([^']*)'", names)))
+        said = nearest if len(alternatives) == 1 or "did you mean" in nearest else said
     return Problem(path, said, first["type"], first["input"])
 
 
@@ -179,6 +187,8 @@ def check_number(
         return
     bounds = {"above": above, "at least": least, "below": below, "at most": most}
     limits = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if bound is not None)
+    if least is not None and most is not None:
+        limits = f"from {least:,} to {most:,}"
     kind = "a whole number" if whole else "a finite number"
     raise SuperWeightError(f"{what} must be {kind}{', ' * bool(limits)}{limits}; got {value!r:.80}")
 
@@ -225,10 +235,7 @@ def names_options(what: _Named) -> _Named:
 
             if not isinstance(refusal, ValidationError):
                 raise
-            problem = first_problem(refusal)
-            told = problem.said.startswith("unknown ") or not problem.path
-            spot = "" if told else f"{problem.where}{'' if problem.said.startswith('must be') else ':'} "
-            raise SuperWeightError(f"{spot}{problem.said}{problem.got}") from None
+            raise SuperWeightError(str(first_problem(refusal))) from None
 
     if not isinstance(what, type):
         return named  # type: ignore[return-value]

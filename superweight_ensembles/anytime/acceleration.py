@@ -72,7 +72,7 @@ def check_options(dtype: torch.dtype | None, max_changed: float, batch_size: int
     """Refuse what :func:`fastest_form` cannot take."""
     if dtype is not None and dtype not in LOW_TYPES:
         raise SuperWeightError(f"dtype must be None, {' or '.join(map(str, LOW_TYPES))}; got {dtype!r:.80}")
-    check_number("max_changed, a fraction of the answers,", max_changed, least=0, most=1)
+    check_number("max_changed (a fraction of the answers)", max_changed, least=0, most=1)
     check_number("batch_size", batch_size, whole=True, least=1)
 
 

@@ -210,7 +210,7 @@ def read_config(folder: Path) -> SavedConfig:
         found = None if images is None else TypeAdapter(Preprocessing).validate_json(json.dumps(images))
     except ValidationError as error:
         problem = first_problem(error)
-        raise SuperWeightError(f"{path}, images.{problem.where}: {problem.said}{problem.got}") from None
+        raise SuperWeightError(f"{path}, images.{problem}") from None
     return SavedConfig(members=members, task=task_named(task).name, selects=selects, images=found)
 
 
@@ -233,9 +233,7 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
     try:
         architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
     except ValidationError as error:
-        found = first_problem(error)
-        where = f"{key}.{found.where}" if found.path else key
-        raise SuperWeightError(f"{file}, {where}: {found.said}{found.got}") from None
+        raise SuperWeightError(f"{file}, {key}.{first_problem(error)}") from None
     try:
         # num_numbers is known of it: what has many more is not built
         return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)

@@ -57,8 +57,6 @@ from superweight_ensembles.experiment.run_results import (
     Provenance,
     RunRecord,
     RunResults,
-    SearchedCluster,
-    SearchRecord,
     Training,
     WarmStartResult,
     WidthEpoch,
@@ -73,6 +71,7 @@ from superweight_ensembles.experiment.tables import (
     uncertainty_rows,
     uncertainty_table,
 )
+from superweight_ensembles.search import SearchedCluster, SearchRecord
 
 __all__ = [
     "RUN_FORMAT",

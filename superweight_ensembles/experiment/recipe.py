@@ -57,6 +57,8 @@ from superweight_ensembles.training import (
     AveragedWeights,
     Distillation,
     EarlyStopping,
+    Hook,
+    LearnedWidths,
     TrainConfig,
     augmentation_of,
     check_lessons,
@@ -366,21 +368,22 @@ class Recipe(Strict):
         """Settings of the shared ensemble's training: ``training``, with the changes of ``fine_tuning``."""
         return tuned_config(self.training, self.fine_tuning or {})
 
-    def untying(self) -> Untying | None:
-        """Hook that un-ties coefficients; None where the recipe asks for none."""
+    def hooks(self, arm: str, independent: SuperWeightEnsemble | Path | None = None) -> list[Hook]:
+        """Hooks of an arm's training; only the shared one un-ties, and learns from a teacher (``independent``)."""
+        found: list[Hook | None] = []
         sharing = self.sharing
-        if sharing.untie_epoch is None:
-            return None
-        batches = sharing.search_batches
-        return Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches)
-
-    def averaged_weights(self) -> AveragedWeights | None:
-        """Hook that averages the weights of an arm; None where the recipe asks for none."""
-        return None if self.averaging is None else AveragedWeights(**self.averaging.model_dump())
-
-    def stopping(self) -> EarlyStopping | None:
-        """Hook that ends the training of an arm early; None where the recipe asks for none."""
-        return None if self.early_stopping is None else EarlyStopping(**self.early_stopping.model_dump())
+        if arm == "shared" and sharing.untie_epoch is not None:
+            batches = sharing.search_batches
+            found.append(Untying(epoch=sharing.untie_epoch, threshold=sharing.untie_threshold, max_batches=batches))
+        if arm == "shared":
+            found.append(distillation_of(self, independent))
+        if self.averaging is not None:
+            found.append(AveragedWeights(**self.averaging.model_dump()))
+        if self.early_stopping is not None:
+            found.append(EarlyStopping(**self.early_stopping.model_dump()))
+        if self.learn_widths is None:  # else widths are those of the stage before
+            found.append(LearnedWidths(self.width_loss))
+        return [hook for hook in found if hook is not None]
 
     def search_training(self) -> TrainConfig:
         """Settings of the training before a search: those of the final one, but fewer epochs, steps and teachers."""
@@ -472,16 +475,16 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
         # A key that is unknown before one that is missing: it may be that one, typed wrong.
         tags = ("int", "float", "str", "dict[str,list[str]]")
         problem = first_problem(error, tags=tags, before=UNKNOWN_KEY)
-    spot, said = problem.where, problem.said
     if problem.kind in UNKNOWN_KEY:
         *parents, key = problem.path
         unknown = unknown_name("key", str(key), _known_keys(parents))
         raise SuperWeightError(f"{where}: {'.'.join(map(str, parents)) or 'top level'}: {unknown}")
     if problem.kind == "missing":
-        raise SuperWeightError(f"{where}: {spot} is missing")
-    if spot == "sharing.budget":
+        raise SuperWeightError(f"{where}: {problem.where} is missing")
+    if problem.where == "sharing.budget":
         said = "must be an int (parameters) or a float (fraction of what the members own apart)"
-    raise SuperWeightError(": ".join(part for part in (where, spot, f"{said}{problem.got}") if part))
+        problem = problem._replace(said=said)
+    raise SuperWeightError(f"{where}: {problem}")
 
 
 @contextmanager
@@ -544,7 +547,7 @@ def check_held_out(name: str, num_validation: int, slack: int = 0) -> None:  # s
         )
 
 
-def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distillation | None:
+def distillation_of(recipe: Recipe, independent: SuperWeightEnsemble | Path | None = None) -> Distillation | None:
     """The hook that teaches the shared arm, from the saved baseline where that teaches; None without a teacher."""
     given = recipe.teaching
     if given is None:
@@ -552,7 +555,9 @@ def distillation_of(recipe: Recipe, independent: Path | None = None) -> Distilla
     if given.teacher in EACH_OTHER:
         exits = None if recipe.anytime is None or given.teacher != PREFIXES else recipe.anytime.order
         return given.hook(given.teacher, None if isinstance(exits, str) else exits)
-    return given.hook(SuperWeightEnsemble.load(_saved(Path(given.teacher)) if independent is None else independent))
+    if not isinstance(independent, SuperWeightEnsemble):
+        independent = SuperWeightEnsemble.load(independent or _saved(Path(given.teacher)))
+    return given.hook(independent)
 
 
 def check_saved_teacher(recipe: Recipe) -> None:

@@ -44,7 +44,6 @@ from superweight_ensembles.experiment.recipe import (
     Recipe,
     check_held_out,
     check_saved_teacher,
-    distillation_of,
     load_recipe,
     parse_recipe,
     set_value,
@@ -55,7 +54,6 @@ from superweight_ensembles.experiment.run_results import (
     Provenance,
     RunRecord,
     RunResults,
-    SearchRecord,
     TrainedArm,
     Training,
     fields_of,
@@ -78,6 +76,7 @@ from superweight_ensembles.experiment.stages import (
 )
 from superweight_ensembles.export import FORMATS, checked_shape, export_cascade, export_member, file_name
 from superweight_ensembles.plan import SharingPlan, independent_plan
+from superweight_ensembles.search import SearchRecord
 from superweight_ensembles.storage import (
     LOCK_FILE,
     accessing,
@@ -98,8 +97,6 @@ from superweight_ensembles.training import (
     CHECKPOINT_FOLDER,
     RESUMABLE,
     Checkpoints,
-    Hook,
-    LearnedWidths,
     build_fabric,
     check_same_data,
     train,
@@ -321,20 +318,15 @@ def _train_stages(run: RunContext, plan: SharingPlan) -> None:
 
 def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None:
     """Train one arm to its end; only the shared one has a teacher, un-ties and may be fine-tuned."""
-    recipe, folder = run.recipe, run.folder
-    hooks: list[Hook | None] = []
-    config = recipe.training
-    if arm == "shared":
-        independent = trained_arm(folder, INDEPENDENT) if recipe.taught_by(INDEPENDENT) else None
-        hooks, config = [recipe.untying(), distillation_of(recipe, independent)], recipe.shared_training()
-    hooks += [recipe.averaged_weights(), recipe.stopping()]
-    if recipe.learn_widths is None:
-        hooks.append(LearnedWidths(recipe.width_loss))
-    else:
+    recipe, folder, independent = run.recipe, run.folder, None
+    config = recipe.shared_training() if arm == "shared" else recipe.training
+    if arm == "shared" and recipe.taught_by(INDEPENDENT):
+        independent = trained_arm(folder, INDEPENDENT)
+    if recipe.learn_widths is not None:
         config = replace(config, width_rate=1.0)  # it was that of the stage before
     result = train(
-        ensemble, run.data, config, hooks=[hook for hook in hooks if hook is not None], out=folder / arm,
-        resume=run.begun(arm), callback=run.progress(arm),
+        ensemble, run.data, config, hooks=recipe.hooks(arm, independent), out=folder / arm, resume=run.begun(arm),
+        callback=run.progress(arm),
     )  # fmt: skip
 
     def write() -> None:

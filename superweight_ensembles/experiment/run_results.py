@@ -23,7 +23,6 @@ from pydantic import Field
 from superweight_ensembles.anytime import TABLE_HEADINGS, AnytimeResult, Evaluation, Metrics, Shift
 from superweight_ensembles.data import ImageData
 from superweight_ensembles.errors import SuperWeightError, naming
-from superweight_ensembles.search import SEARCH_FORMAT
 from superweight_ensembles.storage import Amount, Count, Name, html_table
 from superweight_ensembles.training import Validation
 
@@ -31,7 +30,6 @@ RUN_FORMAT = 1  # of run.json and results.json
 WIDTHS_FORMAT = 1
 _LOG = logging.getLogger(__name__)
 _Noted = Annotated[str | None, Field(default=None)]
-_Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 _Width = Annotated[int, Field(gt=0, lt=2**53)]
 
 
@@ -249,33 +247,6 @@ class RunResults:
         except ImportError:
             raise SuperWeightError("to_pandas() needs pandas: pip install pandas; to_rows() needs none") from None
         return pandas.DataFrame(self.to_rows())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchedCluster:
-    """Record of a search in one first cluster."""
-
-    name: Name
-    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]  # the anchor's first
-    anchors: Count  # number of the anchor's targets
-    # cosines of those that were compared, a row a target; None for the others
-    similarity: tuple[tuple[_Number | None, ...] | None, ...]
-    sets: tuple[Count, ...]  # for each target, the final cluster, numbered within this first one
-    leaders: tuple[Count, ...]  # for each target, the place of the anchor's target that it goes with
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchRecord:
-    """Record of a search, and the fingerprint of the plan that it made; k-means has no threshold and no anchor."""
-
-    format: int = SEARCH_FORMAT
-    similarity: Annotated[Name, Field(default="gradient")]
-    threshold_given: _Number | None = None
-    threshold: _Number | None = None
-    anchor: Name | None = None
-    representatives: tuple[Name, ...] | None = None
-    plan: str
-    clusters: Annotated[tuple[SearchedCluster, ...], Field(max_length=1000)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,13 @@ from superweight_ensembles.data import (
 )
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
-from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe, distillation_of
+from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe
 from superweight_ensembles.experiment.run_folder import training_order
 from superweight_ensembles.models.adaptive import adaptive_widths, drop_importance, freeze_widths
 from superweight_ensembles.plan import SharingPlan, independent_plan
 from superweight_ensembles.search import searched_members
 from superweight_ensembles.training import (
+    Distillation,
     Hook,
     LearnedWidths,
     TrainConfig,
@@ -84,10 +85,10 @@ def time_run(
 
 def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) -> list[_Stage]:
     apart, sharing, stages = independent_plan(members), recipe.sharing, []
-    widths: tuple[Hook, ...] = (LearnedWidths(recipe.width_loss),)
     if recipe.learn_widths is not None:
-        stages.append(_Stage(name="widths", members=members, plan=apart, config=recipe.width_training(), hooks=widths))
-        members, widths = recipe.build_members(), ()
+        hooks = (LearnedWidths(recipe.width_loss),)
+        stages.append(_Stage(name="widths", members=members, plan=apart, config=recipe.width_training(), hooks=hooks))
+        members = recipe.build_members()
         for module in members.values():
             if adaptive_widths(module):
                 freeze_widths(module) if recipe.learn_widths.keep_importance else drop_importance(module)
@@ -102,29 +103,17 @@ def _stages(recipe: Recipe, members: dict[str, nn.Module], plan: SharingPlan) ->
         )  # fmt: skip
     averaging = 0.0 if recipe.averaging is None else _FORWARD  # norms are estimated again
     for arm in training_order(recipe):
-        if arm == "shared":
-            if recipe.teaching is None or not recipe.taught_by(INDEPENDENT):
-                teacher = distillation_of(recipe)
-            else:
-                teacher = recipe.teaching.hook(SuperWeightEnsemble(members, plan=apart))
-            stages.append(
-                _Stage(
-                    name=arm, members=members, plan=plan, config=recipe.shared_training(),
-                    hooks=(*widths, *([] if teacher is None else [teacher])),
-                    gradient_passes=float(sharing.untie_epoch is not None) + averaging,
-                )
-            )  # fmt: skip
-        else:
-            stages.append(
-                _Stage(
-                    name=arm,
-                    members=members,
-                    plan=apart,
-                    config=recipe.training,
-                    hooks=widths,
-                    gradient_passes=averaging,
-                )
+        shared = arm == "shared"
+        teacher = SuperWeightEnsemble(members, plan=apart) if shared and recipe.taught_by(INDEPENDENT) else None
+        timed = [one for one in recipe.hooks(arm, teacher) if isinstance(one, (LearnedWidths, Distillation))]
+        stages.append(
+            _Stage(
+                name=arm, members=members, plan=plan if shared else apart,
+                config=recipe.shared_training() if shared else recipe.training,
+                hooks=tuple(timed),
+                gradient_passes=float(shared and sharing.untie_epoch is not None) + averaging,
             )
+        )  # fmt: skip
     return stages
 
 

@@ -108,7 +108,7 @@ class BudgetPolicy:
             raise unknown_name("generator", self.generator, GENERATORS)
         if self.ssn is not None and not isinstance(self.ssn, SsnOptions):
             raise SuperWeightError(f"ssn must be SsnOptions; got {self.ssn!r:.80}")
-        check_number("cap, of templates,", self.cap, whole=True, least=1, most=MOST_TEMPLATES)
+        check_number("cap", self.cap, whole=True, least=1, most=MOST_TEMPLATES)
         if self.coefficients == "channel":
             raise SuperWeightError(f"coefficients {RETIRED_CHANNEL}")
         if self.coefficients not in COEFFICIENT_KINDS:

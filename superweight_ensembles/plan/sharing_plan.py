@@ -325,8 +325,8 @@ class SharingPlan:
         except ValidationError as error:
             first = first_problem(error, tags=("superweight", "ssn"))
             retired = first.where.endswith(".coefficients") and first.given == "channel"
-            message = RETIRED_CHANNEL if retired else f"{first.said}{first.got}"
-            raise SuperWeightError(f"{where}, at {first.where or 'the top'}: {message}") from None
+            told = f"{first.where}: {RETIRED_CHANNEL}" if retired else str(first)
+            raise SuperWeightError(f"{where}, at {told}") from None
         for spot, why in _contradictions(plan):
             raise SuperWeightError(f"{where}, {spot}: {why}")
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly

@@ -6,6 +6,8 @@ Every search is a function from a trained ensemble to a :class:`SharingPlan`.
 from superweight_ensembles.search.gradient_clusters import (
     SEARCH_FORMAT,
     GradientSearch,
+    SearchedCluster,
+    SearchRecord,
     SplitClusters,
     WeightSearch,
     check_searchable,
@@ -23,7 +25,9 @@ __all__ = [
     "KMeansSearch",
     "LearnedGroups",
     "SearchMethod",
+    "SearchRecord",
     "SearchResult",
+    "SearchedCluster",
     "SplitClusters",
     "Untying",
     "WeightSearch",

@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from superweight_ensembles.ensemble import SuperWeightEnsemble
@@ -36,11 +37,13 @@ from superweight_ensembles.search.gradients import (
     merged_sets,
     weight_gradients,
 )
+from superweight_ensembles.storage import Count, Name, as_content
 from superweight_ensembles.training import Batches, Objective
 from superweight_ensembles.training.distributed import current_processes
 
 SEARCH_FORMAT = 1
 THRESHOLD_STEP = 0.05
+_Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 _LOG = logging.getLogger(__name__)
 
 
@@ -98,6 +101,33 @@ class WeightSearch(ClusterSearch):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SearchedCluster:
+    """Record of a search in one first cluster."""
+
+    name: Name
+    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]  # the anchor's first
+    anchors: Count  # number of the anchor's targets
+    # cosines of those that were compared, a row a target; None for the others
+    similarity: tuple[tuple[_Number | None, ...] | None, ...]
+    sets: tuple[Count, ...]  # for each target, the final cluster, numbered within this first one
+    leaders: tuple[Count, ...]  # for each target, the place of the anchor's target that it goes with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """Record of a search, and the fingerprint of the plan that it made; k-means has no threshold and no anchor."""
+
+    format: int = SEARCH_FORMAT
+    similarity: Annotated[Name, Field(default="gradient")]
+    threshold_given: _Number | None = None
+    threshold: _Number | None = None
+    anchor: Name | None = None
+    representatives: tuple[Name, ...] | None = None
+    plan: str
+    clusters: Annotated[tuple[SearchedCluster, ...], Field(max_length=1000)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterEvidence:
     """What a search saw of one first cluster, and how it split it."""
 
@@ -108,18 +138,18 @@ class ClusterEvidence:
     sets: tuple[int, ...]  # for each target, the final cluster, numbered within this first one
     leaders: tuple[int, ...]  # for each target, the place of the anchor's target that it goes with
 
-    def to_dict(self) -> dict[str, Any]:
-        """Content of search.json: a row and a column for every target, of None for the followers."""
+    def record(self) -> SearchedCluster:
+        """What search.json holds of it."""
         count, followers = len(self.targets), len(self.targets) - len(self.similarity)
-        cosines = [[*(round(value, 4) for value in row), *[None] * followers] for row in self.similarity.tolist()]
-        return {
-            "name": self.cluster.name,
-            "targets": [target.label for target in self.targets],
-            "anchors": self.num_anchors,
-            "similarity": [*cosines, *([None] * count for _ in range(followers))],
-            "sets": list(self.sets),
-            "leaders": list(self.leaders),
-        }
+        cosines = [(*(round(value, 4) for value in row), *[None] * followers) for row in self.similarity.tolist()]
+        return SearchedCluster(
+            name=self.cluster.name,
+            targets=tuple(target.label for target in self.targets),
+            anchors=self.num_anchors,
+            similarity=(*cosines, *((None,) * count for _ in range(followers))),
+            sets=self.sets,
+            leaders=self.leaders,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +165,19 @@ class SplitClusters:
 
     def to_dict(self) -> dict[str, Any]:
         """Content of search.json."""
-        return {
-            "format": SEARCH_FORMAT,
-            "similarity": self.similarity,
-            "threshold_given": self.threshold_given,
-            "threshold": self.threshold,
-            "anchor": self.representatives[0],
-            "representatives": list(self.representatives),
-            "plan": self.plan.fingerprint,
-            "clusters": [evidence.to_dict() for evidence in self.evidence],
-        }
+        return dict(
+            as_content(
+                SearchRecord(
+                    similarity=self.similarity,
+                    threshold_given=self.threshold_given,
+                    threshold=self.threshold,
+                    anchor=self.representatives[0],
+                    representatives=self.representatives,
+                    plan=self.plan.fingerprint,
+                    clusters=tuple(evidence.record() for evidence in self.evidence),
+                )
+            )
+        )
 
 
 def split_clusters(

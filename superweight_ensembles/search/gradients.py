@@ -189,7 +189,7 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
 
 def check_search(*, threshold: float = 0.0, max_batches: int | None = None) -> None:
     """Refuse a threshold that is no cosine, and a number of batches that is neither positive nor None."""
-    check_number("threshold, a cosine,", threshold, least=-1, most=1)
+    check_number("threshold (a cosine)", threshold, least=-1, most=1)
     if max_batches is not None:
         check_number("max_batches (None for all)", max_batches, whole=True, least=1)
 

@@ -26,8 +26,9 @@ from superweight_ensembles.plan import (
     check_num_groups,
     plan_groups,
 )
-from superweight_ensembles.search.gradient_clusters import SEARCH_FORMAT
+from superweight_ensembles.search.gradient_clusters import SearchedCluster, SearchRecord
 from superweight_ensembles.search.gradients import check_trained
+from superweight_ensembles.storage import as_content
 from superweight_ensembles.training.distributed import current_processes
 
 LEARNING = SsnOptions(combine="softmax", upsample="inter", templates=4)
@@ -74,21 +75,15 @@ class LearnedGroups:
         """Content of search.json: similarities are cosines of what was clustered, less its mean."""
         centred = self.features - self.features.mean(0)
         cosines = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
-        return {
-            "format": SEARCH_FORMAT,
-            "similarity": "k_means",
-            "plan": self.plan.fingerprint,
-            "clusters": [
-                {
-                    "name": self.group.name,
-                    "targets": [target.label for target in self.group.targets],
-                    "anchors": len(self.labels),
-                    "similarity": [[round(value, 4) for value in row] for row in cosines.tolist()],
-                    "sets": list(self.labels),
-                    "leaders": list(range(len(self.labels))),
-                }
-            ],
-        }
+        cluster = SearchedCluster(
+            name=self.group.name,
+            targets=tuple(target.label for target in self.group.targets),
+            anchors=len(self.labels),
+            similarity=tuple(tuple(round(value, 4) for value in row) for row in cosines.tolist()),
+            sets=self.labels,
+            leaders=tuple(range(len(self.labels))),
+        )
+        return dict(as_content(SearchRecord(similarity="k_means", plan=self.plan.fingerprint, clusters=(cluster,))))
 
 
 def group_layers(ensemble: SuperWeightEnsemble, method: KMeansSearch, budget: float | None) -> LearnedGroups:

@@ -69,10 +69,7 @@ def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) 
     try:
         record: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        found = first_problem(error)
-        raise SuperWeightError(
-            f"{file} is damaged ({found.where or 'the top':.200}: {found.said}{found.got}): {remedy}"
-        ) from None
+        raise SuperWeightError(f"{file} is damaged ({first_problem(error)!s:.400}): {remedy}") from None
     return record
 
 

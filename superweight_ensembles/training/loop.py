@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import threading
 import time
@@ -19,26 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from superweight_ensembles.data import ImageData, ImageLoader, Preprocessing, Targets, num_rows
+from superweight_ensembles.data import ImageData, ImageLoader, Preprocessing, Targets
 from superweight_ensembles.ensemble import (
     SuperWeightEnsemble,
     Task,
-    check_answers,
     check_classes,
     check_unchanged,
     first_parameter,
-    num_classes_in,
 )
 from superweight_ensembles.errors import SuperWeightError, TrainingStopped, names_options, stop_now, unknown_name
-from superweight_ensembles.models import buffers_as_now, kept_modes
+from superweight_ensembles.models import kept_modes
 from superweight_ensembles.storage import check_savable, html_table
 from superweight_ensembles.training.averaging import AveragedWeights
 from superweight_ensembles.training.batches import (
     Batches,
     SizedBatches,
-    check_targets,
-    needs_checks,
-    prepared_batch,
     training_batches,
 )
 from superweight_ensembles.training.checkpoint import (
@@ -51,8 +45,6 @@ from superweight_ensembles.training.device import (
     LossScale,
     build_fabric,
     compiled_calls,
-    explain_oom,
-    leaves_channels_last,
     precision_of,
     scaler_of,
     set_memory_format,
@@ -67,6 +59,7 @@ from superweight_ensembles.training.randomness import own_randomness, seed_all, 
 from superweight_ensembles.training.recomputation import recomputed_blocks
 from superweight_ensembles.training.step import TrainStep
 from superweight_ensembles.training.tracking import ProgressBar, describe_epoch
+from superweight_ensembles.training.validation import try_validation, validate
 from superweight_ensembles.training.widths import LearnedWidths
 
 _RANKS_APART = 2**33 + 1
@@ -100,85 +93,6 @@ class StopRequests:
         if self.signal is not None:
             stop_now(number, frame)
         self.signal = number
-
-
-def validate(state: TrainState, batches: Batches, num_batches: int | None = None) -> dict[str, Any]:
-    """Scores of every trained member and of their mean, in eval mode, over the rows of all processes."""
-    try:
-        return _validate(state, batches, num_batches)
-    except SuperWeightError as error:
-        own = " (it scores the task's targets, whatever the objective takes)" if state.objective is not None else ""
-        raise SuperWeightError(f"validation: {error}{own}") from error
-
-
-@torch.no_grad()  # no inference mode: what members keep of a call, such as tables, is used in training, too
-def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> dict[str, Any]:
-    ensemble, members, device, task = state.ensemble, state.members, state.fabric.device, state.ensemble.task
-    ensemble.eval()
-    weights = ensemble.bank.generate(state.own_members)
-    dtype, num_classes = first_parameter({"": ensemble}).dtype, None
-    sums = torch.zeros(len(members) + 1, len(task.scores), dtype=torch.float64, device=device)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    num_read = 0
-    for batch in batches:
-        if num_read == num_batches:
-            break
-        expected = num_classes if needs_checks(batches) else None
-        inputs, targets = prepared_batch(
-            batch, device, state.channels_last, num_classes=expected, dtype=dtype, task=task
-        )
-        count = num_rows(inputs)
-        if not count:  # a process's part of a small last batch
-            continue
-        num_read += 1
-        with state.fabric.autocast():
-            answers = {}
-            for name in state.own_members:
-                with explain_oom(name, count, remedy="validate on smaller batches"):
-                    answers[name] = ensemble.run_member(name, inputs, weights[name])
-        check_answers(answers, task)
-        answers = answers_of_all(state, answers)
-        first = next(iter(answers.values()))
-        if num_classes is None:
-            num_classes = num_classes_in(first)
-            check_targets(num_classes, targets, [batches], task)
-        truth = task.targets(targets, first)
-        every = torch.stack([task.predicted(answer) for answer in answers.values()])
-        sums += torch.stack([task.score(found, truth) for found in (*every, every.mean(0))])
-        total += task.scored(truth)
-    state.rows.all_reduce_([sums, total])
-    if not int(total):
-        raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
-    *each, ensemble_row = (sums / total).tolist()
-    for name, row in zip(members, each):
-        if math.isnan(row[-1]):
-            raise SuperWeightError(f"member {name!r} answers NaN: the images, or what it keeps, are not finite")
-    return {
-        "members": {name: dict(zip(task.scores, row)) for name, row in zip(members, each)},
-        "ensemble": dict(zip(task.scores, ensemble_row)),
-    }
-
-
-def try_validation(state: TrainState) -> None:
-    """Validate on one batch before the first step, so that what is wrong with it costs no epoch; leaves no trace."""
-    if state.validation is None:
-        return
-    batches = state.validation
-    if isinstance(state.data, ImageData) and isinstance(batches, ImageLoader):
-        batches = state.data.loader("validation", 2, device=state.fabric.device)  # its other images are like these
-    generator = getattr(batches, "generator", None)  # a DataLoader's own, from which iterating draws
-    before = generator.get_state() if isinstance(generator, torch.Generator) else None
-    put_back = buffers_as_now(state.ensemble)
-    with kept_modes(state.ensemble):
-        try:
-            validate(state, batches, 1)
-        except SuperWeightError as error:
-            if not leaves_channels_last(state, error):
-                raise
-            validate(state, batches, 1)
-    put_back()
-    if isinstance(generator, torch.Generator) and before is not None:
-        generator.set_state(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,14 +385,8 @@ def train(
     if resume and out is None:
         raise SuperWeightError("resume=True needs out=, the folder of the run")
     trained = _trained_members(ensemble, members)
-    hooks = tuple(hook for hook in check_hooks(hooks) if not (isinstance(hook, Distillation) and not hook.weight))
-    if not any(isinstance(hook, LearnedWidths) for hook in hooks):
-        hooks = (*hooks, LearnedWidths())
-    if callback is None and ProgressBar.is_seen() and not any(isinstance(hook, ProgressBar) for hook in hooks):
-        hooks = (*hooks, ProgressBar())
-    teaching = [hook for hook in hooks if isinstance(hook, Distillation)]
-    if len(teaching) > 1:
-        raise SuperWeightError("a member learns from one teacher: give one Distillation")
+    hooks = _with_defaults(check_hooks(hooks), callback)
+    teaching = next((hook for hook in hooks if isinstance(hook, Distillation)), None)
     _check_objective(objective, config, teaching)
     _check_task(ensemble.task, config, teaching)
     modules = {name: ensemble.members[name] for name in trained}
@@ -535,7 +443,7 @@ def train(
         objective=objective,
         num_terms=ensemble.task.num_terms if objective is None else None,
         ensemble_weight=config.ensemble_loss,
-        distillation=teaching[0] if teaching else None,
+        distillation=teaching,
         gather=partial(answers_of_all, state) if mesh.is_split else None,
     )
     execution = Execution(backward=fabric.backward, recomputed=recomputed, compiled=compiled)
@@ -577,6 +485,17 @@ def train(
     )
 
 
+def _with_defaults(hooks: Sequence[Hook], callback: object) -> tuple[Hook, ...]:
+    """The hooks, without a distillation that is off, with learned widths, and with a bar where one would be seen."""
+    found = [hook for hook in hooks if not (isinstance(hook, Distillation) and not hook.weight)]
+    if sum(isinstance(hook, Distillation) for hook in found) > 1:
+        raise SuperWeightError("a member learns from one teacher: give one Distillation")
+    for kind, is_due in ((LearnedWidths, True), (ProgressBar, callback is None and ProgressBar.is_seen())):
+        if is_due and not any(isinstance(hook, kind) for hook in found):
+            found.append(kind())
+    return tuple(found)
+
+
 def _agree(state: TrainState) -> None:
     """Check that all processes train the same, and give all the start values of the first."""
     processes = state.processes
@@ -587,23 +506,23 @@ def _agree(state: TrainState) -> None:
     processes.broadcast_([*state.ensemble.parameters(), *state.ensemble.buffers()])
 
 
-def _check_objective(objective: Objective | None, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
+def _check_objective(objective: Objective | None, config: TrainConfig, teaching: Distillation | None) -> None:
     """Refuse options that the user's own objective replaces."""
     if objective is None:
         return
     for given, told in (
         (config.label_smoothing, "label_smoothing is for the cross-entropy: let the objective smooth the labels"),
         (config.ensemble_loss, "ensemble_loss is of the members' logits: it cannot go with an objective"),
-        (teaching, "distillation is of the members' logits: it cannot go with an objective"),
+        (teaching is not None, "distillation is of the members' logits: it cannot go with an objective"),
         (config.compile, "compile is of a member's call: it cannot go with an objective"),
     ):
         if given:
             raise SuperWeightError(told)
 
 
-def _check_task(task: Task, config: TrainConfig, teaching: Sequence[Distillation]) -> None:
+def _check_task(task: Task, config: TrainConfig, teaching: Distillation | None) -> None:
     """Refuse options for classes where members answer something else."""
-    if teaching:
+    if teaching is not None:
         check_classes(task, "distillation")
     if config.ensemble_loss:
         check_classes(task, "ensemble_loss")

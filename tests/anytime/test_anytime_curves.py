@@ -264,9 +264,9 @@ def test_one_member_has_nothing_to_stop_before() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"num_points": 0}, "num_points must be an integer of at least 1; got 0"),
-        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1; got 2.5"),
-        ({"timed_images": True}, "timed_images must be an integer of at least 1; got True"),
+        ({"num_points": 0}, "num_points must be a whole number, at least 1; got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, at least 1; got 2.5"),
+        ({"timed_images": True}, "timed_images must be a whole number, at least 1; got True"),
         ({"target": ("flop", 0.5)}, "unknown target 'flop': did you mean 'flops'"),
         ({"test": iter([])}, "test is read twice, and an iterator can be read once: give a list or a DataLoader"),
         ({"test": []}, "the loader has no samples"),

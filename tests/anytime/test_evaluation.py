@@ -182,8 +182,8 @@ def test_one_class_is_refused_and_fewer_than_five_are_all_in_the_top_five() -> N
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1; got 2.5"),
-        ({"rounds": 0}, "rounds must be an integer of at least 1; got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, at least 1; got 2.5"),
+        ({"rounds": 0}, "rounds must be a whole number, at least 1; got 0"),
         ({"input_shape": (3, 8.0, 8)}, "input_shape must list the sizes of one image"),
         ({"input_shape": (1, 8, 8)}, r"member 'wrn16-1' cannot take images \(1, 1, 8, 8\)"),
     ],

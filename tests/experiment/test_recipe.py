@@ -123,23 +123,27 @@ def test_members_come_from_the_recipes_seed() -> None:
     [
         (["trainin"], {}, "top level: unknown key 'trainin': did you mean 'training'"),
         (["training"], {"epoch": 3}, "training: unknown key 'epoch': did you mean 'epochs'"),
-        (["training"], {"epochs": "many"}, r"training: epochs must be a whole number; got 'many'"),
-        (["training"], {"epochs": "1"}, r"training: epochs must be a whole number; got '1'"),
-        (["training"], {"batch_size": True}, r"training: batch_size must be a whole number; got True"),
-        (["training"], {"learning_rate": "0.1"}, r"training: learning_rate must be a number; got '0.1'"),
-        (["training"], {"flip": 1}, r"training: flip must be true or false; got 1"),
-        (["training"], {"compile": "yes"}, r"training: compile must be true or false; got 'yes'"),
-        (["training"], {"milestones": [True], "schedule": "step"}, r"training: milestones must be a list of epochs"),
+        (["training"], {"epochs": "many"}, r"training\.epochs must be a whole number \(got 'many'\)"),
+        (["training"], {"epochs": "1"}, r"training\.epochs must be a whole number \(got '1'\)"),
+        (["training"], {"batch_size": True}, r"training\.batch_size must be a whole number \(got True\)"),
+        (["training"], {"learning_rate": "0.1"}, r"training\.learning_rate must be a number \(got '0.1'\)"),
+        (["training"], {"flip": 1}, r"training\.flip must be true or false \(got 1\)"),
+        (["training"], {"compile": "yes"}, r"training\.compile must be true or false \(got 'yes'\)"),
+        (
+            ["training"],
+            {"milestones": [True], "schedule": "step"},
+            r"training\.milestones\.0 must be a whole number \(got True\)",
+        ),
         (["training"], [1], r"training: "),
-        (["fine_tuning"], {"epochs": "1"}, r"fine_tuning: epochs must be a whole number; got '1'"),
-        (["data"], {"name": "synthetic", "num_classes": 5.0}, r"data\.num_classes: .*valid integer \(got 5\.0\)"),
-        (["data"], {"name": "synthetic", "channels": True}, r"data\.channels: .*valid integer \(got True\)"),
-        (["sharing"], {"budget": 0.8, "bins": "4"}, r"sharing\.bins: .*valid integer \(got '4'\)"),
-        (["evaluation"], {"batch_size": 2.0}, r"evaluation\.batch_size: .*valid integer \(got 2\.0\)"),
-        (["anytime"], {"monotone": 1}, r"anytime\.monotone: .*valid boolean \(got 1\)"),
-        (["anytime"], {"flops": "much"}, r"^recipe: anytime\.flops: must be a number \(got 'much'\)$"),
-        (["anytime"], {"flops": -1.0}, r"^recipe: anytime\.flops: Input should be greater than 0 \(got -1.0\)$"),
-        (["training"], {"epochs": 0}, "training: epochs must be at least 1; got 0"),
+        (["fine_tuning"], {"epochs": "1"}, r"fine_tuning: epochs must be a whole number \(got '1'\)"),
+        (["data"], {"name": "synthetic", "num_classes": 5.0}, r"data\.num_classes must be a whole number \(got 5\.0\)"),
+        (["data"], {"name": "synthetic", "channels": True}, r"data\.channels must be a whole number \(got True\)"),
+        (["sharing"], {"budget": 0.8, "bins": "4"}, r"sharing\.bins must be a whole number \(got '4'\)"),
+        (["evaluation"], {"batch_size": 2.0}, r"evaluation\.batch_size must be a whole number \(got 2\.0\)"),
+        (["anytime"], {"monotone": 1}, r"anytime\.monotone must be true or false \(got 1\)"),
+        (["anytime"], {"flops": "much"}, r"^recipe: anytime\.flops must be a number \(got 'much'\)$"),
+        (["anytime"], {"flops": -1.0}, r"^recipe: anytime\.flops must be greater than 0 \(got -1.0\)$"),
+        (["training"], {"epochs": 0}, r"training\.epochs must be at least 1 \(got 0\)"),
         (["training"], {"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         (["sharing"], {"budgte": 0.8, "budget": 0.8}, "sharing: unknown key 'budgte': did you mean 'budget'"),
         (["sharing"], {}, r"sharing\.budget is missing"),
@@ -150,8 +154,8 @@ def test_members_come_from_the_recipes_seed() -> None:
         ),
         (["members"], [], r"members: .*at least 1"),
         (["name"], "a/b", "name: "),
-        (["baseline"], "independant", r"baseline: .*'independent' or 'none'.*'independant'"),
-        (["seed"], "x", "seed: .*valid integer"),
+        (["baseline"], "independant", "unknown baseline 'independant': did you mean 'independent'"),
+        (["seed"], "x", "seed must be a whole number"),
     ],
 )
 def test_recipe_mistakes(spot: list, value: object, message: str) -> None:
@@ -248,7 +252,7 @@ REFUSED = [
     ({"anytime": {}, "data": {**DATA, "num_train": 96}}, "anytime: thresholds are fitted on at least 100 validation"),
     ({"members": [{"name": "a", "model": "wide_resnet", "wdith": 1}]}, "members: 'a': unknown option of wide_resnet"),
     ({"members": [{"name": "a", "model": "timm/vit_tiny_patch16_224"}]}, "members: member 'a' cannot take images"),
-    ({"sharing": {"budget": 0.9, "cap": -1}}, "sharing: cap must be a positive integer; got -1"),
+    ({"sharing": {"budget": 0.9, "cap": -1}}, "sharing: cap must be a whole number, from 1 to [\d,]+; got -1"),
     ({"distillation": {"teacher": "nowhere", "weight": 1.0}}, "distillation.teacher: nowhere is no folder"),
     ({"sharing": {"budget": 0.9, "init": "svd", "init_from": "nowhere"}}, "sharing.init: no start from nowhere"),
 ]
@@ -317,4 +321,4 @@ def test_un_tying_comes_before_the_last_epoch() -> None:
         swe.SuperWeightError, match=r"^recipe: sharing.untie_epoch 2 must come before the last of 2 epochs"
     ):
         parse_recipe(content)
-    assert parse_recipe({**content, "training": {"epochs": 3}}).untying() is not None
+    assert "Untying" in [hook.name for hook in parse_recipe({**content, "training": {"epochs": 3}}).hooks("shared")]

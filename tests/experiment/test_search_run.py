@@ -309,8 +309,10 @@ def test_kinds_and_plans_of_a_recipe() -> None:
     assert recipe_of({"budget": 1.0}).sharing.coefficient_kind == "own"
     assert recipe_of(SEARCH).sharing.coefficient_kind == "tied"
     assert recipe_of({**SEARCH, "coefficients": "embedding"}).sharing.coefficient_kind == "embedding"
-    assert recipe_of(SEARCH).untying() is None
-    assert recipe_of(UNTYING).untying() == swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
+    untying = swe.search.Untying(epoch=2, threshold=0.8, max_batches=2)
+    for recipe, expected in ((SEARCH, []), (UNTYING, [untying])):
+        hooks = recipe_of(recipe).hooks("shared")
+        assert [hook for hook in hooks if isinstance(hook, swe.search.Untying)] == expected
     options = recipe_of(UNTYING).sharing.plan_options()
     assert (options["coefficients"], options["reserve_untied"]) == ("tied", True)
     options = recipe_of({**SEARCH, "search": "weight"}).sharing.plan_options()

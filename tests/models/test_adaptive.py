@@ -247,8 +247,8 @@ def test_pairs_that_are_none(module, pair, message):
 
 def test_other_bad_input():
     for given_, message in (
-        ({"rate": 0.0}, "rate must be positive and finite; got 0.0"),
-        ({"rate": math.nan}, "rate must be positive"),
+        ({"rate": 0.0}, "rate must be a finite number, above 0; got 0.0"),
+        ({"rate": math.nan}, "rate must be a finite number, above 0"),
         ({"quantile": 1.0}, "quantile must be between 0 and 1; got 1.0"),
         ({"quantile": 0}, "quantile must be between 0 and 1"),
         ({"rate": 0.1, "width": 5}, "give rate= or width= to start with, not both"),
@@ -263,7 +263,7 @@ def test_other_bad_input():
     ):
         with pytest.raises(SuperWeightError, match=re.escape(message) if "(" not in message else message):
             AdaptiveWidth(**given_)
-    with pytest.raises(SuperWeightError, match="hidden_layers must be a positive whole number; got 0"):
+    with pytest.raises(SuperWeightError, match="hidden_layers must be a whole number, at least 1; got 0"):
         adaptive_mlp(2, 2, hidden_layers=0)
     with pytest.raises(SuperWeightError, match="does not run on an example of shape"):
         make_adaptive(Gated(), [("up", "down")], example=torch.zeros(2, 5))
@@ -583,8 +583,8 @@ def test_a_prior_that_tightens():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weight_deviation": 0}, "weight_deviation must be positive and finite; got 0"),
-        ({"prior_rate": -1}, "prior_rate must be positive"),
+        ({"weight_deviation": 0}, r"weight_deviation must be greater than 0 \(got 0\)"),
+        ({"prior_rate": -1}, "prior_rate must be greater than 0"),
         ({"prior_deviation": 2.0}, "does nothing without prior_rate"),
         ({"prior_rate": 1, "tighten_from": 0.5}, "do nothing without final_deviation"),
         ({"prior_rate": 1, "final_deviation": 0.1, "tighten_from": 1.0}, "are fractions of the training"),

@@ -331,7 +331,7 @@ def test_coefficients_that_are_no_name_are_refused(kind):
 
 
 BROKEN = {
-    "form of tomorrow": ({"coefficients": "matrix"}, r"at clusters\.0\.coefficients: Input should be 'vector' or"),
+    "form of tomorrow": ({"coefficients": "matrix"}, r"at clusters\.0: unknown coefficients 'matrix'.* vector"),
     "retired form": (
         {"coefficients": "channel"},
         r"at clusters\.0\.coefficients: 'channel' was retired, .*'own'$",

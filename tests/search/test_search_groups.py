@@ -92,7 +92,7 @@ def far(combine="softmax"):
         (far, 0, {}, "k-means needs num_groups, a positive"),
         (far, 4, {}, "num_groups is 4, but only 3 different mixtures of templates were learned"),
         (far, 3, {"generator": "superweight"}, "generator must be 'ssn' or 'auto'"),
-        (first, 3, {"seed": -1}, r"seed must be 0 to 2\*\*32 - 1; got -1"),
+        (first, 3, {"seed": -1}, r"seed must be a whole number, from 0 to 4,294,967,295; got -1"),
         (lambda: with_coefficients(first(), [[float("nan")] * 4] * 8), 3, {}, "coefficients are not finite"),
     ],
 )
@@ -148,7 +148,7 @@ def test_bad_recipes(sharing, message):
     ("sharing", "message"),
     [
         ({"num_groups": 99}, "num_groups is 99, but there are 9 layers to group"),
-        ({"num_groups": 0}, "k-means needs num_groups, a positive integer; got 0"),
+        ({"num_groups": 0}, "num_groups of k-means must be a whole number, at least 1; got 0"),
         ({"budget": 0.01}, "below the minimum of this sharing"),
     ],
 )

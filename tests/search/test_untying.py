@@ -733,16 +733,16 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 0}, "epoch of Untying must be a positive integer; got 0"),
-        ({"epoch": -1}, "epoch of Untying must be a positive integer; got -1"),
-        ({"epoch": True}, "epoch of Untying must be a positive integer; got True"),
-        ({"epoch": 1.0}, r"epoch of Untying must be a positive integer; got 1\.0"),
-        ({"epoch": "2"}, "epoch of Untying must be a positive integer; got '2'"),
-        ({"epoch": None}, "epoch of Untying must be a positive integer; got None"),
-        ({"epoch": 1, "threshold": 1.1}, r"threshold is a cosine, -1 to 1; got 1\.1"),
-        ({"epoch": 1, "threshold": math.nan}, "threshold is a cosine, -1 to 1; got nan"),
-        ({"epoch": 1, "threshold": True}, "threshold is a cosine, -1 to 1; got True"),
-        ({"epoch": 1, "threshold": "0.9"}, r"threshold is a cosine, -1 to 1; got '0\.9'"),
+        ({"epoch": 0}, "epoch of Untying must be a whole number, at least 1; got 0"),
+        ({"epoch": -1}, "epoch of Untying must be a whole number, at least 1; got -1"),
+        ({"epoch": True}, "epoch of Untying must be a whole number, at least 1; got True"),
+        ({"epoch": 1.0}, r"epoch of Untying must be a whole number, at least 1; got 1\.0"),
+        ({"epoch": "2"}, "epoch of Untying must be a whole number, at least 1; got '2'"),
+        ({"epoch": None}, "epoch of Untying must be a whole number, at least 1; got None"),
+        ({"epoch": 1, "threshold": 1.1}, r"threshold .a cosine. must be a finite number, from -1 to 1; got 1\.1"),
+        ({"epoch": 1, "threshold": math.nan}, "threshold .a cosine. must be a finite number, from -1 to 1; got nan"),
+        ({"epoch": 1, "threshold": True}, "threshold .a cosine. must be a finite number, from -1 to 1; got True"),
+        ({"epoch": 1, "threshold": "0.9"}, r"threshold .a cosine. must be a finite number, from -1 to 1; got '0\.9'"),
         *(
             ({"epoch": 1, "max_batches": number}, "max_batches must be .*, or None")
             for number in (0, -1, 1.5, True, "2")

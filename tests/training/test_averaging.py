@@ -137,9 +137,9 @@ def test_shapes_that_change_begin_the_mean_anew() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"start": 1.0}, "the start of averaged weights must be 0 to below 1; got 1.0"),
+        ({"start": 1.0}, "the start of averaged weights must be a finite number, at least 0 and below 1; got 1.0"),
         ({"start": -0.1}, "the start of averaged weights"),
-        ({"decay": 1}, "the decay of averaged weights must be 0 to below 1; got 1"),
+        ({"decay": 1}, "the decay of averaged weights must be a finite number, at least 0 and below 1; got 1"),
         ({"decay": True}, "the decay of averaged weights"),
         ({"begin": 0.5}, "unknown option of AveragedWeights 'begin'"),
     ],

@@ -528,13 +528,19 @@ def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"weight": 1.1}, "the weight of a distillation must be 0 to 1; got 1.1"),
-        ({"weight": -0.1}, "the weight of a distillation must be 0 to 1; got -0.1"),
-        ({"weight": math.nan}, "the weight of a distillation must be 0 to 1; got nan"),
-        ({"weight": True}, "the weight of a distillation must be 0 to 1; got True"),
-        ({"weight": 0.5, "temperature": 0.0}, "the temperature of a distillation must be positive and finite; got 0.0"),
-        ({"weight": 0.5, "temperature": math.inf}, "must be positive and finite; got inf"),
-        ({"weight": 0.5, "ramp_up": 1.5}, "the ramp_up of a distillation must be 0 to 1; got 1.5"),
+        ({"weight": 1.1}, "the weight of a distillation must be a finite number, from 0 to 1; got 1.1"),
+        ({"weight": -0.1}, "the weight of a distillation must be a finite number, from 0 to 1; got -0.1"),
+        ({"weight": math.nan}, "the weight of a distillation must be a finite number, from 0 to 1; got nan"),
+        ({"weight": True}, "the weight of a distillation must be a finite number, from 0 to 1; got True"),
+        (
+            {"weight": 0.5, "temperature": 0.0},
+            "the temperature of a distillation must be a finite number, above 0; got 0.0",
+        ),
+        ({"weight": 0.5, "temperature": math.inf}, "must be a finite number, above 0; got inf"),
+        (
+            {"weight": 0.5, "ramp_up": 1.5},
+            "the ramp_up of a distillation must be a finite number, from 0 to 1; got 1.5",
+        ),
         ({"weight": 0.5, "ramp_up": 0.7, "ramp_down": 0.7}, "must be 1 together at most; got 0.7 and 0.7"),
         ({"weight": 0.5, "order": ["a", "b"]}, "order= is of the teacher 'prefixes': leave it out"),
     ],

@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "schedule_options": ({"schedule_options": {"min": 1}}, "schedule 'cosine' with .*'min'"),
     "a warm-up of all": ({"warmup_epochs": 2}, "warmup_epochs must be less than the 2 epochs"),
     "two warm-ups": ({"schedule": "one_cycle", "warmup_epochs": 1}, "warmup_epochs does nothing with .*one_cycle"),
-    "clip_norm": ({"clip_norm": -1.0}, "clip_norm must be finite and not negative"),
+    "clip_norm": ({"clip_norm": -1.0}, "clip_norm must be at least 0"),
     "transform": ({"transforms": {"RandAugmen": {}}}, "did you mean 'RandAugment'"),
     "a transform's option": ({"transforms": {"RandAugment": {"x": 1}}}, "transform RandAugment: .*'x'"),
     "a transform's options": ({"transforms": {"RandAugment": 3}}, "takes options by name"),
