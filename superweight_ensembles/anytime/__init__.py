@@ -67,7 +67,8 @@ from superweight_ensembles.anytime.policy import (
     running_means,
     tempered,
 )
-from superweight_ensembles.anytime.predictor import ORDERS, AnytimePredictor, ExitStep, checked_order, write_policy
+from superweight_ensembles.anytime.predictor import ORDERS, AnytimePredictor, ExitStep, checked_order
+from superweight_ensembles.anytime.saved_predictor import write_policy
 from superweight_ensembles.anytime.shift import (
     CorruptedResult,
     OthersResult,

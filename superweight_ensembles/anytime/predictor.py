@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import ConfigDict, Field, PlainValidator
 from torch import Tensor, nn
 
 from superweight_ensembles.anytime.acceleration import MemberSpeed, check_options, fastest_form
@@ -41,6 +40,7 @@ from superweight_ensembles.anytime.costs import (
 )
 from superweight_ensembles.anytime.evaluation import Predictions, first_images, predict_all
 from superweight_ensembles.anytime.policy import CONFIDENCES, ExitPolicy, RunningMean, replaced_exits
+from superweight_ensembles.anytime.saved_predictor import SavedPredictor, read_saved, write_saved
 from superweight_ensembles.data import Inputs, Preprocessing, mapped, num_rows, plain, rows_of, tensors_of
 from superweight_ensembles.ensemble import (
     CLASSIFICATION,
@@ -54,66 +54,11 @@ from superweight_ensembles.ensemble import (
 from superweight_ensembles.errors import SuperWeightError, check_number, names_options, naming, unknown_name
 from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
-from superweight_ensembles.storage import (
-    Name,
-    accessing,
-    as_content,
-    check_manifest,
-    content_as,
-    list_file,
-    read_as,
-    write_json,
-)
 
 ORDERS = ("cost", "greedy")
 WEIGHTS = ("equal", "fitted")
 TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 Loader = Iterable[object]  # of pairs of inputs and labels
-
-ANYTIME_FILE = "anytime.json"
-_MOST_NUMBERS = 2**26  # a damaged file must not fill the memory with one image
-_DAMAGED = "save the predictor again"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedPredictor:
-    """What anytime.json holds; ``input_shape`` is None where inputs are no single tensor."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-    format: int = 1
-    order: Annotated[tuple[Name, ...], Field(min_length=1)]
-    input_shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1, max_length=8)] | None
-    policy: Annotated[ExitPolicy, PlainValidator(ExitPolicy.from_dict)] | None
-
-    def __post_init__(self) -> None:
-        if math.prod(self.input_shape or ()) > _MOST_NUMBERS:
-            raise SuperWeightError(
-                f"input_shape must list sizes of at most {_MOST_NUMBERS:,} numbers in all; got {self.input_shape!r:.80}"
-            )
-
-
-def write_policy(folder: Path, order: Sequence[str], input_shape: Sequence[int], policy: ExitPolicy | None) -> None:
-    """Write anytime.json into the folder of a saved ensemble, and into its manifest."""
-    _write(folder, SavedPredictor(order=tuple(order), input_shape=tuple(input_shape) or None, policy=policy))
-    list_file(folder, ANYTIME_FILE)
-
-
-def _write(folder: Path, saved: SavedPredictor) -> None:
-    content = as_content(saved)
-    content_as(SavedPredictor, content, folder / ANYTIME_FILE, _DAMAGED)  # what could not be read again is not written
-    write_json(folder / ANYTIME_FILE, content)
-
-
-def _read(folder: Path) -> SavedPredictor:
-    """What is known of a saved predictor; a file that is missing or damaged is refused."""
-    path = folder / ANYTIME_FILE
-    with accessing(path, "read"):
-        if not path.is_file():
-            raise SuperWeightError(
-                f"{path} is missing: {folder} is no saved predictor (AnytimePredictor.save writes one)"
-            )
-    check_manifest(folder, [ANYTIME_FILE])
-    return read_as(SavedPredictor, path, _DAMAGED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -624,7 +569,7 @@ class AnytimePredictor:
         saved = SavedPredictor(order=self.order, input_shape=self._input_shape or None, policy=self.policy)
         write_ensemble(
             self._ensemble, self._ensemble.plan, dict(self._ensemble.members.items()), Path(folder),
-            beside=lambda draft: _write(draft, saved),
+            beside=lambda draft: write_saved(draft, saved),
         )  # fmt: skip
 
     @classmethod
@@ -642,7 +587,7 @@ class AnytimePredictor:
             SuperWeightError: Files that are missing, damaged, of another format, or that do not fit each other.
         """
         with naming(Path(folder)):
-            saved = _read(Path(folder))
+            saved = read_saved(Path(folder))
             ensemble = SuperWeightEnsemble.load(folder, members, select=select)
             predictor = cls(ensemble, saved.order, input_shape=saved.input_shape)
             if saved.policy is not None:

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from pydantic import ConfigDict
 from torch import nn
+
+from superweight_ensembles.storage import ONLY_FIELDS
 
 VERSION_OF = "version_of"  # attribute of a module: the name of the network that it is a version of
 
@@ -19,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 class LearnedWidth:
     """How a width is learned: options of :class:`AdaptiveWidth`, and whether it still changes."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ONLY_FIELDS
 
     distribution: str
     quantile: float
@@ -33,7 +34,7 @@ class LearnedWidth:
 class HiddenLayer:
     """A hidden width other than the one that options make; layers by their paths."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ONLY_FIELDS
 
     producer: str  # whose outputs are the neurons
     consumer: str  # which reads the neurons
@@ -46,7 +47,7 @@ class HiddenLayer:
 class Architecture:
     """A registry name, the arguments that it was called with, and widths changed since; plain data, fit for JSON."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ONLY_FIELDS
 
     model: str
     num_classes: int

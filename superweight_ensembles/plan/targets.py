@@ -10,11 +10,12 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Union, get_args
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from superweight_ensembles.errors import SuperWeightError
+from superweight_ensembles.storage import ONLY_FIELDS
 
 # Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
@@ -56,7 +57,7 @@ class GeneratedTensor:
             None where it is whole.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ONLY_FIELDS
 
     member: Name
     names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
