@@ -134,7 +134,7 @@ def test_members_come_from_the_recipes_seed() -> None:
             {"milestones": [True], "schedule": "step"},
             r"training\.milestones\.0 must be a whole number \(got True\)",
         ),
-        (["training"], [1], r"training: "),
+        (["training"], [1], r"training must be settings by name or an instance"),
         (["fine_tuning"], {"epochs": "1"}, r"fine_tuning: epochs must be a whole number \(got '1'\)"),
         (["data"], {"name": "synthetic", "num_classes": 5.0}, r"data\.num_classes must be a whole number \(got 5\.0\)"),
         (["data"], {"name": "synthetic", "channels": True}, r"data\.channels must be a whole number \(got True\)"),
@@ -252,7 +252,7 @@ REFUSED = [
     ({"anytime": {}, "data": {**DATA, "num_train": 96}}, "anytime: thresholds are fitted on at least 100 validation"),
     ({"members": [{"name": "a", "model": "wide_resnet", "wdith": 1}]}, "members: 'a': unknown option of wide_resnet"),
     ({"members": [{"name": "a", "model": "timm/vit_tiny_patch16_224"}]}, "members: member 'a' cannot take images"),
-    ({"sharing": {"budget": 0.9, "cap": -1}}, "sharing: cap must be a whole number, from 1 to [\d,]+; got -1"),
+    ({"sharing": {"budget": 0.9, "cap": -1}}, r"sharing: cap must be a whole number, from 1 to [\d,]+; got -1"),
     ({"distillation": {"teacher": "nowhere", "weight": 1.0}}, "distillation.teacher: nowhere is no folder"),
     ({"sharing": {"budget": 0.9, "init": "svd", "init_from": "nowhere"}}, "sharing.init: no start from nowhere"),
 ]

@@ -238,7 +238,7 @@ def test_what_cannot_be():
         ({"between": ["fc"]}, "'fc' is no layer whose width can change"),
         ({"width": 0}, "a width is 1 to"),
         ({"width": 2**19}, "has more than the .* parameters and buffers|needs about"),
-        ({"learned": {"quantile": 2.0}}, "quantile must be between 0 and 1"),
+        ({"learned": {"quantile": 2.0}}, "quantile must be a finite number, above 0 and below 1"),
         ({"learned": {"bounds": [0, 5]}}, "bounds must be"),
         ({"learned": {"distribution": "gauss"}}, "unknown distribution 'gauss'"),
         ({"learned": {"colour": 1}}, "hidden.0.learned.colour"),

@@ -665,7 +665,7 @@ def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None
             ({"teacher": name, "training": {"member_batches": "own"}}, "member_batches must be 'same'")
             for name in TOGETHER
         ),
-        ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, "distillation.weight: .*less than or equal to 1"),
+        ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, "distillation.weight must be .*at most 1"),
         ({"distillation": {"teacher": "ensemble"}}, "distillation.weight"),
         ({"distillation": {"teacher": "others", "weight": 0.5, "ramp_up": 1, "ramp_down": 1}}, "1 together at most"),
         ({"distillation": {"weight": 0.5}}, "distillation.teacher"),

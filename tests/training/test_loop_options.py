@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "clip_norm": ({"clip_norm": -1.0}, "clip_norm must be at least 0"),
     "transform": ({"transforms": {"RandAugmen": {}}}, "did you mean 'RandAugment'"),
     "a transform's option": ({"transforms": {"RandAugment": {"x": 1}}}, "transform RandAugment: .*'x'"),
-    "a transform's options": ({"transforms": {"RandAugment": 3}}, "takes options by name"),
+    "a transform's options": ({"transforms": {"RandAugment": 3}}, "transforms.RandAugment must be settings by name"),
     "another size": ({"transforms": {"Resize": {"size": 4}}}, r"Resize makes images \(3, 4, 4\)"),
     "several images": ({"transforms": {"FiveCrop": {"size": 4}}}, "FiveCrop makes images tuple"),
     "a picture": ({"transforms": {"ToPILImage": {}}}, "ToPILImage makes images Image"),
