@@ -363,34 +363,42 @@ def safetensors(header: object, numbers: bytes = b"") -> bytes:
 
 
 F32 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+TWICE = json.dumps({"x": F32, "y": {**F32, "data_offsets": [4, 8]}}).replace('"y"', '"x"').encode()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "its header claims"),
-        (struct.pack("<Q", 2**60) + b"{}", "its header claims 1,152,921,504,606,846,976 bytes; the file has 10"),
-        (struct.pack("<Q", 0), "its header claims 0 bytes"),
-        (safetensors([]), "its header is no object"),
-        (safetensors(b"\xff\xff"), "its header is no text"),
-        (safetensors(b"[" * 5000 + b"]" * 5000), "cannot be read as JSON|more than 64 levels"),
-        (safetensors(b'{"x": {}, "x": {}}'), "the key 'x' is given twice"),
-        (safetensors({"x": 3}), "tensor 'x' needs a known dtype and a shape"),
-        (safetensors({"x": {**F32, "dtype": "F31"}}, b"\0" * 4), "tensor 'x' needs a known dtype and a shape"),
-        (safetensors({"x": {**F32, "shape": [-1]}}, b"\0" * 4), "tensor 'x' needs a known dtype and a shape"),
-        (safetensors({"x": {**F32, "shape": [10**12]}}, b"\0" * 4), r"'x' has the shape \(1000000000000,\)"),
-        (safetensors({"x": {**F32, "shape": [True]}}, b"\0" * 4), "tensor 'x' needs a known dtype and a shape"),
-        (safetensors({"x": {**F32, "data_offsets": [0, 8]}}, b"\0" * 8), r"a\.safetensors is damaged: "),
-        (safetensors({"x": {**F32, "data_offsets": [4, 0]}}, b"\0" * 4), r"a\.safetensors is damaged: "),
-        (safetensors({"x": {**F32, "data_offsets": [4, 8]}}, b"\0" * 8), r"a\.safetensors is damaged: "),
-        (safetensors({"x": {"dtype": "F32", "shape": [1]}}, b"\0" * 4), r"a\.safetensors is damaged: "),
-        (safetensors({"x": F32}), r"a\.safetensors is damaged: "),
-        (safetensors({"x": F32}, b"\0" * 40), r"a\.safetensors is damaged: "),
+        (b"", "header too small"),
+        (struct.pack("<Q", 2**60) + b"{}", "header too large"),
+        (struct.pack("<Q", 2**20) + b"{}", "header too large|invalid header length"),
+        (struct.pack("<Q", 0), "invalid JSON in header"),
+        (safetensors([]), "invalid JSON in header: invalid type: sequence"),
+        (safetensors(b"\xff\xff"), "invalid UTF-8 in header"),
+        (safetensors(b"[" * 5000 + b"]" * 5000), "invalid JSON in header"),
+        (safetensors(b'{"x": ' * 5000 + b"}" * 5000), "invalid JSON in header"),
+        (safetensors(TWICE, b"\0" * 8), "invalid offset for tensor `x`"),
+        (safetensors({"x": 3}), "invalid type: integer `3`, expected struct TensorInfo"),
+        (safetensors({"x": {**F32, "dtype": "F31"}}, b"\0" * 4), "unknown variant `F31`, expected one of `BOOL`"),
+        (safetensors({"x": {**F32, "dtype": "F4", "shape": [8]}}, b"\0" * 4), "'x' is of type F4, which torch has not"),
+        (safetensors({"x": {**F32, "shape": [-1]}}, b"\0" * 4), "invalid value: integer `-1`, expected usize"),
+        (safetensors({"x": {**F32, "shape": [10**12]}}, b"\0" * 4), "invalid shape, data type, or offset for tensor"),
+        (safetensors({"x": {**F32, "shape": [2**62, 4]}}, b"\0" * 4), "overflow computing buffer size from shape"),
+        (safetensors({"x": {**F32, "shape": [True]}}, b"\0" * 4), "invalid type: boolean `true`, expected usize"),
+        (
+            safetensors({"x": {**F32, "data_offsets": [0, 8]}}, b"\0" * 8),
+            "invalid shape, data type, or offset for tensor",
+        ),
+        (safetensors({"x": {**F32, "data_offsets": [4, 0]}}, b"\0" * 4), "invalid offset for tensor `x`"),
+        (safetensors({"x": {**F32, "data_offsets": [4, 8]}}, b"\0" * 8), "invalid offset for tensor `x`"),
+        (safetensors({"x": {"dtype": "F32", "shape": [1]}}, b"\0" * 4), "missing field `data_offsets`"),
+        (safetensors({"x": F32}), "incomplete metadata, file not fully covered"),
+        (safetensors({"x": F32}, b"\0" * 40), "incomplete metadata, file not fully covered"),
     ],
 )
 def test_damaged_headers(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(swe.SuperWeightError, match=rf"a\.safetensors.*({message})|{message}"):
+    with pytest.raises(swe.SuperWeightError, match=rf"a\.safetensors (is damaged|does not fit): .*{message}"):
         read_tensors(tmp_path / "a.safetensors", {"x": ((1,), torch.float32)})
 
 
