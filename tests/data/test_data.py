@@ -903,12 +903,12 @@ def test_first_batch_errors(first: int, message: str) -> None:
         (
             torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
             torch.zeros(3, dtype=torch.int64),
-            r"labels must be of an integer type, \(2,\)",
+            r"labels must be class indices \(2,\) of an integer type, .*got torch.int64 \(3,\)$",
         ),
         (
             torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
             torch.zeros(2),
-            r"labels must be of an integer type.*got torch.float32 \(2,\): labels.flatten\(\).long\(\)",
+            r"labels must be class indices \(2,\) of an integer type.*got torch.float32 \(2,\): labels.long\(\)",
         ),
     ],
 )

@@ -303,19 +303,24 @@ GIVEN: list[tuple[str, Any, Any, str]] = [
         torch.zeros(2),
         "images must be a tensor; got ndarray: torch.as",
     ),
-    ("array labels", torch.zeros(2, 3, 4, 4), np.zeros(2), "labels must be a tensor; got ndarray: torch.as_tensor"),
+    ("array labels", torch.zeros(2, 3, 4, 4), np.zeros(2), r"labels must be a tensor of .* \(2,\).*ndarray: torch.as_"),
     ("integers", torch.zeros(2, 3, 4, 4).long(), torch.zeros(2), r"got torch.int64 .*: images.to\(torch.uint8\)"),
     ("sparse", torch.zeros(2, 3, 4, 4).to_sparse(), torch.zeros(2), r"got torch.float32 .*: images.to_dense\(\)"),
     ("no pixels", torch.zeros(2, 3, 0, 4), torch.zeros(2), r"got torch.float32 \(2, 3, 0, 4\)$"),
     ("one label", torch.zeros(2, 3, 4, 4), torch.tensor(1), r"got torch.int64 \(\)$"),
-    ("truth", torch.zeros(2, 3, 4, 4), torch.zeros(2).bool(), r"got torch.bool \(2,\): labels.flatten\(\).long\(\)"),
+    ("truth", torch.zeros(2, 3, 4, 4), torch.zeros(2).bool(), r"got torch.bool \(2,\): labels.long\(\)"),
     ("double", torch.zeros(2, 3, 4, 4).double(), torch.zeros(2), r"uint8 or float32 .*float64.*: images.float\(\)"),
     ("half", torch.zeros(2, 3, 4, 4).half(), torch.zeros(2), r"got torch.float16 .*: images.float\(\)"),
     ("no channel", torch.zeros(2, 4, 4), torch.zeros(2), r"\(N, C, H, W\); got torch.float32 \(2, 4, 4\)$"),
     ("nan", torch.full((2, 3, 4, 4), float("nan")), torch.zeros(2).long(), "image 0 holds numbers that are not finite"),
-    ("column", torch.zeros(2, 3, 4, 4), torch.zeros(2, 1).long(), r"integer type, \(2,\).*: labels.flatten\(\)"),
+    (
+        "column",
+        torch.zeros(2, 3, 4, 4),
+        torch.zeros(2, 1).long(),
+        r"indices \(2,\) of an integer .*: labels.squeeze\(1\)",
+    ),
     ("one-hot", torch.zeros(2, 3, 4, 4), torch.eye(2), r"labels.argmax\(1\)"),
-    ("floats", torch.zeros(2, 3, 4, 4), torch.zeros(2), r"got torch.float32 \(2,\): labels.flatten\(\).long\(\)"),
+    ("floats", torch.zeros(2, 3, 4, 4), torch.zeros(2), r"got torch.float32 \(2,\): labels.long\(\)"),
 ]
 
 
