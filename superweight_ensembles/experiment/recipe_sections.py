@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from superweight_ensembles.anytime import ORDERS
-from superweight_ensembles.data import CORRUPTIONS, Corruption, check_options, classes_and_channels, takes_option
+from superweight_ensembles.data import CORRUPTIONS, Corruption, DataFacts, check_options, known_facts, takes_option
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, DISTRIBUTIONS, QUANTILE, SCALES, check_fractions
 from superweight_ensembles.plan import (
@@ -58,7 +58,7 @@ class DataRecipe(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> DataRecipe:
         check_options(self.name, self.options)
-        self.check_says(*classes_and_channels(self.name, self.options))
+        self.check_says(self.facts.num_classes, self.facts.channels)
         return self
 
     @property
@@ -68,6 +68,11 @@ class DataRecipe(BaseModel):
         if self.num_classes is not None and takes_option(self.name, "num_classes"):
             given["num_classes"] = self.num_classes
         return given
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is known of the data set before it is read."""
+        return known_facts(self.name, self.options)
 
     def seeded(self, seed: int) -> dict[str, Any]:
         """The options with the recipe's seed, where the data set takes one and none is given."""
