@@ -9,12 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import (
-    RunRecord,
-    naming_files,
-    read_results,
-    read_run,
-)
+from superweight_ensembles.experiment import RunRecord, naming_files, read_results, read_run
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.report.figures import read_arms
 from superweight_ensembles.report.findings import sentences, tiles

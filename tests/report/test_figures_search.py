@@ -398,12 +398,7 @@ def test_ties_that_stay_keep_their_letters() -> None:
     plans = [tied(0, 0, 1, 1, 1, 2), tied(0, 3, 1, 1, 4, 2), tied(0, 3, 1, 1, 2, 2), tied(0, 0, 0, 0, 1, 1)]
     assert [
         "".join(found.get(("m", f"l.{place}.weight"), ".") for place in range(6)) for found in plan_letters(plans)
-    ] == [
-        "aabbb.",
-        "..bb..",
-        "..bbaa",
-        "bbbbaa",
-    ]
+    ] == ["aabbb.", "..bb..", "..bbaa", "bbbbaa"]
 
 
 def test_the_legend_explains_shades_letters_and_grey() -> None:

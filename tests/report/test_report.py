@@ -24,14 +24,7 @@ from figure_checks import run_results
 import superweight_ensembles as swe
 from superweight_ensembles import __main__ as cli
 from superweight_ensembles.plan import bank_words
-from superweight_ensembles.report import (
-    changed,
-    describe,
-    figures,
-    plan_section,
-    sentences,
-    write_report,
-)
+from superweight_ensembles.report import changed, describe, figures, plan_section, sentences, write_report
 from superweight_ensembles.report.figures.catalog import (
     ARMS_FIGURES,
     FIGURE_NAMES,

@@ -14,24 +14,7 @@ from matplotlib.figure import Figure
 
 from superweight_ensembles.experiment import Comparison, Epoch, RunResults, SearchRecord, WidthEpoch
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures.accuracy import (
-    accuracy_flops,
-    accuracy_parameters,
-    compare_flops,
-    compare_parameters,
-)
-from superweight_ensembles.report.figures.measured import ablation_bars, arms_anytime, arms_flops, arms_parameters
-from superweight_ensembles.report.figures.run_curves import (
-    anytime_curves,
-    mean_loss,
-    reliability_diagram,
-    training_curves,
-    uncertainty_curves,
-    width_history,
-    widths_learned,
-)
-from superweight_ensembles.report.figures.search_figures import sharing_change, similarity_matrix
-from superweight_ensembles.report.figures.sharing import budget_split, sharing_map
+from superweight_ensembles.report.figures import accuracy, measured, run_curves, search_figures, sharing
 
 Subject = ParamSpec("Subject")  # the arguments from which a figure is drawn
 Rows = Iterator[tuple[object, ...]]
@@ -91,19 +74,12 @@ def _parameter_rows(results: RunResults) -> Rows:
             yield arm.name, one.name, one.num_parameters, 100 * one.metrics.accuracy
 
 
-def _layer_rows(plan: SharingPlan, *before: str) -> Rows:
+def _layer_rows(plan: SharingPlan) -> Rows:
+    yield "member", "layer", "cluster", "slot", "coefficient vectors"
     for cluster in plan.clusters:
         for target in cluster.targets:
             vectors = " ".join(map(str, getattr(target, "vectors", ())))
-            yield *before, target.member, target.name, cluster.name, getattr(target, "slot", None), vectors
-
-
-_LAYER_HEAD = ("member", "layer", "cluster", "slot", "coefficient vectors")
-
-
-def _map_rows(plan: SharingPlan) -> Rows:
-    yield _LAYER_HEAD
-    yield from _layer_rows(plan)
+            yield target.member, target.name, cluster.name, getattr(target, "slot", None), vectors
 
 
 def _map_reading(plan: SharingPlan) -> str:
@@ -153,7 +129,7 @@ def _training_rows(results: RunResults) -> Rows:
 
 
 def _describe_training(results: RunResults) -> str:
-    losses = _each((arm.name, f"{mean_loss(arm.history[-1]):.3f}") for arm in results.arms if arm.history)
+    losses = _each((arm.name, f"{run_curves.mean_loss(arm.history[-1]):.3f}") for arm in results.arms if arm.history)
     epochs = max(len(arm.history) for arm in results.arms)
     return f"Training loss and validation accuracy over {epochs} epochs. Loss of the last epoch: {losses}."
 
@@ -170,11 +146,10 @@ def _anytime_rows(results: RunResults) -> Rows:
     for arm in results.arms:
         if (found := arm.anytime) is None:
             continue
-        points = {str(curve.name): curve.points for curve in found.curves}
-        if found.truncated:
-            points |= {f"{curve.name} with truncations": curve.points for curve in found.truncated.curves}
-        for name, own in points.items():
-            for one in own:
+        truncated = found.truncated.curves if found.truncated else ()
+        named = [(f"{one.name}{' with truncations' * (one in truncated)}", one) for one in (*found.curves, *truncated)]
+        for name, curve in named:
+            for one in curve.points:
                 yield arm.name, name, one.flops, one.latency_ms, one.members_used, 100 * one.accuracy
         for alone in found.members:
             yield arm.name, alone.name, alone.flops, alone.latency_ms, 1, 100 * alone.accuracy
@@ -189,6 +164,12 @@ def _uncertainty_rows(results: RunResults) -> Rows:
             yield arm.name, "error", None, 100 * one.coverage, 100 * one.risk
         for found in arm.shift.corrupted if arm.shift else ():
             yield arm.name, "accuracy", found.corruption, found.severity, 100 * found.metrics.accuracy
+
+
+def _describe_uncertainty(results: RunResults) -> str:
+    known = [(arm.name, arm.uncertainty) for arm in results.arms if arm.uncertainty]
+    areas = _each((name, f"{100 * found.risk_coverage_area:.2f} %") for name, found in known)
+    return f"Error of the ensembles over the share of images that they are surest of. Mean over shares: {areas}."
 
 
 def _width_rows(results: RunResults) -> Rows:
@@ -218,15 +199,16 @@ def _similarity_rows(search: SearchRecord) -> Rows:
 
 
 def _change_rows(plans: Mapping[str, SharingPlan]) -> Rows:
-    yield "plan", *_LAYER_HEAD
-    for name, plan in plans.items():
-        yield from _layer_rows(plan, name.replace("\n", " "))
+    for place, (name, plan) in enumerate(plans.items()):
+        head, *rows = _layer_rows(plan)
+        yield from [("plan", *head)] * (place == 0)
+        yield from ((name.replace("\n", " "), *row) for row in rows)
 
 
 RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     PageFigure(
         name="accuracy_flops",
-        draw=lambda results, _: accuracy_flops(results),
+        draw=lambda results, _: accuracy.accuracy_flops(results),
         section="results",
         title="Accuracy against compute",
         reading="Up and to the left is better. Small dots are sets of members, large markers members alone, the star "
@@ -239,7 +221,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="accuracy_parameters",
-        draw=lambda results, _: accuracy_parameters(results),
+        draw=lambda results, _: accuracy.accuracy_parameters(results),
         section="results",
         title="Accuracy against parameters",
         reading="Stars are the ensembles, squares independent members alone. The arrow is what the bank saves.",
@@ -252,7 +234,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="sharing_map",
-        draw=lambda _, plan: sharing_map(plan),
+        draw=lambda _, plan: sharing.sharing_map(plan),
         section="sharing",
         title="Who shares with whom",
         reading=_map_reading,
@@ -260,11 +242,11 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
             f"Map of the {sum(len(cluster.targets) for cluster in plan.clusters)} generated layers of "
             f"{', '.join(plan.member_names)}, coloured by the {_clusters(plan)} that generate them."
         ),
-        rows=lambda _, plan: _map_rows(plan),
+        rows=lambda _, plan: _layer_rows(plan),
     ),
     PageFigure(
         name="budget_split",
-        draw=lambda _, plan: budget_split(plan),
+        draw=lambda _, plan: sharing.budget_split(plan),
         section="sharing",
         title="Where the parameters are",
         reading="Above, the bank by cluster, in the colours of the map, each part again under it; the dashed line is "
@@ -274,7 +256,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="training_curves",
-        draw=lambda results, _: training_curves(results),
+        draw=lambda results, _: run_curves.training_curves(results),
         section="results",
         title="Training",
         reading="Above, the training loss, mean over members; below, the error on validation images, on a logarithmic "
@@ -284,7 +266,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="reliability_diagram",
-        draw=lambda results, _: reliability_diagram(results),
+        draw=lambda results, _: run_curves.reliability_diagram(results),
         section="results",
         title="Calibration",
         reading="On the diagonal confidence is right; below it the ensemble is too sure. Bars are one standard error; "
@@ -297,7 +279,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="anytime_curves",
-        draw=lambda results, _: anytime_curves(results),
+        draw=lambda results, _: run_curves.anytime_curves(results),
         applies=lambda results, _: any(arm.anytime for arm in results.arms),
         section="anytime",
         title="Accuracy when members stop early",
@@ -310,27 +292,19 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
     ),
     PageFigure(
         name="uncertainty_curves",
-        draw=lambda results, _: uncertainty_curves(results),
+        draw=lambda results, _: run_curves.uncertainty_curves(results),
         applies=lambda results, _: any(arm.shift for arm in results.arms),
         section="uncertainty",
         title="What the ensembles know",
         reading="Above, the error when the least sure images are left out: lower is better. Below, accuracy on "
         "corrupted test images: thick lines are means over corruptions, thin ones each of them.",
-        describe=lambda results, _: (
-            "Error of the ensembles over the share of images that they are surest of. Mean over shares: "
-            + _each(
-                (arm.name, f"{100 * arm.uncertainty.risk_coverage_area:.2f} %")
-                for arm in results.arms
-                if arm.uncertainty
-            )
-            + "."
-        ),
+        describe=lambda results, _: _describe_uncertainty(results),
         rows=lambda results, _: _uncertainty_rows(results),
     ),
     PageFigure(
         name="width_history",
-        draw=lambda results, _: width_history(results),
-        applies=lambda results, _: bool(widths_learned(results)),
+        draw=lambda results, _: run_curves.width_history(results),
+        applies=lambda results, _: bool(run_curves.widths_learned(results)),
         section="widths",
         title="Widths while they were learned",
         reading="A panel a member, a line a layer: hidden neurons after each epoch.",
@@ -342,7 +316,7 @@ RUN_FIGURES: tuple[PageFigure[[RunResults, SharingPlan]], ...] = (
 SEARCH_FIGURES: tuple[PageFigure[[SearchRecord, Mapping[str, SharingPlan]]], ...] = (
     PageFigure(
         name="similarity_matrix",
-        draw=lambda search, _: similarity_matrix(search),
+        draw=lambda search, _: search_figures.similarity_matrix(search),
         section="search",
         title="What the search saw",
         reading="Each square is how well the gradients of two layers agree: red together, blue against each other. "
@@ -355,7 +329,7 @@ SEARCH_FIGURES: tuple[PageFigure[[SearchRecord, Mapping[str, SharingPlan]]], ...
     ),
     PageFigure(
         name="sharing_change",
-        draw=lambda _, plans: sharing_change(plans),
+        draw=lambda _, plans: search_figures.sharing_change(plans),
         section="search",
         title="What the search changed",
         reading="A panel a plan, a column a member, a row a layer. Shades of a colour are the parts of one split "
@@ -369,22 +343,18 @@ SEARCH_FIGURES: tuple[PageFigure[[SearchRecord, Mapping[str, SharingPlan]]], ...
 )
 
 RUNS_FIGURES: tuple[FigureRecord[[Sequence[RunResults]]], ...] = (
-    FigureRecord(name="compare_flops", draw=compare_flops),
-    FigureRecord(name="compare_parameters", draw=compare_parameters),
+    FigureRecord(name="compare_flops", draw=accuracy.compare_flops),
+    FigureRecord(name="compare_parameters", draw=accuracy.compare_parameters),
 )
 
 ARMS_FIGURES: tuple[FigureRecord[[Comparison]], ...] = (
-    FigureRecord(name="arms_parameters", draw=arms_parameters),
-    FigureRecord(name="arms_flops", draw=arms_flops),
+    FigureRecord(name="arms_parameters", draw=measured.arms_parameters),
+    FigureRecord(name="arms_flops", draw=measured.arms_flops),
     FigureRecord(
-        name="arms_anytime",
-        draw=arms_anytime,
-        applies=lambda comparison: any(arm.has_exits for arm in comparison.arms),
+        name="arms_anytime", draw=measured.arms_anytime, applies=lambda it: any(one.has_exits for one in it.arms)
     ),
     FigureRecord(
-        name="ablation_bars",
-        draw=ablation_bars,
-        applies=lambda comparison: any(arm.group for arm in comparison.arms),
+        name="ablation_bars", draw=measured.ablation_bars, applies=lambda it: any(one.group for one in it.arms)
     ),
 )
 
