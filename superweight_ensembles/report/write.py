@@ -11,7 +11,6 @@ from markupsafe import Markup
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import RunRecord, naming_files, read_results, read_run
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures import read_arms
 from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.page_tables import (
     anytime_tables,
@@ -73,7 +72,6 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
     results, plan = read_results(run)
-    read_arms(results)  # refuses results without an arm
     with naming_files(run / "results.json"):
         pictures: dict[str, list[Picture]] = {}
         for picture in run_pictures(run, results, plan):

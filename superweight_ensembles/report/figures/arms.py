@@ -108,7 +108,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other one beats at no more cost, cheapest first.
 
     Example:
-        >>> pareto_front([(1, 50), (2, 40), (3, 60), (3, 55)])
+        >>> pareto_front([(2, 50), (1, 50), (3, 55), (3, 60), (1, 40)])
         [(1, 50), (3, 60)]
     """
     front: list[Point] = []

@@ -146,9 +146,10 @@ def _anytime_rows(results: RunResults) -> Rows:
     for arm in results.arms:
         if (found := arm.anytime) is None:
             continue
-        truncated = found.truncated.curves if found.truncated else ()
-        named = [(f"{one.name}{' with truncations' * (one in truncated)}", one) for one in (*found.curves, *truncated)]
-        for name, curve in named:
+        curves = {str(curve.name): curve for curve in found.curves}
+        if found.truncated:
+            curves |= {f"{curve.name} with truncations": curve for curve in found.truncated.curves}
+        for name, curve in curves.items():
             for one in curve.points:
                 yield arm.name, name, one.flops, one.latency_ms, one.members_used, 100 * one.accuracy
         for alone in found.members:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
@@ -159,16 +159,10 @@ def _break_axis(axes: Axes, knee: float, low: float, high: float) -> None:
     axes.set_yscale("function", functions=(to_axis, to_percent))
     margin = 0.07 * (high - knee)
     axes.set_ylim(low - margin / slope, high + margin)
-    fine = [
-        tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(knee, high) if knee < tick <= high + margin
-    ]
-    coarse = [
-        tick
-        for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, knee)
-        if low <= tick < knee - 0.5 * margin / slope
-    ]
-    axes.yaxis.set_major_locator(FixedLocator([*coarse, *fine]))
-    axes.yaxis.set_major_formatter("{x:g}")
+    fine, coarse = (MaxNLocator(most, steps=[1, 2, 5, 10]) for most in (4, 3))
+    ticks = [tick for tick in coarse.tick_values(low, knee) if low <= tick < knee - 0.5 * margin / slope]
+    ticks += [tick for tick in fine.tick_values(knee, high) if knee < tick <= high + margin]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.axhline(knee, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5, gid="break")
     spot = {"xycoords": axes.get_yaxis_transform(), "va": "top", "color": style.readable(style.MUTED)}
     style.write_beside(axes, f"below {knee:.1f} %: scale {1 / slope:.0f} times coarser", (0, knee), (4, -3), **spot)

@@ -210,7 +210,7 @@ def _draw_members(axes: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
 
 def _draw_ticks(axes: Axes, panel: Panel, pitch: float) -> None:
     axes.set_xticks([])
-    axes.tick_params(length=0, pad=8, labelcolor=style.INK)
+    axes.tick_params(pad=8, labelcolor=style.INK)
     if panel.num_targets > _LABELLED_AT_MOST:
         rows = [0, *range(9, panel.num_targets, 10)]
         axes.set_yticks(rows, [str(row + 1) for row in rows], fontsize=style.SMALL_POINTS, color=style.MUTED)
@@ -471,7 +471,7 @@ def _draw_plan(
         style.add_box(axes, x, y, _CELL_WIDTH, _CELL_HEIGHT, **fill)
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows.labels) - 0.45, -0.55)
-    axes.tick_params(length=0, labelcolor=style.INK, labelsize=style.SMALL_POINTS, pad=2)
+    axes.tick_params(labelcolor=style.INK, labelsize=style.SMALL_POINTS, pad=2)
     axes.tick_params(axis="x", labeltop=True, labelbottom=False)
     style.hide_spines(axes)
 

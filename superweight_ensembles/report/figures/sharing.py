@@ -307,7 +307,7 @@ def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None
     names = [f"{name}\n{style.counted(len(own), 'layer')}" for name, own in cells.items()]
     middles = [-row * (ROW + GAP) + ROW / 2 for row in range(rows)]
     axes.set_yticks(middles, names, fontsize=style.SMALL_POINTS, color=style.INK)
-    style.hide_spines(axes, ticks=False)
+    style.hide_spines(axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import read_text
@@ -344,14 +344,13 @@ def short_names(text: str) -> str:
     return re.sub(rf"\S{{{_LONGEST_NAME + 1},}}", lambda found: _cut(found[0], _LONGEST_NAME, tail=19), text)
 
 
-def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y", ""] = "both") -> None:
+def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y"] = "both") -> None:
     """Labels, ticks, and a light grid behind the data."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.tick_params(labelsize=SMALL_POINTS, color=MUTED, labelcolor=INK, length=3, width=0.6)
     axes.tick_params(which="minor", length=0, labelbottom=False, labelleft=False)
     axes.set_axisbelow(True)
-    if grid:
-        axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
+    axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
 
 
 def draw_line(axes: Axes, points: Iterable[tuple[float, float]], look: str, *, gid: str, **more: Any) -> None:
@@ -391,12 +390,10 @@ def write_beside(
     return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
 
 
-def hide_spines(axes: Axes, *, ticks: bool = True) -> None:
-    """Hide the frame, and the tick marks where ``ticks`` is false."""
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if not ticks:
-        axes.tick_params(length=0)
+def hide_spines(axes: Axes) -> None:
+    """Hide the frame and the tick marks."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def outside_legend(
@@ -521,12 +518,10 @@ def counts_axis(axes: Axes, which: Literal["x", "y"], counts: Iterable[float]) -
     """Make an axis logarithmic over these counts, with whole numbers as ticks."""
     values = list(counts)
     low, high = min(values) / 1.15, max(values) * 1.15
-    getattr(axes, f"set_{which}scale")("log")
-    getattr(axes, f"set_{which}lim")(low, high)
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     ticks = log_ticks(low, high)
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 
@@ -541,15 +536,11 @@ def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: 
         low, high = 0.0, high * 1.08
         ticks = [tick for tick in MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if tick <= high]
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
     size, unit = next(((size, unit) for size, unit in _UNITS if max(ticks) >= size), (1.0, ""))
     one_unit = bool(unit) and min(tick for tick in ticks if tick > 0) >= size / 20
-    if one_unit:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: _digits(tick / size)))
-        return with_unit.format(unit)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: quantity(tick)))
-    return plain
+    axes.set_xticks(ticks, [_digits(tick / size) if one_unit else quantity(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    return with_unit.format(unit) if one_unit else plain
 
 
 def log_ticks(low: float, high: float) -> list[float]:
