@@ -207,14 +207,6 @@ def test_member_names_stand_once_apart_and_inside(case: str) -> None:
         assert_inside(boxes, figure.axes[0].get_window_extent())
 
 
-@each_case
-@pytest.mark.parametrize(
-    "function", ["accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram"]
-)
-def test_legends_fit_their_figure(case: str, function: str) -> None:
-    assert_legend_fits(drawn(function, case))
-
-
 def test_accuracy_parameters_states_the_saving() -> None:
     figure = drawn("accuracy_parameters", "usual")
     (saving,) = with_gid(figure, "saving")
@@ -335,9 +327,12 @@ def test_every_point_has_its_standard_error_and_is_hollow() -> None:
 
 
 @each_case
-@pytest.mark.parametrize("function", ["accuracy_flops", "accuracy_parameters", "training_curves"])
+@pytest.mark.parametrize(
+    "function", ["accuracy_flops", "accuracy_parameters", "training_curves", "reliability_diagram"]
+)
 def test_title_legend_plot_and_caption_are_apart(case: str, function: str) -> None:
     figure = drawn(function, case)
+    assert_legend_fits(figure)
     texts = drawn_boxes([*with_gid(figure, "title"), *with_gid(figure, "caption")])
     boxes = [*texts, figure.legends[0].get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)]
     assert_apart([box.padded(-1) for box in boxes])
