@@ -42,7 +42,7 @@ from superweight_ensembles.storage import as_content, content_as
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits.yaml"
-DATA = swe.load_data("digits", validation_fraction=0.3)
+DATA = swe.load_data("digits", validation_fraction=0.3, num_train=320)
 HELD, TEST = DATA.loader("validation", 128), DATA.loader("test", 128)
 SMALL = (
     'members=[{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}, '
