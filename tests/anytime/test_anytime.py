@@ -1331,7 +1331,7 @@ def test_calls_that_cannot_be(options, match) -> None:
         ),
         ({"latency_ms": -3}, "latency_ms must be a positive number of milliseconds; got -3"),
         *(
-            ({"latency_ms": 3, "batch_size": size}, f"batch_size must be an integer of at least 1; got {size}")
+            ({"latency_ms": 3, "batch_size": size}, f"batch_size must be a whole number, at least 1; got {size}")
             for size in (0, 2.5)
         ),
         ({"max_accuracy_drop": 2}, r"from 0 to below 1 \(0\.002: 0\.2 points\); got 2"),
@@ -1367,4 +1367,4 @@ def test_policies_of_others_are_refused() -> None:
     predictor.set_policy(swe.anytime.ExitPolicy(order=["small", "large"], temperatures=[1, 1], thresholds=[0.5]))
     assert predictor.policy.order == ("small", "large")  # a list is taken as a tuple
     for batch_size in (0, 1.5, True):
-        assert_refused("batch_size must be an integer of at least 1; got", predictor.measure, batch_size)
+        assert_refused("batch_size must be a whole number, at least 1; got", predictor.measure, batch_size)

@@ -105,7 +105,7 @@ def test_what_cannot_be_changed_is_refused() -> None:
     alone = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 5)}, budget=1.0)
     assert_refused("'a' is the only member: an ensemble needs one", without_member, alone, "a")
     for classes in (0, -1, 2.0, True, "ten"):
-        assert_refused("num_classes must be a positive integer; got", reset_classifier, alone, classes)
+        assert_refused("num_classes must be a whole number, at least 1; got", reset_classifier, alone, classes)
     shared = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 5)}, budget=2.0, include=["fc"])
     assert_refused(r"its head fc\.weight is generated: build a new ensemble without it", reset_classifier, shared, 3)
 

@@ -94,7 +94,7 @@ def test_a_saved_ensemble_cannot_name_weight_files(tmp_path, option: str) -> Non
         swe.SuperWeightEnsemble.load(tmp_path / "saved")
 
     assert_refused(f"'{option}' reads trained weights", remade, options={option: "/tmp/evil.pth"})
-    assert_refused(r"config\.json, members\.timm\.model: .*valid string", remade, model=5, options={})
+    assert_refused(r"config\.json, members\.timm\.model must be a text", remade, model=5, options={})
 
 
 def test_registry_suggests_the_nearest_model() -> None:

@@ -249,7 +249,7 @@ def test_other_bad_input():
         ({"scale": "max"}, "unknown scale 'max'"),
     ):
         assert_refused(re.escape(message) if "(" not in message else message, AdaptiveWidth, **given_)
-    assert_refused("hidden_layers must be a positive whole number; got 0", adaptive_mlp, 2, 2, hidden_layers=0)
+    assert_refused("hidden_layers must be a whole number, at least 1; got 0", adaptive_mlp, 2, 2, hidden_layers=0)
     with pytest.raises(SuperWeightError, match="does not run on an example of shape"):
         make_adaptive(Gated(), [("up", "down")], example=torch.zeros(2, 5))
     twice = make_adaptive(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3)), [("0", "1")])

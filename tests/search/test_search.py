@@ -586,7 +586,10 @@ def test_members_that_are_not_there_or_no_list_of_names_are_refused():
     ("options", "message"),
     [
         *(
-            ({"threshold": threshold}, f"threshold is a cosine, -1 to 1; got {re.escape(repr(threshold))}")
+            (
+                {"threshold": threshold},
+                f"threshold .a cosine. must be a finite number, from -1 to 1; got {re.escape(repr(threshold))}",
+            )
             for threshold in (1.5, -1.01, math.nan, math.inf, True, "0.1", None)
         ),
         ({"coefficients": "tide"}, "unknown coefficients 'tide': did you mean 'tied'"),
@@ -595,7 +598,10 @@ def test_members_that_are_not_there_or_no_list_of_names_are_refused():
         ({"budget": "0.8"}, r"budget must be an int .* or a float .*; got '0\.8'"),
         ({"budget": 0.01}, "below the minimum at every threshold"),
         ({"coefficients": None}, "unknown coefficients None"),
-        *(({"max_batches": number}, "max_batches must be .*, or None") for number in (0, -1, 1.5, True, "2")),
+        *(
+            ({"max_batches": number}, "max_batches .None for all. must be a whole number, at least 1")
+            for number in (0, -1, 1.5, True, "2")
+        ),
         ({"loader": []}, "has no samples"),
         ({"loader": iter([])}, "has no samples"),
         ({"loader": [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))]}, "has no samples"),

@@ -695,11 +695,14 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
     ("options", "message"),
     [
         *(
-            ({"epoch": epoch}, f"epoch of Untying must be a positive integer; got {re.escape(repr(epoch))}")
+            ({"epoch": epoch}, f"epoch of Untying must be a whole number, at least 1; got {re.escape(repr(epoch))}")
             for epoch in (0, -1, True, 1.0, "2", None)
         ),
         *(
-            ({"epoch": 1, "threshold": threshold}, f"threshold is a cosine, -1 to 1; got {re.escape(repr(threshold))}")
+            (
+                {"epoch": 1, "threshold": threshold},
+                f"threshold .a cosine. must be a finite number, from -1 to 1; got {re.escape(repr(threshold))}",
+            )
             for threshold in (1.1, math.nan, True, "0.9")
         ),
         *(
