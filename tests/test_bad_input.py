@@ -103,7 +103,7 @@ def test_bad_members(make, members, message):
         ({"include": "*"}, r"include must be a list of globs; got '\*'"),
         ({"exclude": "0"}, "exclude must be a list of globs; got '0'"),
         *(
-            ({option: count}, f"{option} must be a whole number, at least 1; got {re.escape(repr(count))}")
+            ({option: count}, rf"{option} must be a whole number, from 1 to [\d,]+; got {re.escape(repr(count))}")
             for option, count in (("bins", 0), ("bins", 2.5), *(("cap", cap) for cap in (0, -1, 8.0, True, "8")))
         ),
         ({"budget_counts": "bank"}, "budget_counts must be 'all' or 'templates'; got 'bank'"),

@@ -351,3 +351,16 @@ def test_members_that_answer_different_shapes():
 
 def test_unknown_member(ensemble):
     assert_refused(r"unknown member 'wrn'.*Known: a, b, c", ensemble.materialize, "wrn")
+
+
+def test_deepcopy_is_equal_and_independent(ensemble, images):
+    ensemble(images).sum().backward()
+    twin = copy.deepcopy(ensemble)
+    ensemble.eval(), twin.eval()
+    before = ensemble(images)
+    assert torch.equal(twin(images), before)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    assert torch.equal(ensemble(images), before)
+    assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in ensemble.parameters()}
