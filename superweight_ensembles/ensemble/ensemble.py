@@ -345,8 +345,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             check_tensors_suffice(folder, plan)
             config = read_config(folder)
             given = {} if members is None else named_members(members)
-            if (select is not None or selects_by(given.values()) is not None) != config.selects:
-                raise SuperWeightError(f"the ensemble was made {'with' if config.selects else 'without'} select=")
+            if (select is not None or selects_by(given.values()) is not None) != config.select:
+                raise SuperWeightError(f"the ensemble was made {'with' if config.select else 'without'} select=")
             modules = build_members(config, folder, plan) if members is None else given
             ensemble = cls(modules, plan=plan, task=config.task, select=select)
             read_ensemble_tensors(ensemble, folder)

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from superweight_ensembles.data import Preprocessing
@@ -25,10 +25,11 @@ from superweight_ensembles.storage import (
     MANIFEST_FILE,
     PathError,
     accessing,
+    as_content,
     check_manifest,
     contained_file,
     count_numbers,
-    read_json,
+    read_as,
     read_module,
     read_text,
     whole_folder,
@@ -79,16 +80,11 @@ def write_ensemble_files(
     check_unchanged(ensemble)
     architectures = {member.name: registered(members[member.name], member) for member in plan.members}
     held: Any = ensemble
-    write_json(
-        folder / "config.json",
-        {
-            "format": ENSEMBLE_FORMAT,
-            "task": held.task.name,
-            "select": held.select is not None,
-            "images": None if held.images is None else asdict(held.images),
-            "members": {name: made and asdict(made) for name, made in architectures.items()},
-        },
-    )
+    config = SavedConfig(
+        task=held.task.name, select=held.select is not None, images=held.images,
+        members={name: made and asdict(made) for name, made in architectures.items()},
+    )  # fmt: skip
+    write_json(folder / "config.json", as_content(config))
     write_text(folder / "plan.json", plan.to_json())
     write_module(folder / "model.safetensors", ensemble)
 
@@ -187,31 +183,18 @@ def check_tensors_suffice(folder: Path, plan: SharingPlan) -> None:
 class SavedConfig:
     """The content of config.json."""
 
-    members: Mapping[str, Any]  # how each was made; None where no registry name makes it
-    task: str = CLASSIFICATION.name
-    selects: bool = False  # whether a function of the user's own picks the answers
+    format: int = ENSEMBLE_FORMAT
+    task: Annotated[str, Field(default=CLASSIFICATION.name)]
+    select: Annotated[bool, Field(default=False)]  # whether a function of the user's own picks the answers
     images: Preprocessing | None = None  # where that is known
+    members: dict[str, Any]  # how each was made; None where no registry name makes it
+
+    def __post_init__(self) -> None:
+        task_named(self.task)
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """Read config.json of a saved ensemble."""
-    path = folder / "config.json"
-    config = read_json(path)
-    if config.get("format") != ENSEMBLE_FORMAT:
-        raise SuperWeightError(f"{path} has format {config.get('format')!r}; this version reads {ENSEMBLE_FORMAT}")
-    members: Any = config.get("members")
-    if not isinstance(members, dict):
-        raise SuperWeightError(f"{path}: members must be an object of names")
-    task, selects = config.get("task", CLASSIFICATION.name), config.get("select", False)
-    if not isinstance(selects, bool):
-        raise SuperWeightError(f"{path}: select must be true or false; got {selects!r:.80}")
-    images: Any = config.get("images")
-    try:
-        found = None if images is None else TypeAdapter(Preprocessing).validate_json(json.dumps(images))
-    except ValidationError as error:
-        problem = first_problem(error)
-        raise SuperWeightError(f"{path}, images.{problem}") from None
-    return SavedConfig(members=members, task=task_named(task).name, selects=selects, images=found)
+    return read_as(SavedConfig, folder / "config.json", "save the ensemble again")
 
 
 def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -23,8 +23,6 @@ from superweight_ensembles.storage import ONLY_FIELDS, whole
 
 Combination = Literal["avg", "wavg", "emb", "softmax"]
 Upsampling = Literal["inter", "repeat", "mask", "wavg"]
-COMBINATIONS: tuple[str, ...] = get_args(Combination)
-UPSAMPLINGS: tuple[str, ...] = get_args(Upsampling)
 MOST_WINDOWS = 2**12
 _MOST_SIZE = 2**16
 _MATRIX_SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))

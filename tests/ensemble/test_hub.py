@@ -115,7 +115,7 @@ def test_folders_that_are_no_ensemble_never_ask_the_hub(tmp_path: Path) -> None:
 def test_newer_formats_are_refused(tmp_path: Path) -> None:
     registered().save_pretrained(tmp_path / "saved")
     for name, message in (
-        ("config.json", "has format 99; this version reads 3"),
+        ("config.json", 'must hold "format": 3; got 99'),
         ("plan.json", 'must be a JSON object with "format": 2'),
     ):
         path = tmp_path / "saved" / name
@@ -154,7 +154,7 @@ def test_a_push_uploads_the_bank_and_a_card(uploads: list[dict], tmp_path: Path)
     uploaded = tmp_path / "uploaded"
     assert names(uploaded) == SAVED  # no pickle, no second configuration
     config = json.loads((uploaded / "config.json").read_text())
-    assert sorted(config) == ["format", "images", "members", "select", "task"]
+    assert sorted(config) == ["format", "members", "select", "task"]
     card = huggingface_hub.ModelCard((uploaded / "README.md").read_text())
     assert card.data.library_name == "superweight-ensembles" and "ensemble" in card.data.tags
     assert f"{ensemble.num_parameters:,} trainable parameters" in card.text and "| wide | wide_resnet |" in card.text

@@ -51,7 +51,7 @@ def test_damaged_folders_are_refused(tmp_path) -> None:
     small().save(folder)
     config, tensors = ((folder / name).read_bytes() for name in ("config.json", "model.safetensors"))
     edit_json(folder / "config.json", lambda content: {**content, "format": 99})
-    assert_refused("has format 99; this version reads 3", swe.SuperWeightEnsemble.load, folder)
+    assert_refused('must hold "format": 3; got 99', swe.SuperWeightEnsemble.load, folder)
     rewrite(folder / "config.json", config)
     rewrite(folder / "model.safetensors", tensors[: len(tensors) // 2])
     assert_refused(r"model\.safetensors", swe.SuperWeightEnsemble.load, folder)
