@@ -11,7 +11,6 @@ from peak_memory import Peak, look_before, measure_peak
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.data import image_shape_of
 from superweight_ensembles.experiment import Recipe
 from superweight_ensembles.training import (
     Execution,
@@ -149,7 +148,7 @@ def recipe_batch(recipe: Recipe, config: TrainConfig, batch_size: int, image_siz
         image_size: In place of the data's.
     """
     classes, channels = recipe.classes_and_channels()
-    known = image_shape_of(recipe.data.name, recipe.data.options)
+    known = recipe.image_shape
     size = image_size or (32 if known is None else known[1])
     device = build_fabric(config).device
     images, labels = (part.to(device) for part in random_batch(batch_size, size, classes or 10, channels or 3))

@@ -112,7 +112,8 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         """A sentence with the path and the value, such as ``epochs must be at least 1 (got 0)``."""
-        where = ".".join(map(str, self.path[:-1])) if self.said.startswith("unknown ") else self.where
+        says_key = self.kind == "literal_error" and self.said.startswith("unknown ")
+        where = ".".join(map(str, self.path[:-1])) if says_key else self.where
         between = " " if self.said.startswith("must be") else ": "
         return f"{where}{between * bool(where)}{self.said}{self.got}"
 
@@ -124,7 +125,7 @@ _PLAIN = {
     "Input should be": "must be", "Value error, ": "", "greater than or equal to": "at least",
     "less than or equal to": "at most", "a valid integer": "a whole number", "a valid number": "a number",
     "a valid boolean": "true or false", "a valid string": "a text", "a valid tuple": "a list",
-    "a valid list": "a list", "a valid dictionary": "settings by name",
+    "a valid list": "a list", "a valid array": "a list", "a valid dictionary": "settings by name",
 }  # fmt: skip
 _PLAINER = re.compile("^Value error, |" + "|".join(_PLAIN))
 UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")

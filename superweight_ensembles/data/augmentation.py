@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch.nn import functional
 
-from superweight_ensembles.data.options import checked_integer
+from superweight_ensembles.data.options import checked_integer, checked_switch
 from superweight_ensembles.data.random_streams import generator_for
 from superweight_ensembles.data.transforms import check_transforms
 from superweight_ensembles.errors import SuperWeightError, names_options
@@ -34,8 +34,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("flip", "random_resized_crop"):
-            if not isinstance(getattr(self, name), bool):
-                raise SuperWeightError(f"{name} must be true or false; got {getattr(self, name)!r}")
+            checked_switch(name, getattr(self, name))
         checked_integer("crop_padding", self.crop_padding, 0)
         checked_integer("cutout", self.cutout, 0)
         check_transforms(self.transforms)

@@ -93,27 +93,27 @@ def checked_batch(
 ) -> tuple[Inputs, Tensor]:
     """Inputs (B, ...) of :func:`checked_pair`, and class indices (B,) of any integer type, as int64."""
     inputs, labels = checked_pair(batch, dtype=dtype)
-    return inputs, checked_labels(labels, inputs, num_classes)
-
-
-def checked_labels(labels: Any, inputs: Inputs, num_classes: int | None = None) -> Tensor:
-    """Class indices (B,), as int64; labels of another shape or type, or out of range, are refused."""
-    count = num_rows(inputs)
-    if not isinstance(labels, Tensor):
-        raise SuperWeightError(f"labels must be one tensor of class indices (batch,); got {type(labels).__name__}")
-    if labels.ndim != 1 or labels.dtype not in LABEL_TYPES or len(labels) != count:
-        column = labels.ndim == 2 and labels.shape[1] == 1
-        remedy = "labels.squeeze(1)" if column else "labels.argmax(1)" if labels.ndim == 2 else "labels.long()"
-        shape = f"images {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else f"{count} rows of inputs"
-        raise SuperWeightError(
-            "labels must be class indices (batch,) of an integer type, one an image; "
-            f"got {labels.dtype} {tuple(labels.shape)} for {shape}"
-            + (f": {remedy}" if labels.ndim in (1, 2) and len(labels) == count else "")
-        )
-    labels = labels.long()
+    labels = checked_labels(labels, num_rows(inputs))
     if num_classes is not None:
         check_labels(labels, num_classes)
-    return labels
+    return inputs, labels
+
+
+def checked_labels(labels: Any, count: int) -> Tensor:
+    """Class indices (count,) of any integer type, as int64; labels of another shape or type are refused."""
+    if not isinstance(labels, Tensor):
+        raise SuperWeightError(
+            f"labels must be a tensor of class indices ({count},), one an image; got {type(labels).__name__}: "
+            "torch.as_tensor makes one of an array"
+        )
+    if labels.dtype not in LABEL_TYPES or tuple(labels.shape) != (count,):
+        remedy = "squeeze(1)" if labels.shape[1:] == (1,) else "argmax(1)" if labels.ndim == 2 else "long()"
+        fits = labels.ndim in (1, 2) and len(labels) == count
+        raise SuperWeightError(
+            f"labels must be class indices ({count},) of an integer type, one an image; got {labels.dtype} "
+            f"{tuple(labels.shape)}{f': labels.{remedy}' if fits else ''}"
+        )
+    return labels.long()
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

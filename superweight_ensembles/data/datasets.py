@@ -127,20 +127,22 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_name(f"option of {name}", option, defaults)
         if value is not defaults[option] and not (option == "num_train" and value is None):
             checked[option] = _CHECKS[option](option, value)
-    if name == "image_folder" and options.get("folder") is None:
-        raise SuperWeightError("image_folder needs folder=, where the images are")
     given = {**defaults, **{option: value for option, value in checked.items() if value is not None}}
-    if name == "synthetic":
+    if "folder" in given and given["folder"] is None:
+        raise SuperWeightError(f"{name} needs folder=, where the images are")
+    if "num_classes" in given:  # of images that are made: each class has one or more
         for option in ("num_train", "num_test"):
             checked_integer(option, given[option], given["num_classes"])
     height, pool = DATA_SETS[name].image_shape[1], given.get("pool", 1)
     if height is not None and height % pool:
         raise SuperWeightError(f"pool={pool} does not divide the {height} x {height} pixels of {name}")
-    most = num_training_images(name, {**checked, "num_train": None})
-    if name != "synthetic" and most is not None and given["num_train"] is not None:
-        slack = DATA_SETS[name].num_classes or 0  # as splits round by class
-        if given["num_train"] > most + slack:
-            raise SuperWeightError(f"num_train is {given['num_train']}; {name} has about {most} training images")
+    facts = known_facts(name, {**checked, "num_train": None})
+    if "num_train" not in known and facts.num_train is not None and given["num_train"] is not None:
+        slack = facts.num_classes or 0  # as splits round by class
+        if given["num_train"] > facts.num_train + slack:
+            raise SuperWeightError(
+                f"num_train is {given['num_train']}; {name} has about {facts.num_train} training images"
+            )
     return checked
 
 
@@ -163,7 +165,7 @@ def _data_set(name: str) -> DataSet:
             raise SuperWeightError(f"data set {name!r} must make ImageData; it makes a {type(found).__name__}")
         return found
 
-    return DataSet(load, None, (None, None, None))
+    return DataSet(load)
 
 
 def data_set_needs() -> dict[str, str]:
@@ -194,64 +196,57 @@ def takes_option(name: str, option: str) -> bool:
     return option in _defaults(name)
 
 
-def classes_and_channels(name: str, options: Mapping[str, Any] | None = None) -> tuple[int | None, int | None]:
-    """Number of classes and of channels of a data set; None where only its files tell."""
-    if name not in DATA_SETS:
-        return None, None
-    given = {**_defaults(name), **(options or {})}
-    channels = given["shape"][0] if "shape" in given else DATA_SETS[name].image_shape[0]
-    return given.get("num_classes", DATA_SETS[name].num_classes), channels
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFacts:
+    """What is known of a data set before anything is read; None where only its files tell.
+
+    Attributes:
+        num_train: Number of training images, to within one a class.
+        num_validation: Number of validation images, to within one a class.
+        num_test: Number of test images.
+        num_classes: Number of classes, K.
+        channels: Number of channels, C.
+        image_shape: (C, H, W).
+    """
+
+    num_train: int | None = None
+    num_validation: int | None = None
+    num_test: int | None = None
+    num_classes: int | None = None
+    channels: int | None = None
+    image_shape: tuple[int, int, int] | None = None
 
 
-def image_shape_of(name: str, options: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """(C, H, W) of a data set's images; None where only its files tell.
+def known_facts(name: str, options: Mapping[str, Any]) -> DataFacts:
+    """What a data set's name and options tell of it.
 
     Example:
-        >>> image_shape_of("image_folder", {"image_size": 224}), image_shape_of("cifar10", {"pool": 2})
-        ((3, 224, 224), (3, 16, 16))
-        >>> image_shape_of("image_folder", {}) is None
-        True
+        >>> facts = known_facts("cifar10", {"pool": 2, "validation_fraction": 0.1})
+        >>> facts.image_shape, facts.num_classes, facts.num_train, facts.num_validation, facts.num_test
+        ((3, 16, 16), 10, 45000, 5000, 10000)
+        >>> known_facts("image_folder", {"image_size": 224})
+        DataFacts(num_train=None, num_validation=None, num_test=None, num_classes=None, channels=3, \
+image_shape=(3, 224, 224))
     """
     if name not in DATA_SETS:
-        return None
-    options = {**_defaults(name), **options}
-    size, pool = options.get("image_size"), options.get("pool", 1)
-    known = options["shape"] if name == "synthetic" else DATA_SETS[name].image_shape
-    channels, height, width = (size if side is None else side for side in known)
-    if not (isinstance(channels, int) and isinstance(height, int) and isinstance(width, int)):
-        return None
-    return channels, height // pool, width // pool
-
-
-def num_training_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Number of training images of a data set, to within one a class; None where only its files tell."""
-    limit = options.get("num_train")
-    options = {**_defaults(name), **{key: value for key, value in options.items() if value is not None}}
-    if name == "synthetic":
-        return round(options["num_train"] * (1 - options["validation_fraction"]))
-    if "num_points" in options:
-        not_for_test: int | None = round(options["num_points"] * (1 - _POINTS_TEST_FRACTION))
-    else:
-        not_for_test = DATA_SETS[name].num_not_for_test if name in DATA_SETS else None
-    if not_for_test is None:
-        return None if limit is None else int(limit)
-    found = round(not_for_test * (1 - options["validation_fraction"]))
-    return found if limit is None else min(found, int(limit))
-
-
-def num_test_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Number of test images of a data set; None where only its files tell."""
-    given = {**_defaults(name), **options}
-    if "num_points" in given:
-        return round(given["num_points"] * _POINTS_TEST_FRACTION)
-    return given.get("num_test", DATA_SETS[name].num_test if name in DATA_SETS else None)
-
-
-def num_validation_images(name: str, options: Mapping[str, Any]) -> int | None:
-    """Number of validation images, to within one a class; None where only the files tell."""
-    every = {key: value for key, value in options.items() if key != "num_train" or name == "synthetic"}
-    rest, trained = num_training_images(name, {**every, "validation_fraction": 0.0}), num_training_images(name, every)
-    return None if rest is None or trained is None else rest - trained
+        limit = options.get("num_train")
+        return DataFacts(num_train=None if limit is None else int(limit))
+    known = DATA_SETS[name]
+    given = {**_defaults(name), **{option: value for option, value in options.items() if value is not None}}
+    channels, *sides = given.get("shape", known.image_shape)
+    height, width = (given.get("image_size") if side is None else side for side in sides)
+    pool = given.get("pool", 1)
+    num_rest, num_test = known.sizes(given)
+    num_train = num_rest if num_rest is None else round(num_rest * (1 - given["validation_fraction"]))
+    limits = [count for count in (num_train, given.get("num_train")) if count is not None]
+    return DataFacts(
+        num_train=min(limits, default=None),
+        num_validation=None if num_rest is None or num_train is None else num_rest - num_train,
+        num_test=num_test,
+        num_classes=given.get("num_classes", known.num_classes),
+        channels=channels,
+        image_shape=None if height is None or width is None else (channels, height // pool, width // pool),
+    )
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -474,27 +469,34 @@ def _absent(name: str, source: type[CIFAR10], root: Path, download: bool, error:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Facts of a data set before anything is read; None where its options or files tell."""
+    """How a data set is loaded, and its facts; None where its options or files tell."""
 
     load: Callable[..., ImageData]  # its keyword-only parameters are the options
-    num_classes: int | None
-    image_shape: tuple[int | None, int | None, int | None]  # (C, H, W)
-    num_not_for_test: int | None = None  # for training and validation together
-    num_test: int | None = None
+    num_classes: int | None = None
+    image_shape: tuple[int | None, int | None, int | None] = (None, None, None)  # (C, H, W)
+    # Numbers of images for training and validation together, and for test, by the options.
+    sizes: Callable[[Mapping[str, Any]], tuple[int | None, int | None]] = lambda options: (None, None)
+
+
+def _point_counts(options: Mapping[str, Any]) -> tuple[int, int]:
+    num_points, test = options["num_points"], _POINTS_TEST_FRACTION
+    return round(num_points * (1 - test)), round(num_points * test)
 
 
 _CIFAR10 = partial(_cifar, CIFAR10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
 _CIFAR100 = partial(_cifar, CIFAR100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
 DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
-        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), 50_000, 10_000),
-        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), 50_000, 10_000),
-        "digits": DataSet(_digits, 10, (1, 8, 8), 899, 898),
-        "double_moon": DataSet(partial(_points, "double_moon", _moons), 2, (2, 1, 1)),
+        "cifar10": DataSet(_CIFAR10, 10, (3, 32, 32), lambda options: (50_000, 10_000)),
+        "cifar100": DataSet(_CIFAR100, 100, (3, 32, 32), lambda options: (50_000, 10_000)),
+        "digits": DataSet(_digits, 10, (1, 8, 8), lambda options: (899, 898)),
+        "double_moon": DataSet(partial(_points, "double_moon", _moons), 2, (2, 1, 1), _point_counts),
         "image_folder": DataSet(image_folder, None, (3, None, None)),
-        "spiral": DataSet(partial(_points, "spiral", _arms(1.0)), 2, (2, 1, 1)),
-        "spiral_hard": DataSet(partial(_points, "spiral_hard", _arms(2.0), num_points=10_000), 2, (2, 1, 1)),
-        "synthetic": DataSet(_synthetic, None, (None, None, None)),
+        "spiral": DataSet(partial(_points, "spiral", _arms(1.0)), 2, (2, 1, 1), _point_counts),
+        "spiral_hard": DataSet(
+            partial(_points, "spiral_hard", _arms(2.0), num_points=10_000), 2, (2, 1, 1), _point_counts
+        ),
+        "synthetic": DataSet(_synthetic, sizes=lambda options: (options["num_train"], options["num_test"])),
     }
 )
 

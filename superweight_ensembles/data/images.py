@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional
 from torch.utils.data import get_worker_info
 
@@ -27,17 +27,6 @@ _FILES_A_TASK = 64
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # JPEG has MPO with it. Pillow would try others by the content, and run Ghostscript on what looks like PostScript.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-# How a picture is turned upright, by its EXIF orientation; of some, width and height change places.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image:
 # faster, and a level or so apart from resizing it whole.
 _KEPT_FOR_RESIZING = 2
@@ -190,8 +179,7 @@ def turned_colours(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """Centre of an open picture (:func:`centre_of`), upright and resized to (H, W): uint8 (H, W, 3)."""
     if picture.mode in _DEEP_MODES:
         raise SuperWeightError(f"a picture has more than 8 bits a channel (mode {picture.mode}): convert it to 8 bits")
-    turn, picture = _turn_of(picture), _as_colours(picture)
-    picture = picture if turn is None else picture.transpose(turn)
+    picture = _as_colours(picture)
     region = centre_of(picture.width, picture.height, size)
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=region))
 
@@ -204,13 +192,13 @@ def decode_random(path: str, size: tuple[int, int], generator: np.random.Generat
 def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, int], Region] | None) -> np.ndarray:
     """A region of a file, given its width and height, resized to (H, W) (bilinear, antialiased); all where None."""
     with _opened(path) as file:
-        turn = _turn_of(file)
+        # Pillow turns a TIFF itself: its width and height are those of the upright picture already.
+        sideways = file.format != "TIFF" and file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         region, scale = None, 1.0
         if size is not None and region_of is not None:
-            region = region_of(*(reversed(file.size) if turn in _SIDEWAYS else file.size))
+            region = region_of(*(reversed(file.size) if sideways else file.size))
             scale = _draft(file, region, size)
         image = _as_colours(file)
-        image = image if turn is None else image.transpose(turn)
     if region is not None and size is not None:
         # Only the pixels that are kept are resampled; those around the region still count at its border.
         left, top, right, bottom = (edge * scale for edge in region)
@@ -241,13 +229,10 @@ def _opened(path: str) -> Iterator[Image.Image]:
         ) from error
 
 
-def _turn_of(file: Image.Image) -> Image.Transpose | None:
-    """Transposition that turns a picture upright; Pillow itself turns a TIFF when it decodes it."""
-    return None if file.format == "TIFF" else _TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
-
-
 def _as_colours(file: Image.Image) -> Image.Image:
-    """Picture in RGB; a transparent one is laid on white."""
+    """Picture upright, as its EXIF orientation says, and in RGB; a transparent one is laid on white."""
+    file.load()  # which turns a TIFF and forgets its orientation
+    file = ImageOps.exif_transpose(file)
     if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
         return file.convert("RGB")
     picture = file.convert("RGBA")

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -18,9 +19,25 @@ from superweight_ensembles.data.splits import BatchRows, FileSplit, ImageSplit, 
 from superweight_ensembles.data.transforms import Transforms
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _LOG = logging.getLogger(__name__)
 _MARKS = "image marks"
 _FAR = 50.0  # standard deviations: no pixel is that far from the mean
+
+
+class LoaderSettings(TypedDict, total=False):
+    """Settings of :class:`ImageLoader` that do not follow from the data; their meaning is explained there."""
+
+    augmentation: Augmentation | None
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    device: torch.device | str
+    num_workers: int
+    shard: tuple[int, int]
+    corruption: Corruption | None
 
 
 @names_options
@@ -121,34 +138,14 @@ class ImageData:
         self,
         split: str,
         batch_size: int,
-        *,
-        augmentation: Augmentation | None = None,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        num_workers: int = 0,
-        shard: tuple[int, int] = (0, 1),
-        corruption: Corruption | None = None,
+        **settings: Unpack[LoaderSettings],
     ) -> ImageLoader:
         """Normalised batches of ``train``, ``validation`` or ``test``; see :class:`ImageLoader` for the settings."""
         splits = self._splits()
         if split not in splits:
             raise unknown_name("split", split, splits)
         return ImageLoader(
-            splits[split],
-            batch_size,
-            mean=self.mean,
-            std=self.std,
-            num_classes=self.num_classes,
-            augmentation=augmentation,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            seed=seed,
-            device=device,
-            num_workers=num_workers,
-            shard=shard,
-            corruption=corruption,
+            splits[split], batch_size, mean=self.mean, std=self.std, num_classes=self.num_classes, **settings
         )
 
     def fingerprint(self) -> dict[str, str]:
@@ -196,6 +193,7 @@ def _marks_of(marks: str | None) -> list[str]:
     return [marks[start : start + 8] for start in range(0, len(marks), 8)]
 
 
+@names_options
 class ImageLoader:
     """Iterable of (images, labels): float32 (B, C, H, W), normalised, and int64 (B,), both on the device.
 

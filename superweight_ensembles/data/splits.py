@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from superweight_ensembles.data.batch import LABEL_TYPES
+from superweight_ensembles.data.batch import checked_labels
 from superweight_ensembles.data.images import ImageReader
 from superweight_ensembles.data.options import checked_integer
 from superweight_ensembles.errors import SuperWeightError
@@ -188,7 +188,7 @@ class MemorySplit(ImageSplit):
             raise SuperWeightError(f"image {row} holds numbers that are not finite: leave it out, or mend it")
         self.images = images.contiguous()
         self.unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        self.labels = _checked_labels(labels, len(images))
+        self.labels = checked_labels(labels, len(images)).cpu()
         self.paths = paths if paths is None or isinstance(paths, PathTable) else PathTable(paths)
         channels, height, width = images.shape[1:]
         self.image_shape = (channels, height, width)
@@ -217,21 +217,6 @@ class MemorySplit(ImageSplit):
         return MemorySplit(self.images[indices], self.labels[indices], paths)
 
 
-def _checked_labels(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Labels of an integer type, one an image, as int64 on the CPU."""
-    if not isinstance(labels, torch.Tensor):
-        raise SuperWeightError(
-            f"labels must be a tensor; got {type(labels).__name__}: torch.as_tensor makes one of an array"
-        )
-    if labels.dtype not in LABEL_TYPES or tuple(labels.shape) != (count,):
-        remedy = ": labels.argmax(1)" if labels.ndim == 2 and labels.shape[1] > 1 else ": labels.flatten().long()"
-        raise SuperWeightError(
-            f"labels must be of an integer type, ({count},), one an image; got {labels.dtype} "
-            f"{tuple(labels.shape)}{remedy if labels.ndim and len(labels) == count else ''}"
-        )
-    return labels.detach().long().cpu()
-
-
 class FileSplit(ImageSplit):
     """Split of files that are read batch by batch, for data that memory cannot hold."""
 
@@ -239,7 +224,7 @@ class FileSplit(ImageSplit):
 
     def __init__(self, paths: Sequence[str] | PathTable, labels: torch.Tensor, reader: ImageReader) -> None:
         self.paths = paths if isinstance(paths, PathTable) else PathTable(paths)
-        self.labels = _checked_labels(labels, len(self.paths))
+        self.labels = checked_labels(labels, len(self.paths)).cpu()
         self.reader = reader
         self.image_shape = reader.image_shape
 

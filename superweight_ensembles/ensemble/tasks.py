@@ -105,7 +105,7 @@ class Classification(Task):
                     f"{tuple(targets.shape)}"
                 )
             return targets
-        return checked_labels(targets, answer)
+        return checked_labels(targets, len(answer))
 
     def check_range(self, targets: Any, num_classes: int) -> None:
         if not isinstance(targets, Tensor) or not len(targets):

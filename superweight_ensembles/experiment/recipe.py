@@ -14,14 +14,7 @@ from pydantic import Field, StrictInt, ValidationError, model_validator
 from torch import nn
 
 from superweight_ensembles.anytime import MIN_SAMPLES, checked_order, flops_of_members
-from superweight_ensembles.data import (
-    ImageData,
-    classes_and_channels,
-    image_shape_of,
-    load_data,
-    num_training_images,
-    num_validation_images,
-)
+from superweight_ensembles.data import ImageData, load_data
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.errors import UNKNOWN_KEY, SuperWeightError, first_problem, unknown_name
 from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_training
@@ -187,8 +180,8 @@ class Recipe(Strict):
 
     def _check_known_data(self) -> None:
         """Hold training and exits against what is known of the data set before it is read."""
-        name, options = self.data.name, self.data.options
-        shape, num_train = image_shape_of(name, options), num_training_images(name, options)
+        name, facts = self.data.name, self.data.facts
+        shape, num_train = facts.image_shape, facts.num_train
         if shape is not None and math.prod(shape) > _MOST_PIXELS:
             raise SuperWeightError(
                 f"data: images of {list(shape)} have {math.prod(shape):,} numbers each, more than {_MOST_PIXELS:,}: "
@@ -216,16 +209,15 @@ class Recipe(Strict):
                         f"{name} has about {num_train} training images, fewer than batch_size {config.batch_size}"
                     )
         others = None if self.uncertainty is None else self.uncertainty.others
-        if others is not None and (others.name, others.options) == (name, options):
+        if others is not None and (others.name, others.options) == (name, self.data.options):
             raise SuperWeightError(f"uncertainty.others: {name} is the run's own data: name another data set")
-        of_others = None if others is None else image_shape_of(others.name, others.options)
+        of_others = None if others is None else others.facts.image_shape
         if others is not None and None not in (shape, of_others) and shape != of_others:
             raise SuperWeightError(
                 f"uncertainty.others: {others.name} has images {of_others}, {name} {shape}: give images of one shape"
             )
-        held_out = num_validation_images(name, options)
-        if self.anytime is not None and held_out is not None:
-            check_held_out(name, held_out, slack)
+        if self.anytime is not None and facts.num_validation is not None:
+            check_held_out(name, facts.num_validation, slack)
 
     def to_content(self) -> dict[str, Any]:
         """The recipe as plain data, of which :func:`parse_recipe` makes an equal one."""
@@ -264,7 +256,7 @@ class Recipe(Strict):
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """(C, H, W) of the images, as far as it is known before they are read."""
-        return image_shape_of(self.data.name, self.data.options)
+        return self.data.facts.image_shape
 
     def build_members(self, data: ImageData | None = None) -> dict[str, nn.Module]:
         """Make the members with start values drawn from the recipe's seed; data are read only for unknown classes.
@@ -351,7 +343,7 @@ class Recipe(Strict):
         config, hook = self.shared_training(), distillation_of(self) if self.taught_by(*EACH_OTHER) else None
         return estimate_training(
             members, plan, self.image_shape, config, bfloat16=precision_of(config) != "float32",
-            num_images=num_training_images(self.data.name, self.data.options),
+            num_images=self.data.facts.num_train,
             together=hook is not None and hook.together,
         )  # fmt: skip
 
@@ -407,8 +399,8 @@ class Recipe(Strict):
 
     def classes_and_channels(self) -> tuple[int | None, int | None]:
         """Numbers of classes and image channels that the recipe gives, else those known of the data set, else None."""
-        classes, channels = classes_and_channels(self.data.name, self.data.options)
-        return self.data.num_classes or classes, self.data.channels or channels
+        facts = self.data.facts
+        return self.data.num_classes or facts.num_classes, self.data.channels or facts.channels
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from superweight_ensembles.anytime import ORDERS
-from superweight_ensembles.data import CORRUPTIONS, Corruption, check_options, classes_and_channels, takes_option
+from superweight_ensembles.data import CORRUPTIONS, Corruption, DataFacts, check_options, known_facts, takes_option
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import BOUNDS, DISTRIBUTIONS, QUANTILE, SCALES, check_fractions
-from superweight_ensembles.plan import BUDGET_COUNTS, CLUSTER_RULES, COEFFICIENT_KINDS, GENERATORS, Kernels, SsnOptions
+from superweight_ensembles.plan import (
+    BUDGET_COUNTS,
+    CLUSTER_RULES,
+    COEFFICIENT_KINDS,
+    GENERATORS,
+    RETIRED_CHANNEL,
+    Kernels,
+    SsnOptions,
+)
 from superweight_ensembles.search import LEARNING
 from superweight_ensembles.storage import one_of
 from superweight_ensembles.training import Distillation, Teacher
@@ -50,7 +58,7 @@ class DataRecipe(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> DataRecipe:
         check_options(self.name, self.options)
-        self.check_says(*classes_and_channels(self.name, self.options))
+        self.check_says(self.facts.num_classes, self.facts.channels)
         return self
 
     @property
@@ -60,6 +68,11 @@ class DataRecipe(BaseModel):
         if self.num_classes is not None and takes_option(self.name, "num_classes"):
             given["num_classes"] = self.num_classes
         return given
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is known of the data set before it is read."""
+        return known_facts(self.name, self.options)
 
     def seeded(self, seed: int) -> dict[str, Any]:
         """The options with the recipe's seed, where the data set takes one and none is given."""
@@ -138,6 +151,12 @@ _OF_A_RUN = {
 }  # fmt: skip
 
 
+def _not_retired(coefficients: object) -> object:
+    if coefficients == "channel":
+        raise SuperWeightError(RETIRED_CHANNEL)
+    return coefficients
+
+
 class SharingRecipe(Strict):
     """``sharing:`` as :func:`plan_sharing` takes it, and the search that goes on from there.
 
@@ -183,7 +202,7 @@ class SharingRecipe(Strict):
     group_seed: StrictInt | None = Field(default=None, ge=0)
     ssn: SsnOptions | None = None
     cap: StrictInt = 8
-    coefficients: Annotated[str, one_of(COEFFICIENT_KINDS)] | None = None
+    coefficients: Annotated[Annotated[str, one_of(COEFFICIENT_KINDS)] | None, BeforeValidator(_not_retired)] = None
     include: tuple[str, ...] = Field(default=(), max_length=1000)
     exclude: tuple[str, ...] = Field(default=(), max_length=1000)
     budget_counts: Annotated[str, one_of(BUDGET_COUNTS)] = "all"

@@ -14,13 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from superweight_ensembles.data import (
-    ImageData,
-    MemorySplit,
-    num_test_images,
-    num_training_images,
-    num_validation_images,
-)
+from superweight_ensembles.data import ImageData, MemorySplit
 from superweight_ensembles.ensemble import SuperWeightEnsemble
 from superweight_ensembles.experiment.estimate import TrainingEstimate, training_flops_per_second
 from superweight_ensembles.experiment.recipe import INDEPENDENT, Recipe
@@ -69,10 +63,7 @@ def time_run(
     """Seconds of every stage of a run that begins with these members and plan, in order, and of its evaluation."""
     device = build_fabric(recipe.training).device
     rate = training_flops_per_second(device, bfloat16=uses_bfloat16(recipe.training), seconds=0.2)
-    options = recipe.data.options
-    num_train, num_validation = (
-        count(recipe.data.name, options) for count in (num_training_images, num_validation_images)
-    )
+    num_train, num_validation = recipe.data.facts.num_train, recipe.data.facts.num_validation
     found = {"start": _START}
     with torch.random.fork_rng(devices=[]):
         for stage in _stages(recipe, members, plan):
@@ -194,7 +185,7 @@ def _evaluation_seconds(
     recipe: Recipe, members: dict[str, nn.Module], num_validation: int | None, device: torch.device
 ) -> float | None:
     """Seconds of evaluating one arm; None where only files tell how many images there are."""
-    num_test = num_test_images(recipe.data.name, recipe.data.options)
+    num_test = recipe.data.facts.num_test
     if num_test is None:
         return None
     batch = min(recipe.evaluation.batch_size, 64)

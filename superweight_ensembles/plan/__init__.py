@@ -34,6 +34,7 @@ from superweight_ensembles.plan.planner import (
 )
 from superweight_ensembles.plan.sharing_plan import (
     BUDGET_COUNTS,
+    RETIRED_CHANNEL,
     Cluster,
     PlannedMember,
     PlannedSlot,
@@ -76,6 +77,7 @@ __all__ = [
     "CLUSTER_RULES",
     "COEFFICIENT_KINDS",
     "GENERATORS",
+    "RETIRED_CHANNEL",
     "Box",
     "BudgetPolicy",
     "Cluster",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.storage.files import PathError, accessing, contained_file, parse_json
+from superweight_ensembles.storage.files import PathError, accessing, contained_file
 
 _ASIDE = "or register the buffer with persistent=False"
 TensorSpec = tuple[Sequence[int], torch.dtype]
-_MOST_HEADER = 2**25  # bytes; 100,000 tensors take half of that
 _TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -82,36 +82,29 @@ def _owner_of_empty_buffer(module: nn.Module, name: str) -> nn.Module | None:
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
     """Shape and type of each tensor of a safetensors file, by name; no number is read."""
+    with _opened(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    for name, (_, kind) in found.items():
+        if kind not in _TYPES:
+            raise SuperWeightError(f"{path} does not fit: tensor {name!r:.200} is of type {kind}, which torch has not")
+    return {name: (shape, _TYPES[kind]) for name, (shape, kind) in found.items()}
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[safe_open]:
+    """A safetensors file whose header was checked, against the file's size too, before anything is allocated for it."""
     contained_file(path.parent, path.name)
-    with accessing(path, "read"), path.open("rb") as file:
-        size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, _MOST_HEADER):
-            raise SuperWeightError(f"{path} is damaged: its header claims {length:,} bytes; the file has {size:,}")
-        header = file.read(length)
     try:
-        content = parse_json(header.decode("utf-8"), f"{path}, header,")
-    except UnicodeDecodeError:
-        raise SuperWeightError(f"{path} is damaged: its header is no text") from None
-    if not isinstance(content, dict):
-        raise SuperWeightError(f"{path} is damaged: its header is no object")
-    content.pop("__metadata__", None)
-    return {name: _spec(path, name, entry) for name, entry in content.items()}
+        with accessing(path, "read"), safe_open(str(path), framework="pt", device=str(device)) as file:
+            yield file
+    except (SafetensorError, RuntimeError) as error:
+        raise SuperWeightError(f"{path} is damaged: {' '.join(str(error).split()):.400}") from None
 
 
 def count_numbers(path: Path) -> int:
     """Numbers in all tensors of a safetensors file, as its header says; none is read."""
     return sum(math.prod(shape) for shape, _ in read_header(path).values())
-
-
-def _spec(path: Path, name: str, entry: object) -> TensorSpec:
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    dtype = _TYPES.get(str(entry.get("dtype"))) if isinstance(entry, dict) else None
-    if dtype is None or not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
-        raise SuperWeightError(
-            f"{path} is damaged: tensor {name!r:.200} needs a known dtype and a shape; got {entry!r:.120}"
-        )
-    return tuple(shape), dtype
 
 
 def _check_taken(path: Path, header: Iterable[str], takers: Container[str]) -> None:
@@ -138,11 +131,8 @@ def _compare(path: Path, header: Mapping[str, TensorSpec], expected: Mapping[str
 
 
 def _load(path: Path, header: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in header}
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise SuperWeightError(f"{path} is damaged: {' '.join(str(error).split()):.400}") from None
+    with _opened(path, device) as file:
+        return {name: file.get_tensor(name) for name in header}
 
 
 def write_module(path: Path, module: nn.Module) -> None:

@@ -156,7 +156,7 @@ def prepared_batch(
     """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members."""
     inputs, targets = checked_pair(batch, dtype=dtype)
     if labelled and task is CLASSIFICATION and not _are_soft(targets):
-        targets = checked_labels(targets, inputs)
+        targets = checked_labels(targets, num_rows(inputs))
     if labelled and num_classes is not None:
         task.check_range(targets, num_classes)
     ahead = device.type == "cuda"  # into the host's memory, a copy would be read before it is there
@@ -227,7 +227,8 @@ def _known_labels(loader: Batches) -> Tensor | None:
         return loader.split.labels
     if type(loader) in (list, tuple):
         pairs = map(checked_pair, loader)
-        return torch.cat([checked_labels(targets, inputs) for inputs, targets in pairs if not _are_soft(targets)])
+        hard = (pair for pair in pairs if not _are_soft(pair[1]))
+        return torch.cat([checked_labels(targets, num_rows(inputs)) for inputs, targets in hard])
     return _labels_of(loader.dataset) if isinstance(loader, DataLoader) and _reads_all(loader) else None
 
 

@@ -187,7 +187,10 @@ def test_own_networks_answer_in_the_place_of_the_members() -> None:
         (lambda own: own.with_networks({**own.modules, "larger": nn.Identity()}), "unknown member 'larger'"),
         (lambda own: own.with_networks([nn.Identity()]), "unknown member 'member0'"),
         (lambda own: own.accelerate(SAMPLES, dtype=torch.float32), "dtype must be None, torch.bfloat16 or"),
-        (lambda own: own.accelerate(SAMPLES, max_changed=1.5), "max_changed must be a fraction"),
+        (
+            lambda own: own.accelerate(SAMPLES, max_changed=1.5),
+            "max_changed .a fraction of the answers. must be a finite number",
+        ),
         (lambda own: own.accelerate(SAMPLES, batch_size=0), "batch_size must be a whole number, at least 1"),
         (lambda own: own.accelerate(SAMPLES, num_images=0), "num_images must be a whole number, at least 1"),
         (lambda own: own.accelerate([]), "the loader has no samples"),

@@ -15,15 +15,31 @@ import pytest
 import torch
 from PIL import Image
 
-from superweight_ensembles.data import FileSplit, ImageData, MemorySplit, load_data
+from superweight_ensembles.data import Augmentation, FileSplit, ImageData, MemorySplit, load_data
 from superweight_ensembles.errors import SuperWeightError
 
 CLASSES = ("cat", "dog")
+SPLIT_LAYOUT = {"train/cat": 10, "train/dog": 20, "test/cat": 3, "test/dog": 2}
 
 
 def write(path: Path, grey: int = 100, mode: str = "RGB", size: tuple[int, int] = (8, 8), **how: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, grey).convert(mode).save(path, **how)
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
+    """One image of random pixels, (H, W), in the format of the name's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size, 3) if mode == "RGB" else size
+    Image.fromarray(np.random.RandomState(seed).randint(0, 256, shape, dtype=np.uint8)).save(path)
+
+
+def write_folder(root: Path, counts: dict[str, int], ending: str = "png", **image: Any) -> Path:
+    """``counts`` images in each folder, all different."""
+    places = [(folder, index) for folder, count in counts.items() for index in range(count)]
+    for seed, (folder, index) in enumerate(places):
+        write_image(root / folder / f"{index:03}.{ending}", seed, **image)
+    return root
 
 
 def write_tree(root: Path, *folders: str, classes: tuple[str, ...] = CLASSES, count: int = 6) -> Path:
@@ -37,6 +53,13 @@ def write_tree(root: Path, *folders: str, classes: tuple[str, ...] = CLASSES, co
 
 def sizes(data: ImageData) -> tuple[int, int, int]:
     return len(data.train), len(data.validation), len(data.test)
+
+
+def read(root: Path, *paths: Path) -> torch.Tensor:
+    """Images of files, as the training split of a folder reads them: uint8 (N, 3, H, W)."""
+    data = load_data("image_folder", folder=root, memory_limit_mb=0)
+    assert isinstance(data.train, FileSplit)
+    return data.train.reader.read([str(path) for path in paths])
 
 
 READ: list[tuple[tuple[str, ...], tuple[int, int, int], str]] = [
@@ -78,6 +101,9 @@ def test_usual_names_of_splits(
 REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("train", "val", "valid"), "has both val and valid: keep one"),
     (("train", "Train", "test"), "has both Train and train: keep one"),
+    ((), "no class folders in .*: sort the images as"),
+    (("./",), "no class folders in .*: sort the images as"),
+    (("train", "test/"), "no class folders in .*test: sort the images as"),
     (("train",), r"has train but no test folder: add test/<class>/\*$"),
     (("train", "holdout"), "has train but no test folder: .*, or name one of holdout so"),
     (("val", "test"), "has test and val, but no train folder: sort the training images as"),
@@ -146,26 +172,6 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path: Path, caplog: pyte
         assert part in warnings[0]
 
 
-BAD_FILES: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("empty", lambda path: path.write_bytes(b""), r"cannot read the image .*9\.png: it is empty"),
-    ("link to nothing", lambda path: path.symlink_to("absent"), "absent|9.png cannot be read: No such file"),
-    ("16 bits", lambda path: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path), "more than 8 bits a channel"),
-]
-
-
-@pytest.mark.parametrize(("spoil", "message"), [case[1:] for case in BAD_FILES], ids=[case[0] for case in BAD_FILES])
-def test_bad_files_are_named(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
-    spoil(write_tree(tmp_path, "") / "cat/9.png")
-    with pytest.raises(SuperWeightError, match=message):
-        load_data("image_folder", folder=tmp_path)
-
-
-def test_an_empty_file_is_refused_before_anything_is_decoded(tmp_path: Path) -> None:
-    (write_tree(tmp_path, "") / "cat/9.png").write_bytes(b"")
-    with pytest.raises(SuperWeightError, match="it is empty"):
-        load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("image_size", "suffix"), [(None, "png"), (8, "png"), (8, "tiff"), (None, "tif")])
 def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, image_size: int | None, suffix: str) -> None:
@@ -216,9 +222,7 @@ def test_transparent_pictures_are_laid_on_white(tmp_path: Path, mode: str) -> No
         palette.save(root / "cat/z.png", transparency=0)
     else:
         picture.convert(mode).save(root / "cat/z.png")
-    data = load_data("image_folder", folder=root, memory_limit_mb=0)
-    assert isinstance(data.train, FileSplit)
-    image = data.train.reader.read([str(root / "cat/z.png")])[0]
+    (image,) = read(root, root / "cat/z.png")
     assert image[:, 0, 0].tolist() == [50] * 3 and image[:, 0, 7].tolist() == [255] * 3
 
 
@@ -236,33 +240,79 @@ def test_a_suffix_that_lies_and_the_first_of_several_frames(tmp_path: Path, capl
     write(root / "cat/lies.jpg", 77, format="PNG")
     frames = [Image.new("RGB", (8, 8), (grey,) * 3) for grey in (20, 220)]
     frames[0].save(root / "cat/pages.tiff", save_all=True, append_images=frames[1:])
-    data = load_data("image_folder", folder=root, memory_limit_mb=0)
-    assert isinstance(data.train, FileSplit)
-    images = data.train.reader.read([str(root / "cat/lies.jpg"), str(root / "cat/pages.tiff")])
+    images = read(root, root / "cat/lies.jpg", root / "cat/pages.tiff")
     assert images.flatten(1)[:, 0].tolist() == [77, 20]
     assert "1 files have several frames: the first of each is taken" in caplog.text
 
 
-def test_colours_of_16_bits_give_their_upper_8(tmp_path: Path) -> None:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+COLOUR = struct.pack(">3H", 0x1234, 0x80FF, 0xFF00)
 
-    rows = b"".join(b"\0" + struct.pack(">3H", 0x1234, 0x80FF, 0xFF00) * 8 for _ in range(8))
+
+def write_16_bits(path: Path, *chunks: tuple[bytes, bytes]) -> None:
+    """A PNG of one colour of 16 bits a channel, with further chunks before its pixels."""
     header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    path = write_tree(tmp_path, "") / "cat/z.png"
+    rows = zlib.compress(b"".join(b"\0" + COLOUR * 8 for _ in range(8)))
+    parts = (b"IHDR", header), *chunks, (b"IDAT", rows), (b"IEND", b"")
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in parts)
     )
-    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
-    assert isinstance(data.train, FileSplit)
-    assert data.train.reader.read([str(path)])[0, :, 0, 0].tolist() == [0x12, 0x80, 0xFF]
 
 
-def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(write_tree(tmp_path, "") / "dog/9.png", size=(64, 64))
+def test_colours_of_16_bits_give_their_upper_8(tmp_path: Path) -> None:
+    path = write_tree(tmp_path, "") / "cat/z.png"
+    write_16_bits(path)
+    assert read(tmp_path, path)[0, :, 0, 0].tolist() == [0x12, 0x80, 0xFF]
+
+
+def cut_in_half(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "empty": (lambda path: path.write_bytes(b""), ": it is empty; put it there again or take it out"),
+    "text": (lambda path: path.write_bytes(b"no image"), ": cannot identify image file"),
+    "header alone": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n broken"), ": .*broken PNG|: cannot identify"),
+    "cut in half": (cut_in_half, ": .*truncated"),
+    "postscript": (lambda path: path.write_bytes(POSTSCRIPT), ": cannot identify image file"),
+    "other size": (
+        lambda path: write_image(path, 1, (4, 5)),
+        " has 4 x 5 pixels, the first has 8 x 8: give image_size",
+    ),
+    "16 bits": (
+        lambda path: Image.fromarray(np.zeros((8, 8), np.uint16)).save(path),
+        " has more than 8 bits a channel",
+    ),
+    "transparent": (
+        lambda path: write_16_bits(path, (b"tRNS", COLOUR)),
+        " has .* and a transparent colour: convert it",
+    ),
+    "bomb": (lambda path: write_image(path, 1, (64, 64)), ": .*decompression bomb"),
+    "link to nothing": (lambda path: (path.unlink(), path.symlink_to("absent")), " cannot be read: No such file"),
+    "pipe": (lambda path: (path.unlink(), os.mkfifo(path)), ": it is no regular file; take it out"),
+}
+
+
+@pytest.mark.parametrize("limit", [0, 64])
+@pytest.mark.parametrize("place", ["train/dog", "test/cat"])
+@pytest.mark.parametrize("case", SPOILED)
+def test_spoiled_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, place: str, limit: int
+) -> None:
+    spoil, message = SPOILED[case]
+    spoil(write_folder(tmp_path, SPLIT_LAYOUT) / place / "001.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(SuperWeightError, match=r"cannot read the image .*dog.9\.png: .*decompression bomb"):
-        load_data("image_folder", folder=tmp_path, image_size=8, memory_limit_mb=0)
+
+    def read_all() -> None:
+        data = load_data("image_folder", folder=tmp_path, memory_limit_mb=limit)
+        assert case == "cut in half" and not limit, "seen in headers"
+        for split in ("train", "validation", "test"):
+            list(data.loader(split, 2))
+
+    with pytest.raises(SuperWeightError, match=rf"{place}/001\.png({message})"):
+        read_all()
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
@@ -296,87 +346,6 @@ def test_a_change_of_the_data_changes_their_fingerprint(tmp_path: Path, change: 
     assert any(key in differing for key in CHANGES[change][1].split("|")), differing
 
 
-GIVEN: list[tuple[str, Any, Any, str]] = [
-    (
-        "arrays",
-        np.zeros((2, 3, 4, 4), np.uint8),
-        torch.zeros(2),
-        "images must be a tensor; got ndarray: torch.as",
-    ),
-    ("array labels", torch.zeros(2, 3, 4, 4), np.zeros(2), "labels must be a tensor; got ndarray: torch.as_tensor"),
-    ("integers", torch.zeros(2, 3, 4, 4).long(), torch.zeros(2), r"got torch.int64 .*: images.to\(torch.uint8\)"),
-    ("sparse", torch.zeros(2, 3, 4, 4).to_sparse(), torch.zeros(2), r"got torch.float32 .*: images.to_dense\(\)"),
-    ("no pixels", torch.zeros(2, 3, 0, 4), torch.zeros(2), r"got torch.float32 \(2, 3, 0, 4\)$"),
-    ("one label", torch.zeros(2, 3, 4, 4), torch.tensor(1), r"got torch.int64 \(\)$"),
-    ("truth", torch.zeros(2, 3, 4, 4), torch.zeros(2).bool(), r"got torch.bool \(2,\): labels.flatten\(\).long\(\)"),
-    ("double", torch.zeros(2, 3, 4, 4).double(), torch.zeros(2), r"uint8 or float32 .*float64.*: images.float\(\)"),
-    ("half", torch.zeros(2, 3, 4, 4).half(), torch.zeros(2), r"got torch.float16 .*: images.float\(\)"),
-    ("no channel", torch.zeros(2, 4, 4), torch.zeros(2), r"\(N, C, H, W\); got torch.float32 \(2, 4, 4\)$"),
-    ("nan", torch.full((2, 3, 4, 4), float("nan")), torch.zeros(2).long(), "image 0 holds numbers that are not finite"),
-    ("column", torch.zeros(2, 3, 4, 4), torch.zeros(2, 1).long(), r"integer type, \(2,\).*: labels.flatten\(\)"),
-    ("one-hot", torch.zeros(2, 3, 4, 4), torch.eye(2), r"labels.argmax\(1\)"),
-    ("floats", torch.zeros(2, 3, 4, 4), torch.zeros(2), r"got torch.float32 \(2,\): labels.flatten\(\).long\(\)"),
-]
-
-
-@pytest.mark.parametrize(("images", "labels", "message"), [case[1:] for case in GIVEN], ids=[case[0] for case in GIVEN])
-def test_images_that_no_split_holds(images: Any, labels: Any, message: str) -> None:
-    with pytest.raises(SuperWeightError, match=message):
-        MemorySplit(images, labels)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint8])
-def test_labels_of_every_integer_type_are_kept_as_int64(dtype: torch.dtype) -> None:
-    assert MemorySplit(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1], dtype=dtype)).labels.dtype == torch.int64
-
-
-def test_images_with_a_graph_and_in_any_order_are_held() -> None:
-    images = torch.rand(2, 4, 5, 3, requires_grad=True).permute(0, 3, 1, 2)
-    split = MemorySplit(images, torch.zeros(2).int())
-    assert split.images.is_contiguous() and not split.images.requires_grad and torch.equal(split.images, images)
-    assert list(split.fingerprint()) == ["labels", "pixels", "image marks"]
-
-
-def test_float_images_of_another_range_than_mean_and_std_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    for highest, warned in ((1.0, 0), (255.0, 1)):
-        split = MemorySplit(torch.linspace(0, highest, 8).view(2, 1, 2, 2), torch.arange(2))
-        ImageData(
-            name="mine", classes=("a", "b"), image_shape=(1, 2, 2), mean=(0.5,), std=(0.25,), train=split,
-            validation=split, test=split,
-        )  # fmt: skip
-        assert caplog.text.count("float images go from 0 to 255") == warned
-
-
-def test_one_class_is_refused() -> None:
-    split = MemorySplit(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(SuperWeightError, match=r"mine: a network tells two classes or more apart; got \['only'\]"):
-        ImageData(
-            name="mine", classes=("only",), image_shape=(1, 2, 2), mean=(0.0,), std=(1.0,), train=split,
-            validation=split, test=split,
-        )  # fmt: skip
-
-
-def test_postscript_is_read_by_no_program(tmp_path: Path) -> None:
-    root = write_tree(tmp_path, "")
-    (root / "cat/z.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
-    with pytest.raises(SuperWeightError, match=r"cannot read the image .*z\.png: cannot identify image file"):
-        load_data("image_folder", folder=root, image_size=8)
-
-
-def test_a_transparent_colour_of_16_bits_is_refused(tmp_path: Path) -> None:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    colour = struct.pack(">3H", 0x1234, 0x80FF, 0xFF00)
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + colour * 8 for _ in range(8)))
-    parts = (b"IHDR", header), (b"tRNS", colour), (b"IDAT", rows), (b"IEND", b"")
-    path = write_tree(tmp_path, "") / "cat/z.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
-    with pytest.raises(SuperWeightError, match=r"z\.png has more than 8 bits a channel, and a transparent colour"):
-        load_data("image_folder", folder=tmp_path)
-
-
 def test_splits_that_are_one_folder_deeper_are_not_lost(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_tree(tmp_path / split / "images", "")
@@ -385,12 +354,149 @@ def test_splits_that_are_one_folder_deeper_are_not_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
-def test_names_and_files_that_are_none(tmp_path: Path) -> None:
-    root = write_tree(tmp_path, "")
-    os.mkfifo(root / "cat/pipe.png")
-    with pytest.raises(SuperWeightError, match=r"pipe\.png: it is no regular file; take it out"):
-        load_data("image_folder", folder=root)
-    (root / "cat/pipe.png").unlink()
-    os.mkdir(os.fsencode(root) + b"/b\xffd")
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(write_tree(tmp_path, "")) + b"/b\xffd")
     with pytest.raises(SuperWeightError, match=r"has a folder 'b\\udcffd', a name that is no text"):
-        load_data("image_folder", folder=root)
+        load_data("image_folder", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "message"),
+    [
+        ({"a": 1, "b": 1}, {}, "too few images"),
+        ({"a": 5, "b": 0}, {}, "no images in .*b; files that count end in .jpg"),
+        ({**SPLIT_LAYOUT, "test/dog": 0}, {}, "no images in .*test.dog"),
+        (SPLIT_LAYOUT, {"pool": 3}, r"pool=3 does not divide the 8 x 8 pixels of .*png"),
+        (SPLIT_LAYOUT, {"image_size": 2**20}, "image_size is at most 16,384 pixels; got 1048576"),
+    ],
+)
+def test_folders_that_do_not_do(tmp_path: Path, counts: dict[str, int], options: dict[str, Any], message: str) -> None:
+    for name in counts:
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(SuperWeightError, match=message):
+        load_data("image_folder", folder=write_folder(tmp_path, counts), **options)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_folder_with_train_and_test(tmp_path: Path, ending: str) -> None:
+    root = write_folder(tmp_path / "pets", SPLIT_LAYOUT, ending)
+    data = load_data("image_folder", folder=root)
+    assert (data.name, data.classes, data.image_shape) == ("pets", ("cat", "dog"), (3, 8, 8))
+    assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 5)
+    assert torch.bincount(data.validation.labels).tolist() == [1, 2]
+    assert data.test.labels.tolist() == [0, 0, 0, 1, 1]
+    for index, name in ((0, "cat/000"), (3, "dog/000")):
+        pixels = torch.from_numpy(np.array(Image.open(root / "test" / f"{name}.{ending}"))).permute(2, 0, 1)
+        assert torch.equal(data.test.images[index], pixels)
+
+
+def test_folder_with_validation_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, {**SPLIT_LAYOUT, "val/dog": 4, "notes/x": 1})
+    data = load_data("image_folder", folder=tmp_path, validation_fraction=0.5)
+    assert sizes(data) == (30, 4, 5) and data.validation.labels.tolist() == [1] * 4
+    assert "validation_fraction is not used" in caplog.text
+    assert "not read, as there is a train folder: notes" in caplog.text
+
+
+def test_plain_class_folders_hold_a_constant_fifth_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"dog": 20, "cat/nested": 10, ".cache": 2})
+    zero, one = (load_data("image_folder", folder=root, seed=seed) for seed in (0, 1))
+    assert zero.classes == ("cat", "dog")
+    assert torch.bincount(zero.test.labels).tolist() == [2, 4]
+    assert (len(zero.train), len(zero.validation)) == (22, 2)
+    assert torch.equal(zero.test.images, one.test.images)
+    assert not torch.equal(zero.validation.images, one.validation.images)
+    parts = (zero.train, zero.validation, zero.test)
+    assert len({image.numpy().tobytes() for part in parts for image in part.images}) == 30
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_read_as_needed_give_the_batches_of_memory(tmp_path: Path, num_workers: int) -> None:
+    root = write_folder(tmp_path, {"cat": 15, "dog": 15}, "jpg", size=(14, 11))
+    options: dict[str, Any] = {"folder": root, "image_size": 8, "pool": 2, "mean": (0.5, 0.4, 0.3)}
+    memory, lazy = (load_data("image_folder", **options, memory_limit_mb=limit) for limit in (1, 0))
+    assert isinstance(memory.train, MemorySplit)
+    assert isinstance(lazy.train, FileSplit)
+    assert lazy.image_shape == memory.image_shape == (3, 4, 4)
+    settings: dict[str, Any] = {"augmentation": Augmentation(flip=True, crop_padding=1, cutout=2), "shuffle": True}
+    state = torch.get_rng_state()
+    for split in ("train", "validation", "test"):
+        loaders = memory.loader(split, 5, **settings), lazy.loader(split, 5, **settings, num_workers=num_workers)
+        for loader in loaders:
+            loader.set_epoch(3)
+        for (images, labels), (expected, answers) in zip(*loaders, strict=True):
+            assert torch.equal(images, expected) and torch.equal(labels, answers)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_lazy_split_without_images(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"cat": 5, "dog": 5})
+    data = load_data("image_folder", folder=root, memory_limit_mb=0, validation_fraction=0)
+    assert isinstance(data.validation, FileSplit)
+    assert list(data.loader("validation", 4, shuffle=True)) == []
+
+
+def test_grey_images_become_three_equal_channels(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"cat": 3, "dog": 3}, mode="L")
+    data = load_data("image_folder", folder=root)
+    assert data.image_shape == (3, 8, 8)
+    assert isinstance(data.test, MemorySplit)
+    expected = torch.from_numpy(np.array(Image.open(root / "cat" / "000.png")))
+    images = torch.cat([part.images for part in (data.train, data.validation, data.test)])
+    assert torch.equal(images[:, 0], images[:, 1])
+    assert torch.equal(images[:, 0], images[:, 2])
+    assert any(torch.equal(image[0], expected) for image in images)
+
+
+def test_pool_is_the_rounded_mean_of_squares(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT, size=(6, 9))
+    full, pooled = (load_data("image_folder", folder=root, pool=pool).test.images for pool in (1, 3))
+    assert pooled.shape == (5, 3, 2, 3)
+    for row in range(2):
+        for column in range(3):
+            square = full[:, :, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            mean = square.double().mean((2, 3))
+            assert torch.equal(pooled[:, :, row, column], mean.round().to(torch.uint8))
+
+
+def test_image_size_resizes_the_shorter_side_and_cuts_the_centre_out(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT, size=(20, 12))
+    write_image(root / "test" / "cat" / "000.png", 99, size=(16, 24))
+    images = load_data("image_folder", folder=root, image_size=8).test.images
+    assert images.shape == (5, 3, 8, 8)
+    wide = Image.open(root / "test" / "cat" / "000.png").resize((12, 8), Image.Resampling.BILINEAR)
+    assert torch.equal(images[0], torch.from_numpy(np.array(wide)).permute(2, 0, 1)[:, :, 2:10])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_truncated_file_is_named_when_read_in_one_line(tmp_path: Path, num_workers: int) -> None:
+    write_folder(tmp_path, SPLIT_LAYOUT)
+    cut_in_half(tmp_path / "test/cat/001.png")
+    data = load_data("image_folder", folder=tmp_path, memory_limit_mb=0)
+    assert len(list(data.loader("train", 8))) == 4
+    with pytest.raises(SuperWeightError, match=r"^cannot read the image .*cat.001\.png: [^\n]*: save it again [^\n]*$"):
+        list(data.loader("test", 2, num_workers=num_workers))
+
+
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_num_train_keeps_a_stratified_part(tmp_path: Path, limit: int) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    options: dict[str, Any] = {"folder": root, "validation_fraction": 0.0, "memory_limit_mb": limit}
+    whole, part = load_data("image_folder", **options), load_data("image_folder", num_train=15, **options)
+    assert torch.bincount(part.train.labels).tolist() == [5, 10]
+    assert len(part.test) == len(whole.test) == 5
+    every, kept, again, other = (
+        [image.numpy().tobytes() for batch, _ in data.loader("train", 7) for image in batch]
+        for data in (
+            whole, part, load_data("image_folder", num_train=15, **options),
+            load_data("image_folder", num_train=15, seed=1, **options),
+        )
+    )  # fmt: skip
+    assert len(kept) == 15 and set(kept) <= set(every) and again == kept != other
+
+
+def test_num_train_is_checked(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, SPLIT_LAYOUT)
+    with pytest.raises(SuperWeightError, match=r"num_train is 31; .* has 30 training images"):
+        load_data("image_folder", folder=root, validation_fraction=0.0, num_train=31)
+    assert len(load_data("image_folder", folder=root, validation_fraction=0.0, num_train=30).train) == 30

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from superweight_ensembles import SuperWeightError, build_member, load_data
-from superweight_ensembles.data import Augmentation, MemorySplit
+from superweight_ensembles.data import Augmentation, ImageLoader, MemorySplit
 
 SETS = ("double_moon", "spiral", "spiral_hard")
 
@@ -60,28 +60,16 @@ def test_arms_wind(name, turns):
         assert share == pytest.approx(0.25, abs=0.03)  # t goes by the square root
 
 
-def test_other_sizes_and_bad_options():
+def test_other_sizes_and_augmentations():
     data = load_data("spiral", num_points=101, validation_fraction=0.0)
     assert (len(data.train), len(data.validation), len(data.test)) == (81, 0, 20)
     assert len(load_data("spiral", num_train=500).train) == 500
-    for options, message in (
-        ({"num_points": 5}, "num_points must be a whole number of at least 20; got 5"),
-        ({"num_points": 10**15}, "spiral"),
-        ({"seed": -1}, "seed must be"),
-        ({"turns": 3}, "unknown option of spiral 'turns'"),
-    ):
-        with pytest.raises(SuperWeightError, match=message):
-            load_data("spiral", **options)
     with pytest.raises(SuperWeightError, match="flip does nothing with images of one column"):
         data.loader("train", 8, augmentation=Augmentation(flip=True))
-    with pytest.raises(SuperWeightError, match=r"images must be uint8 or float32 \(N, C, H, W\); got torch.float64"):
-        MemorySplit(torch.zeros(2, 2, 1, 1).double(), torch.zeros(2, dtype=torch.int64))
 
 
 def test_float_images_are_normalised_as_they_are():
     split = MemorySplit(torch.full((4, 2, 1, 1), 3.0), torch.zeros(4, dtype=torch.int64))
-    from superweight_ensembles.data import ImageLoader
-
     images, _ = next(iter(ImageLoader(split, 4, mean=(1.0, 2.0), std=(2.0, 0.5))))
     assert images[0].flatten().tolist() == [1.0, 2.0]
     assert float(split.images.mean()) == 3.0  # not changed in place
@@ -104,7 +92,4 @@ def test_perceptrons_by_name():
 def test_numbers_are_frozen():
     """The stream is part of the data sets: published numbers must be had again."""
     points = load_data("spiral", num_points=20, validation_fraction=0.0).train.images.flatten(1).numpy()
-    np.testing.assert_allclose(np.abs(points).sum(), EXPECTED, rtol=1e-5)
-
-
-EXPECTED = 194.15837
+    np.testing.assert_allclose(np.abs(points).sum(), 194.15837, rtol=1e-5)

@@ -268,21 +268,23 @@ def test_the_lines_say_batch_precision_and_time() -> None:
     assert "1,000 steps" in text and "5.6 hours  at" in text
 
 
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
+@pytest.mark.parametrize("name", ["digits", "spiral", "synthetic"])
 @pytest.mark.parametrize("options", [{}, {"validation_fraction": 0.25}, {"num_train": 120}])
 def test_what_is_known_without_data_is_what_the_data_say(name: str, options: dict) -> None:
     data = swe.load_data(name, **options)
-    assert image_shape_of(name, options) == data.image_shape
-    found = num_training_images(name, options)
-    assert found is not None and abs(found - len(data.train)) <= data.num_classes
+    facts = known_facts(name, options)
+    assert (facts.image_shape, facts.channels) == (data.image_shape, data.image_shape[0])
+    assert (facts.num_classes, facts.num_test) == (data.num_classes, len(data.test))
+    for found, split in ((facts.num_train, data.train), (facts.num_validation, data.validation)):
+        assert found is not None and abs(found - len(split)) <= data.num_classes
 
 
 def test_what_only_files_tell_is_not_known() -> None:
-    assert image_shape_of("image_folder", {"image_size": 64, "pool": 2}) == (3, 32, 32)
-    assert image_shape_of("image_folder", {}) is None and num_training_images("image_folder", {}) is None
-    assert image_shape_of("elsewhere", {}) is None
-    assert num_training_images("cifar10", {"validation_fraction": 0.2, "num_train": 5120}) == 5120
-    assert num_training_images("cifar100", {"validation_fraction": 0}) == 50_000
+    assert known_facts("image_folder", {"image_size": 64, "pool": 2}) == DataFacts(channels=3, image_shape=(3, 32, 32))
+    assert known_facts("image_folder", {}) == DataFacts(channels=3)
+    assert known_facts("elsewhere", {}) == DataFacts()
+    assert known_facts("cifar10", {"validation_fraction": 0.2, "num_train": 5120}).num_train == 5120
+    assert known_facts("cifar100", {"validation_fraction": 0}).num_train == 50_000
 
 
 def test_the_reference_speed_is_a_rate() -> None:

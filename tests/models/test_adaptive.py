@@ -249,8 +249,8 @@ def test_other_bad_input():
     for given_, message in (
         ({"rate": 0.0}, "rate must be a finite number, above 0; got 0.0"),
         ({"rate": math.nan}, "rate must be a finite number, above 0"),
-        ({"quantile": 1.0}, "quantile must be between 0 and 1; got 1.0"),
-        ({"quantile": 0}, "quantile must be between 0 and 1"),
+        ({"quantile": 1.0}, "quantile must be a finite number, above 0 and below 1; got 1.0"),
+        ({"quantile": 0}, "quantile must be a finite number, above 0 and below 1"),
         ({"rate": 0.1, "width": 5}, "give rate= or width= to start with, not both"),
         ({"width": 5.5}, "width must be a whole number"),
         ({"width": 5000}, "width is 5,000: outside the bounds 2 to 4,096"),

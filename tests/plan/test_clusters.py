@@ -180,5 +180,5 @@ def test_bad_rules(rule, message):
 
 @pytest.mark.parametrize("bins", [0, -1, 2.0, "4", True, None])
 def test_bad_bins(bins):
-    with pytest.raises(SuperWeightError, match="bins must be a whole number, from 1 to [\d,]+; got"):
+    with pytest.raises(SuperWeightError, match=r"bins must be a whole number, from 1 to [\d,]+; got"):
         group_targets(targets_of([[3]]), "depth_bins", bins=bins)

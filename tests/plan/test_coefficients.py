@@ -340,9 +340,12 @@ BROKEN = {
     "vector with a size": ({"embedding_size": 24}, "embedding_size is positive with"),
     "negative size": (
         {"coefficients": "embedding", "embedding_size": -1},
-        r"at clusters\.0\.embedding_size: .*equal to 0",
+        r"at clusters\.0\.embedding_size must be at least 0",
     ),
-    "broken size": ({"coefficients": "embedding", "embedding_size": 2.5}, r"at clusters\.0\.embedding_size: "),
+    "broken size": (
+        {"coefficients": "embedding", "embedding_size": 2.5},
+        r"at clusters\.0\.embedding_size must be a whole number",
+    ),
 }
 
 

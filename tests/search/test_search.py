@@ -627,7 +627,10 @@ def test_members_that_are_no_list_of_names_are_refused(names):
         ({"budget": "0.8"}, r"budget must be an int .* or a float .*; got '0\.8'"),
         ({"budget": 0.01}, "below the minimum at every threshold"),
         ({"coefficients": None}, "unknown coefficients None"),
-        *(({"max_batches": number}, "max_batches must be .*, or None") for number in (0, -1, 1.5, True, "2")),
+        *(
+            ({"max_batches": number}, "max_batches .None for all. must be a whole number, at least 1")
+            for number in (0, -1, 1.5, True, "2")
+        ),
     ],
     ids=str,
 )

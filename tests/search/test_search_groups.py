@@ -89,7 +89,7 @@ def far(combine="softmax"):
         (lambda: first("avg"), 3, {}, "groups are learned from layers that all mix the same templates"),
         (lambda: "ensemble", 3, {}, "a search takes a SuperWeightEnsemble; got str"),
         (far, 9, {}, "num_groups is 9, but there are 8 layers"),
-        (far, 0, {}, "k-means needs num_groups, a positive"),
+        (far, 0, {}, "num_groups of k-means must be a whole number"),
         (far, 4, {}, "num_groups is 4, but only 3 different mixtures of templates were learned"),
         (far, 3, {"generator": "superweight"}, "generator must be 'ssn' or 'auto'"),
         (first, 3, {"seed": -1}, r"seed must be a whole number, from 0 to 4,294,967,295; got -1"),
@@ -135,7 +135,7 @@ def test_a_recipe_learns_groups_and_says_what_it_saw(tmp_path):
         ({"generator": "superweight"}, "search 'k_means' groups layers of any kernel"),
         ({"threshold": 0.5}, "threshold does nothing without search: gradient"),
         ({"group_seed": 3}, "group_seed does nothing without clusters: random"),
-        ({"ssn": {"windows": 0}}, "sharing.ssn: .*windows must be a whole number from 1"),
+        ({"ssn": {"windows": 0}}, "sharing.ssn.windows must be at least 1"),
         ({"ssn": {"combin": "avg"}}, "sharing.ssn: unknown key 'combin': did you mean 'combine'"),
     ],
 )

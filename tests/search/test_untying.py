@@ -744,7 +744,7 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
         ({"epoch": 1, "threshold": True}, "threshold .a cosine. must be a finite number, from -1 to 1; got True"),
         ({"epoch": 1, "threshold": "0.9"}, r"threshold .a cosine. must be a finite number, from -1 to 1; got '0\.9'"),
         *(
-            ({"epoch": 1, "max_batches": number}, "max_batches must be .*, or None")
+            ({"epoch": 1, "max_batches": number}, "max_batches .None for all. must be a whole number, at least 1")
             for number in (0, -1, 1.5, True, "2")
         ),
     ],

@@ -20,19 +20,19 @@ FLIPPED = {"plan.json": 60, "config.json": 60, "model.safetensors": 120, "manife
 NUM_FLIPPED_MEMBERS = 60
 
 
-def run(strategy: st.SearchStrategy[bytes], count: int, read: Callable[[bytes], None]) -> None:
-    """Feed so many different contents."""
+def feed(strategy: st.SearchStrategy[bytes], count: int, read: Callable[[bytes], None]) -> None:
+    """Have so many contents read, nearly half of them different from one another."""
     seen: set[bytes] = set()
 
     @settings(
         max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(strategy)
-    def feed(content: bytes) -> None:
+    def each(content: bytes) -> None:
         read(content)
         seen.add(content)
 
-    feed()
+    each()
     assert len(seen) >= 0.45 * count, f"{len(seen)} different contents of {count}"
 
 
@@ -49,18 +49,18 @@ def test_damaged_content(name: str) -> None:
     damaged = (
         damaged_yaml if name == "recipe" else damaged_bytes if name in ("listed tensors", "onnx") else damaged_json
     )
-    run(damaged(content), EXAMPLES[name], read)
+    feed(damaged(content), EXAMPLES[name], read)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FLIPPED)
 def test_files_that_the_manifest_does_not_know(name: str) -> None:
-    run(damaged_bytes(targets.saved()[1][name]), FLIPPED[name], lambda content: targets.ensemble_file(name, content))
+    feed(damaged_bytes(targets.saved()[1][name]), FLIPPED[name], lambda content: targets.ensemble_file(name, content))
 
 
 @pytest.mark.slow
 def test_members_whose_notes_do_not_know_their_tensors() -> None:
-    run(damaged_bytes(targets.exported()[1]), NUM_FLIPPED_MEMBERS, targets.member_tensors)
+    feed(damaged_bytes(targets.exported()[1]), NUM_FLIPPED_MEMBERS, targets.member_tensors)
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in ("onnx", "cascade")])

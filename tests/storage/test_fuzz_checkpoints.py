@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from damage import damaged_bytes, damaged_json
 from fuzz_targets import members, refused
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from test_fuzz import feed
 
 import superweight_ensembles as swe
 from superweight_ensembles.storage import write_manifest
@@ -58,17 +57,6 @@ def files(checkpoint: Path) -> Iterator[dict[str, bytes]]:
     checkpoint.mkdir()
     for name, value in content.items():
         (checkpoint / name).write_bytes(value)
-
-
-def feed(strategy: st.SearchStrategy[bytes], count: int, read: Callable[[bytes], None]) -> None:
-    @settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(strategy)
-    def each(content: bytes) -> None:
-        read(content)
-
-    each()
 
 
 def test_the_checkpoint_is_whole(checkpoint: Path) -> None:
