@@ -13,7 +13,7 @@ from run_cases import refused, wide_resnets
 from torch import nn
 
 import superweight_ensembles as swe
-from superweight_ensembles.data import image_shape_of, num_training_images
+from superweight_ensembles.data import DataFacts, known_facts
 from superweight_ensembles.experiment import estimate as reference_speed
 from superweight_ensembles.experiment import (
     estimate_lines,

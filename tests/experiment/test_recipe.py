@@ -127,7 +127,7 @@ def test_members_come_from_the_recipes_seed() -> None:
             {"milestones": [True], "schedule": "step"},
             r"training\.milestones\.0 must be a whole number \(got True\)",
         ),
-        (["training"], [1], r"training must be settings by name or an instance"),
+        (["training"], [1], r"training must be (settings by name|a dictionary) or an instance"),
         (["fine_tuning"], {"epochs": "1"}, r"fine_tuning: epochs must be a whole number \(got '1'\)"),
         (["data"], {"name": "synthetic", "num_classes": 5.0}, r"data\.num_classes must be a whole number \(got 5\.0\)"),
         (["data"], {"name": "synthetic", "channels": True}, r"data\.channels must be a whole number \(got True\)"),

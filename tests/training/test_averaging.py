@@ -153,5 +153,5 @@ def test_a_recipe_averages_every_arm(tmp_path: Path) -> None:
     for arm in ("shared", "independent"):
         log = (tmp_path / "run" / arm / "log.jsonl").read_text().splitlines()
         assert '"averaged_steps"' in log[-1] and '"averaged_steps"' not in log[0]
-    with refused(r"averaging\.start: .*less than 1"):
+    with refused(r"averaging\.start must be .*less than 1"):
         parse_recipe({**content, "averaging": {"start": 1.0}})

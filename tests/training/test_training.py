@@ -271,7 +271,7 @@ def test_a_run_is_resumed_with_its_own_config_and_plan_or_refused(tmp_path) -> N
         ((torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2)), "yields a tuple of 3"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([0.0, 1.0])), r"integer type, one an image; got torch\.float32"),
         ((torch.zeros(2, 3, 8, 8), torch.tensor([[0, 1], [1, 0]])), r"got torch\.int64 \(2, 2\)"),
-        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1, 2])), r"\(3,\) for images \(2, 3, 8, 8\)"),
+        ((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1, 2])), r"class indices \(2,\) .*; got torch\.int64 \(3,\)"),
     ],
 )
 def test_batches_of_another_kind_are_refused(batch, message: str) -> None:
