@@ -19,13 +19,8 @@ from superweight_ensembles.storage import content_as
 METRICS = {"accuracy": 0.9, "top5_accuracy": 1.0, "nll": 0.1, "ece": 0.01, "brier": 0.02}
 EVALUATED = {"flops": 1_000_000, "latency_ms": 1.0, "metrics": METRICS}
 DATASET = {
-    "name": "digits",
-    "num_train": 1293,
-    "num_validation": 144,
-    "num_test": 360,
-    "classes": [],
-    "image_shape": [],
-}
+    "name": "digits", "num_train": 1293, "num_validation": 144, "num_test": 360, "classes": [], "image_shape": [],
+}  # fmt: skip
 ARM = {
     "num_samples": 360,
     "num_parameters": 83,
@@ -97,6 +92,19 @@ def assert_pngs(paths: Sequence[Path], *names: str) -> None:
         assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 5_000
         width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
         assert width in (800, 1400) and 150 <= height <= 2400, (path.name, width, height)
+
+
+def laid_out(figure: Figure) -> Figure:
+    figure.draw_without_rendering()
+    return figure
+
+
+def assert_legend_fits(figure: Figure) -> None:
+    """The figure's one legend is in it, and over no axes."""
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y0 >= -1 and box.y1 <= figure.bbox.height + 1
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
 def assert_inside(boxes: Iterable[Any], frame: Bbox) -> None:

@@ -1,9 +1,12 @@
 """What users get wrong: every mistake is a SuperWeightError that says what was given and what to do."""
 
+import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from refusals import assert_refused
 from torch import nn
 
 import superweight_ensembles as swe
@@ -28,32 +31,24 @@ APART = 6 * 4 + 6 * 6 + PRIVATE
         (1, rf"below the minimum of this sharing, {LEAST} parameters"),
         (0.4, rf"a budget of 0\.4 \({int(0.4 * APART)} parameters\) is below the minimum of this sharing, {LEAST}"),
         (1e-30, rf"\(0 parameters\) is below the minimum of this sharing, {LEAST}"),
-        (0, "must be a positive number; got 0"),
-        (0.0, r"must be a positive number; got 0\.0"),
-        (-5, "must be a positive number; got -5"),
-        (-0.5, r"must be a positive number; got -0\.5"),
-        (float("nan"), "must be a positive number; got nan"),
-        (float("inf"), "must be a positive number; got inf"),
-        (float("-inf"), "must be a positive number; got -inf"),
+        *(
+            (budget, f"must be a positive number; got {re.escape(str(budget))}")
+            for budget in (0, 0.0, -5, -0.5, math.nan, math.inf, -math.inf)
+        ),
         (83.0, r"is a fraction of what the members own apart; got 83\.0: write 0\.83 for 83 %"),
         (10.0, r"is a fraction of what the members own apart; got 10\.0: write 0\.1"),
-        (True, "budget must be an int .* or a float .*; got True"),
-        ("0.83", r"budget must be an int .* or a float .*; got '0\.83'"),
-        (None, "budget must be an int .* or a float .*; got None"),
-        ([0.83], "budget must be an int .* or a float"),
-        (1 + 0j, "budget must be an int .* or a float"),
+        *(
+            (budget, f"budget must be an int .* or a float .*; got {re.escape(repr(budget))}")
+            for budget in (True, "0.83", None, [0.83], 1 + 0j)
+        ),
     ],
 )
 def test_bad_budget(budget, message):
-    with pytest.raises(SuperWeightError, match=message):
-        plan_sharing({"a": mlp()}, budget=budget, generator="superweight")
-
-
-def test_least_budget_is_enough():
-    assert plan_sharing({"a": mlp()}, budget=LEAST).num_parameters == LEAST
+    assert_refused(message, plan_sharing, {"a": mlp()}, budget=budget, generator="superweight")
 
 
 def test_infeasible_published_budget_states_the_minimum_of_templates():
+    assert plan_sharing({"a": mlp()}, budget=LEAST).num_parameters == LEAST
     templates = 6 * 4 + 6 * 6
     with pytest.raises(SuperWeightError, match=rf"below the minimum of this sharing, {templates} parameters"):
         plan_sharing({"a": mlp()}, budget=templates - 1, budget_counts="templates", generator="superweight")
@@ -91,8 +86,7 @@ def test_infeasible_published_budget_states_the_minimum_of_templates():
 )
 @pytest.mark.parametrize("make", [plan_sharing, SuperWeightEnsemble])
 def test_bad_members(make, members, message):
-    with pytest.raises(SuperWeightError, match=message):
-        make(members, budget=2.0)
+    assert_refused(message, make, members, budget=2.0)
 
 
 @pytest.mark.parametrize(
@@ -108,20 +102,16 @@ def test_bad_members(make, members, message):
         # One string is no list of globs: read letter by letter, '*' would name everything.
         ({"include": "*"}, r"include must be a list of globs; got '\*'"),
         ({"exclude": "0"}, "exclude must be a list of globs; got '0'"),
-        ({"bins": 0}, r"bins must be a whole number, from 1 to [\d,]+; got 0"),
-        ({"bins": 2.5}, r"bins must be a whole number, from 1 to [\d,]+; got 2\.5"),
-        ({"cap": 0}, r"cap must be a whole number, from 1 to [\d,]+; got 0"),
-        ({"cap": -1}, r"cap must be a whole number, from 1 to [\d,]+; got -1"),
-        ({"cap": 8.0}, r"cap must be a whole number, from 1 to [\d,]+; got 8\.0"),
-        ({"cap": True}, r"cap must be a whole number, from 1 to [\d,]+; got True"),
-        ({"cap": "8"}, r"cap must be a whole number, from 1 to [\d,]+; got '8'"),
+        *(
+            ({option: count}, rf"{option} must be a whole number, from 1 to [\d,]+; got {re.escape(repr(count))}")
+            for option, count in (("bins", 0), ("bins", 2.5), *(("cap", cap) for cap in (0, -1, 8.0, True, "8")))
+        ),
         ({"budget_counts": "bank"}, "budget_counts must be 'all' or 'templates'; got 'bank'"),
     ],
     ids=str,
 )
 def test_bad_options(options, message):
-    with pytest.raises(SuperWeightError, match=message):
-        plan_sharing({"a": mlp()}, budget=2.0, **options)
+    assert_refused(message, plan_sharing, {"a": mlp()}, budget=2.0, **options)
 
 
 def test_excluded_head_pattern_is_not_unused():
@@ -133,25 +123,17 @@ def plan():
     return plan_sharing({"a": mlp(), "b": mlp()}, budget=2.0)
 
 
-def tied_members():
-    nets = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
-    nets["a"][1].weight = nets["a"][0].weight
-    return nets
-
-
-def test_neither_budget_nor_plan():
-    with pytest.raises(SuperWeightError, match=r"give either budget= .* or plan=, not both and not neither"):
-        SuperWeightEnsemble({"a": mlp()})
-
-
-def test_both_budget_and_plan():
-    with pytest.raises(SuperWeightError, match=r"give either budget= .* or plan=, not both and not neither"):
-        SuperWeightEnsemble({"a": mlp(), "b": mlp()}, budget=2.0, plan=plan())
-
-
-def test_options_beside_a_plan():
-    with pytest.raises(SuperWeightError, match="plan= has decided the sharing; drop bins, cap="):
-        SuperWeightEnsemble({"a": mlp(), "b": mlp()}, plan=plan(), bins=2, cap=3)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"give either budget= .* or plan=, not both and not neither"),
+        ({"budget": 2.0, "plan": plan()}, r"give either budget= .* or plan=, not both and not neither"),
+        ({"plan": plan(), "bins": 2, "cap": 3}, "plan= has decided the sharing; drop bins, cap="),
+    ],
+    ids=["neither", "both", "options of a plan"],
+)
+def test_either_a_budget_or_a_plan(options, message):
+    assert_refused(message, SuperWeightEnsemble, {"a": mlp(), "b": mlp()}, **options)
 
 
 @pytest.mark.parametrize(
@@ -160,10 +142,7 @@ def test_options_beside_a_plan():
         ({"a": mlp()}, "the plan is for the members a, b; given: a"),
         ({"b": mlp(), "a": mlp()}, "the plan is for the members a, b; given: b, a"),
         ({"a": mlp(), "c": mlp()}, "the plan is for the members a, b; given: a, c"),
-        (
-            {"a": mlp(), "b": mlp(width=7)},
-            r"does not fit: b\.0\.weight is \(7, 4\), planned \(6, 4\)",
-        ),
+        ({"a": mlp(), "b": mlp(width=7)}, r"does not fit: b\.0\.weight is \(7, 4\), planned \(6, 4\)"),
         (
             {"a": mlp(), "b": nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3))},
             r"does not fit: member 'b' has no parameter '2\.weight'",
@@ -179,29 +158,20 @@ def test_options_beside_a_plan():
     ],
 )
 def test_plan_that_does_not_fit(members, message):
-    with pytest.raises(SuperWeightError, match=message):
-        SuperWeightEnsemble(members, plan=plan())
+    assert_refused(message, SuperWeightEnsemble, members, plan=plan())
 
 
-def test_plan_of_tied_weights_does_not_fit_untied_ones():
-    shared = plan_sharing(tied_members(), budget=3.0)
-    untied = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
-    with pytest.raises(SuperWeightError, match=r"does not fit: a\.1\.weight is not tied to 0\.weight, as planned"):
-        SuperWeightEnsemble(untied, plan=shared)
-
-
-def test_plan_of_untied_weights_does_not_fit_tied_ones():
-    untied = {"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))}
-    shared = plan_sharing(untied, budget=3.0)
-    with pytest.raises(SuperWeightError, match=r"does not fit: .* planned"):
-        SuperWeightEnsemble(tied_members(), plan=shared)
-
-
-def test_plan_does_not_fit_a_member_that_was_frozen_since():
-    members = {"a": mlp(), "b": mlp()}
-    members["b"][2].requires_grad_(False)
-    with pytest.raises(SuperWeightError, match=rf"member 'b' has {APART - 6 * 6 - 6} trainable parameters"):
-        SuperWeightEnsemble(members, plan=plan())
+def test_plans_of_tied_untied_or_trainable_weights_do_not_fit_others():
+    untied, tied = ({"a": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))} for _ in range(2))
+    tied["a"][1].weight = tied["a"][0].weight
+    frozen = {"a": mlp(), "b": mlp()}
+    frozen["b"][2].requires_grad_(False)
+    for members, planned, message in (
+        (untied, plan_sharing(tied, budget=3.0), r"does not fit: a\.1\.weight is not tied to 0\.weight, as planned"),
+        (tied, plan_sharing(untied, budget=3.0), r"does not fit: .* planned"),
+        (frozen, plan(), rf"member 'b' has {APART - 6 * 6 - 6} trainable parameters"),
+    ):
+        assert_refused(message, SuperWeightEnsemble, members, plan=planned)
 
 
 class ConvolutionalHead(nn.Module):
@@ -229,18 +199,15 @@ def test_declared_classes_are_believed_before_a_guessed_head():
     [
         ((11, 1, 10), r"the depth of a WideResNet is 6n \+ 4 \(10, 16, 22, 28, \.\.\.\); got 11"),
         ((4, 1, 10), r"the depth of a WideResNet is 6n \+ 4 .*; got 4"),
-        ((16, 0, 10), "the width of a WideResNet is a positive number, such as 2 or 0.25; got 0"),
-        ((16, -0.5, 10), "the width of a WideResNet is a positive number, .*; got -0.5"),
-        ((16, float("nan"), 10), "the width of a WideResNet is a positive number, .*; got nan"),
-        ((16, float("inf"), 10), "the width of a WideResNet is a positive number, .*; got inf"),
-        ((16, True, 10), "the width of a WideResNet is a positive number, .*; got True"),
-        ((16, "2", 10), "the width of a WideResNet is a positive number, .*; got '2'"),
+        *(
+            ((16, width, 10), f"the width of a WideResNet is a positive number, such as 2 or 0.25; got {width!r}")
+            for width in (0, -0.5, math.nan, math.inf, True, "2")
+        ),
         ((16, 1, 0), "num_classes and in_channels must be at least 1; got 0, 3"),
     ],
 )
 def test_bad_wide_resnet(sizes, message):
-    with pytest.raises(SuperWeightError, match=message):
-        wide_resnet(*sizes)
+    assert_refused(message, wide_resnet, *sizes)
 
 
 def test_error_is_a_value_error():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import assert_refused
 
 import superweight_ensembles as swe
 from superweight_ensembles.__main__ import main
@@ -88,8 +89,7 @@ def test_nothing_runs_without_trust(code: Path) -> None:
         lambda: parse_recipe(content()),
         lambda: parse_recipe(content(data={"name": "synthetic"})).prepare(),
     ):
-        with pytest.raises(swe.SuperWeightError, match=r"names code that would run here: superweights --trust"):
-            call()
+        assert_refused(r"names code that would run here: superweights --trust", call)
     import sys
 
     assert "own_code" not in sys.modules
@@ -102,8 +102,7 @@ def test_a_run_of_own_code_is_trained_and_read_where_it_is_trusted(code: Path) -
         assert found.dataset.num_train == 43
         ensemble = swe.SuperWeightEnsemble.load("run/shared/ensemble")
     assert ensemble(torch.zeros(2, 3, 8, 8)).shape == (3, 2, 4)
-    with pytest.raises(swe.SuperWeightError, match="names code that would run here"):
-        swe.SuperWeightEnsemble.load("run/shared/ensemble")
+    assert_refused("names code that would run here", swe.SuperWeightEnsemble.load, "run/shared/ensemble")
     members = {name: ensemble.materialize(name) for name in "abc"}
     again = swe.SuperWeightEnsemble.load("run/shared/ensemble", members)  # networks that are there need no trust
     torch.testing.assert_close(again(torch.ones(2, 3, 8, 8)), ensemble(torch.ones(2, 3, 8, 8)))
@@ -169,10 +168,8 @@ def test_installed_packages_offer_models_and_data_sets(code: Path, monkeypatch: 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     assert swe.build_member("offered_net", num_classes=4, width=5).fc.in_features == 5
     assert len(swe.load_data("offered_data", count=40).train) == 36
-    with pytest.raises(swe.SuperWeightError, match="did you mean 'offered_net'"):
-        swe.build_member("offered_nett", num_classes=4)
-    with pytest.raises(swe.SuperWeightError, match="did you mean 'offered_data'"):
-        swe.load_data("offered_dat")
+    assert_refused("did you mean 'offered_net'", swe.build_member, "offered_nett", num_classes=4)
+    assert_refused("did you mean 'offered_data'", swe.load_data, "offered_dat")
     with pytest.raises(swe.SuperWeightError, match="which an installed package offers as own_code:Nothing"):
         swe.build_member("broken_net", num_classes=4)
     members = [{"name": "a", "model": "offered_net"}, {"name": "b", "model": "offered_net", "width": 12}]

@@ -202,6 +202,7 @@ def test_it_is_pickled_and_copied(tmp_path: Path) -> None:
     for again in (torch.load(file, weights_only=False), copy.deepcopy(ensemble)):
         torch.testing.assert_close(again(pictures), ensemble(pictures))
         assert again.task is ensemble.task
+        assert not {p.data_ptr() for p in again.parameters()} & {p.data_ptr() for p in ensemble.parameters()}
         joint_loss(again.train()(pictures), labels).backward()
         assert all(parameter.grad is None for parameter in ensemble.parameters())
     torch.save(ensemble.state_dict(), tmp_path / "state.pt")

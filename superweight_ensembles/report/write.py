@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import (
-    RunRecord,
-    RunResults,
-    naming_files,
-    read_results,
-    read_run,
-    read_search,
-)
+from superweight_ensembles.experiment import RunRecord, naming_files, read_results, read_run
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report import figures as drawing
-from superweight_ensembles.report.figure_data import as_csv, result_tables, search_tables
 from superweight_ensembles.report.findings import sentences, tiles
 from superweight_ensembles.report.page_tables import (
     anytime_tables,
@@ -33,10 +20,9 @@ from superweight_ensembles.report.page_tables import (
     result_table,
     uncertainty_table,
 )
-from superweight_ensembles.report.pictures import Picture, captioned, read_pictures
+from superweight_ensembles.report.pictures import Picture, run_pictures
 from superweight_ensembles.storage import accessing, escape_controls, read_as, write_text
 
-_MOST_SVG_BYTES = 1_000_000
 _SECTIONS = {
     "meaning": "What it means",
     "run": "What was run",
@@ -86,12 +72,10 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
             raise SuperWeightError(f"{run} is a comparison, not a run: superweights plot {run} draws it")
     recipe = read_run(run)
     results, plan = read_results(run)
-    drawing.read_arms(results)
     with naming_files(run / "results.json"):
         pictures: dict[str, list[Picture]] = {}
-        for picture in _pictures(run, results, plan):
-            found = captioned(picture, results, plan)
-            pictures.setdefault(found.section, []).append(found)
+        for picture in run_pictures(run, results, plan):
+            pictures.setdefault(picture.section, []).append(picture)
         tables = {
             "results": result_table(results),
             "plan": plan_table(plan),
@@ -122,30 +106,3 @@ def plan_section(plan: SharingPlan) -> Markup:
     """Table of a sharing plan, as HTML: a row a cluster, a column a member, and the account of the budget."""
     module: Any = _PAGES.get_template("sheet.html").module
     return Markup(module.sheet(plan_table(plan)))
-
-
-@drawing.style.styled
-def _pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture]:
-    """Figures of a run with their data, then the PNG files of its folder that are not by this library."""
-    others = [picture for name, picture in read_pictures(run / "figures").items() if not hasattr(drawing, name)]
-    drawn, tables = drawing.run_figures(results, plan), result_tables(results, plan)
-    searched = read_search(run)
-    if searched is not None:
-        drawn |= drawing.search_figures(*searched)
-        tables |= search_tables(*searched)
-    return [replace(_picture(name, figure), csv=as_csv(tables[name])) for name, figure in drawn.items()] + others
-
-
-def _picture(name: str, figure: Figure) -> Picture:
-    """Figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
-    data = b""
-    for kind in ("svg+xml", "png"):
-        written = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
-            undated = {"Date": None} if kind == "svg+xml" else None
-            figure.savefig(written, format=kind[:3], dpi=drawing.style.DOTS_PER_INCH, metadata=undated)
-        data = written.getvalue()
-        if len(data) <= _MOST_SVG_BYTES:
-            break
-    width, height = (round(float(inches) * drawing.style.DOTS_PER_INCH) for inches in figure.get_size_inches())
-    return Picture(name=name, width=width, height=height, data=data, kind=kind)

@@ -98,6 +98,8 @@ def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[safe_ope
     try:
         with accessing(path, "read"), safe_open(str(path), framework="pt", device=str(device)) as file:
             yield file
+    except torch.OutOfMemoryError:  # of a GPU: the file may be whole
+        raise
     except (SafetensorError, RuntimeError) as error:
         raise SuperWeightError(f"{path} is damaged: {' '.join(str(error).split()):.400}") from None
 

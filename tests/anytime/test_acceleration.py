@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import assert_refused
 from torch import Tensor, nn
 
 import superweight_ensembles as swe
@@ -198,17 +199,12 @@ def test_own_networks_answer_in_the_place_of_the_members() -> None:
         (lambda own: own.accelerate(7), "loader must yield"),
         (lambda own: own.accelerate(SAMPLES).save("nowhere"), "the predictor that this one was made of"),
         (lambda own: own.accelerate(SAMPLES).to(dtype=torch.float64), "types of their own"),
+        (lambda own: swe.AnytimePredictor(members()).with_networks(members()), "give input_shape="),
     ],
 )
 def test_what_cannot_be_is_refused(call: Any, message: str) -> None:
     own = swe.AnytimePredictor(members(), input_shape=SHAPE)
-    with pytest.raises(swe.SuperWeightError, match=message):
-        call(own)
-
-
-def test_networks_before_any_cost_is_known_are_refused() -> None:
-    with pytest.raises(swe.SuperWeightError, match="give input_shape="):
-        swe.AnytimePredictor(members()).with_networks(members())
+    assert_refused(message, call, own)
 
 
 @pytest.mark.gpu

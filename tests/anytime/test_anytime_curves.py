@@ -8,6 +8,7 @@ from pathlib import Path
 import figure_checks
 import pytest
 import torch
+from refusals import assert_refused
 from rich.console import Console
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -41,6 +42,8 @@ from superweight_ensembles.storage import as_content, content_as
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits.yaml"
+DATA = swe.load_data("digits", validation_fraction=0.3, num_train=320)
+HELD, TEST = DATA.loader("validation", 128), DATA.loader("test", 128)
 SMALL = (
     'members=[{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}, '
     '{"name": "a", "model": "wide_resnet", "depth": 16, "width": 1}]',
@@ -48,6 +51,7 @@ SMALL = (
     "data.validation_fraction=0.2",
     "anytime.num_points=3",
     "anytime.timed_images=64",
+    "data.num_train=300",
 )
 
 
@@ -66,26 +70,22 @@ def test_area_of_steps_and_of_a_line_by_hand() -> None:
 
 @pytest.mark.parametrize(("points", "low", "high"), [([], 1, 2), ([(1, 0.5)], 2, 2), ([(1, 0.5)], 0, 2)])
 def test_an_area_needs_points_and_a_range(points: list, low: float, high: float) -> None:
-    with pytest.raises(swe.SuperWeightError, match="an area needs points and a range of costs"):
-        log_area(points, low, high, before=0.0, steps=True)
+    assert_refused("an area needs points and a range of costs", log_area, points, low, high, before=0.0, steps=True)
 
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[swe.AnytimePredictor, AnytimeResult, swe.SuperWeightEnsemble]:
-    data = swe.load_data("digits", validation_fraction=0.3)
     torch.manual_seed(0)
     members = {f"wrn{depth}-1": swe.wide_resnet(depth, 1, 10, in_channels=1) for depth in (16, 10)}
     ensemble = swe.SuperWeightEnsemble(members, budget=0.9)
-    swe.train(ensemble, data, swe.TrainConfig(epochs=3, batch_size=64, schedule="one_cycle", precision="float32"))
-    predictor = swe.AnytimePredictor(ensemble, input_shape=data.image_shape)
-    loaders = (data.loader("validation", 128), data.loader("test", 128))
-    return predictor, measure_curves(predictor, *loaders, num_points=4, timed_images=128), ensemble
+    swe.train(ensemble, DATA, swe.TrainConfig(epochs=3, batch_size=64, schedule="one_cycle", precision="float32"))
+    predictor = swe.AnytimePredictor(ensemble, input_shape=DATA.image_shape)
+    return predictor, measure_curves(predictor, HELD, TEST, num_points=4, timed_images=128), ensemble
 
 
 def test_curves_say_what_evaluate_and_running_say(measured) -> None:
     predictor, found, ensemble = measured
-    data = swe.load_data("digits", validation_fraction=0.3)
-    evaluation = swe.evaluate(ensemble, data.loader("test", 128))
+    evaluation = swe.evaluate(ensemble, TEST)
     stream, cascade = found.curves
     assert (stream.name, cascade.name) == ("stream", "cascade")
     assert found.order == ("wrn10-1", "wrn16-1")
@@ -99,7 +99,7 @@ def test_curves_say_what_evaluate_and_running_say(measured) -> None:
     ]
     # The kept policy, really run on the test images, costs and answers what the curve says.
     flops = right = count = 0
-    for images, labels in data.loader("test", 128):
+    for images, labels in TEST:
         answer = predictor(images)
         flops += int(answer.flops.sum())
         right += int((answer.probabilities.argmax(1) == labels).sum())
@@ -127,10 +127,8 @@ def test_the_cascade_goes_from_the_first_member_to_all(measured) -> None:
 
 
 def test_one_member_has_curves_of_one_point() -> None:
-    data = swe.load_data("digits", validation_fraction=0.3)
-    predictor = swe.AnytimePredictor({"only": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=data.image_shape)
-    loaders = (data.loader("validation", 128), data.loader("test", 128))
-    found = measure_curves(predictor, *loaders, target=("flops", 1.0), num_points=3, timed_images=8, batch_size=4)
+    predictor = swe.AnytimePredictor({"only": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=DATA.image_shape)
+    found = measure_curves(predictor, HELD, TEST, target=("flops", 1.0), num_points=3, timed_images=8, batch_size=4)
     for curve in found.curves:
         assert curve.area == curve.latency_area == curve.points[-1].accuracy
 
@@ -176,19 +174,17 @@ def without_times(found: dict) -> dict:
 @pytest.mark.parametrize("order", ["greedy", ("wrn16-1", "wrn10-1"), ("wrn10-1",)])
 def test_curves_of_tables_equal_those_of_loaders(measured, order: str | tuple[str, ...]) -> None:
     _, _, ensemble = measured
-    data = swe.load_data("digits", validation_fraction=0.3)
-    held, test = data.loader("validation", 128), data.loader("test", 128)
     options = {"target": ("flops", 0.7 if len(order) > 1 else 1.0), "num_points": 3, "timed_images": 8}
     found = []
-    for source, tested in ((held, None), (predict(ensemble, held), predict(ensemble, test))):
+    for source, tested in ((HELD, None), (predict(ensemble, HELD), predict(ensemble, TEST))):
         greedy = {"loader": source} if order == "greedy" else {}
-        predictor = swe.AnytimePredictor(ensemble, order, input_shape=data.image_shape, **greedy)
-        found.append(as_content(measure_curves(predictor, source, test, tested=tested, **options)))
+        predictor = swe.AnytimePredictor(ensemble, order, input_shape=DATA.image_shape, **greedy)
+        found.append(as_content(measure_curves(predictor, source, TEST, tested=tested, **options)))
     assert without_times(found[0]) == without_times(found[1])
-    by_itself = predictor.calibrate(held, flops=options["target"][1], batch_size=64)
+    by_itself = predictor.calibrate(HELD, flops=options["target"][1], batch_size=64)
     assert predictor.policy.to_dict() == found[1]["policy"]
     assert without_times(as_content(by_itself)) == without_times(found[1]["calibration"])
-    evaluation = swe.evaluate(ensemble, test)
+    evaluation = swe.evaluate(ensemble, TEST)
     for member in found[1]["members"]:
         assert member["accuracy"] == evaluation.by_name[member["name"]].metrics.accuracy
         assert member["nll"] == evaluation.by_name[member["name"]].metrics.nll
@@ -217,24 +213,20 @@ def test_evaluation_of_a_run_has_each_member_see_each_split_once(tmp_path) -> No
 
 def test_predictions_of_other_members_are_refused(measured) -> None:
     predictor, _, _ = measured
-    data = swe.load_data("digits", validation_fraction=0.3)
-    other = swe.AnytimePredictor({"wrn10-1": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=data.image_shape)
-    table = other.predict(data.loader("validation", 128))
-    with pytest.raises(swe.SuperWeightError, match="unknown member 'wrn16-1'"):
-        predictor.calibrate(table, flops=0.7)
+    other = swe.AnytimePredictor({"wrn10-1": swe.wide_resnet(10, 1, 10, in_channels=1)}, input_shape=DATA.image_shape)
+    table = other.predict(HELD)
+    assert_refused("unknown member 'wrn16-1'", predictor.calibrate, table, flops=0.7)
 
 
 def test_figure_without_curves_says_so(tmp_path) -> None:
     committed, _ = read_results(COMMITTED / "digits-search")
-    with pytest.raises(swe.SuperWeightError, match="no anytime curves: give its recipe an anytime section"):
-        anytime_curves(committed)
+    assert_refused("no anytime curves: give its recipe an anytime section", anytime_curves, committed)
     assert anytime_table(committed) is None
 
 
 def test_too_few_validation_images_stop_before_training(tmp_path) -> None:
     recipe = load_recipe(DIGITS, (*SMALL[:2], "data.validation_fraction=0.1", "anytime.num_points=3"))
-    with pytest.raises(swe.SuperWeightError, match="at least 100 validation images; digits has 90"):
-        train_run(recipe, tmp_path / "run")
+    assert_refused("at least 100 validation images; digits has 90", train_run, recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -251,14 +243,9 @@ def test_too_few_validation_images_stop_before_training(tmp_path) -> None:
 )
 def test_mistakes_in_the_section(section: dict, message: str) -> None:
     content = load_recipe(DIGITS).model_dump(mode="json", exclude_none=True)
-    with pytest.raises(swe.SuperWeightError, match=message):
-        parse_recipe({**content, "anytime": section})
-
-
-def test_one_member_has_nothing_to_stop_before() -> None:
-    content = load_recipe(DIGITS).model_dump(mode="json", exclude_none=True)
-    with pytest.raises(swe.SuperWeightError, match="one member alone leaves nothing to stop before"):
-        parse_recipe({**content, "members": content["members"][:1]})
+    assert_refused(message, parse_recipe, {**content, "anytime": section})
+    alone = {**content, "members": content["members"][:1]}
+    assert_refused("one member alone leaves nothing to stop before", parse_recipe, alone)
 
 
 @pytest.mark.parametrize(
@@ -277,14 +264,12 @@ def test_one_member_has_nothing_to_stop_before() -> None:
 def test_curves_that_cannot_be_measured(options, match) -> None:
     predictor = swe.AnytimePredictor({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, input_shape=(4,))
     loader = [(torch.randn(120, 4), torch.zeros(120).long())]
-    with pytest.raises(swe.SuperWeightError, match=match):
-        measure_curves(predictor, loader, **{"test": loader, "target": ("flops", 0.75), **options})
+    assert_refused(match, measure_curves, predictor, loader, **{"test": loader, "target": ("flops", 0.75), **options})
 
 
 def test_weights_and_temperatures_are_fitted_once_for_all_points(measured, monkeypatch) -> None:
     predictor, found, _ = measured
-    data = swe.load_data("digits", validation_fraction=0.3)
-    held, tested = (predictor.predict(data.loader(split, 128)) for split in ("validation", "test"))
+    held, tested = predictor.predict(HELD), predictor.predict(TEST)
     fits = []
 
     def counting(*args: object) -> float:
@@ -292,7 +277,7 @@ def test_weights_and_temperatures_are_fitted_once_for_all_points(measured, monke
         return fit_temperature(*args)
 
     monkeypatch.setattr(calibration, "fit_temperature", counting)
-    again = measure_curves(predictor, held, data.loader("test", 128), tested=tested, num_points=4, timed_images=128)
+    again = measure_curves(predictor, held, TEST, tested=tested, num_points=4, timed_images=128)
     assert len(fits) == 2 * len(predictor.order)  # for the policy that is kept, and for the points
     same = ("flops", "accuracy", "nll", "members_used")
     for point, other in zip(again.curve("cascade").points, found.curve("cascade").points, strict=True):

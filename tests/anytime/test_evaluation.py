@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from refusals import assert_refused
+from small_networks import Bag
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
@@ -146,8 +148,7 @@ NAN_ROW = torch.tensor([0.0, math.nan, 0.0]).view(3, 1, 1, 1).expand(3, 3, 8, 8)
     ],
 )
 def test_loaders_that_cannot_be_evaluated(loader, match) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
-        swe.evaluate(three_members(), loader)
+    assert_refused(match, swe.evaluate, three_members(), loader)
 
 
 @pytest.mark.parametrize("labels", [torch.int16, torch.uint8, torch.int32])
@@ -174,8 +175,7 @@ def test_one_class_is_refused_and_fewer_than_five_are_all_in_the_top_five() -> N
         lambda: swe.evaluate(linear_members(1), loader),
         lambda: swe.anytime.member_costs(linear_members(1), (4,)),
     ):
-        with pytest.raises(swe.SuperWeightError, match="two classes or more; 'a' answers one"):
-            call()
+        assert_refused("two classes or more; 'a' answers one", call)
     assert swe.evaluate(linear_members(3), loader).ensemble.metrics.top5_accuracy == 1
 
 
@@ -189,8 +189,7 @@ def test_one_class_is_refused_and_fewer_than_five_are_all_in_the_top_five() -> N
     ],
 )
 def test_costs_that_cannot_be_measured(options, match) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
-        swe.anytime.member_costs(three_members(), **{"input_shape": (3, 8, 8), **options})
+    assert_refused(match, swe.anytime.member_costs, three_members(), **{"input_shape": (3, 8, 8), **options})
 
 
 def test_evaluation_leaves_everything_as_it_was() -> None:
@@ -330,14 +329,6 @@ def test_members_of_many_kinds_are_evaluated() -> None:
 
 
 def test_token_and_float64_members_are_evaluated() -> None:
-    class Bag(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.embedding, self.hidden, self.fc = nn.Embedding(20, 8), nn.Linear(8, width), nn.Linear(width, 3)
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            return self.fc(self.hidden(self.embedding(tokens).mean(1)).relu())
-
     tokens = [(torch.randint(0, 20, (6, 5)), torch.randint(0, 3, (6,)))]
     ensemble = swe.SuperWeightEnsemble({"a": Bag(8), "b": Bag(12)}, budget=1.2)
     assert swe.evaluate(ensemble, tokens).num_samples == 6
@@ -357,5 +348,4 @@ def test_a_table_of_predictions_is_evaluated_as_the_loader_is() -> None:
     assert by_table.ensemble.metrics == by_loader.ensemble.metrics
     assert [s.metrics for s in by_table.subsets] == [s.metrics for s in by_loader.subsets]
     assert (by_table.diversity, by_table.reliability) == (by_loader.diversity, by_loader.reliability)
-    with pytest.raises(swe.SuperWeightError, match="unknown member 'wrn10-3': did you mean"):
-        table.of(["wrn10-3"])
+    assert_refused("unknown member 'wrn10-3': did you mean", table.of, ["wrn10-3"])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from refusals import assert_refused
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 
@@ -121,8 +122,7 @@ def test_one_temperature_for_the_whole_is_fitted_on_held_out_samples() -> None:
 
 def test_tasks_without_classes_are_refused() -> None:
     numbers = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 2)}, budget=1.0, task="regression")
-    with pytest.raises(swe.SuperWeightError, match=r"detect_others\(\) is of one class an image"):
-        swe.anytime.detect_others(numbers, [], [])
+    assert_refused(r"detect_others\(\) is of one class an image", swe.anytime.detect_others, numbers, [], [])
 
 
 def grey(level: float = 0.5, channels: int = 3, side: int = 32) -> Tensor:
@@ -168,19 +168,13 @@ def test_noise_is_a_function_of_the_seed_and_images_of_one_channel_are_taken(cha
 
 
 def test_what_is_no_corruption_is_refused() -> None:
-    with pytest.raises(swe.SuperWeightError, match=r"unknown corruption 'noise'.*gaussian_noise"):
-        Corruption(name="noise", severity=1)
-    with pytest.raises(swe.SuperWeightError, match="unknown corruption"):
-        Corruption(name=["jpeg"], severity=1)
-    with pytest.raises(swe.SuperWeightError, match=r"corruption must be a swe\.data\.Corruption; got 'jpeg'"):
-        DATA.loader("test", 8, corruption="jpeg")
-    with pytest.raises(swe.SuperWeightError, match="pixels from 0 to 1, or of uint8; these images go from -1 to"):
-        corrupted(grey(-1.0), "contrast", 1)
+    assert_refused(r"unknown corruption 'noise'.*gaussian_noise", Corruption, name="noise", severity=1)
+    assert_refused("unknown corruption", Corruption, name=["jpeg"], severity=1)
+    assert_refused(r"corruption must be a swe\.data\.Corruption; got 'jpeg'", DATA.loader, "test", 8, corruption="jpeg")
+    assert_refused("pixels from 0 to 1, or of uint8; these images go from -1 to", corrupted, grey(-1.0), "contrast", 1)
     for severity in (0, 6, True, 1.5, 2.0):
-        with pytest.raises(swe.SuperWeightError, match="severity of a corruption is 1 to 5"):
-            Corruption(name="jpeg", severity=severity)
-    with pytest.raises(swe.SuperWeightError, match="JPEG holds images of 1 or 3 channels, not of 2"):
-        corrupted(grey(channels=2), "jpeg", 1)
+        assert_refused("severity of a corruption is 1 to 5", Corruption, name="jpeg", severity=severity)
+    assert_refused("JPEG holds images of 1 or 3 channels, not of 2", corrupted, grey(channels=2), "jpeg", 1)
 
 
 def test_a_loader_gives_corrupted_images_and_leaves_the_split(ensemble: swe.SuperWeightEnsemble) -> None:

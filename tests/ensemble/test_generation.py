@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import reference
 import torch
+from small_networks import linear_chain
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -16,10 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from superweight_ensembles import SuperWeightEnsemble, plan_sharing, warm_start, wide_resnet
 from superweight_ensembles.ensemble import SuperWeightBank, generation, own_deviations
 from superweight_ensembles.ensemble import superweights as composition
-
-
-def linear_chain(*sizes):
-    return nn.Sequential(*(nn.Linear(i, o) for i, o in pairwise(sizes)), nn.Linear(sizes[-1], 3))
 
 
 def conv_chain(*sizes):
@@ -126,18 +123,21 @@ def first_to_last(plan):
 
 
 @pytest.mark.parametrize("case", MEMBERS)
-@pytest.mark.parametrize("bins", [1, 3])
-def test_generation_equals_the_reference(case, bins):
-    bank = bank_of(case, bins=bins)
-    assert_equal_weights(flat(bank.generate()), literal(bank))
-
-
-@pytest.mark.parametrize("case", ["wrn", "growing", "cropping", "matrices of unlike layers", "several kernels"])
-def test_generation_of_tied_coefficients_equals_the_reference(case):
-    bank = bank_of(case, edit=first_to_last)
-    free = bank_of(case)
-    assert bank.plan.num_coefficients < free.plan.num_coefficients
-    assert_equal_weights(flat(bank.generate()), literal(bank))
+@pytest.mark.parametrize(("bins", "edit"), [(1, None), (3, None), (1, first_to_last)], ids=["1 bin", "3 bins", "tied"])
+def test_generation_and_gradients_equal_the_reference(case, bins, edit):
+    bank = bank_of(case, bins=bins, edit=edit)
+    assert edit is None or bank.plan.num_coefficients < bank_of(case).plan.num_coefficients
+    weights, expected = flat(bank.generate()), literal(bank)
+    assert_equal_weights(weights, expected)
+    leaves = dict(bank.named_parameters())
+    readers = {key: torch.randn_like(weight) for key, weight in expected.items()}
+    losses = [
+        sum((found[key].square() * reader).sum() for key, reader in readers.items()) for found in (weights, expected)
+    ]
+    # of several kernels, a vector may be of a slot that has none of its target's places
+    grads = [torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) for loss in losses]
+    for name, fast, slow in zip(leaves, *grads, strict=True):
+        assert_close(fast, slow, atol=1e-12, rtol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("edit", [None, first_to_last])
@@ -148,24 +148,6 @@ def test_generation_of_some_members_equals_the_reference(subset, edit):
     weights = bank.generate(subset)
     assert list(weights) == subset
     assert_equal_weights(flat(weights), expected)
-
-
-@pytest.mark.parametrize("edit", [None, first_to_last])
-@pytest.mark.parametrize(
-    "case", ["wrn", "cropping", "cropping convolutions", "matrices of unlike layers", "several kernels"]
-)
-def test_gradients_equal_the_reference(case, edit):
-    bank = bank_of(case, edit=edit)
-    leaves = dict(bank.named_parameters())
-    weights, expected = flat(bank.generate()), literal(bank)
-    readers = {key: torch.randn_like(weight) for key, weight in expected.items()}
-    losses = [
-        sum((found[key].square() * reader).sum() for key, reader in readers.items()) for found in (weights, expected)
-    ]
-    # of several kernels, a vector may be of a slot that has none of its target's places
-    grads = [torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) for loss in losses]
-    for name, fast, slow in zip(leaves, *grads, strict=True):
-        assert_close(fast, slow, atol=1e-12, rtol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_tied_targets_of_one_slot_are_equal():
@@ -197,35 +179,22 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def products(bank, members=None):
-    with Products() as seen:
-        bank.generate(members)
-    return sorted(seen.shapes)
-
-
 @pytest.mark.parametrize("edit", [None, first_to_last])
-def test_one_product_a_block_with_each_vector_once(edit):
-    bank = bank_of("wrn", bins=4, edit=edit)
-    expected = [
-        ((slot.num_vectors, slot.num_templates), (slot.num_templates, math.prod(shape)))
-        for cluster in bank.plan.clusters
-        for slot, block in zip(cluster.slots, cluster.blocks)
-        for shape in block.shapes
-    ]
-    assert products(bank) == sorted(expected)
-
-
-@pytest.mark.parametrize("edit", [None, first_to_last])
-def test_some_members_cost_their_own_vectors_alone(edit):
+@pytest.mark.parametrize("members", [None, ["a", "c"]], ids=["all", "some"])
+def test_one_product_a_block_with_each_vector_of_these_members_once(edit, members):
     bank = bank_of("wrn", bins=4, edit=edit)
     expected = []
     for cluster in bank.plan.clusters:
         for index, (slot, block) in enumerate(zip(cluster.slots, cluster.blocks)):
-            own = {t.vectors[index] for t in cluster.targets if t.member in ("a", "c") and t.slot >= index}
-            if own:
-                factor = (len(own), slot.num_templates)
+            read = [t for t in cluster.targets if (members is None or t.member in members) and t.slot >= index]
+            vectors = len({target.vectors[index] for target in read})
+            assert vectors == slot.num_vectors or members
+            if vectors:
+                factor = (vectors, slot.num_templates)
                 expected += [(factor, (slot.num_templates, math.prod(shape))) for shape in block.shapes]
-    assert products(bank, ["a", "c"]) == sorted(expected)
+    with Products() as seen:
+        bank.generate(members)
+    assert sorted(seen.shapes) == sorted(expected)
 
 
 def test_autocast_makes_half_weights():
@@ -240,9 +209,7 @@ def test_autocast_makes_half_weights():
 
 @pytest.mark.parametrize("case", ["wrn", "cropping convolutions", "several kernels"])
 def test_pieces_that_the_cache_holds_make_the_same_weights_and_gradients(case, monkeypatch):
-    members = MEMBERS[case]()
-    plan = plan_sharing(members, budget=10**6, cap=3, bins=1)
-    bank = SuperWeightBank(plan, own_deviations(plan, members)).double()
+    bank = bank_of(case)
     leaves, found = list(bank.parameters()), []
     for numbers in (2**30, 50):
         monkeypatch.setattr(composition, "_NUMBERS_IN_CACHE", numbers)
@@ -356,14 +323,6 @@ def test_gradients_of_some_weights_equal_the_reference(read):
         assert_close(one, other.expand_as(one) if not other.ndim else other, atol=1e-12, rtol=1e-12, check_dtype=False)
 
 
-def test_frozen_coefficients_get_no_gradient():
-    bank = bank_of("wrn")
-    bank.coefficients.requires_grad_(False)
-    sum(weight.sum() for weight in flat(bank.generate()).values()).backward()
-    assert all(rows.grad is None for rows in bank.coefficients.values())
-    assert all(numbers.grad is not None for numbers in bank.templates.values())
-
-
 def test_weights_have_the_memory_format_of_the_ensemble():
     members = MEMBERS["wrn"]()
     ensemble = SuperWeightEnsemble(members, budget=0.9)
@@ -392,16 +351,11 @@ def test_second_derivatives_are_refused():
 
 
 def as_many_templates_as_users(plan):
-    return dataclasses.replace(
-        plan,
-        clusters=tuple(
-            dataclasses.replace(
-                cluster,
-                slots=tuple(dataclasses.replace(slot, num_templates=slot.num_vectors) for slot in cluster.slots),
-            )
-            for cluster in plan.clusters
-        ),
-    )
+    clusters = []
+    for cluster in plan.clusters:
+        slots = tuple(dataclasses.replace(slot, num_templates=slot.num_vectors) for slot in cluster.slots)
+        clusters.append(dataclasses.replace(cluster, slots=slots))
+    return dataclasses.replace(plan, clusters=tuple(clusters))
 
 
 @pytest.mark.parametrize("edit", [as_many_templates_as_users, lambda plan: plan], ids=["K = users", "K > users"])

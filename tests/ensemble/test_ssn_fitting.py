@@ -29,7 +29,7 @@ def squared_error(made, nets):
 
 @pytest.mark.parametrize("upsample", UPSAMPLE)
 def test_the_bank_is_the_least_squares_solution_for_its_coefficients(upsample):
-    made = ensemble(0.4, count=2, clusters="one", ssn=options_of("wavg", upsample))
+    made = ensemble(0.5, count=2, width=2, clusters="one", ssn=options_of("wavg", upsample))
     (group,), bank = made.plan.clusters, made.bank
     assert any(reading.num_tiles > 1 or reading.matrix != (0, 0) for reading in group.window_specs)
     program = compile_group(0, group, ["m0", "m1"])
@@ -91,21 +91,12 @@ def test_a_mixed_plan_starts_warm_with_both_generators():
     }
 
 
-@pytest.mark.parametrize(("count", "size"), [(2, 3), (4, 4)])
-def test_embeddings_hold_up_to_as_many_windows_exactly(count, size):
+@pytest.mark.parametrize(("rows", "count", "size"), [(5, 2, 3), (5, 4, 4), (6, 5, 2)])
+def test_embeddings_hold_up_to_as_many_windows_exactly_and_of_more_the_best_affine_ones(rows, count, size):
     torch.manual_seed(0)
-    alphas = torch.randn(5, count, dtype=torch.float64)
-    embeddings, mixer = torch.randn(5, size, dtype=torch.float64), torch.randn(count, size + 1, dtype=torch.float64)
+    alphas = torch.randn(rows, count, dtype=torch.float64)
+    embeddings, mixer = torch.randn(rows, size, dtype=torch.float64), torch.randn(count, size + 1, dtype=torch.float64)
     _place_embeddings(alphas, embeddings, mixer)
-    assert_close(embeddings @ mixer[:, :-1].T + mixer[:, -1], alphas)
-
-
-def test_embeddings_of_more_windows_are_the_best_affine_ones():
-    torch.manual_seed(0)
-    alphas = torch.randn(6, 5, dtype=torch.float64)
-    embeddings, mixer = torch.randn(6, 2, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    _place_embeddings(alphas, embeddings, mixer)
-    centred = alphas - alphas.mean(0)
-    left, values, right = torch.linalg.svd(centred, full_matrices=False)
-    best = alphas.mean(0) + left[:, :2] @ torch.diag(values[:2]) @ right[:2]
-    assert_close(embeddings @ mixer[:, :-1].T + mixer[:, -1], best)
+    left, values, right = torch.linalg.svd(alphas - alphas.mean(0), full_matrices=False)
+    best = alphas.mean(0) + left[:, :size] @ torch.diag(values[:size]) @ right[:size]
+    assert_close(embeddings @ mixer[:, :-1].T + mixer[:, -1], alphas if count <= size else best)

@@ -7,6 +7,7 @@ import logging
 import pytest
 import timm
 import torch
+from refusals import assert_refused
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -169,8 +170,7 @@ def test_kernels_that_are_refused_and_that_change_nothing(caplog):
         ({"kernels": "centre", "clusters": "one", "generator": "superweight"}, "mixes .*depthwise.*kernel, or gen"),
         ({"clusters": {"all": ["resnet.*"]}, "generator": "superweight"}, "one cluster a kernel, kernels 'centre', or"),
     ):
-        with pytest.raises(swe.SuperWeightError, match=message):
-            plan(**options)
+        assert_refused(message, plan, **options)
     centred = touched(swe.SuperWeightEnsemble(members(), plan=plan(kernels="centre")))
     with pytest.raises(swe.SuperWeightError, match="a search compares layers of one kernel, and 'dense bin 1/3' has"):
         swe.search_sharing(centred, [(IMAGES, LABELS)], method=GradientSearch())
@@ -256,10 +256,6 @@ def test_a_part_alone_is_never_a_plain_weight(part):
         assert weights["qkv.weight"].shape == (24, 8)
 
 
-def kernel_of(content):
-    return next(cluster for cluster in content["clusters"] if cluster["name"].startswith("conv2d 3x3"))
-
-
 def parts_of(content):
     return [target for cluster in content["clusters"] for target in cluster["targets"] if "part" in target]
 
@@ -267,39 +263,32 @@ def parts_of(content):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: parts_of(content)[0].pop("part"), "stands there twice"),
-        (lambda content: parts_of(content)[0].update(part=[1, 3]), "stands there twice"),
-        (lambda content: parts_of(content)[0].update(part=[3, 3]), "needs each of its parts once, with the same names"),
-        (lambda content: parts_of(content)[0].update(part=[0, 4]), "needs each of its parts once, with the same names"),
-        (lambda content: parts_of(content)[0].update(part=[0, 1]), r"targets\.\d+\.part\.1"),
-        (lambda content: parts_of(content)[0].update(part=[-1, 3]), r"targets\.\d+\.part\.0"),
-        (lambda content: parts_of(content)[0].update(part="0/3"), r"targets\.\d+\.part"),
-        (
-            lambda content: parts_of(content)[0].update(names=[*parts_of(content)[0]["names"], "other"]),
-            "needs each of its parts once, with the same names",
-        ),
-        (lambda content: parts_of(content)[0].update(ones=-1), "fewer dimensions than its slot"),
-        (lambda content: parts_of(content)[0].update(ones=-4), r"targets\.\d+\.ones"),
-        (
-            lambda content: kernel_of(content)["targets"][0].update(ones=1),
-            "has more dimensions than its slot, which has",
-        ),
-        (lambda content: parts_of(content)[0].update(ones=10**9), r"targets\.\d+\.ones"),
+        (lambda part, kernel: part.pop("part"), "stands there twice"),
+        (lambda part, kernel: part.update(part=[1, 3]), "stands there twice"),
+        (lambda part, kernel: part.update(part=[3, 3]), "needs each of its parts once, with the same names"),
+        (lambda part, kernel: part.update(part=[0, 4]), "needs each of its parts once, with the same names"),
+        (lambda part, kernel: part["names"].append("other"), "needs each of its parts once, with the same names"),
+        (lambda part, kernel: part.update(part=[0, 1]), r"targets\.\d+\.part\.1"),
+        (lambda part, kernel: part.update(part=[-1, 3]), r"targets\.\d+\.part\.0"),
+        (lambda part, kernel: part.update(part="0/3"), r"targets\.\d+\.part"),
+        (lambda part, kernel: part.update(ones=-1), "fewer dimensions than its slot"),
+        (lambda part, kernel: part.update(ones=-4), r"targets\.\d+\.ones"),
+        (lambda part, kernel: part.update(ones=10**9), r"targets\.\d+\.ones"),
+        (lambda part, kernel: kernel.update(ones=1), "has more dimensions than its slot, which has"),
     ],
 )
 def test_damaged_parts_are_refused(damage, message):
     content = json.loads(plan(bins=1).to_json())
     content.pop("fingerprint")
-    damage(content)
-    with pytest.raises(swe.SuperWeightError, match=message):
-        swe.SharingPlan.from_json(json.dumps(content))
+    kernel = next(cluster for cluster in content["clusters"] if cluster["name"].startswith("conv2d 3x3"))
+    damage(parts_of(content)[0], kernel["targets"][0])
+    assert_refused(message, swe.SharingPlan.from_json, json.dumps(content))
 
 
 def test_parts_of_another_shape_do_not_fit():
     content = json.loads(plan(bins=1).to_json())
     content.pop("fingerprint")
     parts_of(content)[0]["ones"] = 1
-    with pytest.raises(
-        swe.SuperWeightError, match=r"vit\.blocks\.0\.attn\.qkv\.weight is \(48, 16\), planned 3 parts of"
-    ):
-        swe.SuperWeightEnsemble(members(), plan=swe.SharingPlan.from_json(json.dumps(content)))
+    other = swe.SharingPlan.from_json(json.dumps(content))
+    message = r"vit\.blocks\.0\.attn\.qkv\.weight is \(48, 16\), planned 3 parts of"
+    assert_refused(message, swe.SuperWeightEnsemble, members(), plan=other)

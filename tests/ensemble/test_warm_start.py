@@ -8,6 +8,7 @@ import math
 import pytest
 import timm
 import torch
+from refusals import assert_refused
 from torch import nn
 from torch.testing import assert_close
 
@@ -50,12 +51,8 @@ def trained_members() -> dict[str, nn.Module]:
 
 
 def linear_ensemble(
-    shapes: dict[str, list[tuple[int, int]]],
-    templates: int,
-    coefficients: str = "own",
-    tied: bool = False,
-    embedding: int = 24,
-):
+    shapes: dict[str, list[tuple[int, int]]], templates: int, coefficients: str = "own", tied: bool = False
+) -> tuple[dict[str, nn.Module], swe.SuperWeightEnsemble]:
     """Members of linear layers in one cluster with the same number of templates in each slot."""
     members = {name: Linears(*own).double() for name, own in shapes.items()}
     targets = tuple(
@@ -78,24 +75,24 @@ def started(members: dict[str, nn.Module], **options) -> tuple[swe.SuperWeightEn
     return ensemble, swe.warm_start(ensemble, members)
 
 
+def given_weights(members: dict[str, nn.Module]) -> list[torch.Tensor]:
+    return [layer.weight.detach() for member in members.values() for layer in member.layers]
+
+
 def weights_of(ensemble: swe.SuperWeightEnsemble) -> list[torch.Tensor]:
     return [weight.detach() for own in ensemble.generate().values() for weight in own.values()]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5, 8])
-@pytest.mark.parametrize("shape", [(5, 40), (5, 3)])
-def test_factors_are_the_best_of_their_rank(rank: int, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(5, 40), (5, 3), (4, 101)])
+@pytest.mark.parametrize("numbers_a_piece", [None, 30], ids=["at once", "in pieces"])
+def test_factors_are_the_best_of_their_rank(rank, shape, numbers_a_piece, monkeypatch) -> None:
+    if numbers_a_piece is not None:
+        monkeypatch.setattr("superweight_ensembles.ensemble.warm_starting._NUMBERS_A_PIECE", numbers_a_piece)
     matrix = random(*shape)
     coefficients, templates = best_factors(matrix, rank)
-    assert coefficients.shape[-1] == templates.shape[-2] == min(rank, 5)
+    assert coefficients.shape[-1] == templates.shape[-2] == min(rank, shape[0])
     assert_close(coefficients @ templates, best_of_rank(matrix, rank), **FLOAT64)
-
-
-def test_columns_that_do_not_fit_a_piece_at_once(monkeypatch) -> None:
-    monkeypatch.setattr("superweight_ensembles.ensemble.warm_starting._NUMBERS_A_PIECE", 30)
-    matrix = random(4, 101)
-    coefficients, templates = best_factors(matrix, 2)
-    assert_close(coefficients @ templates, best_of_rank(matrix, 2), **FLOAT64)
 
 
 def test_scale_of_the_factors() -> None:
@@ -107,12 +104,8 @@ def test_scale_of_the_factors() -> None:
 
 
 def test_equal_vectors_and_zeros() -> None:
-    same = random(1, 9).expand(3, 9)
-    for matrix in (
-        same,
-        torch.zeros(3, 9, dtype=torch.float64),
-        torch.cat([same, torch.zeros(1, 9, dtype=torch.float64)]),
-    ):
+    same, zeros = random(1, 9).expand(3, 9), torch.zeros(3, 9, dtype=torch.float64)
+    for matrix in (same, zeros, torch.cat([same, zeros[:1]])):
         for rank in (1, 2, 4):
             coefficients, templates = best_factors(matrix, rank)
             assert_close(coefficients @ templates, matrix, **FLOAT64)
@@ -146,25 +139,15 @@ def test_missing_numbers_are_not_fitted() -> None:
 
 
 def test_as_many_templates_as_users_give_the_members_back() -> None:
-    members = trained_members()
-    images = torch.randn(4, 3, 8, 8)
-    ensemble, result = started(members, budget=4.0, cap=32)
-    ensemble.eval()
-    for cluster in ensemble.plan.clusters:
-        assert all(slot.num_templates >= slot.num_vectors for slot in cluster.slots)
-    assert max(result.errors.values()) < 1e-6
-    expected = torch.stack([member.eval()(images) for member in members.values()])
-    assert_close(ensemble(images), expected, atol=1e-4, rtol=1e-4)
-    assert_close(ensemble.materialize("b").eval()(images), expected[1], atol=1e-4, rtol=1e-4)
-
-
-def test_exact_in_float64() -> None:
     members = {name: member.double() for name, member in trained_members().items()}
     images = random(4, 3, 8, 8)
-    ensemble, _ = started(members, budget=3.0, cap=32)
-    assert_close(
-        ensemble.eval()(images), torch.stack([member.eval()(images) for member in members.values()]), **FLOAT64
-    )
+    ensemble, result = started(members, budget=4.0, cap=32)
+    ensemble.eval()
+    assert all(slot.num_templates >= slot.num_vectors for one in ensemble.plan.clusters for slot in one.slots)
+    assert max(result.errors.values()) < 1e-6
+    expected = torch.stack([member.eval()(images) for member in members.values()])
+    assert_close(ensemble(images), expected, **FLOAT64)
+    assert_close(ensemble.materialize("b").eval()(images), expected[1], **FLOAT64)
 
 
 def test_half_precision_is_fitted_in_full() -> None:
@@ -172,7 +155,7 @@ def test_half_precision_is_fitted_in_full() -> None:
     members["a"].bfloat16()
     ensemble.bfloat16()
     swe.warm_start(ensemble, members)
-    mean = torch.stack([layer.weight.detach().float() for layer in members["a"].layers]).mean(0)
+    mean = torch.stack(given_weights(members)).float().mean(0)
     for made in weights_of(ensemble):
         assert_close(made.float(), mean, atol=1e-3, rtol=2**-6)
 
@@ -190,7 +173,7 @@ def test_slots_of_two_widths_are_each_the_best_of_their_rank(templates: int) -> 
     """(4, 6) is the corner of (8, 9): one slot for the corners of all, one for what the wide ones have beyond."""
     members, ensemble = linear_ensemble({"a": [(4, 6)] * 2 + [(8, 9)], "b": [(8, 9)] * 3}, templates)
     swe.warm_start(ensemble, members)
-    given = [layer.weight.detach() for member in members.values() for layer in member.layers]
+    given = given_weights(members)
     corners = torch.stack([weight[:4, :6].flatten() for weight in given])
     rests = torch.stack([torch.cat([weight[:4, 6:].flatten(), weight[4:].flatten()]) for weight in given[2:]])
     corners, rests = best_of_rank(corners, templates), best_of_rank(rests, templates)
@@ -204,9 +187,8 @@ def test_slots_of_two_widths_are_each_the_best_of_their_rank(templates: int) -> 
 def test_tied_coefficients_take_the_mean_of_their_users() -> None:
     members, ensemble = linear_ensemble({"a": [(4, 6)] * 2, "b": [(4, 6)]}, templates=2, tied=True)
     swe.warm_start(ensemble, members)
-    mean = torch.stack([layer.weight.detach() for member in members.values() for layer in member.layers]).mean(0)
     for made in weights_of(ensemble):
-        assert_close(made, mean, **FLOAT64)
+        assert_close(made, torch.stack(given_weights(members)).mean(0), **FLOAT64)
 
 
 @pytest.mark.parametrize("templates", [1, 3, 6])
@@ -215,7 +197,7 @@ def test_embeddings_hold_what_vectors_would(templates: int) -> None:
     shapes = {"a": [(4, 6)] * 5}
     members, ensemble = linear_ensemble(shapes, templates, coefficients="embedding")
     swe.warm_start(ensemble, members)
-    given = torch.stack([layer.weight.detach() for layer in members["a"].layers]).flatten(1)
+    given = torch.stack(given_weights(members)).flatten(1)
     assert_close(torch.stack(weights_of(ensemble)).flatten(1), best_of_rank(given, templates), **FLOAT64)
     rows = ensemble.bank.combination("c0s0").detach()
     assert rows.square().sum(1).mean() == pytest.approx(1)
@@ -226,7 +208,7 @@ def test_more_templates_than_an_embedding_has_numbers() -> None:
     members, ensemble = linear_ensemble({"a": [(5, 8)] * 30}, templates=28, coefficients="embedding")
     before = ensemble.bank.templates["c0s0"].detach().clone()
     swe.warm_start(ensemble, members)
-    given = torch.stack([layer.weight.detach() for layer in members["a"].layers]).flatten(1)
+    given = torch.stack(given_weights(members)).flatten(1)
     mean = given.mean(0)
     expected = mean + best_of_rank(given - mean, 24)
     assert_close(torch.stack(weights_of(ensemble)).flatten(1), expected, **FLOAT64)
@@ -241,15 +223,14 @@ def test_slots_that_a_later_one_crops() -> None:
     assert max(result.errors.values()) < 1e-12
     members, ensemble = linear_ensemble(shapes, templates=1)
     for layer in members["a"].layers:  # of rank one: with zeros for what is cropped away it would not be
-        layer.weight.data = torch.outer(
-            torch.arange(1, layer.weight.shape[0] + 1), torch.arange(1, layer.weight.shape[1] + 1)
-        ).double()
+        rows, columns = (torch.arange(1.0, size + 1, dtype=torch.float64) for size in layer.weight.shape)
+        layer.weight.data = torch.outer(rows, columns)
     assert max(swe.warm_start(ensemble, members).errors.values()) < 1e-3
 
 
 def test_tied_over_a_crop_takes_the_mean_of_those_that_have_a_number() -> None:
     members, ensemble = linear_ensemble({"a": [(4, 8), (9, 4)]}, templates=1, tied=True)
-    wide, tall = (layer.weight.detach() for layer in members["a"].layers)
+    wide, tall = given_weights(members)
     swe.warm_start(ensemble, members)
     made = weights_of(ensemble)
     assert_close(made[0][:, 4:], wide[:, 4:], **FLOAT64)
@@ -259,26 +240,25 @@ def test_tied_over_a_crop_takes_the_mean_of_those_that_have_a_number() -> None:
 
 def test_reported_errors() -> None:
     members = trained_members()
-    ensemble, result = started(members, budget=0.6)
+    made = {share: started(members, budget=share) for share in (0.5, 0.6, 0.9)}
+    errors = [result.mean_error for _, result in made.values()]
+    assert errors[0] > errors[1] > errors[2], "more budget is nearer"
+    ensemble, result = made[0.6]
     with torch.no_grad():
-        made = ensemble.generate()
+        weights = ensemble.generate()
     targets = [(t.member, t.name) for cluster in ensemble.plan.clusters for t in cluster.targets]
     assert set(result.errors) == set(targets) and len(targets) == len(result.errors)
     for (member, name), error in result.errors.items():
         weight = members[member].get_parameter(name).detach()
-        assert error == pytest.approx(float((weight - made[member][name]).norm() / weight.norm()), rel=1e-5, abs=1e-9)
+        assert error == pytest.approx(
+            float((weight - weights[member][name]).norm() / weight.norm()), rel=1e-5, abs=1e-9
+        )
     assert result.mean_error == pytest.approx(sum(result.errors.values()) / len(targets))
     assert 0.05 < result.mean_error < 1
     lines = str(result).splitlines()
     assert len(lines) == len(targets) + 5
     assert lines[-1].split() == ["mean", "of", str(len(targets)), f"{result.mean_error:.4f}"]
     assert result.to_dict()["errors"][0].keys() == {"member", "parameter", "error"}
-
-
-def test_more_budget_is_nearer() -> None:
-    members = trained_members()
-    errors = [started(members, budget=share)[1].mean_error for share in (0.5, 0.7, 0.9)]
-    assert errors[0] > errors[1] > errors[2]
 
 
 def test_a_weight_of_zeros() -> None:
@@ -408,8 +388,7 @@ def not_finite(name: str) -> dict[str, nn.Module]:
 def test_members_that_do_not_fit(given, message: str) -> None:
     ensemble = swe.SuperWeightEnsemble(trained_members(), budget=0.7)
     before = copy.deepcopy(ensemble.state_dict())
-    with pytest.raises(swe.SuperWeightError, match=message):
-        swe.warm_start(ensemble, given())
+    assert_refused(message, swe.warm_start, ensemble, given())
     assert all(torch.equal(tensor, before[key]) for key, tensor in ensemble.state_dict().items())
 
 
@@ -417,23 +396,14 @@ def test_buffers_that_do_not_fit() -> None:
     shapes = {"a": [(4, 6)]}
     members, ensemble = linear_ensemble(shapes, templates=1)
     members["a"].norm.running_mean = torch.zeros(4)
-    with pytest.raises(swe.SuperWeightError, match=r"a\.norm\.running_mean is \(4,\), expected \(3,\)"):
-        swe.warm_start(ensemble, members)
+    assert_refused(r"a\.norm\.running_mean is \(4,\), expected \(3,\)", swe.warm_start, ensemble, members)
     del members["a"].norm.running_mean
-    with pytest.raises(swe.SuperWeightError, match=r"a\.norm\.running_mean is missing"):
-        swe.warm_start(ensemble, members)
+    assert_refused(r"a\.norm\.running_mean is missing", swe.warm_start, ensemble, members)
 
 
-def test_the_start_of_the_constructor_is_retired() -> None:
+def test_what_is_no_warm_start_is_refused() -> None:
     members = trained_members()
+    assert_refused("takes a SuperWeightEnsemble; got dict", swe.warm_start, members, members)
+    retired = r"^init= was retired: .* call swe\.warm_start\(ensemble, trained_mem"
     for options in ({"budget": 0.7}, {"plan": swe.independent_plan(members)}):
-        with pytest.raises(
-            swe.SuperWeightError, match=r"^init= was retired: .* call swe\.warm_start\(ensemble, trained_mem"
-        ):
-            swe.SuperWeightEnsemble(members, **options, init="svd")
-
-
-def test_only_an_ensemble_is_started() -> None:
-    members = trained_members()
-    with pytest.raises(swe.SuperWeightError, match="takes a SuperWeightEnsemble; got dict"):
-        swe.warm_start(members, members)
+        assert_refused(retired, swe.SuperWeightEnsemble, members, **options, init="svd")

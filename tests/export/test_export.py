@@ -25,7 +25,9 @@ import timm
 import torch
 import yaml
 from command_line import superweights
+from refusals import assert_refused
 from safetensors.torch import load_model
+from small_networks import two_mlps
 from torch import nn
 from torch.testing import assert_close
 
@@ -159,8 +161,7 @@ def test_tied_weights(tmp_path: Path, format: str) -> None:
             answered = other.eval()(images)
     assert_close(answered, expected, atol=1e-5, rtol=0)
     if format == "state-dict":
-        with pytest.raises(swe.SuperWeightError, match="no registry made this network: build it"):
-            load_member(path)
+        assert_refused("no registry made this network: build it", load_member, path)
 
 
 def test_attention_in_eval_mode_is_exported(tmp_path: Path) -> None:
@@ -203,17 +204,16 @@ class NotInOnnx(nn.Module):
 
 
 def test_networks_that_cannot_be_exported_say_why(tmp_path: Path) -> None:
-    def export(network: nn.Module, path: str, **options) -> Path:
-        return export_member(network, tmp_path / "new" / path, input_shape=SMALL_SHAPE, **options)
-
-    with pytest.raises(swe.SuperWeightError, match=r"cannot trace FixedBatch: Constraints violated.*batch_size= fixes"):
-        export(FixedBatch(), "fixed.pt2", format="torch-export")
-    with pytest.raises(swe.SuperWeightError, match=r"cannot trace DataDependent: .*data-dependent.*'state-dict' takes"):
-        export(DataDependent(), "data.onnx", format="onnx")
-    with pytest.raises(swe.SuperWeightError, match=r"torch\.onnx cannot translate NotInOnnx: .*bessel_j0"):
-        export(NotInOnnx(), "bessel.onnx", format="onnx")
+    for network, file, format, message in (
+        (FixedBatch(), "fixed.pt2", "torch-export", "cannot trace FixedBatch: Constraints violated.*batch_size= fixes"),
+        (DataDependent(), "data.onnx", "onnx", "cannot trace DataDependent: .*data-dependent.*'state-dict' takes"),
+        (NotInOnnx(), "bessel.onnx", "onnx", r"torch\.onnx cannot translate NotInOnnx: .*bessel_j0"),
+    ):
+        path = tmp_path / "new" / file
+        assert_refused(message, export_member, network, path, format=format, input_shape=SMALL_SHAPE)
     assert list((tmp_path / "new").iterdir()) == []
-    path = export(FixedBatch(), "fixed.pt2", format="torch-export", batch_size=2)
+    options = {"format": "torch-export", "input_shape": SMALL_SHAPE, "batch_size": 2}
+    path = export_member(FixedBatch(), tmp_path / "new" / "fixed.pt2", **options)
     images = torch.randn(2, *SMALL_SHAPE)
     assert torch.equal(torch.export.load(path).module()(images), images.flatten(1))
 
@@ -243,17 +243,10 @@ def test_missing_packages(monkeypatch, tmp_path: Path, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     policy = ExitPolicy(order=("a",), temperatures=(1.0,), thresholds=())
     remedy = rf'needs the package {package}: pip install "superweight-ensembles\[export\]"'
-    with pytest.raises(swe.SuperWeightError, match=remedy):
-        export_member(small(), tmp_path / "net.onnx", format="onnx", input_shape=SMALL_SHAPE)
-    with pytest.raises(swe.SuperWeightError, match=remedy):
-        export_cascade({"a": small()}, policy, tmp_path / "cascade", input_shape=SMALL_SHAPE)
+    assert_refused(remedy, export_member, small(), tmp_path / "net.onnx", format="onnx", input_shape=SMALL_SHAPE)
+    assert_refused(remedy, export_cascade, {"a": small()}, policy, tmp_path / "cascade", input_shape=SMALL_SHAPE)
     assert list(tmp_path.iterdir()) == []
     export_member(small(), tmp_path / "net.pt2", format="torch-export", input_shape=SMALL_SHAPE)
-
-
-def bank() -> swe.SuperWeightEnsemble:
-    members = {name: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)) for name in ("a", "b")}
-    return swe.SuperWeightEnsemble(members, budget=1.2)
 
 
 @pytest.mark.parametrize(
@@ -283,13 +276,12 @@ def test_bad_inputs(tmp_path: Path, changes: dict, message: str) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     options = {"module": small(), "path": "net.pt2", "format": "torch-export", "input_shape": SMALL_SHAPE, **changes}
     options["path"] = tmp_path / options["path"]
-    with pytest.raises(swe.SuperWeightError, match=message):
-        export_member(**options)
+    assert_refused(message, export_member, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_members_are_materialised_first(tmp_path: Path) -> None:
-    ensemble = bank()
+    ensemble = swe.SuperWeightEnsemble(two_mlps(), budget=1.2)
     with pytest.raises(swe.SuperWeightError, match=r"give ensemble\.materialize\('a'\)"):
         export_member(ensemble, tmp_path / "net.pt2", format="torch-export", input_shape=(6,))
     with pytest.raises(swe.SuperWeightError, match=r"is given as ensemble\.materialize\(name\)"):
@@ -298,12 +290,10 @@ def test_members_are_materialised_first(tmp_path: Path) -> None:
 
 def test_overwriting(tmp_path: Path) -> None:
     (tmp_path / "net.pt2").write_text("old")
-    export_member(small(), tmp_path / "net.pt2", format="torch-export", input_shape=SMALL_SHAPE, overwrite=True)
+    options = {"format": "torch-export", "input_shape": SMALL_SHAPE, "overwrite": True}
+    export_member(small(), tmp_path / "net.pt2", **options)
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(3, *SMALL_SHAPE)).shape == (3, 4)
-    with pytest.raises(swe.SuperWeightError, match="cannot trace"):
-        export_member(
-            FixedBatch(), tmp_path / "net.pt2", format="torch-export", input_shape=SMALL_SHAPE, overwrite=True
-        )
+    assert_refused("cannot trace", export_member, FixedBatch(), tmp_path / "net.pt2", **options)
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(3, *SMALL_SHAPE)).shape == (3, 4)
 
 
@@ -316,20 +306,15 @@ def test_overwriting(tmp_path: Path) -> None:
         ({"architecture": {"model": "timm/resnet10t", "num_classes": 7}}, r"resnet\.safetensors does not fit"),
     ],
 )
-def test_damaged_state_dicts(exported: Path, tmp_path: Path, changes: dict, message: str) -> None:
-    shutil.copy(exported / "resnet.safetensors", tmp_path)
-    notes = json.loads((exported / "resnet.safetensors.json").read_text())
-    (tmp_path / "resnet.safetensors.json").write_text(json.dumps({**notes, **changes}))
-    with pytest.raises(swe.SuperWeightError, match=message):
-        load_member(tmp_path / "resnet.safetensors")
-
-
-def test_missing_state_dicts(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(swe.SuperWeightError, match=r"net\.safetensors\.json is missing"):
-        load_member(tmp_path / "net.safetensors")
-    shutil.copy(exported / "wrn.safetensors.json", tmp_path)
-    with pytest.raises(swe.SuperWeightError, match=r"wrn\.safetensors is missing"):
-        load_member(tmp_path / "wrn.safetensors")
+def test_damaged_and_missing_state_dicts(exported: Path, tmp_path: Path, changes: dict, message: str) -> None:
+    path = tmp_path / "resnet.safetensors"
+    assert_refused(r"resnet\.safetensors\.json is missing", load_member, path)
+    notes = tmp_path / "resnet.safetensors.json"
+    shutil.copy(exported / notes.name, notes)
+    assert_refused(r"resnet\.safetensors is missing", load_member, path)
+    shutil.copy(exported / path.name, path)
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), **changes}))
+    assert_refused(message, load_member, path)
 
 
 # A materialised member beside the network as its author makes it, with the same weights.
@@ -342,10 +327,9 @@ def as_made(networks, name: str) -> nn.Module:
 
 
 def both(networks, name: str, change, images: torch.Tensor) -> list[torch.Tensor]:
+    """Answers of the bank's network and of the author's."""
     with torch.no_grad():
-        return [
-            change(network)(images) for network in (copy.deepcopy(networks[name]), as_made(networks, name))
-        ]  # one of the bank, one of the author
+        return [change(one)(images) for one in (copy.deepcopy(networks[name]), as_made(networks, name))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -578,24 +562,13 @@ def test_a_member_that_answers_no_numbers(cascade: Path, small_networks, tmp_pat
     ("key", "values", "taken"),
     [
         ("temperatures", [0.01, 100.0, 1], True),
-        ("temperatures", [1e-42, 1, 1], False),
-        ("temperatures", [0.0099, 1, 1], False),
-        ("temperatures", [100.1, 1, 1], False),
-        ("temperatures", [-1, 1, 1], False),
-        ("temperatures", [math.nan, 1, 1], False),
-        ("temperatures", [math.inf, 1, 1], False),
-        ("temperatures", [None, 1, 1], False),
-        ("temperatures", [True, 1, 1], False),
-        ("temperatures", [10**400, 1, 1], False),
+        *(
+            ("temperatures", [first, 1, 1], False)
+            for first in (1e-42, 0.0099, 100.1, -1, math.nan, math.inf, None, True, 10**400)
+        ),
         ("thresholds", [0, 2.0], True),
         ("thresholds", [None, 0.5], True),
-        ("thresholds", [-1e-9, 0.5], False),
-        ("thresholds", [2.1, 0.5], False),
-        ("thresholds", [math.nan, 0.5], False),
-        ("thresholds", [math.inf, 0.5], False),
-        ("thresholds", [-math.inf, 0.5], False),
-        ("thresholds", [10**400, 0.5], False),
-        ("thresholds", ["0.5", 0.5], False),
+        *(("thresholds", [first, 0.5], False) for first in (-1e-9, 2.1, math.nan, math.inf, -math.inf, 10**400, "0.5")),
     ],
 )
 def test_a_policy_and_its_loader_have_the_same_bounds(cascade: Path, tmp_path: Path, key: str, values, taken: bool):
@@ -827,16 +800,13 @@ def test_cascades_that_are_not_exported(cascade: Path, small_networks, tmp_path:
         ({"input_shape": ()}, "input_shape is that of one image"),
         ({"modules": {"a": small(12), "b": NotInOnnx()}, "order": "ab"}, "cannot translate NotInOnnx"),
     ):
-        with pytest.raises(swe.SuperWeightError, match=message):
-            export(**options)
+        assert_refused(message, export, **options)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(swe.SuperWeightError, match="exists already: overwrite replaces an exported cascade"):
-        export(folder=cascade)
+    assert_refused("exists already: overwrite replaces an exported cascade", export, folder=cascade)
     mine = shutil.copytree(cascade, tmp_path / "mine")
     (mine / "thesis.txt").write_text("years of work")
     for folder in (mine, mine / "thesis.txt", tmp_path):
-        with pytest.raises(swe.SuperWeightError, match="exists and is no exported cascade"):
-            export(folder=folder, overwrite=True)
+        assert_refused("exists and is no exported cascade", export, folder=folder, overwrite=True)
     (mine / "thesis.txt").unlink()
     export(folder=mine, order=("a",), overwrite=True)
     assert sorted(path.name for path in mine.iterdir()) == ["00-a.onnx", "cascade.json", "onnx_cascade.py"]

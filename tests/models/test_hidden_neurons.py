@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from refusals import assert_refused
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.models.adaptive import adaptive_widths, make_adaptive, resize_widths
 
 WIDTH = 16
@@ -39,7 +39,7 @@ def without_the_first(hidden: Tensor) -> Tensor:
 
 
 ELSEWHERE = "outputs of 'up' are used elsewhere than in 'down', too"
-MIXED = "the hidden neurons are mixed"
+MIXED = "between 'up' and 'down' the hidden neurons are mixed"
 OTHERWISE = "depends on the hidden widths in another way than by its layers"
 REFUSED: dict[str, tuple[Between, str]] = {
     "slice": (lambda net, h: net.down(h) + h[:, :12], ELSEWHERE),
@@ -69,7 +69,7 @@ REFUSED: dict[str, tuple[Between, str]] = {
     "some overwritten": (lambda net, h: net.down(without_the_first(h)), "the outputs of 'up' do not all reach 'down'"),
     "gain": (lambda net, h: net.down(h * net.gain), OTHERWISE),
     "constant": (lambda net, h: net.down(h + torch.linspace(0, 1, WIDTH)), OTHERWISE),
-    "view": (lambda net, h: net.down(h.view(-1, 4, 4).flatten(1)), OTHERWISE),
+    "view": (lambda net, h: net.down(h.view(-1, 4, 4).flatten(1)), rf"^Network {OTHERWISE}: shape '\[-1, 4, 4\]' is"),
     "shape in a number": (lambda net, h: net.down(h) / h.shape[1], OTHERWISE),
     "shape in a branch": (lambda net, h: net.down(h) if h.shape[1] == WIDTH else net.down(h) + 1, OTHERWISE),
     "twice": (lambda net, h: net.down(h) + net.down(2 * h), "'down' 2 times in a call of the module"),
@@ -90,8 +90,7 @@ def test_neurons_that_cannot_be_left_out_are_refused_with_the_place(case: str) -
     torch.manual_seed(0)
     network, inputs = Network(between), torch.randn(4, 8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(SuperWeightError, match=message):
-        make_adaptive(network, [("up", "down")], example=inputs)
+    assert_refused(message, make_adaptive, network, [("up", "down")], example=inputs)
     assert not adaptive_widths(network)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 

@@ -9,11 +9,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from refusals import assert_refused
 from safetensors.torch import save_file
 from torch import nn
 
 import superweight_ensembles as swe
 
+WRN = {"num_classes": 3, "depth": 10, "width": 1}
 SMALL = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
 
 
@@ -82,9 +84,7 @@ def test_a_file_of_tensors_is_read(tmp_path: Path) -> None:
     save_file(trained.state_dict(), tmp_path / "trained.safetensors")
     same = swe.build_member("wide_resnet", num_classes=7, depth=10, width=1, weights=tmp_path / "trained.safetensors")
     assert equal(same, trained)
-    other = swe.build_member(
-        "wide_resnet", num_classes=3, depth=10, width=1, weights=str(tmp_path / "trained.safetensors")
-    )
+    other = swe.build_member("wide_resnet", **WRN, weights=str(tmp_path / "trained.safetensors"))
     head = next(name for name, layer in other.named_modules() if isinstance(layer, nn.Linear))
     assert equal(other, trained, but=head) and other.get_submodule(head).out_features == 3
     # An ensemble of members that came with weights is loaded like any other.
@@ -98,7 +98,7 @@ def test_counters_of_norms_may_be_missing(tmp_path: Path) -> None:
     kept = {name: value for name, value in trained.state_dict().items() if "num_batches" not in name}
     save_file(kept, tmp_path / "trained.safetensors")
     assert equal(
-        swe.build_member("wide_resnet", num_classes=3, depth=10, width=1, weights=tmp_path / "trained.safetensors"),
+        swe.build_member("wide_resnet", **WRN, weights=tmp_path / "trained.safetensors"),
         trained,
     )
 
@@ -121,7 +121,7 @@ def test_weights_of_another_architecture_are_refused(change, message: str, tmp_p
     change(state)
     save_file(state, tmp_path / "trained.safetensors")
     with pytest.raises(swe.SuperWeightError, match=f"trained.safetensors.*{message}"):
-        swe.build_member("wide_resnet", num_classes=3, depth=10, width=1, weights=tmp_path / "trained.safetensors")
+        swe.build_member("wide_resnet", **WRN, weights=tmp_path / "trained.safetensors")
 
 
 class Bomb:
@@ -135,22 +135,21 @@ def test_pickles_are_refused_unread(name: str, tmp_path: Path, monkeypatch: pyte
     (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
     told = r'save_file\(torch\.load\("trained.*", weights_only=True\), "trained\.safetensors"\)'
     with pytest.raises(swe.SuperWeightError, match=rf"no \.safetensors file, .*{told}"):
-        swe.build_member("wide_resnet", num_classes=3, depth=10, width=1, weights=name)
+        swe.build_member("wide_resnet", **WRN, weights=name)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_what_contradicts_itself_or_is_not_there() -> None:
+    for options, message in (
+        ({"pretrained": True, "weights": "x.safetensors"}, "pretrained and weights both say"),
+        ({"pretrained": "yes"}, "pretrained must be true or false; got 'yes'"),
+        ({"weights": "missing.safetensors"}, r"weights: no file missing\.safetensors"),
+    ):
+        assert_refused(message, swe.build_member, "wide_resnet", **WRN, **options)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_damaged_files_of_weights_are_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "trained.safetensors").write_bytes(content)
-    with pytest.raises(swe.SuperWeightError, match=r"trained\.safetensors"):
-        swe.build_member("wide_resnet", num_classes=3, depth=10, width=1, weights=tmp_path / "trained.safetensors")
-
-
-def test_what_contradicts_itself_or_is_not_there() -> None:
-    make = {"num_classes": 3, "depth": 10, "width": 1}
-    with pytest.raises(swe.SuperWeightError, match="pretrained and weights both say"):
-        swe.build_member("wide_resnet", pretrained=True, weights="x.safetensors", **make)
-    with pytest.raises(swe.SuperWeightError, match="pretrained must be true or false; got 'yes'"):
-        swe.build_member("wide_resnet", pretrained="yes", **make)
-    with pytest.raises(swe.SuperWeightError, match=r"weights: no file missing\.safetensors"):
-        swe.build_member("wide_resnet", weights="missing.safetensors", **make)
+    path = tmp_path / "trained.safetensors"
+    path.write_bytes(content)
+    assert_refused(r"trained\.safetensors", swe.build_member, "wide_resnet", **WRN, weights=path)

@@ -7,8 +7,9 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import assert_refused
 
-from superweight_ensembles import SuperWeightError, wide_resnet
+from superweight_ensembles import wide_resnet
 from superweight_ensembles.plan import Target, depth_runs, find_targets, group_targets
 
 
@@ -48,43 +49,26 @@ def wide(**members):
     return [target for name, net in nets.items() for target in find_targets(net, name)]
 
 
-def test_depth_bins_of_wide_resnets():
-    groups = group_targets(wide(wrn28=(28, 7), wrn16=(16, 4)), "depth_bins", bins=4)
-    assert len(groups) == 1 + 4
-    assert sizes(groups, "wrn28", (1, 1)) == [3]
-    assert sizes(groups, "wrn16", (1, 1)) == [3]
-    assert sizes(groups, "wrn28", (3, 3)) == [7, 6, 6, 6]
-    assert sizes(groups, "wrn16", (3, 3)) == [4, 3, 3, 3]
-
-
-def test_first_member_decides_the_bins():
-    # WRN-10: seven 3x3 of ten, round(4 * 7 / 10) = 3 bins, for the deeper member too.
-    groups = group_targets(wide(wrn10=(10, 1), wrn28=(28, 1)), "depth_bins", bins=4)
-    assert sizes(groups, "wrn10", (3, 3)) == [3, 2, 2]
-    assert sizes(groups, "wrn28", (3, 3)) == [9, 8, 8]
-
-
-def test_member_with_fewer_targets_than_bins_fills_the_first_ones():
-    groups = group_targets(targets_of([[3] * 8, [3, 3]]), "depth_bins", bins=4)
-    assert sizes(groups, "m0", (3, 3)) == [2, 2, 2, 2]
-    assert sizes(groups, "m1", (3, 3)) == [1, 1, 0, 0]
-
-
-def test_first_member_with_fewer_targets_than_bins_leaves_no_empty_cluster():
-    groups = group_targets(targets_of([[3, 3]]), "depth_bins", bins=4)
-    assert positions(groups) == {frozenset({(0, 0)}), frozenset({(0, 1)})}
-
-
-def test_kernel_that_only_a_later_member_has():
-    # Member 1: half of its layers are linear, so round(4 * 4 / 8) = 2 bins of them.
-    groups = group_targets(targets_of([[3] * 4, [3] * 4 + [0] * 4]), "depth_bins", bins=4)
-    assert sizes(groups, "m1", ()) == [2, 2]
-    assert sizes(groups, "m0", ()) == [0, 0]
-
-
-def test_kernels_are_matched_by_value_not_by_position():
-    groups = group_targets(targets_of([[1, 3, 3, 3], [3, 3, 3, 1]]), "depth_bins", bins=4)
-    assert frozenset({(0, 0), (1, 3)}) in positions(groups)
+@pytest.mark.parametrize(
+    ("members", "kernel", "expected"),
+    [
+        (wide(wrn28=(28, 7), wrn16=(16, 4)), (1, 1), {"wrn28": [3], "wrn16": [3]}),
+        (wide(wrn28=(28, 7), wrn16=(16, 4)), (3, 3), {"wrn28": [7, 6, 6, 6], "wrn16": [4, 3, 3, 3]}),
+        # The first member decides. WRN-10: seven 3x3 of ten, round(4 * 7 / 10) = 3 bins, for the deeper member too.
+        (wide(wrn10=(10, 1), wrn28=(28, 1)), (3, 3), {"wrn10": [3, 2, 2], "wrn28": [9, 8, 8]}),
+        # Fewer targets than bins fill the first ones, and of the first member leave no empty cluster.
+        (targets_of([[3] * 8, [3, 3]]), (3, 3), {"m0": [2, 2, 2, 2], "m1": [1, 1, 0, 0]}),
+        (targets_of([[3, 3]]), (3, 3), {"m0": [1, 1]}),
+        # Member 1 alone has linear layers, half of its own: round(4 * 4 / 8) = 2 bins of them.
+        (targets_of([[3] * 4, [3] * 4 + [0] * 4]), (), {"m0": [0, 0], "m1": [2, 2]}),
+        # Kernels are matched by value, not by position.
+        (targets_of([[1, 3, 3, 3], [3, 3, 3, 1]]), (1, 1), {"m0": [1], "m1": [1]}),
+    ],
+)
+def test_sizes_of_depth_bins(members, kernel, expected):
+    groups = group_targets(members, "depth_bins", bins=4)
+    assert {member: sizes(groups, member, kernel) for member in expected} == expected
+    assert all(group.targets for group in groups)
 
 
 def test_kinds_of_one_kernel_stay_apart():
@@ -127,6 +111,7 @@ def test_one_group_and_groups_by_type():
     assert positions(group_targets(targets, "one")) == {frozenset({(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)})}
     by_type = {frozenset({(0, 0), (0, 2), (1, 1)}), frozenset({(0, 1), (1, 0)})}
     assert positions(group_targets(targets, "type")) == by_type
+    assert group_targets(targets, "none") == ()
 
 
 @given(st.integers(1, 9), st.integers(0, 5))
@@ -136,10 +121,6 @@ def test_random_groups_cover_every_layer_once_and_evenly(num_groups, seed):
     assert sorted(target.label for group in groups for target in group.targets) == sorted(t.label for t in targets)
     assert {len(group.targets) for group in groups} <= {9 // num_groups, -(-9 // num_groups)}
     assert len(groups) == num_groups
-
-
-def test_none_shares_nothing():
-    assert group_targets(wide(wrn10=(10, 1)), "none") == ()
 
 
 def test_by_hand():
@@ -174,11 +155,11 @@ def test_by_hand_finds_a_tied_target_by_its_second_name():
     ],
 )
 def test_bad_rules(rule, message):
-    with pytest.raises(SuperWeightError, match=message):
-        group_targets(targets_of([[3, 3], [3, 1]]), rule)
+    assert_refused(message, group_targets, targets_of([[3, 3], [3, 1]]), rule)
 
 
 @pytest.mark.parametrize("bins", [0, -1, 2.0, "4", True, None])
 def test_bad_bins(bins):
-    with pytest.raises(SuperWeightError, match=r"bins must be a whole number, from 1 to [\d,]+; got"):
-        group_targets(targets_of([[3]]), "depth_bins", bins=bins)
+    assert_refused(
+        r"bins must be a whole number, from 1 to [\d,]+; got", group_targets, targets_of([[3]]), "depth_bins", bins=bins
+    )

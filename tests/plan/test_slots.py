@@ -81,9 +81,6 @@ def test_blocks_by_hand():
     assert (columns.shapes, columns.boxes, columns.size) == (((4, 2, 3),), (((0, 4), (3, 5), (-1, 2)),), 4 * 2 * 3)
     assert both.shapes == ((4, 1, 3), (2, 6, 3)), "the column block, then the row block"
     assert both.boxes == (((0, 4), (5, 6), (-1, 2)), ((4, 6), (0, 6), (-1, 2)))
-
-
-def test_blocks_of_cropped_shapes_by_hand():
     _, taller = slot_blocks([(2, 6), (5, 3)])
     assert taller.boxes == (((2, 5), (0, 3)),)
     _, wider = slot_blocks([(6, 2), (3, 5)])
@@ -103,17 +100,17 @@ def test_blocks_of_several_kernels_by_hand():
     assert last.size == 16 - 4 - 1, "of what the first two slots have, nothing is made again"
 
 
-@given(shape_sets)
-def test_slot_sizes_equal_the_reference(shapes):
-    blocks = slot_blocks(shapes)
-    assert [block.size for block in blocks] == [reference.slot_size(shapes, slot) for slot in range(len(shapes))]
-    assert all(block.size > 0 for block in blocks)
-
-
 @pytest.mark.parametrize("case", GROWING)
 def test_slots_of_growing_shapes_add_up_to_the_widest(case):
-    shapes = GROWING[case]
-    assert sum(block.size for block in slot_blocks(shapes)) == math.prod(shapes[-1])
+    shapes, blocks = GROWING[case], slot_blocks(GROWING[case])
+    assert sum(block.size for block in blocks) == math.prod(shapes[-1])
+    vectors = superweights(shapes, num=1)
+    widest = compose(blocks, vectors)[0]
+    for slot, shape in enumerate(shapes):
+        narrow = compose(blocks, vectors[: slot + 1])[0]
+        assert narrow.shape == shape
+        assert torch.equal(widest[: shape[0], : shape[1]], narrow)
+    assert all(torch.equal(part, vector[0]) for part, vector in zip(decompose(blocks, widest), vectors, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,49 +124,17 @@ def test_compose_equals_the_reference(case):
 
 
 @given(shape_sets)
-def test_compose_equals_the_reference_for_any_shapes(shapes):
+def test_sizes_and_compositions_of_any_shapes_equal_the_reference(shapes):
+    blocks = slot_blocks(shapes)
+    assert [block.size for block in blocks] == [reference.slot_size(shapes, slot) for slot in range(len(shapes))]
+    assert all(block.size > 0 for block in blocks)
     vectors = superweights(shapes, num=1)
     expected = reference.compose(shapes, [vector[0] for vector in vectors])
-    assert_close(compose(slot_blocks(shapes), vectors)[0], expected, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("case", GROWING)
-def test_narrow_weight_is_a_corner_of_the_wide_one(case):
-    shapes = GROWING[case]
-    vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
-    widest = compose(blocks, vectors)[0]
-    for slot, shape in enumerate(shapes):
-        narrow = compose(blocks, vectors[: slot + 1])[0]
-        assert narrow.shape == shape
-        assert torch.equal(widest[: shape[0], : shape[1]], narrow)
-
-
-@pytest.mark.parametrize("case", GROWING)
-def test_decompose_undoes_compose(case):
-    shapes = GROWING[case]
-    vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
-    parts = decompose(blocks, compose(blocks, vectors)[0])
-    assert all(torch.equal(part, vector[0]) for part, vector in zip(parts, vectors, strict=True))
-
-
-@given(shape_sets)
-def test_compose_undoes_decompose_for_any_shapes(shapes):
-    weight, blocks = torch.randn(shapes[-1], dtype=torch.float64), slot_blocks(shapes)
+    assert_close(compose(blocks, vectors)[0], expected, atol=1e-12, rtol=0)
+    weight = torch.randn(shapes[-1], dtype=torch.float64)
     parts = decompose(blocks, weight)
     assert [part.numel() for part in parts] == [block.size for block in blocks]
     assert torch.equal(compose(blocks, [part[None] for part in parts])[0], weight)
-
-
-@given(kernel_sets)
-def test_a_place_is_in_the_first_slot_that_has_it(shapes):
-    blocks, taken = slot_blocks(shapes), set()
-    for shape, block in zip(shapes, blocks, strict=True):
-        there = reference.places_of(shape)
-        held = [place for box in block.boxes for place in itertools.product(*(range(*side) for side in box))]
-        if len({one[2:] for one in shapes}) > 1:
-            assert len(held) == len(set(held)) == block.size
-            assert set(held) == there - taken
-        taken |= there
 
 
 @given(kernel_sets)
@@ -177,11 +142,16 @@ def test_weights_of_several_kernels_agree_where_they_overlap(shapes):
     if len({shape[2:] for shape in shapes}) == 1:
         return
     vectors, blocks = superweights(shapes, num=1), slot_blocks(shapes)
-    held = {}
-    for end, shape in enumerate(shapes, 1):
+    held, taken = {}, set()
+    for end, (shape, block) in enumerate(zip(shapes, blocks, strict=True), 1):
+        there = reference.places_of(shape)
+        own = [place for box in block.boxes for place in itertools.product(*(range(*side) for side in box))]
+        assert len(own) == len(set(own)) == block.size
+        assert set(own) == there - taken, "a place is in the first slot that has it"
+        taken |= there
         weight = compose(blocks, vectors[:end])[0]
         assert torch.equal(weight, reference.compose(shapes, [vector[0] for vector in vectors[:end]]))
-        for row, column, *position in reference.places_of(shape):
+        for row, column, *position in there:
             spot = [place + size // 2 for place, size in zip(position, shape[2:])]
             value = float(weight[(row, column, *spot)])
             assert held.setdefault((row, column, *position), value) == value

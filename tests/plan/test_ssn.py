@@ -7,6 +7,7 @@ import ssn_reference as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import assert_refused
 from torch import nn
 from torch.testing import assert_close
 
@@ -42,14 +43,14 @@ class Small(nn.Module):
         return self.fc(self.line(x.mean((2, 3))).relu())
 
 
-def members(count=1):
+def members(count=1, width=4):
     torch.manual_seed(0)
-    return {f"m{index}": Small(4 - index) for index in range(count)}
+    return {f"m{index}": Small(width - index) for index in range(count)}
 
 
-def ensemble(budget, count=1, **options):
+def ensemble(budget, count=1, width=4, **options):
     rng = torch.Generator().manual_seed(0)
-    made = SuperWeightEnsemble(members(count), budget=budget, generator="ssn", rng=rng, **options).double()
+    made = SuperWeightEnsemble(members(count, width), budget=budget, generator="ssn", rng=rng, **options).double()
     with torch.no_grad():
         for parameter in made.bank.parameters():  # start values have equal masks and maps without an offset
             parameter += 0.1 * torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
@@ -376,8 +377,7 @@ def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
     ],
 )
 def test_bad_options(options, message):
-    with pytest.raises(SuperWeightError, match=message):
-        plan_sharing(members(), **{"budget": 0.5, **options})
+    assert_refused(message, plan_sharing, members(), **{"budget": 0.5, **options})
 
 
 @pytest.mark.parametrize(
@@ -397,8 +397,7 @@ def test_bad_options(options, message):
     ],
 )
 def test_bad_reading(options, message):
-    with pytest.raises(SuperWeightError, match=message):
-        SsnOptions(**options)
+    assert_refused(message, SsnOptions, **options)
 
 
 def test_random_groups_are_those_of_their_seed():

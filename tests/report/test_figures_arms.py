@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
-from figure_checks import assert_apart, assert_pngs, comparison_of, drawn_boxes, legend_texts, with_gid
+from figure_checks import (
+    assert_apart,
+    assert_legend_fits,
+    assert_pngs,
+    comparison_of,
+    drawn_boxes,
+    laid_out,
+    legend_texts,
+    with_gid,
+)
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -25,16 +33,9 @@ FLOPS = 98_000_000
 
 
 def make_arm(
-    name: str,
-    label: str,
-    kind: str,
-    num_parameters: int,
-    flops: int,
-    accuracies: Sequence[float],
-    *,
-    subsets: bool = False,
-    **extra: Any,
-) -> dict[str, Any]:
+    name: str, label: str, kind: str, num_parameters: int, flops: int, accuracies: Sequence[float], *,
+    subsets: bool = False, **extra: Any,
+) -> dict[str, Any]:  # fmt: skip
     """One arm; the accuracy of a subset is made up from its members'."""
     total = sum(cost for cost, _ in MEMBERS.values())
 
@@ -48,24 +49,14 @@ def make_arm(
     for seed, accuracy in enumerate(accuracies):
         runs.append({"seed": seed, "metrics": {"accuracy": accuracy, "nll": 1.0, "ece": 0.02, "brier": 0.4}})
         if subsets:
-            runs[-1]["subsets"] = [
-                subset(chosen, accuracy)
-                for size in range(1, len(MEMBERS) + 1)
-                for chosen in combinations(MEMBERS, size)
-            ]
+            every = (combinations(MEMBERS, size) for size in range(1, len(MEMBERS) + 1))
+            runs[-1]["subsets"] = [subset(chosen, accuracy) for group in every for chosen in group]
     num = len(accuracies)
     summary = {"mean": float(np.mean(accuracies)), "std": float(np.std(accuracies, ddof=1)) if num > 1 else 0.0}
     return {
-        "name": name,
-        "label": label,
-        "kind": kind,
-        "num_parameters": num_parameters,
-        "flops": flops,
-        "runs": runs,
-        "summary": {"accuracy": {**summary, "n": num}},
-        "difference": {},
-        **extra,
-    }
+        "name": name, "label": label, "kind": kind, "num_parameters": num_parameters, "flops": flops, "runs": runs,
+        "summary": {"accuracy": {**summary, "n": num}}, "difference": {}, **extra,
+    }  # fmt: skip
 
 
 def make_comparison(*arms: dict[str, Any]) -> dict[str, Any]:
@@ -91,17 +82,11 @@ OTHERS = [
 ]
 BUDGETS = [
     make_arm(
-        f"bank {budget}",
-        f"bank {budget}",
-        "variant",
-        int(1_248_000 * budget),
-        FLOPS,
-        around(0.71 - 0.03 * abs(budget - 0.9)),
-        series="budget",
-        group="budget",
+        *[f"bank {budget}"] * 2, "variant", int(1_248_000 * budget), FLOPS, around(0.71 - 0.03 * abs(budget - 0.9)),
+        series="budget", group="budget",
     )
     for budget in (1.3, 0.4, 0.6, 1.0, 1.15)
-]
+]  # fmt: skip
 OPTIONS = [
     make_arm(label, label, "variant", 1_036_000, FLOPS, around(mean), group=group)
     for group, label, mean in (
@@ -112,25 +97,18 @@ OPTIONS = [
         ("coefficients", "channel", 0.7135),
     )
 ]
+LONG = [
+    make_arm(f"arm {place}", f"a method of long name with subgroups of {place}", kind, 10**6 * 4**place, 10**9,
+             around(0.8 + 0.002 * place))
+    for place, kind in enumerate(("shared", "independent", "packed", "exotic"))
+]  # fmt: skip
 CASES = {
     "usual": make_comparison(SHARED, INDEPENDENT, *OTHERS),
     "twelve arms": make_comparison(SHARED, INDEPENDENT, *OTHERS, *BUDGETS),
     "one arm, one seed": make_comparison(make_arm("shared", "shared bank", "shared", 10**6, FLOPS, [0.7])),
     "two arms": make_comparison(SHARED, INDEPENDENT),
     "ablation": make_comparison(SHARED, INDEPENDENT, *OPTIONS, *BUDGETS),
-    "long labels": make_comparison(
-        *(
-            make_arm(
-                f"arm {place}",
-                f"a method of long name with subgroups of {place}",
-                kind,
-                10**6 * 4**place,
-                10**9,
-                around(0.8 + 0.002 * place),
-            )
-            for place, kind in enumerate(("shared", "independent", "packed", "exotic"))
-        )
-    ),
+    "long labels": make_comparison(*LONG),
     "crowd": make_comparison(
         *(
             make_arm(f"arm {place}", f"setting of long name {place}", "packed", 10**6, FLOPS, around(0.7 + place / 2e4))
@@ -145,9 +123,7 @@ each_scatter = pytest.mark.parametrize("function", ["arms_parameters", "arms_flo
 @cache
 def drawn(function: str, case: str) -> Figure:
     """A figure of a case, laid out; tests read it and change nothing."""
-    figure: Figure = getattr(figures, function)(comparison_of(CASES[case]))
-    figure.draw_without_rendering()
-    return figure
+    return laid_out(getattr(figures, function)(comparison_of(CASES[case])))
 
 
 @each_case
@@ -184,10 +160,7 @@ def test_labels_stand_apart_and_inside(function: str, case: str) -> None:
     frame = figure.axes[0].get_window_extent()
     assert all(frame.x0 - 1 <= box.x0 and box.x1 <= figure.bbox.width + 1 for box in boxes)
     assert all(frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1 for box in boxes)
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 >= -1 and box.x1 <= figure.bbox.width + 1 and box.y1 <= figure.bbox.height + 1
-    assert not box.overlaps(frame)
+    assert_legend_fits(figure)
     assert frame.height > 0.4 * figure.bbox.height
     texts = {label.get_text().replace("\n", " ") for label in labels}
     given = [arm["label"] for arm in CASES[case]["arms"]]
@@ -240,7 +213,7 @@ def test_fronts_are_of_the_means_of_subsets_over_the_seeds() -> None:
 
 
 def test_a_subset_that_a_seed_lacks_is_left_out() -> None:
-    arm = json.loads(json.dumps(SHARED))
+    arm = deepcopy(SHARED)
     del arm["runs"][1]["subsets"][0]
     (found,) = read_measured(comparison_of(make_comparison(arm)))
     assert len(found.subsets) == 2 ** len(MEMBERS) - 2
@@ -256,9 +229,11 @@ def test_budgets_are_joined_with_the_shared_bank_by_size() -> None:
     assert not with_gid(drawn("arms_flops", "twelve arms"), "budget series")
 
 
-def test_a_kind_has_one_colour_in_every_figure() -> None:
+def test_every_figure_names_its_data_and_a_kind_has_one_colour_in_all() -> None:
     colors: dict[str, set[Any]] = {}
     for function in ("arms_parameters", "arms_flops", "ablation_bars"):
+        (title,) = with_gid(drawn(function, "ablation"), "title")
+        assert "cifar10, 10,000 test images" in title.get_text().replace("\n", " ")
         for case in ("usual", "twelve arms", "ablation"):
             for arm in CASES[case]["arms"]:
                 (mean,) = with_gid(drawn(function, case), f"{arm['name']} mean")
@@ -334,19 +309,11 @@ def test_an_axis_breaks_where_one_arm_is_far_below() -> None:
     assert not with_gid(drawn("arms_parameters", "two arms"), "break")
 
 
-def test_figures_have_titles_that_name_their_data() -> None:
-    for function in ("arms_parameters", "arms_flops", "ablation_bars"):
-        (title,) = with_gid(drawn(function, "ablation"), "title")
-        assert "cifar10, 10,000 test images" in title.get_text().replace("\n", " ")
-
-
 @each_case
 def test_a_comparison_is_two_pngs_or_three(tmp_path: Path, case: str) -> None:
-    before = dict(matplotlib.rcParams)
     paths = figures.draw_arms(comparison_of(CASES[case]), tmp_path / "new")
     grouped = any(arm.get("group") for arm in CASES[case]["arms"])
     assert_pngs(paths, "arms_parameters", "arms_flops", *["ablation_bars"] * grouped)
-    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize("function", ["arms_parameters", "arms_flops", "ablation_bars"])
@@ -380,8 +347,7 @@ def test_cascades_are_drawn_as_means_with_bands_at_the_same_costs() -> None:
         make_arm("half", "half", "variant", 5 * 10**5, FLOPS, [0.6, 0.6]), [[(2e6, 0.5), (16e6, 0.6)]] * 2, 0.4
     )
     single = make_arm("single", "largest member", "single", 7 * 10**5, 6 * 10**6, [0.6, 0.62])
-    figure = figures.arms_anytime(comparison_of(make_comparison(ours, half, single)))
-    figure.draw_without_rendering()
+    figure = laid_out(figures.arms_anytime(comparison_of(make_comparison(ours, half, single))))
     (line,) = with_gid(figure, "shared cascade")
     assert list(line.get_xdata()) == [1e6, 4e6, 16e6]
     assert list(line.get_ydata()) == pytest.approx([35, 50, 70])

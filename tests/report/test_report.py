@@ -23,17 +23,15 @@ from figure_checks import run_results
 
 import superweight_ensembles as swe
 from superweight_ensembles import __main__ as cli
-from superweight_ensembles.experiment import SearchRecord
 from superweight_ensembles.plan import bank_words
-from superweight_ensembles.report import (
-    changed,
-    describe,
-    figures,
-    plan_section,
-    sentences,
-    write_report,
+from superweight_ensembles.report import changed, describe, figures, plan_section, sentences, write_report
+from superweight_ensembles.report.figures.catalog import (
+    ARMS_FIGURES,
+    FIGURE_NAMES,
+    RUN_FIGURES,
+    RUNS_FIGURES,
+    SEARCH_FIGURES,
 )
-from superweight_ensembles.report.figure_data import result_tables, search_tables
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results"
 EVIL = "<script>alert(1)</script>\"' onload=x"
@@ -122,14 +120,8 @@ def test_the_page_says_what_the_results_say(drawn: dict[str, Path]) -> None:
     assert len([row for row in rows if row[:1] == ["wrn16-2"] and "in the bank" in row]) == 1
     page = Page(text)
     shown = " ".join(page.texts)
-    for said in (
-        "17 % fewer than the 1,247,144",
-        "seed 0",
-        "budget: 0.83",
-        "epochs: 30",
-        "torch",
-        results["provenance"]["commit"],
-    ):
+    commit = results["provenance"]["commit"]
+    for said in ("17 % fewer than the 1,247,144", "seed 0", "budget: 0.83", "epochs: 30", "torch", commit):
         assert said in shown, said
     plan = swe.SharingPlan.from_json((drawn["digits"] / "plan.json").read_text())
     for cluster in plan.clusters:
@@ -217,17 +209,18 @@ def test_the_sharing_table_has_the_columns_of_its_generators(budget: float, colu
     assert ("of them flat banks" in seen) == (budget == 0.29) and ("of flat banks" in seen) == (budget == 0.05)
 
 
-def test_every_figure_that_has_data_is_exported_and_described() -> None:
+def test_every_figure_is_exported_described_and_listed() -> None:
     results, plan = swe.experiment.read_results(COMMITTED / "adaptive-ensemble" / "learned")
-    names = {
-        *result_tables(results, plan),
-        *search_tables(SearchRecord(similarity="gradient", plan="", clusters=()), {}),
-    }
-    assert set(figures.run_figures(results, plan)) <= names
-    for name in names:
-        assert hasattr(figures, name), name
-        seen = describe(name, results, plan)
-        assert len(seen) > 40 and "without a description" not in seen, name
+    assert len(set(FIGURE_NAMES)) == len(FIGURE_NAMES)
+    listed = (COMMITTED.parents[1] / "docs" / "figures.md").read_text().split("## Restyle one")
+    for record in (*RUN_FIGURES, *SEARCH_FIGURES, *RUNS_FIGURES, *ARMS_FIGURES):
+        assert getattr(figures, record.name).__name__ == record.name
+        assert all(f"`{record.name}`" in table for table in listed), record.name
+    for page_figure in (*RUN_FIGURES, *SEARCH_FIGURES):
+        seen = describe(page_figure.name, results, plan)
+        assert len(seen) > 40 and "without a description" not in seen, page_figure.name
+    assert list(figures.run_figures(results, plan)) == [one.name for one in RUN_FIGURES if one.applies(results, plan)]
+    assert describe("my_own", results, plan) == "My own: a figure in the run's folder, without a description."
     last = next(record.widths for record in reversed(results.widths or results.arms[0].history) if record.widths)
     member, own = next(iter(last.items()))
     assert all(f"{member}.{layer}: {width}" in describe("width_history", results, plan) for layer, width in own.items())

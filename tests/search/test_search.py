@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -12,6 +14,9 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import assert_refused
+from small_networks import pattern_batches as batches
+from small_networks import patterns as images
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -102,16 +107,6 @@ CASES = {
 def members(case):
     torch.manual_seed(2)
     return {name: make() for name, make in CASES[case].make.items()}
-
-
-@functools.lru_cache
-def images():
-    return swe.load_data("synthetic", num_train=96, num_test=32)
-
-
-def batches():
-    """The training images in order; the last batch is smaller."""
-    return images().loader("train", 36)
 
 
 @functools.lru_cache
@@ -276,12 +271,16 @@ def test_weight_gradients_are_those_of_the_plain_members(case):
         assert not gradient.requires_grad
 
 
-def test_weight_gradients_of_some_members_and_some_batches():
+def test_weight_gradients_of_some_members_and_some_batches_in_float32():
     ensemble = trained("wrn")
     found = weight_gradients(ensemble, batches(), ["thin16"], max_batches=2)
     first = weight_gradients(ensemble, list(batches())[:2])
     assert {member for member, _ in found} == {"thin16"}
     assert all(torch.equal(gradient, first[key]) for key, gradient in found.items())
+    with torch.autocast("cpu", torch.bfloat16):
+        again = weight_gradients(ensemble, batches(), ["thin16"], max_batches=2)
+    for key, gradient in found.items():
+        assert_close(again[key], gradient)
 
 
 def test_gradient_of_a_weight_that_is_tied_inside_its_member_is_one():
@@ -310,14 +309,6 @@ class Recomputing(nn.Module):
 def test_gradients_of_a_member_that_recomputes_activations():
     ensemble = swe.SuperWeightEnsemble({"a": Recomputing()}, budget=2.0)
     assert weight_gradients(ensemble, batches()).keys() == {("a", "body.1.weight"), ("a", "body.3.weight")}
-
-
-def test_gradients_are_float32_under_autocast_too():
-    expected = weight_gradients(trained("wrn"), batches(), ["thin10"], max_batches=1)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = weight_gradients(trained("wrn"), batches(), ["thin10"], max_batches=1)
-    for key, gradient in expected.items():
-        assert_close(found[key], gradient)
 
 
 # The whole search.
@@ -380,6 +371,8 @@ def test_evidence_is_the_references(case):
 )
 def test_one_member_a_depth_is_compared(case, expected):
     assert searched_members(untrained(case)) == expected
+    nets = {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(10, 1, 4)}  # of equal ones, the first
+    assert searched_members(swe.SuperWeightEnsemble(nets, budget=1.0, coefficients="tied")) == ("a",)
 
 
 def test_tied_coefficients_are_those_of_the_target_that_was_joined():
@@ -415,10 +408,8 @@ def test_least_budget_works_and_one_less_does_not(case, kind, reserve_untied):
     )
     result = fit(budget=least)
     assert result.plan.num_parameters <= least and result.plan.budget == least
-    with pytest.raises(swe.SuperWeightError, match=rf"{least - 1:,} parameters is below the minimum .*, {least:,} \("):
-        fit(budget=least - 1)
-    with pytest.raises(swe.SuperWeightError, match=rf"below the minimum .*, {least:,} \("):
-        fit(budget=1)
+    assert_refused(rf"{least - 1:,} parameters is below the minimum .*, {least:,} \(", fit, budget=least - 1)
+    assert_refused(rf"below the minimum .*, {least:,} \(", fit, budget=1)
 
 
 @pytest.mark.parametrize("excess", [0.0, 0.1, 0.7])
@@ -484,12 +475,6 @@ def test_order_of_the_members_makes_no_difference(order):
         assert counts[0] == counts[1]
 
 
-def test_of_equal_members_the_first_is_compared():
-    nets = {"a": swe.wide_resnet(10, 1, 4), "b": swe.wide_resnet(10, 1, 4)}
-    ensemble = swe.SuperWeightEnsemble(nets, budget=1.0, coefficients="tied")
-    assert searched_members(ensemble) == ("a",)
-
-
 def test_members_that_share_nothing_are_left_out():
     nets = {"apart": mlp(5, 6), "a": mlp(12, 12), "b": mlp(12, 14)}
     ensemble = swe.SuperWeightEnsemble(nets, budget=1.5, coefficients="tied", exclude=["apart.*"], bins=1)
@@ -500,7 +485,8 @@ def test_members_that_share_nothing_are_left_out():
     swe.SuperWeightEnsemble(nets, plan=plan)
 
 
-def test_weights_can_be_compared_instead():
+def test_weights_can_be_compared_instead_without_batches():
+    assert_refused(r"unknown option of WeightSearch .max_batches.", WeightSearch, max_batches=1)
     ensemble = trained("wrn", "own")
     result = swe.search_sharing(ensemble, method="weight", budget=10**9)
     assert result.plan == swe.search_sharing(ensemble, method=WeightSearch(threshold=0.1), budget=10**9).plan
@@ -550,19 +536,9 @@ def test_ensemble_is_left_as_it_is():
         assert (parameter.grad == 0.5).all() if place % 2 else parameter.grad is None
     assert ensemble.plan is plan and torch.equal(drawn, torch.get_rng_state())
     assert all(parameter is None for net in ensemble.members.values() for parameter in [net.stem.weight])
-
-
-def test_modes_come_back_after_an_error():
-    ensemble = copy.deepcopy(trained("mlp pair")).train()
-    with pytest.raises(swe.SuperWeightError, match=r"a batch must be a pair \(images, labels\)"):
-        search(ensemble, [next(iter(batches())), 3])
-    assert all(module.training for module in ensemble.modules())
-
-
-def test_plan_that_was_found_is_trained():
-    plan = search(trained("mlp pair"), batches(), threshold=0.2).plan
-    ensemble = swe.SuperWeightEnsemble(members("mlp pair"), plan=plan)
-    assert swe.train(ensemble, images(), CONFIG).history[0]["epoch"] == 1
+    pair = r"a batch must be a pair \(images, labels\)"
+    assert_refused(pair, search, ensemble, [next(iter(batches())), 3])
+    assert {name: module.training for name, module in ensemble.named_modules()} == modes, "after an error, too"
 
 
 # Training the compared members alone.
@@ -594,18 +570,13 @@ def test_what_other_members_alone_use_stays_as_it_is(optimizer):
     assert len(slots) < len(ensemble.bank.templates)
 
 
-def test_members_that_are_not_there_are_not_trained():
-    with pytest.raises(swe.SuperWeightError, match="unknown member 'thin11': did you mean 'thin1"):
-        swe.train(untrained("wrn"), images(), CONFIG, members=["thin10", "thin11"])
-    with pytest.raises(swe.SuperWeightError, match="unknown member 'thin11': did you mean 'thin1"):
-        weight_gradients(trained("wrn"), batches(), ["thin11"])
-
-
-@pytest.mark.parametrize("names", ["ab", (), ["a", "a"]], ids=str)
-def test_members_that_are_no_list_of_names_are_refused(names):
+def test_members_that_are_not_there_or_no_list_of_names_are_refused():
+    unknown = "unknown member 'thin11': did you mean 'thin1"
+    assert_refused(unknown, swe.train, untrained("wrn"), images(), CONFIG, members=["thin10", "thin11"])
+    assert_refused(unknown, weight_gradients, trained("wrn"), batches(), ["thin11"])
     ensemble = swe.SuperWeightEnsemble({"a": mlp(5, 5), "b": mlp(5, 6)}, budget=1.5)
-    with pytest.raises(swe.SuperWeightError, match="members"):
-        swe.train(ensemble, images(), CONFIG, members=names)
+    for names in ("ab", (), ["a", "a"]):
+        assert_refused("members", swe.train, ensemble, images(), CONFIG, members=names)
 
 
 # What is refused.
@@ -614,13 +585,13 @@ def test_members_that_are_no_list_of_names_are_refused(names):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 1.5}, r"threshold .a cosine. must be a finite number, from -1 to 1; got 1\.5"),
-        ({"threshold": -1.01}, r"threshold .a cosine. must be a finite number, from -1 to 1; got -1\.01"),
-        ({"threshold": float("nan")}, "threshold .a cosine. must be a finite number, from -1 to 1; got nan"),
-        ({"threshold": float("inf")}, "threshold .a cosine. must be a finite number, from -1 to 1; got inf"),
-        ({"threshold": True}, "threshold .a cosine. must be a finite number, from -1 to 1; got True"),
-        ({"threshold": "0.1"}, r"threshold .a cosine. must be a finite number, from -1 to 1; got '0\.1'"),
-        ({"threshold": None}, "threshold .a cosine. must be a finite number, from -1 to 1; got None"),
+        *(
+            (
+                {"threshold": threshold},
+                f"threshold .a cosine. must be a finite number, from -1 to 1; got {re.escape(repr(threshold))}",
+            )
+            for threshold in (1.5, -1.01, math.nan, math.inf, True, "0.1", None)
+        ),
         ({"coefficients": "tide"}, "unknown coefficients 'tide': did you mean 'tied'"),
         ({"budget": 83.0}, r"is a fraction of what the members own apart; got 83\.0: write 0\.83 for 83 %"),
         ({"budget": -1}, "budget must be a positive number; got -1"),
@@ -631,12 +602,16 @@ def test_members_that_are_no_list_of_names_are_refused(names):
             ({"max_batches": number}, "max_batches .None for all. must be a whole number, at least 1")
             for number in (0, -1, 1.5, True, "2")
         ),
+        ({"loader": []}, "has no samples"),
+        ({"loader": iter([])}, "has no samples"),
+        ({"loader": [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))]}, "has no samples"),
+        ({"loader": [torch.zeros(2, 3, 8, 8)]}, r"a batch must be a pair \(images, labels\)"),
+        ({"loader": [(torch.zeros(2, 3, 8, 8), torch.zeros(2))]}, "labels must be class indices"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
-def test_bad_options(options, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        search(trained("mlp pair"), batches(), **options)
+def test_bad_options_and_loaders(options, message):
+    assert_refused(message, search, trained("mlp pair"), **{"loader": batches(), **options})
 
 
 @pytest.mark.parametrize(
@@ -655,8 +630,7 @@ def test_bad_options(options, message):
     ids=str,
 )
 def test_bad_methods(method, reads, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search_sharing(trained("mlp pair"), batches() if reads else None, method=method)
+    assert_refused(message, swe.search_sharing, trained("mlp pair"), batches() if reads else None, method=method)
 
 
 @pytest.mark.parametrize(
@@ -672,33 +646,15 @@ def test_bad_methods(method, reads, message):
     ids=["no ensemble", "untrained", "apart"],
 )
 def test_what_cannot_be_searched(make, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        search(make(), batches())
+    assert_refused(message, search, make(), batches())
 
 
 @pytest.mark.parametrize("options", [{"budget": 0.29}, {"budget": 0.5, "generator": "ssn"}], ids=["mixed", "flat"])
 def test_flat_banks_cannot_be_searched(options):
     ensemble = swe.SuperWeightEnsemble({"a": swe.wide_resnet(16, 1, 3)}, **options)
     message = "splits clusters of SuperWeights, and 'conv2d 1x1 bin 1/1' reads a flat bank: plan with generator="
-    with pytest.raises(swe.SuperWeightError, match=message):
-        search(ensemble, batches())
-    with pytest.raises(swe.SuperWeightError, match=message):
-        searched_members(ensemble)
-
-
-@pytest.mark.parametrize(
-    ("loader", "message"),
-    [
-        ([], "has no samples"),
-        (iter([]), "has no samples"),
-        ([(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))], "has no samples"),
-        ([torch.zeros(2, 3, 8, 8)], r"a batch must be a pair \(images, labels\)"),
-        ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], "labels must be class indices"),
-    ],
-)
-def test_bad_loaders(loader, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        search(trained("mlp pair"), loader)
+    assert_refused(message, search, ensemble, batches())
+    assert_refused(message, searched_members, ensemble)
 
 
 class Odd(nn.Module):
@@ -728,12 +684,5 @@ def test_gradients_that_are_no_numbers_or_all_zero_are_named():
     with pytest.raises(swe.SuperWeightError, match=r"the gradient of odd\.first\.weight has numbers that are not"):
         search(odd_ensemble(False), batches())
     hot = [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
-    with pytest.raises(swe.SuperWeightError, match=r"the gradient of \S+\.weight has numbers that are not finite"):
-        search(trained("wrn"), hot)
-    with pytest.raises(swe.SuperWeightError, match="all gradients of member 'odd' are zero"):
-        search(odd_ensemble(True), batches())
-
-
-def test_weights_are_compared_without_batches():
-    with pytest.raises(swe.SuperWeightError, match=r"unknown option of WeightSearch .max_batches."):
-        WeightSearch(max_batches=1)
+    assert_refused(r"the gradient of \S+\.weight has numbers that are not finite", search, trained("wrn"), hot)
+    assert_refused("all gradients of member 'odd' are zero", search, odd_ensemble(True), batches())

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from refusals import assert_refused
 from test_ssn import Small
 
 import superweight_ensembles as swe
-from superweight_ensembles import SuperWeightError
 from superweight_ensembles.experiment import evaluate_run, parse_recipe, read_search, train_run
 from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.search import KMeansSearch
@@ -97,8 +97,7 @@ def far(combine="softmax"):
     ],
 )
 def test_bad_input(make, num_groups, options, message):
-    with pytest.raises(SuperWeightError, match=message):
-        learn(make(), num_groups, **options)
+    assert_refused(message, learn, make(), num_groups, **options)
 
 
 def recipe(**sharing):
@@ -140,8 +139,7 @@ def test_a_recipe_learns_groups_and_says_what_it_saw(tmp_path):
     ],
 )
 def test_bad_recipes(sharing, message):
-    with pytest.raises(SuperWeightError, match=message):
-        parse_recipe(recipe(**sharing))
+    assert_refused(message, parse_recipe, recipe(**sharing))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +151,5 @@ def test_bad_recipes(sharing, message):
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, sharing, message):
-    with pytest.raises(SuperWeightError, match=message):
-        train_run(parse_recipe(recipe(**sharing)), tmp_path / "run")
+    assert_refused(message, train_run, parse_recipe(recipe(**sharing)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -5,10 +5,14 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import pytest
 import reference
 import torch
+from refusals import assert_refused
+from small_networks import pattern_batches as batches
+from small_networks import patterns as images
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -21,26 +25,13 @@ from superweight_ensembles.training import build_optimizer, build_schedule, join
 CONFIG = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05, precision="float32", device="cpu")
 FORMS = ("vector", "embedding")
 PIXELS = 3 * 8 * 8
+NO_NUMBERS = [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
 
 
 @functools.lru_cache
 def members():
     torch.manual_seed(2)
-    return {
-        "deep": swe.wide_resnet(16, 1, 4),
-        "wide": swe.wide_resnet(10, 2, 4),
-        "thin": swe.wide_resnet(10, 1, 4),
-    }
-
-
-@functools.lru_cache
-def images():
-    return swe.load_data("synthetic", num_train=96, num_test=32)
-
-
-def batches():
-    """The training images in order; the last batch is smaller."""
-    return images().loader("train", 36)
+    return {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4), "thin": swe.wide_resnet(10, 1, 4)}
 
 
 @functools.lru_cache
@@ -176,28 +167,19 @@ def num_vectors(plan):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_use_gradients_equal_the_reference(form):
-    ensemble, expected = touched(form), literal_gradients(form)
-    gradients = weight_gradients(ensemble, batches())
-    for c, slot, _, uses in uses_of(ensemble.plan):
-        targets = [ensemble.plan.clusters[c].targets[t] for t in uses]
-        found = use_gradients(ensemble.bank, c, slot, targets, gradients)
-        wanted = torch.tensor([expected[c, t, slot] for t in uses])
-        # float32 sums of up to 36,864 products, over some ninety images.
-        assert_close(found, wanted, atol=2e-5 * wanted.abs().max().item(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_use_gradients_add_up_to_the_gradient_of_the_tied_vector(form):
-    ensemble = copy.deepcopy(touched(form))
+def test_use_gradients_equal_the_reference_and_add_up_to_that_of_the_tied_vector(form):
+    ensemble, expected = copy.deepcopy(touched(form)), literal_gradients(form)
     sum(F.cross_entropy(logits, everything()[1]) for logits in ensemble(everything()[0])).backward()
     gradients = weight_gradients(ensemble, batches())
     tied = 0
     for c, slot, vector, uses in uses_of(ensemble.plan):
         targets = [ensemble.plan.clusters[c].targets[t] for t in uses]
-        found = use_gradients(ensemble.bank, c, slot, targets, gradients).sum(0)
+        found = use_gradients(ensemble.bank, c, slot, targets, gradients)
+        wanted = torch.tensor([expected[c, t, slot] for t in uses])
+        # float32 sums of up to 36,864 products, over some ninety images.
+        assert_close(found, wanted, atol=2e-5 * wanted.abs().max().item(), rtol=1e-3)
         together = ensemble.bank.coefficients[f"c{c}s{slot}"].grad[vector].flatten()
-        assert_close(found, together, atol=2e-5 * together.abs().max().item() + 1e-7, rtol=1e-3)
+        assert_close(found.sum(0), together, atol=2e-5 * together.abs().max().item() + 1e-7, rtol=1e-3)
         tied += len(uses) > 1
     assert tied > 5
 
@@ -303,8 +285,7 @@ def test_new_vectors_beyond_the_budget_are_refused_with_their_count():
     for left in (0, new - 1):
         ensemble.set_plan(dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + left))
         message = rf"un-tying needs {new:,} more coefficients and the budget has {left:,} left: .*reserve_untied=True"
-        with pytest.raises(swe.SuperWeightError, match=message):
-            swe.search.untie_coefficients(ensemble, batches(), threshold=0.9)
+        assert_refused(message, swe.search.untie_coefficients, ensemble, batches(), threshold=0.9)
     ensemble.set_plan(dataclasses.replace(ensemble.plan, budget=ensemble.plan.num_parameters + new))
     plan = swe.search.untie_coefficients(ensemble, batches(), threshold=0.9)
     assert plan.num_parameters == plan.budget
@@ -332,12 +313,8 @@ def test_a_reserve_makes_un_tying_fit_always(excess):
 @pytest.mark.parametrize("budget", [0.75, 0.9, 1.3])
 def test_a_reserve_of_a_search_makes_un_tying_fit_always(budget):
     ensemble = copy.deepcopy(touched("vector"))
-    kept, spent = (
-        swe.search_sharing(
-            ensemble, batches(), method=swe.search.GradientSearch(reserve_untied=reserve), budget=budget
-        ).plan
-        for reserve in (True, False)
-    )
+    methods = [swe.search.GradientSearch(reserve_untied=reserve) for reserve in (True, False)]
+    kept, spent = (swe.search_sharing(ensemble, batches(), method=one, budget=budget).plan for one in methods)
     assert split_all(kept).num_parameters <= kept.budget
     assert spent.num_parameters <= spent.budget and spent.num_templates >= kept.num_templates
 
@@ -544,8 +521,7 @@ def test_frozen_coefficients_stay_frozen():
 
 def unchanged(ensemble, act, message):
     state, plan = copy.deepcopy(ensemble.state_dict()), ensemble.plan
-    with pytest.raises(swe.SuperWeightError, match=message):
-        act()
+    assert_refused(message, act)
     assert ensemble.plan is plan and ensemble.bank.plan is plan
     assert ensemble.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, ensemble.state_dict()[name]) for name, tensor in state.items())
@@ -563,21 +539,14 @@ def test_plans_that_are_no_un_tying_are_refused():
     ):
         unchanged(ensemble, functools.partial(swe.ensemble.adopt_plan, ensemble, other), more)
     split_up = drawn(plan=split_all(plan))
-    unchanged(
-        split_up,
-        lambda: swe.ensemble.adopt_plan(split_up, plan),
-        "ties coefficients that were apart; only un-tying keeps",
-    )
     strange = torch.optim.SGD(touched("embedding").parameters(), lr=0.1)
-    unchanged(
-        ensemble, lambda: swe.ensemble.adopt_plan(ensemble, split_all(plan), strange), "does not hold this ensemble's"
-    )
-
-
-def test_plan_beyond_its_budget_is_refused():
-    plan = dataclasses.replace(found_plan(), budget=found_plan().num_parameters)
-    ensemble = drawn(plan=plan)
-    unchanged(ensemble, lambda: swe.ensemble.adopt_plan(ensemble, split_all(plan)), "budget")
+    poor = drawn(plan=dataclasses.replace(found_plan(), budget=found_plan().num_parameters))
+    for adopting, given, message in (
+        (split_up, (plan,), "ties coefficients that were apart; only un-tying keeps"),
+        (ensemble, (split_all(plan), strange), "does not hold this ensemble's"),
+        (poor, (split_all(poor.plan),), "budget"),
+    ):
+        unchanged(adopting, functools.partial(swe.ensemble.adopt_plan, adopting, *given), message)
 
 
 # In the middle of training.
@@ -607,10 +576,8 @@ def test_train_un_ties_once_after_the_epoch():
     assert ensemble.num_parameters == ensemble.plan.num_parameters <= ensemble.plan.budget
     assert len(result.history) == 3
     for c, slot, _, uses in uses_of(tied):
-        rows, numbers = (
-            ensemble.bank.coefficients[f"c{c}s{slot}"],
-            {vectors_of(ensemble.plan)[c, t, slot] for t in uses},
-        )
+        rows = ensemble.bank.coefficients[f"c{c}s{slot}"]
+        numbers = {vectors_of(ensemble.plan)[c, t, slot] for t in uses}
         for one, other in itertools.combinations(numbers, 2):
             assert not torch.equal(rows[one], rows[other])  # each has learned on
 
@@ -685,25 +652,20 @@ def interrupted(folder, **options):
 FOUR = dataclasses.replace(CONFIG, epochs=4, learning_rate=0.01)
 
 
-def test_un_tied_run_is_resumed_by_an_un_tied_ensemble_too(tmp_path):
+def test_un_tied_run_is_resumed_by_an_un_tied_ensemble_too_and_not_as_another(tmp_path):
     untie = swe.search.Untying(epoch=2, threshold=0.8)
     interrupted(tmp_path, hooks=[untie])
-    again = swe.SuperWeightEnsemble.load(tmp_path / "checkpoints" / "epoch-0002-step-000000")
-    swe.train(again, images(), FOUR, hooks=[untie], out=tmp_path, resume=True)
-    whole, _ = uninterrupted(FOUR, untie)
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
-
-
-def test_un_tied_run_is_not_resumed_as_another(tmp_path):
-    interrupted(tmp_path, hooks=[swe.search.Untying(epoch=2, threshold=0.8)])
-    with pytest.raises(
-        swe.SuperWeightError, match=r"was made with hooks=\['Untying', 'LearnedWidths'\], now \['LearnedWidths'\]"
-    ):
-        swe.train(tied_ensemble(), images(), FOUR, out=tmp_path, resume=True)
+    resume = functools.partial(swe.train, out=tmp_path, resume=True)
+    hooks = r"was made with hooks=\['Untying', 'LearnedWidths'\], now \['LearnedWidths'\]"
+    assert_refused(hooks, resume, tied_ensemble(), images(), FOUR)
     nets = {name: members()[name] for name in ("deep", "thin")}
     other = swe.SuperWeightEnsemble(nets, budget=0.9, coefficients="tied")
-    with pytest.raises(swe.SuperWeightError, match="differs from the ensemble's in more than coefficient vectors"):
-        swe.train(other, images(), FOUR, hooks=[swe.search.Untying(epoch=2, threshold=0.8)], out=tmp_path, resume=True)
+    more = "differs from the ensemble's in more than coefficient vectors"
+    assert_refused(more, resume, other, images(), FOUR, hooks=[untie])
+    again = swe.SuperWeightEnsemble.load(tmp_path / "checkpoints" / "epoch-0002-step-000000")
+    resume(again, images(), FOUR, hooks=[untie])
+    whole, _ = uninterrupted(FOUR, untie)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def untying(**options):
@@ -723,8 +685,7 @@ def untying(**options):
 )
 def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
     interrupted(tmp_path, **first)
-    with pytest.raises(swe.SuperWeightError, match="resume with"):
-        swe.train(tied_ensemble(), images(), FOUR, out=tmp_path, resume=True, **then)
+    assert_refused("resume with", swe.train, tied_ensemble(), images(), FOUR, out=tmp_path, resume=True, **then)
 
 
 # What is refused.
@@ -733,16 +694,17 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epoch": 0}, "epoch of Untying must be a whole number, at least 1; got 0"),
-        ({"epoch": -1}, "epoch of Untying must be a whole number, at least 1; got -1"),
-        ({"epoch": True}, "epoch of Untying must be a whole number, at least 1; got True"),
-        ({"epoch": 1.0}, r"epoch of Untying must be a whole number, at least 1; got 1\.0"),
-        ({"epoch": "2"}, "epoch of Untying must be a whole number, at least 1; got '2'"),
-        ({"epoch": None}, "epoch of Untying must be a whole number, at least 1; got None"),
-        ({"epoch": 1, "threshold": 1.1}, r"threshold .a cosine. must be a finite number, from -1 to 1; got 1\.1"),
-        ({"epoch": 1, "threshold": math.nan}, "threshold .a cosine. must be a finite number, from -1 to 1; got nan"),
-        ({"epoch": 1, "threshold": True}, "threshold .a cosine. must be a finite number, from -1 to 1; got True"),
-        ({"epoch": 1, "threshold": "0.9"}, r"threshold .a cosine. must be a finite number, from -1 to 1; got '0\.9'"),
+        *(
+            ({"epoch": epoch}, f"epoch of Untying must be a whole number, at least 1; got {re.escape(repr(epoch))}")
+            for epoch in (0, -1, True, 1.0, "2", None)
+        ),
+        *(
+            (
+                {"epoch": 1, "threshold": threshold},
+                f"threshold .a cosine. must be a finite number, from -1 to 1; got {re.escape(repr(threshold))}",
+            )
+            for threshold in (1.1, math.nan, True, "0.9")
+        ),
         *(
             ({"epoch": 1, "max_batches": number}, "max_batches .None for all. must be a whole number, at least 1")
             for number in (0, -1, 1.5, True, "2")
@@ -751,8 +713,7 @@ def test_run_is_resumed_with_its_own_settings_or_refused(tmp_path, first, then):
     ids=str,
 )
 def test_bad_settings(options, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search.Untying(**options)
+    assert_refused(message, swe.search.Untying, **options)
     if "threshold" in options:
         with pytest.raises(swe.SuperWeightError, match=message):
             swe.search.untie_coefficients(touched("vector"), batches(), threshold=options["threshold"])
@@ -764,17 +725,12 @@ def test_bad_settings(options, message):
         (lambda: members()["thin"], None, r"untie_coefficients\(\) takes a SuperWeightEnsemble; got WideResNet"),
         (lambda: tied_ensemble(), None, "the ensemble is untrained"),
         (lambda: touched("vector"), [], "has no samples"),
-        (
-            lambda: touched("vector"),
-            [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))],
-            r"the gradient of \S+\.weight has numbers that are not finite",
-        ),
+        (lambda: touched("vector"), NO_NUMBERS, r"the gradient of \S+\.weight has numbers that are not finite"),
     ],
     ids=["no ensemble", "untrained", "no samples", "no numbers"],
 )
 def test_what_cannot_be_un_tied(make, loader, message):
-    with pytest.raises(swe.SuperWeightError, match=message):
-        swe.search.untie_coefficients(make(), batches() if loader is None else loader)
+    assert_refused(message, swe.search.untie_coefficients, make(), batches() if loader is None else loader)
 
 
 @pytest.mark.parametrize(
@@ -812,20 +768,16 @@ def test_superweights_beside_a_flat_bank_are_un_tied():
     plan = swe.search.untie_coefficients(ensemble, [rgb()], threshold=1.0)
     assert plan.num_coefficients > ensemble.plan.num_coefficients
     assert plan.ssn_groups == ensemble.plan.ssn_groups
+    ((index, group),) = plan.ssn_groups.items()
+    clusters = list(ensemble.plan.clusters)
+    clusters[index] = dataclasses.replace(group, bank_size=group.bank_size - 1)
+    other = dataclasses.replace(ensemble.plan, clusters=tuple(clusters))
+    assert_refused("in more than coefficient vectors", swe.ensemble.adopt_plan, ensemble, other, optimizer)
     before = ensemble.generate()["a"]
     swe.ensemble.adopt_plan(ensemble, plan, optimizer)
     for name, weight in ensemble.generate()["a"].items():
         assert_close(weight, before[name])
     step(ensemble, optimizer, rgb())
-
-
-def test_a_plan_of_another_bank_is_not_adopted():
-    ensemble, optimizer = mixed_ensemble()
-    ((index, group),) = ensemble.plan.ssn_groups.items()
-    smaller = dataclasses.replace(group, bank_size=group.bank_size - 1)
-    clusters = [smaller if place == index else cluster for place, cluster in enumerate(ensemble.plan.clusters)]
-    with pytest.raises(swe.SuperWeightError, match="in more than coefficient vectors"):
-        swe.ensemble.adopt_plan(ensemble, dataclasses.replace(ensemble.plan, clusters=tuple(clusters)), optimizer)
 
 
 def test_flat_banks_have_nothing_to_un_tie():

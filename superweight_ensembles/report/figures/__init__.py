@@ -9,9 +9,8 @@ from superweight_ensembles.report.figures.accuracy import (
     accuracy_parameters,
     compare_flops,
     compare_parameters,
-    pareto_front,
-    read_arms,
 )
+from superweight_ensembles.report.figures.arms import pareto_front, read_arms, read_measured
 from superweight_ensembles.report.figures.draw import (
     draw_arms,
     draw_comparison,
@@ -22,13 +21,7 @@ from superweight_ensembles.report.figures.draw import (
     search_figures,
 )
 from superweight_ensembles.report.figures.layers import cluster_looks, layers_by_depth
-from superweight_ensembles.report.figures.measured import (
-    ablation_bars,
-    arms_anytime,
-    arms_flops,
-    arms_parameters,
-    read_measured,
-)
+from superweight_ensembles.report.figures.measured import ablation_bars, arms_anytime, arms_flops, arms_parameters
 from superweight_ensembles.report.figures.run_curves import (
     anytime_curves,
     mean_loss,

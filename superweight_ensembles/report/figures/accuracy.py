@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,103 +13,17 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, blended_transform_factory
 
-from superweight_ensembles.anytime import EnsembleResult
 from superweight_ensembles.errors import SuperWeightError
-from superweight_ensembles.experiment import ArmResults, RunResults
+from superweight_ensembles.experiment import RunResults
 from superweight_ensembles.report.figures import style
+from superweight_ensembles.report.figures.arms import Point, RunArm, one_seed, read_arms
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 
-_APART = style.arm_color("independent")
 _DOTS = (0, (1, 1.5))
 _DASHES = (0, (3, 1.5))
 _BAND = 0.30
 _ARROW_HEIGHT = 0.055
 _PAIRED = " All arms answer the same images, so their differences are surer than the bars."
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnArm:
-    """One arm of a run, with its look; points are (FLOPs per image, accuracy in per cent)."""
-
-    results: ArmResults
-    label: str
-    color: str
-    marker: str
-    run: str = ""  # name of its run, in a comparison of runs
-    leads: bool = False  # whether it stands for its run in legends
-
-    @property
-    def name(self) -> str:
-        return self.results.name
-
-    @property
-    def gid(self) -> str:
-        return f"{self.run} {self.name}".lstrip()
-
-    @property
-    def ensemble(self) -> Point:
-        return point_of(self.results.ensemble)
-
-    @property
-    def members(self) -> dict[str, Point]:
-        return {member.name: point_of(member) for member in self.results.members}
-
-    @property
-    def subsets(self) -> list[Point]:
-        return [point_of(subset) for subset in self.results.subsets]
-
-    def band(self, percent: float) -> Point:
-        """Accuracy in per cent minus and plus its binomial standard error over the test images."""
-        low, high = wilson(percent / 100, self.results.num_samples)
-        return 100 * low, 100 * high
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """One standard error around a share of ``count`` draws (Wilson: never empty, not even around 0 or 1)."""
-    middle = (share + 0.5 / count) / (1 + 1 / count)
-    half = math.sqrt(share * (1 - share) / count + 0.25 / count**2) / (1 + 1 / count)
-    return middle - half, middle + half
-
-
-def one_seed(arms: Sequence[DrawnArm], mark: str) -> str:
-    """Caption's words on the certainty of a run; ``mark`` is the artist that shows the standard error."""
-    counts = sorted({arm.results.num_samples for arm in arms})
-    images = " or ".join(f"{count:,}" for count in counts)
-    image = f", one of which is {100 / counts[0]:.2g} %" if len(counts) == 1 and counts[0] < 2000 else ""
-    return f"One seed, so hollow markers. {mark}: one binomial standard error of {images} test images{image}."
-
-
-def point_of(result: EnsembleResult) -> Point:
-    return float(result.flops), 100 * result.metrics.accuracy
-
-
-def read_arms(results: RunResults) -> list[DrawnArm]:
-    """The arms of a run, drawn in this order; the shared arm last, so that it lies on top."""
-    if not results.arms:
-        raise SuperWeightError(f"the results of run {results.name!r} hold no arm to draw: evaluate the run first")
-    others = [arm.name for arm in results.arms if arm.name not in ("shared", "independent")]
-    arms = []
-    for arm in results.arms:
-        place = others.index(arm.name) if arm.name in others else 0
-        color, marker = style.arm_color(arm.name, place), style.arm_marker(arm.name, place)
-        arms.append(DrawnArm(results=arm, label=style.arm_label(arm.name), color=color, marker=marker))
-    return sorted(arms, key=lambda arm: arm.name == "shared")
-
-
-def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other one beats at no more cost, cheapest first.
-
-    Example:
-        >>> pareto_front([(1, 50), (2, 40), (3, 60), (3, 55)])
-        [(1, 50), (3, 60)]
-    """
-    front: list[Point] = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or gain > front[-1][1]:
-            front.append((cost, gain))
-    return front
 
 
 @style.styled
@@ -118,7 +31,7 @@ def accuracy_flops(results: RunResults) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log), for each arm of a run."""
     arms = read_arms(results)
     points = [point for arm in arms for point in (*arm.subsets, arm.ensemble, *arm.members.values())]
-    bands = [[(x, end) for end in arm.band(y)] for arm in arms for x, y in (*arm.members.values(), arm.ensemble)]
+    bands = [arm.error_bar(point) for arm in arms for point in (*arm.members.values(), arm.ensemble)]
     flops, percents = zip(*points, *(end for band in bands for end in band))
     figure, axes = style.accuracy_axes(
         (style.COLUMN_INCHES, 3.2), style.flops_axis, flops, percents,
@@ -137,35 +50,35 @@ def accuracy_flops(results: RunResults) -> Figure:
         _member_labels(arms),
         markers=[point for arm in arms for point in (*arm.members.values(), arm.ensemble)],
         dots=[point for arm in arms for point in arm.subsets],
-        lines=[pareto_front(arm.subsets) for arm in arms] + bands,
+        lines=[arm.front for arm in arms] + bands,
     )
     return figure
 
 
-def draw_errors(axes: Axes, arm: DrawnArm, points: Iterable[Point]) -> None:
+def draw_errors(axes: Axes, arm: RunArm, points: Iterable[Point]) -> None:
     """A pale bar over each point: the standard error of its accuracy."""
-    for x, y in points:
-        look: dict[str, Any] = {"linewidth": 3, "alpha": 0.25, "solid_capstyle": "butt", "zorder": 1.8}
-        axes.plot([x, x], arm.band(y), color=arm.color, gid=f"{arm.name} error", **look)
+    for point in points:
+        style.draw_line(axes, arm.error_bar(point), "error", color=arm.color, gid=f"{arm.name} error")
 
 
-def _draw_arm(axes: Axes, arm: DrawnArm, larger: int) -> None:
+def _draw_arm(axes: Axes, arm: RunArm, larger: int) -> None:
     """Subsets, front, members and full ensemble of one arm."""
-    look: dict[str, Any] = {"color": arm.color, "marker": arm.marker}
     faint = 0.45 if len(arm.subsets) <= 63 else 0.28
     xs, ys = zip(*arm.subsets)
-    axes.scatter(xs, ys, s=5, alpha=faint, linewidths=0, gid=f"{arm.name} subsets", **look)
-    front: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3}
-    axes.plot(*zip(*pareto_front(arm.subsets)), color=arm.color, gid=f"{arm.name} front", **front)
+    axes.scatter(xs, ys, s=5, alpha=faint, linewidths=0, color=arm.color, marker=arm.marker, gid=f"{arm.name} subsets")
+    style.draw_line(axes, arm.front, "front", color=arm.color, gid=f"{arm.name} front")
     draw_errors(axes, arm, (*arm.members.values(), arm.ensemble))
-    size, order, gid = 22 + 16 * larger, 4 - 0.1 * larger, f"{arm.name} members"
-    style.draw_markers(axes, arm.members.values(), size=size, zorder=order, gid=gid, hollow=True, **look)
-    size, order, gid = 110 + 50 * larger, 5 - 0.1 * larger, f"{arm.name} ensemble"
-    look = {"color": arm.color, "marker": "*", "hollow": True}
-    style.draw_markers(axes, [arm.ensemble], size=size, zorder=order, gid=gid, **look)
+    style.draw_markers(
+        axes, arm.members.values(), color=arm.color, marker=arm.marker, hollow=True,
+        size=22 + 16 * larger, zorder=4 - 0.1 * larger, gid=f"{arm.name} members",
+    )  # fmt: skip
+    style.draw_markers(
+        axes, [arm.ensemble], color=arm.color, marker="*", hollow=True,
+        size=110 + 50 * larger, zorder=5 - 0.1 * larger, gid=f"{arm.name} ensemble",
+    )  # fmt: skip
 
 
-def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
+def _member_labels(arms: Sequence[RunArm]) -> list[PointLabel]:
     """One label a member, at the shared arm; again only where another arm's member costs other FLOPs."""
     labels = []
     named: dict[str, list[float]] = {}
@@ -181,7 +94,7 @@ def _member_labels(arms: Sequence[DrawnArm]) -> list[PointLabel]:
 def accuracy_parameters(results: RunResults) -> Figure:
     """Test accuracy (per cent) against trainable parameters: the ensembles, and each independent member."""
     arms = read_arms(results)
-    stars = {arm.name: (float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms}
+    stars = {arm.name: (arm.num_parameters, arm.percent) for arm in arms}
     independent, shared = results.arm("independent"), results.arm("shared")
     singles = {
         member.name: (float(member.num_parameters), 100 * member.metrics.accuracy)
@@ -190,7 +103,7 @@ def accuracy_parameters(results: RunResults) -> Figure:
     apart = float(shared.independent_parameters) if shared else 0.0
     drawn = [*stars.values(), *singles.values()]
     owners = [*arms, *([arms[0]] * len(singles))]
-    bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(owners, drawn)]
+    bands = [arm.error_bar(point) for arm, point in zip(owners, drawn)]
     counts, percents = zip(*(end for band in bands for end in band))
     below = _BAND if apart else 0.0
     counts += (apart,) if apart else ()
@@ -202,17 +115,21 @@ def accuracy_parameters(results: RunResults) -> Figure:
     for arm, point in zip(owners, drawn):
         draw_errors(axes, arm, [point])
     if singles:
-        style.draw_markers(axes, singles.values(), color=_APART, marker="s", gid="independent members", hollow=True)
+        style.draw_markers(
+            axes, singles.values(), color=style.APART, marker="s", gid="independent members", hollow=True
+        )
     for arm in arms:
-        look: dict[str, Any] = {"color": arm.color, "marker": "*", "gid": f"{arm.name} ensemble", "hollow": True}
-        style.draw_markers(axes, [stars[arm.name]], size=130, zorder=5, **look)
+        style.draw_markers(
+            axes, [stars[arm.name]], color=arm.color, marker="*", hollow=True, size=130, zorder=5,
+            gid=f"{arm.name} ensemble",
+        )  # fmt: skip
     names = {"shared": "shared ensemble", "independent": "independent ensemble"}
     hollow: dict[str, Any] = {"markerfacecolor": "white"}
     handles = [style.key(names.get(arm.name, arm.label), arm.color, "*", 9, **hollow) for arm in reversed(arms)]
     if singles:
-        handles.append(style.key("one member", _APART, "s", 5, **hollow))
+        handles.append(style.key("one member", style.APART, "s", 5, **hollow))
     else:
-        handles.append(style.key("members apart", _APART, linestyle=_DOTS, linewidth=0.9))
+        handles.append(style.key("members apart", style.APART, linestyle=_DOTS, linewidth=0.9))
     style.outside_legend(figure, handles, loc="outside upper center", columns=3)
     taken = []
     if shared:
@@ -228,8 +145,8 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
     count, percent = apart
     bottom, top = axes.get_ylim()
     for x, y, color in (
-        (shared[0], shared[1], style.arm_color("shared")),
-        (count, top if percent is None else percent, _APART),  # to the top without an independent arm
+        (shared[0], shared[1], style.ARM_LOOKS["shared"][0]),
+        (count, top if percent is None else percent, style.APART),  # to the top without an independent arm
     ):
         heights = [_ARROW_HEIGHT - 0.03, (y - bottom) / (top - bottom)]
         axes.plot([x, x], heights, transform=across, color=color, linewidth=0.7, linestyle=_DOTS, zorder=1.5)
@@ -268,7 +185,7 @@ def _center_inside(axes: Axes, note: Text, ends: Point) -> None:
 def compare_flops(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) against FLOPs per image (log): the best subsets of each arm of each run."""
     arms = _arms_of_runs(results)
-    fronts = [pareto_front(arm.subsets) for arm in arms]
+    fronts = [arm.front for arm in arms]
     certainty = one_seed(arms, "Bars")
     points = [point for front in fronts for point in front] + [arm.ensemble for arm in arms]
     figure, axes = style.accuracy_axes(
@@ -277,14 +194,15 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
     )  # fmt: skip
     for order, (arm, front) in enumerate(zip(arms, fronts)):
         above = arm.leads - 0.01 * order
-        axes.plot(
-            *zip(*front), color=arm.color, linestyle="-" if arm.leads else _DASHES, linewidth=1.3,
-            marker=arm.marker, markersize=4, markeredgecolor="white", markeredgewidth=0.4, zorder=4 + above,
-            gid=f"{arm.gid} front",
+        style.draw_line(
+            axes, front, "front", color=arm.color, linestyle="-" if arm.leads else _DASHES, marker=arm.marker,
+            markeredgecolor="white", markeredgewidth=0.4, zorder=4 + above, gid=f"{arm.gid} front",
         )  # fmt: skip
-        look: dict[str, Any] = {"color": arm.color, "marker": "*", "gid": f"{arm.gid} ensemble", "hollow": True}
         draw_errors(axes, arm, [arm.ensemble])
-        style.draw_markers(axes, [arm.ensemble], size=110, zorder=6 + above, **look)
+        style.draw_markers(
+            axes, [arm.ensemble], color=arm.color, marker="*", hollow=True, size=110, zorder=6 + above,
+            gid=f"{arm.gid} ensemble",
+        )  # fmt: skip
     handles = [style.key(arm.run, arm.color, arm.marker, 5, linewidth=1.3) for arm in arms if arm.leads]
     for label, color in _other_arms(arms):
         handles.append(style.key(label, color, linewidth=1.3, linestyle=_DASHES))
@@ -297,8 +215,8 @@ def compare_flops(results: Sequence[RunResults]) -> Figure:
 def compare_parameters(results: Sequence[RunResults]) -> Figure:
     """Test accuracy (per cent) of the full ensembles of several runs against their trainable parameters."""
     arms = _arms_of_runs(results)
-    points = [(float(arm.results.num_parameters), arm.ensemble[1]) for arm in arms]
-    bands = [[(x, end) for end in arm.band(y)] for arm, (x, y) in zip(arms, points)]
+    points = [(arm.num_parameters, arm.percent) for arm in arms]
+    bands = [arm.error_bar(point) for arm, point in zip(arms, points)]
     figure, axes = style.accuracy_axes(
         (style.COLUMN_INCHES, 3.0), style.parameters_axis, *zip(*(end for band in bands for end in band)),
         title="Accuracy against size", caption="A dotted line joins the arms of one run. " + one_seed(arms, "Bars"),
@@ -307,8 +225,10 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
     for order, (arm, point) in enumerate(zip(arms, points)):
         runs.setdefault(arm.run, []).append(point)
         draw_errors(axes, arm, [point])
-        look: dict[str, Any] = {"color": arm.color, "marker": arm.marker, "gid": f"{arm.gid} ensemble"}
-        style.draw_markers(axes, [point], size=40, zorder=4 + arm.leads - 0.01 * order, hollow=True, **look)
+        style.draw_markers(
+            axes, [point], color=arm.color, marker=arm.marker, hollow=True, size=40,
+            zorder=4 + arm.leads - 0.01 * order, gid=f"{arm.gid} ensemble",
+        )  # fmt: skip
     for own in runs.values():
         axes.plot(*zip(*own), color=style.MUTED, linewidth=0.6, linestyle=_DOTS, zorder=1.5, gid="same run")
     handles = [Patch(facecolor=color, label=label) for label, color in _other_arms(arms)]
@@ -323,20 +243,20 @@ def compare_parameters(results: Sequence[RunResults]) -> Figure:
     return figure
 
 
-def _arms_of_runs(results: Sequence[RunResults]) -> list[DrawnArm]:
+def _arms_of_runs(results: Sequence[RunResults]) -> list[RunArm]:
     """Arms of the runs, each run's leading one first: the shared arm, or else its first."""
     if not results:
         raise SuperWeightError("a comparison needs at least one run; none was given")
     arms = []
     for index, (run, content) in enumerate(zip(_run_names(results), results)):
         first, *others = reversed(read_arms(content))
-        arms.append(replace(first, run=run, color=style.run_color(index), marker=style.run_marker(index), leads=True))
+        arms.append(replace(first, run=run, **style.run_look(index), leads=True))
         # The marker tells the run; the colour too, but independent members are grey.
         arms += [replace(arm, run=run, marker=style.run_marker(index)) for arm in others]
     return arms
 
 
-def _other_arms(arms: Sequence[DrawnArm]) -> list[tuple[str, str]]:
+def _other_arms(arms: Sequence[RunArm]) -> list[tuple[str, str]]:
     """(label, colour) of the arms that lead no run."""
     return list(dict.fromkeys((arm.label, arm.color) for arm in arms if not arm.leads))
 
@@ -345,7 +265,7 @@ def _run_names(results: Sequence[RunResults]) -> list[str]:
     """Names of the runs; where they are equal with their data set, else their size, else a number."""
     names = [run.name for run in results]
     datasets = [run.dataset.name for run in results]
-    sizes = [style.quantity(read_arms(run)[-1].results.num_parameters) for run in results]
+    sizes = [style.quantity(read_arms(run)[-1].num_parameters) for run in results]
     numbers = [f"#{index + 1}" for index in range(len(results))]
     for notes in (datasets, sizes, numbers):
         total = Counter(names)

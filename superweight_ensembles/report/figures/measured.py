@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations, count, groupby
+from dataclasses import replace
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -14,143 +14,49 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.accuracy import Point, pareto_front, point_of
+from superweight_ensembles.report.figures.arms import Point, SeedsArm, num_seeds, read_measured
 from superweight_ensembles.report.figures.labels import PointLabel, label_ends, place_labels
 from superweight_ensembles.report.findings import changed
 
 Values = NDArray[np.float64]
 
-_APART = style.arm_color("independent")
 _FEW, _SHORT = 6, 20
 _LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
 _LEADERS_AT_MOST = 4
 _FAR, _COARSE = 3.0, 0.35  # an axis breaks beyond so many times the upper range; share of the lower part
-_SERIES: dict[str, Any] = {"color": "#56B4E9", "linestyle": (0, (3, 1.5))}
 _ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 
-_LOOKS = {
-    "shared": (style.arm_color("shared"), "o"),
-    "variant": ("#56B4E9", "o"),
-    "independent": (_APART, "s"),
-    "single": ("#9A9A9A", "s"),
-    "narrower": ("#8C6D31", ">"),
-    "batchensemble": ("#D55E00", "^"),
-    "packed": ("#009E73", "D"),
-    "mimo": ("#CC79A7", "v"),
-    "masksembles": ("#E69F00", "P"),
-    "exits": ("#6F4E37", "<"),
-    "slimmable": ("#882255", "d"),
-}
-_OTHER = ("#332288", "X")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredArm:
-    """One arm of a comparison over seeds: FLOPs an image, accuracies in per cent; one seed has no deviation."""
-
-    name: str
-    label: str
-    kind: str  # of the ensemble
-    num_parameters: float
-    flops: float
-    mean: float
-    std: float
-    seeds: tuple[float, ...]
-    subsets: tuple[Point, ...]  # (FLOPs, accuracy) of each subset of members that every seed has, means over the seeds
-    series: str | None  # key of the arms that a line joins
-    group: str | None  # heading under which the arm stands in the ablation
-    color: str
-    marker: str
-
-    @property
-    def front(self) -> list[Point]:
-        """Subsets that no other one beats at no more FLOPs."""
-        return pareto_front(self.subsets)
-
-    @property
-    def spread(self) -> tuple[float, ...]:
-        """Accuracies that are drawn: seeds, mean, and a deviation to either side."""
-        return (*self.seeds, self.mean - self.std, self.mean + self.std)
-
-
-def read_measured(comparison: Comparison) -> list[MeasuredArm]:
-    """The arms of a comparison, in its order."""
-    if not comparison.arms:
-        raise SuperWeightError(f"the comparison {comparison.name!r} holds no arm to draw: run one first")
-    if missing := next((arm for arm in comparison.arms if not arm.runs), None):
-        raise SuperWeightError(
-            f"arm {missing.name!r} of comparison {comparison.name!r} holds no run: train it with one seed at least"
-        )
-    arms = []
-    for arm in comparison.arms:
-        color, marker = _LOOKS.get(arm.kind, _OTHER)
-        measured = MeasuredArm(
-            name=arm.name,
-            label=arm.label or arm.name,
-            kind=arm.kind,
-            num_parameters=float(arm.num_parameters),
-            flops=float(arm.flops),
-            mean=100 * arm.summary["accuracy"].mean,
-            std=100 * arm.summary["accuracy"].std if len(arm.runs) > 1 else 0.0,
-            seeds=tuple(100 * run.metrics.accuracy for run in arm.runs),
-            subsets=_mean_subsets(arm.runs),
-            series=arm.series,
-            group=arm.group,
-            color=color,
-            marker=marker,
-        )
-        arms.append(measured)
-    return arms
-
-
-def _mean_subsets(runs: Sequence[SeedSummary]) -> tuple[Point, ...]:
-    """FLOPs and accuracy of the subsets that every seed has, means over the seeds."""
-    found: dict[tuple[str, ...], list[Point]] = {}
-    for run in runs:
-        for subset in run.subsets:
-            found.setdefault(subset.members, []).append(point_of(subset))
-    every = [tuple(zip(*points)) for points in found.values() if len(points) == len(runs)]
-    return tuple((sum(flops) / len(runs), sum(percents) / len(runs)) for flops, percents in every)
-
-
-def series_lines(arms: Sequence[MeasuredArm]) -> dict[str, list[Point]]:
+def series_lines(arms: Sequence[SeedsArm]) -> dict[str, list[Point]]:
     """(Parameters, accuracy) of the arms of each series, by size; the shared bank itself belongs to the budgets."""
     found: dict[str, list[Point]] = {}
     for arm in arms:
-        series = arm.series or ("budget" if arm.kind == "shared" else None)
+        series = arm.source.series or ("budget" if arm.kind == "shared" else None)
         if series:
-            found.setdefault(series, []).append((arm.num_parameters, arm.mean))
+            found.setdefault(series, []).append((arm.num_parameters, arm.percent))
     return {series: sorted(points) for series, points in found.items() if len(points) > 1}
 
 
-def grouped(arms: Sequence[MeasuredArm]) -> list[tuple[str, list[MeasuredArm]]]:
+def grouped(arms: Sequence[SeedsArm]) -> list[tuple[str, list[SeedsArm]]]:
     """Arms by heading, in order of first appearance, best first; before them, as given, those without a heading."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(["", *(arm.group or "" for arm in arms)]))}
-    ordered = sorted(arms, key=lambda arm: places[arm.group or ""])
-    groups = ((group, list(own)) for group, own in groupby(ordered, key=lambda arm: arm.group or ""))
-    return [(group, sorted(own, key=lambda arm: -arm.mean) if group else own) for group, own in groups]
-
-
-def num_seeds(arms: Sequence[MeasuredArm]) -> str:
-    """Number of seeds of the arms, in words: ``3 seeds``, or ``1 to 3 seeds``."""
-    counts = sorted({len(arm.seeds) for arm in arms})
-    if len(counts) > 1:
-        return f"{counts[0]} to {counts[-1]} seeds"
-    return style.counted(counts[0], "seed")
+    groups: dict[str, list[SeedsArm]] = {"": []}
+    for arm in arms:
+        groups.setdefault(arm.source.group or "", []).append(arm)
+    return [(group, sorted(own, key=lambda arm: -arm.percent) if group else own) for group, own in groups.items()]
 
 
 @style.styled
 def arms_parameters(comparison: Comparison) -> Figure:
     """Test accuracy (per cent, mean over seeds) of each arm against its trainable parameters."""
     arms = read_measured(comparison)
-    lines = {f"{name} series": (points, _SERIES) for name, points in series_lines(arms).items()}
+    lines = {f"{name} series": (points, style.LOOKS["series"]) for name, points in series_lines(arms).items()}
     title = f"Test accuracy and size of each ensemble, {_data_words(comparison)}"
     return _draw_arms(arms, [arm.num_parameters for arm in arms], _sizes_axis, lines, title)
 
@@ -166,7 +72,7 @@ def arms_flops(comparison: Comparison) -> Figure:
         look = pale if many and arm.kind == "variant" else {"color": arm.color}
         lines[f"{arm.name} front"] = (arm.front, {"linestyle": "-", "marker": ".", **look})
     title = f"Test accuracy and compute of each ensemble, {_data_words(comparison)}"
-    return _draw_arms(arms, [arm.flops for arm in arms], style.flops_axis, lines, title)
+    return _draw_arms(arms, [arm.ensemble[0] for arm in arms], style.flops_axis, lines, title)
 
 
 def _data_words(comparison: Comparison) -> str:
@@ -183,7 +89,7 @@ def _sizes_axis(axes: Axes, counts: Sequence[float]) -> str:
 
 
 def _draw_arms(
-    arms: Sequence[MeasuredArm],
+    arms: Sequence[SeedsArm],
     xs: Sequence[float],
     scale: style.Scale,
     lines: Mapping[str, tuple[Sequence[Point], Mapping[str, Any]]],
@@ -212,20 +118,20 @@ def _draw_arms(
         for arm, x in zip(arms, xs):
             _draw_spread(axes, arm, x, upright=True)
             order = 4 + 0.5 * (arm.kind == "shared") - 0.4 * (arm.kind == "variant")
-            _draw_mean(axes, arm, (x, arm.mean), size=40 if arm.kind == "shared" else 26, zorder=order)
+            _draw_mean(axes, arm, (x, arm.percent), size=40 if arm.kind == "shared" else 26, zorder=order)
         style.outside_legend(figure, handles, loc="outside lower center", columns=4)
         named = [
-            PointLabel(text=text, x=x, y=arm.mean, color=style.readable(arm.color))
+            PointLabel(text=text, x=x, y=arm.percent, color=style.readable(arm.color))
             for text, arm, x in zip(texts, arms, xs)
             if text
         ]
         last = max(xs)
         beside = label_ends(axes, [label for label in named if label.x == last])
-        bars = [[(x, arm.mean - arm.std), (x, arm.mean + arm.std)] for arm, x in zip(arms, xs)]
+        bars = [[(x, end) for end in arm.deviation] for arm, x in zip(arms, xs)]
         written = place_labels(
             axes,
             [label for label in named if label.x < last],
-            markers=[(x, arm.mean) for arm, x in zip(arms, xs)],
+            markers=[(x, arm.percent) for arm, x in zip(arms, xs)],
             dots=[(x, percent) for arm, x in zip(arms, xs) for percent in arm.seeds] + drawn,
             lines=[points for points, _ in lines.values()],
             boxes=[Bbox(axes.transData.transform(bar)).padded(1.0) for bar in bars],
@@ -253,22 +159,16 @@ def _break_axis(axes: Axes, knee: float, low: float, high: float) -> None:
     axes.set_yscale("function", functions=(to_axis, to_percent))
     margin = 0.07 * (high - knee)
     axes.set_ylim(low - margin / slope, high + margin)
-    fine = [
-        tick for tick in MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(knee, high) if knee < tick <= high + margin
-    ]
-    coarse = [
-        tick
-        for tick in MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(low, knee)
-        if low <= tick < knee - 0.5 * margin / slope
-    ]
-    axes.yaxis.set_major_locator(FixedLocator([*coarse, *fine]))
-    axes.yaxis.set_major_formatter("{x:g}")
+    fine, coarse = (MaxNLocator(most, steps=[1, 2, 5, 10]) for most in (4, 3))
+    ticks = [tick for tick in coarse.tick_values(low, knee) if low <= tick < knee - 0.5 * margin / slope]
+    ticks += [tick for tick in fine.tick_values(knee, high) if knee < tick <= high + margin]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.axhline(knee, color=style.MUTED, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5, gid="break")
     spot = {"xycoords": axes.get_yaxis_transform(), "va": "top", "color": style.readable(style.MUTED)}
     style.write_beside(axes, f"below {knee:.1f} %: scale {1 / slope:.0f} times coarser", (0, knee), (4, -3), **spot)
 
 
-def _draw_mean(axes: Axes, arm: MeasuredArm, point: Point, *, size: float, **look: Any) -> None:
+def _draw_mean(axes: Axes, arm: SeedsArm, point: Point, *, size: float, **look: Any) -> None:
     """The marker of an arm; it is open where there is one seed."""
     gid = f"{arm.name} mean"
     style.draw_markers(axes, [point], color=arm.color, marker=arm.marker, size=size, gid=gid, **look)
@@ -276,11 +176,11 @@ def _draw_mean(axes: Axes, arm: MeasuredArm, point: Point, *, size: float, **loo
         axes.collections[-1].set(facecolor="white", edgecolor=arm.color, linewidth=1.1)
 
 
-def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -> None:
+def _draw_spread(axes: Axes, arm: SeedsArm, place: float, *, upright: bool) -> None:
     """The seeds and their deviation, at this x, or where they lie at this y; nothing for one seed."""
     if len(arm.seeds) < 2:
         return
-    ends, places = [arm.mean - arm.std, arm.mean + arm.std], [place] * len(arm.seeds)
+    ends, places = arm.deviation, [place] * len(arm.seeds)
     xs, ys, bar = (places, arm.seeds, (places[:2], ends)) if upright else (arm.seeds, places, (ends, places[:2]))
     size, width = (9, 1.3) if upright else (10, 1.4)
     pale = style.mix(arm.color, "white", 0.55)
@@ -288,12 +188,12 @@ def _draw_spread(axes: Axes, arm: MeasuredArm, place: float, *, upright: bool) -
     axes.plot(*bar, color=arm.color, linewidth=width, zorder=3, gid=f"{arm.name} deviation")
 
 
-def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
+def _handles(arms: Sequence[SeedsArm], lines: Iterable[str], texts: Sequence[str], numbered: bool) -> list[Line2D]:
     """Legend of marks and lines; of the arms, too, where they have numbers, or no label."""
-    handles = []
-    for arm, text in zip(arms, texts if numbered else []):
-        label = style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS)
-        handles.append(style.key(label, arm.color, arm.marker))
+    handles = [
+        style.key(style.balanced(f"{text}  {arm.label}", 2 * _LABEL_CHARACTERS), arm.color, arm.marker)
+        for arm, text in zip(arms, texts if numbered else [])
+    ]
     variant = next((arm for arm, text in zip(arms, texts) if not text), None)
     if variant:
         handles.append(style.key("the bank, other settings", variant.color, variant.marker))
@@ -301,11 +201,11 @@ def _handles(arms: Sequence[MeasuredArm], lines: Iterable[str], texts: Sequence[
     if any(gid.endswith("front") for gid in lines):
         handles.append(style.key("best subsets of members", style.MUTED, ".", 4, 1.1))
     if "budget series" in lines:
-        handles.append(style.key("the bank at other budgets", linewidth=1.1, **_SERIES))
+        handles.append(style.key("the bank at other budgets", **style.LOOKS["series"]))
     return handles
 
 
-def _seed_handles(arms: Sequence[MeasuredArm], linewidth: float) -> list[Line2D]:
+def _seed_handles(arms: Sequence[SeedsArm], linewidth: float) -> list[Line2D]:
     counts = [len(arm.seeds) for arm in arms]
     handles = []
     if several := [arm for arm in arms if len(arm.seeds) > 1]:
@@ -321,13 +221,11 @@ def _legible(axes: Axes, labels: Sequence[Annotation], beside: Sequence[Annotati
     """Whether no label covers another one or leaves the axes, and few stand off from their points."""
     if len(axes.findobj(lambda artist: artist.get_gid() == "leader")) > _LEADERS_AT_MOST + len(beside):
         return False
-    frame = axes.get_window_extent()
-    boxes = [Text.get_window_extent(label) for label in labels]
-    if not all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 for box in boxes):
-        return False
-    boxes += [Text.get_window_extent(label) for label in beside]
-    inside = all(frame.y0 - 1 <= box.y0 and box.y1 <= frame.y1 + 1 for box in boxes)
-    return inside and not any(first.overlaps(second) for first, second in combinations(boxes, 2))
+    frame = axes.get_window_extent().padded(1)
+    own, others = ([Text.get_window_extent(label) for label in some] for some in (labels, beside))
+    inside = all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in own)
+    inside &= all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in (*own, *others))
+    return inside and not any(first.overlaps(second) for first, second in combinations([*own, *others], 2))
 
 
 @style.styled
@@ -340,23 +238,21 @@ def arms_anytime(comparison: Comparison) -> Figure:
             f"no arm of comparison {comparison.name!r} has exits: give its recipe an anytime section"
         )
     alone = [arm for arm in arms if arm.name not in curves]  # networks with one answer: a marker without a line
-    costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.flops for arm in alone]
-    percents = [float(percent) for _, mean, _ in curves.values() for percent in mean]
-    percents += [percent for arm in alone for percent in arm.spread]
-    # The arms that are compared; a band of every arm would hide both.
-    banded = [arm.name for arm in arms if arm.kind in ("shared", "independent") and arm.name in curves]
-    for name in banded:
-        _, mean, std = curves[name]
-        percents += [float(end) for end in (*(mean - std), *(mean + std))]
-    size, title = (style.PAGE_INCHES, 3.9), _anytime_title(comparison)
-    figure, axes = style.accuracy_axes(size, style.flops_axis, costs, percents, title=title)
+    costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.ensemble[0] for arm in alone]
+    percents = [percent for arm in alone for percent in arm.spread]
+    # The arms that are compared have bands; one of every arm would hide both.
+    banded = [arm.name for arm in arms if arm.kind in ("shared", "independent")]
+    for name, (_, mean, std) in curves.items():
+        percents += [*mean, *(mean - std), *(mean + std)] if name in banded else [*mean]
+    figure, axes = style.accuracy_axes(
+        (style.PAGE_INCHES, 3.9), style.flops_axis, costs, percents, title=_anytime_title(comparison)
+    )
     axes.set_xlabel(f"mean {axes.get_xlabel()}, easy images stop early (logarithmic)")
     ends = []
     variants = count(1)
     for arm in arms:
         if arm.kind == "variant":
-            place = next(variants)
-            arm = replace(arm, color=style.run_color(place), marker=style.run_marker(place))
+            arm = replace(arm, **style.run_look(next(variants)))
         if arm.name in curves:
             xs, mean, std = curves[arm.name]
             main = arm.kind in ("shared", "independent")
@@ -366,11 +262,11 @@ def arms_anytime(comparison: Comparison) -> Figure:
                 gid=f"{arm.name} cascade",
             )  # fmt: skip
             if arm.name in banded:
-                band: dict[str, Any] = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 2}
-                axes.fill_between(xs, mean - std, mean + std, gid=f"{arm.name} band", **band)
+                look, gid = style.LOOKS["band"], f"{arm.name} band"
+                axes.fill_between(xs, mean - std, mean + std, color=arm.color, zorder=2, gid=gid, **look)
             x, y, deviation = xs[-1], mean[-1], std[-1]
         else:
-            x, y, deviation = arm.flops, arm.mean, arm.std
+            (x, y), deviation = arm.ensemble, arm.std
             _draw_spread(axes, arm, x, upright=True)
             _draw_mean(axes, arm, (x, y), size=30)
         found = f"{y:.1f} ± {deviation:.1f}" if len(arm.seeds) > 1 else f"{y:.1f}"
@@ -426,17 +322,18 @@ def ablation_bars(comparison: Comparison) -> Figure:
     axes.tick_params(axis="y", length=0)
     handles: list[Line2D | Patch] = [*_seed_handles(arms, 1.4)]
     if reference:
-        axes.axvline(reference.mean, color=_APART, linewidth=0.9, zorder=1.5, gid="reference")
+        axes.axvline(reference.percent, color=style.APART, linewidth=0.9, zorder=1.5, gid="reference")
         if reference.std:
-            ends = (reference.mean - reference.std, reference.mean + reference.std)
-            axes.axvspan(*ends, color=_APART, alpha=0.12, linewidth=0, zorder=1.2, gid="reference band")
-        band: dict[str, Any] = {"facecolor": to_rgba(_APART, 0.15), "edgecolor": _APART, "linewidth": 0.9}
+            axes.axvspan(
+                *reference.deviation, color=style.APART, alpha=0.12, linewidth=0, zorder=1.2, gid="reference band"
+            )
+        band: dict[str, Any] = {"facecolor": to_rgba(style.APART, 0.15), "edgecolor": style.APART, "linewidth": 0.9}
         handles.append(Patch(label="members apart: mean and deviation", **band))
     for arm in arms:
         row = rows[arm.name]
         _draw_spread(axes, arm, row, upright=False)
-        _draw_mean(axes, arm, (arm.mean, row), size=28)
-        text = f"{arm.mean:.2f} ± {arm.std:.2f} %" if len(arm.seeds) > 1 else f"{arm.mean:.2f} %"
+        _draw_mean(axes, arm, (arm.percent, row), size=28)
+        text = f"{arm.percent:.2f} ± {arm.std:.2f} %" if len(arm.seeds) > 1 else f"{arm.percent:.2f} %"
         look = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline", "annotation_clip": False}
         style.write_beside(axes, text, (1, row), (6, 0), gid=f"{arm.name} value", **look)
     style.outside_legend(figure, handles, loc="outside lower center", columns=3)
@@ -445,7 +342,7 @@ def ablation_bars(comparison: Comparison) -> Figure:
 
 
 def _place_rows(
-    groups: Sequence[tuple[str, Sequence[MeasuredArm]]], labels: Mapping[str, str]
+    groups: Sequence[tuple[str, Sequence[SeedsArm]]], labels: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[float, str], float]:
     """Rows of the arms by name, headings by row, and how many rows there are."""
     rows: dict[str, float] = {}

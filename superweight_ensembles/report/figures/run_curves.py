@@ -18,11 +18,9 @@ from superweight_ensembles.anytime import AnytimeResult, CurvePoint, ExitPoint, 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Epoch, RunResults, WidthEpoch
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.accuracy import DrawnArm, Point, one_seed, read_arms, wilson
+from superweight_ensembles.report.figures.arms import Point, RunArm, one_seed, read_arms, wilson
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 
-_DASHES = (0, (3, 2))
-_DOTS = (0, (1, 1.2))
 _MEMBER_LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (2, 1)), (0, (8, 2)), (0, (1, 3)))
 _LEAST_IMAGES = 10
 _NAMED_WIDTHS = 8
@@ -32,7 +30,7 @@ _NAMED_WIDTHS = 8
 def training_curves(results: RunResults) -> Figure:
     """Training loss (nats, mean over members) and validation error (per cent, log) by epoch, for each arm."""
     arms = read_arms(results)
-    history = [epoch for arm in arms for epoch in arm.results.history]
+    history = [epoch for arm in arms for epoch in arm.source.history]
     validated = sorted({epoch.epoch for epoch in history if epoch.validation})
     once, count = len(validated) == 1, results.dataset.num_validation
     caption = "One seed."
@@ -63,10 +61,10 @@ def training_curves(results: RunResults) -> Figure:
     return figure
 
 
-def _draw_loss(axes: Axes, arms: Sequence[DrawnArm]) -> None:
+def _draw_loss(axes: Axes, arms: Sequence[RunArm]) -> None:
     drawn: list[float] = []
     for arm in arms:
-        points = [(epoch.epoch, mean_loss(epoch)) for epoch in arm.results.history]
+        points = [(epoch.epoch, mean_loss(epoch)) for epoch in arm.source.history]
         drawn += [loss for _, loss in points if loss > 0]
         _line(axes, arm, points, linewidth=1.5, gid=f"{arm.name} loss")
     style.style_axes(axes, ylabel="training loss (nats)")
@@ -91,12 +89,12 @@ def _member_line(place: int) -> dict[str, Any]:
 
 
 def _draw_errors(
-    axes: Axes, arms: Sequence[DrawnArm], members: Sequence[str], *, half_an_image: float, once: bool
+    axes: Axes, arms: Sequence[RunArm], members: Sequence[str], *, half_an_image: float, once: bool
 ) -> None:
     """Validation errors by epoch; of a single epoch, by member."""
     drawn: list[float] = []
 
-    def draw(arm: DrawnArm, accuracies: Sequence[tuple[float, float | None]], kind: str, **look: Any) -> None:
+    def draw(arm: RunArm, accuracies: Sequence[tuple[float, float | None]], kind: str, **look: Any) -> None:
         points = [(x, max(100 - 100 * share, half_an_image)) for x, share in accuracies if share is not None]
         drawn.extend(error for _, error in points)
         if once:
@@ -104,7 +102,7 @@ def _draw_errors(
         _line(axes, arm, points, gid=f"{arm.name} {kind}", **look)
 
     for arm in arms:
-        history = [(epoch.epoch, epoch.validation) for epoch in arm.results.history if epoch.validation]
+        history = [(epoch.epoch, epoch.validation) for epoch in arm.source.history if epoch.validation]
         for place, name in enumerate(members):
             own = [
                 (place if once else epoch, found.members[name].accuracy)
@@ -124,7 +122,7 @@ def _draw_errors(
         _log_axis(axes, drawn)
 
 
-def _line(axes: Axes, arm: DrawnArm, points: Sequence[tuple[float, float]], **look: Any) -> None:
+def _line(axes: Axes, arm: RunArm, points: Sequence[tuple[float, float]], **look: Any) -> None:
     """Draw a curve; its points are marked where they are too few to make one."""
     xs, ys = [x for x, _ in points], [y for _, y in points]
     few = {"marker": arm.marker, "markersize": 3.5} if len(points) <= 2 else {}
@@ -186,8 +184,7 @@ def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[s
     paths = list(dict.fromkeys(path for _, widths in history for path in widths))
     lines = [[(float(epoch), float(widths[path])) for epoch, widths in history if path in widths] for path in paths]
     for place, line in enumerate(lines):
-        look: dict[str, Any] = {"marker": "o", "markersize": 3, "markerfacecolor": "white", "linewidth": 1.2}
-        axes.plot(*zip(*line), color=style.series_color(place), zorder=3, gid=f"{member} width", **look)
+        style.draw_line(axes, line, "width", color=style.series_color(place), gid=f"{member} width")
     if len(paths) > _NAMED_WIDTHS:
         return
     labels = [
@@ -200,7 +197,7 @@ def _draw_widths(axes: Axes, member: str, history: Sequence[tuple[int, Mapping[s
 @style.styled
 def anytime_curves(results: RunResults) -> Figure:
     """Test accuracy (per cent) against mean cost per image: FLOPs on the left, milliseconds measured on the right."""
-    arms = [(arm, arm.results.anytime) for arm in read_arms(results) if arm.results.anytime]
+    arms = [(arm, arm.source.anytime) for arm in read_arms(results) if arm.source.anytime]
     if not arms:
         raise SuperWeightError(
             f"the results of run {results.name!r} hold no anytime curves: give its recipe an anytime section"
@@ -228,11 +225,15 @@ def anytime_curves(results: RunResults) -> Figure:
     handles = [style.key(arm.label, arm.color, linewidth=1.5) for arm, _ in reversed(arms)]
     kinds: dict[str, dict[str, Any]] = {
         "cascade": {"marker": ".", "linewidth": 1.5},
-        "stream": {"linestyle": _DASHES, "linewidth": 1.0},
+        "stream": {"linestyle": style.LOOKS["stream"]["linestyle"], "linewidth": 1.0},
         "a member alone": {"marker": "D", "size": 4, "markerfacecolor": "white"},
     }
     if any(found.truncated for _, found in arms):
-        kinds["cascade with truncations"] = {"linestyle": _DOTS, "linewidth": 1.4, "marker": "."}
+        kinds["cascade with truncations"] = {
+            "linestyle": style.LOOKS["truncated"]["linestyle"],
+            "linewidth": 1.4,
+            "marker": ".",
+        }
         kinds["a truncated member alone"] = {"marker": "x", "size": 4}
     handles += [style.key(label, style.MUTED, **look) for label, look in kinds.items()]
     style.outside_legend(figure, handles, loc="outside upper center", columns=5 if len(handles) < 6 else 3)
@@ -242,7 +243,7 @@ def anytime_curves(results: RunResults) -> Figure:
     return figure
 
 
-def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
+def _say_alone(arms: Sequence[tuple[RunArm, AnytimeResult]]) -> str:
     """Sentence on members that beat the cascade that costs no more FLOPs, by more than its standard error."""
     better = []
     for arm, found in reversed(arms):
@@ -257,7 +258,7 @@ def _say_alone(arms: Sequence[tuple[DrawnArm, AnytimeResult]]) -> str:
 
 
 def _name_members(
-    axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult, Mapping[str, list[Point]]]], areas: Text
+    axes: Axes, arms: Sequence[tuple[RunArm, AnytimeResult, Mapping[str, list[Point]]]], areas: Text
 ) -> None:
     """Write the names of members in their arm's colour; once where they cost the same in several arms."""
     labels = []
@@ -301,25 +302,27 @@ def _points(found: AnytimeResult, cost: str) -> dict[str, list[Point]]:
     }
 
 
-def _draw_anytime(axes: Axes, arm: DrawnArm, points: Mapping[str, Sequence[Point]]) -> None:
+def _draw_anytime(axes: Axes, arm: RunArm, points: Mapping[str, Sequence[Point]]) -> None:
     top = 3 if arm.name == "shared" else 2
-    look: dict[str, Any] = {"linewidth": 1.0, "linestyle": _DASHES, "alpha": 0.8, "zorder": top}
-    axes.step(*zip(*points["stream"]), where="post", color=arm.color, gid=f"{arm.name} stream", **look)
-    look = {"color": arm.color, "linewidth": 1.4, "marker": ".", "markersize": 5, "zorder": top + 2}
     cascade = sorted(points["cascade"])
-    axes.plot(*zip(*cascade), gid=f"{arm.name} cascade", **look)
-    band: dict[str, Any] = {"color": arm.color, "alpha": 0.13, "linewidth": 0, "zorder": 1.2, "gid": f"{arm.name} band"}
     low, high = zip(*(arm.band(percent) for _, percent in cascade))
-    axes.fill_between([cost for cost, _ in cascade], low, high, **band)
-    mark: dict[str, Any] = {"marker": "D", "size": 15, "gid": f"{arm.name} members", "hollow": True}
-    style.draw_markers(axes, points["members"], color=arm.color, zorder=top + 3, **mark)
+    costs, band = [cost for cost, _ in cascade], style.LOOKS["band"]
+    axes.fill_between(costs, low, high, color=arm.color, zorder=1.2, gid=f"{arm.name} band", **band)
+    lines = {"stream": (points["stream"], top), "cascade": (cascade, top + 2)}
     if "truncated" in points:
-        axes.plot(*zip(*sorted(points["truncated cascade"])), linestyle=_DOTS, gid=f"{arm.name} truncated", **look)
-        look = {"color": arm.color, "marker": "x", "markersize": 4, "linewidth": 0, "zorder": top + 1}
-        axes.plot(*zip(*points["truncated"]), gid=f"{arm.name} exits", **look)
+        lines["truncated"] = (sorted(points["truncated cascade"]), top + 2)
+        lines["exits"] = (points["truncated"], top + 1)
+    for name, (own, order) in lines.items():
+        steps = "steps-post" if name == "stream" else "default"
+        gid = f"{arm.name} {name}"
+        style.draw_line(axes, own, name, color=arm.color, drawstyle=steps, zorder=order, gid=gid)
+    style.draw_markers(
+        axes, points["members"], color=arm.color, marker="D", hollow=True, size=15, zorder=top + 3,
+        gid=f"{arm.name} members",
+    )  # fmt: skip
 
 
-def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], area: str) -> Text:
+def _write_areas(axes: Axes, arms: Sequence[tuple[RunArm, AnytimeResult]], area: str) -> Text:
     """Write the areas under the curves as text in the free corner below."""
     lines = ["mean accuracy over log cost (%)"]
     for arm, found in reversed(arms):
@@ -337,20 +340,20 @@ def _write_areas(axes: Axes, arms: Sequence[tuple[DrawnArm, AnytimeResult]], are
 def reliability_diagram(results: RunResults) -> Figure:
     """Accuracy against mean confidence of the full ensembles (per cent), in each of the results' bins."""
     arms = read_arms(results)
-    bins = len(arms[0].results.reliability)
+    bins = len(arms[0].source.reliability)
     figure = style.new_figure(
         style.COLUMN_INCHES, 4.4, title=f"{results.name}: calibration",
         caption="Dashed: confidence is right; below it, too high. Above, neighbouring bins are joined until they hold "
         f"1 % of the images, ten at least; ECE is over all {bins} bins. Bars: one standard error. One seed.",
     )  # fmt: skip
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 100], [0, 100], color=style.MUTED, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5, gid="diagonal")
+    style.draw_line(upper, [(0, 0), (100, 100)], "diagonal", gid="diagonal")
     for place, arm in enumerate(arms):
         _draw_bins(upper, arm)
         _draw_histogram(lower, arm, len(arms) - 1 - place, len(arms))
     style.style_axes(upper, ylabel="accuracy (%)")
     style.style_axes(lower, xlabel="confidence (%)", ylabel="images (log)", grid="y")
-    counts = [one.count for arm in arms for one in arm.results.reliability]
+    counts = [one.count for arm in arms for one in arm.source.reliability]
     lower.set_yscale("log")
     lower.set_ylim(0.6, 1.5 * max(*counts, 2))
     lower.yaxis.set_major_locator(LogLocator(numticks=5))
@@ -369,7 +372,7 @@ def reliability_diagram(results: RunResults) -> Figure:
 def uncertainty_curves(results: RunResults) -> Figure:
     """Error (per cent) over the share of images answered, surest first; below, accuracy under corruption."""
     arms = read_arms(results)
-    corrupted = any(arm.results.shift is not None and arm.results.shift.corrupted for arm in arms)
+    corrupted = any(arm.source.shift is not None and arm.source.shift.corrupted for arm in arms)
     caption = "Above, the error on the images answered when the least sure are left out. One seed."
     if corrupted:
         caption += " Below, accuracy on corrupted test images: bold is the mean over corruptions."
@@ -378,7 +381,7 @@ def uncertainty_curves(results: RunResults) -> Figure:
     )
     panels = figure.subplots(2 if corrupted else 1, 1, squeeze=False)[:, 0]
     for arm in arms:
-        known = arm.results.uncertainty
+        known = arm.source.uncertainty
         points = [(100 * one.coverage, 100 * one.risk) for one in known.risk_coverage] if known else []
         _line(panels[0], arm, points, linewidth=1.5, gid=f"{arm.name} risk")
     style.style_axes(panels[0], xlabel="images answered, surest first (%)", ylabel="error (%)")
@@ -396,10 +399,10 @@ def uncertainty_curves(results: RunResults) -> Figure:
     return figure
 
 
-def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
+def _draw_corrupted(axes: Axes, arm: RunArm) -> None:
     # Severity 0: the test images as they are.
-    clean = (0.0, 100 * arm.results.ensemble.metrics.accuracy)
-    found = arm.results.shift.corrupted if arm.results.shift else ()
+    clean = (0.0, 100 * arm.source.ensemble.metrics.accuracy)
+    found = arm.source.shift.corrupted if arm.source.shift else ()
     if not found:
         return
     for name in dict.fromkeys(one.corruption for one in found):
@@ -412,8 +415,8 @@ def _draw_corrupted(axes: Axes, arm: DrawnArm) -> None:
     _line(axes, arm, [clean, *means], linewidth=1.8, zorder=4, gid=f"{arm.name} corrupted")
 
 
-def _draw_bins(axes: Axes, arm: DrawnArm) -> None:
-    bins = joined_bins(arm.results.reliability)
+def _draw_bins(axes: Axes, arm: RunArm) -> None:
+    bins = joined_bins(arm.source.reliability)
     confidences = [100 * confidence for confidence, _, _ in bins]
     ends = zip(*(wilson(accuracy, count) for _, accuracy, count in bins))
     low, high = ([100 * share for share in own] for own in (ends if bins else ((), ())))
@@ -422,7 +425,7 @@ def _draw_bins(axes: Axes, arm: DrawnArm) -> None:
         confidences, [100 * accuracy for _, accuracy, _ in bins], color=arm.color,
         linestyle="none",  # bins of a few images would make a line zigzag
         marker=arm.marker, markersize=4.5, markerfacecolor="white", markeredgewidth=1.1, zorder=3,
-        label=f"{arm.label}, ECE {100 * arm.results.ensemble.metrics.ece:.2f} %", gid=f"{arm.name} bins",
+        label=f"{arm.label}, ECE {100 * arm.source.ensemble.metrics.ece:.2f} %", gid=f"{arm.name} bins",
     )  # fmt: skip
 
 
@@ -445,9 +448,9 @@ def joined_bins(bins: Sequence[ReliabilityBin]) -> list[tuple[float, float, int]
     return joined
 
 
-def _draw_histogram(axes: Axes, arm: DrawnArm, place: int, arms: int) -> None:
+def _draw_histogram(axes: Axes, arm: RunArm, place: int, arms: int) -> None:
     """Bars of the arms side by side inside each bin."""
-    bins = arm.results.reliability
+    bins = arm.source.reliability
     widths = [100 * (one.upper - one.lower) for one in bins]
     lefts = [100 * one.lower + width * (0.06 + 0.88 * place / arms) for one, width in zip(bins, widths)]
     look: dict[str, Any] = {"align": "edge", "color": arm.color, "linewidth": 0, "gid": f"{arm.name} histogram"}

@@ -34,6 +34,9 @@ from superweight_ensembles.report.figures.layers import HATCHES, cluster_looks, 
 
 _COLORS = "RdBu_r"
 _SILENT: dict[str, Any] = {"facecolor": "#F4F4F4", "edgecolor": "#D6D6D6", "hatch": "//////", "linewidth": 0}
+_FRAME: dict[str, Any] = {
+    "fill": False, "edgecolor": style.INK, "linewidth": 1.1, "joinstyle": "miter", "clip_on": False, "zorder": 3,
+}  # fmt: skip
 _STRIP_INCHES = 0.045
 _LABELLED_AT_MOST = 25
 _FEWEST_CELLS = 6
@@ -179,16 +182,8 @@ def _draw_panel(axes: Axes, panel: Panel, colors: Mapping[str, str], side: float
     for start, length in panel.silent:
         for left, top, width, height in ((start, 0, length, num), (0, start, num, length)):
             style.add_box(axes, left - 0.5, top - 0.5, width, height, **_SILENT, zorder=1.5, gid="silent")
-    frame = {
-        "fill": False,
-        "edgecolor": style.INK,
-        "linewidth": 1.1,
-        "joinstyle": "miter",
-        "clip_on": False,
-        "zorder": 3,
-    }
     for start, length in panel.sets:
-        style.add_box(axes, start - 0.5, start - 0.5, length, length, **frame, gid="set")
+        style.add_box(axes, start - 0.5, start - 0.5, length, length, **_FRAME, gid="set")
     if panel.leaders:
         ys, xs = zip(*panel.leaders)
         size = min(max(0.32 * pitch, 1.2), 3.2) ** 2
@@ -215,7 +210,7 @@ def _draw_members(axes: Axes, panel: Panel, colors: Mapping[str, str]) -> None:
 
 def _draw_ticks(axes: Axes, panel: Panel, pitch: float) -> None:
     axes.set_xticks([])
-    axes.tick_params(length=0, pad=8, labelcolor=style.INK)
+    axes.tick_params(pad=8, labelcolor=style.INK)
     if panel.num_targets > _LABELLED_AT_MOST:
         rows = [0, *range(9, panel.num_targets, 10)]
         axes.set_yticks(rows, [str(row + 1) for row in rows], fontsize=style.SMALL_POINTS, color=style.MUTED)
@@ -460,25 +455,23 @@ def _draw_plan(
 ) -> None:
     columns = {member: column for column, member in enumerate(plan.member_names)}
     alone = Look(color=_ALONE, hatch="", family="")
-    filled = {"edgecolor": "white", "linewidth": 0, "zorder": 2}
     empty = {"fill": False, "edgecolor": style.MUTED, "linewidth": 0.5, "zorder": 1, "gid": "own"}
-    generated = set()
+    cells: dict[Place, dict[str, Any]] = {}
     for index, cluster in enumerate(plan.clusters):
         look = looks.get(index, alone)
-        fill = {**filled, "facecolor": look.color, "hatch": look.hatch, "gid": "alone" if look is alone else "layer"}
-        for target in cluster.targets:
-            place = place_of(target)
-            generated.add(place)
-            x, y = columns[target.member], rows.row_of[place]
-            style.add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **fill)
+        fill = {"facecolor": look.color, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0, "zorder": 2}
+        fill["gid"] = "alone" if look is alone else "layer"
+        for place in map(place_of, cluster.targets):
+            cells[place] = fill
             if place in letters:
-                _write_letters(axes, (x, y), letters[place], look, pitch)
-    for place in rows.row_of.keys() - generated:
-        x, y = columns[place[0]], rows.row_of[place]
-        style.add_box(axes, x - _CELL_WIDTH / 2, y - _CELL_HEIGHT / 2, _CELL_WIDTH, _CELL_HEIGHT, **empty)
+                spot = (columns[place[0]], rows.row_of[place])
+                _write_letters(axes, spot, letters[place], look, pitch)
+    for place, fill in {**cells, **{place: empty for place in rows.row_of if place not in cells}}.items():
+        x, y = columns[place[0]] - _CELL_WIDTH / 2, rows.row_of[place] - _CELL_HEIGHT / 2
+        style.add_box(axes, x, y, _CELL_WIDTH, _CELL_HEIGHT, **fill)
     axes.set_xlim(-0.6, len(columns) - 0.4)
     axes.set_ylim(len(rows.labels) - 0.45, -0.55)
-    axes.tick_params(length=0, labelcolor=style.INK, labelsize=style.SMALL_POINTS, pad=2)
+    axes.tick_params(labelcolor=style.INK, labelsize=style.SMALL_POINTS, pad=2)
     axes.tick_params(axis="x", labeltop=True, labelbottom=False)
     style.hide_spines(axes)
 

@@ -254,8 +254,8 @@ def _draw_row(axes: Axes, look_of: Mapping[int, ClusterLook], cells: Sequence[Ce
         look = {"facecolor": cluster.color, "hatch": cluster.hatch, "edgecolor": "white", "linewidth": 0, "zorder": 2}
         style.add_box(axes, cell.left, cell.base, wide, filled, gid="layer", **look)
         for height in _apart(cell.tops[:-1], cell.tops[-1]):
-            line: dict[str, Any] = {"color": "white", "linewidth": 0.6, "zorder": 2.2, "gid": "slot"}
-            axes.plot([cell.left, cell.right], [cell.base + height] * 2, **line)
+            ends = [(cell.left, cell.base + height), (cell.right, cell.base + height)]
+            style.draw_line(axes, ends, "slot", gid="slot")
 
 
 def _write_shares(
@@ -292,8 +292,8 @@ def _draw_ties(axes: Axes, cells: dict[str, list[Cell]]) -> bool:
     groups = tied_groups(cells)
     for slot, group in groups:
         spots = [(cell.middle, cell.slot_middle(slot)) for cell in group]
-        for start, end in pairwise(spots):
-            axes.plot(*zip(start, end), color=style.INK, linewidth=0.5, alpha=0.75, zorder=3, gid="tied")
+        for ends in pairwise(spots):
+            style.draw_line(axes, ends, "tied", gid="tied")
         xs, ys = zip(*spots)
         axes.scatter(xs, ys, s=4, color=style.INK, linewidths=0, zorder=3.2)
     return bool(groups)
@@ -307,7 +307,7 @@ def _finish(axes: Axes, plan: SharingPlan, cells: dict[str, list[Cell]]) -> None
     names = [f"{name}\n{style.counted(len(own), 'layer')}" for name, own in cells.items()]
     middles = [-row * (ROW + GAP) + ROW / 2 for row in range(rows)]
     axes.set_yticks(middles, names, fontsize=style.SMALL_POINTS, color=style.INK)
-    style.hide_spines(axes, ticks=False)
+    style.hide_spines(axes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,8 +373,7 @@ def budget_split(plan: SharingPlan) -> Figure:
     style.style_axes(axes, xlabel=xlabel, grid="x")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    look: dict[str, Any] = {"color": style.INK, "linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.5}
-    axes.plot([plan.budget] * 2, axes.get_ylim(), gid="budget", **look)
+    style.draw_line(axes, [(plan.budget, end) for end in axes.get_ylim()], "budget", gid="budget")
     for (segments, _, whole, part), total in zip(bars, totals):
         _draw_bar(axes, segments, rows[0], whole)
         _beside(axes, total, rows[0])

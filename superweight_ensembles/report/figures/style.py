@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import matplotlib
 import matplotlib.style
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -27,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import read_text
@@ -53,9 +54,37 @@ styled = matplotlib.rc_context({
     "legend.columnspacing": 1.3, "legend.labelspacing": 0.35,
 })  # fmt: skip
 
-_ARM_COLORS = {"shared": "#0072B2", "independent": "#4D4D4D"}
-_ARM_MARKERS = {"shared": "o", "independent": "s"}
-_ARM_NAMES = {"shared": "shared bank", "independent": "independent"}
+ARM_LOOKS = {
+    "shared": ("#0072B2", "o"),
+    "variant": ("#56B4E9", "o"),
+    "independent": ("#4D4D4D", "s"),
+    "single": ("#9A9A9A", "s"),
+    "narrower": ("#8C6D31", ">"),
+    "batchensemble": ("#D55E00", "^"),
+    "packed": ("#009E73", "D"),
+    "mimo": ("#CC79A7", "v"),
+    "masksembles": ("#E69F00", "P"),
+    "exits": ("#6F4E37", "<"),
+    "slimmable": ("#882255", "d"),
+}
+_OTHER_LOOK = ("#332288", "X")
+APART = ARM_LOOKS["independent"][0]
+# What means the same looks the same in every figure.
+LOOKS: dict[str, dict[str, Any]] = {
+    "error": {"linewidth": 3, "alpha": 0.25, "solid_capstyle": "butt", "zorder": 1.8},
+    "front": {"linewidth": 1.3, "marker": ".", "markersize": 4, "zorder": 3},
+    "stream": {"linewidth": 1.0, "linestyle": (0, (3, 2)), "alpha": 0.8},
+    "cascade": {"linewidth": 1.4, "marker": ".", "markersize": 5},
+    "truncated": {"linewidth": 1.4, "linestyle": (0, (1, 1.2)), "marker": ".", "markersize": 5},
+    "exits": {"linewidth": 0, "marker": "x", "markersize": 4},
+    "width": {"linewidth": 1.2, "marker": "o", "markersize": 3, "markerfacecolor": "white", "zorder": 3},
+    "series": {"linewidth": 1.1, "linestyle": (0, (3, 1.5)), "color": "#56B4E9"},
+    "tied": {"linewidth": 0.5, "alpha": 0.75, "zorder": 3, "color": INK},
+    "slot": {"linewidth": 0.6, "zorder": 2.2, "color": "white"},
+    "budget": {"linewidth": 1.1, "linestyle": (0, (4, 2)), "zorder": 1.5, "color": INK},
+    "diagonal": {"linewidth": 0.8, "linestyle": (0, (4, 2)), "zorder": 1.5, "color": MUTED},
+    "band": {"linewidth": 0, "alpha": 0.13},
+}
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "^", "D", "v", "P", "X", "s")
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -73,20 +102,25 @@ Scale = Callable[[Axes, Sequence[float]], str]  # makes the x axis one of these 
 
 
 def arm_color(name: str, index: int = 0) -> str:
-    """Colour of an arm: the same one in every figure; ``index`` is its place among the run's arms."""
-    return _ARM_COLORS.get(name, _SERIES[1:][index % 5])
+    """Colour of an arm: the same one in every figure; ``index`` is the place of an arm that no look is known of."""
+    return ARM_LOOKS[name][0] if name in ARM_LOOKS else _SERIES[1:][index % 5]
 
 
 def arm_marker(name: str, index: int = 0) -> str:
-    return _ARM_MARKERS.get(name, _MARKERS[1:6][index % 5])
+    return ARM_LOOKS[name][1] if name in ARM_LOOKS else _MARKERS[1:6][index % 5]
 
 
-def arm_label(name: str) -> str:
-    return _ARM_NAMES.get(name, name)
+def arm_look(kind: str) -> dict[str, Any]:
+    """Colour and marker of an arm by its name in a run, or its kind in a comparison."""
+    return dict(zip(("color", "marker"), ARM_LOOKS.get(kind, _OTHER_LOOK)))
+
+
+def run_look(index: int) -> dict[str, Any]:
+    """Colour and marker of a run in a comparison; the first colour is that of the shared arm everywhere."""
+    return {"color": run_color(index), "marker": run_marker(index)}
 
 
 def run_color(index: int) -> str:
-    """Colour of a run's shared arm in a comparison; the first one is that of the shared arm everywhere."""
     return _SERIES[index % len(_SERIES)]
 
 
@@ -310,14 +344,18 @@ def short_names(text: str) -> str:
     return re.sub(rf"\S{{{_LONGEST_NAME + 1},}}", lambda found: _cut(found[0], _LONGEST_NAME, tail=19), text)
 
 
-def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y", ""] = "both") -> None:
+def style_axes(axes: Axes, *, xlabel: str = "", ylabel: str = "", grid: Literal["both", "x", "y"] = "both") -> None:
     """Labels, ticks, and a light grid behind the data."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.tick_params(labelsize=SMALL_POINTS, color=MUTED, labelcolor=INK, length=3, width=0.6)
     axes.tick_params(which="minor", length=0, labelbottom=False, labelleft=False)
     axes.set_axisbelow(True)
-    if grid:
-        axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
+    axes.grid(True, axis=grid, color=GRID, linewidth=0.6)
+
+
+def draw_line(axes: Axes, points: Iterable[tuple[float, float]], look: str, *, gid: str, **more: Any) -> None:
+    """A line through points, in one of :data:`LOOKS`."""
+    axes.plot(*np.array([*points], dtype=float).reshape(-1, 2).T, gid=gid, **{**LOOKS[look], **more})
 
 
 def draw_markers(
@@ -352,12 +390,10 @@ def write_beside(
     return axes.annotate(text, point, xytext=offset, textcoords="offset points", **look)
 
 
-def hide_spines(axes: Axes, *, ticks: bool = True) -> None:
-    """Hide the frame, and the tick marks where ``ticks`` is false."""
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if not ticks:
-        axes.tick_params(length=0)
+def hide_spines(axes: Axes) -> None:
+    """Hide the frame and the tick marks."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
 
 
 def outside_legend(
@@ -482,12 +518,10 @@ def counts_axis(axes: Axes, which: Literal["x", "y"], counts: Iterable[float]) -
     """Make an axis logarithmic over these counts, with whole numbers as ticks."""
     values = list(counts)
     low, high = min(values) / 1.15, max(values) * 1.15
-    getattr(axes, f"set_{which}scale")("log")
-    getattr(axes, f"set_{which}lim")(low, high)
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     ticks = log_ticks(low, high)
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FixedFormatter([f"{tick:,.0f}" for tick in ticks]))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_ticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 
@@ -502,15 +536,11 @@ def _magnitude_axis(axes: Axes, values: Sequence[float], plain: str, with_unit: 
         low, high = 0.0, high * 1.08
         ticks = [tick for tick in MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if tick <= high]
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
     size, unit = next(((size, unit) for size, unit in _UNITS if max(ticks) >= size), (1.0, ""))
     one_unit = bool(unit) and min(tick for tick in ticks if tick > 0) >= size / 20
-    if one_unit:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: _digits(tick / size)))
-        return with_unit.format(unit)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: quantity(tick)))
-    return plain
+    axes.set_xticks(ticks, [_digits(tick / size) if one_unit else quantity(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    return with_unit.format(unit) if one_unit else plain
 
 
 def log_ticks(low: float, high: float) -> list[float]:
