@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from figure_checks import with_gid
+from run_cases import refused, stop_run, tensors_of
 
 import superweight_ensembles as swe
-from superweight_ensembles import SuperWeightError
 from superweight_ensembles.experiment import evaluate_run, load_recipe, parse_recipe, train_run
 from superweight_ensembles.models.adaptive import adaptive_widths, adopt_widths, drop_importance
 from superweight_ensembles.report import write_report
@@ -32,6 +32,9 @@ CONTENT = {
     "sharing": {"budget": 0.8},
     "training": {"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "precision": "float32", "num_threads": 1},
 }
+
+
+PLAIN = [{"name": name, "model": "wide_resnet", "depth": 10, "width": 1} for name in "ab"]
 
 
 def recipe_of(**changes):
@@ -108,36 +111,18 @@ def test_a_run_stopped_in_any_stage_ends_the_same(tmp_path):
     recipe = recipe_of(baseline="none")
     train_run(recipe, tmp_path / "whole")
 
-    class Stop(Exception):
-        pass
-
-    def stop_in(stage, step):
-        def progress_of(name):
-            def callback(progress):
-                if (name, progress.epoch, progress.step) == (stage, 1, step):
-                    raise Stop
-
-            return callback
-
-        return progress_of
-
     folder = tmp_path / "parts"
     checked = recipe_of(baseline="none", training={**CONTENT["training"], "checkpoint_steps": 2})
-    for stage, step in (("widths", 3), ("shared", 3)):
-        with pytest.raises(Stop):
-            train_run(checked, folder, resume=True, progress_of=stop_in(stage, step))
+    for stage in ("widths", "shared"):
+        stop_run(checked, folder, stage, 1, 3, resume=True)
     train_run(checked, folder, resume=True)
     for file in ("widths/widths.json", "plan.json"):
         assert (folder / file).read_text() == (tmp_path / "whole" / file).read_text()
-    first, second = (swe.SuperWeightEnsemble.load(run / "shared" / "ensemble") for run in (folder, tmp_path / "whole"))
-    assert all(
-        (one == other).all()
-        for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    )
+    assert tensors_of(folder / "shared" / "ensemble") == tensors_of(tmp_path / "whole" / "shared" / "ensemble")
     damaged = folder / "widths" / "widths.json"
     damaged.write_text('{"format": 1, "members": {"a": {"stages": 5}}}')
     (folder / "shared" / "training.json").unlink()
-    with pytest.raises(SuperWeightError, match=r"widths\.json is damaged"):
+    with refused(r"widths\.json is damaged"):
         train_run(checked, folder, resume=True)
 
 
@@ -160,7 +145,7 @@ def test_yaml_round_trip():
     ("changes", "message"),
     [
         ({"learn_widths": None}, "widths change only while nothing is shared: learn them first"),
-        ({"members": [{"name": "b", "model": "wide_resnet", "depth": 10, "width": 1}]}, "learn_widths does nothing"),
+        ({"members": PLAIN[1:]}, "learn_widths does nothing"),
         ({"learn_widths": {"epochs": 0}}, r"learn_widths\.epochs"),
         (
             {"learn_widths": {"epochs": 1, "keep_importance": False}, "anytime": {"truncations": [0.5]}},
@@ -169,10 +154,14 @@ def test_yaml_round_trip():
         ({"learn_widths": {"epochs": 1, "epoch": 1}}, "learn_widths: unknown key 'epoch': did you mean 'epochs'"),
         ({"width_loss": {"prior_rte": 1}}, "width_loss: unknown key 'prior_rte': did you mean 'prior_rate'"),
         ({"width_loss": {"prior_rate": -1}}, "width_loss.prior_rate must be greater than 0"),
+        (
+            {"members": PLAIN, "learn_widths": None, "width_loss": None, "anytime": {"truncations": [0.5]}},
+            r"anytime\.truncations do nothing: no member is adaptive",
+        ),
     ],
 )
 def test_bad_recipes(changes, message):
-    with pytest.raises(SuperWeightError, match=message):
+    with refused(message):
         recipe_of(**changes)
 
 
@@ -183,7 +172,7 @@ def test_bad_recipes(changes, message):
         ({"pairs": [["stages.0.0.conv1", "fc"]]}, "members: 'a', adaptive: .*share no hidden dimension"),
         (
             {"pairs": PAIRS, "quantile": 1.5},
-            "members: 'a', adaptive: quantile must be a finite number, above 0 and below 1",
+            "members: 'a', adaptive: quantile must be a finite number, above 0 and below 1; got 1.5",
         ),
         ({"pairs": PAIRS, "bounds": [2, 4]}, "members: 'a', adaptive: width is .*outside the bounds"),
     ],
@@ -191,7 +180,7 @@ def test_bad_recipes(changes, message):
 def test_mistakes_are_found_before_anything_is_trained(tmp_path, adaptive, message):
     content = copy.deepcopy(CONTENT)
     content["members"][0]["adaptive"] = adaptive
-    with pytest.raises(SuperWeightError, match=message):
+    with refused(message):
         train_run(parse_recipe(content), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -225,9 +214,3 @@ def test_truncations_are_exits_of_a_run(tmp_path):
     assert "with truncations" in with_gid(figure.axes[0], "areas")[0].get_text()
     assert [one.name for one in results.arms[0].anytime.members] == ["a", "b"]  # the policy is of members
     swe.AnytimePredictor.load(tmp_path / "run" / "shared" / "ensemble")
-
-
-def test_truncations_of_nothing():
-    plain = [{"name": name, "model": "wide_resnet", "depth": 10, "width": 1} for name in "ab"]
-    with pytest.raises(SuperWeightError, match=r"anytime\.truncations do nothing: no member is adaptive"):
-        recipe_of(members=plain, learn_widths=None, width_loss=None, anytime={"truncations": [0.5]})

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from run_cases import refused
 from tiny_recipe import CONTENT
 from typer.testing import CliRunner
 
 from superweight_ensembles.__main__ import app
-from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import (
     ComparisonPlan,
     CostPoint,
@@ -54,15 +54,10 @@ def test_arms_have_the_parameters_that_they_stand_for():
     assert list(arms) == ["shared", "independent", "single"]
     assert arms["shared"].num_parameters == recipe.plan(members).num_parameters <= 0.83 * sum(sizes.values())
     assert arms["independent"].num_parameters == sum(sizes.values())
+    assert arms["independent"].recipe.plan(members).clusters == ()
     assert arms["single"].num_parameters == sizes["large"]
     assert [member.name for member in arms["single"].recipe.members] == ["large"]
     assert all(arm.recipe.baseline == "none" for arm in arms.values())
-
-
-def test_an_independent_arm_shares_nothing():
-    arms = build_arms(parse_recipe(CONTENT), ["independent"], [])
-    recipe = arms[1].recipe
-    assert recipe.plan(recipe.build_members()).clusters == ()
 
 
 def test_variants_and_overrides_change_one_arm_alone():
@@ -97,7 +92,7 @@ def test_a_seed_moves_the_training_seed_along():
     ],
 )
 def test_bad_variants(text, match):
-    with pytest.raises(SuperWeightError, match=match):
+    with refused(match):
         parse_variant(text)
 
 
@@ -105,12 +100,7 @@ def test_bad_variants(text, match):
     ("against", "variants", "overrides", "match"),
     [
         (["independant"], [], [], "unknown arm 'independant': did you mean 'independent'"),
-        (
-            ["packed"],
-            [],
-            [],
-            r"unknown arm 'packed': .*benchmarks/compare_peers\.py has others",
-        ),
+        (["packed"], [], [], r"unknown arm 'packed': .*benchmarks/compare_peers\.py has others"),
         (["single", "single"], [], [], "two arms are named 'single'"),
         (["single:0"], [], [], "arm 'single:0': write single:SEEDS with at least one seed"),
         ([], [Variant(name="x", overrides=("sharing.bugdet=1",))], [], "variant 'x': sharing: unknown key 'bugdet'"),
@@ -120,7 +110,7 @@ def test_bad_variants(text, match):
     ],
 )
 def test_bad_arms(against, variants, overrides, match):
-    with pytest.raises(SuperWeightError, match=match):
+    with refused(match):
         build_arms(parse_recipe(CONTENT), against, variants, overrides)
 
 
@@ -185,7 +175,7 @@ def test_a_comparison_holds_to_its_data(finished):
     folder, _ = finished
     known = (folder / "data.json").read_text()
     (folder / "data.json").write_text(json.dumps({**json.loads(known), "test pixels": "others"}))
-    with pytest.raises(SuperWeightError, match=r"the data are not those of .*: test pixels: put them back"):
+    with refused(r"the data are not those of .*: test pixels: put them back"):
         compare_arms(parse_recipe(CONTENT), folder, against=[], num_seeds=1, resume=True)
     (folder / "data.json").write_text(known)
 
@@ -214,7 +204,7 @@ def test_an_arm_with_data_of_its_own_holds_to_them(tmp_path):
 
     assert [arm.name for arm in compare(num_seeds=1).arms] == ["shared", "other"]
     write_images(other, shade=120)
-    with pytest.raises(SuperWeightError, match=r"arm 'other': the data are not those of .*other/seed-0"):
+    with refused(r"arm 'other': the data are not those of .*other/seed-0"):
         compare(num_seeds=2, resume=True)
     assert not (tmp_path / "out" / "shared" / "seed-1").exists()
     write_images(other, shade=90)
@@ -236,51 +226,42 @@ def test_an_arm_with_data_of_its_own_holds_to_them(tmp_path):
             "'gone': data: ",
         ),
         ({"num_seeds": 2, "recipe": {"seed": 2**32 - 1}}, "2 seeds from 4294967295 upwards go beyond the last one"),
+        pytest.param(
+            {"against": ["single"], "overrides": ["single:training.device=cuda"]},
+            "arm 'single': device 'cuda' is not available",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there"),
+        ),
     ],
 )
 def test_arms_are_held_against_their_data_before_any_is_trained(options, match, tmp_path):
     recipe = parse_recipe({**CONTENT, **options.get("recipe", {})})
-    with pytest.raises(SuperWeightError, match=match):
+    with refused(match):
         compare_arms(**{"folder": tmp_path / "out", "against": [], **options, "recipe": recipe})
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
-def test_an_arm_for_another_machine_is_refused_before_any_is_trained(tmp_path):
-    with pytest.raises(SuperWeightError, match="arm 'single': device 'cuda' is not available"):
-        compare_arms(
-            parse_recipe(CONTENT), tmp_path / "out", against=["single"], overrides=["single:training.device=cuda"]
-        )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_arm_is_not_mixed_with_another_of_its_name(finished):
     folder, _ = finished
     other = [Variant(name="less", overrides=("sharing.budget=0.6",))]
-    with pytest.raises(
-        SuperWeightError, match=r"less/seed-0 was trained with another recipe \(sharing.budget was 0.7, now 0.6\)"
-    ):
+    with refused(r"less/seed-0 was trained with another recipe \(sharing.budget was 0.7, now 0.6\)"):
         compare_arms(parse_recipe(CONTENT), folder, against=[], variants=other, num_seeds=1, resume=True)
 
 
 def test_folders_are_not_overwritten_by_accident(finished, tmp_path):
     folder, _ = finished
-    recipe = parse_recipe(CONTENT)
-    with pytest.raises(SuperWeightError, match="exists already: --resume goes on"):
-        compare_arms(recipe, folder)
-    with pytest.raises(SuperWeightError, match="was begun with another recipe"):
-        compare_arms(parse_recipe({**CONTENT, "seed": 1}), folder, resume=True)
-    with pytest.raises(SuperWeightError, match="is no comparison"):
-        compare_arms(recipe, tmp_path, resume=True)
     (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(SuperWeightError, match=r"also holds thesis.txt, which is no part of a comparison"):
-        compare_arms(recipe, folder, overwrite=True)
+    for place, changes, options, message in (
+        (folder, {}, {}, "exists already: --resume goes on"),
+        (folder, {"seed": 1}, {"resume": True}, "was begun with another recipe"),
+        (tmp_path, {}, {"resume": True}, "is no comparison"),
+        (folder, {}, {"overwrite": True}, r"also holds thesis.txt, which is no part of a comparison"),
+        (tmp_path / "new", {}, {"resume": True, "overwrite": True}, "use one of them"),
+        (tmp_path / "new", {}, {"num_seeds": 0}, "at least one seed"),
+    ):
+        with refused(message):
+            compare_arms(parse_recipe({**CONTENT, **changes}), place, **options)
     (folder / "thesis.txt").unlink()
-    with pytest.raises(SuperWeightError, match="use one of them"):
-        compare_arms(recipe, tmp_path / "new", resume=True, overwrite=True)
-    with pytest.raises(SuperWeightError, match="at least one seed"):
-        compare_arms(recipe, tmp_path / "new", num_seeds=0)
-    with pytest.raises(SuperWeightError, match="holds no finished comparison"):
+    with refused("holds no finished comparison"):
         read_comparison(tmp_path)
 
 
@@ -288,17 +269,7 @@ def test_command_line_and_plot(finished, tmp_path):
     folder, _ = finished
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text((folder / "recipe.yaml").read_text())
-    arguments = [
-        "compare",
-        str(recipe),
-        "--against",
-        "independent,single",
-        "--seeds",
-        "2",
-        "--out",
-        str(folder),
-        "--resume",
-    ]
+    arguments = f"compare {recipe} --against independent,single --seeds 2 --out {folder} --resume".split()
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     assert "largest member" in answer.output and "ours minus it" in answer.output
@@ -328,9 +299,9 @@ def test_a_baseline_of_ones_own(tmp_path):
     assert [run.metrics.accuracy for run in own.runs] == [0.5, 0.5] and own.num_parameters == shared.num_parameters
     assert own.difference["accuracy"].mean == pytest.approx(shared.summary["accuracy"].mean - 0.5)
     (tmp_path / "out" / "mine" / "seed-0" / "results.json").write_text('{"arms": []}')
-    with pytest.raises(SuperWeightError, match=r"results\.json is damaged \(arms.*remove its folder and compare again"):
+    with refused(r"results\.json is damaged \(arms.*remove its folder and compare again"):
         compare(num_seeds=2, resume=True)
-    with pytest.raises(SuperWeightError, match=r"unknown arm 'min': did you mean 'mine'.*Known: [^;]*$"):
+    with refused(r"unknown arm 'min': did you mean 'mine'.*Known: [^;]*$"):
         build_arms(parse_recipe(CONTENT), ["min"], [], baselines={"mine": mine})
 
 

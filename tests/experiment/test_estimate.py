@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from command_line import superweights
+from run_cases import refused, wide_resnets
 from torch import nn
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import DataFacts, known_facts
-from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import estimate as reference_speed
 from superweight_ensembles.experiment import (
     estimate_lines,
@@ -22,7 +24,7 @@ from superweight_ensembles.experiment import (
     timing,
 )
 from superweight_ensembles.experiment import tables as plan_preview
-from superweight_ensembles.experiment.estimate import estimate_on_mesh
+from superweight_ensembles.experiment.estimate import TrainingEstimate, estimate_on_mesh
 from superweight_ensembles.experiment.timing import time_run
 from superweight_ensembles.models import count_flops
 from superweight_ensembles.plan import PlannedMember, SsnGroup, Target, independent_plan
@@ -90,11 +92,15 @@ def test_bfloat16_halves_what_autocast_casts() -> None:
 @pytest.mark.parametrize(("loss", "joined"), [(0.0, max), (0.5, sum)])
 def test_activations_of_members(loss: float, joined) -> None:
     modules = members()
-    plan = swe.plan_sharing(modules, budget=0.9)
-    found = estimate_training(modules, plan, (3, 8, 8), swe.TrainConfig(batch_size=8, ensemble_loss=loss))
+    found, twice = (
+        estimate_training(
+            modules, swe.plan_sharing(modules, budget=0.9), (3, 8, 8),
+            swe.TrainConfig(batch_size=batch_size, ensemble_loss=loss),
+        )
+        for batch_size in (8, 16)
+    )  # fmt: skip
     assert [member.name for member in found.members] == ["a", "b"] and found.largest.name == "b"
     assert found.activation_bytes == joined(member.activation_bytes for member in found.members)
-    twice = estimate_training(modules, plan, (3, 8, 8), swe.TrainConfig(batch_size=16, ensemble_loss=loss))
     assert 1.9 * found.activation_bytes < twice.activation_bytes <= 2 * found.activation_bytes
 
 
@@ -136,32 +142,36 @@ def test_flops_are_those_that_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"momentum": 0.0, "nesterov": False}, {"optimizer": "adamw"}],
-    ids=["momentum", "plain", "adamw"],
+    "options", [{}, {"momentum": 0.0, "nesterov": False}, {"optimizer": "adamw"}], ids=["momentum", "plain", "adamw"]
 )
 @pytest.mark.parametrize("coefficients", ["own", "embedding"])
 def test_bytes_are_those_of_a_real_step(options: dict, coefficients: str) -> None:
+    plan = swe.plan_sharing(members(), budget=0.9, coefficients=coefficients)
+    found = estimated_and_stepped(plan, swe.TrainConfig(batch_size=4, **options))
+    running = found.generated_bytes + found.activation_bytes
+    through_bank = found.generated_gradient_bytes + found.gradient_bytes
+    held = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
+    assert found.peak_bytes == held + max(running, through_bank)
+
+
+def num_bytes(tensors: Iterable[Any]) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors if isinstance(one, torch.Tensor))
+
+
+def estimated_and_stepped(plan: swe.SharingPlan, config: swe.TrainConfig) -> TrainingEstimate:
+    """An estimate whose bytes are those that a real step holds."""
     modules = members()
-    plan = swe.plan_sharing(modules, budget=0.9, coefficients=coefficients)
-    config = swe.TrainConfig(batch_size=4, **options)
     found = estimate_training(modules, plan, (3, 8, 8), config)
     ensemble = swe.SuperWeightEnsemble(modules, plan=plan)
     optimizer = build_optimizer(ensemble, config)
     joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.arange(4), nn.functional.cross_entropy)
     optimizer.step()
-    state = [value for held in optimizer.state.values() for value in held.values() if isinstance(value, torch.Tensor)]
-    assert found.optimizer_bytes == sum(value.numel() * value.element_size() for value in state)
-    gradients = [parameter.grad for parameter in ensemble.parameters() if parameter.grad is not None]
-    assert found.gradient_bytes == sum(gradient.numel() * gradient.element_size() for gradient in gradients)
+    assert found.optimizer_bytes == num_bytes(one for held in optimizer.state.values() for one in held.values())
+    assert found.gradient_bytes == num_bytes(one.grad for one in ensemble.parameters())
     weights = {id(weight): weight for own in ensemble.generate().values() for weight in own.values()}
     assert found.generated_bytes == sum(4 * weight.numel() for weight in weights.values())
-    everything = (*ensemble.parameters(), *ensemble.buffers())
-    assert found.parameter_bytes == sum(tensor.numel() * tensor.element_size() for tensor in everything)
-    running = found.generated_bytes + found.activation_bytes
-    through_bank = found.generated_gradient_bytes + found.gradient_bytes
-    held = found.parameter_bytes + found.optimizer_bytes + found.batch_bytes
-    assert found.peak_bytes == held + max(running, through_bank)
+    assert found.parameter_bytes == num_bytes((*ensemble.parameters(), *ensemble.buffers()))
+    return found
 
 
 GROUPS = {
@@ -181,22 +191,10 @@ GROUPS = {
 
 @pytest.mark.parametrize("case", GROUPS)
 def test_bytes_of_flat_banks_are_those_of_a_real_step(case: str) -> None:
-    modules = members()
-    plan = swe.plan_sharing(modules, **GROUPS[case])
+    plan = swe.plan_sharing(members(), **GROUPS[case])
     assert plan.ssn_groups and bool(plan.superweight_clusters) == (case == "mixed")
-    config = swe.TrainConfig(batch_size=4, optimizer="adamw")
-    found = estimate_training(modules, plan, (3, 8, 8), config)
-    ensemble = swe.SuperWeightEnsemble(modules, plan=plan)
-    optimizer = build_optimizer(ensemble, config)
-    joint_backward(ensemble, torch.randn(4, 3, 8, 8), torch.arange(4), nn.functional.cross_entropy)
-    optimizer.step()
-    state = [value for held in optimizer.state.values() for value in held.values()]
-    assert found.optimizer_bytes == sum(value.numel() * value.element_size() for value in state)
-    everything = (*ensemble.parameters(), *ensemble.buffers())
-    assert found.parameter_bytes == sum(tensor.numel() * tensor.element_size() for tensor in everything)
-    assert found.gradient_bytes == sum(4 * parameter.numel() for parameter in ensemble.parameters())
-    weights = {id(weight): weight for own in ensemble.generate().values() for weight in own.values()}
-    assert found.generated_bytes == sum(4 * weight.numel() for weight in weights.values())
+    found = estimated_and_stepped(plan, swe.TrainConfig(batch_size=4, optimizer="adamw"))
+    assert found.gradient_bytes == 4 * plan.num_parameters
 
 
 def flat_plan(bank_size: int, options: swe.plan.SsnOptions) -> swe.SharingPlan:
@@ -250,11 +248,11 @@ def test_an_estimate_changes_nothing() -> None:
 
 def test_members_that_do_not_run_are_named() -> None:
     breaking = {"small": Breaking()}
-    with pytest.raises(SuperWeightError, match=r"member 'small' does not run on the shape \(6, 3, 8, 8\) without"):
+    with refused(r"member 'small' does not run on the shape \(6, 3, 8, 8\) without"):
         estimate_training(breaking, independent_plan(breaking), (3, 8, 8), swe.TrainConfig(batch_size=6))
     modules = members()
     found = estimate_training(modules, independent_plan(modules), (3, 8, 8), swe.TrainConfig())
-    with pytest.raises(SuperWeightError, match="flops_per_second must be positive and finite; got 0"):
+    with refused("flops_per_second must be positive and finite; got 0"):
         found.seconds(0)
 
 
@@ -320,10 +318,7 @@ def test_plan_prints_the_estimate(monkeypatch, capsys) -> None:
 SMALL = {
     "name": "small",
     "data": {"name": "synthetic", "num_train": 120, "num_test": 40, "validation_fraction": 0.2},
-    "members": [
-        {"name": "a", "model": "wide_resnet", "depth": 10, "width": 0.25},
-        {"name": "b", "model": "wide_resnet", "depth": 10, "width": 0.5},
-    ],
+    "members": wide_resnets(a=(10, 0.25), b=(10, 0.5)),
     "sharing": {"budget": 0.9},
     "training": {"epochs": 50, "batch_size": 16, "precision": "float32", "device": "cpu", "crop_padding": 1},
 }
@@ -335,10 +330,7 @@ ADAPTIVE = {"pairs": [["stages.*.conv1", "stages.*.conv2"]]}
     [
         ({}, ["start", "shared", "independent", "evaluation"]),
         ({"baseline": "none"}, ["start", "shared", "evaluation"]),
-        (
-            {"distillation": {"teacher": "independent", "weight": 0.5}},
-            ["start", "independent", "shared", "evaluation"],
-        ),
+        ({"distillation": {"teacher": "independent", "weight": 0.5}}, ["start", "independent", "shared", "evaluation"]),
         (
             {"sharing": {"budget": 0.95, "search": "gradient", "search_epochs": 2}, "baseline": "none"},
             ["start", "search", "shared", "evaluation"],
@@ -423,33 +415,31 @@ def test_a_mesh_by_hand() -> None:
     assert rows.exchanged_bytes == estimate.gradient_bytes and rows.relative_seconds == 0.5 * 1.25
     assert estimate_on_mesh(estimate, plan, 2, "rows", False).relative_seconds == 0.5
     members = estimate_on_mesh(estimate, plan, 2, {"members": 2, "rows": 1}, True)
-    assert {frozenset(own) for own in members.placement} == {frozenset({"large"}), frozenset({"twin", "small"})} or {
-        frozenset(own) for own in members.placement
-    } == {frozenset({"twin"}), frozenset({"large", "small"})}
+    assert {frozenset(own) for own in members.placement} in (
+        {frozenset({"large"}), frozenset({"twin", "small"})}, {frozenset({"twin"}), frozenset({"large", "small"})},
+    )  # fmt: skip
     assert members.exchanged_bytes == 4 * (plan.num_parameters - plan.num_private)
     flops = {member.name: member.forward_flops for member in estimate.members}
     assert members.relative_seconds == pytest.approx((flops["large"] + flops["small"]) / sum(flops.values()))
     assert rows.peak_bytes < one.peak_bytes and members.peak_bytes < one.peak_bytes
-    with pytest.raises(SuperWeightError, match="a mesh of 4 member ranks needs as many members, and 3 are trained"):
+    with refused("a mesh of 4 member ranks needs as many members, and 3 are trained"):
         estimate_on_mesh(estimate, plan, 4, {"members": 4, "rows": 1}, True)
 
 
 def test_plan_says_how_processes_divide_a_training(monkeypatch, capsys) -> None:
-    digits = RECIPES / "digits.yaml"
-    assert superweights(monkeypatch, "plan", digits, "--flops-per-second", "1e10", "--processes", "4") == 0
-    title, ranks, exchanged, fullest, seconds = capsys.readouterr().out.splitlines()[-5:]
+    def plan(code: int, *arguments: str) -> tuple[str, str]:
+        assert superweights(monkeypatch, "plan", RECIPES / "digits.yaml", *arguments) == code
+        return capsys.readouterr()
+
+    out, _ = plan(0, "--flops-per-second", "1e10", "--processes", "4")
+    title, ranks, exchanged, fullest, seconds = out.splitlines()[-5:]
     assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', which is told in brackets)"
     assert ranks.startswith("member ranks") and "of rows: " in ranks
     assert "MiB  gradients, a step and process (" in exchanged and "MiB  in a step; one process alone" in fullest
     assert float(seconds.split()[4]) < 0.5
-    given = "training.mesh={members: 5, rows: 1}"
-    assert (
-        superweights(monkeypatch, "plan", digits, "--flops-per-second", "1e10", "--processes", "4", "--set", given) == 2
-    )
-    assert "5 member ranks and 1 of rows is for 5 processes, and the job has 4" in capsys.readouterr().err
-    given = ["training.mesh={members: 2, rows: 1}", "training.shard_moments=true"]
-    overrides = [text for one in given for text in ("--set", one)]
-    assert superweights(monkeypatch, "plan", digits, "--processes", "2", *overrides) == 0  # timed by one process
-    assert "training.mesh {'members': 2, 'rows': 1}" in capsys.readouterr().out
-    assert superweights(monkeypatch, "plan", digits, "--json", "--processes", "4") == 2
-    assert "leave --flops-per-second and --processes out" in capsys.readouterr().err
+    given = ("--set", "training.mesh={members: 5, rows: 1}")
+    _, told = plan(2, "--flops-per-second", "1e10", "--processes", "4", *given)
+    assert "5 member ranks and 1 of rows is for 5 processes, and the job has 4" in told
+    given = ("--set", "training.mesh={members: 2, rows: 1}", "--set", "training.shard_moments=true")
+    assert "training.mesh {'members': 2, 'rows': 1}" in plan(0, "--processes", "2", *given)[0]  # timed by one process
+    assert "leave --flops-per-second and --processes out" in plan(2, "--json", "--processes", "4")[1]

@@ -7,25 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_cases import refused, wide_resnets
 
-import superweight_ensembles as swe
-from superweight_ensembles.experiment import (
-    evaluate_run,
-    parse_recipe,
-    read_results,
-    train_run,
-    uncertainty_rows,
-)
+from superweight_ensembles.experiment import evaluate_run, parse_recipe, read_results, train_run, uncertainty_rows
 from superweight_ensembles.report import write_report
 from superweight_ensembles.report.figures import draw_run
 
 RECIPE: dict[str, Any] = {
     "name": "uncertain",
     "data": {"name": "synthetic", "num_train": 96, "num_test": 48},
-    "members": [
-        {"name": "a", "model": "wide_resnet", "depth": 10, "width": 1},
-        {"name": "b", "model": "wide_resnet", "depth": 10, "width": 2},
-    ],
+    "members": wide_resnets(a=(10, 1), b=(10, 2)),
     "sharing": {"budget": 0.9},
     "training": {"epochs": 9, "batch_size": 24, "learning_rate": 1e-9, "device": "cpu", "num_threads": 1},
     "early_stopping": {"patience": 2, "min_delta": 0.5},
@@ -87,6 +78,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_measured_is_refused_before_training(name: str, tmp_path: Path) -> None:
     changes, told = REFUSED[name]
-    with pytest.raises(swe.SuperWeightError, match=told):
+    with refused(told):
         train_run(parse_recipe({**RECIPE, **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

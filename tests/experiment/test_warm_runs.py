@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from run_cases import refused, stages_of, stop_run, tensors_of, trained, wide_resnets
 from safetensors.torch import save_file
 
 import superweight_ensembles as swe
@@ -17,62 +18,36 @@ from superweight_ensembles.experiment import Recipe, build_arms, evaluate_run, l
 from superweight_ensembles.experiment import stages as warm_runs
 from superweight_ensembles.plan import independent_plan
 from superweight_ensembles.report import write_report
-from superweight_ensembles.training import TrainProgress
 
-
-def content(**changes: object) -> dict:
-    return {
-        "name": "tiny",
-        "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
-        "members": [
-            {"name": "deep", "model": "wide_resnet", "depth": 16, "width": 1},
-            {"name": "wide", "model": "wide_resnet", "depth": 10, "width": 2},
-        ],
-        "sharing": {"budget": 0.7, "init": "svd"},
-        "training": {"epochs": 2, "batch_size": 32, "precision": "float32", "device": "cpu", "learning_rate": 0.05},
-        "fine_tuning": {"epochs": 1, "learning_rate": 0.01},
-        **changes,
-    }
+CONTENT: dict = {
+    "name": "tiny",
+    "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
+    "members": wide_resnets(deep=(16, 1), wide=(10, 2)),
+    "sharing": {"budget": 0.7, "init": "svd"},
+    "training": {"epochs": 2, "batch_size": 32, "precision": "float32", "device": "cpu", "learning_rate": 0.05},
+    "fine_tuning": {"epochs": 1, "learning_rate": 0.01},
+}
 
 
 def recipe_of(**changes: object) -> Recipe:
-    return parse_recipe(content(**changes))
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(stage: str, step: int | None) -> Callable[[str], Callable[[TrainProgress], None]]:
-    """Raise at a step of the first epoch of a stage, or where its record is there."""
-
-    def progress_of(name: str) -> Callable[[TrainProgress], None]:
-        def look(progress: TrainProgress) -> None:
-            if name == stage and (progress.record is not None if step is None else progress.step == step):
-                raise Stop
-
-        return look
-
-    return progress_of
-
-
-def stages_of(recipe: Recipe, folder: Path, **options: bool) -> list[str]:
-    seen: list[str] = []
-    train_run(recipe, folder, progress_of=lambda name: lambda progress: seen.append(name), **options)
-    return list(dict.fromkeys(seen))
+    return parse_recipe(copy.deepcopy({**CONTENT, **changes}))
 
 
 def outcome(folder: Path) -> dict:
     """What the shared arm came to, bit by bit, but for the clock."""
-    training = json.loads((folder / "shared" / "training.json").read_text())
-    for record in training["history"]:
-        del record["seconds"]
-    del training["seconds"]
-    return {
-        "training": training,
-        "start": json.loads((folder / "shared" / "warm_start.json").read_text())["errors"],
-        **{name: (folder / "shared" / name / "model.safetensors").read_bytes() for name in ("ensemble", "warm_start")},
-    }
+    start = json.loads((folder / "shared" / "warm_start.json").read_text())["errors"]
+    tensors = {name: tensors_of(folder / "shared" / name) for name in ("ensemble", "warm_start")}
+    return {"training": trained(folder / "shared"), "start": start, **tensors}
+
+
+def assert_saved(folder: Path, ensemble: swe.SuperWeightEnsemble) -> None:
+    saved = swe.SuperWeightEnsemble.load(folder).state_dict()
+    for key, tensor in ensemble.state_dict().items():
+        assert torch.equal(saved[key], tensor), key
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -89,28 +64,21 @@ def test_the_shared_arm_starts_from_the_baseline(whole: Path) -> None:
     recipe = recipe_of()
     by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=plan, rng=recipe.bank_generator())
     result = swe.warm_start(by_hand, apart)
-    started = swe.SuperWeightEnsemble.load(whole / "shared" / "warm_start")
-    for key, tensor in by_hand.state_dict().items():
-        assert torch.equal(started.state_dict()[key], tensor), key
+    assert_saved(whole / "shared" / "warm_start", by_hand)
     written = json.loads((whole / "shared" / "warm_start.json").read_text())
     assert written == {"init_from": "independent", **result.to_dict()}
     swe.train(by_hand, recipe.load_data(), recipe.shared_training())
-    ended = swe.SuperWeightEnsemble.load(whole / "shared" / "ensemble")
-    for key, tensor in by_hand.state_dict().items():
-        assert torch.equal(ended.state_dict()[key], tensor), key
-    lengths = {
-        arm: len(json.loads((whole / arm / "training.json").read_text())["history"])
-        for arm in ("shared", "independent")
-    }
+    assert_saved(whole / "shared" / "ensemble", by_hand)
+    lengths = {arm: len(trained(whole / arm)["history"]) for arm in ("shared", "independent")}
     assert lengths == {"shared": 1, "independent": 2}
 
 
 def test_members_that_come_trained_are_where_both_arms_start(whole: Path, tmp_path: Path) -> None:
-    trained = swe.SuperWeightEnsemble.load(whole / "independent" / "ensemble")
-    members = content()["members"]
+    given = swe.SuperWeightEnsemble.load(whole / "independent" / "ensemble")
+    members = copy.deepcopy(CONTENT["members"])
     for member in members:
         file = tmp_path / f"{member['name']}.safetensors"
-        save_file(trained.materialize(member["name"]).state_dict(), file)
+        save_file(given.materialize(member["name"]).state_dict(), file)
         member["weights"] = str(file)
     recipe = recipe_of(members=members, sharing={"budget": 0.7}, fine_tuning=None)
     assert recipe.starts_warm and parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
@@ -120,12 +88,10 @@ def test_members_that_come_trained_are_where_both_arms_start(whole: Path, tmp_pa
     assert start == {**json.loads((whole / "shared" / "warm_start.json").read_text()), "init_from": "members"}
     by_hand = swe.SuperWeightEnsemble(recipe.build_members(), plan=independent_plan(recipe.build_members()))
     for name in by_hand.member_names:
-        for one, other in zip(by_hand.materialize(name).parameters(), trained.materialize(name).parameters()):
+        for one, other in zip(by_hand.materialize(name).parameters(), given.materialize(name).parameters()):
             assert torch.equal(one, other)
     swe.train(by_hand, recipe.load_data(), recipe.training)
-    apart = swe.SuperWeightEnsemble.load(folder / "independent" / "ensemble")
-    for key, tensor in by_hand.state_dict().items():
-        assert torch.equal(apart.state_dict()[key], tensor), key
+    assert_saved(folder / "independent" / "ensemble", by_hand)
     evaluate_run(folder)
     write_report(folder)
     assert (
@@ -133,13 +99,11 @@ def test_members_that_come_trained_are_where_both_arms_start(whole: Path, tmp_pa
     )
 
 
-@pytest.mark.parametrize(
-    ("stage", "step"), [("independent", 1), ("independent", None), ("shared", 1), ("shared", None)]
-)
-def test_stopped_in_any_stage_it_ends_the_same(whole: Path, tmp_path: Path, stage: str, step: int | None) -> None:
+@pytest.mark.parametrize("stage", ["independent", "shared"])
+@pytest.mark.parametrize("place", [1, "record"])
+def test_stopped_in_any_stage_it_ends_the_same(whole: Path, tmp_path: Path, stage: str, place: int | str) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(Stop):
-        train_run(recipe_of(), folder, progress_of=stop_at(stage, step))
+    stop_run(recipe_of(), folder, stage, 1, place)
     assert (folder / "shared" / "warm_start.json").is_file() == (stage == "shared")
     train_run(recipe_of(), folder, resume=True)
     assert outcome(folder) == outcome(whole)
@@ -149,8 +113,7 @@ def test_stopped_in_any_stage_it_ends_the_same(whole: Path, tmp_path: Path, stag
 @pytest.mark.parametrize("kept", [[], ["warm_start"]])
 def test_stopped_between_the_arms_it_ends_the_same(whole: Path, tmp_path: Path, kept: list[str]) -> None:
     """The baseline is done, and the start is not written, or but for its last file."""
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    folder = copied(whole, tmp_path)
     for path in (folder / "shared").iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -159,8 +122,7 @@ def test_stopped_between_the_arms_it_ends_the_same(whole: Path, tmp_path: Path, 
 
 
 def test_results_say_how_it_started(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    folder = copied(whole, tmp_path)
     shared, independent = evaluate_run(folder).arms
     assert (shared.name, independent.name) == ("shared", "independent") and independent.warm_start is None
     start = shared.warm_start
@@ -174,7 +136,7 @@ def test_results_say_how_it_started(whole: Path, tmp_path: Path) -> None:
     page = write_report(folder).read_text()
     assert f"off by {start.mean_error:.3f} of their norm on average" in page
     (folder / "shared" / "warm_start.json").write_text('{"init_from": "independent", "mean_error": "x", "errors": []}')
-    with pytest.raises(swe.SuperWeightError, match=r"damaged \(mean_error.*train the shared arm again"):
+    with refused(r"damaged \(mean_error.*train the shared arm again"):
         evaluate_run(folder)
 
 
@@ -183,32 +145,31 @@ def test_from_a_saved_ensemble(whole: Path, tmp_path: Path, monkeypatch: pytest.
     shutil.copytree(whole / "independent" / "ensemble", given)
     sharing = {"budget": 0.7, "init": "svd", "init_from": str(given)}
     recipe = recipe_of(sharing=sharing, baseline="none")
-    with pytest.raises(Stop):
-        train_run(recipe, tmp_path / "run", progress_of=stop_at("shared", 1))
+    stop_run(recipe, tmp_path / "run", "shared", 1, 1)
     shutil.rmtree(given)  # once the run has begun it needs it no more
     assert stages_of(recipe, tmp_path / "run", resume=True) == ["shared"]
     assert outcome(tmp_path / "run") == outcome(whole)
-    with pytest.raises(swe.SuperWeightError, match=rf"^sharing.init: no start from {given}: .*plan.json is missing"):
+    with refused(rf"^sharing.init: no start from {given}: .*plan.json is missing"):
         train_run(recipe, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
 def test_a_saved_ensemble_that_does_not_fit(whole: Path, tmp_path: Path) -> None:
     sharing = {"budget": 0.7, "init": "svd", "init_from": str(whole / "independent" / "ensemble")}
-    other = content(sharing=sharing, baseline="none")
-    other["members"][1]["width"] = 3
-    with pytest.raises(swe.SuperWeightError, match=r"no start from .*ensemble: .*does not fit: member 'wide'"):
-        train_run(parse_recipe(other), tmp_path / "run")
-    other["members"][1]["name"] = "wider"
-    with pytest.raises(swe.SuperWeightError, match="the plan is for the members deep, wide; given: deep, wider"):
-        train_run(parse_recipe(other), tmp_path / "run")
+    deep, wide = CONTENT["members"]
+    for changes, message in (
+        ({"width": 3}, r"no start from .*ensemble: .*does not fit: member 'wide'"),
+        ({"width": 3, "name": "wider"}, "the plan is for the members deep, wide; given: deep, wider"),
+    ):
+        recipe = recipe_of(sharing=sharing, baseline="none", members=[deep, {**wide, **changes}])
+        with refused(message):
+            train_run(recipe, tmp_path / "run")
 
 
 def test_a_run_does_not_replace_what_it_starts_from(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
+    folder = copied(whole, tmp_path)
     sharing = {"budget": 0.7, "init": "svd", "init_from": str(folder / "independent" / "ensemble")}
-    with pytest.raises(swe.SuperWeightError, match=r"is in .*run, which --overwrite replaces: give another --out"):
+    with refused(r"is in .*run, which --overwrite replaces: give another --out"):
         train_run(recipe_of(sharing=sharing), folder, overwrite=True)
     assert outcome(folder) == outcome(whole)
 
@@ -218,7 +179,7 @@ def test_a_start_that_fails_leaves_the_baseline(tmp_path: Path, monkeypatch: pyt
         raise swe.SuperWeightError("no start")
 
     monkeypatch.setattr(warm_runs, "warm_start", fail)
-    with pytest.raises(swe.SuperWeightError, match="no start"):
+    with refused("no start"):
         train_run(recipe_of(), tmp_path / "run")
     assert (tmp_path / "run" / "independent" / "training.json").is_file()
 
@@ -246,7 +207,7 @@ def test_fine_tuning_is_training_but_for_what_it_says() -> None:
         ({"fine_tuning": {"epoch": 3}}, "fine_tuning: unknown key 'epoch': did you mean 'epochs'"),
         ({"fine_tuning": {"epochs": "many"}}, r"fine_tuning: epochs must be a whole number"),
         ({"fine_tuning": {"epochs": 0}}, r"fine_tuning: epochs must be at least 1 \(got 0\)"),
-        ({"fine_tuning": [1]}, r"fine_tuning must be settings by name"),
+        ({"fine_tuning": [1]}, r"fine_tuning must be settings by name \(got \[1\]\)"),
         (
             {"sharing": {"budget": 0.7, "init": "svd", "coefficients": "tied", "untie_epoch": 1}},
             r"untie_epoch 1 must come before the last of 1 epochs",
@@ -254,18 +215,15 @@ def test_fine_tuning_is_training_but_for_what_it_says() -> None:
     ],
 )  # fmt: skip
 def test_recipe_mistakes(changes: dict, message: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=message):
+    with refused(message):
         recipe_of(**changes)
 
 
 def test_a_resumed_run_may_differ_in_how_it_is_computed(whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(whole, folder)
-    assert (
-        stages_of(recipe_of(fine_tuning={"epochs": 1, "learning_rate": 0.01, "num_threads": 2}), folder, resume=True)
-        == []
-    )
-    with pytest.raises(swe.SuperWeightError, match="was begun with another recipe"):
+    folder = copied(whole, tmp_path)
+    tuning = {"epochs": 1, "learning_rate": 0.01, "num_threads": 2}
+    assert stages_of(recipe_of(fine_tuning=tuning), folder, resume=True) == []
+    with refused("was begun with another recipe"):
         train_run(recipe_of(fine_tuning={"epochs": 1, "learning_rate": 0.02}), folder, resume=True)
 
 

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from saved_files import edit_json
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
+from training_cases import assert_same, refused, stop_training
 
 import superweight_ensembles as swe
-from superweight_ensembles import SuperWeightError, TrainConfig
+from superweight_ensembles import TrainConfig
 from superweight_ensembles.models.adaptive import (
     WidthLoss,
     adaptive_widths,
@@ -48,10 +50,16 @@ def data():
     return swe.load_data("synthetic")
 
 
-def test_widths_follow_their_rates_in_joint_training(data):
+@pytest.fixture(scope="module")
+def narrowed(data):
+    """An ensemble that shares nothing and whose widths were learned, and how."""
     ensemble = ensemble_of(members())
-    before = {name: sizes(ensemble.members[name]) for name in "ab"}
-    result = swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
+    return ensemble, swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
+
+
+def test_widths_follow_their_rates_in_joint_training(narrowed):
+    ensemble, result = narrowed
+    before = {name: sizes(net) for name, net in members().items()}
     now = {name: sizes(ensemble.members[name]) for name in "ab"}
     assert result.history[-1]["widths"] == now
     for name, widths in now.items():
@@ -103,23 +111,12 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, data, prior_ra
     swe.train(whole, data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "whole")
     assert sizes(whole.members["a"]) != start
 
-    class Stop(Exception):
-        pass
-
-    def stop(progress):
-        if (progress.epoch, progress.step) == (2, 5):
-            raise Stop
-
-    with pytest.raises(Stop):
-        swe.train(
-            ensemble_of(members()), data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "parts", callback=stop
-        )
-    resumed = ensemble_of(members())
-    swe.train(resumed, data, config, hooks=[LearnedWidths(loss)], out=tmp_path / "parts", resume=True)
+    hooks, resumed = [LearnedWidths(loss)], ensemble_of(members())
+    stop_training(ensemble_of(members()), data, config, 2, 5, hooks=hooks, out=tmp_path / "parts")
+    swe.train(resumed, data, config, hooks=hooks, out=tmp_path / "parts", resume=True)
     assert sizes(resumed.members["a"]) == sizes(whole.members["a"])
-    expected, found = whole.state_dict(), resumed.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert list(resumed.state_dict()) == list(whole.state_dict())
+    assert_same(resumed, whole)
     (newest,) = sorted((tmp_path / "parts" / "checkpoints").glob("*"))[-1:]
     state = json.loads((newest / "state.json").read_text())
     assert state["hooks"]["LearnedWidths"]["a"] == sizes(whole.members["a"])
@@ -137,15 +134,11 @@ def test_a_resumed_run_ends_like_one_that_never_stopped(tmp_path, data, prior_ra
     ],
 )
 def test_damaged_widths_of_a_checkpoint(tmp_path, data, edit, message):
-    from superweight_ensembles.storage import write_manifest
-
     config = dataclasses.replace(CONFIG, epochs=1)
     swe.train(ensemble_of(members()), data, config, hooks=[LearnedWidths(NARROWING)], out=tmp_path)
-    (folder,) = (tmp_path / "checkpoints").glob("*")
-    content = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**content, "hooks": {"LearnedWidths": edit}}))
-    write_manifest(folder)
-    with pytest.raises(SuperWeightError, match=message):
+    (state,) = (tmp_path / "checkpoints").glob("*/state.json")
+    edit_json(state, lambda content: content.update(hooks={"LearnedWidths": edit}))
+    with refused(message):
         swe.train(ensemble_of(members()), data, config, hooks=[LearnedWidths(NARROWING)], out=tmp_path, resume=True)
 
 
@@ -157,9 +150,8 @@ def test_a_width_at_its_bound_is_told(caplog, data):
     assert caplog.text.count("b.stages.0.0.conv1") <= 3
 
 
-def test_saved_and_loaded_by_name_alone(tmp_path, data):
-    ensemble = ensemble_of(members())
-    swe.train(ensemble, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
+def test_saved_and_loaded_by_name_alone(tmp_path, narrowed):
+    ensemble, _ = narrowed
     ensemble.save(tmp_path / "saved")
     loaded = swe.SuperWeightEnsemble.load(tmp_path / "saved").eval()
     images = torch.randn(2, 3, 8, 8)
@@ -172,14 +164,11 @@ def test_saved_and_loaded_by_name_alone(tmp_path, data):
     assert_close(again(images), shared.eval()(images))
 
 
-def test_learned_widths_share_a_bank(data):
+def test_learned_widths_share_a_bank(data, narrowed):
     """Learn widths apart, freeze them, plan at a budget, train, truncate."""
-    apart = ensemble_of(members())
-    swe.train(apart, data, CONFIG, hooks=[LearnedWidths(NARROWING)])
+    apart, _ = narrowed
     nets = {name: apart.materialize(name) for name in apart.member_names}
-    with pytest.raises(
-        SuperWeightError, match=r"the width of a\.stages\.0\.0\.conv1 would change while weights are shared"
-    ):
+    with refused(r"the width of a\.stages\.0\.0\.conv1 would change while weights are shared"):
         swe.train(swe.SuperWeightEnsemble(nets, budget=0.83), data, CONFIG)
     for net in nets.values():
         freeze_widths(net)
@@ -194,7 +183,7 @@ def test_learned_widths_share_a_bank(data):
     freeze_widths(shared.members["a"], frozen=False)
     with torch.no_grad():
         next(iter(adaptive_widths(shared.members["a"]).values())).rho += 3
-    with pytest.raises(SuperWeightError, match="a bank generates the weights of this width"):
+    with refused("a bank generates the weights of this width"):
         resize_widths(shared.members["a"])
 
 
@@ -216,16 +205,16 @@ def test_rates_of_widths_take_a_learning_rate_of_their_own():
         torch.testing.assert_close(changes[0.1][name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_cannot_be():
+def test_what_cannot_be(data):
     plain = {"a": swe.wide_resnet(10, 1, 4)}
-    data = swe.load_data("synthetic")
-    with pytest.raises(SuperWeightError, match="a width loss does nothing: no member has a learned width"):
-        swe.train(ensemble_of(plain), data, CONFIG, hooks=[LearnedWidths(NARROWING)])
-    with pytest.raises(SuperWeightError, match="width_rate does nothing: no member has a learned width"):
-        swe.train(ensemble_of(plain), data, dataclasses.replace(CONFIG, width_rate=0.5))
-    with pytest.raises(SuperWeightError, match="compile is of members whose widths stay"):
-        swe.train(ensemble_of(members()), data, dataclasses.replace(CONFIG, compile=True))
-    with pytest.raises(SuperWeightError, match="Linear has no learned width"):
+    for nets, changes, hooks, message in (
+        (plain, {}, [LearnedWidths(NARROWING)], "a width loss does nothing: no member has a learned width"),
+        (plain, {"width_rate": 0.5}, [], "width_rate does nothing: no member has a learned width"),
+        (members(), {"compile": True}, [], "compile is of members whose widths stay"),
+    ):
+        with refused(message):
+            swe.train(ensemble_of(nets), data, dataclasses.replace(CONFIG, **changes), hooks=hooks)
+    with refused("Linear has no learned width"):
         freeze_widths(nn.Linear(2, 2))
 
 
@@ -238,22 +227,20 @@ def test_what_cannot_be():
         ({"between": ["fc"]}, "'fc' is no layer whose width can change"),
         ({"width": 0}, "a width is 1 to"),
         ({"width": 2**19}, "has more than the .* parameters and buffers|needs about"),
-        ({"learned": {"quantile": 2.0}}, "quantile must be a finite number, above 0 and below 1"),
+        ({"learned": {"quantile": 2.0}}, "quantile must be a finite number, above 0 and below 1; got 2.0"),
         ({"learned": {"bounds": [0, 5]}}, "bounds must be"),
         ({"learned": {"distribution": "gauss"}}, "unknown distribution 'gauss'"),
         ({"learned": {"colour": 1}}, "hidden.0.learned.colour"),
     ],
 )
 def test_damaged_widths_of_a_saved_ensemble(tmp_path, change, message):
-    from superweight_ensembles.storage import write_manifest
-
     ensemble_of(members()).save(tmp_path / "saved")
-    file = tmp_path / "saved" / "config.json"
-    content = json.loads(file.read_text())
-    hidden = content["members"]["a"]["hidden"][0]
     learned = change.get("learned")
-    hidden.update({"learned": {**hidden["learned"], **learned}} if learned else change)
-    file.write_text(json.dumps(content))
-    write_manifest(tmp_path / "saved")
-    with pytest.raises(SuperWeightError, match=message):
+
+    def edit(content: dict) -> None:
+        hidden = content["members"]["a"]["hidden"][0]
+        hidden.update({"learned": {**hidden["learned"], **learned}} if learned else change)
+
+    edit_json(tmp_path / "saved" / "config.json", edit)
+    with refused(message):
         swe.SuperWeightEnsemble.load(tmp_path / "saved")

@@ -11,6 +11,7 @@ import torch
 import two_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training_cases import assert_same, deep_and_wide, refused, stop_training
 
 import superweight_ensembles as swe
 from superweight_ensembles.experiment import parse_recipe, train_run
@@ -19,12 +20,6 @@ from superweight_ensembles.training import build_fabric
 
 CONFIG = swe.TrainConfig(epochs=3, batch_size=16, learning_rate=0.02, precision="float32", device="cpu")
 DATA = swe.load_data("synthetic", num_train=53, num_test=16)  # 48 to train on: 3 batches
-
-
-def ensemble_of(seed: int = 0) -> swe.SuperWeightEnsemble:
-    torch.manual_seed(seed)
-    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(seed))
 
 
 class Watch(swe.Hook):
@@ -39,7 +34,7 @@ class Watch(swe.Hook):
 
 @pytest.mark.parametrize(("start", "decay", "first"), [(0.5, None, 4), (0.0, None, 0), (0.5, 0.7, 4), (0.99, 0.0, 9)])
 def test_the_weights_are_the_mean_of_the_last_steps(start: float, decay: float | None, first: int) -> None:
-    ensemble, watch = ensemble_of(), Watch()
+    ensemble, watch = deep_and_wide(), Watch()
     config = dataclasses.replace(CONFIG, epochs=3 if first < 9 else 40)
     first = first if first < 9 else round(0.99 * 120)
     hook = swe.AveragedWeights(start=start, decay=decay)
@@ -83,28 +78,19 @@ def test_norms_are_estimated_again_on_the_batches_of_an_epoch() -> None:
 
 @pytest.mark.parametrize("stop", [(2, 1), (3, 2)])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop: tuple[int, int], tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(progress: swe.training.TrainProgress) -> None:
-        if (progress.epoch, progress.step) == stop:
-            raise Interrupted
-
-    config = dataclasses.replace(CONFIG, checkpoint_steps=1)
-    whole, resumed = ensemble_of(), ensemble_of(3)
+    config, whole, resumed = dataclasses.replace(CONFIG, checkpoint_steps=1), deep_and_wide(), deep_and_wide(3)
     swe.train(whole, DATA, config, hooks=[swe.AveragedWeights(start=0.4)])
-    with pytest.raises(Interrupted, match=r"^$"):
-        swe.train(ensemble_of(), DATA, config, hooks=[swe.AveragedWeights(start=0.4)], out=tmp_path, callback=interrupt)
-    with pytest.raises(swe.SuperWeightError, match=r"made with AveragedWeights.start=0\.4, now 0\.5"):
-        swe.train(ensemble_of(), DATA, config, hooks=[swe.AveragedWeights(start=0.5)], out=tmp_path, resume=True)
+    stop_training(deep_and_wide(), DATA, config, *stop, hooks=[swe.AveragedWeights(start=0.4)], out=tmp_path)
+    with refused(r"made with AveragedWeights.start=0\.4, now 0\.5"):
+        swe.train(deep_and_wide(), DATA, config, hooks=[swe.AveragedWeights(start=0.5)], out=tmp_path, resume=True)
     swe.train(resumed, DATA, config, hooks=[swe.AveragedWeights(start=0.4)], out=tmp_path, resume=True)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert_same(whole, resumed)
 
 
 def averaged(rows: slice) -> dict[str, Tensor]:
     """Parameters and norm statistics after 9 steps in float64, where a reordered sum stays far below the tolerance."""
     batches = [(images[rows].double(), labels[rows]) for images, labels in DATA.loader("train", 16)]
-    ensemble = ensemble_of().double()
+    ensemble = deep_and_wide().double()
     swe.train(ensemble, batches, CONFIG, hooks=[swe.AveragedWeights(start=0.4)])
     return ensemble.state_dict()
 
@@ -145,13 +131,13 @@ def test_shapes_that_change_begin_the_mean_anew() -> None:
     ],
 )
 def test_settings_that_are_refused(options: dict[str, Any], match: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
+    with refused(match):
         swe.AveragedWeights(**options)
 
 
 def test_a_mean_that_begins_after_the_last_step_is_refused() -> None:
-    with pytest.raises(swe.SuperWeightError, match=r"begin after 0\.95 of 9 steps, after the last: start ear"):
-        swe.train(ensemble_of(), DATA, CONFIG, hooks=[swe.AveragedWeights(start=0.95)])
+    with refused(r"begin after 0\.95 of 9 steps, after the last: start ear"):
+        swe.train(deep_and_wide(), DATA, CONFIG, hooks=[swe.AveragedWeights(start=0.95)])
 
 
 def test_a_recipe_averages_every_arm(tmp_path: Path) -> None:
@@ -167,5 +153,5 @@ def test_a_recipe_averages_every_arm(tmp_path: Path) -> None:
     for arm in ("shared", "independent"):
         log = (tmp_path / "run" / arm / "log.jsonl").read_text().splitlines()
         assert '"averaged_steps"' in log[-1] and '"averaged_steps"' not in log[0]
-    with pytest.raises(swe.SuperWeightError, match=r"averaging\.start must be .*less than 1"):
+    with refused(r"averaging\.start must be .*less than 1"):
         parse_recipe({**content, "averaging": {"start": 1.0}})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import two_processes
+from training_cases import assert_same, deep_and_wide
 
 import superweight_ensembles as swe
 from superweight_ensembles.export import export_member, load_member
@@ -19,14 +20,8 @@ DEVICE = "cuda"
 QUICK = swe.TrainConfig(epochs=2, batch_size=32, learning_rate=0.05, schedule="constant", precision="float32")
 
 
-def ensemble() -> swe.SuperWeightEnsemble:
-    torch.manual_seed(0)
-    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(0))
-
-
 def test_weights_and_logits_equal_the_cpus() -> None:
-    on_cpu, on_cuda = ensemble().double().eval(), ensemble().double().cuda().eval()
+    on_cpu, on_cuda = deep_and_wide().double().eval(), deep_and_wide().double().cuda().eval()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(on_cuda(images.cuda()).cpu(), on_cpu(images), rtol=1e-9, atol=1e-9)
     for name, generated in on_cpu.generate().items():
@@ -44,15 +39,14 @@ def test_members_built_on_the_device_have_their_bank_there() -> None:
 def test_auto_trains_in_bfloat16_and_evaluates(tmp_path) -> None:
     data = swe.load_data("synthetic")
     config = swe.TrainConfig(epochs=6, batch_size=32, learning_rate=0.05, flip=True, crop_padding=1)
-    trained = ensemble()
+    trained = deep_and_wide()
     result = swe.train(trained, data, config, out=tmp_path)
     assert (result.device, result.precision, result.channels_last) == ("cuda:0", "bfloat16", True)
     found = swe.evaluate(trained, data.loader("test", 64, device="cuda"))
     assert found.ensemble.metrics.accuracy > 0.8
-    resumed = ensemble()
+    resumed = deep_and_wide()
     swe.train(resumed, data, dataclasses.replace(config, epochs=6), out=tmp_path, resume=True)
-    for name, tensor in trained.state_dict().items():
-        assert torch.equal(tensor.cpu(), resumed.state_dict()[name].cpu()), name
+    assert_same(trained.cpu(), resumed.cpu())
 
 
 @pytest.mark.parametrize("layer", [torch.nn.GRU, torch.nn.LSTM])
@@ -91,7 +85,7 @@ def test_a_teacher_comes_to_the_device(own_mean: bool) -> None:
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     config = swe.TrainConfig(epochs=1, batch_size=32, learning_rate=0.05)
     hook = swe.Distillation("ensemble" if own_mean else teacher, weight=0.5)
-    result = swe.train(ensemble(), swe.load_data("synthetic"), config, hooks=[hook])
+    result = swe.train(deep_and_wide(), swe.load_data("synthetic"), config, hooks=[hook])
     assert result.device == "cuda:0"
     assert all(torch.equal(before[name], tensor.cpu()) for name, tensor in teacher.state_dict().items())
 
@@ -108,18 +102,14 @@ def gradients(each: swe.SuperWeightEnsemble, device: str, **execution: Any) -> l
 
 @pytest.mark.parametrize("sharing", [{}, {"generator": "ssn"}, {"coefficients": "tied"}], ids=str)
 def test_gradients_equal_the_cpus(sharing: dict[str, Any]) -> None:
-    def built() -> swe.SuperWeightEnsemble:
-        torch.manual_seed(0)
-        members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-        return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(0), **sharing).double()
-
-    for given, expected in zip(gradients(built().to(DEVICE), DEVICE), gradients(built(), "cpu"), strict=True):
-        torch.testing.assert_close(given, expected, rtol=1e-8, atol=1e-10)
+    on_cpu, on_cuda = (deep_and_wide(**sharing).double() for _ in range(2))
+    found, expected = gradients(on_cuda.to(DEVICE), DEVICE), gradients(on_cpu, "cpu")
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_other_ways_to_run_a_step_give_the_same_gradients() -> None:
-    expected = gradients(ensemble().double().to(DEVICE), DEVICE)
-    last, again, compiled = (ensemble().double().to(DEVICE) for _ in range(3))
+    expected = gradients(deep_and_wide().double().to(DEVICE), DEVICE)
+    last, again, compiled = (deep_and_wide().double().to(DEVICE) for _ in range(3))
     last.to(memory_format=torch.channels_last)
     calls = compiled_calls(dict(compiled.members.items()))
     found = {
@@ -128,8 +118,7 @@ def test_other_ways_to_run_a_step_give_the_same_gradients() -> None:
         "compiled": gradients(compiled, DEVICE, compiled=calls),
     }
     for how, given in found.items():
-        for one, other in zip(given, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10, msg=how)
+        torch.testing.assert_close(given, expected, rtol=1e-8, atol=1e-10, msg=how)
 
 
 class Stops(swe.Hook):
@@ -150,11 +139,11 @@ class Stops(swe.Hook):
 @pytest.mark.parametrize("options", [{"recompute": True}, {"micro_batches": 2}, {"num_workers": 2}], ids=str)
 def test_a_training_that_stops_goes_on_as_if_it_had_not(options: dict[str, Any], tmp_path) -> None:
     data = swe.load_data("synthetic")
-    whole, halves = ensemble(), ensemble()
+    whole, halves = deep_and_wide(), deep_and_wide()
     config = dataclasses.replace(QUICK, **options)
     assert swe.train(whole, data, config).device.startswith(DEVICE)
     with pytest.raises(ZeroDivisionError):
-        swe.train(ensemble(), data, config, out=tmp_path, hooks=[Stops()])
+        swe.train(deep_and_wide(), data, config, out=tmp_path, hooks=[Stops()])
     swe.train(halves, data, config, out=tmp_path, hooks=[Stops(goes_on=True)], resume=True)
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(halves.state_dict()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
@@ -188,7 +177,7 @@ def test_images_on_the_device_are_those_on_the_cpu() -> None:
 
 
 def test_a_member_on_the_device_is_exported_and_an_ensemble_saved(tmp_path) -> None:
-    trained = ensemble().to(DEVICE).eval()
+    trained = deep_and_wide().to(DEVICE).eval()
     network, images = trained.materialize("deep"), torch.randn(2, 3, 8, 8)
     path = export_member(network, tmp_path / "deep.safetensors", format="state-dict", input_shape=(3, 8, 8))
     torch.testing.assert_close(load_member(path)(images), network(images.to(DEVICE)).cpu(), rtol=1e-3, atol=1e-4)
@@ -199,7 +188,7 @@ def test_a_member_on_the_device_is_exported_and_an_ensemble_saved(tmp_path) -> N
 
 
 def test_a_step_reads_the_device_once() -> None:
-    built = ensemble().to(DEVICE)
+    built = deep_and_wide().to(DEVICE)
     images, labels = torch.randn(8, 3, 8, 8, device=DEVICE), torch.arange(8, device=DEVICE) % 4
     joint_backward(built, images, labels, torch.nn.functional.cross_entropy)  # what is made once
     torch.cuda.set_sync_debug_mode("error")
@@ -212,7 +201,7 @@ def test_a_step_reads_the_device_once() -> None:
 
 def losses_on(mesh: str | dict[str, int], **changes: Any) -> torch.Tensor:
     config = dataclasses.replace(QUICK, mesh=mesh, device=DEVICE, **changes)
-    history = swe.train(ensemble(), swe.load_data("synthetic"), config).history
+    history = swe.train(deep_and_wide(), swe.load_data("synthetic"), config).history
     return torch.tensor([list(record["train_loss"].values()) for record in history])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -15,17 +16,16 @@ import torch
 import two_processes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from training_cases import Viewing, assert_same, deep_and_wide, gradients_of, refused, stop_training
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
-from superweight_ensembles.experiment import Recipe, build_arms, estimate_lines, evaluate_run, parse_recipe, train_run
 from superweight_ensembles.training import (
     Distillation,
     Execution,
     FixedTeacher,
     JointLoss,
     OwnBatches,
-    TrainProgress,
     build_fabric,
     joint_backward,
 )
@@ -51,12 +51,6 @@ def plain_ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
     return swe.SuperWeightEnsemble(members, budget=0.95, rng=torch.Generator().manual_seed(seed))
 
 
-def conv_ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
-    torch.manual_seed(seed)
-    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(seed))
-
-
 def conv_teacher(seed: int = 5) -> nn.Module:
     torch.manual_seed(seed)
     return swe.wide_resnet(10, 1, 4)
@@ -70,16 +64,8 @@ def taught_by(teacher: Any, weight: float = 0.7) -> list[Distillation]:
     return [Distillation(teacher, weight=weight, temperature=3.0)]
 
 
-def gradients_of(ensemble: swe.SuperWeightEnsemble) -> dict[str, Tensor]:
-    return {name: value.grad.clone() for name, value in ensemble.named_parameters() if value.grad is not None}
-
-
 def found_gradients(
-    distillation: Distillation,
-    images: Any = IMAGES,
-    labels: Any = LABELS,
-    ensemble_weight: float = 0.0,
-    **options: Any,
+    distillation: Distillation, images: Any = IMAGES, labels: Any = LABELS, ensemble_weight: float = 0.0, **options: Any
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     ensemble = plain_ensemble()
     loss = JointLoss(loss_function=F.cross_entropy, ensemble_weight=ensemble_weight, distillation=distillation)
@@ -109,11 +95,7 @@ def literal_gradients(target: Any, ensemble_weight: float = 0.0) -> tuple[dict[s
     return dict(zip(ensemble.member_names, (loss.detach() for loss in own))), gradients_of(ensemble)
 
 
-def assert_equal(found: tuple[dict, dict], expected: tuple[dict, dict]) -> None:
-    for one, other in zip(found, expected):
-        assert one.keys() == other.keys()
-        for name in one:
-            torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12, msg=name)
+assert_equal = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 
 
 def test_the_loss_is_what_arithmetic_says() -> None:
@@ -184,16 +166,17 @@ def test_gradients_with_an_ensemble_as_teacher(stacked: bool) -> None:
     assert_equal(found, literal_gradients(target))
 
 
-@pytest.mark.parametrize("ensemble_weight", [0.0, 0.7])
-def test_gradients_with_the_members_own_mean(ensemble_weight: float) -> None:
-    own_mean = Distillation("ensemble", weight=0.6, temperature=2.5)
-    found = found_gradients(own_mean, ensemble_weight=ensemble_weight)
-    assert_equal(found, literal_gradients(lambda logits: (logits / 2.5).softmax(2).mean(0), ensemble_weight))
-
-
-def test_gradients_with_the_mean_of_the_others() -> None:
-    others = Distillation("others", weight=0.6, temperature=2.5)
-    assert_equal(found_gradients(others), literal_gradients(lambda logits: (logits / 2.5).softmax(2).flip(0)))
+@pytest.mark.parametrize(
+    ("teacher", "ensemble_weight", "target"),
+    [
+        ("ensemble", 0.0, lambda logits: (logits / 2.5).softmax(2).mean(0)),
+        ("ensemble", 0.7, lambda logits: (logits / 2.5).softmax(2).mean(0)),
+        ("others", 0.0, lambda logits: (logits / 2.5).softmax(2).flip(0)),
+    ],
+)
+def test_gradients_with_means_of_the_members(teacher: str, ensemble_weight: float, target: Any) -> None:
+    found = found_gradients(Distillation(teacher, weight=0.6, temperature=2.5), ensemble_weight=ensemble_weight)
+    assert_equal(found, literal_gradients(target, ensemble_weight))
 
 
 def three_members() -> swe.SuperWeightEnsemble:
@@ -338,31 +321,30 @@ def test_members_with_batches_of_their_own_are_taught_on_them() -> None:
         assert_equal(found_gradients(fixed, images, labels), found_gradients(fixed))
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
+TEACHERS = {"network": conv_teacher(), "another ensemble": deep_and_wide(7), **{name: name for name in TOGETHER}}
+TEACHERS["history"] = "history"
 
-    def interrupt(progress: TrainProgress) -> None:
-        if (progress.epoch, progress.step) == (2, 1):
-            raise Interrupted
 
-    for kind, teacher in (
-        ("network", conv_teacher()), ("ensemble", conv_ensemble(7)), ("own mean", "ensemble"), ("others", "others"),
-        ("prefixes", "prefixes"), ("history", "history"),
-    ):  # fmt: skip
-        whole, data, folder = conv_ensemble(), small_data(), tmp_path / kind
-        swe.train(whole, data, FAST, hooks=taught_by(teacher))
-        with pytest.raises(Interrupted, match=r"^$"):
-            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(teacher), out=folder, callback=interrupt)
-        with pytest.raises(swe.SuperWeightError, match=r"made with Distillation.teacher='.*', now 'sha256:.*': resume"):
-            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(conv_teacher(6)), out=folder, resume=True)
-        with pytest.raises(swe.SuperWeightError, match=r"was made with Distillation.weight=0\.7, now 0\.6"):
-            swe.train(conv_ensemble(), data, FAST, hooks=taught_by(teacher, 0.6), out=folder, resume=True)
-        with pytest.raises(swe.SuperWeightError, match=r"was made with hooks=\['Distillation', 'LearnedWidths'\], now"):
-            swe.train(conv_ensemble(), data, FAST, out=folder, resume=True)
-        resumed = conv_ensemble(3)
-        swe.train(resumed, data, FAST, hooks=taught_by(teacher), out=folder, resume=True)
-        assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items()), kind
+@functools.cache
+def uninterrupted(kind: str) -> tuple[swe.SuperWeightEnsemble, list[dict[str, Any]]]:
+    """What two epochs with this teacher end with, and their records."""
+    trained = deep_and_wide()
+    return trained, swe.train(trained, small_data(), FAST, hooks=taught_by(TEACHERS[kind])).history
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_resumed_run_equals_an_uninterrupted_one(kind: str, tmp_path: Path) -> None:
+    teacher, resumed, data = TEACHERS[kind], deep_and_wide(3), small_data()
+    stop_training(deep_and_wide(), data, FAST, 2, 1, hooks=taught_by(teacher), out=tmp_path)
+    for hooks, message in (
+        (taught_by(conv_teacher(6)), r"made with Distillation.teacher='.*', now 'sha256:.*': resume"),
+        (taught_by(teacher, 0.6), r"was made with Distillation.weight=0\.7, now 0\.6"),
+        ([], r"was made with hooks=\['Distillation', 'LearnedWidths'\], now"),
+    ):
+        with refused(message):
+            swe.train(deep_and_wide(), data, FAST, hooks=hooks, out=tmp_path, resume=True)
+    swe.train(resumed, data, FAST, hooks=taught_by(teacher), out=tmp_path, resume=True)
+    assert_same(uninterrupted(kind)[0], resumed)
 
 
 @pytest.mark.parametrize(
@@ -372,13 +354,11 @@ def test_settings_of_how_steps_are_computed_change_nothing(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda member: member)
-    for teacher in (conv_teacher(), "ensemble", "prefixes", "history"):
-        plain, other = conv_ensemble(), conv_ensemble()
-        expected = swe.train(plain, small_data(), FAST, hooks=taught_by(teacher)).history
-        found = swe.train(other, small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher)).history
-        assert [record["train_loss"] for record in found] == [
-            pytest.approx(record["train_loss"], rel=1e-4) for record in expected
-        ]
+    for kind in ("network", "ensemble", "prefixes", "history"):
+        config = dataclasses.replace(FAST, **changes)
+        found = swe.train(deep_and_wide(), small_data(), config, hooks=taught_by(TEACHERS[kind])).history
+        for one, other in zip(found, uninterrupted(kind)[1], strict=True):
+            assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
 
 
 class Rows:
@@ -418,14 +398,14 @@ def remembering() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def job(rank: int, folder: Path) -> dict:
     build_fabric(FAST)
-    losses = taught_losses(current_processes().shard)
+    found = {"losses": taught_losses(current_processes().shard), "error": "", "remembered": remembering()}
     torch.manual_seed(rank)
-    teacher = network(20)
+    hooks = taught_by(network(20))
     try:
-        swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, hooks=taught_by(teacher))
+        swe.train(plain_ensemble(), Rows(current_processes().shard), FAST, hooks=hooks)
     except swe.SuperWeightError as error:
-        return {"losses": losses, "error": str(error), "remembered": remembering()}
-    return {"losses": losses, "error": "", "remembered": remembering()}
+        found["error"] = str(error)
+    return found
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
@@ -438,22 +418,12 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
                 torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 
-class Viewing(nn.Module):
-    """Flattens feature maps by ``view``: channels-last ones cannot be viewed so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 8 * 8, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.first(images).view(len(images), -1))
-
-
-def test_a_teacher_that_cannot_read_channels_last_gets_contiguous_images() -> None:
-    teacher = Viewing()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_teacher_that_cannot_read_channels_last_gets_contiguous_images(memory_format: torch.memory_format) -> None:
+    teacher = Viewing().to(memory_format=memory_format)
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         teacher(torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
-    result = swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, epochs=1), hooks=taught_by(teacher))
+    result = swe.train(deep_and_wide(), small_data(), dataclasses.replace(FAST, epochs=1), hooks=taught_by(teacher))
     assert result.channels_last
 
 
@@ -484,27 +454,35 @@ class Answering(nn.Module):
     ],
 )  # fmt: skip
 def test_teachers_that_are_refused(teacher: Any, changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
-        swe.train(conv_ensemble(), small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher))
+    with refused(match):
+        swe.train(deep_and_wide(), small_data(), dataclasses.replace(FAST, **changes), hooks=taught_by(teacher))
 
 
-def test_teachers_that_do_not_go_with_what_is_trained() -> None:
-    ensemble, data = conv_ensemble(), small_data()
-    with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
-        swe.train(ensemble, data, FAST, hooks=taught_by(ensemble))
-    with pytest.raises(swe.SuperWeightError, match="the teacher is part of the ensemble that is trained"):
-        swe.train(ensemble, data, FAST, hooks=taught_by(ensemble.members["deep"]))
-    with pytest.raises(swe.SuperWeightError, match="one alone would learn from itself"):
-        swe.train(ensemble, data, FAST, hooks=taught_by("ensemble"), members=["deep"])
-    batches = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
-    with pytest.raises(swe.SuperWeightError, match=r"remembers answers by image: train on ImageData, or on a loader"):
-        swe.train(ensemble, batches, FAST, hooks=taught_by("history"))
-    with pytest.raises(swe.SuperWeightError, match=r"order= must name each member .*: deep, wide; got deep"):
-        swe.train(ensemble, data, FAST, hooks=[Distillation("prefixes", weight=0.5, order=["deep"])])
-    with pytest.raises(swe.SuperWeightError, match="distillation is of the members' logits: it cannot go with"):
-        swe.train(
-            ensemble, data, FAST, hooks=taught_by("ensemble"), objective=lambda member, images, labels: images.sum()
-        )
+TRAINED = deep_and_wide()
+MISFITS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "itself": (taught_by(TRAINED), {}, "the teacher is part of the ensemble that is trained"),
+    "a part": (taught_by(TRAINED.members["deep"]), {}, "the teacher is part of the ensemble that is trained"),
+    "one member": (taught_by("ensemble"), {"members": ["deep"]}, "one alone would learn from itself"),
+    "batches without numbers": (
+        taught_by("history"), {"data": [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]},
+        r"remembers answers by image: train on ImageData, or on a loader",
+    ),
+    "part of an order": (
+        [Distillation("prefixes", weight=0.5, order=["deep"])], {},
+        r"order= must name each member .*: deep, wide; got deep",
+    ),
+    "an objective": (
+        taught_by("ensemble"), {"objective": lambda member, images, labels: images.sum()},
+        "distillation is of the members' logits: it cannot go with",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_teachers_that_do_not_go_with_what_is_trained(name: str) -> None:
+    hooks, options, message = MISFITS[name]
+    with refused(message):
+        swe.train(TRAINED, **{"data": small_data(), "config": FAST, "hooks": hooks, **options})
 
 
 class Padded(nn.Module):
@@ -521,7 +499,7 @@ class Padded(nn.Module):
 def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
     whole = swe.SuperWeightEnsemble({"a": network(8), "b": Padded()}, budget=1.0)
     fixed = FixedTeacher(whole)
-    with fixed.on_device(CPU), pytest.raises(swe.SuperWeightError, match=r"same classes; got \(6, 4\), \(6, 5\)"):
+    with fixed.on_device(CPU), refused(r"same classes; got \(6, 4\), \(6, 5\)"):
         fixed.logits(IMAGES)
 
 
@@ -546,171 +524,12 @@ def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
     ],
 )
 def test_settings_that_are_refused(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
+    with refused(match):
         Distillation("ensemble", **changes)
 
 
-def recipe_of(teacher: str | None = None, **changes: Any) -> Recipe:
-    distillation = {} if teacher is None else {"distillation": {"teacher": teacher, "weight": 0.7}}
-    content = {
-        "name": "tiny",
-        "data": {"name": "synthetic", "num_classes": 4, "channels": 3, "num_train": 64, "num_test": 16},
-        "members": [
-            {"name": "a", "model": "wide_resnet", "depth": 10, "width": 1},
-            {"name": "b", "model": "wide_resnet", "depth": 16, "width": 1},
-        ],
-        "sharing": {"budget": 0.9},
-        "training": {
-            "epochs": 2, "batch_size": 16, "precision": "float32", "device": "cpu", "learning_rate": 0.02,
-        },
-        "baseline": "none",
-    }  # fmt: skip
-    return parse_recipe({**content, **distillation, **changes})
-
-
-class Stop(Exception):
-    """In the place of a kill."""
-
-
-def stopped_in_the_second_epoch(arm: str) -> Any:
-    def progress_of(name: str) -> Any:
-        def look(progress: TrainProgress) -> None:
-            if (name, progress.epoch, progress.step) == (arm, 2, 1):
-                raise Stop
-
-        return look
-
-    return progress_of
-
-
-def tensors_of(folder: Path) -> bytes:
-    return (folder / "ensemble" / "model.safetensors").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def taught_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose shared arm learned from its independent one."""
-    folder, seen = tmp_path_factory.mktemp("runs") / "whole", []
-    train_run(
-        recipe_of(teacher="independent", baseline="independent"), folder,
-        progress_of=lambda name: lambda progress: seen.append(name),
-    )  # fmt: skip
-    assert list(dict.fromkeys(seen)) == ["independent", "shared"]
-    return folder
-
-
-def test_the_independent_arm_teaches_and_learns_from_the_labels_alone(taught_apart: Path, tmp_path: Path) -> None:
-    train_run(recipe_of(baseline="independent"), tmp_path / "labels")
-    assert tensors_of(taught_apart / "independent") == tensors_of(tmp_path / "labels" / "independent")
-    assert tensors_of(taught_apart / "shared") != tensors_of(tmp_path / "labels" / "shared")
-    found = evaluate_run(taught_apart)
-    assert [arm.name for arm in found.arms] == ["shared", "independent"]
-    assert found.recipe["distillation"]["teacher"] == "independent"
-
-
-@pytest.mark.parametrize("arm", ["independent", "shared"])
-def test_a_run_with_the_independent_arm_as_teacher_goes_on(taught_apart: Path, tmp_path: Path, arm: str) -> None:
-    recipe = recipe_of(teacher="independent", baseline="independent")
-    with pytest.raises(Stop, match=r"^$"):
-        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch(arm))
-    train_run(recipe, tmp_path / "run", resume=True)
-    for name in ("shared", "independent"):
-        assert tensors_of(tmp_path / "run" / name) == tensors_of(taught_apart / name)
-
-
-@pytest.mark.parametrize("place", ["independent", "independent/ensemble"])
-def test_a_saved_ensemble_teaches_as_the_arm_itself_did(taught_apart: Path, tmp_path: Path, place: str) -> None:
-    recipe = recipe_of(teacher=str(taught_apart / place))
-    with pytest.raises(Stop, match=r"^$"):
-        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch("shared"))
-    train_run(recipe, tmp_path / "run", resume=True)
-    assert tensors_of(tmp_path / "run" / "shared") == tensors_of(taught_apart / "shared")
-
-
-@pytest.mark.parametrize("teacher", ["ensemble", "prefixes", "history"])
-def test_a_run_whose_members_teach_each_other(teacher: str, tmp_path: Path) -> None:
-    recipe = recipe_of(distillation={"teacher": teacher, "weight": 0.7, "ramp_up": 0.2, "ramp_down": 0.3})
-    train_run(recipe, tmp_path / "whole")
-    with pytest.raises(Stop, match=r"^$"):
-        train_run(recipe, tmp_path / "run", progress_of=stopped_in_the_second_epoch("shared"))
-    train_run(recipe, tmp_path / "run", resume=True)
-    assert tensors_of(tmp_path / "run" / "shared") == tensors_of(tmp_path / "whole" / "shared")
-
-
-def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None:
-    (tmp_path / "begun" / "shared").mkdir(parents=True)
-    (tmp_path / "begun" / "recipe.yaml").write_text("")
-    for folder, match in (
-        (
-            tmp_path / "none",
-            "teacher: .*none is no folder: give ensemble, .*, independent, or the folder",
-        ),
-        (taught_apart, "is a run: give one of its arms, such as .*shared"),
-        (tmp_path / "begun" / "shared", "the arm .* is not trained to its end"),
-        (tmp_path / "begun" / "shared" / "..", "is a run"),
-        (tmp_path, "plan.json is missing: .* is no saved ensemble"),
-    ):
-        with pytest.raises(swe.SuperWeightError, match=match):
-            train_run(recipe_of(teacher=str(folder)), tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"teacher": "independent"}, "'independent' is the baseline of that name: set baseline: independent"),
-        ({"teacher": ""}, "distillation.teacher: String should have at least 1 character"),
-        ({"teacher": "ensemble", "members": [{"name": "a", "model": "wide_resnet"}]}, "would learn from itself"),
-        *(
-            ({"teacher": name, "training": {"member_batches": "own"}}, "member_batches must be 'same'")
-            for name in TOGETHER
-        ),
-        ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, "distillation.weight must be .*at most 1"),
-        ({"distillation": {"teacher": "ensemble"}}, "distillation.weight"),
-        ({"distillation": {"teacher": "others", "weight": 0.5, "ramp_up": 1, "ramp_down": 1}}, "1 together at most"),
-        ({"distillation": {"weight": 0.5}}, "distillation.teacher"),
-        (
-            {"training": {"distillation": 0.5}},
-            r"training.distillation is no key any more: write distillation",
-        ),
-        ({"training": {"coefficient_rate": 0.1}}, "training.coefficient_rate is no key any more"),
-    ],
-)
-def test_recipes_that_are_refused(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
-        recipe_of(**changes)
-
-
-def test_retired_keys_that_did_nothing_are_still_read() -> None:
-    training = {"coefficient_rate": 1.0, "distillation": 0.0, "distillation_temperature": 4.0, "epochs": 2}
-    assert recipe_of(training=training) == recipe_of(training={"epochs": 2})
-
-
-def test_a_search_and_the_arms_of_a_comparison_learn_from_the_labels_alone() -> None:
-    searching = recipe_of(teacher="ensemble", sharing={"budget": 0.95, "search": "gradient", "search_epochs": 1})
-    assert searching.search_training() == dataclasses.replace(searching.training, epochs=1)
-    arms = build_arms(
-        recipe_of(teacher="independent", baseline="independent"), ["independent", "single"], [], []
-    )  # fmt: skip
-    found = {arm.name: (arm.recipe.taught_by("independent"), arm.recipe.baseline) for arm in arms}
-    assert found == {"shared": (True, "independent"), "independent": (False, "none"), "single": (False, "none")}
-    assert all(arm.recipe.distillation is None for arm in arms[1:])
-
-
-def test_the_estimate_says_what_of_a_teacher_is_counted(taught_apart: Path) -> None:
-    found = {}
-    for teacher in ("ensemble", str(taught_apart / "independent")):
-        recipe = recipe_of(teacher=teacher)
-        members = recipe.build_members()
-        estimate = recipe.estimate(members, recipe.plan(members))
-        assert estimate is not None
-        lines = estimate_lines(estimate, 1e9, "as given", taught=teacher != "ensemble")
-        found[teacher] = (estimate.keeps_all, "without the teacher" in lines[0])
-    assert list(found.values()) == [(True, False), (False, True)]
-
-
 def test_a_checkpoint_of_a_training_from_labels_names_no_teacher(tmp_path: Path) -> None:
-    swe.train(conv_ensemble(), small_data(), FAST, out=tmp_path / "run")
+    swe.train(deep_and_wide(), small_data(), FAST, out=tmp_path / "run")
     state = next((tmp_path / "run" / "checkpoints").glob("*/state.json"))
     settings = json.loads(state.read_text())["settings"]
     assert settings["hooks"] == ["LearnedWidths"] and "Distillation.teacher" not in settings

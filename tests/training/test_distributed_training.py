@@ -217,15 +217,16 @@ def test_what_several_processes_refuse(done: tuple[Path, list[dict]]) -> None:
 # Started by torchrun.
 
 
-def torchrun(*arguments: object, restarts: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+def python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)],
-        env={**ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
+        [sys.executable, *map(str, arguments)], env={**ENVIRONMENT, **environment}, capture_output=True, text=True,
         timeout=300,
-    )
+    )  # fmt: skip
+
+
+def torchrun(*arguments: object, restarts: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, "--max-restarts", restarts)
+    return python(*launcher, *arguments, **environment)
 
 
 KILLED_ONCE = """
@@ -275,11 +276,5 @@ def test_torchrun_evaluates_a_run(done: tuple[Path, list[dict]]) -> None:
 
 
 def test_what_runs_in_one_process() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "superweight_ensembles", "plot", "run"],
-        env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    told = python("-m", "superweight_ensembles", "plot", "run", WORLD_SIZE="2", RANK="0")
     assert told.returncode == 2 and "plot runs in one process: start it without torchrun" in told.stderr

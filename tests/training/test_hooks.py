@@ -9,19 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from training_cases import assert_same, deep_and_wide, refused, stop_training
 
 import superweight_ensembles as swe
-from superweight_ensembles.training import LearnedWidths, TrainProgress, TrainState
+from superweight_ensembles.training import LearnedWidths, TrainState
 
 CONFIG = swe.TrainConfig(
     epochs=2, batch_size=16, learning_rate=0.05, precision="float32", device="cpu", checkpoint_steps=1
 )
-
-
-def ensemble(seed: int = 0) -> swe.SuperWeightEnsemble:
-    torch.manual_seed(seed)
-    members = {"deep": swe.wide_resnet(16, 1, 4), "wide": swe.wide_resnet(10, 2, 4)}
-    return swe.SuperWeightEnsemble(members, budget=0.9, rng=torch.Generator().manual_seed(seed))
 
 
 def data() -> Any:
@@ -94,7 +89,7 @@ class SquaredHeads(swe.Hook):
 
 def test_calls_in_their_order() -> None:
     hook, other = Recorder(), Recorder("other")
-    history = swe.train(ensemble(), data(), CONFIG, hooks=[hook, other]).history
+    history = swe.train(deep_and_wide(), data(), CONFIG, hooks=[hook, other]).history
     steps = {epoch: [("step", epoch, step, [step, 7.0], 16) for step in range(3)] for epoch in (1, 2)}
     assert hook.calls == [
         ("start", 1), *steps[1], ("epoch", 1, 0.5), *steps[2], ("epoch", 2, 1.0), "end",
@@ -104,52 +99,43 @@ def test_calls_in_their_order() -> None:
 
 
 def test_a_hook_that_does_nothing_changes_nothing() -> None:
-    found = [ensemble(), ensemble()]
+    found = [deep_and_wide(), deep_and_wide()]
     for one, hooks in zip(found, ([], [swe.Hook(), Recorder()])):
         swe.train(one, data(), CONFIG, hooks=hooks)
-    assert all(torch.equal(value, found[1].state_dict()[name]) for name, value in found[0].state_dict().items())
+    assert_same(*found)
 
 
-@pytest.mark.parametrize("at", [(1, 2), (2, 1)])
-def test_a_training_with_a_hook_is_resumed_bit_by_bit(tmp_path: Path, at: tuple[int, int]) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(progress: TrainProgress) -> None:
-        if (progress.epoch, progress.step) == at:
-            raise Stop
-
-    whole, plain = ensemble(), ensemble()
+@pytest.mark.parametrize("stop", [(1, 2), (2, 1)])
+def test_a_training_with_a_hook_is_resumed_bit_by_bit(tmp_path: Path, stop: tuple[int, int]) -> None:
+    whole, plain, resumed, hook = deep_and_wide(), deep_and_wide(), deep_and_wide(3), MovingAverage()
     history = swe.train(whole, data(), CONFIG, hooks=[MovingAverage()]).history
     swe.train(plain, data(), CONFIG)
     assert not torch.equal(whole.state_dict()["members.deep.fc.weight"], plain.state_dict()["members.deep.fc.weight"])
-    with pytest.raises(Stop, match=r"^$"):
-        swe.train(ensemble(), data(), CONFIG, hooks=[MovingAverage()], out=tmp_path, callback=stop)
-    resumed, hook = ensemble(3), MovingAverage()
+    stop_training(deep_and_wide(), data(), CONFIG, *stop, hooks=[MovingAverage()], out=tmp_path)
     result = swe.train(resumed, data(), CONFIG, hooks=[hook], out=tmp_path, resume=True)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert_same(whole, resumed)
     assert [record["averaged"] for record in result.history] == [record["averaged"] for record in history] == [3, 6]
     assert hook.steps == 6
 
 
 def test_a_training_is_resumed_with_its_hooks_or_refused(tmp_path: Path) -> None:
-    swe.train(ensemble(), data(), CONFIG, hooks=[MovingAverage()], out=tmp_path)
+    swe.train(deep_and_wide(), data(), CONFIG, hooks=[MovingAverage()], out=tmp_path)
     for hooks, match in (
         ([], r"was made with hooks=\['MovingAverage', 'LearnedWidths'\], now \['LearnedWidths'\]"),
         ([MovingAverage(0.2)], r"was made with MovingAverage.strength=0\.1, now 0\.2: resume with the config"),
         ([MovingAverage(), Recorder()], "was made with hooks="),
     ):
-        with pytest.raises(swe.SuperWeightError, match=match):
-            swe.train(ensemble(), data(), CONFIG, hooks=hooks, out=tmp_path, resume=True)
+        with refused(match):
+            swe.train(deep_and_wide(), data(), CONFIG, hooks=hooks, out=tmp_path, resume=True)
 
 
 def test_penalties_are_added_to_each_members_loss() -> None:
     config = swe.TrainConfig(epochs=1, batch_size=58, learning_rate=1e-9, precision="float32", device="cpu")
-    made = ensemble()
+    made = deep_and_wide()
     heads = {
         name: sum(p.double().square().sum() for p in member.fc.parameters()) for name, member in made.members.items()
     }
-    plain = swe.train(ensemble(), data(), config).history[0]["train_loss"]
+    plain = swe.train(deep_and_wide(), data(), config).history[0]["train_loss"]
     twice = type("Twice", (SquaredHeads,), {})
     found = swe.train(made, data(), config, hooks=[SquaredHeads(), twice()]).history[0]["train_loss"]
     for name, loss in plain.items():
@@ -158,8 +144,8 @@ def test_penalties_are_added_to_each_members_loss() -> None:
 
 def test_the_end_is_called_where_a_training_fails() -> None:
     hook = Recorder()
-    with pytest.raises(swe.SuperWeightError, match="not finite"):
-        swe.train(ensemble(), [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))], CONFIG, hooks=[hook])
+    with refused("not finite"):
+        swe.train(deep_and_wide(), [(torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))], CONFIG, hooks=[hook])
     assert hook.calls[-1] == "end" and not [call for call in hook.calls if call[0] == "step"]
 
 
@@ -176,8 +162,8 @@ def test_the_end_is_called_where_a_training_fails() -> None:
     ],
 )
 def test_what_is_no_hook_is_refused(hooks: Any, match: str) -> None:
-    with pytest.raises(swe.SuperWeightError, match=match):
-        swe.train(ensemble(), data(), CONFIG, hooks=hooks)
+    with refused(match):
+        swe.train(deep_and_wide(), data(), CONFIG, hooks=hooks)
 
 
 class OneTensorTwice(swe.Hook):
@@ -191,8 +177,8 @@ class OneTensorTwice(swe.Hook):
 
 
 def test_tensors_that_share_memory_are_remembered(tmp_path: Path) -> None:
-    swe.train(ensemble(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path)
-    assert swe.train(ensemble(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path, resume=True).history
+    swe.train(deep_and_wide(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path)
+    assert swe.train(deep_and_wide(), data(), CONFIG, hooks=[OneTensorTwice()], out=tmp_path, resume=True).history
 
 
 class Counting(swe.Hook):
@@ -207,25 +193,17 @@ class Counting(swe.Hook):
 
 def test_settings_are_asked_for_once(tmp_path: Path) -> None:
     hook = Counting()
-    swe.train(ensemble(), data(), CONFIG, hooks=[hook], out=tmp_path)
+    swe.train(deep_and_wide(), data(), CONFIG, hooks=[hook], out=tmp_path)
     assert hook.asked == 1
 
 
-class Forgetful(swe.Hook):
-    """Wants something kept that no file holds."""
-
-    def __init__(self, settings: Any = 1, memory: Any = 1) -> None:
-        self.given, self.memory = settings, memory
+class SetTo(swe.Hook):
+    """Has settings that no file holds."""
 
     def settings(self) -> dict[str, Any]:
-        return {"given": self.given}
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return {"memory": self.memory}
+        return {"given": torch.zeros(1)}
 
 
-def test_what_cannot_be_kept_is_told(tmp_path: Path) -> None:
-    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'given' is no plain data"):
-        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(settings=torch.zeros(1))])
-    with pytest.raises(swe.SuperWeightError, match="hook 'Forgetful': 'memory' is no plain data"):
-        swe.train(ensemble(), data(), CONFIG, hooks=[Forgetful(memory={1, 2})], out=tmp_path)
+def test_settings_that_cannot_be_kept_are_told() -> None:
+    with refused("hook 'SetTo': 'given' is no plain data"):
+        swe.train(deep_and_wide(), data(), CONFIG, hooks=[SetTo()])

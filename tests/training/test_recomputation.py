@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from typing import Any
 
 import pytest
 import timm
 import torch
+from saved_files import edit_json
 from torch import nn
 from torch.nn import functional as F
+from training_cases import assert_same, gradients_of, refused
 
 import superweight_ensembles as swe
-from superweight_ensembles.storage import write_manifest
 from superweight_ensembles.training import (
     Execution,
     JointLoss,
@@ -134,8 +134,8 @@ def test_bfloat16_channels_last_is_bit_equal() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             images = IMAGES.contiguous(memory_format=torch.channels_last)
             joint_backward(ensemble, images, LABELS, F.cross_entropy, execution=Execution(recomputed=blocks))
-        found.append({key: parameter.grad for key, parameter in ensemble.named_parameters()})
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+        found.append(gradients_of(ensemble))
+    assert found[0].keys() == found[1].keys() and all(map(torch.equal, found[0].values(), found[1].values()))
 
 
 def test_fewer_activations_are_kept_and_each_block_runs_twice() -> None:
@@ -181,14 +181,11 @@ def two_members() -> swe.SuperWeightEnsemble:
 
 def test_training_ends_with_the_same_ensemble(caplog: pytest.LogCaptureFixture) -> None:
     data = swe.load_data("synthetic", num_train=96, num_test=32)
-    states = []
-    for recompute in (False, True):
-        ensemble = two_members()
-        with caplog.at_level(logging.WARNING):
+    ends = [two_members(), two_members()]
+    with caplog.at_level(logging.WARNING):
+        for ensemble, recompute in zip(ends, (False, True)):
             swe.train(ensemble, data, dataclasses.replace(FAST, recompute=recompute))
-        states.append(ensemble.state_dict())
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert_same(*ends)
     assert [record.message for record in caplog.records if "recompute" in record.message] == [
         "recompute leaves plain as they are: they repeat no block"
     ]
@@ -196,19 +193,18 @@ def test_training_ends_with_the_same_ensemble(caplog: pytest.LogCaptureFixture) 
 
 def test_where_it_cannot_act_it_is_refused() -> None:
     data = swe.load_data("synthetic", num_train=96, num_test=32)
-    with pytest.raises(swe.SuperWeightError, match="recompute has nothing to act on: plain repeat no block"):
+    with refused("recompute has nothing to act on: plain repeat no block"):
         swe.train(two_members(), data, dataclasses.replace(FAST, recompute=True), members=["plain"])
-    with pytest.raises(swe.SuperWeightError, match="recompute must be true or false; got 'yes'"):
-        swe.TrainConfig(recompute="yes")
+
+
+def without_recompute(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content["config"].items() if key != "recompute"}
 
 
 def test_a_checkpoint_from_before_the_switch_is_resumed(tmp_path) -> None:
     data = swe.load_data("synthetic", num_train=96, num_test=32)
     swe.train(two_members(), data, FAST, out=tmp_path)
     for checkpoint in (tmp_path / "checkpoints").iterdir():
-        state = json.loads((checkpoint / "state.json").read_text())
-        del state["config"]["recompute"]
-        (checkpoint / "state.json").write_text(json.dumps(state))
-        write_manifest(checkpoint)
+        edit_json(checkpoint / "state.json", lambda content: {**content, "config": without_recompute(content)})
     for config in (FAST, dataclasses.replace(FAST, recompute=True)):  # it changes how, not what
         assert len(swe.train(two_members(), data, config, out=tmp_path, resume=True).history) == 2

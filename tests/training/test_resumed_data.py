@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from saved_files import edit_json
 from torch.utils.data import DataLoader, TensorDataset
+from training_cases import assert_same, refused, stop_training
 
 import superweight_ensembles as swe
 from superweight_ensembles.data import ImageData
@@ -54,11 +55,6 @@ def batches(count: int = 16, label: int = 0) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.ones(count, 3, 4, 4), torch.full((count,), label)), batch_size=8)
 
 
-def test_a_run_goes_on_with_the_same_data(tmp_path: Path) -> None:
-    begin(synthetic(), tmp_path)
-    assert go_on(synthetic(), tmp_path) == 2
-
-
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -70,31 +66,31 @@ def test_a_run_goes_on_with_the_same_data(tmp_path: Path) -> None:
     ],
     ids=["other images", "fewer"],
 )
-def test_other_data_are_refused(tmp_path: Path, other: Any, message: str) -> None:
+def test_a_run_goes_on_with_the_same_data_alone(tmp_path: Path, other: Any, message: str) -> None:
     begin(synthetic(), tmp_path)
-    with pytest.raises(swe.SuperWeightError, match=message):
+    with refused(message):
         go_on(other(), tmp_path)
+    assert go_on(synthetic(), tmp_path) == 2
 
 
 def test_other_batches_of_a_loader_are_refused(tmp_path: Path) -> None:
     begin(batches(), tmp_path, validation=batches())
-    with pytest.raises(swe.SuperWeightError, match=r"number of training images \(16, now 15\)"):
-        go_on(batches(15), tmp_path, validation=batches())
-    with pytest.raises(swe.SuperWeightError, match=r"number of validation batches \(2, now 3\)"):
-        go_on(batches(), tmp_path, validation=batches(24))
-    with pytest.raises(swe.SuperWeightError, match="what differs: training labels"):
-        go_on(batches(label=1), tmp_path, validation=batches())
-    with pytest.raises(swe.SuperWeightError, match=r"number of training images a batch \(8, now 4\)"):
-        go_on(DataLoader(batches().dataset, batch_size=4), tmp_path, validation=batches())
-    changed = TensorDataset(torch.zeros(16, 3, 4, 4), torch.zeros(16, dtype=torch.int64))
-    with pytest.raises(swe.SuperWeightError, match="what differs: training tensors: put them back"):
-        go_on(DataLoader(changed, batch_size=8), tmp_path, validation=batches())
+    zeros = TensorDataset(torch.zeros(16, 3, 4, 4), torch.zeros(16, dtype=torch.int64))
+    for data, validation, message in (
+        (batches(15), batches(), r"number of training images \(16, now 15\)"),
+        (batches(), batches(24), r"number of validation batches \(2, now 3\)"),
+        (batches(label=1), batches(), "what differs: training labels"),
+        (DataLoader(batches().dataset, 4), batches(), r"number of training images a batch \(8, now 4\)"),
+        (DataLoader(zeros, batch_size=8), batches(), "what differs: training tensors: put them back"),
+    ):
+        with refused(message):
+            go_on(data, tmp_path, validation=validation)
     assert go_on(batches(), tmp_path, validation=batches()) == 2
 
 
 def test_other_batches_of_a_list_are_refused(tmp_path: Path) -> None:
     begin(list(batches()), tmp_path)
-    with pytest.raises(swe.SuperWeightError, match="what differs: training tensors"):
+    with refused("what differs: training tensors"):
         go_on(list(batches(label=1)), tmp_path)
     assert go_on(list(batches()), tmp_path) == 2
 
@@ -116,10 +112,10 @@ def test_the_file_that_is_new_is_named(tmp_path: Path, limit: int) -> None:
 
     begin(data(), out)
     Image.new("RGB", (4, 4), (0, 255, 0)).save(root / "cat/8.png")
-    with pytest.raises(swe.SuperWeightError, match=r"(pixels|contents); not seen before: .*cat.8\.png: put them"):
+    with refused(r"(pixels|contents); not seen before: .*cat.8\.png: put them"):
         go_on(data(), out)
     (root / "cat/8.png").unlink()
-    with pytest.raises(swe.SuperWeightError, match=r"number of (train|test) images \(\d+, now \d+\)"):
+    with refused(r"number of (train|test) images \(\d+, now \d+\)"):
         go_on(data(), out)
     root.rename(tmp_path / "moved")
     root = folder_of_images(tmp_path / "moved")
@@ -142,19 +138,11 @@ def test_a_checkpoint_that_does_not_say_its_data_is_resumed_with_a_warning(
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed in its second epoch."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
-
-    class Killed(Exception):
-        pass
-
-    def kill(progress: swe.training.TrainProgress) -> None:
-        if (progress.epoch, progress.step) == (2, 2):
-            raise Killed
-
-    with pytest.raises(Killed):
-        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=folder, callback=kill)
+    stop_training(two_members(), SYNTHETIC, RESUMED, 2, 2, out=folder)
     return folder
 
 
+SYNTHETIC = swe.load_data("synthetic", num_train=64)
 RESUMED = swe.TrainConfig(
     epochs=3, batch_size=16, precision="float32", device="cpu", schedule="one_cycle", checkpoint_steps=1
 )  # fmt: skip
@@ -184,8 +172,8 @@ def edited(stopped: Path, folder: Path, edit: Callable[[Any], Any]) -> Path:
 )  # fmt: skip
 def test_progress_that_does_not_agree_is_refused(stopped: Path, tmp_path: Path, key: str, value: Any) -> None:
     copy = edited(stopped, tmp_path, lambda content: content["progress"].update({key: value}))
-    with pytest.raises(swe.SuperWeightError, match=r"the checkpoint .*epoch-0001-step-00000\d is damaged"):
-        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=copy, resume=True)
+    with refused(r"the checkpoint .*epoch-0001-step-00000\d is damaged"):
+        swe.train(two_members(), SYNTHETIC, RESUMED, out=copy, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -198,26 +186,25 @@ def test_progress_that_does_not_agree_is_refused(stopped: Path, tmp_path: Path, 
 )  # fmt: skip
 def test_records_that_are_none_are_refused(stopped: Path, tmp_path: Path, key: str, value: Any) -> None:
     copy = edited(stopped, tmp_path, lambda content: content["progress"]["history"][0].update({key: value}))
-    with pytest.raises(swe.SuperWeightError, match="is damaged"):
-        swe.train(two_members(), swe.load_data("synthetic", num_train=64), RESUMED, out=copy, resume=True)
+    with refused("is damaged"):
+        swe.train(two_members(), SYNTHETIC, RESUMED, out=copy, resume=True)
 
 
 def test_rates_and_the_optimisers_settings_are_the_configs(stopped: Path, tmp_path: Path) -> None:
     """What a checkpoint of before held of them is not read: it could turn descent into ascent."""
     whole, resumed = two_members(), two_members()
-    data = swe.load_data("synthetic", num_train=64)
 
     def as_before(content: dict[str, Any]) -> None:
         groups = [{"maximize": True, "lr": -1.0, "params": [0]}]
         content["optimizer"] = {"numbers": content["optimizer"], "groups": groups}
         content["schedule"] = {"total_steps": -1}
 
-    swe.train(whole, data, RESUMED)
-    swe.train(resumed, data, RESUMED, out=edited(stopped, tmp_path, as_before), resume=True)
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    swe.train(whole, SYNTHETIC, RESUMED)
+    swe.train(resumed, SYNTHETIC, RESUMED, out=edited(stopped, tmp_path, as_before), resume=True)
+    assert_same(whole, resumed)
     (tmp_path / "other").mkdir()
     copy = edited(
         stopped, tmp_path / "other", lambda content: content["optimizer"].update({"0": {"momentum_buffer": "x"}})
     )
-    with pytest.raises(swe.SuperWeightError, match="state holds what is no number"):
-        swe.train(two_members(), data, RESUMED, out=copy, resume=True)
+    with refused("state holds what is no number"):
+        swe.train(two_members(), SYNTHETIC, RESUMED, out=copy, resume=True)
