@@ -105,6 +105,11 @@ class Problem(NamedTuple):
         return ".".join(map(str, self.path))
 
     @property
+    def key(self) -> str:
+        """The last key of the path, which may end in the place in a list."""
+        return next((part for part in reversed(self.path) if isinstance(part, str)), "value")
+
+    @property
     def got(self) -> str:
         """The value that was given, as the end of a sentence; nothing where the sentence says it, or there is none."""
         told = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
@@ -112,8 +117,9 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         """A sentence with the path and the value, such as ``epochs must be at least 1 (got 0)``."""
-        says_key = self.kind == "literal_error" and self.said.startswith("unknown ")
-        where = ".".join(map(str, self.path[:-1])) if says_key else self.where
+        where = self.where
+        if self.said.startswith(f"unknown {self.key} "):  # which says the key
+            where = where.rpartition(self.key)[0].removesuffix(".")
         between = " " if self.said.startswith("must be") else ": "
         return f"{where}{between * bool(where)}{self.said}{self.got}"
 
@@ -148,10 +154,11 @@ def first_problem(error: ValidationError, tags: Collection[str] = (), before: Co
     said = " or ".join([texts[0], *(text.removeprefix("must be ") for text in texts[1:])])
     said = said.replace("a whole number or a number", "a number")
     names = next((one["ctx"]["expected"] for one in alternatives if one["type"] == "literal_error"), None)
-    if names is not None and isinstance(first["input"], str) and path:
-        nearest = str(unknown_name(str(path[-1]), first["input"], re.findall(r"'([^']*)'", names)))
-        said = nearest if len(alternatives) == 1 or "did you mean" in nearest else said
-    return Problem(path, said, first["type"], first["input"])
+    problem = Problem(path, said, first["type"], first["input"])
+    if names is not None and isinstance(problem.given, str):
+        nearest = str(unknown_name(problem.key, problem.given, re.findall(r"'([^']*)'", names)))
+        problem = problem._replace(said=nearest if len(alternatives) == 1 or "did you mean" in nearest else said)
+    return problem
 
 
 def check_number(

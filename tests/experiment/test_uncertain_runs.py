@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "idle severities": (
         {"uncertainty": {"severities": [2], "others": {"name": "digits"}}}, "severities does nothing without"
     ),
-    "no corruption": ({"uncertainty": {"corruptions": ["fog"]}}, "unknown corruption 'fog'"),
+    "no corruption": ({"uncertainty": {"corruptions": ["fog"]}}, "unknown corruptions 'fog'"),
     "no severity": ({"uncertainty": {"corruptions": ["jpeg"], "severities": [6]}}, "severity of a corruption is"),
     "twice": ({"uncertainty": {"corruptions": ["jpeg", "jpeg"]}}, "corruptions must name each once"),
     "no data set": ({"uncertainty": {"others": {"name": "digit"}}}, "did you mean 'digits'"),
