@@ -141,11 +141,11 @@ def first_problem(error: ValidationError, tags: Collection[str] = (), before: Co
     """The first problem in an error of pydantic, for a message; an unknown name is told with the nearest one."""
     found = error.errors()
     first = next((one for one in found if one["type"] in before), found[0])
-    # Alternatives of a union are tried one after the other, and their tags are no keys.
-    is_tag = [part in tags or (isinstance(part, str) and bool(_TAG.match(part))) for part in first["loc"]]
+    # Alternatives of a union are tried one after the other; their tags, and those that a file chooses by, are no keys.
+    of_union = [isinstance(part, str) and bool(_TAG.match(part)) for part in first["loc"]]
     alternatives = [first]
-    if any(is_tag):
-        place = is_tag.index(True)
+    if any(of_union):
+        place = of_union.index(True)
         alternatives = [one for one in found if one["loc"][:place] == first["loc"][:place]]
         first = max(alternatives, key=lambda one: len(one["loc"]))  # of the deepest, the first
         alternatives = [one for one in alternatives if len(one["loc"]) == len(first["loc"]) == place + 1] or [first]

@@ -561,7 +561,11 @@ def test_a_prior_that_tightens():
         ({"prior_rate": -1}, "prior_rate must be greater than 0"),
         ({"prior_deviation": 2.0}, "does nothing without prior_rate"),
         ({"prior_rate": 1, "tighten_from": 0.5}, "do nothing without final_deviation"),
-        ({"prior_rate": 1, "final_deviation": 0.1, "tighten_from": 1.0}, "are fractions of the training"),
+        ({"prior_rate": 1, "final_deviation": 0.1, "tighten_from": 1.0}, "tighten_from must be less than 1"),
+        (
+            {"prior_rate": 1, "final_deviation": 0.1, "tighten_from": 0.5, "tighten_until": 0.5},
+            "are fractions of the training, one before the other",
+        ),
     ],
 )
 def test_priors_that_are_none(options, message):
