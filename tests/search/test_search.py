@@ -608,7 +608,7 @@ def test_members_that_are_not_there_or_no_list_of_names_are_refused():
         ({"loader": [torch.zeros(2, 3, 8, 8)]}, r"a batch must be a pair \(images, labels\)"),
         ({"loader": [(torch.zeros(2, 3, 8, 8), torch.zeros(2))]}, "labels must be class indices"),
     ],
-    ids=lambda value: str(value)[:60],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_bad_options_and_loaders(options, message):
     assert_refused(message, search, trained("mlp pair"), **{"loader": batches(), **options})
