@@ -17,21 +17,13 @@ from matplotlib.figure import Figure
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import RunResults, read_search
 from superweight_ensembles.plan import SharingPlan
-from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.catalog import (
-    FIGURE_NAMES,
-    RUN_FIGURES,
-    SEARCH_FIGURES,
-    PageFigure,
-    Rows,
-    draw_all,
-)
+from superweight_ensembles.report.figures import catalog, style
 from superweight_ensembles.storage import escape_controls, read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE = 1000  # pixels; figures are one column (800) or a page (1400)
 _MOST_SVG_BYTES = 1_000_000
-_RECORDS: tuple[PageFigure[...], ...] = (*RUN_FIGURES, *SEARCH_FIGURES)
+_RECORDS: tuple[catalog.PageFigure[...], ...] = (*catalog.RUN_FIGURES, *catalog.SEARCH_FIGURES)
 _FORMULA = ("=", "+", "-", "@")  # what makes a spreadsheet compute a text
 
 
@@ -72,17 +64,19 @@ def _data_uri(kind: str, data: bytes) -> Markup:
 def run_pictures(run: Path, results: RunResults, plan: SharingPlan) -> list[Picture]:
     """Figures of a run and of its search, then the PNG files of its folder that are not by this library."""
     others = read_pictures(run / "figures")
-    drawn = draw_all(RUN_FIGURES, results, plan)
-    rows = {one.name: one.rows(results, plan) for one in RUN_FIGURES}
+    drawn = catalog.draw_all(catalog.RUN_FIGURES, results, plan)
+    rows = {one.name: one.rows(results, plan) for one in catalog.RUN_FIGURES}
     if (searched := read_search(run)) is not None:
-        drawn |= draw_all(SEARCH_FIGURES, *searched)
-        rows |= {one.name: one.rows(*searched) for one in SEARCH_FIGURES}
+        drawn |= catalog.draw_all(catalog.SEARCH_FIGURES, *searched)
+        rows |= {one.name: one.rows(*searched) for one in catalog.SEARCH_FIGURES}
     return [
         _picture(one, drawn[one.name], rows[one.name], results, plan) for one in _RECORDS if one.name in drawn
     ] + others
 
 
-def _picture(record: PageFigure[...], figure: Figure, rows: Rows, results: RunResults, plan: SharingPlan) -> Picture:
+def _picture(
+    record: catalog.PageFigure[...], figure: Figure, rows: catalog.Rows, results: RunResults, plan: SharingPlan
+) -> Picture:
     """Figure as SVG without a date, so that one run gives one page; as PNG where the SVG is huge."""
     data = b""
     for kind in ("svg+xml", "png"):
@@ -116,7 +110,7 @@ def read_pictures(folder: Path) -> list[Picture]:
         if len(data) < 24 or not data.startswith(_SIGNATURE):
             raise SuperWeightError(f"{path} is no PNG file: remove it and write the report again")
         width, height = struct.unpack(">II", data[16:24])
-        if path.stem not in FIGURE_NAMES:
+        if path.stem not in catalog.FIGURE_NAMES:
             picture = Picture(
                 name=path.stem,
                 width=width,

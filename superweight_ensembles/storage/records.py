@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema
-from pydantic_core.core_schema import literal_schema
 
 from superweight_ensembles.errors import SuperWeightError, first_problem
 from superweight_ensembles.storage.files import read_json
@@ -47,8 +45,8 @@ class one_of:
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return literal_schema(self._names)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(Literal[tuple(self._names)])
 
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -82,8 +82,8 @@ def test_perceptrons_by_name():
     for options, message in (
         ({"widths": []}, "widths must be the neurons of each hidden layer"),
         ({"widths": 5}, "widths must be the neurons"),
-        ({"widths": [0]}, "widths must be a positive whole number; got 0"),
-        ({"widths": [5], "pixels": 1.5}, "pixels must be a positive whole number"),
+        ({"widths": [0]}, "widths must be a whole number, at least 1; got 0"),
+        ({"widths": [5], "pixels": 1.5}, "pixels must be a whole number, at least 1"),
     ):
         with pytest.raises(SuperWeightError, match=message):
             build_member("mlp", num_classes=3, in_channels=2, **options)

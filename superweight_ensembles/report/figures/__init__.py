@@ -10,7 +10,6 @@ from superweight_ensembles.report.figures.accuracy import (
     compare_flops,
     compare_parameters,
 )
-from superweight_ensembles.report.figures.arms import pareto_front, read_arms, read_measured
 from superweight_ensembles.report.figures.draw import (
     draw_arms,
     draw_comparison,
@@ -20,6 +19,7 @@ from superweight_ensembles.report.figures.draw import (
     save_figures,
     search_figures,
 )
+from superweight_ensembles.report.figures.drawn_arms import pareto_front, read_arms, read_measured
 from superweight_ensembles.report.figures.layers import cluster_looks, layers_by_depth
 from superweight_ensembles.report.figures.measured import ablation_bars, arms_anytime, arms_flops, arms_parameters
 from superweight_ensembles.report.figures.run_curves import (

@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox, blended_transform_factory
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import RunResults
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.arms import Point, RunArm, one_seed, read_arms
+from superweight_ensembles.report.figures.drawn_arms import Point, RunArm, one_seed, read_arms
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 
 _DOTS = (0, (1, 1.5))

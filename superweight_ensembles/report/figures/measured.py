@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Comparison, SeedSummary
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.arms import Point, SeedsArm, num_seeds, read_measured
+from superweight_ensembles.report.figures.drawn_arms import Point, SeedsArm, num_seeds, read_measured
 from superweight_ensembles.report.figures.labels import PointLabel, label_ends, place_labels
 from superweight_ensembles.report.findings import changed
 

@@ -18,7 +18,7 @@ from superweight_ensembles.anytime import AnytimeResult, CurvePoint, ExitPoint, 
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.experiment import Epoch, RunResults, WidthEpoch
 from superweight_ensembles.report.figures import style
-from superweight_ensembles.report.figures.arms import Point, RunArm, one_seed, read_arms, wilson
+from superweight_ensembles.report.figures.drawn_arms import Point, RunArm, one_seed, read_arms, wilson
 from superweight_ensembles.report.figures.labels import PointLabel, place_labels
 
 _MEMBER_LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (2, 1)), (0, (8, 2)), (0, (1, 3)))
