@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import numbers
 import re
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -181,7 +180,7 @@ def check_number(
         ...     print(error)
         epochs must be a whole number, at least 1; got 0.5
     """
-    is_number = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if (
         is_number
         and math.isfinite(value)
@@ -222,14 +221,14 @@ def names_options(what: _Named) -> _Named:
     known = [one.name for one in taken]
     takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks it itself
     by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
+    # What else raises a ValueError inside a call is no matter of its options.
+    refusals = (TypeError, ValueError) if hasattr(what, "__pydantic_validator__") else (TypeError,)
 
     @wraps(call)  # its signature, and what a class is besides its constructor, stay as they are
     def named(*given: Any, **options: Any) -> Any:
         try:
             return call(*given, **options)
-        except (TypeError, ValueError) as refusal:
-            if isinstance(refusal, SuperWeightError):
-                raise
+        except refusals as refusal:
             try:
                 signature.bind(*given[num_own:], **options)
             except TypeError as error:
@@ -239,11 +238,9 @@ def names_options(what: _Named) -> _Named:
                     raise unknown_name(f"option of {what.__name__}", unknown[0], known) from None
                 remedy = f": write options by name, such as {by_name}=..." if by_position and by_name else ""
                 raise SuperWeightError(f"{what.__name__}: {error}{remedy}") from None
-            from pydantic import ValidationError  # slow to import
-
-            if not isinstance(refusal, ValidationError):
+            if isinstance(refusal, TypeError):
                 raise
-            raise SuperWeightError(str(first_problem(refusal))) from None
+            raise SuperWeightError(str(first_problem(cast("ValidationError", refusal)))) from None
 
     if not isinstance(what, type):
         return named  # type: ignore[return-value]

@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from refusals import assert_refused
@@ -104,7 +105,8 @@ def test_bad_members(make, members, message):
         ({"exclude": "0"}, "exclude must be a list of globs; got '0'"),
         *(
             ({option: count}, rf"{option} must be a whole number, from 1 to [\d,]+; got {re.escape(repr(count))}")
-            for option, count in (("bins", 0), ("bins", 2.5), *(("cap", cap) for cap in (0, -1, 8.0, True, "8")))
+            for option, counts in (("bins", (0, 2.5)), ("cap", (0, -1, 8.0, True, "8", np.int64(8))))
+            for count in counts
         ),
         ({"budget_counts": "bank"}, "budget_counts must be 'all' or 'templates'; got 'bank'"),
     ],

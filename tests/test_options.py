@@ -8,13 +8,13 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from refusals import assert_refused
 
 import superweight_ensembles as swe
 from superweight_ensembles.anytime import ExitPolicy
 from superweight_ensembles.data import Augmentation
-from superweight_ensembles.errors import unknown_name
+from superweight_ensembles.errors import names_options, unknown_name
 from superweight_ensembles.plan import SsnOptions
 from superweight_ensembles.training import Execution, JointLoss, LearnedWidths
 
@@ -108,3 +108,15 @@ def test_distillation_of_weight_zero_is_none() -> None:
         ensemble = swe.SuperWeightEnsemble({"a": members["a"]}, budget=0.9)  # one member has no mean to learn from
         answers.append(swe.train(ensemble, data, swe.TrainConfig(epochs=1, batch_size=32), hooks=hooks).history)
     assert answers[0][0]["train_loss"].keys() == answers[1][0]["train_loss"].keys()
+
+
+def test_what_a_call_raises_inside_is_not_taken_for_its_options() -> None:
+    def objective(member, inputs, targets):
+        return TypeAdapter(int).validate_python("of the user's own")
+
+    @names_options
+    def call(*, of) -> object:
+        return of(None, None, None)
+
+    with pytest.raises(ValidationError, match="valid integer"):
+        call(of=objective)

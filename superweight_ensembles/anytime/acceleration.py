@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from numbers import Real
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from superweight_ensembles.anytime.costs import answer_of, timed_call
+from superweight_ensembles.anytime.costs import answer_of, check_count, timed_call
 from superweight_ensembles.errors import SuperWeightError, check_number
 from superweight_ensembles.models import MEASURING, copied, first_line
 
@@ -72,8 +73,9 @@ def check_options(dtype: torch.dtype | None, max_changed: float, batch_size: int
     """Refuse what :func:`fastest_form` cannot take."""
     if dtype is not None and dtype not in LOW_TYPES:
         raise SuperWeightError(f"dtype must be None, {' or '.join(map(str, LOW_TYPES))}; got {dtype!r:.80}")
-    check_number("max_changed (a fraction of the answers)", max_changed, least=0, most=1)
-    check_number("batch_size", batch_size, whole=True, least=1)
+    share = float(max_changed) if isinstance(max_changed, Real) and not isinstance(max_changed, bool) else max_changed
+    check_number("max_changed (a fraction of the answers)", share, least=0, most=1)
+    check_count("batch_size", batch_size)
 
 
 @torch.no_grad()

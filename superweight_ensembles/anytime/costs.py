@@ -71,8 +71,8 @@ def member_costs(
     Raises:
         SuperWeightError: ``batch_size`` or ``rounds`` below one; a member that cannot take the images.
     """
-    check_number("batch_size", batch_size, whole=True, least=1)
-    check_number("rounds", rounds, whole=True, least=1)
+    check_count("batch_size", batch_size)
+    check_count("rounds", rounds)
     like = next(ensemble.parameters())
     image = torch.zeros(1, *checked_shape(input_shape), device=like.device, dtype=dtype or like.dtype)
     return costs_of(ensemble, image, batch_size=batch_size, rounds=rounds)
@@ -161,6 +161,11 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(int, shape))
 
 
+def check_count(what: str, count: object) -> None:
+    """Refuse what is no whole number of at least 1; one of numpy is."""
+    check_number(what, int(count) if _is_count(count) else count, whole=True, least=1)  # type: ignore[call-overload]
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
@@ -190,7 +195,7 @@ class LatencyTable:
 
         Of several threads the first one measures, and the others wait.
         """
-        check_number("batch_size", batch_size, whole=True, least=1)
+        check_count("batch_size", batch_size)
         if batch_size > self._largest:
             with MEASURING:
                 while batch_size > self._largest:

@@ -23,11 +23,11 @@ from superweight_ensembles.anytime.calibration import (
     overthinking,
     simulate,
 )
-from superweight_ensembles.anytime.costs import now
+from superweight_ensembles.anytime.costs import check_count, now
 from superweight_ensembles.anytime.evaluation import Metrics, Predictions, first_images, probability_metrics
 from superweight_ensembles.anytime.policy import ExitPolicy, exits_of, replaced_exits, running_means, tempered
 from superweight_ensembles.anytime.predictor import TARGETS, AnytimePredictor, Loader
-from superweight_ensembles.errors import SuperWeightError, check_number, unknown_name
+from superweight_ensembles.errors import SuperWeightError, unknown_name
 from superweight_ensembles.storage import Count, Name, Positive, Share
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def measure_curves(
     """Stream and cascade of a predictor on test data, every threshold fitted on other data."""
     counts = {"num_points": num_points, "batch_size": batch_size, "timed_images": timed_images}
     for what, count in counts.items():
-        check_number(what, count, whole=True, least=1)
+        check_count(what, count)
     if target[0] not in TARGETS:
         raise unknown_name("target", target[0], TARGETS)
     if tested is None and isinstance(test, Iterator):

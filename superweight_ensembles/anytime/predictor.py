@@ -35,6 +35,7 @@ from superweight_ensembles.anytime.cascade import (
 from superweight_ensembles.anytime.costs import (
     LatencyTable,
     answer_of,
+    check_count,
     checked_shape,
     flops_of_members,
 )
@@ -51,7 +52,7 @@ from superweight_ensembles.ensemble import (
     task_named,
     write_ensemble,
 )
-from superweight_ensembles.errors import SuperWeightError, check_number, names_options, naming, unknown_name
+from superweight_ensembles.errors import SuperWeightError, names_options, naming, unknown_name
 from superweight_ensembles.models import MEASURING, VERSION_OF, copied, first_line
 from superweight_ensembles.plan import Members, named_members
 
@@ -375,7 +376,7 @@ class AnytimePredictor:
                 f"max_accuracy_drop must be from 0 to below 1 (0.002: 0.2 points); got {amount!r:.80}"
             )
         amount = float(amount)
-        check_number("batch_size", batch_size, whole=True, least=1)
+        check_count("batch_size", batch_size)
         measure = self._measure_of_confidence(confidence, weights)
         if weights not in WEIGHTS:
             raise unknown_name("weights", weights, WEIGHTS)
@@ -513,7 +514,7 @@ class AnytimePredictor:
             0.0
         """
         check_options(dtype, max_changed, batch_size)
-        check_number("num_images", num_images, whole=True, least=1)
+        check_count("num_images", num_images)
         check_classes(self.task, "accelerate()")
         images = first_images(loader, num_images).to(self.device)
         self._check_images(images)
@@ -533,7 +534,7 @@ class AnytimePredictor:
         Raises:
             SuperWeightError: No image was seen yet and no ``input_shape`` is given; a batch size below one.
         """
-        check_number("batch_size", batch_size, whole=True, least=1)
+        check_count("batch_size", batch_size)
         if input_shape is not None:
             shape = checked_shape(input_shape)
             if not self._flops:

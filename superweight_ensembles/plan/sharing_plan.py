@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError, first_problem
@@ -35,7 +35,7 @@ from superweight_ensembles.plan.targets import (
     Name,
     StoredShape,
 )
-from superweight_ensembles.storage import escape_controls, html_table, parse_json
+from superweight_ensembles.storage import ONLY_FIELDS, escape_controls, html_table, parse_json
 
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")
@@ -44,7 +44,6 @@ RETIRED_ALLOCATION = (
     "as published; leave it out"
 )
 RETIRED_CHANNEL = "'channel' was retired, as it trained no better than 'own' (docs/measured.md): plan with 'own'"
-_STRICT = ConfigDict(extra="forbid")
 _ALLOCATION = {"allocation": "sweeps"}  # what plan files say of the order in which slots got templates: there is one
 _MOST_SLOTS = 2**12  # of a cluster
 _Count = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
@@ -54,7 +53,7 @@ _Count = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 class PlannedMember:
     """A member of a plan: trainable scalars that it has apart, and those that stay its own."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ONLY_FIELDS
 
     name: Name
     num_parameters: _Count
@@ -65,7 +64,7 @@ class PlannedMember:
 class PlannedSlot:
     """One width slot of a cluster: the shape that it completes, its templates and its coefficient vectors."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ONLY_FIELDS
 
     shape: StoredShape
     num_templates: Annotated[int, Field(ge=1, le=MOST_TEMPLATES)]
@@ -83,7 +82,7 @@ class PlannedTarget(GeneratedTensor):
             layers; below 0 where it has fewer, as a linear layer among convolutions.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ONLY_FIELDS
 
     slot: Annotated[int, Field(ge=0, le=_MOST_SLOTS)]
     vectors: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=_MOST_SLOTS)]
@@ -102,7 +101,7 @@ class PlannedTarget(GeneratedTensor):
 class Cluster:
     """Targets of one kind that share templates; their kernels are equal, or have their centre in common."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ONLY_FIELDS
 
     name: Name  # unique, for people
     kind: Name  # of the layers
@@ -206,7 +205,7 @@ class SharingPlan:
         cap: Most templates of a slot.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = ONLY_FIELDS
 
     members: Annotated[tuple[PlannedMember, ...], Field(min_length=1, max_length=10_000)]
     clusters: Annotated[tuple[PlannedCluster, ...], Field(max_length=2**17)]

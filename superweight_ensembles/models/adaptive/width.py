@@ -101,8 +101,8 @@ class AdaptiveWidth(nn.Module):
         self.deviation = 1.0
         self.frozen = False
         if width is None:
-            rate = RATE if rate is None else rate
-            check_number("rate", rate, above=0)
+            check_number("rate", rate := RATE if rate is None else rate, above=0)
+            rate = float(rate)
             width = width_of(rate, distribution, self.quantile)
             given = f"rate {rate:g} asks for {width:,} neurons at quantile {self.quantile:g}"
         else:
