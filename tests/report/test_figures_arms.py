@@ -183,7 +183,7 @@ def test_few_arms_are_named_at_their_points(case: str) -> None:
 
 
 def test_a_label_that_is_a_number_is_no_number_of_the_legend() -> None:
-    figure = figures.drawn_arms_parameters(
+    figure = figures.arms_parameters(
         comparison_of(make_comparison(make_arm("a", "4", "packed", 10**6, FLOPS, around(0.7))))
     )
     assert [label.get_text() for label in with_gid(figure, "label")] == ["4"]
@@ -298,7 +298,7 @@ def test_the_best_of_a_group_comes_first() -> None:
 
 def test_an_axis_breaks_where_one_arm_is_far_below() -> None:
     far = make_arm("mimo", "MIMO", "mimo", 10**6, FLOPS, [0.4])
-    figure = figures.drawn_arms_parameters(comparison_of(make_comparison(SHARED, INDEPENDENT, far)))
+    figure = figures.arms_parameters(comparison_of(make_comparison(SHARED, INDEPENDENT, far)))
     axes = figure.axes[0]
     (line,) = with_gid(figure, "break")
     knee = line.get_ydata()[0]
@@ -347,7 +347,7 @@ def test_cascades_are_drawn_as_means_with_bands_at_the_same_costs() -> None:
         make_arm("half", "half", "variant", 5 * 10**5, FLOPS, [0.6, 0.6]), [[(2e6, 0.5), (16e6, 0.6)]] * 2, 0.4
     )
     single = make_arm("single", "largest member", "single", 7 * 10**5, 6 * 10**6, [0.6, 0.62])
-    figure = laid_out(figures.drawn_arms_anytime(comparison_of(make_comparison(ours, half, single))))
+    figure = laid_out(figures.arms_anytime(comparison_of(make_comparison(ours, half, single))))
     (line,) = with_gid(figure, "shared cascade")
     assert list(line.get_xdata()) == [1e6, 4e6, 16e6]
     assert list(line.get_ydata()) == pytest.approx([35, 50, 70])
@@ -369,7 +369,7 @@ def test_the_title_of_cascades_says_what_the_bank_changes() -> None:
     curves = [[(1e6, 0.3), (16e6, 0.7)]] * 3
     gain = {"mean": -0.021, "std": 0.004, "n": 3}
     apart = {**with_cascade(INDEPENDENT, curves, 0.5), "difference": {"area": gain}}
-    figure = figures.drawn_arms_anytime(comparison_of(make_comparison(with_cascade(SHARED, curves, 0.5), apart)))
+    figure = figures.arms_anytime(comparison_of(make_comparison(with_cascade(SHARED, curves, 0.5), apart)))
     (title,) = with_gid(figure, "title")
     said = title.get_text().replace("\n", " ")
     assert "17 % fewer parameters than members apart, accuracy 2.1 ± 0.4 points lower" in said
@@ -377,4 +377,4 @@ def test_the_title_of_cascades_says_what_the_bank_changes() -> None:
 
 def test_arms_without_exits_have_no_such_figure() -> None:
     with pytest.raises(swe.SuperWeightError, match="no arm of comparison 'cifar10-small' has exits"):
-        figures.drawn_arms_anytime(comparison_of(CASES["usual"]))
+        figures.arms_anytime(comparison_of(CASES["usual"]))

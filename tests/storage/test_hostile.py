@@ -813,7 +813,7 @@ def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
     comparison = json.loads((COMMITTED / "digits-seeds" / "comparison.json").read_text())
     for arm in comparison["arms"]:
         arm["label"] = "$\\alpha$"
-    drawn = figures.drawn_arms_flops(content_as(Comparison, comparison, tmp_path, "no remedy"))
+    drawn = figures.arms_flops(content_as(Comparison, comparison, tmp_path, "no remedy"))
     texts = [text for text in drawn.findobj() if getattr(text, "get_text", lambda: "")() == "$\\alpha$"]
     assert texts and not any(text.get_parse_math() for text in texts)
 
