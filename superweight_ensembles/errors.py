@@ -1,4 +1,4 @@
-"""The one error that a user can cause, what is said of values that a type refuses, and the end that a signal brings."""
+"""The error for users' mistakes, sentences on values that a type refuses, and the exception that a signal raises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_CHARACTERS = 1600
 _Named = TypeVar("_Named", bound=Callable[..., Any])
-# What others call it, where its letters are unlike ours; of several words the first that is known.
+# Other libraries' words for our options, spelled too unlike ours to be found; the first known one of several is meant.
 _SYNONYMS = {
     "16": "float16 bfloat16", "16_mixed": "float16 bfloat16", "32": "float32", "32_true": "float32",
     "accumulate_grad_batches": "micro_batches", "activation_checkpointing": "recompute", "alpha": "weight",
@@ -56,7 +56,7 @@ class SuperWeightError(ValueError):
 
 @contextmanager
 def naming(*places: Path) -> Iterator[None]:
-    """Add the places that are being read to every SuperWeightError from inside that names none of them."""
+    """Begin each SuperWeightError that is raised inside with the paths being read, unless it names one of them."""
     try:
         yield
     except SuperWeightError as error:
@@ -87,12 +87,12 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> SuperWeightErro
 
 
 def _letters(name: str) -> str:
-    """A name in lower case without the marks that part its words: ``CIFAR-10`` is ``cifar10``."""
+    """A name in lower case without the marks that separate its words: ``CIFAR-10`` is ``cifar10``."""
     return "".join(mark for mark in name.lower() if mark.isalnum() or mark in "/.")
 
 
 class Problem(NamedTuple):
-    """A value that a type refuses: its path, a sentence on it, pydantic's kind of the problem, and the value."""
+    """A value that a type refuses: its path, a sentence on it, pydantic's name for the problem, and the value."""
 
     path: tuple[int | str, ...]
     said: str
@@ -110,14 +110,14 @@ class Problem(NamedTuple):
 
     @property
     def got(self) -> str:
-        """The value that was given, as the end of a sentence; nothing where the sentence says it, or there is none."""
+        """The given value, to end the sentence; empty where the sentence has it already or no value was given."""
         told = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
         return "" if told else f" (got {self.given!r:.200})"
 
     def __str__(self) -> str:
         """A sentence with the path and the value, such as ``epochs must be at least 1 (got 0)``."""
         where = self.where
-        if self.said.startswith(f"unknown {self.key} "):  # which says the key
+        if self.said.startswith(f"unknown {self.key} "):  # the sentence names the key itself
             where = where.rpartition(self.key)[0].removesuffix(".")
         between = " " if self.said.startswith("must be") else ": "
         return f"{where}{between * bool(where)}{self.said}{self.got}"
@@ -125,7 +125,7 @@ class Problem(NamedTuple):
 
 _TAG = re.compile(
     r"(int|float|str|bool|constrained-\w+|(literal|dict|list|tuple|mapping|function-\w+)\[.*\])$"
-)  # pydantic's
+)  # what pydantic puts into a path for an alternative of a union
 _PLAIN = {
     "Input should be": "must be", "Value error, ": "", "greater than or equal to": "at least",
     "less than or equal to": "at most", "a valid integer": "a whole number", "a valid number": "a number",
@@ -137,16 +137,16 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
 def first_problem(error: ValidationError, tags: Collection[str] = (), before: Collection[str] = ()) -> Problem:
-    """The first problem in an error of pydantic, for a message; an unknown name is told with the nearest one."""
+    """The first problem in an error of pydantic, for a message; an unknown name comes with the nearest known one."""
     found = error.errors()
     first = next((one for one in found if one["type"] in before), found[0])
-    # Alternatives of a union are tried one after the other; their tags, and those that a file chooses by, are no keys.
+    # pydantic tries all alternatives of a union; their tags, and the ``tags`` that choose one, are no keys of the file.
     of_union = [isinstance(part, str) and bool(_TAG.match(part)) for part in first["loc"]]
     alternatives = [first]
     if any(of_union):
         place = of_union.index(True)
         alternatives = [one for one in found if one["loc"][:place] == first["loc"][:place]]
-        first = max(alternatives, key=lambda one: len(one["loc"]))  # of the deepest, the first
+        first = max(alternatives, key=lambda one: len(one["loc"]))  # the first of the deepest
         alternatives = [one for one in alternatives if len(one["loc"]) == len(first["loc"]) == place + 1] or [first]
     path = tuple(part for part in first["loc"] if not (part in tags or (isinstance(part, str) and _TAG.match(part))))
     texts = [_PLAINER.sub(lambda found: _PLAIN[found[0]], str(one["msg"])) for one in alternatives]
@@ -170,7 +170,7 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """Refuse an option that is no finite number within its bounds, or no whole one.
+    """Refuse an option that is not a finite number within its bounds or, with ``whole``, not a whole one.
 
     Example:
         >>> check_number("temperature", 2, above=0)
@@ -201,9 +201,9 @@ def check_number(
 
 
 def names_options(what: _Named) -> _Named:
-    """Make a class or function answer a call that does not fit it by a SuperWeightError with the nearest option.
+    """Make a class or function raise a SuperWeightError, with the nearest option, for a call that does not fit it.
 
-    Of a dataclass of pydantic, values that a field refuses, too.
+    A pydantic dataclass also raises one for a value that a field refuses.
 
     Example:
         >>> @names_options
@@ -216,15 +216,15 @@ def names_options(what: _Named) -> _Named:
         unknown option of warm_up 'num_step': did you mean 'num_steps'? Known: num_steps
     """
     call: Callable[..., Any] = what.__init__ if isinstance(what, type) else what  # type: ignore[misc]
-    signature, num_own = inspect.signature(what), int(isinstance(what, type))  # of a class, without self
+    signature, num_own = inspect.signature(what), int(isinstance(what, type))  # a class's signature lacks self
     taken = [one for one in signature.parameters.values() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     known = [one.name for one in taken]
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks it itself
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in signature.parameters.values())  # and checks them itself
     by_name = next((one.name for one in taken if one.kind is one.KEYWORD_ONLY), "")
-    # What else raises a ValueError inside a call is no matter of its options.
+    # Any other ValueError raised inside the call has nothing to do with its options.
     refusals = (TypeError, ValueError) if hasattr(what, "__pydantic_validator__") else (TypeError,)
 
-    @wraps(call)  # its signature, and what a class is besides its constructor, stay as they are
+    @wraps(call)  # keeps the signature; of a class, only the constructor is replaced
     def named(*given: Any, **options: Any) -> Any:
         try:
             return call(*given, **options)
@@ -249,7 +249,7 @@ def names_options(what: _Named) -> _Named:
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A signal asked a training to end, and the training saved where it stood.
+    """A signal ended a training, which saves its state first where it can.
 
     Attributes:
         signal: Number of the signal.
@@ -265,5 +265,5 @@ class TrainingStopped(KeyboardInterrupt):
 def stop_now(number: int, frame: FrameType | None) -> NoReturn:
     """Signal handler that ends what runs at once; the next signal of this number ends the process."""
     signal.signal(number, signal.SIG_DFL)
-    # May be lost: Python drops an exception that is raised while it frees an object.
+    # The exception may be lost: Python drops one that is raised while it frees an object.
     raise TrainingStopped(f"stopped by {signal.Signals(number).name}", number)

@@ -1,4 +1,4 @@
-"""What stands beside every number: time, versions, machine and commit."""
+"""Provenance of every measured number: time, versions, machine and commit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Files by plain names in their folder: text and JSON, written whole and read within bounds.
 
-What the system says against a path is told with the path and a remedy (:func:`accessing`).
+Errors of the system are reported with the path and a remedy (:func:`accessing`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{12}")
 
 
 class PathError(SuperWeightError):
-    """An error of the system at a path, told with the path and a remedy."""
+    """An error of the system, reported with the path and a remedy."""
 
     names_place = True
 
@@ -55,7 +55,7 @@ class PathError(SuperWeightError):
 
 @contextmanager
 def accessing(path: Path | None = None, done: str = "written") -> Iterator[None]:
-    """Raise a :class:`PathError` for the system's errors inside; with no ``path`` given, of the path that they name."""
+    """Raise a :class:`PathError` for the system's errors inside; without a ``path``, for the path that they name."""
     try:
         yield
     except SuperWeightError:
@@ -63,14 +63,14 @@ def accessing(path: Path | None = None, done: str = "written") -> Iterator[None]
     except OSError as error:
         raise PathError(path, done, error) from error
     except ValueError as error:
-        # A name that no system takes.
+        # These two are raised for a name that no system takes.
         if not isinstance(error, UnicodeEncodeError) and "null" not in str(error):
             raise
         raise PathError(path, done, error) from error
 
 
 def check_plain_name(name: str, where: str) -> None:
-    """Refuse what is no plain name of a file, on any system.
+    """Refuse a text that is not a plain file name on every system.
 
     Example:
         >>> check_plain_name("../up", "cascade.json")
@@ -83,7 +83,7 @@ def check_plain_name(name: str, where: str) -> None:
 
 
 def contained_file(folder: Path, name: str) -> Path:
-    """A regular file of a folder; the folder itself may be reached by links, as its user says."""
+    """A regular file of a folder; the folder itself may be reached by links, as the user named it."""
     path = folder / name
     check_plain_name(name, str(folder))
     try:
@@ -168,7 +168,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """As :func:`write_text`; without indent on one line, twenty times as fast."""
+    """Write JSON as :func:`write_text` does; without ``indent`` on one line, which is twenty times as fast."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 
@@ -193,17 +193,17 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """A new name beside a file or folder, for it while it is being written or removed."""
+    """A new name beside a file or folder, to use while that is being written or removed."""
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}")
 
 
 def is_draft(name: str) -> bool:
-    """Whether a name is one of :func:`draft_of`: what bears it was never finished."""
+    """Whether a name is one of :func:`draft_of`: a file or folder with it was never finished."""
     return _DRAFT.fullmatch(name) is not None
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can say so."""
+    """Flush the names in a folder to the disk, on systems that can."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Folders that are whole or absent, whatever stops the writer; that one process holds; whose files are checked.
+"""Folders that are whole or absent, whatever stops the writer, locked by one process, with checksums of their files.
 
 ``manifest.json`` gives size and SHA-256 of each file, so that damage is seen before anything is read.
 """
@@ -32,7 +32,7 @@ from superweight_ensembles.storage.files import (
 LOCK_FILE = ".lock"
 MANIFEST_FILE = "manifest.json"
 MANIFEST_FORMAT = 1
-# Of a process that was killed: the workers that it had started hold the lock until they see that it is gone.
+# The workers of a process that was killed hold its lock until they see that it is gone.
 _PATIENCE_SECONDS = 8.0
 _MOST_BYTES = 2**20  # of a manifest
 _MOST_FILES = 1000
@@ -40,7 +40,7 @@ _MOST_FILES = 1000
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, if it is not there, and hold it; the system lets it go when this process ends, however it ends."""
+    """Make a folder if it is missing, and lock it; the system unlocks it when this process ends, however it ends."""
     lock = FileLock(folder / LOCK_FILE, timeout=_PATIENCE_SECONDS)
     with accessing(folder, "written to"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, PathError) as error:  # the draft's names are nobody's
+    except (OSError, PathError) as error:  # name the folder: no user knows the draft
         raise PathError(folder, "written", getattr(error, "cause", error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -91,7 +91,7 @@ def _older(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Put a folder on the disk, its files with the permissions that the user gives (safetensors has its own)."""
+    """Flush a folder to the disk; its files get the user's usual permissions (safetensors sets its own)."""
     mode = folder.stat().st_mode & 0o666
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
@@ -104,7 +104,7 @@ def _sync(folder: Path) -> None:
 
 
 def clear_drafts(parent: Path) -> None:
-    """Remove drafts of :func:`whole_folder` and ``write_text`` that were killed; nobody may be writing there."""
+    """Remove drafts that killed calls of :func:`whole_folder` and ``write_text`` left; nobody may be writing there."""
     with accessing(parent):
         for draft in parent.iterdir():
             if draft.is_symlink() or not is_draft(draft.name):
@@ -116,7 +116,7 @@ def clear_drafts(parent: Path) -> None:
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove everything in a folder but its lock, which is held."""
+    """Remove everything in a folder but its lock file, which is in use."""
     with accessing(folder):
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -126,18 +126,18 @@ def empty_folder(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write manifest.json over every other file that a folder holds itself."""
+    """Write manifest.json, which lists every other file directly in the folder."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_FILE)
     _write_entries(folder, {path.name: file_entry(path) for path in files})
 
 
 def list_file(folder: Path, name: str) -> None:
-    """List one file, new or changed, in a manifest that is there; the entries of others stay."""
+    """Add or update the entry of one file in an existing manifest; other entries stay."""
     _write_entries(folder, {**_read_entries(folder), name: file_entry(folder / name)})
 
 
 def check_manifest(folder: Path, names: Collection[str]) -> None:
-    """Hold files of a folder against its manifest, all sizes before the first checksum."""
+    """Compare files of a folder with its manifest, all sizes before the first checksum."""
     listed = _read_entries(folder)
     for name in names:
         if name not in listed:
@@ -153,7 +153,7 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def check_file(path: Path, entry: Any, where: str) -> None:
-    """Hold one file against its :func:`file_entry` in the file ``where``."""
+    """Compare one file with its :func:`file_entry` in the file ``where``."""
     if not _is_entry(entry):
         raise SuperWeightError(f"{where}: must give bytes and sha256 of {path.name}; got {entry!r:.80}")
     _check_size(path, entry)

@@ -1,4 +1,4 @@
-"""Bounds on what files may hold: plain data of bounded size and depth, networks that fit, names that steer nothing."""
+"""Bounds on files: plain data of limited size and depth, networks that fit in memory, no control characters in text."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_VALUES = 100_000
 _MOST_CHARACTERS = 10_000
 _LARGEST = 2**63
 _BYTES_A_PARAMETER = 4
-_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # what follows them reads backwards
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # text after them reads backwards
 
 
 def check_levels(content: Any, where: str, most: int = MOST_LEVELS) -> None:
-    """Refuse lists and objects that stand in each other deeper than any of ours; linear in time, without recursion."""
+    """Refuse lists and objects nested deeper than any file of ours; takes linear time, without recursion."""
     level = [content]
     for _ in range(most + 1):
         level = [child for value in level for child in _children(value) if isinstance(child, (dict, list))]
@@ -36,7 +36,7 @@ def _children(value: Any) -> Any:
 
 
 def check_plain(content: Any, where: str) -> None:
-    """Refuse what no setting is: other types than JSON has, keys that are no text, numbers without bounds, controls.
+    """Refuse what no setting is: non-JSON types, keys that are no text, huge or non-finite numbers, control characters.
 
     Example:
         >>> check_plain({"sharing": {"budget": float("nan")}}, "recipe.yaml")
@@ -79,7 +79,7 @@ def _key_problem(key: Any) -> str:
 
 
 def _is_control(one: str) -> bool:
-    """Whether a character controls a terminal, or may stand in no file."""
+    """Whether a character controls a terminal or, as half a surrogate pair, cannot be written to a file."""
     return unicodedata.category(one) in ("Cc", "Cs")
 
 
@@ -103,7 +103,7 @@ def cell(text: object) -> Text:
 
 
 def html_table(rows: Sequence[Sequence[object]], title: str = "", notes: Sequence[str] = ()) -> str:
-    """A table for notebooks: the first row is its head; every text is escaped.
+    """A table for notebooks: the first row is its header; every text is escaped.
 
     Example:
         >>> html_table([("name", "loss"), ("a<b", 0.5)])
@@ -127,7 +127,7 @@ def memory_bytes() -> int | None:
 
 
 def check_parameters_fit(num_parameters: int, what: str, unit: str = "parameters") -> None:
-    """Refuse, before anything is made, parameters that alone are more than the machine's memory, in float32."""
+    """Refuse, before anything is made, parameters that alone exceed the machine's memory in float32."""
     there = memory_bytes()
     needed = _BYTES_A_PARAMETER * num_parameters
     if there is not None and needed > there:

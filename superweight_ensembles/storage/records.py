@@ -1,7 +1,7 @@
-"""Frozen dataclasses as JSON: the type that a file is written from reads it, within the bounds that its fields state.
+"""Frozen dataclasses as JSON: a file is read by the type that it was written from, within the bounds of its fields.
 
-A field that defaults to None is a key that is left out. What is always written but missing in older files has its
-default in the annotation alone: ``Annotated[int, Field(default=0)]``. Keys that a type does not have are ignored.
+A field that is None by default is left out of the file while it is None. A field that is always written, but that older
+files lack, has its default in the annotation alone: ``Annotated[int, Field(default=0)]``. Unknown keys are ignored.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 T = TypeVar("T")
 
 
-ONLY_FIELDS = ConfigDict(extra="forbid")  # of dataclasses that people write
+ONLY_FIELDS = ConfigDict(extra="forbid")  # for dataclasses that people write
 
 
 def whole(least: int, most: int | None = None) -> Any:
-    """A field of whole numbers within bounds; a truth value, a fraction or a text is none."""
+    """A field for whole numbers within bounds; truth values, fractions and texts are refused."""
     return Field(strict=True, ge=least, le=most)
 
 
 def real(**bounds: Any) -> Any:
-    """A field of finite numbers within pydantic's bounds (``gt``, ``ge``, ``lt``, ``le``)."""
+    """A field for finite numbers within pydantic's bounds (``gt``, ``ge``, ``lt``, ``le``)."""
     return Field(strict=True, allow_inf_nan=False, **bounds)
 
 
 class one_of:
-    """A text field that takes these names alone; type checkers see a ``str``, which a variable may hold."""
+    """A text field that takes only these names; type checkers see a ``str``, so a variable may be given."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = list(names)
@@ -53,13 +53,13 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_as(kind: type[T], file: Path, remedy: str) -> T:
-    """Read a JSON file as the dataclass that it was written from; ``remedy`` is told with a damaged file."""
+    """Read a JSON file as the dataclass that it was written from; ``remedy`` ends the error of a damaged file."""
     return content_as(kind, read_json(file), file, remedy)
 
 
 def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) -> T:
     """As :func:`read_as`, from content that was read already."""
-    # A file must hold the default of a field ``format``, where there is one.
+    # Where the type has a field ``format``, the file must hold its default.
     version = next((field.default for field in fields(kind) if field.name == "format"), None)  # type: ignore[arg-type]
     held = content.get("format")
     if version is not None and (type(held) is not int or held != version):

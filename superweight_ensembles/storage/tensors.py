@@ -1,7 +1,7 @@
-"""Safetensors files: modules written whole, and read as what is expected of them.
+"""Safetensors files: modules are written whole, and only the tensors that are expected are read.
 
-Names, shapes and types are compared before any number is read. Numbers may be any, NaN too: what they may be, the
-caller says. Of names that share their numbers a file holds one.
+Names, shapes and types are compared before any number is read. The numbers are not checked and may be NaN: the caller
+says what they may be. Where several names share their numbers, a file holds one of the names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TYPES = {
 def read_tensors(
     path: Path, expected: Mapping[str, TensorSpec], *, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Read a safetensors file that holds exactly these tensors, in its own types; anything else is refused.
+    """Read a safetensors file that holds exactly these tensors, in the file's types; any other file is refused.
 
     Example:
         >>> import tempfile
@@ -54,7 +54,7 @@ def read_tensors(
 
 
 def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
-    """Read a file of :func:`write_module` or ``save_model`` into a module, which is as it was where one is refused."""
+    """Read a file of :func:`write_module` or ``save_model`` into a module; a file that does not fit changes nothing."""
     header, state = read_header(path), _state(module, f"{path} does not fit")
     empty = {name: owner for name in header if name not in state and (owner := _owner_of_empty_buffer(module, name))}
     _check_taken(path, header, {**state, **empty})
@@ -83,11 +83,13 @@ def _owner_of_empty_buffer(module: nn.Module, name: str) -> nn.Module | None:
 def read_header(path: Path) -> dict[str, TensorSpec]:
     """Shape and type of each tensor of a safetensors file, by name; no number is read."""
     with _opened(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # safe_open is no mapping
         found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     for name, (_, kind) in found.items():
         if kind not in _TYPES:
-            raise SuperWeightError(f"{path} does not fit: tensor {name!r:.200} is of type {kind}, which torch has not")
+            raise SuperWeightError(
+                f"{path} does not fit: tensor {name!r:.200} is of type {kind}, which torch does not have"
+            )
     return {name: (shape, _TYPES[kind]) for name, (shape, kind) in found.items()}
 
 
@@ -98,7 +100,7 @@ def _opened(path: Path, device: torch.device | str = "cpu") -> Iterator[safe_ope
     try:
         with accessing(path, "read"), safe_open(str(path), framework="pt", device=str(device)) as file:
             yield file
-    except torch.OutOfMemoryError:  # of a GPU: the file may be whole
+    except torch.OutOfMemoryError:  # the GPU is full: the file may be whole
         raise
     except (SafetensorError, RuntimeError) as error:
         raise SuperWeightError(f"{path} is damaged: {' '.join(str(error).split()):.400}") from None
@@ -113,8 +115,8 @@ def _check_taken(path: Path, header: Iterable[str], takers: Container[str]) -> N
     for name in header:
         if name not in takers:
             raise SuperWeightError(
-                f"{path} does not fit: nothing takes its tensor {name!r:.200} (buffers are registered in __init__, "
-                "where need be as None)"
+                f"{path} does not fit: nothing takes its tensor {name!r:.200} (register buffers in __init__, as None "
+                "if they are filled later)"
             )
 
 
@@ -127,7 +129,7 @@ def _compare(path: Path, header: Mapping[str, TensorSpec], expected: Mapping[str
             raise SuperWeightError(
                 f"{path} does not fit: tensor {name!r:.200} has the shape {tuple(found_shape)}, expected {tuple(shape)}"
             )
-        # Another floating-point type is taken for a floating-point type.
+        # A floating-point tensor may come in another floating-point type.
         if found != dtype and not (found.is_floating_point and dtype.is_floating_point):
             raise SuperWeightError(f"{path} does not fit: tensor {name!r:.200} is {found}, expected {dtype}")
 
@@ -160,7 +162,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         storages.add(place)
     try:
         save_file(owned, path, metadata=dict(metadata) if metadata else None)
-    except SafetensorError as error:  # which has the system's number in its text
+    except SafetensorError as error:  # its text holds the system's error number
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise SuperWeightError(f"{path} cannot be written: {error}") from None
@@ -168,7 +170,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_savable(module: nn.Module, named: str) -> None:
-    """See, before any work is done, that the state of a module can be written and read back.
+    """Check, before any work is done, that the state of a module can be written and read back.
 
     Example:
         >>> module = nn.Linear(3, 2)
@@ -181,8 +183,8 @@ memory of its own by .clone(), or register the buffer with persistent=False
     where = f"{named} cannot be saved"
     state = _state(module, where)
     counted = tuple(tensor for tensor in state.values() if not tensor.is_inference())
-    # The module takes its own state, as from a file.
-    # A copy in place counts as a change, for a backward pass that is still to come too.
+    # The module loads its own state, as it would from a file. Loading copies in place: without the counters preserved,
+    # a backward pass that is still to come would refuse its weights as changed.
     with torch.autograd._unsafe_preserve_version_counter(counted), torch.inference_mode(len(counted) < len(state)):
         problem = _take(module, {name: state[name] for name in _tied(state)})
     if problem:
@@ -190,7 +192,7 @@ memory of its own by .clone(), or register the buffer with persistent=False
 
 
 def _state(module: nn.Module, where: str) -> Mapping[str, Tensor]:
-    """A module's ``state_dict``, where safetensors hold it and it can be copied into."""
+    """A module's ``state_dict``; refused if safetensors cannot hold it or its tensors cannot be copied into."""
     try:
         state = module.state_dict()
     except Exception as error:  # modules may have hooks of their own
@@ -205,7 +207,7 @@ def _state(module: nn.Module, where: str) -> Mapping[str, Tensor]:
 
 
 def _check_kinds(state: Mapping[str, object], where: str) -> None:
-    """Refuse what safetensors do not hold."""
+    """Refuse values and names that a safetensors file cannot hold."""
     for name, value in state.items():
         problem = _problem(value)
         if problem or name == "__metadata__":
@@ -231,7 +233,7 @@ def _problem(value: object) -> str:
 
 
 def _take(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Load tensors into a module, which may lack some; returns what went wrong, or an empty text."""
+    """Load tensors, which may lack some of the module's; returns what went wrong, or an empty text."""
     left: list[str] = []
 
     def note(_: nn.Module, keys: Any) -> None:
@@ -250,14 +252,14 @@ def _take(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _tied(state: Mapping[str, Tensor], held: Container[str] = ()) -> dict[str, list[str]]:
-    """Names that share their numbers, by the one under which a file holds them: one in ``held``, else the first."""
+    """The other names of each tensor, by the name under which a file holds it: one in ``held``, else the first."""
     storages: dict[object, list[str]] = {}
     for name, tensor in sorted(state.items()):
         start = tensor.untyped_storage().data_ptr() if tensor.numel() else 0
         storages.setdefault((tensor.device, start) if start else name, []).append(name)
     found: dict[str, list[str]] = {}
     for shared in storages.values():
-        # One that covers the shared memory, as safetensors.torch.save_model has it; else each view stands for itself.
+        # As in safetensors.torch.save_model, a tensor that covers the memory stands for all; else each view for itself.
         covering = [name for name in shared if _covers(state[name])]
         views: dict[object, list[str]] = {}
         for name in [] if covering else shared:

@@ -1,7 +1,7 @@
-"""Code that a text names: imported where it is trusted, and not otherwise.
+"""Code that a text names: imported only where the user trusts it.
 
-``python:package.module.Name`` in a recipe or a saved ensemble would run whatever that is. What an installed package
-offers under an entry point was trusted when it was installed.
+Importing ``python:package.module.Name`` from a recipe or a saved ensemble runs whatever that module holds. Code that an
+installed package offers under an entry point was trusted when the package was installed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
 
 @contextmanager
 def trusted() -> Iterator[None]:
-    """Import what ``python:package.module.Name`` names inside: for recipes and saved ensembles that you trust.
+    """Allow imports of ``python:package.module.Name`` inside: for recipes and saved ensembles that you trust.
 
     Example:
         >>> with trusted():
@@ -64,7 +64,7 @@ def named_code(name: str) -> Callable[..., Any]:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # of anyone's code
+    except Exception as error:  # the module's code may raise anything
         raise SuperWeightError(f"{name!r:.200} cannot be imported: {type(error).__name__}: {error!s:.200}") from error
     return _callable(name, found)
 
@@ -81,7 +81,7 @@ def offered_code(group: str, name: str) -> Callable[..., Any] | None:
             return _callable(name, point.load())
         except SuperWeightError:
             raise
-        except Exception as error:  # of anyone's code
+        except Exception as error:  # the package's code may raise anything
             raise SuperWeightError(
                 f"{name!r}, which an installed package offers as {point.value}, cannot be imported: {error!s:.200}"
             ) from error

@@ -1,6 +1,6 @@
-"""Recipe files: YAML that is data alone, read within bounds; by path, or by the name of one that the library carries.
+"""Recipe files: YAML of plain data, read within bounds, by a path or by the name of a recipe that the library bundles.
 
-The node graph is looked at before anything is made of it.
+The node graph is checked before any object is made from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from superweight_ensembles.storage.files import accessing
 from superweight_ensembles.storage.limits import MOST_LEVELS, MOST_VALUES, check_plain
 
 _MOST_BYTES = 2**18
-_MOST_NODES = 20_000  # of the text itself; aliases may repeat them up to MOST_VALUES
+_MOST_NODES = 20_000  # written in the text; aliases may repeat them, up to MOST_VALUES in all
 # Numbers of YAML 1.2 that YAML 1.1, which PyYAML reads, takes for text: 3e8, 1e-1, 1.5e3.
 _EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z")
 _PACKAGE = Path(__file__).parents[1]
@@ -41,11 +41,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML: no tags that make objects, no key twice, no alias that contains itself or multiplies."""
+    """Plain data from YAML: no tags that make objects, no key twice, no alias that contains itself or explodes."""
     try:
         content = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError, TypeError, AttributeError, KeyError, IndexError) as error:
-        # PyYAML lets what its converters raise through: dates that do not exist, integers of too many digits.
+        # PyYAML lets its converters' errors through: on dates that do not exist, on integers of too many digits.
         said = " ".join(str(error).split()).replace(' in "<unicode string>",', " at")
         raise SuperWeightError(f"{where} is no YAML: {said:.400}") from None
     except RecursionError:
@@ -60,8 +60,8 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._num_nodes = 0
-        self._num_values = 0  # with what aliases repeat: each may be walked through as often
-        self._values_in: dict[int, int] = {}  # of each node that is whole, by its id
+        self._num_values = 0  # with those that aliases repeat, since readers walk through each repetition
+        self._values_in: dict[int, int] = {}  # of each complete node, by its id
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event, before = self.peek_event(), self._num_values
@@ -104,7 +104,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def dump_yaml(content: Any) -> str:
-    """Plain data as YAML that :func:`parse_yaml` reads alike."""
+    """Plain data as YAML that :func:`parse_yaml` reads back unchanged."""
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 

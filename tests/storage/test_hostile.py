@@ -382,7 +382,7 @@ TWICE = json.dumps({"x": F32, "y": {**F32, "data_offsets": [4, 8]}}).replace('"y
         (safetensors(TWICE, b"\0" * 8), "invalid offset for tensor `x`"),
         (safetensors({"x": 3}), "invalid type: integer `3`, expected struct TensorInfo"),
         (safetensors({"x": {**F32, "dtype": "F31"}}, b"\0" * 4), "unknown variant `F31`, expected one of `BOOL`"),
-        (safetensors({"x": {**F32, "dtype": "F4", "shape": [8]}}, b"\0" * 4), "'x' is of type F4, which torch has not"),
+        (safetensors({"x": {**F32, "dtype": "F4", "shape": [8]}}, b"\0" * 4), "'x' is of type F4, which torch lacks"),
         (safetensors({"x": {**F32, "shape": [-1]}}, b"\0" * 4), "invalid value: integer `-1`, expected usize"),
         (safetensors({"x": {**F32, "shape": [10**12]}}, b"\0" * 4), "invalid shape, data type, or offset for tensor"),
         (safetensors({"x": {**F32, "shape": [2**62, 4]}}, b"\0" * 4), "overflow computing buffer size from shape"),

@@ -252,7 +252,7 @@ def test_a_buffer_that_is_filled_later(tmp_path: Path) -> None:
     write_module(tmp_path / "a.safetensors", filled)
     read_module(tmp_path / "a.safetensors", fresh)
     assert fresh.cache.tolist() == [0, 1, 2, 3] and torch.equal(fresh.linear.weight, filled.linear.weight)
-    with pytest.raises(swe.SuperWeightError, match=r"nothing takes its tensor 'cache' \(buffers are reg"):
+    with pytest.raises(swe.SuperWeightError, match=r"nothing takes its tensor 'cache' \(register buffers in __init__"):
         read_module(tmp_path / "a.safetensors", Buffers())
 
 
