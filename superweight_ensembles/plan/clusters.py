@@ -18,7 +18,7 @@ from superweight_ensembles.plan.targets import Kernels, Target, matches
 
 ClusterRule = Union[str, Mapping[str, Sequence[str]]]
 CLUSTER_RULES = ("depth_bins", "shape", "type", "one", "random", "none")
-_KEYS: dict[str, Callable[[Target, Kernels], object]] = {  # of the cluster that a target is in
+_KEYS: dict[str, Callable[[Target, Kernels], object]] = {  # what the targets of a cluster have in common, by rule
     "shape": lambda target, kernels: (target.family(kernels), target.shape[:2]),
     "type": lambda target, kernels: target.kind,
     "one": lambda target, kernels: "all",
@@ -31,8 +31,8 @@ class TargetGroup:
 
     name: str  # for people
     targets: tuple[Target, ...]  # member after member
-    leaders: tuple[int, ...] | None = None  # places of the targets whose coefficients they use; None: their own
-    kernels: Kernels = "apart"  # whether SuperWeights may make several of it
+    leaders: tuple[int, ...] | None = None  # index of the target whose coefficients each uses; None: its own
+    kernels: Kernels = "apart"  # whether one cluster of SuperWeights may hold several
 
     @property
     def shapes(self) -> tuple[Shape, ...]:

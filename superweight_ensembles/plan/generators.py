@@ -1,10 +1,10 @@
 """What each group of targets gets under one budget: templates for its slots, a flat bank, or plain weights.
 
-SuperWeights need one template a slot. Where a budget is below that, every group is offered numbers in proportion to its
-layers' sizes, but never more than that minimum: groups that reach it are SuperWeights, the others read flat banks of
-the rest. So the sharing changes little as a budget passes the minimum. A bank for each group of one shape trained
-better than one bank for all at a quarter of a network's parameters, as well at a tenth, and worse at a twentieth and
-below (benchmarks/npas.py).
+SuperWeights need at least one template a slot. Where a budget is too small for that, every group is offered a share in
+proportion to its layers' sizes, but never more than its minimum: groups whose share reaches their minimum become
+SuperWeights, the others read flat banks made of the rest. So the sharing changes little as a budget passes the minimum.
+At a quarter of a network's parameters, a bank for each group of one shape trained better than one bank for all; at a
+tenth it trained as well, and at a twentieth and below worse (benchmarks/npas.py).
 
 Source: Teterwak et al., WACV 2024 (templates a slot, in the published code's two phases); Plummer et al., ICLR 2022,
 section 3 (shares in proportion to sizes); the mixture is ours.
@@ -33,8 +33,8 @@ from superweight_ensembles.plan.targets import MOST_SLOTS_OF_KERNELS, MOST_TEMPL
 
 GENERATORS = ("auto", "superweight", "ssn")
 COEFFICIENT_KINDS = ("own", "tied", "embedding")
-_SEPARATE_BANKS = 0.075  # numbers a weight: above, a flat bank for each group trains better, below it one for all
-_MOSTLY_BANK = 0.9  # of a budget: where coefficients of tiles would take more than the rest, tiles have none
+_SEPARATE_BANKS = 0.075  # numbers a weight: above it, one flat bank a group trains better, below it one for all
+_MOSTLY_BANK = 0.9  # share of a budget: if coefficients of tiles leave the bank less, tiles have none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class BudgetPolicy:
         return minimum_cost(_slot_needs(_draft_cluster(group, self), self), self.count_all)
 
     def ssn_options(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
-        """How layers of these shapes read a bank: as asked for, else the way that costs a small budget least."""
+        """How layers of these shapes read a bank: as asked for, else by default, or tiled if ``auto`` has few numbers."""
         if self.ssn is not None:
             return self.ssn
         mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")
@@ -186,7 +186,7 @@ def allocate_generators(groups: Sequence[TargetGroup], budget: int, policy: Budg
 
 def _mixed(groups: Sequence[TargetGroup], minima: Sequence[float], budget: int, policy: BudgetPolicy) -> Generated:
     """SuperWeights for the groups whose share reaches their minimum, flat banks for the others."""
-    # Groups that cannot be SuperWeights take what is theirs; without such, SuperWeights stop at their minimum.
+    # A share stops at its group's minimum, unless some group cannot be SuperWeights: then shares have no upper bound.
     most = minima if math.inf not in minima else [math.inf] * len(groups)
     shares = proportional_shares([group.num_weights for group in groups], [0] * len(groups), most, budget)
     chosen = [group for group, share, minimum in zip(groups, shares, minima) if share >= minimum]
@@ -253,7 +253,7 @@ def _draft_cluster(group: TargetGroup, policy: BudgetPolicy) -> Cluster:
 
 
 def _padded(kernel: Shape, dimensions: int) -> Shape:
-    """A kernel among those of more dimensions: (3,) is the middle row of (3, 3), and a matrix its centre."""
+    """A kernel in more dimensions: (3,) becomes (1, 3), the middle row of (3, 3), and a matrix (1, 1), its centre."""
     return (1,) * (dimensions - len(kernel)) + kernel
 
 
@@ -277,7 +277,7 @@ def _flat_banks(groups: Sequence[TargetGroup], budget: int, policy: BudgetPolicy
     left = budget - sum(share for share, plain in zip(shares, is_plain) if plain)
     banks: dict[int, SsnGroup] = {}
     waiting = sorted((index for index, plain in enumerate(is_plain) if not plain), key=lambda index: shares[index])
-    for index in waiting:  # what rounding left is for the largest
+    for index in waiting:  # the largest, at the end, gets what rounding left
         banks[index] = _bank(groups[index], left if index == waiting[-1] else shares[index], policy)
         left -= policy.bank_cost(banks[index])
     return Generated(

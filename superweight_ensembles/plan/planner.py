@@ -30,10 +30,10 @@ from superweight_ensembles.plan.targets import (
     why_not_taken,
 )
 
-if TYPE_CHECKING:  # no requirement of this package
+if TYPE_CHECKING:  # typing_extensions is no requirement of this package
     from typing_extensions import Unpack
 
-_HARDLY = 0.05  # of a member's parameters: it might as well be apart
+_HARDLY = 0.05  # share of a member's parameters: a member that shares less might as well be apart
 _LOG = logging.getLogger(__name__)
 _OF_SUPERWEIGHTS = {
     "coefficients": " (ssn: combine is like it)",
@@ -117,26 +117,26 @@ def plan_sharing(members: Members, *, budget: float, **options: Unpack[PlanOptio
         **options: Any of the options below.
         generator: ``superweight``: templates a slot, mixed by coefficients; ``ssn``: windows of a flat bank, which may
             be smaller than a layer (Shapeshifter Networks); ``auto`` (the default): SuperWeights where the budget
-            reaches their minimum. Below it, ``auto`` makes SuperWeights of the clusters whose share reaches theirs, and
-            flat banks of the others: one each, or one for all of them where there are less than 0.075 numbers a weight.
-            A warning names options for a generator that is not used at this budget.
+            reaches their minimum. Below it, ``auto`` makes SuperWeights of the clusters whose share of the budget
+            reaches their own minimum, and flat banks of the others: one each, or one for all of them where there are
+            fewer than 0.075 numbers a weight. A warning names options for a generator that this budget does not use.
         clusters: ``depth_bins`` (the default), ``shape`` (of one kind and shape), ``type`` (of one kind of layer),
             ``one`` (all), ``random``, ``none``, or a mapping of cluster names to globs. SuperWeights need one kernel a
             cluster, unless ``kernels`` says otherwise.
-        kernels: ``apart`` (the default): layers of one kernel size share; ``centre``: those of one kind do, a small
-            kernel as the centre of a large one, and a linear layer as that of any convolution. It trained no better
-            (docs/measured.md). A search that splits clusters does not take it; with tied coefficients, layers of small
-            kernels start as small as those of large ones. A cluster of several kernels has at most 128 shapes.
-        bins: Depth bins B of a member, for ``depth_bins`` alone; 4 unless given. A kernel has round(B x its share of
-            the targets of the first member that has it) bins, at least one.
+        kernels: ``apart`` (the default): layers of one kernel size share; ``centre``: layers of one kind share, a small
+            kernel as the centre of a large one, and a linear layer as the centre of any convolution. ``centre`` trained
+            no better (docs/measured.md). A search that splits clusters refuses it; with tied coefficients, the weights
+            of small kernels start as small as those of large ones. A cluster of several kernels has at most 128 shapes.
+        bins: Depth bins B of a member, for ``depth_bins`` alone; 4 unless given. A kernel gets round(B s) bins, at
+            least one, where s is its share of the targets of the first member that has it.
         num_groups: Number of clusters, for ``random`` alone.
         group_seed: Seed of ``random``; 0 unless given.
-        ssn: How layers read a flat bank; unless given, the defaults of :class:`SsnOptions`, but in ``auto`` without
+        ssn: How layers read a flat bank; by default as in :class:`SsnOptions`, except that ``auto`` leaves out the
             coefficients of tiles where the budget is too small for them.
         cap: Most templates of a slot; 8 unless given.
         coefficients: ``own`` (the default): a vector for each target and slot; ``tied``: one vector a slot, for all its
             targets; ``embedding``: each vector is an affine function of a small embedding.
-        reserve_untied: Whether to leave so much of the budget unspent that tied coefficients can be un-tied later
+        reserve_untied: Whether to leave enough of the budget unspent for tied coefficients to be un-tied later
             (:func:`untie_coefficients`), for ``tied`` alone.
         include: Globs of layers to generate as well (see :func:`find_targets`).
         exclude: Globs of layers to leave to their member.
@@ -336,7 +336,7 @@ def _check_classes(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_shared(modules: Mapping[str, nn.Module], targets: Sequence[Target], options: _SharingOptions) -> None:
-    """Refuse members of which nothing can be shared; warn where nothing of some can. Both say why."""
+    """Refuse members if none has anything to share, warn if only some have nothing; both messages say why."""
     without = {name: module for name, module in modules.items() if not any(name == one.member for one in targets)}
     reasons = why_not_taken(without, include=options.include, exclude=options.exclude)
     said = [
@@ -361,11 +361,11 @@ def _num_weights(groups: Sequence[TargetGroup]) -> Counter[str]:
 def _below_minimum(
     budget: float, limit: int, members: Sequence[PlannedMember], minimum: int, private: int, policy: BudgetPolicy
 ) -> SuperWeightError:
-    """Error for a budget that no plan of the groups fits, with what to change."""
+    """Error for a budget below every plan of the groups, with a remedy."""
     if limit < private:
         remedy = (
-            f"what stays the members' own (heads, norms, biases, layers left out) is {private:,} alone: raise it, or "
-            "include more layers"
+            f"the members' own parameters (heads, norms, biases, layers left out) alone are {private:,}: raise the "
+            "budget, or include more layers"
         )
     else:
         remedy = "raise it, share in fewer groups, or include more layers"

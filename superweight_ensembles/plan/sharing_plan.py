@@ -44,7 +44,7 @@ RETIRED_ALLOCATION = (
     "as published; leave it out"
 )
 RETIRED_CHANNEL = "'channel' was retired, as it trained no better than 'own' (docs/measured.md): plan with 'own'"
-_ALLOCATION = {"allocation": "sweeps"}  # what plan files say of the order in which slots got templates: there is one
+_ALLOCATION = {"allocation": "sweeps"}  # plan files name the order in which slots get templates; there is only one
 _MOST_SLOTS = 2**12  # of a cluster
 _Count = Annotated[int, Field(ge=0, le=MOST_PARAMETERS)]
 
@@ -89,7 +89,7 @@ class PlannedTarget(GeneratedTensor):
     ones: Annotated[int, Field(ge=-3, le=3)] = 0
 
     def of(self, whole: Tensor) -> Tensor:
-        part = GeneratedTensor.of(self, whole)  # dataclasses with slots have no super() of no arguments
+        part = GeneratedTensor.of(self, whole)  # super() without arguments fails in dataclasses with slots
         with_ones = (slice(None), slice(None), *(None,) * -self.ones)
         return part.flatten(1) if self.ones > 0 else part[with_ones]
 
@@ -161,9 +161,9 @@ class Cluster:
         return f"conv{dimensions}d" if dimensions else "linear"
 
     def readers(self) -> Iterator[tuple[list[int], list[PlannedTarget]]]:
-        """Slot by slot: scalars of each target that its templates make, and those targets."""
+        """For each slot: how many scalars of each target its templates make, and those targets."""
         blocks = self.blocks
-        counts: list[dict[int, int]] = []  # by the slot whose shape a target has: numbers of each slot
+        counts: list[dict[int, int]] = []  # for each slot as a target's own: how many numbers each slot makes
         for last in range(len(blocks)):
             counts.append({})
             for place in placements(blocks[: last + 1]):
@@ -185,8 +185,8 @@ class Company:
     """Scalars of a member, by whom it shares them with."""
 
     between: int  # in weights made of templates, or of a flat bank, that other members read too
-    within: int  # in weights made of what several layers of this member read, and no other member
-    alone: int  # all else: in the member's own parameters, and in weights made of what nothing else reads
+    within: int  # in weights made of templates, or of a bank, that several layers of this member read, and no other
+    alone: int  # all else: the member's own parameters, and weights made of templates that nothing else reads
 
 
 PlannedCluster = Annotated[Union[Cluster, SsnGroup], Field(discriminator="generator")]
@@ -328,7 +328,7 @@ class SharingPlan:
             raise SuperWeightError(f"{where}, at {told}") from None
         for spot, why in _contradictions(plan):
             raise SuperWeightError(f"{where}, {spot}: {why}")
-        written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # as to_json wrote it: quickly
+        written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # quick, if to_json wrote it
         if noted is not None and noted != written and noted != plan.fingerprint:
             raise SuperWeightError(
                 f"{where}, fingerprint: {noted!r:.40} is not that of its content, {plan.fingerprint}: "
@@ -402,9 +402,9 @@ def _contradictions(plan: SharingPlan) -> Iterator[tuple[str, str]]:
 
 def _contradictions_of_slots(cluster: Cluster) -> Iterator[str]:
     if (cluster.embedding_size > 0) != (cluster.coefficients == "embedding"):
-        yield "embedding_size is positive with coefficients 'embedding', and 0 with the others"
+        yield "embedding_size must be positive with coefficients 'embedding', and 0 with the others"
     if len({len(slot.shape) for slot in cluster.slots}) > 1:
-        yield "all slots must have as many dimensions"
+        yield "all slots must have equally many dimensions"
     if len(cluster.kernels) > 1 and len(cluster.slots) > MOST_SLOTS_OF_KERNELS:
         yield f"slots of several kernels are at most {MOST_SLOTS_OF_KERNELS}"
     used: list[set[int]] = [set() for _ in cluster.slots]
@@ -433,13 +433,13 @@ def _contradictions_of_bank(group: SsnGroup) -> Iterator[str]:
     if group.bank_size < group.minimum_templates:
         yield f"a bank of {group.bank_size:,} numbers is smaller than its layers can read, {group.minimum_templates:,}"
     if (group.mask_window > 0) != (group.options.upsample == "mask"):
-        yield "mask_window is positive with upsample 'mask', and 0 with the others"
+        yield "mask_window must be positive with upsample 'mask', and 0 with the others"
     if group.options.mask_window not in (0, group.mask_window):
         yield f"mask_window is {group.mask_window}, but its options say {group.options.mask_window}"
 
 
 def _with_ones(shape: Shape, ones: int) -> Shape:
-    """A shape with so many further dimensions of size 1, or, below 0, without the first ones of its kernel."""
+    """A shape with ``ones`` more dimensions of size 1 or, if negative, without as many first ones of its kernel."""
     return shape + (1,) * ones if ones >= 0 else shape[:2] + shape[2 - ones :]
 
 
@@ -487,7 +487,7 @@ def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
 
 
 def _slots(cluster: Cluster) -> str:
-    told = None if len(cluster.kernels) > 1 else 2  # dimensions: one kernel is in the cluster's name
+    told = None if len(cluster.kernels) > 1 else 2  # dimensions to show: the name of a cluster of one kernel tells it
     parts = [f"{slot.num_templates} x {spelled(slot.shape[:told])}" for slot in cluster.slots]
     if len(parts) > 6:
         counts = [slot.num_templates for slot in cluster.slots]

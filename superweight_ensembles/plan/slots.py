@@ -8,9 +8,9 @@ copies.
 A block is a box of places (row, column, *kernel position). Rows and columns count from 0, kernel positions from the
 kernel's centre, so that the boxes of all shapes lie around one point: 3 x 3 takes positions -1 to 1 of both axes.
 
-In a cluster of one kernel, s_r keeps of the weight before it what both have, and what it crops is lost to later slots
-(as published). In one of several kernels, a place is in the first slot whose shape has it, and nothing is cropped:
-1 x 1 and 3 x 3 take turns in order of size, and would crop each other to next to nothing.
+In a cluster of one kernel, s_r keeps the part of the weight before it that fits its shape; the part that it crops is
+lost to later slots (as published). In a cluster of several kernels, a place belongs to the first slot whose shape has
+it, and nothing is cropped: 1 x 1 and 3 x 3 alternate in the order of size, and would crop each other to almost nothing.
 
 A slot has K templates and N coefficient vectors, in one of two forms: ``vector``, a K-vector each, as published; or
 ``embedding``, an E-vector e each, and one affine map a slot, alpha = A e + b.
@@ -27,7 +27,7 @@ from itertools import accumulate
 from typing import Literal
 
 Shape = tuple[int, ...]
-Box = tuple[tuple[int, int], ...]  # on each axis from where, and up to where
+Box = tuple[tuple[int, int], ...]  # (start, stop) on each axis
 CoefficientForm = Literal["vector", "embedding"]
 EMBEDDING_SIZE = 24
 
@@ -37,8 +37,8 @@ class SlotBlocks:
     """Blocks that slot r adds, in the order in which its vector holds them."""
 
     whole: Box  # every place of s_r
-    boxes: tuple[Box, ...]  # of new kernel positions, then of new columns, then of new rows, where they are there
-    crops: bool  # whether what s_r does not have is lost to later slots
+    boxes: tuple[Box, ...]  # new kernel positions, then new columns, then new rows; those that there are
+    crops: bool  # whether places outside s_r are lost to later slots
 
     @property
     def shape(self) -> Shape:
@@ -70,8 +70,8 @@ def ordered_shapes(shapes: Iterable[Shape]) -> tuple[Shape, ...]:
     """The distinct shapes by (numel, shape): one width slot each.
 
     Source: Teterwak et al., WACV 2024
-    Differs from paper: of shapes of one size the published code takes first the one that it meets first; here it is the
-    smaller shape, whatever the order of members.
+    Differs from paper: among shapes of one size, the published code begins with the one that it meets first; here the
+    smaller shape comes first, whatever the order of members.
 
     Example:
         >>> ordered_shapes([(32, 16), (16, 16), (32, 16)])
@@ -110,8 +110,8 @@ class Placement:
     slot: int  # index of the slot
     start: int  # place in the slot's vector at which the block's numbers begin
     shape: Shape  # of the block, (O, I, *k)
-    inside: Box  # what of the block is in the weight, counted from the block's first place
-    at: Box  # where that is, counted from the weight's first place
+    inside: Box  # the part of the block that is in the weight, counted from the block's first place
+    at: Box  # the place of that part, counted from the weight's first place
 
 
 def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
@@ -126,7 +126,7 @@ def placements(blocks: Sequence[SlotBlocks]) -> tuple[Placement, ...]:
     """
     found = []
     whole = blocks[-1].whole
-    kept: list[Box | None] = [whole] * len(blocks)  # what of each slot's shape is left in the weight
+    kept: list[Box | None] = [whole] * len(blocks)  # the part of each slot's shape that is left in the weight
     if blocks[-1].crops:
         kept = [*accumulate((block.whole for block in reversed(blocks)), _overlap)][::-1]
     for index, (block, left) in enumerate(zip(blocks, kept)):
@@ -161,7 +161,7 @@ def _sides(box: Box) -> Shape:
 
 
 def _within(box: Box, other: Box) -> Box:
-    """A box, counted from the first place of another one."""
+    """A box, its places counted from the first place of another box."""
     return tuple((start - first, stop - first) for (start, stop), (first, _) in zip(box, other))
 
 
@@ -178,7 +178,7 @@ def _overlap(box: Box | None, other: Box | None) -> Box | None:
 
 
 def _beyond(box: Box, other: Box) -> list[Box]:
-    """Boxes of a box without another one: new kernel positions, new columns, then new rows at all columns."""
+    """The part of a box outside another one, in boxes: new kernel positions, new columns, new rows at all columns."""
     both = _overlap(box, other)
     if both is None:
         return [box]

@@ -27,7 +27,7 @@ MOST_WINDOWS = 2**12
 _MOST_SIZE = 2**16
 _MATRIX_SHARES = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))
 _MASK_UNIT = 9
-_MASK_SHARE = 10  # masks take one part in so many of a group's budget at most
+_MASK_SHARE = 10  # masks take at most one part in this many of a group's budget
 
 
 @names_options
@@ -36,18 +36,18 @@ class SsnOptions:
     """How the layers of a Shapeshifter Network read their bank.
 
     Attributes:
-        combine: Windows become a weight by their mean (``avg``), by coefficients of the layer (``wavg``), by an affine
-            function of a small embedding of the layer (``emb``), or by coefficients that a softmax makes positive and
-            sum to one (``softmax``; published for learning groups).
-        upsample: How a layer reads a bank that is smaller than it: a smaller matrix, interpolated (``inter``); the bank
-            over and over (``repeat``); so too, each repetition times a learned mask (``mask``); the halves of the bank
-            mixed by two learned numbers for each repetition (``wavg``).
+        combine: How windows are summed to a weight: by their mean (``avg``), with coefficients of the layer (``wavg``),
+            with coefficients that are an affine function of a small embedding of the layer (``emb``), or with
+            coefficients that a softmax makes positive and sum to one (``softmax``; published for learning groups).
+        upsample: How a layer reads a bank that is smaller than itself: a smaller matrix, interpolated (``inter``); the
+            bank, repeated (``repeat``); the bank, repeated, each repetition times a learned mask (``mask``); the halves
+            of the bank, mixed by two learned numbers for each repetition (``wavg``).
         windows: Windows that a layer reads at most.
-        templates: 0: each layer goes on where the one before it stopped reading (round robin). Else the bank is cut
-            into so many templates, and every layer reads them all, from their beginnings.
+        templates: 0: each layer begins where the one before it stopped reading (round robin). Otherwise the bank is cut
+            into this many templates, and every layer reads all of them, each from its beginning.
         embedding_size: Numbers in an embedding; ``emb`` alone reads it.
-        mask_window: Numbers that one number of a mask is for; 0 for the fewest, in nines, with which the masks take a
-            tenth of the group's budget at most; ``mask`` alone reads it.
+        mask_window: Numbers of a weight that one number of a mask multiplies; 0 for the smallest multiple of nine with
+            which the masks take at most a tenth of the group's budget; ``mask`` alone reads it.
 
     Raises:
         SuperWeightError: An unknown name, a number out of bounds, an option that would do nothing.
@@ -81,16 +81,16 @@ class SsnOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSpec:
-    """Windows of the bank, which wraps to its start, that one layer reads, and how they become a weight."""
+    """Windows that one layer reads of the bank, which wraps to its start, and how they become a weight."""
 
     num_windows: int  # K
     size: int  # numbers in a window
     start: int  # of the first window
     stride: int  # from the start of one window to that of the next
     matrix: tuple[int, int] = (0, 0)  # rows and columns of the smaller matrix that a window is (``inter``); else (0, 0)
-    num_tiles: int = 1  # times that a window is laid out to fill the weight, the last time as far as needed
+    num_tiles: int = 1  # times that a window is repeated to fill the weight; the last repetition may be cut
     mixed: bool = False  # whether each tile has coefficients of its own (up-sampling ``wavg``)
-    masked: int = 0  # numbers beyond the first tile, which masks are for (up-sampling ``mask``)
+    masked: int = 0  # numbers of the weight beyond the first tile, which masks multiply (``mask``)
 
     @property
     def end(self) -> int:
@@ -165,7 +165,7 @@ def smaller_matrix(shape: Shape, numbers: int) -> tuple[int, int]:
         matrix = max(1, round(share * rows)), max(1, round(share * columns)) * positions
         if math.prod(matrix) <= numbers:
             return matrix
-    return 1, positions  # the least
+    return 1, positions  # the smallest matrix
 
 
 def least_bank(shapes: Sequence[Shape], options: SsnOptions) -> int:
@@ -188,7 +188,7 @@ def num_coefficients(found: Sequence[WindowSpec], options: SsnOptions, mask_wind
     count += sum(math.ceil(spec.masked / mask_window) for spec in found if spec.masked)
     if options.combine == "emb":
         return count + options.embedding_size * len(combined) + (options.embedding_size + 1) * sum(set(combined))
-    if options.combine == "softmax":  # of one window it is one, whatever its coefficient
+    if options.combine == "softmax":  # the softmax of one window is one, whatever its coefficient
         combined = [windows for windows in combined if windows > 1]
     return count + (sum(combined) if options.combine != "avg" else 0)
 
@@ -203,7 +203,7 @@ def group_cost(
 
 
 def mask_window_of(shapes: Sequence[Shape], budget: int, options: SsnOptions) -> int:
-    """Scalars of a weight for each number of a mask: the fewest nines that cost a tenth of the budget at most."""
+    """Scalars of a weight for each number of a mask: the least multiple of nine that costs a tenth of the budget."""
     if options.upsample != "mask":
         return 0
     if options.mask_window:
@@ -227,7 +227,7 @@ def least_cost(shapes: tuple[Shape, ...], options: SsnOptions, count_all: bool =
         return group_cost(shapes, size, options, window, count_all)
     costs = []
     largest = max(size, *(math.prod(shape) for shape in shapes))
-    while size <= largest:  # coefficients become fewer as the bank grows: somewhere between the two is the least
+    while size <= largest:  # coefficients become fewer as the bank grows, so the least cost is somewhere in between
         costs.append(group_cost(shapes, size, options, options.mask_window, count_all))
         size += max(1, size // 16)
     return min(costs)
@@ -244,7 +244,7 @@ def bank_within(shapes: Sequence[Shape], budget: int, options: SsnOptions, count
         chosen = options.upsample == "mask" and not options.mask_window
         if not chosen or window >= largest or (fits and size * _MASK_SHARE >= (_MASK_SHARE - 2) * min(budget, largest)):
             break
-        window *= 2  # masks of many small layers are rounded up
+        window *= 2  # each layer's mask is rounded up, so those of many small layers cost more
     assert fits, "the caller compares the budget with least_cost"
     if options.templates:
         return options.templates * max(spec.size for spec in window_specs(shapes, size, options)), window
@@ -257,8 +257,8 @@ def _largest_bank(shapes: tuple[Shape, ...], budget: int, options: SsnOptions, w
     upper = min(budget, options.templates * max(sizes) if options.templates else options.windows * sum(sizes))
     least = least_bank(shapes, options)
     steps = {count * size for size in set(sizes) for count in range(1, options.windows + 1)}
-    # Between two steps, at which a layer comes to read one window more, the other coefficients only become fewer as the
-    # bank grows: from the upper end down, taking off what is too much never passes the largest that fits.
+    # At each step a layer comes to read one window more. Between two steps, coefficients only become fewer as the bank
+    # grows, so that subtracting the excess from the upper end never passes the largest size that fits.
     for lower in sorted({least, *(step for step in steps if least < step <= upper)}, reverse=True):
         size = upper
         while size >= lower:
@@ -285,7 +285,7 @@ class SsnGroup:
         tuple[Target, ...], Field(min_length=1, max_length=MOST_TARGETS)
     ]  # in the order in which they read it
     options: SsnOptions
-    mask_window: Annotated[int, Field(ge=0, le=2**31)] = 0  # numbers that one number of a mask is for; 0 without masks
+    mask_window: Annotated[int, Field(ge=0, le=2**31)] = 0  # numbers that one number of a mask multiplies; 0: no masks
     generator: Literal["ssn"] = "ssn"
 
     @property

@@ -17,9 +17,9 @@ from torch.nn.parameter import UninitializedParameter
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.storage import ONLY_FIELDS
 
-# Bounds of what a file may say, seen before anything is computed; in memory a plan is whatever made it.
+# Bounds on what a file may say, checked before anything is computed; plans made in memory are not checked.
 MOST_PARAMETERS = 2**36  # trainable scalars, of a plan or a budget
-MOST_SLOTS_OF_KERNELS = 2**7  # of a cluster that has several kernels: what is new in a slot is sought in all before it
+MOST_SLOTS_OF_KERNELS = 2**7  # of a cluster of several kernels, which compares each slot with all before it
 MOST_TARGETS = 2**20
 MOST_TEMPLATES = 2**12  # of a slot
 _MOST_PARTS = 16  # of one tensor
@@ -32,11 +32,11 @@ Members = Union[Mapping[str, nn.Module], Sequence[tuple[str, nn.Module]], Sequen
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_DENSE = ("linear", "conv1d", "conv2d", "conv3d")  # a matrix, or one for each kernel position
+_DENSE = ("linear", "conv1d", "conv2d", "conv3d")  # kinds whose weight is a matrix, or one for each kernel position
 _FUSED = {"qkv": 3, "Wqkv": 3, "to_qkv": 3, "qkv_proj": 3, "in_proj_weight": 3, "kv": 2, "to_kv": 2}  # projections
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
-_COMPUTED_FROM = ("_orig", "_g", "_v")  # torch.nn.utils.prune, spectral_norm and weight_norm leave these
+_COMPUTED_FROM = ("_orig", "_g", "_v")  # suffixes of what prune, spectral_norm and weight_norm compute a weight from
 _NO_MEMBERS: dict[type[nn.Module], str] = {
     torch.jit.ScriptModule: "its weights cannot be exchanged; give the network that it was made of",
     nn.DataParallel: "give its .module; swe.train runs on several devices by itself",
@@ -53,7 +53,7 @@ class GeneratedTensor:
     Attributes:
         member: Name of the member that reads it.
         names: Name of the parameter in the member, then the names tied to it.
-        part: Index and count of equal parts of its rows, as of the query, key and value of one attention projection;
+        part: Index and count of equal parts of its rows, such as the query, key and value of an attention projection;
             None where it is whole.
     """
 
@@ -202,10 +202,10 @@ def find_targets(
     Taken: convolutions of one to three dimensions (transposed, grouped and depthwise ones too), linear
     layers, attention projections, the matrices of recurrent layers and cells, and the ``weight`` of a module class
     outside ``torch.nn`` that has two to five dimensions. Left: the classifier head, norms, embeddings, biases, frozen
-    parameters. Of modules outside ``torch.nn``, what subclasses a norm or embedding, is called one (``*Norm*``,
-    ``*Embed*``), or has one dimension larger than one counts as such.
-    A tensor that several layers hold is one target with several names; one that fuses several projections (``qkv``,
-    ``kv``, ``in_proj_weight``) is a target for each, parts of it.
+    parameters. A module outside ``torch.nn`` counts as a norm or embedding if it subclasses one, is called one
+    (``*Norm*``, ``*Embed*``), or has a weight with only one dimension larger than one.
+    A tensor that several layers hold is one target with several names; a tensor that fuses several projections
+    (``qkv``, ``kv``, ``in_proj_weight``) gives a target for each of them.
 
     Args:
         module: Any network.
@@ -284,7 +284,7 @@ def _why_left(held: _HeldParameter, is_of_head: bool, exclude: Sequence[str]) ->
             "take that off the layer to share it"
         )
     if not held.parameter.is_floating_point():
-        return f"{str(held.parameter.dtype).removeprefix('torch.')}, and no bank generates such"
+        return f"{str(held.parameter.dtype).removeprefix('torch.')}, which no bank generates"
     if not held.parameter.requires_grad:
         return "frozen: requires_grad_() before the ensemble is made"
     if is_of_head:
@@ -313,7 +313,7 @@ def matches(spellings: Iterable[str], pattern: str) -> bool:
 
 
 def head_layers(module: nn.Module) -> dict[int, nn.Module]:
-    """The classifier of a network, by ``id``: what timm names as such, else the last linear layer."""
+    """Layers of a network's classifier, by ``id``: those that timm names as such, else the last linear layer."""
     get_classifier = getattr(module, "get_classifier", None)
     if callable(get_classifier):
         found = get_classifier()
@@ -331,7 +331,7 @@ def head_layers(module: nn.Module) -> dict[int, nn.Module]:
 
 
 def num_classes(module: nn.Module) -> int | None:
-    """Classes that a network answers, by ``num_classes`` or a head of a usual name; None where these tell nothing."""
+    """Number of classes, by ``num_classes`` or a head of a usual name; None where these tell nothing or disagree."""
     declared = getattr(module, "num_classes", None)
     children = dict(module.named_children())
     in_order = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.Linear)

@@ -304,8 +304,8 @@ def test_bad_options(make, options, message):
 BROKEN = {
     "form of tomorrow": ({"coefficients": "matrix"}, r"at clusters\.0: unknown coefficients 'matrix'.* vector"),
     "retired form": ({"coefficients": "channel"}, r"at clusters\.0\.coefficients: 'channel' was retired, .*'own'$"),
-    "embedding without a size": ({"coefficients": "embedding"}, "embedding_size is positive with"),
-    "vector with a size": ({"embedding_size": 24}, "embedding_size is positive with"),
+    "embedding without a size": ({"coefficients": "embedding"}, "embedding_size must be positive with"),
+    "vector with a size": ({"embedding_size": 24}, "embedding_size must be positive with"),
     "negative size": (
         {"coefficients": "embedding", "embedding_size": -1},
         r"at clusters\.0\.embedding_size must be at least 0",

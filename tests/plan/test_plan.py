@@ -237,7 +237,7 @@ BROKEN = {
     "slot of one dimension": (lambda c: slot(c).update(shape=[4]), r"slots\.0\.shape: .*at least 2 items"),
     "slot of no rows": (lambda c: slot(c).update(shape=[0, 4]), r"slots\.0\.shape\.0 must be at least 1"),
     "slot that adds nothing": (lambda c: slot(c, 1).update(shape=[1, 1]), r"slot 1 must add numbers"),
-    "kernels mixed": (lambda c: slot(c, 1).update(shape=[6, 6, 3, 3]), r"all slots must have as many dimensions"),
+    "kernels mixed": (lambda c: slot(c, 1).update(shape=[6, 6, 3, 3]), r"all slots must have equally many dimensions"),
     "unused vector": (lambda c: slot(c).update(num_vectors=99), r"slot 0: its 99 coefficient vectors do not match"),
     "vector that is not there": (lambda c: target(c).update(vectors=[77]), r"slot 0: its \d+ coefficient vectors"),
     "target of no slot": (
@@ -310,10 +310,13 @@ BROKEN_GROUPS = {
         lambda c: group(c)["options"].update(combine="emb", embedding_size=0),
         r"embedding_size must be at least 1",
     ),
-    "masks of no window": (lambda c: group(c).update(mask_window=0), r"mask_window is positive with upsample 'mask'"),
+    "masks of no window": (
+        lambda c: group(c).update(mask_window=0),
+        r"mask_window must be positive with upsample 'mask'",
+    ),
     "masks that are not asked for": (
         lambda c: group(c)["options"].update(upsample="inter"),
-        r"mask_window is positive with upsample 'mask', and 0 with the others",
+        r"mask_window must be positive with upsample 'mask', and 0 with the others",
     ),
     "another window": (lambda c: group(c)["options"].update(mask_window=4), r"is \d+, but its options say 4"),
     "tiles past counting": (

@@ -373,7 +373,7 @@ def test_an_ensemble_below_the_minimum_of_superweights_works_the_same_way():
         ({"clusters": "one", "num_groups": 2}, "num_groups does nothing with clusters 'one'"),
         ({"clusters": "one", "group_seed": 2}, "group_seed does nothing with clusters 'one'"),
         ({"clusters": "one", "generator": "superweight"}, "cluster 'all' mixes conv2d 1x1 and conv2d 3x3 and linear"),
-        ({"budget": 10}, r"what stays the members' own \(heads, norms, biases, layers left out\) is \d+ alone"),
+        ({"budget": 10}, r"the members' own parameters \(heads, norms, biases, layers left out\) alone are \d+"),
     ],
 )
 def test_bad_options(options, message):
