@@ -1,4 +1,4 @@
-"""Networks by name, what is remembered of how they were built, and surgery on any module.
+"""Networks by name, the record of how each was built, and surgery on any module.
 
 Learned widths are in :mod:`superweight_ensembles.models.adaptive`.
 """

@@ -32,13 +32,13 @@ class LearnedWidth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HiddenLayer:
-    """A hidden width other than the one that options make; layers by their paths."""
+    """A hidden width that differs from the one that options make, with its layers by path."""
 
     __pydantic_config__ = ONLY_FIELDS
 
     producer: str  # whose outputs are the neurons
     consumer: str  # which reads the neurons
-    between: tuple[str, ...]  # in between, with numbers for each neuron
+    between: tuple[str, ...]  # layers in between that hold numbers for each neuron
     width: int
     learned: LearnedWidth | None = None  # None for a plain width
 
@@ -58,10 +58,10 @@ class Architecture:
 
 @runtime_checkable
 class Described(Protocol):
-    """A part of a module that knows a hidden width of it."""
+    """A part of a module that knows one of the module's hidden widths."""
 
     def hidden_layer(self, path: str) -> HiddenLayer | None:
-        """What to note of the width, with the part at this path."""
+        """The note on the width, for a part at this path."""
 
 
 def remember_architecture(module: Module, architecture: Architecture) -> Module:

@@ -15,15 +15,15 @@ from torch.utils.module_tracker import ModuleTracker
 
 from superweight_ensembles.models.surgery import call_with, unfused_recurrence
 
-# Counting changes settings of the process, and a time is right where nothing else is measured.
+# Counting changes settings of the whole process, and a time is right only while nothing else is measured.
 MEASURING = threading.RLock()
 
-_SLOW_OPERATORS = ("_fft", "_sparse", "_linalg", "linalg", "_cdist", "mkldnn")  # of torch's own; no formula counts them
+_SLOW_OPERATORS = ("_fft", "_sparse", "_linalg", "linalg", "_cdist", "mkldnn")  # torch's own that no formula counts
 _Shape = Sequence[int]
 
 
 class _NoModules(ModuleTracker):
-    """Follows no module: hooks that ask which one runs fail on parameters and views that a module is given."""
+    """Tracks no module: the hooks of torch's tracker fail on parameters and views that a module is given."""
 
     def __enter__(self) -> _NoModules:
         return self
@@ -81,7 +81,7 @@ def count_flops(module: nn.Module, images: Any) -> int:
     """Floating point operations of one call, as ``torch.utils.flop_counter`` counts them: two for each multiply-add.
 
     Counted are products of matrices and vectors, convolutions, attention and recurrent layers, and what a
-    parametrization computes anew in each call. Not counted are work element by element, Fourier transforms, sparse and
+    parametrization computes anew in each call. Not counted are element-wise work, Fourier transforms, sparse and
     quantised layers, and operators of other packages.
 
     Args:
@@ -96,7 +96,7 @@ def counted_flops(module: nn.Module, images: Any) -> tuple[int, Any, set[str]]:
     counter = _FlopCounter()
     with MEASURING:
         fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # the fused attention call is one that the counter does not know
+        torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know the fused attention call
         try:
             # Attention as products, which it counts.
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), unfused_recurrence(module), counter:

@@ -54,7 +54,7 @@ def load_weights(module: nn.Module, file: str | Path, num_classes: int) -> None:
 
 @torch.no_grad()
 def _take(module: nn.Module, tensors: Mapping[str, Tensor], num_classes: int, source: str) -> None:
-    """Copy all tensors, or none; those of the head may be of other classes, and are left."""
+    """Copy all tensors, or none; those of a head for other classes are left out."""
     own = module.state_dict()
     found: dict[str, Tensor] = {}
     for name, held in own.items():
@@ -65,7 +65,7 @@ def _take(module: nn.Module, tensors: Mapping[str, Tensor], num_classes: int, so
             raise SuperWeightError(f"{source} has no {name}, {tuple(held.shape)} in this network")
         if given.shape == held.shape:
             found[name] = given
-        elif given.ndim == 0 or held.shape != (num_classes, *given.shape[1:]):  # all but a head's rows
+        elif given.ndim == 0 or held.shape != (num_classes, *given.shape[1:]):  # only a head's rows may differ
             raise SuperWeightError(f"{source}: {name} is {tuple(given.shape)}, in this network {tuple(held.shape)}")
     for name in tensors:
         if name not in own and not name.endswith(_COUNTER):

@@ -34,7 +34,7 @@ from superweight_ensembles.storage import (
 
 MODELS = "superweight_ensembles.models"  # group of entry points
 MOST_MODULES = 10_000  # four times those of the largest network of timm
-_MOST_SIZE = 2**16  # of a whole number among options: sizes of images, widths, depths
+_MOST_SIZE = 2**16  # of a number among options: sizes of images, widths, depths
 _MOST_VALUES = 10_000
 _MOST_CLASSES = 2**20
 _LOADS_WEIGHTS = (
@@ -62,9 +62,9 @@ def build_member(
             the options, and with ``num_classes`` and ``in_channels`` where it has parameters of these names.
         num_classes: Number of outputs of the head.
         in_channels: Channels of the images.
-        pretrained: Whether the network gets the trained weights that timm or torchvision offers, fetched where they are
-            not there; a head of other classes is drawn anew.
-        weights: A safetensors file of such a network's state dict, in the place of ``pretrained``.
+        pretrained: Whether the network gets the trained weights that timm or torchvision offers, downloaded unless they
+            are there; a head for other classes is drawn anew.
+        weights: A safetensors file of such a network's state dict, instead of ``pretrained``.
         **options: Other options of the model, such as timm's ``img_size`` or ``drop_path_rate``.
 
     Raises:
@@ -177,7 +177,7 @@ def _made_by(
     told = {"num_classes": num_classes, "in_channels": in_channels}
     try:
         parameters = list(inspect.signature(make).parameters.values())
-    except (TypeError, ValueError):  # of a program that Python cannot look into
+    except (TypeError, ValueError):  # compiled code, which Python cannot inspect
         parameters = []
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters}
@@ -188,7 +188,7 @@ def _made_by(
 
 
 def _check_options(options: dict[str, Any], what: str) -> None:
-    """Refuse options that no network has, which code would loop over before it makes a layer."""
+    """Refuse options too large for any network, over which code might loop before it makes a layer."""
     check_levels(options, f"the options of {what}", most=8)
     left = list(options.items())
     for seen, (name, value) in enumerate(left):  # grows while it is walked through
@@ -204,7 +204,7 @@ def _check_options(options: dict[str, Any], what: str) -> None:
 
 @contextmanager
 def _counted(what: str, most_numbers: int | None) -> Iterator[None]:
-    """Count what modules of this thread register, before it is filled with numbers, and stop at a bound."""
+    """Count the tensors and modules that this thread registers, before they are filled, and stop at a bound."""
     here = threading.get_ident()
     counts = {"numbers": 0, "modules": 0}
 

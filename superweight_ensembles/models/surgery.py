@@ -1,4 +1,4 @@
-"""Surgery on any module: copies of it, its parameters, here and in an optimiser, its modes, and how it is called."""
+"""Surgery on any module: its copies, its parameters (also in an optimiser), its modes, and how it is called."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BACKENDS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 
 
 class _WithoutGraphs(TorchFunctionMode):
-    """Has ``deepcopy`` copy a computed tensor, of which torch copies none, as its values alone."""
+    """Lets ``deepcopy`` copy computed tensors, which torch refuses to copy, as their values alone."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -41,7 +41,7 @@ class _WithoutGraphs(TorchFunctionMode):
 
 
 def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | None = None) -> _Copied:
-    """A deep copy of a module, or of what holds one; tensors kept of its last call come without their graphs."""
+    """A deep copy of a module, or of what holds one; tensors kept from a call are copied without their graphs."""
     try:
         with _WithoutGraphs():
             return copy.deepcopy(module, memo)
@@ -56,7 +56,7 @@ def copied(module: _Copied, named: str = "the network", memo: dict[int, Any] | N
 
 def check_functions(module: nn.Module, memo: Mapping[int, Any], named: str) -> None:
     """Refuse a copy of a module that holds functions which refer to the module that was copied."""
-    # Python copies no function: one that closes over the network would go on with the network's own parameters.
+    # Python copies no function: one that closes over the network would go on with the original's parameters.
     for path, part in module.named_modules():
         for name, value in part.__dict__.items():
             held = [*value.values()] if isinstance(value, dict) else value
@@ -78,7 +78,7 @@ def _referents(function: object, depth: int) -> Iterator[object]:
         held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *vars(function).values()]
         held += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
         for cell in function.__closure__ or ():
-            with suppress(ValueError):  # one that is empty yet
+            with suppress(ValueError):  # a cell that is still empty
                 held.append(cell.cell_contents)
     elif isinstance(function, functools.partial):
         held = [function.func, *function.args, *function.keywords.values()]
@@ -92,7 +92,7 @@ def _referents(function: object, depth: int) -> Iterator[object]:
 
 @contextmanager
 def calling(member: str, inputs: object) -> Iterator[None]:
-    """Have an exception of a member's call name the member and its inputs; memory that runs out stays as it is."""
+    """Make exceptions of a member's call name the member and its inputs; out-of-memory errors stay as they are."""
     try:
         with unchanged(f"member {member!r}", inputs):
             yield
@@ -125,7 +125,7 @@ def described(inputs: object) -> str:
 
 @contextmanager
 def unchanged(named: str, inputs: object) -> Iterator[None]:
-    """Refuse, at the end, a call that has written to its inputs, as far as torch counts it."""
+    """Refuse, at the end, a call that has written to its inputs, as far as torch counts writes."""
     if torch.compiler.is_compiling():
         yield
         return
@@ -133,7 +133,7 @@ def unchanged(named: str, inputs: object) -> Iterator[None]:
     versions = [tensor._version for tensor in tensors]
     try:
         yield
-    finally:  # also in the place of what the call raised
+    finally:  # even instead of an exception of the call
         if [tensor._version for tensor in tensors] != versions:
             raise SuperWeightError(
                 f"{named} changes its images in place, which others see too: let it work on images.clone(), and leave "
@@ -188,8 +188,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
     """Put a tensor, or nothing, in the place of a parameter, so that the module's next call reads it."""
     owner._parameters[local] = tensor  # type: ignore[assignment]  # generated tensors are no parameters
-    # Recurrent layers hold their tensors again, in the list that they hand to torch. Torch's own way to renew it would
-    # first copy all weights into one block, on a GPU, and keeps what was taken away.
+    # Recurrent layers hold their tensors a second time, in the list that they hand to torch. Torch's own way to renew
+    # that list would, on a GPU, first copy all weights into one block; and it keeps tensors that were taken away.
     if isinstance(owner, nn.RNNBase) and local in owner._flat_weights_names:
         index = owner._flat_weights_names.index(local)
         owner._flat_weights[index] = tensor
@@ -199,12 +199,12 @@ def set_parameter(owner: nn.Module, local: str, tensor: Tensor | None) -> None:
 def exchange_parameter(
     optimizer: torch.optim.Optimizer, before: nn.Parameter, after: nn.Parameter, carried: Callable[[Tensor], Tensor]
 ) -> None:
-    """Have an optimiser hold ``after`` in the place of ``before``, with its moments, each made by ``carried``."""
+    """Replace ``before`` by ``after`` in an optimiser; ``carried`` makes each new moment of the old one."""
     for group in optimizer.param_groups:
         group["params"] = [after if parameter is before else parameter for parameter in group["params"]]
     if before in optimizer.state:
         state = optimizer.state.pop(before)
-        # State of other shapes, such as sums over rows, fits neither parameter: with it all state goes.
+        # State of other shapes, such as sums over rows, cannot be carried over: then all state is dropped.
         if any(isinstance(one, Tensor) and one.numel() > 1 and one.shape != before.shape for one in state.values()):
             return
         optimizer.state[after] = {
@@ -214,7 +214,7 @@ def exchange_parameter(
 
 
 def buffers_as_now(module: nn.Module) -> Callable[[], None]:
-    """A function that restores the buffers that a module has now; those that hold the same are not written to."""
+    """A function that restores the buffers that a module has now; unchanged ones are not written to."""
     held = [
         (part, name, buffer, buffer.clone())
         for part in module.modules()
@@ -225,7 +225,7 @@ def buffers_as_now(module: nn.Module) -> Callable[[], None]:
     def put_back() -> None:
         with torch.no_grad():
             for part, name, buffer, values in held:
-                if buffer.layout != torch.strided or not torch.equal(buffer, values):  # none writes to expanded ones
+                if buffer.layout != torch.strided or not torch.equal(buffer, values):  # never expanded ones
                     buffer.copy_(values)
                 part._buffers[name] = buffer
 
@@ -257,7 +257,7 @@ def unfused_recurrence(module: nn.Module) -> Iterator[None]:
     if not any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
         yield
         return
-    # The FLOP counter knows nothing of the fused calls, and cuDNN's has no backward in evaluation mode.
+    # The FLOP counter does not know the fused calls, and cuDNN's fused call has no backward in evaluation mode.
     before = [(backend, backend.enabled) for backend in _BACKENDS]
     try:
         for backend in _BACKENDS:

@@ -64,7 +64,7 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
 
     Args:
         depth: Number of layers, 6n + 4.
-        width: Factor w of the channels; of a fraction such as 0.25, channels are rounded, to 1 at least: 16, 4, 8, 16.
+        width: Factor w of the channels, which are rounded to 1 at least: a fraction such as 0.25 gives 16, 4, 8, 16.
         num_classes: K.
         in_channels: Channels of the images.
 
@@ -72,7 +72,7 @@ def wide_resnet(depth: int, width: float, num_classes: int, in_channels: int = 3
         SuperWeightError: A depth that is not 6n + 4, a width that is no positive number, or a size below one.
 
     Source: Zagoruyko and Komodakis 2016, table 1.
-    Differs from paper: widths that are no whole numbers, so that there is a network of any size.
+    Differs from paper: the width may be a fraction, so that there is a network of any size.
 
     Example:
         >>> sum(parameter.numel() for parameter in wide_resnet(28, 7, num_classes=100).parameters())

@@ -133,7 +133,7 @@ class BudgetPolicy:
         return minimum_cost(_slot_needs(_draft_cluster(group, self), self), self.count_all)
 
     def ssn_options(self, shapes: tuple[Shape, ...], budget: int) -> SsnOptions:
-        """How layers of these shapes read a bank: as asked for, else by default, or tiled if ``auto`` has few numbers."""
+        """How layers of these shapes read a bank: as asked for, else by default, or tiled where ``auto`` must save."""
         if self.ssn is not None:
             return self.ssn
         mixed, tiled = SsnOptions(), SsnOptions(upsample="repeat")

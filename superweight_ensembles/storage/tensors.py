@@ -87,9 +87,7 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
         found = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     for name, (_, kind) in found.items():
         if kind not in _TYPES:
-            raise SuperWeightError(
-                f"{path} does not fit: tensor {name!r:.200} is of type {kind}, which torch does not have"
-            )
+            raise SuperWeightError(f"{path} does not fit: tensor {name!r:.200} is of type {kind}, which torch lacks")
     return {name: (shape, _TYPES[kind]) for name, (shape, kind) in found.items()}
 
 

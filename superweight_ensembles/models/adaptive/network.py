@@ -38,26 +38,26 @@ def make_adaptive(
     scale: str = "rms",
     example: Tensor | None = None,
 ) -> Module:
-    """Make hidden widths of a module learned: those between two of its layers.
+    """Make hidden widths of a module learned, each between two of its layers.
 
     The neurons between a producer (linear, convolution) and its consumer are weighed by their importance before the
-    consumer reads them; call :func:`resize_widths` after each step of the optimiser. What holds numbers for each neuron
-    in between, batch norm for instance, is found and changes with them.
+    consumer reads them; call :func:`resize_widths` after each step of the optimiser. Layers in between that hold a
+    number for each neuron, such as batch norm, are found and change with them.
 
     Args:
         module: Changed in place. Each width becomes a submodule ``input_width`` of its consumer, with one parameter.
-        pairs: (producer, consumer) paths; globs stand for all that match, those of a pair for the same text:
-            ``("blocks.*.mlp.fc1", "blocks.*.mlp.fc2")`` are a vision transformer's feed-forward widths.
-        rate: First rate, and with it the number of neurons. Where neither this nor ``width`` is given, each
-            starts with the neurons that it has.
+        pairs: (producer, consumer) paths. A glob stands for all paths that match it, and the globs of a pair for the
+            same text: ``("blocks.*.mlp.fc1", "blocks.*.mlp.fc2")`` are a vision transformer's feed-forward widths.
+        rate: First rate, which decides the first number of neurons. Where neither this nor ``width`` is given, each
+            width starts with the neurons that it has.
         width: First number of neurons.
         distribution: ``exponential`` or ``power_law``.
         quantile: Share of the distribution that the neurons hold, in (0, 1).
         bounds: Least and most neurons.
-        scale: ``rms``: neurons count one in the root mean square, so that the module's own start values and learning
-            rates suit. ``sum``: they sum to one, as published, and the consumer's weights are scaled up once, by
-            sqrt(D / sum of p^2), to keep the deviation of what it makes.
-        example: A batch of inputs, to follow the neurons with; guessed where None.
+        scale: ``rms``: importances have a root mean square of one, so that the module's own start values and learning
+            rates suit. ``sum``: importances sum to one, as published, and the consumer's weights are scaled up once, by
+            sqrt(D / sum of p^2), to keep the deviation of its outputs.
+        example: A batch of inputs with which neurons are traced through the module; guessed where None.
 
     Raises:
         SuperWeightError: Pairs that share no hidden dimension (names both shapes), neurons that mix or are used
@@ -93,7 +93,7 @@ def make_adaptive(
             _attach(to, hidden, learned)
 
     _check_free(module, traced, example)
-    attach(copied(module))  # what is refused leaves the module as it is
+    attach(copied(module))  # first to a copy: a refusal leaves the module as it is
     attach(module)
     return module
 
@@ -122,7 +122,7 @@ def _matched(module: nn.Module, pairs: Sequence[tuple[str, str]]) -> Iterator[tu
 
 
 def _check_untied(module: nn.Module, *paths: str) -> None:
-    """Refuse layers whose tensors are another's as well."""
+    """Refuse layers that share tensors with other layers."""
     owners: dict[int, set[str]] = {}
     for name, tensor in module.named_parameters(remove_duplicate=False):
         owners.setdefault(id(tensor), set()).add(name)
@@ -158,7 +158,7 @@ def _reads(layer: Any) -> int:
 
 
 def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tensor) -> None:
-    """Refuse a module that answers differently with one neuron less in every width and with these neurons unread."""
+    """Refuse a module whose answer without the last neuron of every width is not that with these neurons unread."""
     whole, narrow = copied(module).eval(), copied(module).eval()
     for hidden in traced:
         place = place_of(whole, hidden)
@@ -171,10 +171,10 @@ def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tenso
     try:
         with torch.no_grad():
             expected, again, answer = whole(example), whole(example), narrow(example)
-        # What answers at random is not compared.
+        # The answers of a module that is random are not compared.
         repeats = torch.allclose(expected, again, equal_nan=True)
         same = torch.allclose(answer, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
-        difference = "its answer is another one with fewer neurons, whatever they add" if repeats and not same else ""
+        difference = "its answer depends on their number, whatever they add" if repeats and not same else ""
     except Exception as error:
         difference = f"{error!s:.200}"
     if difference and all(hidden.width > 1 for hidden in traced):

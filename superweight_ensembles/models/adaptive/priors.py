@@ -1,4 +1,4 @@
-"""What the loss of a network of learned widths has besides the cross-entropy: priors of its weights and rates.
+"""Terms that learned widths add to the cross-entropy in a loss: priors of a network's weights and rates.
 
 Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 """
@@ -20,12 +20,13 @@ from superweight_ensembles.storage import ONLY_FIELDS, real
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True, config=ONLY_FIELDS)
 class WidthLoss:
-    """Terms of a loss that is a mean over N samples: those of weights and of rates.
+    """Priors of weights and of rates, as terms of a loss that is a mean over N samples.
 
     sum of theta^2 / (2 ``weight_deviation``^2 N) over all parameters but the rates, and
     (rate - ``prior_rate``)^2 / (2 deviation^2 N) over all rates. A prior rate above the rates that widths start with
-    makes networks narrower: the smaller its deviation, the more so. Where ``final_deviation`` is given, the deviation
-    goes there from ``prior_deviation``, geometrically, between two points of the training: compression while training.
+    makes networks narrower: the smaller the deviation, the more so. Where ``final_deviation`` is given, the deviation
+    moves from ``prior_deviation`` to it, geometrically, between two points of the training, which compresses the
+    network while it trains.
 
     Attributes:
         weight_deviation: Standard deviation of the weights' prior; None for none (SGD's weight decay does the same).

@@ -1,7 +1,7 @@
-"""Hidden widths in place: where they are, and layers, what stands between them, and moments of optimisers changed.
+"""Hidden widths of a module: where they are, and changes of them in layers and in the moments of an optimiser.
 
-Parameters become new tensors under their old names, as autograd keeps the shape of a parameter that a graph still
-holds. In the optimiser they take the places of the old ones.
+Parameters become new tensors under their old names, since a parameter that a graph still holds must keep its shape. In
+the optimiser they take the places of the old ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Place:
 
     producer: Any  # the layer that makes the neurons
     consumer: Any  # the layer that reads them
-    between: tuple[nn.Module, ...]  # those that hold numbers for each neuron
+    between: tuple[nn.Module, ...]  # layers in between that hold numbers for each neuron
 
     @property
     def width(self) -> AdaptiveWidth | None:
@@ -89,7 +89,7 @@ class Place:
 
 
 def weigh_inputs(layer: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The forward hook of a layer that reads neurons of learned width."""
+    """The forward pre-hook of a layer that reads neurons of learned width."""
     hidden, *rest = given
     return (getattr(layer, ATTRIBUTE)(hidden), *rest)
 
@@ -188,7 +188,7 @@ def follow_rates(
     optimizer: torch.optim.Optimizer | None = None,
     generator_of: Callable[[int], torch.Generator] | None = None,  # of new numbers, by the index of a width
 ) -> dict[str, tuple[int, int]]:
-    """Give each width the neurons that its rate asks for; neurons before and after, of those that changed."""
+    """Give each width the neurons that its rate asks for; returns neurons before and after, of widths that changed."""
     changed = {}
     for index, ((label, (place, width)), rate) in enumerate(zip(places.items(), rates)):
         before, wanted = width.width, width.wanted(rate)
@@ -232,7 +232,7 @@ def set_width(
 
 
 def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
-    """A moment for the new shape, zero for new neurons; in the parameter's memory format, as fused optimisers ask."""
+    """A moment in the new shape, zero for new neurons; in the parameter's memory format, as fused optimisers need."""
     made = torch.zeros_like(like, dtype=moment.dtype)
     kept = min(moment.shape[axis], like.shape[axis])
     made.narrow(axis, 0, kept).copy_(moment.narrow(axis, 0, kept))
@@ -240,7 +240,7 @@ def _carried(moment: Tensor, axis: int, like: Tensor) -> Tensor:
 
 
 def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
-    """Give a network, as its options make it, the hidden widths that were noted, maybe in a file."""
+    """Give a network that was made by its options the hidden widths that were noted, perhaps in a file."""
     for noted in hidden:
         producer, consumer = (hidden_layer_of(module, path) for path in (noted.producer, noted.consumer))
         size = num_outputs(producer)
@@ -253,7 +253,7 @@ def restore_widths(module: nn.Module, hidden: Sequence[HiddenLayer]) -> None:
             if path not in modules or not is_resizable(modules[path], size):
                 raise SuperWeightError(f"{path!r} is no layer whose width can change with {noted.producer!r}")
         set_width(place_of(module, noted), noted.width)
-        # A learned one comes with what weighs it, as yet of any rate.
+        # A learned width gets the module that weighs its neurons; its rate is any one yet, and read with the weights.
         if (how := noted.learned) is not None and ATTRIBUTE not in consumer._modules:
             width = AdaptiveWidth(
                 width=min(max(noted.width, how.bounds[0]), how.bounds[1]), distribution=how.distribution,

@@ -1,9 +1,8 @@
-"""Where hidden activations go: from the layer that makes them, by what holds a number a neuron, to the layer that reads
-them.
+"""The way of hidden activations from the layer that makes them, by layers with a number a neuron, to their reader.
 
 Some hidden neurons are set to NaN in a forward pass, and the layers that see them are noted: a neuron that reaches
-anything but the one layer that reads it, or mixes with others on its way there, cannot be left out by itself. Several
-passes mark other neurons each, since code may treat some by their place (a slice, a sort, a running sum).
+anything but the one layer that reads it, or mixes with others on its way there, cannot be left out by itself. Each of
+several passes marks other neurons, since code may treat neurons by their place (a slice, a sort, a running sum).
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def trace_width(module: nn.Module, producer: str, consumer: str, example: Tensor
 
 
 def _trace_pass(trace: _Trace, example: Tensor) -> list[str]:
-    """Run a module once with some neurons marked; the layers that they pass on their way."""
+    """Run a module once with some neurons marked; returns the layers that they pass on their way."""
     module, producer, consumer = trace.module, trace.producer, trace.consumer
     try:
         with evaluating(module), torch.no_grad(), trace.hooked():
@@ -190,7 +189,7 @@ def neuron_axis(layer: nn.Module) -> int:
 
 
 def is_resizable(layer: nn.Module, width: int) -> bool:
-    """Whether a layer between the two holds numbers for each of so many neurons, and nothing else."""
+    """Whether a layer holds numbers for each of ``width`` neurons, and nothing else."""
     if isinstance(layer, _NormBase):
         return layer.num_features == width
     if isinstance(layer, _ConvNd):  # depthwise
@@ -200,7 +199,7 @@ def is_resizable(layer: nn.Module, width: int) -> bool:
 
 
 def example_of(module: nn.Module) -> Tensor:
-    """A batch of zeros as a module takes, guessed by its registry name or by its first layer."""
+    """A batch of zeros that a module takes, guessed by its registry name or by its first layer."""
     like = next((parameter for parameter in module.parameters() if parameter.is_floating_point()), torch.empty(0))
     made = recall_architecture(module)
     if made is not None and made.model == "mlp":

@@ -1,4 +1,4 @@
-"""Plain narrower networks out of one whose widths were learned, by its most important neurons; and such as exits.
+"""Plain narrower networks, made of the most important neurons of one with learned widths, and such networks as exits.
 
 Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
 """
@@ -71,7 +71,7 @@ def truncate(
         weight: Any = place.consumer.weight
         shape = [1] * weight.ndim
         shape[place.read_axis] = -1
-        weight.mul_(width.importance().to(weight).view(shape))  # what neurons count, into the weights that read them
+        weight.mul_(width.importance().to(weight).view(shape))  # moves the importance into the reader's weights
         set_width(place, size)
     drop_importance(plain)
     if norm_data is not None:
@@ -113,9 +113,9 @@ def truncated_exits(
         norm_data: Batches of inputs on which the truncations' batch norm statistics are estimated again.
 
     Returns:
-        For a member ``a`` with learned widths ``a@25%``, ``a@50%``, ``a@75%`` and ``a``; the others alone. Truncations
-        have an attribute ``version_of``, the member's name, by which an :class:`AnytimePredictor` knows that the mean
-        of the members so far holds the last version of each.
+        ``a@25%``, ``a@50%``, ``a@75%`` and ``a`` for a member ``a`` with learned widths; other members whole only.
+        Truncations have an attribute ``version_of``, the member's name, by which an :class:`AnytimePredictor` knows to
+        take the mean over the last version so far of each member.
 
     Raises:
         SuperWeightError: No member with learned widths, a fraction outside (0, 1), two fractions of the same per cent.

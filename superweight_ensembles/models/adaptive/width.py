@@ -139,7 +139,7 @@ class AdaptiveWidth(nn.Module):
 
     def wanted(self, rate: float) -> int:
         """The width that a rate asks for, within the bounds; refuses a rate that is not positive or not finite."""
-        if not 0 < rate < math.inf:  # it would not come back from zero
+        if not 0 < rate < math.inf:  # a rate of zero would never leave it
             raise SuperWeightError(
                 f"the rate of the width before {self.consumer!r} is {rate}: lower learning_rate or width_rate, or give "
                 "the prior of the rates more deviation"
@@ -155,7 +155,7 @@ class AdaptiveWidth(nn.Module):
         return hidden * importance
 
     def hidden_layer(self, path: str) -> HiddenLayer:
-        """The entry of this width, at a path of a network, in the network's architecture."""
+        """This width, at a path of a network, as an entry of the network's architecture."""
         root = path.removesuffix(f"{self.consumer}.{ATTRIBUTE}")
         learned = LearnedWidth(
             distribution=self.distribution, quantile=self.quantile, bounds=self.bounds, scale=self.scale,
