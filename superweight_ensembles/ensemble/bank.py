@@ -14,7 +14,7 @@ from superweight_ensembles.errors import unknown_name
 from superweight_ensembles.plan import SharingPlan
 from superweight_ensembles.storage import check_parameters_fit
 
-_SAMPLED = 8
+_SAMPLED = 8  # numbers of each template that are kept, to tell whether it has been trained
 
 
 class SuperWeightBank(nn.Module):
@@ -33,7 +33,7 @@ class SuperWeightBank(nn.Module):
         self.templates = nn.ParameterDict(values.templates)
         self.coefficients = nn.ParameterDict(values.coefficients)
         self.mixers = nn.ParameterDict(values.mixers)
-        # of groups whose coefficients cannot scale a weight
+        # fixed factors, for groups whose coefficients cannot scale a weight
         self.gains = nn.Module()
         for key, gains in values.gains.items():
             self.gains.register_buffer(key, gains)
@@ -60,12 +60,12 @@ class SuperWeightBank(nn.Module):
         )
 
     def set_plan(self, plan: SharingPlan) -> None:
-        """Go on under a plan that the tensors held here already fit."""
+        """Switch to a plan that the bank's tensors already fit."""
         self.plan = plan
         self._programs.clear()
 
     def combination(self, key: str) -> Tensor:
-        """Coefficients as they combine templates: (N, K); what else a group holds, as it is."""
+        """Coefficients as they combine templates: (N, K); those of a group's tiles, and masks, as they are."""
         return combination(self.coefficients.get(key, None), self.mixers.get(key, None), self.gains._buffers.get(key))
 
     def generate(self, members: Collection[str] | None = None) -> Weights:
@@ -75,7 +75,7 @@ class SuperWeightBank(nn.Module):
         return {name: weights.get(name, {}) for name in names}
 
     def begin(self, members: Collection[str] | None = None) -> Begun:
-        """As :meth:`generate`, for a backward pass in two halves: to the weights, which are leaves, and from there."""
+        """As :meth:`generate`, for backward in two steps: to the weights, which are leaves, and on to the bank."""
         names = self._names(members)
         begun = begin_programs(*self._inputs(names), self.memory_format)
         begun.weights = {name: begun.weights.get(name, {}) for name in names}

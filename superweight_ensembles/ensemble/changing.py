@@ -13,7 +13,7 @@ from superweight_ensembles.errors import SuperWeightError, check_number, names_o
 from superweight_ensembles.models import recall_architecture, remember_architecture
 from superweight_ensembles.plan import PlanOptions, count_parameters, head_layers
 
-if TYPE_CHECKING:  # no requirement of this package
+if TYPE_CHECKING:  # typing_extensions is no requirement of this package
     from typing_extensions import Unpack
 
 
@@ -76,7 +76,7 @@ def without_member(
 def reset_classifier(ensemble: SuperWeightEnsemble, num_classes: int) -> SuperWeightEnsemble:
     """The same members with new heads for other classes; all else, of the bank and the members, is as it was.
 
-    Timm's members do so by their own ``reset_classifier``; of others, the last linear layer is replaced.
+    Members of timm do so by their own ``reset_classifier``; in others, the last linear layer is replaced.
 
     Raises:
         SuperWeightError: A class count below one; a member whose head is not one linear layer, or is generated.

@@ -58,11 +58,11 @@ from superweight_ensembles.plan import (
 )
 from superweight_ensembles.storage import escape_controls
 
-if TYPE_CHECKING:  # no requirement of this package
+if TYPE_CHECKING:  # typing_extensions is no requirement of this package
     from typing_extensions import Self, Unpack
 
 _LOG = logging.getLogger(__name__)
-_MEMBERS_SHOWN = 6  # in ten lines
+_MEMBERS_SHOWN = 6  # of a repr of ten lines
 _HAS_WEIGHT = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -85,15 +85,15 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         task: ``classification``: logits (B, K), one class a row; ``segmentation``: logits (B, K, H, W), or of other
             places, a class index each; ``multilabel``: logits (B, L), yes or no each; ``regression``: numbers (B, ...).
             It decides the default loss and what the members' mean is taken of: softmax, sigmoid, or answers.
-        select: Function that picks the answer from what a member answers, where that is several tensors and the rule
-            above finds the wrong one. It becomes a part of the members, also of materialised ones, and is not saved.
-            Where None, members that select already, as materialised ones of such an ensemble do, go on so.
+        select: Function that picks the answer from a member's output, where that is several tensors and the rule above
+            picks the wrong one. It becomes a part of the members, also of materialised ones, and is not saved. Where
+            None, members that have such a function, such as materialised ones of another ensemble, keep it.
         **plan_options: Options of :func:`plan_sharing`, with ``budget``.
 
     Attributes:
         task: The :class:`superweight_ensembles.ensemble.Task`.
         images: How images are preprocessed, and the names of classes, as :func:`superweight_ensembles.train` found them
-            in its data; None before, and where it trained on other batches. It is saved with the ensemble.
+            in its data; None before, and after training on other batches. It is saved with the ensemble.
         bank: The trainable templates and coefficients.
         members: The copies, without their generated tensors, as an ``nn.ModuleDict`` that stays as it is.
 
@@ -153,7 +153,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         like = first_parameter(modules)
         _check_weights(plan, modules, like)
         _tell_shared(modules)
-        with torch.inference_mode(False):  # what is made inside could not be trained
+        with torch.inference_mode(False):  # tensors made in inference mode could not be trained
             self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
             self.members = MemberDict(
                 {name: _hollow_copy(module, name, generated_names(plan, name)) for name, module in modules.items()}
@@ -163,12 +163,12 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             for member in self.members.values():
                 _have_select(member, self.select)
 
-    if TYPE_CHECKING:  # nn.Module's call is of no type
+    if TYPE_CHECKING:  # nn.Module's call is untyped
 
         def __call__(self, inputs: Inputs = None, **named: Any) -> Tensor: ...
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As ``nn.Module.to``; ``memory_format=torch.channels_last`` is also that of the generated weights."""
+        """As ``nn.Module.to``; ``memory_format=torch.channels_last`` also becomes that of the generated weights."""
         self.bank.memory_format = kwargs.get("memory_format") or self.bank.memory_format
         return super().to(*args, **kwargs)
 
@@ -213,7 +213,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         raise fixed("the plan of an ensemble")
 
     def set_plan(self, plan: SharingPlan) -> None:
-        """Go on under a plan that the tensors held here, of the bank and of the members, already fit."""
+        """Switch to a plan that the tensors of the bank and of the members already fit."""
         self.bank.set_plan(plan)
         self.members.note_tensors()
 
@@ -243,7 +243,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
             **named: The keywords, in the place of a dictionary.
 
         Raises:
-            SuperWeightError: Members answer different shapes, or other than the task has it.
+            SuperWeightError: Members answer in different shapes, or in one that the task does not have.
         """
         if (inputs is None) != bool(named):
             raise SuperWeightError("an ensemble is called with its inputs, or with keywords for its members")
@@ -255,9 +255,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
     def run_member(
         self, name: str, inputs: Inputs, weights: Mapping[str, Tensor], call: Callable[..., Any] | None = None
     ) -> Tensor:
-        """The logits (B, K) of one member with the weights given, or its answer (B, ...) of another task.
+        """The logits (B, K) of one member with the weights given, or its answer (B, ...) in another task.
 
-        Backward may come at any time after, also where the member checkpoints activations.
+        Backward may run at any later time, even if the member checkpoints activations.
 
         Args:
             inputs: Inputs as the ensemble takes them.
@@ -275,9 +275,9 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     @contextmanager
     def with_weights(self, name: str, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """One member with its generated weights in their places, until the context ends; other threads wait so long.
+        """One member with its generated weights in place until the context ends; meanwhile other threads wait.
 
-        Run backward inside the context where the member checkpoints activations, or call :meth:`run_member`.
+        If the member checkpoints activations, run backward inside the context, or call :meth:`run_member` instead.
 
         Raises:
             SuperWeightError: No member, or no parameter, of that name.
@@ -318,7 +318,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         A saved ensemble of that name is replaced as a whole, or not at all.
 
         Raises:
-            SuperWeightError: Something else stands there.
+            SuperWeightError: The folder holds something else than a saved ensemble.
         """
         write_ensemble(self, self.plan, dict(self.members.items()), Path(folder))
 
@@ -390,7 +390,7 @@ def transform_of(ensemble: _HasImages) -> Preprocessing:
         ensemble: An ensemble, or a predictor.
 
     Raises:
-        SuperWeightError: The ensemble was trained on other batches than :class:`ImageData`, and was not told.
+        SuperWeightError: The ensemble has no ``images``, as after training on other batches than :class:`ImageData`.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -408,7 +408,7 @@ def transform_of(ensemble: _HasImages) -> Preprocessing:
 
 
 def own_copy(tensor: Tensor) -> Tensor:
-    """A copy of a tensor of inference mode, whose writes nobody would notice; other tensors as they are."""
+    """A copy of an inference tensor, to which torch does not count writes; any other tensor as it is."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -433,7 +433,7 @@ def selects_by(members: Iterable[nn.Module]) -> Select | None:
 
 
 def _have_select(member: nn.Module, select: Select) -> None:
-    """Have a member answer what ``select`` picks, once, whatever picked it before."""
+    """Have ``select`` alone pick a member's answer, in the place of any function that did before."""
     for key, hook in list(member._forward_hooks.items()):
         if isinstance(hook, _Selecting):
             del member._forward_hooks[key]
@@ -483,11 +483,11 @@ def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Te
 
 
 def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
-    """Warn that a module, parameter or buffer of two members becomes a copy in each."""
+    """Warn that a module, parameter or buffer that two members share becomes a copy in each."""
     owners: dict[int, tuple[str, str]] = {}
     told: set[tuple[str, str]] = set()
     for member, module in modules.items():
-        held = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]  # modules say more
+        held = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]  # modules first
         for path, part in held:
             if isinstance(part, nn.Module) and not any(True for _ in (*part.parameters(), *part.buffers())):
                 continue
@@ -552,7 +552,7 @@ def adopt_plan(
 
     Every generated weight keeps its value: a new vector starts as a copy of the one that it leaves. The optimiser goes
     on with the new parameters in the groups of the old ones; rows that stay keep their moments, new rows start with the
-    moments of the vector that they leave. Schedules are not touched; gradients of what is split are dropped.
+    moments of the vector that they leave. Schedules are not touched; gradients of split coefficients are dropped.
 
     Args:
         ensemble: Changed in place.
@@ -564,7 +564,7 @@ def adopt_plan(
         SuperWeightError: A plan that differs in anything else; an optimiser that does not hold the coefficients.
 
     Source: Teterwak et al., WACV 2024
-    Differs from paper: the published code gives new vectors no moments, and trains the last of them alone.
+    Differs from paper: the published code gives new vectors no moments, and trains only the last of them.
     """
     if not isinstance(plan, SharingPlan):
         raise SuperWeightError(f"plan must be a SharingPlan; got {plan!r:.80}")

@@ -41,7 +41,7 @@ from superweight_ensembles.plan import (
 
 Weights = dict[str, dict[str, Tensor]]
 
-_NUMBERS_TOGETHER = 2**18  # of a cluster: fewer than that, and one product for all members saves more than it holds
+_NUMBERS_TOGETHER = 2**18  # up to this, a cluster takes one product for all members: the time is worth the memory
 
 
 def slot_key(cluster: int, slot: int) -> str:
@@ -50,7 +50,7 @@ def slot_key(cluster: int, slot: int) -> str:
 
 
 def compile_plan(plan: SharingPlan, members: Collection[str] | None = None) -> tuple[Program, ...]:
-    """Turn a plan into slices, for all members or for some of them."""
+    """Compile a plan into programs, for all members or for some of them."""
     wanted = plan.member_names if members is None else members
     programs: list[Program | None] = []
     for index, cluster in enumerate(plan.clusters):
@@ -112,7 +112,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 class Begun:
-    """Generated weights as leaves of the members' graphs, and the way of their gradients to the bank."""
+    """Generated weights as leaves of the members' graphs; takes their gradients to the bank."""
 
     def __init__(self, weights: Weights, parts: Sequence[_Part]) -> None:
         self.weights = weights  # as SuperWeightBank.generate gives them; nothing else here holds on to them
@@ -144,7 +144,7 @@ class Begun:
         return {key: found.by_member[key[0]][key[1]] for key in first if key[1] in found.by_member.get(key[0], {})}
 
     def backward(self) -> None:
-        """Pass the collected gradients on to the bank, once; each is let go with its cluster."""
+        """Pass the collected gradients on to the bank, once; each cluster's are freed when it is done."""
         came = any(gradient is not None for part in self._parts for gradient in part.gradients)
         if came and self._end is not None and self._end.requires_grad:
             self._end.backward()
@@ -188,7 +188,7 @@ def begin_programs(
     templates: Mapping[str, Tensor],
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Begun:
-    """As :func:`run_programs`, for a backward pass in two halves: to the weights, and from there through the bank."""
+    """As :func:`run_programs`, for backward in two steps: to the weights, and from them to the bank."""
     weights = _Sorted(_joined)
     parts = []
     for program in programs:
@@ -221,12 +221,12 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
     deepest, every_block = max((target.slot for target in targets), default=-1), cluster.blocks
     groups: list[ShapeGroup] = []
     uses: dict[tuple[int, int], list[BlockUse]] = {}
-    # a group of one member is freed when it has run; groups of all members save products
+    # weights of one member alone are freed when it has run; groups of all members save products
     together = sum(math.prod(cluster.slots[target.slot].shape) for target in targets) <= _NUMBERS_TOGETHER
     grouped: dict[tuple[int, str], list[PlannedTarget]] = {}
     for target in targets:
         grouped.setdefault((target.slot, "" if together else target.member), []).append(target)
-    used = [  # in the order of their uses, which so read runs of them
+    used = [  # in the order of their uses, so that uses read consecutive rows
         list(dict.fromkeys(t.vectors[slot] for (last, _), same in grouped.items() if last >= slot for t in same))
         for slot in range(deepest + 1)
     ]
@@ -261,7 +261,7 @@ def _compile_cluster(index: int, cluster: Cluster, targets: Sequence[PlannedTarg
 def _whole_weights(
     uses: Sequence[BlockUse], groups: Sequence[ShapeGroup], num_vectors: int
 ) -> tuple[tuple[int, int], ...]:
-    """See :class:`Block`: every use is of whole weights, and every vector is in exactly one."""
+    """``Block.whole``: not empty if every use is of whole weights, and every vector makes exactly one."""
     if any(use.place.start or use.place.shape != groups[use.group].shape for use in uses):
         return ()
     found = {vector: (use.group, index) for use in uses for index, vector in enumerate(use.vectors)}

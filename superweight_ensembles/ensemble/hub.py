@@ -14,7 +14,7 @@ from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.plan import Members, SharingPlan
 from superweight_ensembles.storage import accessing, write_text
 
-if TYPE_CHECKING:  # no requirement of this package
+if TYPE_CHECKING:  # typing_extensions is no requirement of this package
     from typing_extensions import Self
 
 
@@ -41,7 +41,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
         """Load an ensemble from a folder, or from a repository of the Hub where no such folder exists.
 
         Args:
-            name_or_folder: What :meth:`save_pretrained` wrote, or ``user/name`` as :meth:`push_to_hub` took it.
+            name_or_folder: Folder that :meth:`save_pretrained` wrote, or ``user/name`` as :meth:`push_to_hub` took it.
             members: Networks of the saved names and shapes; None where all were made by registry name.
             revision: Branch, tag or commit of the repository; its newest where None.
             token: For a private repository; the one that ``hf auth login`` keeps where None.
@@ -73,7 +73,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
             model_card_kwargs: For :meth:`generate_model_card`.
 
         Raises:
-            SuperWeightError: Something else stands there; a ``config``.
+            SuperWeightError: A folder that holds something else than a saved ensemble; a ``config``.
         """
         if config is not None:
             raise SuperWeightError("config= is not taken: an ensemble's config.json is written from its members")
@@ -92,7 +92,7 @@ class HubModel(ModelHubMixin, library_name="superweight-ensembles", tags=["ensem
                 on the Hub), ``delete_patterns``.
 
         Returns:
-            What the Hub says of the commit.
+            Description of the commit, as huggingface_hub returns it.
 
         Raises:
             SuperWeightError: A name that the Hub does not take; a ``config``.
@@ -129,7 +129,7 @@ def local_folder(name: str | Path, **download: Any) -> Path:
 def model_card(
     metadata: str, plan: SharingPlan, made: dict[str, str | None], num_parameters: int, repo_id: str | None
 ) -> ModelCard:
-    """What the ensemble is and how to load it; ``made`` has the members' registry names, None where none made it."""
+    """What the ensemble is and how to load it; ``made`` has each member's registry name, None where it has none."""
     name = repo_id or "path/to/this/folder"
     own = [member for member, model in made.items() if model is None]
     given = f", members={{{', '.join(f'{member!r}: ...' for member in own)}}}" if own else ""

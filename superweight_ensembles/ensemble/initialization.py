@@ -9,8 +9,8 @@ members: members apart 4.67; templates with the deviation of the slot's widest u
 coefficient vectors of norm one instead 4.59 and 4.83. Templates of half that variance reach 4.50, but they learn as if
 at twice the rate, and at twice the rate the members apart reach 4.37: a matter of the learning rate, not of the start.
 
-In a group of a Shapeshifter Network coefficients start orthogonal, masks at 1 / (window x tiles). ``avg`` and
-``softmax`` cannot scale: a fixed gain a layer, which is not trained, does.
+In a group of a Shapeshifter Network, coefficients start orthogonal, masks at 1 / (window x tiles). ``avg`` and
+``softmax`` cannot scale a weight: a fixed gain for each layer, which is not trained, does.
 
 Source: Plummer et al., ICLR 2022 (groups)
 Differs from paper: the published code draws every template with a Kaiming deviation of fan-in 9, whatever the layer;
@@ -83,7 +83,7 @@ def _draw_slots(
 ) -> None:
     for slot, (planned, block) in enumerate(zip(cluster.slots, cluster.blocks)):
         users = user_deviations(cluster, slot, deviations)
-        # templates get the smallest deviation of a user; coefficients scale each target to its own
+        # templates get the smallest deviation among users; coefficients scale each target to its own
         reference = min((value for value in users if value > 0), default=_kaiming(planned.shape))
         gains = torch.tensor(users, dtype=torch.float64) / reference
         key = slot_key(index, slot)

@@ -1,4 +1,4 @@
-"""The members of an ensemble: which they are stays as it is, for the plan was made for them."""
+"""The members of an ensemble, which cannot be exchanged, since the plan was made for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REMEDY = (
 
 
 class MemberDict(nn.ModuleDict):
-    """Members by name, none of which can be added, removed or exchanged; notes the tensors that each had."""
+    """Members by name, none of which can be added, removed or exchanged, and a note of the tensors that each had."""
 
     def __init__(self, members: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class MemberDict(nn.ModuleDict):
 
 
 def fixed(what: str) -> SuperWeightError:
-    """The error for an attempt to exchange what stays as it is."""
+    """The error for an attempt to exchange a part that an ensemble keeps."""
     return SuperWeightError(f"{what} cannot be set or removed, since the plan was made for these members: {_REMEDY}")
 
 
 def kinds_of(module: nn.Module) -> TensorKinds:
     """Shape and type of each tensor in a module's state; all floating-point types count as one."""
     kinds: TensorKinds = {}
-    # None of a buffer that is registered and not filled yet; reading a file fills it
+    # a buffer that is registered and not filled yet counts as None; reading a file fills it
     for path, layer in module.named_modules(remove_duplicate=False):
         kinds |= {f"{path}.{name}".lstrip("."): None for name, buffer in layer._buffers.items() if buffer is None}
     for name, value in module.state_dict().items():
@@ -84,7 +84,7 @@ def first_difference(before: TensorKinds, now: TensorKinds) -> str:
     for name in (*before, *now):
         was, found = before.get(name), now.get(name)
         if was != found and not (name in before and was is None):
-            hint = "" if was else " (buffers are registered in __init__, where need be as None)"
+            hint = "" if was else " (register buffers in __init__, as None if they are filled later)"
             return f"{name} is {_described(found)}, it was {_described(was)}{hint}"
     return ""
 

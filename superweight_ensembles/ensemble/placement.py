@@ -1,10 +1,11 @@
 """Generated weights in their places in a member: while it is called, and again while backward goes through the call.
 
-A member that checkpoints activations calls its layers a second time in backward, when the first call's weights are away
-again. An edge at the end of each call therefore puts that call's weights back when backward gets there; the end of the
-backward pass, whether it succeeds or fails, takes them away. Checkpoints of torch's older kind (``use_reentrant=True``)
-run a backward pass of their own and would go through the bank once a checkpoint: the weights put back are leaves, and
-what gradient comes to them is added at the edge where the call's weights enter, which backward reaches last.
+A member that checkpoints activations calls its layers a second time in backward, when the first call's weights have
+been removed. An edge at the end of each call therefore puts that call's weights back when backward gets there; the end
+of the backward pass, whether it succeeds or fails, removes them. Checkpoints of torch's older kind
+(``use_reentrant=True``) run a backward pass of their own and would go through the bank once a checkpoint. Weights put
+back are therefore leaves; their gradients are added at the edge where the call's weights enter, which backward reaches
+last.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _REPLAYS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[_Replay]] = weakref.W
 
 
 def one_call_at_a_time(member: nn.Module) -> AbstractContextManager[object]:
-    """Lets one thread at a time call a member: calls put their weights in one place."""
+    """Lets one thread at a time call a member, since all calls put their weights in the same places."""
     if torch.compiler.is_compiling():
         return nullcontext()
-    # a backward pass does not wait: on a GPU it runs in a thread of its own, for one that holds the lock
+    # backward does not take the lock: on a GPU it runs in a thread of its own, and its caller may hold the lock
     return _LOCKS.setdefault(member, threading.RLock())
 
 
@@ -72,7 +73,7 @@ class Call:
     """One call of a member, through which a backward pass may go at any time."""
 
     def __init__(self, name: str, member: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self.weights = weights  # what the call is to read in the place of the weights given
+        self.weights = weights  # tensors that the call reads in the place of the weights given
         self._entered = torch.is_grad_enabled() and bool(weights) and not _is_traced()
         if self._entered:
             distinct = {id(weight): weight for weight in weights.values()}
@@ -94,7 +95,7 @@ class Call:
 
 
 class _Record:
-    """Backward's record of a call: no tensor of it, but for gradients that did not come by its graph."""
+    """Backward's record of a call; of its tensors it holds only gradients that came outside of its graph."""
 
     def __init__(self, name: str, member: nn.Module, index: Mapping[str, int]) -> None:
         self.name, self.member, self.index = name, member, index
@@ -103,7 +104,7 @@ class _Record:
     def replay(self, weights: tuple[Tensor, ...]) -> None:
         """Put the weights in place until the end of the current backward pass."""
         running = _REPLAYS.get(self.member, lambda: None)()
-        if running is not None and running.record is self:  # there by another tensor of the same answer
+        if running is not None and running.record is self:  # another tensor of the same answer put them there
             return
         if running is not None:
             running.end()
@@ -159,7 +160,7 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, record: _Record, answer: Tensor, *weights: Tensor) -> Tensor:
         ctx.record = record
-        ctx.save_for_backward(*weights)  # let go when backward has been here, unless it is to come again
+        ctx.save_for_backward(*weights)  # freed by backward, unless the graph is retained
         return answer.clone()
 
     @staticmethod

@@ -41,7 +41,7 @@ from superweight_ensembles.storage import (
 
 _LOG = logging.getLogger(__name__)
 ENSEMBLE_FORMAT = 3
-_MOST_NUMBERS_A_PARAMETER = 4  # that a member has, and registers again while it is made: frozen ones, buffers
+_MOST_NUMBERS_A_PARAMETER = 4  # registered while a member is made: some twice, frozen ones, buffers
 _MOST_BUFFERS = 2**24
 _NEEDED = ("config.json", "plan.json", "model.safetensors")
 ENSEMBLE_FILES = frozenset({*_NEEDED, MANIFEST_FILE, "anytime.json", "README.md"})
@@ -59,14 +59,14 @@ def write_ensemble(
         folder = folder.resolve()
         if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - ENSEMBLE_FILES):
             raise SuperWeightError(f"{folder} exists and is no saved ensemble: give another folder")
-        before = "; what stands there is as it was" if folder.exists() else ""
+        before = "; the ensemble saved there is unchanged" if folder.exists() else ""
     try:
         with whole_folder(folder) as draft:
             write_ensemble_files(ensemble, plan, members, draft)
             if beside is not None:
                 beside(draft)
             write_manifest(draft)
-            # people write it: the one file that is kept
+            # the one file that is kept, since people write it
             if (folder / "README.md").exists():
                 shutil.copy2(contained_file(folder, "README.md"), draft / "README.md")
     except PathError as error:
@@ -139,7 +139,7 @@ def _made_again(described: str) -> tuple[TensorKinds, dict[str, type], int] | No
 
 
 def _classes_of(module: nn.Module) -> dict[str, type]:
-    """Classes of layers without tensors or layers inside, such as activations: no state tells them."""
+    """Classes of layers without tensors or layers inside, such as activations, which no state dict shows."""
     return {
         path: type(layer)
         for path, layer in module.named_modules()
@@ -218,7 +218,7 @@ def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Modu
     except ValidationError as error:
         raise SuperWeightError(f"{file}, {key}.{first_problem(error)}") from None
     try:
-        # num_numbers is known of it: what has many more is not built
+        # a network with many more numbers than it should have is not built
         return build_architecture(architecture, _MOST_NUMBERS_A_PARAMETER * num_numbers + _MOST_BUFFERS)
     except SuperWeightError as error:
         raise SuperWeightError(f"{file}, {key}: {error}") from None

@@ -2,9 +2,9 @@
 
 A layer's windows follow one another in the bank, so they are one strided view of it: one product with the layer's
 coefficients combines them, and the weight is written once, in the type and the memory format that layers read.
-Backward adds each layer's gradient into the same view of the bank's; nothing but the bank and the coefficients is kept
-for it. Layers read the wrapped bank, which is longer by as much of its start as windows read past its end. What a layer
-reads of a bank that is smaller than it is enlarged to as many numbers as it has.
+Backward adds each layer's gradient into the same view of the bank's gradient; only the bank and the coefficients are
+kept for it. Layers read the wrapped bank: the bank, and again as much of its start as windows read past its end. Where
+a layer is larger than the bank, the numbers that it reads are enlarged to the size of its weight.
 
 Shapes: P numbers in the bank, K windows of r numbers, N vectors of one K, m tiles, n numbers of a weight (O, I, *k) as
 one vector, in the order (O, *k, I).
@@ -58,11 +58,11 @@ class LayerProgram:
 
     shape: Shape  # (O, I, *k)
     spec: WindowSpec  # what it reads
-    key: str  # of the coefficients that combine its windows; empty with tiles that are mixed each on their own
+    key: str  # of the coefficients that combine its windows; empty where each tile has its own
     row: int  # of its vector there
     tiles: slice  # its rows among the tiles' coefficients of the group
     masks: slice  # its numbers among the masks of the group
-    mask_window: int  # numbers that one number of a mask is for
+    mask_window: int  # numbers that one number of a mask multiplies
 
     @property
     def num_weights(self) -> int:
@@ -82,7 +82,7 @@ class GroupProgram:
     keys: tuple[str, ...]  # of the coefficients it reads, in the order in which it takes them
     targets: tuple[Target, ...]  # what it makes
     layers: tuple[LayerProgram, ...]  # how, one by one
-    length: int  # of the bank with what wraps
+    length: int  # of the wrapped bank
 
     @property
     def bank(self) -> str:
@@ -195,7 +195,7 @@ def _add_gradients_(
     of_numbers: Tensor,
     found: Mapping[str, Tensor],
 ) -> None:
-    """Add one layer's gradient (n,) into those of the bank and of its coefficients."""
+    """Add one layer's gradient (n,) into the gradients of the bank and of its coefficients."""
     windows = layer_windows(numbers, layer)
     of_combined = add_to_bank_(program, layer, gradient, coefficients, of_numbers)
     of_alpha, of_masks = _coefficients_of(program, layer, found)
@@ -208,7 +208,7 @@ def _add_gradients_(
 def add_to_bank_(
     program: GroupProgram, layer: LayerProgram, gradient: Tensor, coefficients: Mapping[str, Tensor], of_numbers: Tensor
 ) -> Tensor:
-    """Add one layer's gradient (n,) into that of the wrapped bank; returns that of the combined windows."""
+    """Add one layer's gradient (n,) into the wrapped bank's gradient; returns that of the combined windows."""
     alpha, masks = _coefficients_of(program, layer, coefficients)
     of_combined, here = shrink(layer, gradient, masks), layer_windows(of_numbers, layer)
     if of_combined.ndim == 1:
@@ -280,7 +280,7 @@ def shrink(layer: LayerProgram, gradient: Tensor, masks: Tensor | None) -> Tenso
 
 def _bilinear_backward(gradient: Tensor, matrix: tuple[int, int]) -> Tensor:
     if gradient.is_cuda and torch.are_deterministic_algorithms_enabled():
-        with torch.enable_grad():  # interpolate knows a way without atomic sums
+        with torch.enable_grad():  # interpolate then has a backward without atomic sums
             small = gradient.new_zeros(1, 1, *matrix).requires_grad_()
             made = F.interpolate(small, gradient.shape[2:], mode="bilinear", align_corners=False)
         return torch.autograd.grad(made, small, gradient)[0]

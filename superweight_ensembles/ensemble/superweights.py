@@ -1,10 +1,10 @@
 """The weights of one cluster from its coefficients and templates: the fast path of generation, forward and backward.
 
 Block by block, one matrix product makes the SuperWeights of all coefficient vectors, and one copy for each member and
-shape puts them in place, in the type and the memory format that layers read. Backward gathers every
-gradient once and takes two products, one for the templates and one for the coefficients; nothing but these two is kept
-for it. On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and
-weights are written once.
+shape puts them in place, in the type and the memory format that layers read. Backward gathers every gradient once and
+takes two products, one for the templates and one for the coefficients; only templates and coefficients are kept for it.
+On the CPU a block is worked on in pieces of rows that the cache holds, so that templates are read once and weights are
+written once.
 
 Shapes: N coefficient vectors of a slot, K templates, E numbers in an embedding, O I *k a block's output channels, input
 channels and kernel, H rows of a piece, n targets of one shape.
@@ -32,15 +32,15 @@ from superweight_ensembles.plan import Box, GeneratedTensor, Placement, PlannedT
 
 Positions = Union[slice, tuple[int, ...]]
 
-_NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, which a last-level cache holds; half or four times of it took longer
+_NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, which a last-level cache holds; half or four times as many took longer
 _NUMBERS_A_THREAD = 2**23  # below that, waking a thread costs more than its work saves: measured on two cores
-_ROOMS = threading.local()  # of each thread, by type
+_ROOMS = threading.local()  # working memory of each thread, by type
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeGroup:
-    """Targets of one shape, parts of one tensor: of one member, or of all members where they have few numbers."""
+    """Targets of one shape whose weights are one tensor: of one member, or of all where a cluster has few numbers."""
 
     shape: Shape  # (O, I, *k)
     targets: tuple[PlannedTarget, ...]
@@ -66,7 +66,7 @@ class Block:
     start: int  # place in the slot's vectors at which the block's numbers begin
     shape: Shape  # (O, I, *k)
     uses: tuple[BlockUse, ...]  # of the groups that have a part of it
-    # Where a vector is one weight and nothing else: group of each vector's weight and index in it; else empty.
+    # If every vector makes one weight and nothing else: by vector, the weight's group and its index there. Else empty.
     whole: tuple[tuple[int, int], ...] = ()
 
 
@@ -258,20 +258,20 @@ def _gathered(
 
 
 def _room(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for one piece at a time: on the CPU the same for all, whose pages and cache lines are there already."""
+    """Memory for one piece at a time; on the CPU it is reused, since its pages and cache lines are there already."""
     size = math.prod(shape)
     stands_in = type(like) not in (Tensor, nn.Parameter) or torch._C._are_functorch_transforms_active()
     if stands_in or like.device.type != "cpu" or size > _NUMBERS_IN_CACHE:
         return like.new_empty(shape)
     held: dict[torch.dtype, Tensor] = _ROOMS.__dict__.setdefault("held", {})
     if like.dtype not in held or len(held[like.dtype]) < size:
-        with torch.inference_mode(False):  # calls outside of it will write there, too
+        with torch.inference_mode(False):  # other calls will write there, too
             held[like.dtype] = torch.empty(size, dtype=like.dtype, device=like.device)
     return held[like.dtype][:size].view(shape)
 
 
 def _pieces(block: Block, num_vectors: int, device: torch.device) -> Iterator[slice]:
-    """Runs of a block's rows: all at once, but on the CPU only as many as the cache holds of all vectors."""
+    """Runs of a block's rows: all at once or, on the CPU, as many as the cache holds for all vectors."""
     height = block.shape[0]
     if device.type == "cpu":
         height = max(1, _NUMBERS_IN_CACHE // (num_vectors * math.prod(block.shape[1:])))
@@ -321,7 +321,7 @@ def take(tensor: Tensor, positions: Positions) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _index(positions: tuple[int, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # autograd, which may come later, keeps it for backward
+    with torch.inference_mode(False):  # a later call with autograd keeps it for backward
         return torch.tensor(positions, device=device)
 
 

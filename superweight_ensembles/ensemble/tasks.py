@@ -1,4 +1,4 @@
-"""What members answer, what it is held against, and how the answers of several become one.
+"""What members answer, the targets that it is compared with, and how the answers of several become one.
 
 Shapes: M members, B rows of a batch, K classes, L labels, ``...`` places of a row, such as pixels.
 """
@@ -17,7 +17,7 @@ from superweight_ensembles.data import check_labels, checked_labels
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
 _ROUNDING = 0.02  # of probabilities in 16 bits
-IGNORED = -100  # the class index of a place that counts nothing, as torch's cross-entropy has it
+IGNORED = -100  # the class index of a place that is not counted, as in torch's cross-entropy
 
 
 class Select(Protocol):
@@ -123,7 +123,7 @@ class Classification(Task):
 
     def score(self, predicted: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
-            raise SuperWeightError("accuracy is of class indices (batch,): labels.argmax(1)")
+            raise SuperWeightError("accuracy needs class indices (batch,): labels.argmax(1)")
         right = (predicted.argmax(1) == targets).double().sum()
         return torch.stack([right, F.nll_loss(_logarithm(predicted), targets, reduction="sum")])
 
@@ -257,7 +257,7 @@ def task_named(name: str) -> Task:
 def check_classes(task: Task, what: str) -> None:
     """Refuse what only tasks with one class a row have."""
     if not task.has_classes:
-        raise SuperWeightError(f"{what} is of one class an image: the ensemble's task is {task.name!r}")
+        raise SuperWeightError(f"{what} needs one class an image: the ensemble's task is {task.name!r}")
 
 
 def num_classes_in(answer: Tensor) -> int:

@@ -1,9 +1,9 @@
 """A bank that starts from trained members: in every slot the templates and coefficients nearest to their weights.
 
-Slots of SuperWeights: the best common templates of the members' weights are a singular value decomposition, by way of
-the small Gram matrix. Flat banks: a weight is linear in the bank and linear in its layer's coefficients, but layers
-overlap in the bank, so that no decomposition gives both at once: each is solved for in turn, the bank by conjugate
-gradients, which need nothing but the two passes of generation. Every turn comes closer.
+Slots of SuperWeights: the best common templates of the members' weights come from a singular value decomposition, by
+way of the small Gram matrix. Flat banks: a weight is linear in the bank and linear in its layer's coefficients, but
+layers overlap in the bank, so that no decomposition gives both at once: each is solved for in turn, the bank by
+conjugate gradients, which need nothing but the two passes of generation. Every turn comes closer.
 
 Shapes: N coefficient vectors of a slot or of layers with one number of windows, n rows (targets) that share vectors,
 Q numbers in a slot, K templates or windows, E numbers in an embedding, P numbers in a flat bank.
@@ -45,10 +45,10 @@ from superweight_ensembles.storage import escape_controls
 GivenWeights = Mapping[str, Mapping[str, Tensor]]  # by member and parameter name
 Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-_NOTHING = 1e-12  # beside a weight of zeros
+_NOTHING = 1e-12  # distance from a weight of zeros that counts as none
 _NUMBERS_A_PIECE = 2**22  # of float64, 32 MiB: what is held beside the vectors themselves
 _MOST_ROUNDS = 200  # of filling gaps
-_SETTLED = 1e-10
+_SETTLED = 1e-10  # of the rows' norm: a round that comes no more than that closer is the last
 _ROUNDS = 4  # of a flat bank and its layers in turn
 _STEPS = 20  # of conjugate gradients a round
 _ENOUGH = 1e-12  # of the squared gradient at the start of a round
@@ -99,17 +99,17 @@ class WarmStart:
 def warm_start(ensemble: SuperWeightEnsemble, members: Members | SuperWeightEnsemble) -> WarmStart:
     """Start an ensemble from trained members: every slot of the bank becomes the best fit to their weights.
 
-    Of each slot, the vectors that the members' weights have there are a matrix (N, Q), and templates and coefficients
-    become its best approximation of rank K (singular value decomposition). As many templates as coefficient vectors
-    give the members' weights back. Norms, heads, biases and buffers are copied as they are.
+    In each slot, the members' weights have vectors that form a matrix (N, Q); templates and coefficients become its
+    best approximation of rank K (singular value decomposition). As many templates as coefficient vectors reproduce the
+    members' weights. Norms, heads, biases and buffers are copied as they are.
 
     How the product is split between its factors decides how it trains on. The columns of the coefficients are
     orthogonal and of one length, their rows have norm one on average, and the templates together have the deviation of
     the fitted weights: the scale of the library's own start values, so that learning rates mean what they mean there.
     With as many templates as vectors, a step of SGD on the templates is one on the members' own weights. Templates left
-    over keep the values that they have, with coefficients of zero. Where a later slot crops numbers away, the fit is to
-    those that are there; tied coefficients fit the mean of their users; embeddings of E numbers hold the fit of up to E
-    templates, and beyond it the best affine one.
+    over keep the values that they have, with coefficients of zero. Numbers that a later slot crops away are left out of
+    the fit; tied coefficients fit the mean of their users; embeddings of E numbers hold the fit of up to E templates,
+    and beyond it the best affine one.
 
     Layers overlap in the bank of a Shapeshifter Network, which no decomposition solves at once: bank and coefficients
     are solved for in turn, by least squares, a few times.
@@ -213,7 +213,7 @@ def _fit_slot(bank: SuperWeightBank, index: int, cluster: Cluster, slot: int, we
 def _users(
     cluster: Cluster, slot: int, weights: GivenWeights, device: torch.device
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Numbers (n, Q) of the targets that use a slot, which of them they have (n, Q), and their vectors (n,)."""
+    """Numbers (n, Q) of the targets that use a slot, a mask of those that they have (n, Q), and their vectors (n,)."""
     rows, gaps, owners, every_block = [], [], [], cluster.blocks
     present: dict[int, Tensor] = {}
     for target in cluster.targets:
@@ -223,7 +223,7 @@ def _users(
         weight = target.of(weights[target.member][target.name].detach())
         if target.slot not in present:
             present[target.slot] = decompose(blocks, torch.ones(weight.shape, device=device))[slot].bool()
-        exact = torch.promote_types(weight.dtype, torch.float32)  # means in half precision would not be
+        exact = torch.promote_types(weight.dtype, torch.float32)  # half precision is too coarse for means
         rows.append(decompose(blocks, weight)[slot].to(device, exact))
         gaps.append(present[target.slot])
         owners.append(target.vectors[slot])
@@ -268,7 +268,7 @@ def best_factors(vectors: Tensor, rank: int, counts: Tensor | None = None) -> tu
         piece = vectors[:, columns].double() * roots
         gram += piece @ piece.T
     kept = min(rank, num_vectors)
-    directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :kept]  # that of the largest first
+    directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :kept]  # largest eigenvalue first
     coefficients = directions / roots
     # columns stay orthogonal and of one length (without counts); rows get norm one on average
     length = (coefficients.square().sum((0, 1), keepdim=True) / num_vectors).sqrt()
@@ -423,7 +423,7 @@ def _least_squares(basis: Tensor, given: Tensor) -> Tensor:
 
 
 def _tile_coefficients(windows: Tensor, given: Tensor, layer: LayerProgram) -> Tensor:
-    """The best mixture of the halves for each tile, (m, 2); the last tile sees as much as the weight has."""
+    """The best mixture of the halves for each tile, (m, 2); the last tile may be cut."""
     return torch.stack([_least_squares(windows[:, : len(part)].T, part) for part in given.split(layer.spec.size)])
 
 

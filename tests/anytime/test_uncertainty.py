@@ -122,7 +122,7 @@ def test_one_temperature_for_the_whole_is_fitted_on_held_out_samples() -> None:
 
 def test_tasks_without_classes_are_refused() -> None:
     numbers = swe.SuperWeightEnsemble({"a": swe.wide_resnet(10, 1, 2)}, budget=1.0, task="regression")
-    assert_refused(r"detect_others\(\) is of one class an image", swe.anytime.detect_others, numbers, [], [])
+    assert_refused(r"detect_others\(\) needs one class an image", swe.anytime.detect_others, numbers, [], [])
 
 
 def grey(level: float = 0.5, channels: int = 3, side: int = 32) -> Tensor:

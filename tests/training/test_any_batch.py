@@ -516,11 +516,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a later class too many": (lambda: fit("segmentation", (X, MAP), (X, MAP + 1)), "labels must be 0 to 2"),
     "distillation of numbers": (
         lambda: fit("regression", (X, X[:, :2]), hooks=[swe.Distillation("others", weight=0.5)]),
-        "distillation is of one class an image: the ensemble's task is 'regression'",
+        "distillation needs one class an image: the ensemble's task is 'regression'",
     ),
     "smoothed labels of yes and no": (
         lambda: fit("multilabel", (X, YES), config=swe.TrainConfig(label_smoothing=0.1)),
-        "label_smoothing is of one class an image",
+        "label_smoothing needs one class an image",
     ),
     "other rows": (
         lambda: fit("regression", ({"x": X, "y": X[:3]}, X[:, :2])),
