@@ -28,8 +28,8 @@ class Augmentation:
     flip: bool = False  # left to right, with probability 1/2
     crop_padding: int = 0  # pixels of black border on each side, before a random crop of the original size
     cutout: int = 0  # side of the square in pixels; its centre is uniform over the image, the border clips it
-    random_resized_crop: bool = False  # random_region in place of the centre square; of image files alone
-    # Options of torchvision's transforms, by name; those of pixels come before all else, the others after it.
+    random_resized_crop: bool = False  # random_region in place of the centre square; for image files alone
+    # Options of torchvision's transforms, by name; transforms of pixels run before all else, the others after it.
     transforms: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ class Corruption:
         low, high = (float(bound) for bound in images.aminmax()) if images.numel() else (0.0, 1.0)
         if low < 0 or high > 1:
             raise SuperWeightError(
-                f"corruptions are of pixels from 0 to 1, or of uint8; these images go from {low:g} to {high:g}"
+                f"corruptions need pixels from 0 to 1, or of uint8; these images go from {low:g} to {high:g}"
             )
         make, settings = _KINDS[self.name]
         return make(images, settings[self.severity - 1], generator).clamp(0, 1)

@@ -41,7 +41,7 @@ from superweight_ensembles.storage import PYTHON, check_parameters_fit, found_co
 
 DATASETS = "superweight_ensembles.datasets"  # group of entry points
 _DIGITS_TEST_FRACTION = 0.5  # as in scikit-learn's own example; a fifth is too few to tell two good ensembles apart
-_DIGITS_TEST_SEED = 0  # never the user's: every run answers the same test images
+_DIGITS_TEST_SEED = 0  # not the user's seed, so that every run answers the same test images
 _POINTS_TEST_FRACTION = 0.2
 _POINTS_NOISE = 0.3
 _GREY, _PATTERN_STD, _NOISE_STD = 127.5, 40.0, 40.0
@@ -68,9 +68,9 @@ def load_data(name: str, *, num_train: int | None = None, **options: Any) -> Ima
     Args:
         name: A key of :data:`DATA_SETS`, or what an installed package offers as an entry point of
             ``superweight_ensembles.datasets``; inside :func:`superweight_ensembles.models.trusted`,
-            ``python:package.module.make``, a function of the options that gives :class:`ImageData`.
-        num_train: Keep so many of the training images, stratified and chosen by the seed, for experiments with little
-            data; all where None. A set that is made up on the spot (``synthetic``) makes so many.
+            ``python:package.module.make``, a function of the options that returns :class:`ImageData`.
+        num_train: Number of training images to keep, stratified and chosen by the seed, for experiments with little
+            data; all where None. A generated set (``synthetic``) makes this many.
         **options: ``validation_fraction`` (of the images that are not for test) and ``seed``; ``folder``, ``download``
             and ``pool`` of the CIFAR sets; ``num_points`` of points of the plane; ``num_test``, ``num_classes`` and
             ``shape`` of ``synthetic``; those of :func:`image_folder`.
@@ -110,7 +110,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if name not in DATA_SETS:
         if not any(one.kind is one.VAR_KEYWORD for one in known.values()):
             for option in options:
-                if option not in known and option != "num_train":  # which load_data understands itself
+                if option not in known and option != "num_train":  # load_data itself takes num_train
                     raise unknown_name(f"option of {name}", option, [*known, "num_train"])
         return dict(options)
     defaults = {"num_train": None, **{option: one.default for option, one in known.items()}}
@@ -130,7 +130,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     given = {**defaults, **{option: value for option, value in checked.items() if value is not None}}
     if "folder" in given and given["folder"] is None:
         raise SuperWeightError(f"{name} needs folder=, where the images are")
-    if "num_classes" in given:  # of images that are made: each class has one or more
+    if "num_classes" in given:  # of generated images: each class needs at least one
         for option in ("num_train", "num_test"):
             checked_integer(option, given[option], given["num_classes"])
     height, pool = DATA_SETS[name].image_shape[1], given.get("pool", 1)
@@ -138,7 +138,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         raise SuperWeightError(f"pool={pool} does not divide the {height} x {height} pixels of {name}")
     facts = known_facts(name, {**checked, "num_train": None})
     if "num_train" not in known and facts.num_train is not None and given["num_train"] is not None:
-        slack = facts.num_classes or 0  # as splits round by class
+        slack = facts.num_classes or 0  # splits round the number of each class
         if given["num_train"] > facts.num_train + slack:
             raise SuperWeightError(
                 f"num_train is {given['num_train']}; {name} has about {facts.num_train} training images"
@@ -187,7 +187,7 @@ def data_set_needs() -> dict[str, str]:
 
 
 def reads_files(name: str) -> bool:
-    """Whether a data set is in files of the user's; others are carried by a library, or made."""
+    """Whether a data set is in files of the user's; others come with a library, or are generated."""
     return "folder" in _defaults(name)
 
 
@@ -286,7 +286,7 @@ def _digits(*, validation_fraction: float = 0.1, seed: int = 0) -> ImageData:
     """1,797 grey images of 8 x 8 pixels in 10 classes, which scikit-learn carries; a stratified half is the test split.
 
     Args:
-        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        validation_fraction: Fraction of the non-test images that is held out for validation, stratified.
         seed: Seed that chooses the validation images.
 
     Source: UCI ML hand-written digits (Alpaydin & Kaynak, 1998), test part, as scikit-learn packs it.
@@ -324,8 +324,8 @@ def _synthetic(
         num_test: Number of test images.
         num_classes: Classes, in equal numbers.
         shape: Shape of an image: channels, height, width.
-        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
-        seed: Seed of what is made up, and of the choice of validation images.
+        validation_fraction: Fraction of the non-test images that is held out for validation, stratified.
+        seed: Seed of the generated data, and of the choice of validation images.
     """
     size = tuple(shape)
     check_parameters_fit((num_classes + num_train + num_test) * math.prod(size), "synthetic", "numbers")
@@ -354,11 +354,11 @@ def _points(
     """Points of the plane in two classes, more or less entangled; a stratified fifth is the test split.
 
     Args:
-        name: Of the data set.
-        draw: Points of both classes.
+        name: Name of the data set.
+        draw: Function that draws the points of both classes.
         num_points: Number of points, of both classes together.
-        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
-        seed: Seed of what is made up, and of the choice of validation images.
+        validation_fraction: Fraction of the non-test images that is held out for validation, stratified.
+        seed: Seed of the generated data, and of the choice of validation images.
 
     Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889, section 5.
     """
@@ -417,12 +417,12 @@ def _cifar(
 
     Args:
         source: Torchvision's class.
-        mean: In levels of 0 to 255.
-        std: In levels of 0 to 255.
+        mean: Mean per channel, in levels of 0 to 255.
+        std: Standard deviation per channel, in levels of 0 to 255.
         folder: Folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``, or will after a download.
         download: Fetch the files if they are absent.
         pool: Average-pool images by this factor: 2 halves height and width.
-        validation_fraction: Fraction of the images that are not for test which is held out for validation, stratified.
+        validation_fraction: Fraction of the non-test images that is held out for validation, stratified.
         seed: Seed that chooses the validation images.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; mean and std as in
@@ -469,7 +469,7 @@ def _absent(name: str, source: type[CIFAR10], root: Path, download: bool, error:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """How a data set is loaded, and its facts; None where its options or files tell."""
+    """How a data set is loaded, and its facts; a fact is None where options or files decide it."""
 
     load: Callable[..., ImageData]  # its keyword-only parameters are the options
     num_classes: int | None = None

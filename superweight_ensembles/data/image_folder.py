@@ -29,21 +29,21 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _LARGEST_SIDE = 2**14
 _VALIDATION_FRACTION = 0.1
 _TEST_FRACTION = 0.2
-_TEST_SEED = 0  # never the user's: every run answers the same test images
+_TEST_SEED = 0  # not the user's seed, so that every run answers the same test images
 _SPLITS = {
     "train": ("train", "training", "trn"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _WORDS = {word: split for split, words in _SPLITS.items() for word in words}
-# What stands around such a word in a name that means the same: train_images, Test Set, val2017.
+# Words around such a word in a name that means the same: train_images, Test Set, val2017.
 _AROUND = "(set|data|dataset|split|images?|imgs?|pictures?|photos?)*"
 _SPLIT_NAME = re.compile(f"{_AROUND}({'|'.join(_WORDS)}){_AROUND}")
 _IMAGES_ALONE = re.compile(f"{_AROUND}")  # Tiny ImageNet has CLASS/images/*
 _OF_OTHERS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 _HIDDEN_FILES = "hidden files"
 _OF_FRAMES = (".png", ".tif", ".tiff", ".webp")
-_MOST_CHECKED = 100_000  # files of a split, whose headers are read before a training: some seconds
+_MOST_CHECKED = 100_000  # files of a split whose headers are read before a training, which takes some seconds
 _MOST_NAMED = 5
 _MOST_KINDS = 20
 
@@ -63,8 +63,8 @@ def image_folder(
 
     Splits may have their usual other names, in any case of letters: ``training``, ``trn``; ``val``, ``valid``, ``dev``;
     ``testing``, ``tst``, ``eval``, ``evaluation``. Plain class folders give a stratified fifth, the same in every run,
-    to test; ``train`` and ``val`` without ``test``, as ImageNet is published, make ``val`` the test split. What is left
-    out (hidden files, other suffixes) is counted in one warning. The data set takes the folder's name.
+    to test; ``train`` and ``val`` without ``test``, as ImageNet is published, make ``val`` the test split. One warning
+    counts the files that are left out (hidden ones, other suffixes). The data set takes the folder's name.
 
     Pictures are turned as their EXIF orientation says, transparent pixels become white, grey and palette images RGB,
     and of several frames the first is taken.
@@ -105,7 +105,7 @@ def image_folder(
     num_bytes = sum(len(part.paths) for part in parts) * math.prod(reader.image_shape)
     in_memory = num_bytes <= memory_limit_mb * 2**20
     _LOG.info("%s: %.0f MiB of pixels, %s", root, num_bytes / 2**20, "in memory" if in_memory else "read as needed")
-    # Headers are read ahead where pixels are not, and where several frames may be.
+    # Headers are read now where pixels are not, and in formats that may hold several frames.
     headers = [[path for path in part.paths if not in_memory or path.lower().endswith(_OF_FRAMES)] for part in parts]
     if several := sum(reader.check(paths) for paths in headers if len(paths) <= _MOST_CHECKED):
         _say(f"{root}: {several:,} files have several frames: the first of each is taken")
@@ -192,7 +192,7 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
 
 
 def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Folders that are splits, by their purpose; none where all are classes."""
+    """Folders by the split that they are; empty where all are classes."""
     found: dict[str, str] = {}
     for name in names:
         split = _WORDS.get(_folded(name))
@@ -212,7 +212,7 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str]:
     if len(found) == 1:
         raise SuperWeightError(
             f"image_folder: {root} has {found['train']} but no test folder: add test/<class>/*"
-            + (f", or name one of {_listed(others)} so" if others else "")
+            + (f", or rename one of {_listed(others)} to test" if others else "")
         )
     return dict(sorted(found.items()))
 
@@ -223,7 +223,7 @@ def _folded(name: str) -> str:
 
 
 def _splits_named(names: Iterable[str]) -> set[str]:
-    """The splits that folders seem to be: at least two of ``Test Set`` or ``val2017``, or all of ``pets_train``."""
+    """Splits that folders seem to be, two or more: by whole names (``val2017``) or a word of each one (``a_train``)."""
     whole: set[str] = set()
     parts: list[set[str]] = []
     for name in names:
@@ -231,7 +231,7 @@ def _splits_named(names: Iterable[str]) -> set[str]:
         if match := _SPLIT_NAME.fullmatch("".join(words)):
             whole.add(_WORDS[match[2]])
         parts.append({_WORDS[match[2]] for word in words if (match := _SPLIT_NAME.fullmatch(word))})
-    found = set().union(*parts) if all(parts) else whole  # of many classes, some are a bullet_train and a test_tube
+    found = set().union(*parts) if all(parts) else whole  # many classes may hold a bullet_train and a test_tube
     return found if len(found) > 1 else set()
 
 
@@ -273,7 +273,7 @@ def _listed(names: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=1000)
 def _say(line: str) -> None:
-    """Warn, once in a process: a folder is listed again by whoever needs its classes."""
+    """Warn once in a process, since a folder is listed again by whoever needs its classes."""
     _LOG.warning("%s", line)
 
 
@@ -309,7 +309,7 @@ def _classes(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
         inner = folder / names[0]
         if not _sub_folders(inner):
             below = "add another class"
-        elif _WORDS.get(_folded(folder.name)):  # given that folder, the other splits would be lost
+        elif _WORDS.get(_folded(folder.name)):  # giving the inner folder would lose the other splits
             below = f"move what is in {inner} up into {folder}, and likewise in the other splits"
         else:
             below = f"give folder={inner}"

@@ -25,7 +25,7 @@ _ATTEMPTS = 10
 _FILES_A_TASK = 64
 # Pillow clips these to 8 bits instead of scaling them, which turns most such images white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-# JPEG has MPO with it. Pillow would try others by the content, and run Ghostscript on what looks like PostScript.
+# JPEG includes MPO. Unasked, Pillow tries all formats by content, and runs Ghostscript on what looks like PostScript.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least so many pixels a side for each pixel of the image:
 # faster, and a level or so apart from resizing it whole.
@@ -48,7 +48,7 @@ def centre_square(width: int, height: int, size: int) -> Region:
 
 
 def centre_of(width: int, height: int, size: tuple[int, int]) -> Region:
-    """The largest centre of a picture that has the proportions of (H, W); :func:`centre_square` of a square.
+    """The largest centred part of a picture in the proportions of (H, W); for a square, :func:`centre_square`.
 
     Example:
         >>> centre_of(400, 200, (100, 50))
@@ -149,8 +149,8 @@ def _empty_pixels(shape: tuple[int, ...]) -> torch.Tensor:
     """Memory for a batch, uint8; in a loader's worker it is shared memory."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    # It goes to the other process as it is. With private memory for each batch, a worker was seen to grow by a batch's
-    # size with each of its first 128 batches (torch 2.15, glibc), which is gigabytes at 224 pixels.
+    # Shared memory goes to the other process as it is. With private memory for each batch, a worker was seen to grow by
+    # a batch's size with each of its first 128 batches (torch 2.15, glibc), which is gigabytes at 224 pixels.
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
 
@@ -190,7 +190,7 @@ def decode_random(path: str, size: tuple[int, int], generator: np.random.Generat
 
 
 def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, int], Region] | None) -> np.ndarray:
-    """A region of a file, given its width and height, resized to (H, W) (bilinear, antialiased); all where None."""
+    """A region of a file, chosen by width and height, resized to (H, W) (bilinear, antialiased); all where None."""
     with _opened(path) as file:
         # Pillow turns a TIFF itself: its width and height are those of the upright picture already.
         sideways = file.format != "TIFF" and file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
@@ -209,7 +209,7 @@ def _decode(path: str, size: tuple[int, int] | None, region_of: Callable[[int, i
 
 @contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """Open file whose header is read; errors inside name the file."""
+    """An open file whose header is read; errors inside name the file."""
     try:
         with Image.open(path, formats=_FORMATS) as file:
             if file.mode in _DEEP_MODES:
@@ -217,7 +217,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
                     f"{path} has more than 8 bits a channel (mode {file.mode}): convert it to 8 bits"
                 )
             clear = file.info.get("transparency")
-            if isinstance(clear, tuple) and max(clear) > 255:  # which Pillow would look for among pixels of 8 bits
+            if isinstance(clear, tuple) and max(clear) > 255:  # Pillow would look for it among pixels of 8 bits
                 raise SuperWeightError(f"{path} has more than 8 bits a channel, and a transparent colour: convert it")
             yield file
     except SuperWeightError:
@@ -231,7 +231,7 @@ def _opened(path: str) -> Iterator[Image.Image]:
 
 def _as_colours(file: Image.Image) -> Image.Image:
     """Picture upright, as its EXIF orientation says, and in RGB; a transparent one is laid on white."""
-    file.load()  # which turns a TIFF and forgets its orientation
+    file.load()  # turns a TIFF upright and drops its orientation
     file = ImageOps.exif_transpose(file)
     if file.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in file.info:
         return file.convert("RGB")

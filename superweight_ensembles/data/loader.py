@@ -100,8 +100,8 @@ class ImageData:
         for name, split in self._splits().items():
             if not isinstance(split, ImageSplit):
                 raise SuperWeightError(
-                    f"{self.name}: {name} must be MemorySplit(images, labels) or another split, of no images where "
-                    f"there are none; got {type(split).__name__}"
+                    f"{self.name}: {name} must be MemorySplit(images, labels) or another split, an empty one where "
+                    f"there are no images; got {type(split).__name__}"
                 )
             if tuple(split.image_shape) != shape:
                 high, wide, channels = split.image_shape
@@ -161,7 +161,7 @@ class ImageData:
         return found
 
     def unknown_images(self, fingerprint: Mapping[str, str]) -> list[str]:
-        """Images, by file or index, that a fingerprint of other data does not hold; none where it marks no images."""
+        """Images, by file or index, that are not in another data's fingerprint; empty where it marks no images."""
         splits = self._splits()
         marks = [fingerprint.get(f"{name} {_MARKS}") for name in splits]
         if not all(isinstance(one, str) for one in marks):
@@ -188,7 +188,7 @@ def _numbers(values: object) -> tuple[float, ...]:
 
 
 def _marks_of(marks: str | None) -> list[str]:
-    """Eight digits of each image."""
+    """The mark of each image, eight digits."""
     marks = marks or ""
     return [marks[start : start + 8] for start in range(0, len(marks), 8)]
 
@@ -214,12 +214,12 @@ class ImageLoader:
         drop_last: Whether to leave out a last batch that is smaller.
         seed: Seed of order and augmentation, 0 to 2**32 - 1.
         device: Device on which pixels are worked on and batches appear.
-        num_workers: Processes that decode files, one thread each, batches ahead of the step; they live as long as the
+        num_workers: Processes of one thread that decode files some batches ahead of the step; they live as long as the
             loader. The batches are the same for any number. Images in memory need none.
         shard: (index, count): yield the rows from index * B // count to (index + 1) * B // count of each batch of B. A
             last batch smaller than the count, where it is kept, leaves some processes a part without images.
-        corruption: Corruption of every image, to measure robustness; its noise follows from the seed, and the same
-            batches have the same.
+        corruption: Corruption of every image, to measure robustness; its noise follows from the seed, so that the same
+            batches have the same noise.
 
     Raises:
         SuperWeightError: A setting out of range, an augmentation larger than the images, ``random_resized_crop`` of
@@ -327,7 +327,7 @@ class ImageLoader:
         labels = self.split.labels[order].to(self.device)
         noise = generator_for(self.seed, self.epoch, "corruption")
         pixels = self._read(order, every_rows, crop_key)
-        for images, rows in zip(pixels, every_rows):  # pixels first: their workers wait for the next epoch at the end
+        for images, rows in zip(pixels, every_rows):  # pixels first, to run their reader to its end
             if self.corruption is not None:
                 images = self.corruption(images.float() / self.split.unit, noise) * self.split.unit
             yield self._augmented(images, labels[rows], draws.rows(rows))

@@ -1,4 +1,4 @@
-"""What must be known of a network's training images, to ask it about others. Shapes: C channels, H W pixels."""
+"""What must be known of a network's training images before it is given others. Shapes: C channels, H W pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_CLASSES = 2**20
 @names_options
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing of an image for members: its centre of their proportions, resized to (H, W), normalised.
+    """Preprocessing of an image for members: its centre in the proportions of (H, W), resized and normalised.
 
     Example:
         >>> preprocessing = Preprocessing(image_shape=(3, 8, 8), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -38,7 +38,7 @@ class Preprocessing:
     mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...]  # likewise
     classes: tuple[str, ...] = ()  # in the order of the labels; empty where the task has none
-    pool: int = 1  # factor of the average pooling that reading ends with, as the data set had it
+    pool: int = 1  # factor of the average pooling after reading, as in the data set
 
     def __post_init__(self) -> None:
         shape, channels = self.image_shape, self.image_shape[0] if self.image_shape else 0

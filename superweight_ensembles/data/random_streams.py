@@ -26,7 +26,7 @@ def image_key(seed: int, epoch: int, purpose: str) -> np.ndarray:
 
 
 def image_generator(key: np.ndarray, image: int) -> np.random.Generator:
-    """Generator for one image, counted from its index: no worker needs the numbers of the images before it.
+    """Generator for one image that starts at its index, so that no worker needs the numbers of the images before it.
 
     Example:
         >>> key = image_key(0, 5, "resized_crop")

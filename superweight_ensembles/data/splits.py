@@ -114,8 +114,8 @@ def checked_shard(shard: object, batch_size: int) -> tuple[int, int]:
     return index, count
 
 
-# Reads batches of pixels, (B, C, H, W) of a split's type on its device. Takes the order of the split's images, int64 on
-# the CPU; the rows of it of each batch; and the key of an epoch's random parts of files, or None for whole images.
+# Reads batches of pixels, (B, C, H, W) of a split's type on its device. Takes the order of the split's images (int64,
+# on the CPU), each batch's rows in it, and the key of an epoch's random parts of files (None for whole images).
 ReadBatches = Callable[[torch.Tensor, BatchRows, np.ndarray | None], Iterator[torch.Tensor]]
 _Request = tuple[np.ndarray, np.ndarray | None]  # of one batch: indices (B,) into the split, and that key
 
@@ -126,7 +126,7 @@ class ImageSplit(ABC):
     labels: torch.Tensor  # int64 (N,), on the CPU
     image_shape: tuple[int, int, int]  # (C, H, W)
     unit: float = 255.0  # pixel level that stands for one: 255 of uint8, 1 of float32
-    paths: PathTable | None = None  # files that the images were read from, where they were
+    paths: PathTable | None = None  # files that the images were read from; None without files
     _fingerprint: dict[str, str] | None = None
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ class MemorySplit(ImageSplit):
         paths: The N files of the images, where there are some; errors name them.
 
     Raises:
-        SuperWeightError: No tensors, of other types or shapes, or numbers that are not finite.
+        SuperWeightError: Images or labels that are no tensors or of other types or shapes; numbers that are not finite.
     """
 
     def __init__(
@@ -370,7 +370,7 @@ def _copied_ahead(batches: Iterator[torch.Tensor], device: torch.device) -> Iter
 
 
 def _ready(batch: torch.Tensor, copied: torch.cuda.Event) -> torch.Tensor:
-    """A batch whose copy the caller's stream waits for; its memory is not given away before that stream is done."""
+    """A batch for whose copy the caller's stream waits; its memory is not reused before that stream is done."""
     current = torch.cuda.current_stream(batch.device)
     current.wait_event(copied)
     batch.record_stream(current)

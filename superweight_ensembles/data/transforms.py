@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from superweight_ensembles.errors import SuperWeightError, unknown_name
 
-OF_BATCHES = ("MixUp", "CutMix")  # mix images of a batch, make labels soft; each batch has one of those asked for
+OF_BATCHES = ("MixUp", "CutMix")  # mix images of a batch, make labels soft; each batch draws one of those given
 OF_NORMALISED = ("RandomErasing",)
 _NO_TRANSFORMS = ("Compose", "Transform", "RandomApply", "RandomChoice", "RandomOrder", "Lambda")
 _Options = Mapping[str, object]
@@ -62,8 +62,8 @@ def _each(transforms: Mapping[str, v2.Transform], images: Tensor, seeds: Sequenc
                 if not isinstance(now, Tensor) or now.shape != before.shape or now.dtype != before.dtype:
                     made = f"{tuple(now.shape)} of {now.dtype}" if isinstance(now, Tensor) else type(now).__name__
                     raise SuperWeightError(
-                        f"transform {name} makes images {made} of {tuple(before.shape)} of {before.dtype}: it must "
-                        "keep both"
+                        f"transform {name} makes images {made} from {tuple(before.shape)} of {before.dtype}: it must "
+                        "keep shape and type"
                     )
             found.append(now)
     return torch.stack(found)

@@ -105,7 +105,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("./",), "no class folders in .*: sort the images as"),
     (("train", "test/"), "no class folders in .*test: sort the images as"),
     (("train",), r"has train but no test folder: add test/<class>/\*$"),
-    (("train", "holdout"), "has train but no test folder: .*, or name one of holdout so"),
+    (("train", "holdout"), "has train but no test folder: .*, or rename one of holdout to test"),
     (("val", "test"), "has test and val, but no train folder: sort the training images as"),
     (("test", "cat/", "dog/"), "has test, but no train folder: .*or give a class of that name another one"),
     (("test/", "cat/", "dog/"), "has test, but no train folder"),
