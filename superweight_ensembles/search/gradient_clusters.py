@@ -55,8 +55,8 @@ class ClusterSearch:
         threshold: Cosine above which two targets share templates, -1 to 1.
         coefficients: ``tied``: a target that joined another uses its coefficients; other kinds as in
             :func:`plan_sharing`.
-        reserve_untied: Whether to leave so much of the budget unspent that tied coefficients can be un-tied later;
-            where None, if they are tied.
+        reserve_untied: Whether to leave enough of the budget unspent for tied coefficients to be un-tied later; None:
+            if they are tied.
 
     Raises:
         SuperWeightError: A threshold outside [-1, 1], an unknown kind of coefficients, a reserve for coefficients that
@@ -105,7 +105,7 @@ class SearchedCluster:
     """Record of a search in one first cluster."""
 
     name: Name
-    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]  # the anchor's first
+    targets: Annotated[tuple[Name, ...], Field(max_length=4096)]  # the anchor's targets first
     anchors: Count  # number of the anchor's targets
     # cosines of those that were compared, a row a target; None for the others
     similarity: tuple[tuple[_Number | None, ...] | None, ...]
@@ -312,8 +312,8 @@ def _groups(evidence: ClusterEvidence, members: Sequence[str], tied: bool) -> li
 class Depths:
     """Members by depth."""
 
-    representatives: tuple[str, ...]  # one member a depth, the deepest first: of a depth the widest, then the first
-    representative_of: dict[str, str]  # by member that shares at all, the one that stands for its depth
+    representatives: tuple[str, ...]  # one member a depth, the deepest first: the widest, or the first of these
+    representative_of: dict[str, str]  # for each member that shares anything, the one that stands for its depth
     order: tuple[str, ...]  # the members that share, the deepest and widest first
     targets: dict[str, tuple[tuple[PlannedTarget, ...], ...]]  # by member and cluster, in the order of construction
     places: dict[PlannedTarget, float]  # how far down its member a target stands, 0 to 1
@@ -328,7 +328,7 @@ class Depths:
     def compared(self, index: int) -> tuple[str, ...]:
         """The members whose targets in a cluster are compared, the anchor first."""
         there = [name for name in self.order if self.targets[name][index]]
-        # Where no representative has any target there, the deepest member that does.
+        # Where no representative has a target there, the deepest member that has one is compared.
         return tuple(name for name in there if name in self.representatives) or (there[0],)
 
     def counterparts(self, member: str, index: int) -> list[PlannedTarget]:
@@ -338,7 +338,7 @@ class Depths:
         # Its representative leads, or the anchor where the representative has no target there.
         own, others = self.targets[member][index], self.targets[leader if leader in compared else compared[0]][index]
         if len(own) == len(others):
-            return list(others)  # index by index; else the target that stands most nearly as far down
+            return list(others)  # index by index; else the target at the nearest place
         return [min(others, key=lambda other: abs(self.places[other] - self.places[target])) for target in own]
 
 

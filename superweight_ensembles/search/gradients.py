@@ -37,7 +37,7 @@ def weight_gradients(
     check_search(max_batches=max_batches)
     like = first_parameter({"": ensemble})
     device, num_samples = like.device, 0
-    # In evaluation mode and float32; nothing of the ensemble is changed, no ``.grad`` either.
+    # In evaluation mode and float32; nothing of the ensemble is changed, not even ``.grad``.
     with torch.inference_mode(False), torch.autocast(device.type, enabled=False), evaluating(ensemble):
         with torch.no_grad():
             generated = ensemble.bank.generate(names)
@@ -48,7 +48,7 @@ def weight_gradients(
             inputs, targets = (
                 mapped(lambda one: one.to(device), part) for part in checked_pair(batch, dtype=like.dtype)
             )
-            if not num_rows(inputs):  # a rank's part of a small last batch
+            if not num_rows(inputs):  # a rank's part of a small last batch may be empty
                 continue
             num_samples += num_rows(inputs)
             for name in names:
@@ -57,7 +57,7 @@ def weight_gradients(
                     gradients[name, key] += gradient
     processes, sums = current_processes(), list(gradients.values())
     processes.all_reduce_(sums)
-    processes.broadcast_(sums)  # a plan hangs on every bit, and not every backend sums alike on every rank
+    processes.broadcast_(sums)  # a plan depends on every bit, and some backends sum differently on each rank
     every_samples = sum(processes.gather_objects(num_samples))
     if not every_samples:
         raise SuperWeightError("the loader that gradients are taken on has no samples")
@@ -182,7 +182,7 @@ def merged_sets(similarity: Tensor, threshold: float) -> list[int]:
         >>> merged_sets(chain, 0.3), merged_sets(chain, 0.45)
         ([0, 0, 0], [0, 0, 1])
     """
-    # Merging whole sets from the most similar pair down, as the paper has it, ends in the connected components.
+    # Merging whole sets from the most similar pair down, as in the paper, ends in the connected components.
     _, sets = connected_components((similarity > threshold).numpy(force=True), directed=False)
     return [int(number) for number in sets]
 

@@ -67,12 +67,12 @@ class LearnedGroups:
     """A plan whose groups were learned, and the coefficients that it was found from."""
 
     plan: SharingPlan  # of the same members, with the counting of the ensemble's plan
-    group: SsnGroup  # that all layers shared in the plan before
+    group: SsnGroup  # the one of all layers in the plan before
     features: Tensor  # (layers, K) coefficients, or (layers, E) embeddings
     labels: tuple[int, ...]  # for each layer of the group, its new one
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of search.json: similarities are cosines of what was clustered, less its mean."""
+        """Content of search.json: similarities are cosines of the features, less their mean."""
         centred = self.features - self.features.mean(0)
         cosines = torch.nn.functional.cosine_similarity(centred[:, None], centred[None], dim=2)
         cluster = SearchedCluster(
@@ -128,12 +128,12 @@ def _features(ensemble: SuperWeightEnsemble, group: SsnGroup) -> Tensor:
         return held
     if group.options.combine == "softmax":
         return held.softmax(1)
-    return held / held.norm(dim=1, keepdim=True).clamp_min(1e-12)  # a layer's deviation is no matter of mixing
+    return held / held.norm(dim=1, keepdim=True).clamp_min(1e-12)  # the length is the layer's scale, not its mixture
 
 
 def _clustered(features: Tensor, num_groups: int, seed: int) -> tuple[int, ...]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, in words
+        warnings.simplefilter("ignore", ConvergenceWarning)  # becomes the error below
         found = KMeans(num_groups, n_init=10, random_state=seed).fit_predict(features.numpy())
     order = {label: place for place, label in enumerate(dict.fromkeys(found.tolist()))}
     if len(order) < num_groups:

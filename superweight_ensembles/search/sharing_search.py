@@ -56,7 +56,7 @@ def search_sharing(
     Source: Teterwak et al., WACV 2024 (``gradient``); Plummer et al., ICLR 2022, section 3.3 (``k_means``: 15 epochs
     with 4 templates).
     Differs from paper: whole sets are merged; the deepest and widest members are found, not assumed to come first; the
-    budget is held against the minimum of every slot, not the largest layer; a search that cannot fit ends.
+    budget is compared with the minimum of every slot, not the largest layer; a search that cannot fit ends in an error.
 
     Example:
         >>> import superweight_ensembles as swe

@@ -102,7 +102,7 @@ def untie_coefficients(
     """Give uses of a tied coefficient vector a vector of their own where their gradients conflict.
 
     Each use of each tied vector has a gradient of its own, <dL/dSuperWeight, template> for each template. Uses are
-    merged while the cosine of two exceeds the threshold; the first set keeps the vector, every other set gets one new.
+    merged while the cosine of two exceeds the threshold; the first set keeps the vector, each other set gets a new one.
     A use without any gradient conflicts with nothing and keeps the vector. Move the ensemble to the plan with
     :func:`adopt_plan`; the hook :class:`Untying` does both in a training. Groups that read a flat bank have no ties,
     and stay as they are.
