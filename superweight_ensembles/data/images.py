@@ -87,7 +87,7 @@ def random_region(width: int, height: int, generator: np.random.Generator) -> Re
 class ImageReader:
     """Decoder of files to images of one size."""
 
-    image_size: int | None  # of the shorter side before the centre square is cut out; None keeps images as they are
+    image_size: int | None  # the shorter side's, before the centre square is cut out; None keeps images as they are
     pool: int  # factor of the average pooling that follows, 1 for none
     decoded_size: tuple[int, int]  # (H, W) before pooling, of every file
 

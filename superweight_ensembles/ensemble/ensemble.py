@@ -76,8 +76,8 @@ class SuperWeightEnsemble(nn.Module, HubModel):
 
     Args:
         members: Networks by name, (name, network) pairs, or networks alone, which become ``member0``, ``member1``, ...;
-            all answer logits (B, K) for the same images, or what ``task`` says. Of a member that answers more than one
-            tensor, its ``logits``, or else the first, is the answer.
+            all answer logits (B, K) for the same images, or what ``task`` says. If a member answers more than one
+            tensor, its ``logits`` or, without these, its first tensor is the answer.
         budget: Number of trainable scalars (int), or fraction of the members' parameters apart (float). Give this or
             ``plan``.
         plan: A plan made, found or loaded before.

@@ -57,9 +57,9 @@ class LayerProgram:
     """The computation of the weight of one target."""
 
     shape: Shape  # (O, I, *k)
-    spec: WindowSpec  # what it reads
-    key: str  # of the coefficients that combine its windows; empty where each tile has its own
-    row: int  # of its vector there
+    spec: WindowSpec  # the windows that it reads
+    key: str  # key of the coefficients that combine its windows; empty where each tile has its own
+    row: int  # row of its vector there
     tiles: slice  # its rows among the tiles' coefficients of the group
     masks: slice  # its numbers among the masks of the group
     mask_window: int  # numbers that one number of a mask multiplies
@@ -78,11 +78,11 @@ class LayerProgram:
 class GroupProgram:
     """The computation of the weights of one group."""
 
-    index: int  # of the group in its plan
-    keys: tuple[str, ...]  # of the coefficients it reads, in the order in which it takes them
-    targets: tuple[Target, ...]  # what it makes
-    layers: tuple[LayerProgram, ...]  # how, one by one
-    length: int  # of the wrapped bank
+    index: int  # place of the group in its plan
+    keys: tuple[str, ...]  # keys of the coefficients that it reads, in the order in which it takes them
+    targets: tuple[Target, ...]  # targets whose weights it makes
+    layers: tuple[LayerProgram, ...]  # the program of each target
+    length: int  # numbers in the wrapped bank
 
     @property
     def bank(self) -> str:

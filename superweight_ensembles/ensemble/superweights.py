@@ -32,7 +32,7 @@ from superweight_ensembles.plan import Box, GeneratedTensor, Placement, PlannedT
 
 Positions = Union[slice, tuple[int, ...]]
 
-_NUMBERS_IN_CACHE = 2**20  # of float32: 4 MiB, which a last-level cache holds; half or four times as many took longer
+_NUMBERS_IN_CACHE = 2**20  # 4 MiB of float32, which a last-level cache holds; half or four times as many took longer
 _NUMBERS_A_THREAD = 2**23  # below that, waking a thread costs more than its work saves: measured on two cores
 _ROOMS = threading.local()  # working memory of each thread, by type
 _FORMATS = {torch.channels_last: 4, torch.channels_last_3d: 5}
@@ -54,7 +54,7 @@ class BlockUse:
     place: Placement  # where the part stands there
     at: tuple[slice | EllipsisType, ...]  # its kernel positions and columns there, in the order (*k, I)
     inside: tuple[slice | EllipsisType, ...]  # the same in the block
-    positions: Positions  # of the targets' SuperWeights in the slot's product, in the order of the targets
+    positions: Positions  # rows of the targets' SuperWeights in the slot's product, in the order of the targets
     vectors: tuple[int, ...]  # the same, one by one
 
 
@@ -65,7 +65,7 @@ class Block:
     slot: int  # index of the slot
     start: int  # place in the slot's vectors at which the block's numbers begin
     shape: Shape  # (O, I, *k)
-    uses: tuple[BlockUse, ...]  # of the groups that have a part of it
+    uses: tuple[BlockUse, ...]  # one for each group that has a part of it
     # If every vector makes one weight and nothing else: by vector, the weight's group and its index there. Else empty.
     whole: tuple[tuple[int, int], ...] = ()
 
@@ -74,10 +74,10 @@ class Block:
 class ClusterProgram:
     """The computation of the weights of one cluster."""
 
-    keys: tuple[str, ...]  # of its slots in a state dict
+    keys: tuple[str, ...]  # keys of its slots in a state dict
     rows: tuple[Positions, ...]  # the coefficient vectors that it needs of each slot
-    groups: tuple[ShapeGroup, ...]  # what it makes
-    blocks: tuple[Block, ...]  # what it makes them of
+    groups: tuple[ShapeGroup, ...]  # groups of weights that it makes
+    blocks: tuple[Block, ...]  # blocks that it makes them of
 
     @property
     def targets(self) -> tuple[PlannedTarget, ...]:

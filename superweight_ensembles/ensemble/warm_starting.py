@@ -46,12 +46,12 @@ GivenWeights = Mapping[str, Mapping[str, Tensor]]  # by member and parameter nam
 Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _NOTHING = 1e-12  # distance from a weight of zeros that counts as none
-_NUMBERS_A_PIECE = 2**22  # of float64, 32 MiB: what is held beside the vectors themselves
-_MOST_ROUNDS = 200  # of filling gaps
-_SETTLED = 1e-10  # of the rows' norm: a round that comes no more than that closer is the last
-_ROUNDS = 4  # of a flat bank and its layers in turn
-_STEPS = 20  # of conjugate gradients a round
-_ENOUGH = 1e-12  # of the squared gradient at the start of a round
+_NUMBERS_A_PIECE = 2**22  # float64 numbers, 32 MiB, that are held at a time beside the vectors themselves
+_MOST_ROUNDS = 200  # rounds of filling gaps
+_SETTLED = 1e-10  # share of the rows' norm: a round that comes closer by no more is the last
+_ROUNDS = 4  # rounds that fit a flat bank and its layers in turn
+_STEPS = 20  # steps of conjugate gradients in a round
+_ENOUGH = 1e-12  # share of a round's first squared gradient at which its steps end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

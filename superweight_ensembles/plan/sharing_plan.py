@@ -104,7 +104,7 @@ class Cluster:
     __pydantic_config__ = ONLY_FIELDS
 
     name: Name  # unique, for people
-    kind: Name  # of the layers
+    kind: Name  # kind of the layers
     slots: Annotated[tuple[PlannedSlot, ...], Field(min_length=1, max_length=_MOST_SLOTS)]  # by size
     targets: Annotated[tuple[PlannedTarget, ...], Field(min_length=1, max_length=MOST_TARGETS)]  # ordered by slot
     coefficients: CoefficientForm = "vector"  # form in which every slot holds its coefficients

@@ -23,7 +23,7 @@ TargetTensors = dict[tuple[str, str], Tensor]
 
 def weight_gradients(
     ensemble: SuperWeightEnsemble,
-    loader: Batches,  # of images (B, ...) and labels (B,); in a process group, every rank gives its own
+    loader: Batches,  # batches of images (B, ...) and labels (B,); in a process group, every rank gives its own
     members: Collection[str] | None = None,
     *,
     max_batches: int | None = None,

@@ -158,7 +158,7 @@ def _reads(layer: Any) -> int:
 
 
 def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tensor) -> None:
-    """Refuse a module whose answer without the last neuron of every width is not that with these neurons unread."""
+    """Refuse a module whose answer changes when neurons that nothing reads, the last of each width, are removed."""
     whole, narrow = copied(module).eval(), copied(module).eval()
     for hidden in traced:
         place = place_of(whole, hidden)
@@ -174,7 +174,7 @@ def _check_free(module: nn.Module, traced: Sequence[HiddenLayer], example: Tenso
         # The answers of a module that is random are not compared.
         repeats = torch.allclose(expected, again, equal_nan=True)
         same = torch.allclose(answer, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
-        difference = "its answer depends on their number, whatever they add" if repeats and not same else ""
+        difference = "its answer changes without neurons that add nothing" if repeats and not same else ""
     except Exception as error:
         difference = f"{error!s:.200}"
     if difference and all(hidden.width > 1 for hidden in traced):

@@ -186,7 +186,7 @@ def follow_rates(
     places: Mapping[str, tuple[Place, AdaptiveWidth]],
     rates: Sequence[float],
     optimizer: torch.optim.Optimizer | None = None,
-    generator_of: Callable[[int], torch.Generator] | None = None,  # of new numbers, by the index of a width
+    generator_of: Callable[[int], torch.Generator] | None = None,  # source of new numbers, by a width's index
 ) -> dict[str, tuple[int, int]]:
     """Give each width the neurons that its rate asks for; returns neurons before and after, of widths that changed."""
     changed = {}
