@@ -11,7 +11,7 @@ from typing import Annotated, Any, overload
 
 import torch
 from einops import reduce
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -39,7 +39,7 @@ from superweight_ensembles.ensemble import (
 )
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 from superweight_ensembles.models import described, first_line
-from superweight_ensembles.storage import Amount, Count, Name, Share, as_content, html_table
+from superweight_ensembles.storage import Amount, Count, Name, Share, adapter_of, as_content, html_table
 from superweight_ensembles.training.distributed import Processes, current_processes
 
 _ALONE = Processes()
@@ -275,7 +275,7 @@ def evaluate(
     if processes.size == 1:
         return evaluate_predictions(ensemble, table)
     content = processes.on_rank_zero(lambda: as_content(evaluate_predictions(ensemble, table)))
-    return TypeAdapter(Evaluation).validate_python(content)
+    return adapter_of(Evaluation).validate_python(content)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from einops import reduce
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor
 
 from superweight_ensembles.anytime.evaluation import Metrics, Predictions, predict, probability_metrics
@@ -17,7 +17,7 @@ from superweight_ensembles.anytime.uncertainty import Detection, detection
 from superweight_ensembles.data import Corruption, Inputs, checked_loader, checked_pair, num_rows
 from superweight_ensembles.ensemble import SuperWeightEnsemble, check_classes
 from superweight_ensembles.errors import names_options
-from superweight_ensembles.storage import Count, Name, Positive, as_content
+from superweight_ensembles.storage import Count, Name, Positive, adapter_of, as_content
 from superweight_ensembles.training.distributed import Processes
 
 
@@ -121,7 +121,7 @@ def measure_corrupted(
         found.append(CorruptedResult(corruption=one.name, severity=one.severity, metrics=metrics))
     every = processes.gather_objects(as_content(found))
     ordered = [every[place % processes.size][place // processes.size] for place in range(len(corruptions))]
-    return TypeAdapter(tuple[CorruptedResult, ...]).validate_python(ordered)
+    return adapter_of(tuple[CorruptedResult, ...]).validate_python(ordered)
 
 
 def without_labels(loader: Iterable[object]) -> Iterator[tuple[Inputs, Tensor]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from superweight_ensembles.data import Preprocessing
@@ -25,6 +25,7 @@ from superweight_ensembles.storage import (
     MANIFEST_FILE,
     PathError,
     accessing,
+    adapter_of,
     as_content,
     check_manifest,
     contained_file,
@@ -129,7 +130,7 @@ def registered(module: nn.Module, planned: PlannedMember) -> Architecture | None
 @functools.lru_cache(maxsize=64)
 def _made_again(described: str) -> tuple[TensorKinds, dict[str, type], int] | None:
     """The tensors, classes and parameters of a description, made as shapes alone; None where that fails."""
-    architecture = TypeAdapter(Architecture).validate_json(described)
+    architecture = adapter_of(Architecture).validate_json(described)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             module = build_architecture(architecture)
@@ -214,7 +215,7 @@ def build_members(config: SavedConfig, folder: Path, plan: SharingPlan) -> dict[
 def rebuild_member(made: Any, file: Path, key: str, num_numbers: int) -> nn.Module:
     """Build a network from its architecture under a key of a file, unless it is much larger than ``num_numbers``."""
     try:
-        architecture = TypeAdapter(Architecture).validate_json(json.dumps(made), strict=True)
+        architecture = adapter_of(Architecture).validate_json(json.dumps(made), strict=True)
     except ValidationError as error:
         raise SuperWeightError(f"{file}, {key}.{first_problem(error)}") from None
     try:

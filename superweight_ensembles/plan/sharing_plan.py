@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from superweight_ensembles.errors import SuperWeightError, first_problem
@@ -35,7 +35,7 @@ from superweight_ensembles.plan.targets import (
     Name,
     StoredShape,
 )
-from superweight_ensembles.storage import ONLY_FIELDS, escape_controls, html_table, parse_json
+from superweight_ensembles.storage import ONLY_FIELDS, adapter_of, escape_controls, html_table, parse_json
 
 PLAN_FORMAT = 2
 BUDGET_COUNTS = ("all", "templates")
@@ -320,7 +320,7 @@ class SharingPlan:
         if content.pop("allocation", "sweeps") != "sweeps":
             raise SuperWeightError(f"{where}, at allocation: {RETIRED_ALLOCATION}")
         try:
-            plan = TypeAdapter(cls).validate_json(json.dumps(content), strict=True)
+            plan = adapter_of(cls).validate_json(json.dumps(content), strict=True)
         except ValidationError as error:
             first = first_problem(error, tags=("superweight", "ssn"))
             retired = first.where.endswith(".coefficients") and first.given == "channel"

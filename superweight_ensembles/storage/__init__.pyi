@@ -37,6 +37,7 @@ from .records import Count as Count
 from .records import Name as Name
 from .records import Positive as Positive
 from .records import Share as Share
+from .records import adapter_of as adapter_of
 from .records import as_content as as_content
 from .records import content_as as content_as
 from .records import one_of as one_of

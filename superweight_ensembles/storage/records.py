@@ -49,7 +49,8 @@ class one_of:
         return handler.generate_schema(Literal[tuple(self._names)])
 
 
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+# made once a type: that takes longer than to read most files
+adapter_of: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def read_as(kind: type[T], file: Path, remedy: str) -> T:
@@ -65,7 +66,7 @@ def content_as(kind: type[T], content: dict[str, Any], file: Path, remedy: str) 
     if version is not None and (type(held) is not int or held != version):
         raise SuperWeightError(f'{file} must hold "format": {version}; got {held!r:.40}: {remedy}')
     try:
-        record: T = _adapter(kind).validate_json(json.dumps(content), strict=True)
+        record: T = adapter_of(kind).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise SuperWeightError(f"{file} is damaged ({first_problem(error)!s:.400}): {remedy}") from None
     return record

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from superweight_ensembles.storage import (
     Name,
     PathError,
     accessing,
+    adapter_of,
     check_manifest,
     check_savable,
     clear_drafts,
@@ -355,8 +355,8 @@ class _Record:
 
 def _progress_of(content: dict[str, Any], state: TrainState, name: str) -> Progress:
     """The progress in a checkpoint, checked against itself, its name and the training."""
-    found = TypeAdapter(Progress).validate_json(json.dumps(content["progress"]))
-    records = TypeAdapter(tuple[_Record, ...]).validate_python(found.history)
+    found = adapter_of(Progress).validate_json(json.dumps(content["progress"]))
+    records = adapter_of(tuple[_Record, ...]).validate_python(found.history)
     epochs, step = len(records), found.step
     if [record.epoch for record in records] != list(range(1, epochs + 1)) or epochs > state.config.epochs:
         raise ValueError(f"its epochs are not 1 to {epochs} of {state.config.epochs}")
