@@ -1,7 +1,7 @@
-"""Members on several ranks: which ranks run which, and what members have of their own where the whole is looked at.
+"""Members on several ranks: which rank runs which members, and how members' own state reaches the other ranks.
 
-A member's own parameters, buffers and moments are trained where it runs, and come to all processes after an epoch and
-for a checkpoint; what else looks at the whole ensemble (hooks, searches, exports) then finds it as on one process.
+A member's own parameters, buffers and moments are trained where it runs, and are sent to all processes after an epoch
+and for a checkpoint; hooks, searches and exports then find the whole ensemble as on one process.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
         member = ensemble.members[name]
         extra = next((key for key, one in member.state_dict().items() if not isinstance(one, Tensor)), None)
         if extra is not None:
-            return f"member {name!r} keeps {extra}, no tensor, which other processes could not take: take mesh 'rows'"
+            return f"member {name!r} keeps {extra}, no tensor, which other processes cannot be sent: take mesh 'rows'"
         for key, tensor in (*member.named_parameters(), *member.named_buffers()):
             other = owner.setdefault(id(tensor), name)
             if other != name:
                 return (
-                    f"members {other!r} and {name!r} have one tensor, {key}, of their own together, and could run on "
-                    "two member ranks: give each its own, or take mesh 'rows'"
+                    f"members {other!r} and {name!r} share a tensor outside of the bank, {key}, and could run on two "
+                    "member ranks: give each its own, or take mesh 'rows'"
                 )
     return ""
 
@@ -83,7 +83,7 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
 def member_costs(
     ensemble: SuperWeightEnsemble, members: Sequence[str], data: ImageData | SizedBatches
 ) -> dict[str, float]:
-    """Seconds that each member takes forward and backward on some images, the faster of two calls."""
+    """Seconds of each member's forward and backward on some images, the faster of two; else numbers of parameters."""
     if not isinstance(data, ImageData):
         return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
     device = first_parameter({"": ensemble}).device
@@ -111,9 +111,9 @@ def _settle(device: torch.device) -> None:
 
 
 def gather_members(state: TrainState) -> None:
-    """Bring each member's parameters, buffers and what hooks keep of it to all processes from where it runs."""
+    """Send each member's parameters and buffers, and what hooks keep for it, from where it runs to all processes."""
     if not state.is_split:
-        state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        state.processes.broadcast_(list(state.ensemble.buffers()))  # they differ without sync_batch_norm
         return
     for name in state.members:
         member, source = state.ensemble.members[name], state.mesh.source_of(name)
@@ -193,7 +193,7 @@ def drop_moments(state: TrainState) -> None:
 
 
 def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]:
-    """Parameters whose optimizer state some processes keep alone: the first of these, and whether this one does."""
+    """Parameters whose optimizer state only some processes keep: (first keeper, whether this one keeps it, them)."""
     found: list[tuple[int, bool, list[nn.Parameter]]] = []
     if state.is_split:
         for name in state.members:
@@ -207,11 +207,11 @@ def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]
 
 
 def _form(value: Any, counters: bool = False) -> dict[str, Any]:
-    """Description of a buffer or of a value in an optimizer's state: a number itself, of a tensor shape and type."""
+    """Description of a buffer or of a value in an optimizer's state: a number as it is, a tensor's shape and type."""
     if not isinstance(value, Tensor):
         return {"number": value}
     dtype = str(value.dtype).removeprefix("torch.")
-    if counters and value.numel() == 1 and value.device.type == "cpu":  # which NCCL would not take
+    if counters and value.numel() == 1 and value.device.type == "cpu":  # NCCL would refuse it
         return {"number": value.item(), "dtype": dtype, "sides": list(value.shape)}
     return {"shape": list(value.shape), "dtype": dtype}
 
@@ -228,7 +228,7 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
 
 
 def agree_on_rows(state: TrainState, targets: Any) -> None:
-    """Check that processes that run other members on the same rows have the same rows."""
+    """Check that processes that are to run different members on the same rows were given the same rows."""
     if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
         told = [checksum(one) for one in tensors_of(targets)]
         state.peers.assert_equal_across_ranks(
@@ -248,7 +248,7 @@ def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Te
     if not state.is_split:
         return dict(own)
     like = next(iter(own.values())).detach()
-    if not state.answers_agree:  # else the exchange would fail in the backend's words
+    if not state.answers_agree:  # else the exchange would fail with the backend's own error
         told = [list(like.shape), str(like.dtype == torch.float64)]
         state.peers.assert_equal_across_ranks(told, "the shape of the members' answers to the rows that they share")
         state.answers_agree = True

@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts, and how they find each other, also when some are started again."""
+"""How processes that torchrun starts read their place in the job and find each other, also after a restart."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def join(launch: Launch, device: torch.device) -> None:
 
 
 def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
-    """A name that the processes started together agree on, and that no process started before them has."""
-    # torchrun keeps its store when it starts processes again, with what those before them wrote: an address read from
-    # it may be of a process that is dead. The first process makes up a name and answers, under it, to the name that
-    # each other made up; one that read an old name gets no answer under it, and looks again.
+    """A name that processes started together agree on, and that no processes started earlier had."""
+    # torchrun keeps its store over restarts, with all that earlier processes wrote: an address read from it may be that
+    # of a dead process. So the first process makes up a name and confirms under it the names that the others made up; a
+    # process that read an old name gets no confirmation under it, and reads again.
     own = uuid.uuid4().hex
     if rank == 0:
         store.set(_ROUND, own)
