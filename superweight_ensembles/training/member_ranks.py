@@ -69,7 +69,7 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
         member = ensemble.members[name]
         extra = next((key for key, one in member.state_dict().items() if not isinstance(one, Tensor)), None)
         if extra is not None:
-            return f"member {name!r} keeps {extra}, no tensor, which other processes cannot be sent: take mesh 'rows'"
+            return f"member {name!r} keeps {extra}, no tensor, which processes cannot exchange: take mesh 'rows'"
         for key, tensor in (*member.named_parameters(), *member.named_buffers()):
             other = owner.setdefault(id(tensor), name)
             if other != name:
@@ -83,7 +83,7 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
 def member_costs(
     ensemble: SuperWeightEnsemble, members: Sequence[str], data: ImageData | SizedBatches
 ) -> dict[str, float]:
-    """Seconds of each member's forward and backward on some images, the faster of two; else numbers of parameters."""
+    """Seconds of each member's forward and backward, the faster of two; without ImageData, numbers of parameters."""
     if not isinstance(data, ImageData):
         return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
     device = first_parameter({"": ensemble}).device
