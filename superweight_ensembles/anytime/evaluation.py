@@ -445,7 +445,7 @@ def predict_all(
     check_inputs: Callable[[Inputs], None] | None = None,  # called first with each batch's inputs, on that device
     processes: Processes = _ALONE,  # each has rows of its own
 ) -> Predictions:
-    """Run every network, in eval mode, once on every sample; of several processes, the first gets the answers of all."""
+    """Run every network, in eval mode, once on every sample; the first of several processes gets all answers."""
     parts, labels, first = [], [], None
     pairs = (checked_batch(batch) for batch in checked_loader(loader))  # refuses soft labels
     for index, inputs, truth, logits in answered_batches(modules, pairs, like, CLASSIFICATION, check_inputs):

@@ -433,7 +433,7 @@ def test_plan_says_how_processes_divide_a_training(monkeypatch, capsys) -> None:
 
     out, _ = plan(0, "--flops-per-second", "1e10", "--processes", "4")
     title, ranks, exchanged, fullest, seconds = out.splitlines()[-5:]
-    assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', which is told in brackets)"
+    assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', whose numbers are in brackets)"
     assert ranks.startswith("member ranks") and "of rows: " in ranks
     assert "MiB  gradients, a step and process (" in exchanged and "MiB  in a step; one process alone" in fullest
     assert float(seconds.split()[4]) < 0.5

@@ -207,7 +207,7 @@ def test_rows_of_several_answers_leave_a_cascade_when_they_are_sure(name: str, t
     again = swe.AnytimePredictor.load(tmp_path / "predictor", {one: ensemble.materialize(one) for one in "ab"})
     torch.testing.assert_close(again(x).probabilities, predictor(x).probabilities)
     assert again.policy == predictor.policy
-    with refused("a cascade is of one class an image"):
+    with refused("a cascade needs one class an image"):
         swe.export_cascade(predictor.modules, predictor.policy, tmp_path / "cascade", input_shape=(6,))
     for call, told in (
         (lambda: predictor.calibrate(held, flops=0.6, confidence="entropy"), "has one measure of confidence"),
