@@ -248,7 +248,7 @@ def test_an_estimate_changes_nothing() -> None:
 
 def test_members_that_do_not_run_are_named() -> None:
     breaking = {"small": Breaking()}
-    with refused(r"member 'small' does not run on the shape \(6, 3, 8, 8\) without"):
+    with refused(r"member 'small' does not run where only the shape \(6, 3, 8, 8\) is known"):
         estimate_training(breaking, independent_plan(breaking), (3, 8, 8), swe.TrainConfig(batch_size=6))
     modules = members()
     found = estimate_training(modules, independent_plan(modules), (3, 8, 8), swe.TrainConfig())

@@ -444,7 +444,7 @@ class Answering(nn.Module):
         (None, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got NoneType"),
         ("ensembel", {}, "unknown teacher 'ensembel': did you mean 'ensemble'"),
         (lambda images: images, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got function"),
-        *((name, {"member_batches": "own"}, "member_batches must be 'same'") for name in TOGETHER),
+        *((name, {"member_batches": "own"}, "set member_batches to 'same'") for name in TOGETHER),
         (swe.wide_resnet(10, 1, 5), {}, "the teacher answers 5 classes, member 'deep' 4"),
         (swe.wide_resnet(10, 1, 4, in_channels=1), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
         (nn.ModuleList(), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),

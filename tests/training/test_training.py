@@ -190,7 +190,7 @@ def test_decay_on_flat_banks_and_none_on_what_reads_them() -> None:
         ({"compile": 1}, r"compile must be true or false \(got 1\)"),
         ({"compile": True, "recompute": True}, "compile and recompute do not go together"),
         ({"member_batches": "owm"}, "unknown member_batches 'owm': did you mean 'own'"),
-        ({"member_batches": "own", "ensemble_loss": 1.0}, "member_batches must be 'same'"),
+        ({"member_batches": "own", "ensemble_loss": 1.0}, "set member_batches to 'same'"),
         ({"ensemble_loss": -1.0}, "ensemble_loss must be at least 0"),
         *(
             ({"mesh": mesh}, "mesh must be 'rows' or 'auto', or numbers of processes")
