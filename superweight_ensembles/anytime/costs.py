@@ -218,7 +218,7 @@ class LatencyTable:
         Args:
             member: Name of the member to run next.
             batch_size: Number of images that are left for it.
-            latest: Ratio that :meth:`observe` returned for the member before; the next is expected to be no faster.
+            latest: Ratio that :meth:`observe` returned for the member before; the next is expected to be as slow.
         """
         median = self.median(member, batch_size)
         ordered = sorted(self._ratios)

@@ -341,8 +341,8 @@ def _parts(metric: Metric) -> list[Metric]:
 
 def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Processes) -> dict[str, MemberCost]:
     """What members cost, timed by the first process while the others wait."""
-    told = processes.on_rank_zero(lambda: {name: asdict(cost) for name, cost in costs_of(ensemble, row).items()})
-    return {name: MemberCost(**told[name]) for name in ensemble.member_names}
+    costs = processes.on_rank_zero(lambda: {name: asdict(cost) for name, cost in costs_of(ensemble, row).items()})
+    return {name: MemberCost(**costs[name]) for name in ensemble.member_names}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Predictions at any compute budget, which leave members out. Shapes: M members, B batch, K classes."""
+"""Predictions at any compute budget, by leaving members out. Shapes: M members, B batch, K classes."""
 
 from __future__ import annotations
 
@@ -251,12 +251,12 @@ class AnytimePredictor:
         return self._steps(inputs)
 
     def _steps(self, inputs: Inputs) -> Iterator[ExitStep]:
-        running, flops, told = RunningMean(self.replaces, self.weights), 0, False
+        running, flops, warned = RunningMean(self.replaces, self.weights), 0, False
         for name, module in self.modules.items():
             with torch.no_grad():
                 running.add(self.task.predicted(answer_of(name, module, inputs, self.task)))
                 mean = running.mean
-            told = told or warn_of_nan(mean.reshape(len(mean), -1)[:, 0])
+            warned = warned or warn_of_nan(mean.reshape(len(mean), -1)[:, 0])
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 

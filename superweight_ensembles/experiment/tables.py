@@ -109,9 +109,9 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
                 texts[f"{what} %, corrupted, severity {severity}"] = f"{100 * sum(values) / len(values):.2f}"
         if shift.others is not None:
             for one in shift.others.detections:
-                told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
-                texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
-                texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
+                by = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
+                texts[f"AUROC %, {by}"] = f"{100 * one.auroc:.2f}"
+                texts[f"FPR at 95 %, {by}"] = f"{100 * one.fpr95:.2f}"
     labels = dict.fromkeys(label for texts in every for label in texts)
     return {label: [texts.get(label, "") for texts in every] for label in labels}
 

@@ -171,7 +171,7 @@ class OnnxCascade:
             answer.flops[rows] = sum(self.flops[: index + 1])
             left, images, parts = left[stay], images[stay], {one: part[stay] for one, part in parts.items()}
             kept, kept_confidence = kept[stay], kept_confidence[stay]
-        _tell(answer.probabilities)
+        _warn_of_nan(answer.probabilities)
         return answer
 
     def stream(self, images: np.ndarray) -> Iterator[Step]:
@@ -186,11 +186,11 @@ class OnnxCascade:
         self._check(images)
         mean = np.zeros((len(images), self.num_classes), np.float32)
         parts: dict[int, np.ndarray] = {}
-        told = False
+        warned = False
         for index, name in enumerate(self.members):
             if len(images):
                 mean = self._add(parts, index, images)
-            told = told or _tell(mean)
+            warned = warned or _warn_of_nan(mean)
             yield Step(name, mean, sum(self.flops[: index + 1]))
 
     def read(self, *files: str | os.PathLike[str]) -> np.ndarray:
@@ -298,7 +298,7 @@ def _centre(width: int, height: int, size: tuple[int, int]) -> tuple[float, floa
     return left * across, top * down, (left + size[0]) * across, (top + size[0]) * down
 
 
-def _tell(probabilities: np.ndarray) -> bool:
+def _warn_of_nan(probabilities: np.ndarray) -> bool:
     """Log how many answers (B, K) are not numbers, and return whether any is."""
     wrong = int((~np.isfinite(probabilities).all(1)).sum())
     if wrong:

@@ -41,7 +41,7 @@ class AnswerHistory:
                 "and indices(batch)"
             )
         if processes.size > 1 and not all(isinstance(loader, ImageLoader) for loader in loaders):
-            raise SuperWeightError("teacher 'history' in several processes needs ImageData, whose batches each knows")
+            raise SuperWeightError("teacher 'history' needs ImageData in several processes: each must know all batches")
         self._loaders = dict(zip(members, loaders if len(loaders) > 1 else [*loaders] * len(members)))
         self._same = len(loaders) == 1
         self._num_images = loaders[0].num_images
@@ -93,7 +93,7 @@ class AnswerHistory:
             name, momentum = next(iter(found)), MOMENTUM
             found = {name: torch.stack(list(found.values())).mean(0)}
         else:
-            momentum = MOMENTUM ** (1 / len(found))  # each member brings an image once an epoch: together, MOMENTUM
+            momentum = MOMENTUM ** (1 / len(found))  # each member brings an image once an epoch: MOMENTUM in all
         for name, answers in found.items():
             if self._sums is None or self._weights is None:
                 self._sums = answers.new_zeros(self._num_images, answers.shape[1])

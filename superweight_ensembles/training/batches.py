@@ -148,10 +148,10 @@ def prepared_batch(
     device: torch.device,
     channels_last: bool,
     *,
-    num_classes: int | None = None,  # limit that the targets are checked against, if any
+    num_classes: int | None = None,  # number of classes to check the targets against, if any
     dtype: torch.dtype | None = None,  # floating-point type of the members
     task: Task = CLASSIFICATION,
-    labelled: bool = True,  # whether the task compares answers with the targets; no with an objective
+    labelled: bool = True,  # whether the task compares answers with targets; an objective does it itself
 ) -> tuple[Inputs, Targets]:
     """A batch as :func:`checked_pair` returns it, on the device and in the memory format of the members."""
     inputs, targets = checked_pair(batch, dtype=dtype)

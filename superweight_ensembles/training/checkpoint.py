@@ -413,9 +413,9 @@ class Records:
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
         self._log: RunLog | None = None
         self._ending = ExitStack()
-        self._processes.on_rank_zero(self._hold)
+        self._processes.on_rank_zero(self._lock)
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         self._ending.enter_context(locked_folder(self.folder))
         if self._checkpoints.folder.is_dir():
             clear_drafts(self._checkpoints.folder)  # half-written when a process was killed

@@ -23,10 +23,10 @@ OPTIMIZERS = ("sgd", "adamw")  # torch's; all others are timm's
 SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
 MESHES = ("rows", "auto")
 _MOST_PROCESSES = 2**20
-_SAID_BY = {
+_GIVEN_BY = {
     "lr": "learning_rate", "max_lr": "learning_rate", "weight_decay": "weight_decay", "params": "the ensemble",
 }  # fmt: skip
-# Settings that may differ when a run is resumed: they change how a step is computed, not its result.
+# Settings that may differ when a run is resumed: they change how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "mesh", "micro_batches", "num_threads", "num_workers", "recompute",
     "shard_moments", "skip_non_finite",
@@ -105,7 +105,7 @@ class TrainConfig:
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
             only their inputs and are run again in backward: less memory, more time, the same losses and gradients.
         compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
-            minute or so on a CPU, with a C++ compiler. Results differ by rounding alone; benchmarks/compile.py says
+            minute or so on a CPU, with a C++ compiler. Results differ only by rounding; benchmarks/compile.py says
             whether it pays.
         skip_non_finite: Most steps that may be left out because their loss or gradient is not finite; their changes of
             norm statistics are undone. One more such step stops the training; at 0, the first does.
@@ -169,8 +169,8 @@ class TrainConfig:
         if self.optimizer not in known:
             raise unknown_name("optimizer", self.optimizer, known)
         for key in (*self.optimizer_options, *self.schedule_options):
-            if key in _SAID_BY:
-                raise SuperWeightError(f"{key} is not an option here: {_SAID_BY[key]} gives it")
+            if key in _GIVEN_BY:
+                raise SuperWeightError(f"{key} is not an option here: {_GIVEN_BY[key]} gives it")
         if self.schedule == "step" and not self.milestones:
             raise SuperWeightError("schedule 'step' needs milestones: the epochs at which the learning rate falls")
         if any(not 1 <= milestone <= self.epochs for milestone in self.milestones):
@@ -198,7 +198,7 @@ class TrainConfig:
             ("schedule", self.schedule != "one_cycle", ("warmup_epochs",)),
         ):
             for name in () if acts else names:
-                if getattr(self, name) not in (defaults[name], 0):  # a setting at 0 does nothing anyway
+                if getattr(self, name) not in (defaults[name], 0):  # a setting that is off does nothing anyway
                     raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 

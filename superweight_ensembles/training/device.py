@@ -133,7 +133,7 @@ class LossScale(Hook):
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         scale, tracker = float(content["scale"]), int(content["growth_tracker"])
         if not 0 < scale < math.inf or not 0 <= tracker < 2**31:
-            raise SuperWeightError(f"no loss scale: {scale} after {tracker} steps")
+            raise SuperWeightError(f"a loss scale of {scale} after {tracker} steps is out of range")
         self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
 
 

@@ -131,7 +131,7 @@ class Distillation(Hook):
     - ``"others"``: the mean of the other members' softmax;
     - ``"history"``: the mean of all members' answers to the image in the epochs before (momentum 0.6). It needs N x K
       numbers, but no activations of several members at once; an image not seen before is learned from its label alone;
-    - ``"prefixes"``: the mean softmax of all members teaches the mean of the j cheapest, for each j below M: these
+    - ``"prefixes"``: the mean softmax of all members teaches the mean of the first j by cost, for each j below M: these
       means are the answers of anytime prediction. The cross-entropy keeps its full weight: the sum of losses is
       sum CE + w T^2 sum over j of KL(mean of M at T || mean of j at T).
 
@@ -217,13 +217,13 @@ class Distillation(Hook):
             self._order = self._given_order
             if self.lessons == HISTORY:
                 if state.config.epochs == 1:
-                    _LOG.warning("teacher 'history' teaches from epoch 2 on: this training ends untaught")
+                    _LOG.warning("teacher 'history' teaches from epoch 2 on: one epoch is trained without a teacher")
                 self.history = AnswerHistory(state.loaders, state.members, state.processes, state.rows)
             return
         assert self.teacher is not None
         if self.teacher.shares_modules(state.ensemble):
             raise SuperWeightError(
-                f"the teacher is part of the ensemble that is trained: members learn from their mean by {OWN_MEAN!r}"
+                f"the teacher is part of the ensemble that is trained: give {OWN_MEAN!r} to learn from its mean"
             )
         self._ending.enter_context(self.teacher.on_device(state.fabric.device))
 

@@ -67,7 +67,7 @@ class Hook:
         return type(self).__name__
 
     def settings(self) -> dict[str, Any]:
-        """Plain data that may not change when a training is resumed; a dataclass gives its fields."""
+        """Plain data that must be the same when a training is resumed; by default, the fields of a dataclass."""
         return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
 
     def start(self, state: TrainState) -> None:
@@ -162,7 +162,7 @@ class TrainState:
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
-        mesh: Place of this process among them. Its argument ``placement`` lists the members of each member rank; with
+        mesh: Place of this process among them. The argument ``placement`` lists the members of each member rank; with
             None, one rank has all.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.

@@ -172,7 +172,7 @@ class _Loop:
         for batches in islice(self._batches(progress.step, random), steps - progress.step):
             asked = self.step(batches, self.requests.signal or 0)
             progress.seconds = time.perf_counter() - start
-            self._tell(state.epoch)
+            self._report(state.epoch)
             within = config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps
             if within and self.records is not None:
                 self.records.save()
@@ -239,7 +239,7 @@ class _Loop:
         if self.records is not None:
             self.records.append(record)  # before the checkpoint: a log that is ahead of it is cut when a run resumes
             self.records.save()
-        self._tell(epoch, record)
+        self._report(epoch, record)
 
     def _agree_on_stopping(self) -> None:
         """Stop all processes where a hook of one has asked for it."""
@@ -271,7 +271,7 @@ class _Loop:
             saved=True,
         )
 
-    def _tell(self, epoch: int, record: dict[str, Any] | None = None) -> None:
+    def _report(self, epoch: int, record: dict[str, Any] | None = None) -> None:
         if self.callback is None:
             return
         steps = self.state.steps_per_epoch
@@ -413,7 +413,7 @@ def train(
     mesh = mesh_of(ensemble, trained, data, config, processes)
     if config.compile and config.sync_batch_norm and mesh.rows.size > 1:
         raise SuperWeightError(
-            "compiled members are slower with batch norm over several processes, which breaks their graphs: "
+            "compiled members are slower with batch norm over several processes, which breaks them up at every norm: "
             "leave compile out, or set sync_batch_norm to false"
         )
     channels_last = set_memory_format(ensemble, config, fabric)
@@ -509,14 +509,14 @@ def _check_objective(objective: Objective | None, config: TrainConfig, teaching:
     """Refuse options that the user's own objective replaces."""
     if objective is None:
         return
-    for given, told in (
+    for given, message in (
         (config.label_smoothing, "label_smoothing is for the cross-entropy: let the objective smooth the labels"),
         (config.ensemble_loss, "ensemble_loss needs the members' logits: it cannot go with an objective"),
         (teaching is not None, "distillation needs the members' logits: it cannot go with an objective"),
         (config.compile, "compile replaces a member's call: it cannot go with an objective, which calls it itself"),
     ):
         if given:
-            raise SuperWeightError(told)
+            raise SuperWeightError(message)
 
 
 def _check_task(task: Task, config: TrainConfig, teaching: Distillation | None) -> None:

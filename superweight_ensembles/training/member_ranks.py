@@ -50,8 +50,8 @@ def mesh_of(
     else:
         ranks = chosen_ranks(costs, processes.size, config.sync_batch_norm)
     placement = placed(costs, ranks)
-    told = "; ".join(", ".join(own) for own in placement)
-    _LOG.info("mesh: %d member ranks (%s), %d of rows", ranks, told, processes.size // ranks)
+    listed = "; ".join(", ".join(own) for own in placement)
+    _LOG.info("mesh: %d member ranks (%s), %d of rows", ranks, listed, processes.size // ranks)
     return build_mesh(processes, placement)
 
 
@@ -117,8 +117,8 @@ def gather_members(state: TrainState) -> None:
         return
     for name in state.members:
         member, source = state.ensemble.members[name], state.mesh.source_of(name)
-        told = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
-        held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in told.items())]
+        forms = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
+        held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in forms.items())]
         state.processes.broadcast_(held, source)
     for hook in state.hooks:
         hook.gather(state)
@@ -173,15 +173,15 @@ def gather_moments(state: TrainState) -> None:
     """Bring the optimizer's state from where it is kept to all processes, for a checkpoint."""
     for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        told = state.processes.told_by(
+        forms = state.processes.told_by(
             source, [{key: _form(value, True) for key, value in one.items()} for one in held]
         )
         if state.processes.rank != source:
-            for parameter, own in zip(parameters, told):
+            for parameter, own in zip(parameters, forms):
                 if own:
                     state.optimizer.state[parameter] = {key: _room(form, parameter) for key, form in own.items()}
             held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        tensors = [value for one, own in zip(held, told) for key, value in one.items() if "shape" in own[key]]
+        tensors = [value for one, own in zip(held, forms) for key, value in one.items() if "shape" in own[key]]
         state.processes.broadcast_(tensors, source)
 
 
@@ -230,10 +230,10 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
 def agree_on_rows(state: TrainState, targets: Any) -> None:
     """Check that processes that are to run different members on the same rows were given the same rows."""
     if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
-        told = [checksum(one) for one in tensors_of(targets)]
+        sums = [checksum(one) for one in tensors_of(targets)]
         state.peers.assert_equal_across_ranks(
-            told, f"the first batch (of {state.processes.size} processes, those p with the same p % {state.rows.size} "
-            "have the same rows, for other members)",
+            sums, f"the first batch (of {state.processes.size} processes, those p with the same p % {state.rows.size} "
+            "must have the same rows, for other members)",
         )  # fmt: skip
 
 
@@ -249,8 +249,8 @@ def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Te
         return dict(own)
     like = next(iter(own.values())).detach()
     if not state.answers_agree:  # else the exchange would fail with the backend's own error
-        told = [list(like.shape), str(like.dtype == torch.float64)]
-        state.peers.assert_equal_across_ranks(told, "the shape of the members' answers to the rows that they share")
+        shown = [list(like.shape), str(like.dtype == torch.float64)]
+        state.peers.assert_equal_across_ranks(shown, "the shape of the members' answers to the rows that they share")
         state.answers_agree = True
     exact = torch.promote_types(like.dtype, torch.float32)  # members may answer in several types under autocast
     every = like.new_zeros(len(state.members), *like.shape, dtype=exact)

@@ -50,9 +50,9 @@ def repeated_blocks(member: nn.Module) -> tuple[nn.Module, ...]:
         >>> [type(block).__name__ for block in repeated_blocks(swe.wide_resnet(10, 1, 4))]
         ['PreActivationBlock', 'PreActivationBlock', 'PreActivationBlock']
     """
-    # A block is a module with layers, inside an nn.Sequential or nn.ModuleList, of a class that has several blocks. A
-    # stage, which holds several blocks of one class, is not a block itself. In a network without blocks, an
-    # nn.Sequential of single layers that stands beside others in a container counts as one.
+    # A block is a module with layers inside an nn.Sequential or nn.ModuleList, of a class that occurs at least twice. A
+    # stage, which holds several blocks of one class, is not a block itself. In a network without blocks, groups of
+    # single layers count as blocks: nn.Sequential inside such a container, at least two of them.
     return _blocks_in(member, _is_block) or _blocks_in(member, _is_group)
 
 
@@ -62,12 +62,12 @@ def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as ending:
         for block in blocks:
             own = block.__dict__.get("forward")
-            block.forward = partial(_forgetful, block, block.forward)
+            block.forward = partial(_call_checkpointed, block, block.forward)
             ending.callback(_put_back, block, own)
         yield
 
 
-def _forgetful(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def _call_checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
     repeated, contexts = partial(forward, **options), partial(_contexts, block)

@@ -48,7 +48,7 @@ _SHOWN = 3
 _LOG = logging.getLogger(__name__)
 
 
-def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
+def gradient_check(parameters: Iterable[Tensor]) -> Tensor:
     """A scalar that is not finite where any gradient is not, or where gradients are too large to add up."""
     held = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in held]
@@ -113,14 +113,14 @@ class TrainStep:
         self._add_up(losses)
         if self._scaler is not None:
             self._scaler.unscale_(state.optimizer)
-        sign = gradient_sign(state.ensemble.parameters())
+        check = gradient_check(state.ensemble.parameters())
         if state.is_split:  # only the ranks that run a member see its own non-finite gradients
-            state.peers.all_reduce_([sign])
+            state.peers.all_reduce_([check])
         wanted = [checked_scalars(hook, hook.scalars(state)) for hook in state.hooks]
-        read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
+        read = [losses, check.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
         numbers = iter(torch.cat(read).tolist())  # the only copy to the host in a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
-        finite = math.isfinite(gradients) or not state.peers.any(not all(map(_is_finite, self._held().values())))
+        finite = math.isfinite(gradients) or not state.peers.any(not all(map(_is_finite, self._grads().values())))
         counts = all(map(math.isfinite, found)) and (finite or self._overflows())
         if counts:
             for name, loss in zip(state.members, found):
@@ -139,8 +139,8 @@ class TrainStep:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                told = f"optimizer {state.config.optimizer!r} fails in a step: {first_line(error)}"
-                raise SuperWeightError(told) from error
+                message = f"optimizer {state.config.optimizer!r} fails in a step: {first_line(error)}"
+                raise SuperWeightError(message) from error
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
         if self._scaler is not None:
@@ -180,19 +180,19 @@ class TrainStep:
             return 1.0, signal
         # losses are weighed before backward: synchronised batch norm mixes the gradients of all processes
         amount = num_rows if num_terms is None else num_terms
-        told = torch.tensor(
+        counts = torch.tensor(
             [amount, signal == SIGINT, signal == SIGTERM, num_rows == 0],
             dtype=torch.float64,
             device=self._state.fabric.device,
         )
-        self._state.processes.all_reduce_([told])
-        every_one, interrupted, terminated, empty = told.tolist()
+        self._state.processes.all_reduce_([counts])
+        total, interrupted, terminated, empty = counts.tolist()
         if empty:  # known to all processes: all raise, and none waits for another
             raise SuperWeightError(
                 f"{empty:.0f} of {self._state.processes.size} processes have a batch without rows: give each a row"
             )
-        every_one /= self._state.peers.size  # peers counted the same rows
-        return amount / max(every_one, 1), SIGTERM if terminated else SIGINT if interrupted else 0
+        total /= self._state.peers.size  # peers counted the same rows
+        return amount / max(total, 1), SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _of_all(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Losses (M,) of all members; 0 for members that other processes run."""
@@ -206,7 +206,7 @@ class TrainStep:
         if state.processes.size == 1:
             return
         if not state.is_split:
-            state.processes.all_reduce_([losses, *self._held().values()])
+            state.processes.all_reduce_([losses, *self._grads().values()])
             return
         named = dict(state.ensemble.named_parameters())
         there = losses.new_tensor([parameter.grad is not None for parameter in named.values()])
@@ -223,14 +223,14 @@ class TrainStep:
 
     def _agree_on_gradients(self) -> None:
         if not self._state.is_split:
-            self._state.processes.assert_equal_across_ranks(list(self._held()), "the parameters that have gradients")
+            self._state.processes.assert_equal_across_ranks(list(self._grads()), "the parameters that have gradients")
 
-    def _held(self) -> dict[str, Tensor]:
+    def _grads(self) -> dict[str, Tensor]:
         return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
 
     def _clip(self, most: float) -> None:
         """Scale gradients down so that their norm, over the parameters of all processes, is at most ``most``."""
-        state, held = self._state, self._held()
+        state, held = self._state, self._grads()
         if not state.is_split:
             torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), most)
             return
@@ -271,7 +271,7 @@ class TrainStep:
             self._answered = False
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
-                look = None if self._begun else self._tell_unread
+                look = None if self._begun else self._warn_of_unread
                 return self._forward_and_backward(inputs, targets, weight, look)
             except OutOfMemoryError:
                 size = num_rows(batches_in(inputs)[0])
@@ -324,10 +324,10 @@ class TrainStep:
         self._answered = True
         return self._loss.gather(own)
 
-    def _tell_unread(self, gradients: TargetGradients) -> None:
+    def _warn_of_unread(self, gradients: TargetGradients) -> None:
         """Warn of generated weights that get no gradient in the first step."""
         bank = self._state.ensemble.bank
-        if not all(parameter.requires_grad for parameter in bank.parameters()):  # frozen parts explain it
+        if not all(parameter.requires_grad for parameter in bank.parameters()):  # frozen: no gradient
             return
         unread = [
             target.label
@@ -360,8 +360,8 @@ class TrainStep:
         most = state.config.skip_non_finite
         where = f"step {progress.step + 1} of epoch {state.epoch}: {why}"
         if progress.num_skipped >= most:
-            told = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
-            raise SuperWeightError(f"{where}; lower learning_rate ({told})")
+            note = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
+            raise SuperWeightError(f"{where}; lower learning_rate ({note})")
         progress.num_skipped += 1
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
 

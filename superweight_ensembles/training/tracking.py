@@ -172,9 +172,9 @@ def describe_epoch(record: Mapping[str, Any]) -> str:
     """
     loss = sum(record["train_loss"].values()) / len(record["train_loss"])
     scores = record["validation"]["ensemble"] if record["validation"] else {}
-    told = f", validation {100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
-    told = f", validation mse {scores['mse']:.4g}" if "mse" in scores else told
-    return escape_controls(f"epoch {record['epoch']}: loss {loss:.3f}{told}")
+    scored = f", validation {100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
+    scored = f", validation mse {scores['mse']:.4g}" if "mse" in scores else scored
+    return escape_controls(f"epoch {record['epoch']}: loss {loss:.3f}{scored}")
 
 
 class _Log(Hook):

@@ -152,15 +152,15 @@ class Processes:
         if self.size == 1:
             return [tensor]
         shapes = self.gather_objects(list(tensor.shape))
-        told = tensor.to(self._device)
+        sent = tensor.to(self._device)
         found = [tensor]
         with lost_peers():
             if not self.is_first:
-                dist.send(told, group=self._group, group_dst=0)
-                self.bytes_exchanged += told.numel() * told.element_size()
+                dist.send(sent, group=self._group, group_dst=0)
+                self.bytes_exchanged += sent.numel() * sent.element_size()
                 return []
             for rank in range(1, self.size):
-                part = told.new_empty(shapes[rank])
+                part = sent.new_empty(shapes[rank])
                 dist.recv(part, group=self._group, group_src=rank)
                 found.append(part.to(tensor.device))
         return found
@@ -175,8 +175,8 @@ class Processes:
 
     def told_by(self, source: int, value: Any) -> Any:
         """The value of process ``source``, on all processes; plain data as in :meth:`gather_objects`."""
-        told = json.dumps(value if self.rank == source else None)
-        return json.loads(told if self.size == 1 else self._told(told, source))
+        text = json.dumps(value if self.rank == source else None)
+        return json.loads(text if self.size == 1 else self._send(text, source))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every process's value by rank: numbers, texts, lists and the like, as JSON keeps them."""
@@ -207,17 +207,17 @@ class Processes:
         if self.size == 1:
             return function()
         failure: Exception | None = None
-        told = ""
+        text = ""
         if self.is_first:
             try:
-                told = json.dumps({"result": function()})
+                text = json.dumps({"result": function()})
             except (SuperWeightError, OSError) as error:
-                failure, told = error, json.dumps({"error": str(error)})
+                failure, text = error, json.dumps({"error": str(error)})
             except Exception as error:
-                self._told(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
+                self._send(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
                 raise
         # the others wait here for as long as the process group's timeout, 30 minutes by default
-        answer = json.loads(self._told(told))
+        answer = json.loads(self._send(text))
         if "error" in answer:
             raise SuperWeightError(answer["error"]) from failure
         return answer["result"]
@@ -229,7 +229,8 @@ class Processes:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    def _told(self, text: str, source: int = 0) -> str:
+    def _send(self, text: str, source: int = 0) -> str:
+        """Send a text from one process to all; returns it on each."""
         content = self._as_bytes(text)
         length = torch.tensor([len(content)], device=self._device)
         self.broadcast_([length], source)

@@ -38,8 +38,8 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     """The job that torchrun started this process for, by its environment; None where it was started alone.
 
     Example:
-        >>> told = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
-        >>> launch_of({**told, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
+        >>> shared = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
+        >>> launch_of({**shared, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
         Launch(rank=5, local_rank=1, size=8, local_size=4, num_nodes=2, address='node0:29500')
         >>> launch_of({}) is None
         True
@@ -109,12 +109,12 @@ def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> s
             store.set(f"{own}/seen/{store.get(f'{own}/is/{other}').decode()}", "1")
         return own
     end = time.monotonic() + timeout_s
-    told = ""
+    registered = ""
     while time.monotonic() < end:
         name = store.get(_ROUND).decode()
-        if name != told:
+        if name != registered:
             store.set(f"{name}/is/{rank}", own)
-            told = name
+            registered = name
         if store.check([f"{name}/seen/{own}"]):
             return name
         time.sleep(0.02)

@@ -45,7 +45,7 @@ class Mesh:
 
 
 def build_mesh(everyone: Processes, placement: Sequence[Sequence[str]]) -> Mesh:
-    """The mesh of a job with as many member ranks as the placement has entries, which must divide the processes."""
+    """The mesh of a job, a member rank for each entry of the placement; their number divides that of processes."""
     num_members = len(placement)
     rows = peers = Processes()
     if num_members == 1:

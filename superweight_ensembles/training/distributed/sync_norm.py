@@ -147,8 +147,8 @@ def _statistics_of_all(images: Tensor, processes: Processes) -> tuple[Tensor, Te
         # The two buffers make statistics come in their type; a momentum of 0 leaves them as they are.
         mean, variance = torch.batch_norm_update_stats(images, zeros, torch.ones_like(zeros), 0.0)
         squares = variance * own
-    told = processes.all_gather(torch.cat([mean, squares, mean.new_full((1,), own)]))
-    means, all_squares, counts = told.split([channels, channels, 1], dim=1)
+    gathered = processes.all_gather(torch.cat([mean, squares, mean.new_full((1,), own)]))
+    means, all_squares, counts = gathered.split([channels, channels, 1], dim=1)
     count = counts.sum(0)
     if own <= 1 and int(count) <= 1:  # own first: int() makes the CPU wait for the GPU
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(images.shape)}")
