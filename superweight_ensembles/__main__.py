@@ -67,11 +67,11 @@ app = typer.Typer(
 _command = partial(app.command, cls=_Command)
 _SEVERAL = os.environ.get("WORLD_SIZE", "") not in ("", "0", "1")
 _RANK = int(os.environ["RANK"]) if _SEVERAL and os.environ.get("RANK", "").isdecimal() else 0
-_CONSOLE = Console(quiet=_RANK > 0)  # of several processes, the first alone tells what all of them do
+_CONSOLE = Console(quiet=_RANK > 0)  # of several processes, only the first prints
 _NOTES = Console(quiet=_RANK > 0)  # what --quiet and --json leave out
 _ERRORS = Console(stderr=True)
 _BARS = Console(stderr=True, quiet=_RANK > 0)
-_UsageError: Any = typer.BadParameter.__base__  # of click, which some versions of typer carry themselves
+_UsageError: Any = typer.BadParameter.__base__  # click's; some versions of typer bundle click
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
@@ -94,7 +94,7 @@ RecipePath = Annotated[
     Path,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe file; or by name one that the library carries: superweights list recipes.",
+        help="A recipe file, or the name of a bundled recipe (superweights list recipes).",
         autocompletion=_complete_recipe,
     ),
 ]
@@ -107,7 +107,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the same numbers as 
 
 
 def _no_option(given: Path | None) -> Path | None:
-    """Refuse what was meant for the next option."""
+    """Refuse a path that was meant as the next option."""
     if given is not None and str(given).startswith("--"):
         raise SuperWeightError(f"--out {given}: a path is missing after --out, and no path may begin with '--'")
     return given
@@ -134,7 +134,7 @@ def _print_version(asked: bool) -> None:
 def _options(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")] = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run code that recipes and ensembles name (python:MODULE.NAME).")
     ] = False,
@@ -161,7 +161,7 @@ def _options(
     logging.basicConfig(level=level, handlers=[handler])
     if not verbose:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds its cache of fonts
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it says that it builds its font cache
 
 
 def _hear_sigterm() -> None:
@@ -250,7 +250,7 @@ def plot(
     formats: Annotated[str, typer.Option("--format", metavar="FORMAT,...", help="By comma: png, pdf, svg.")] = "png",
     width: Annotated[
         str | None,
-        typer.Option("--width", help="Of every figure: column (4 inches), page (7) or inches; each one's own if left."),
+        typer.Option("--width", help="Width of all figures: column (4 inches), page (7) or inches; else each its own."),
     ] = None,
     style: Annotated[
         str, typer.Option("--style", help="light, dark, a style of Matplotlib by name, or an .mplstyle file.")
@@ -277,7 +277,7 @@ def plot(
 
 
 def _refuse_benchmark(folder: Path) -> None:
-    """A folder without a run may hold what a benchmark of this project measured."""
+    """Refuse a folder that holds results of a benchmark of this project instead of a run."""
     from superweight_ensembles.storage import read_json
 
     files = [] if (folder / "recipe.yaml").is_file() else sorted(folder.glob("*.json"))
@@ -307,7 +307,7 @@ def export(
         str | None, typer.Option("--member", help="The member to export.", autocompletion=_complete_member)
     ] = None,
     format: Annotated[
-        str | None, typer.Option("--format", help="Of a member: torch-export (the default), onnx or state-dict.")
+        str | None, typer.Option("--format", help="Format of a member: torch-export (the default), onnx or state-dict.")
     ] = None,
     cascade: Annotated[
         bool, typer.Option("--cascade", help="The whole calibrated cascade, as ONNX files with their loader.")
@@ -341,7 +341,7 @@ def compare(
         str,
         typer.Option(
             "--against",
-            help="By comma: independent, single, narrower; NAME:N for N seeds alone: --against independent,single:1.",
+            help="By comma: independent, single, narrower; NAME:N for N seeds only: --against independent,single:1.",
         ),
     ] = "independent",
     variants: Annotated[
@@ -364,7 +364,7 @@ def compare(
     overrides: Overrides = None,
     overrides_of_arms: Annotated[
         list[str] | None,
-        typer.Option("--set-for", metavar="ARM:KEY=VALUE", help="Override a recipe key for one arm alone. Repeatable."),
+        typer.Option("--set-for", metavar="ARM:KEY=VALUE", help="Override a recipe key for one arm only. Repeatable."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on; arms and seeds may be added.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a comparison that is there.")] = False,
@@ -415,11 +415,11 @@ def plan(
         float | None,
         typer.Option(
             "--flops-per-second",
-            help="Of another machine, for the time there; not given, some steps of every training are timed here.",
+            help="Speed of another machine, for the time there; without it, steps of every training are timed here.",
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, max=2**20, help="Tell how so many processes would divide the training.")
+        int, typer.Option("--processes", min=1, max=2**20, help="Number of processes that divide the training.")
     ] = 1,
 ) -> None:
     """Print what a recipe would share, and what it costs; nothing is trained and no data are read."""
@@ -441,7 +441,7 @@ _LISTED = ("recipes", "models", "datasets", "optimizers", "schedules", "transfor
 @_command("list")
 def list_names(
     what: Annotated[str, typer.Argument(metavar="|".join(_LISTED), help="What to list.")],
-    pattern: Annotated[str | None, typer.Argument(metavar="[GLOB]", help="Of the names: 'timm/resnet*'.")] = None,
+    pattern: Annotated[str | None, typer.Argument(metavar="[GLOB]", help="Names to list: 'timm/resnet*'.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what a recipe may name: bundled recipes, models, data sets, optimizers, schedules, transforms."""
@@ -561,7 +561,7 @@ def _with_options(text: str, key: str, option: str) -> dict[str, Any]:
 
 
 def _members(given: Sequence[str]) -> list[dict[str, Any]]:
-    """Each by a name of its own: the one given, or that of its model and the numbers of its options."""
+    """Members, each with a name of its own: the one given, or one of its model's name and its options' numbers."""
     members: list[dict[str, Any]] = []
     for text in given:
         content = _with_options(text, "model", "--model")
@@ -596,8 +596,8 @@ def main(arguments: Sequence[str] | None = None, baselines: Mapping[str, Baselin
     """Entry point: a user's mistake is one line and exit code 2, never a traceback.
 
     Args:
-        arguments: Of the command; those of the process where None.
-        baselines: What ``compare`` takes ``--against`` besides the library's own, by name.
+        arguments: Arguments of the command; those of the process where None.
+        baselines: Further baselines for ``compare --against``, by name.
     """
     try:
         code = app(arguments, obj=baselines, standalone_mode=False)
@@ -648,7 +648,7 @@ def _is_setting(option: str) -> bool:
 def _progress_bars(
     go_on: str, can_go_on: Callable[[], bool] = lambda: True
 ) -> Iterator[Callable[[str], Callable[[TrainProgress], None]]]:
-    """What makes a bar on the error stream for a stage by name; says how to go on after what stops it inside."""
+    """Gives a function that makes a stage's bar on the error stream; after an interruption, says how to go on."""
     from superweight_ensembles.training import describe_epoch, progress_columns
 
     with Progress(*progress_columns(), console=_BARS) as bars:

@@ -19,9 +19,9 @@ from superweight_ensembles.models import MEASURING, copied, first_line
 
 FUSED, CHANNELS_LAST, COMPILED = "fused", "channels_last", "compiled"
 LOW_TYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_SAME = 1.02  # less is noise
-_COMPARED = 64  # images of a call whose answers are compared
-_ROUNDS, _SECONDS = 7, 0.1  # of the clock, at least
+_SAME = 1.02  # a smaller speedup is noise
+_COMPARED = 64  # images a call, where answers are compared
+_ROUNDS, _SECONDS = 7, 0.1  # least rounds and least seconds of timing
 _CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -100,15 +100,15 @@ def fastest_form(
             continue
         tried = (*found.forms, COMPILED) if COMPILED in forms else forms
         try:
-            # Compiled for any batch size: samples that leave a cascade make batches of many.
+            # Compiled for any batch size: samples that leave a cascade make batches of many sizes.
             network = (
                 cast(nn.Module, torch.compile(best, dynamic=True)) if COMPILED in forms else _built(plain, forms, dtype)
             )
             difference, changed = _differences(network, parts, wanted)
-        except Exception as error:  # of the network in a form that its author did not think of, or too large for memory
+        except Exception as error:  # the network's own, in a form that its author did not plan for; or no memory left
             left_out[", ".join(tried)] = first_line(error)
             continue
-        if not changed <= max_changed:  # also where it is no number
+        if not changed <= max_changed:  # also where it is NaN
             left_out[", ".join(tried)] = f"{changed:.2%} of the answers change"
             continue
         speedup = _speedup(plain, network, timed)
@@ -139,7 +139,7 @@ def _built(plain: nn.Module, forms: tuple[str, ...], dtype: torch.dtype | None) 
 
 
 def _differences(network: nn.Module, parts: tuple[Tensor, ...], wanted: list[Tensor]) -> tuple[float, float]:
-    """The largest difference of a probability, and the fraction of images with another answer; NaN where it is NaN."""
+    """The largest difference of a probability, and the fraction of images with another answer; both NaN with a NaN."""
     answers = [network(part).float().softmax(1) for part in parts]
     given, expected = torch.cat(answers), torch.cat(wanted)
     if bool(given.isnan().any()):

@@ -1,12 +1,13 @@
 """Order and thresholds from held-out samples. Pure functions of tables. Shapes: M members and exits, N samples,
 K classes.
 
-Which fraction leaves at which exit is one number, q: exit e gets a share in proportion to q ** e, and lets the samples
-go that it is surest of. On held-out data the q that meets a target is found by bisection, and the thresholds are the
-confidences that cut there. Source of the geometric shares: Huang et al., *Multi-Scale Dense Networks for Resource
-Efficient Image Classification*, ICLR 2018, section 5.2. Measured (four WideResNets on CIFAR-10 at 16 x 16, 2,000
-samples to fit, 13,000 to test, six draws): one common threshold for all exits gives 0.7 points less at a third of the
-FLOPs, a stopping index from isotonic regressions of the gain nothing more.
+One number, q, decides which fraction of the samples leaves at which exit: exit e gets a share in proportion to q ** e,
+and the samples that it is surest of leave there. On held-out data the q that meets a target is found, for a cost by
+bisection, for an accuracy on a grid; the thresholds are the confidences at these cuts. Source of the geometric shares:
+Huang et al., *Multi-Scale Dense Networks for Resource Efficient Image Classification*, ICLR 2018, section 5.2. Measured
+(four WideResNets on CIFAR-10 at 16 x 16, 2,000 samples to fit, 13,000 to test, six draws): one common threshold for all
+exits is 0.7 points less accurate at a third of the FLOPs; a stopping index from isotonic regressions of the gain is no
+better.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MIN_SAMPLES = 100
 _ROUNDING = 1e-9
 _LOG_RATES = (math.log(1e-6), math.log(1e6))
 _GRID_STEPS = 100
-# The name in files, and that in older ones.
+# The key in files, and the key in older files.
 OVERTHINKING_KEYS: Any = Field(default={}, validation_alias=AliasChoices("overthinking", "worsening"))
 
 
@@ -50,10 +51,10 @@ class CascadeResult:
 
     exits: Tensor  # (N,), from 0
     predictions: Tensor  # (N, K), with which samples leave
-    confidence: Tensor  # (N,), of those
+    confidence: Tensor  # (N,), of those predictions
 
     def mean_cost(self, costs: Sequence[float]) -> float:
-        """Mean over the samples of the cost of the members that each ran."""
+        """Mean over the samples of the summed cost of the members that each ran."""
         return _mean_cost(self.exits, costs)
 
     def accuracy(self, labels: Tensor) -> float:
@@ -61,7 +62,7 @@ class CascadeResult:
 
 
 def simulate(probabilities: Tensor, policy: ExitPolicy) -> CascadeResult:
-    """Exits and predictions by a policy of samples with softmax (M, N, K) of all members in its order.
+    """Exits and predictions of samples under a policy, from the softmax (M, N, K) of all members in its order.
 
     Example:
         >>> policy = ExitPolicy(order=("a", "b"), temperatures=(1.0, 1.0), thresholds=(0.5,))
@@ -79,7 +80,7 @@ def _exits_at(confidence: Tensor, thresholds: Sequence[float]) -> Tensor:
     """The exit of each sample (N,), by its confidences (M, N)."""
     limits = torch.tensor([*thresholds, -math.inf], dtype=confidence.dtype, device=confidence.device)
     leaves = confidence >= limits[:, None]
-    leaves[-1] = True  # also where the confidence is no number, which is above no threshold
+    leaves[-1] = True  # also with a confidence of NaN, which reaches no threshold
     return leaves.to(torch.uint8).argmax(0)
 
 
@@ -98,7 +99,7 @@ def order_greedily(
     flops: Mapping[str, int],
     version_of: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """Names in the order in which each adds most accuracy a FLOP to the mean softmax (M, N, K) of those before."""
+    """Names, each the one that adds most accuracy a FLOP to the mean softmax of those before; softmax is (M, N, K)."""
     check_table(names, probabilities, labels)
     network = {name: (version_of or {}).get(name, name) for name in names}
     left = {name: probabilities[index] for index, name in enumerate(names)}
@@ -109,12 +110,12 @@ def order_greedily(
     while left:
         totals = {name: total - held.get(network[name], nothing) + own for name, own in left.items()}
         gains = {name: _accuracy(added, labels) - accuracy for name, added in totals.items()}
-        # A loss is counted in full, not a FLOP: else the costliest member would be the least bad.
+        # A loss of accuracy is not divided by FLOPs: else the costliest member would be the least bad.
         best = max(gains, key=lambda name: gains[name] / max(flops[name], 1) if gains[name] > 0 else gains[name])
         order.append(best)
         total, accuracy = totals[best], accuracy + gains[best]
         held[network[best]] = left[best]
-        # A dearer version takes the place of a cheaper one of its network; a cheaper one has no place after it.
+        # A dearer version replaces a cheaper one of its network, so a cheaper one is useless after it.
         left = {
             name: own
             for name, own in left.items()
@@ -157,7 +158,7 @@ class ThresholdFit:
         """The policy that meets ``("cost", mean)``, or the cheapest that meets ``("max_accuracy_drop", fraction)``."""
         never_exit = self._never_exit
         what, amount = target
-        if what == "cost":  # in the unit of ``costs``, which are of each member alone
+        if what == "cost":  # in the unit of ``costs``, which has each member's own
             low, high = costs[0], sum(costs)
             if not low * (1 - _ROUNDING) <= amount <= high * (1 + _ROUNDING):
                 raise SuperWeightError(
@@ -189,7 +190,7 @@ class ThresholdFit:
         return float(self._right.gather(0, self._exits(thresholds)[None]).mean())
 
     def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
-        """Effect of a policy that was fitted here on the samples."""
+        """Effect of a policy that was fitted here, on the same samples."""
         exits = self._exits(policy.thresholds)
         counts = torch.bincount(exits, minlength=len(flops)).double() / len(exits)
         return Calibration(
@@ -233,7 +234,7 @@ class ExitFit(ThresholdFit):
         super().__init__(confidences, right, _accuracy(means[-1], labels), never_exit)
 
     def described(self, policy: ExitPolicy, flops: Sequence[int], target: tuple[str, float]) -> Calibration:
-        """Effect of a policy that was fitted here on the samples, overthinking included."""
+        """Effect of a policy that was fitted here, on the same samples, overthinking included."""
         found = super().described(policy, flops, target)
         return replace(found, overthinking=overthinking(self._predictions, self._labels))
 
@@ -286,16 +287,16 @@ def exit_shares(exits: int, rate: float) -> list[float]:
 
 
 def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, ...]:
-    """The thresholds at which such fractions of the samples leave, of confidences (M, N)."""
+    """The thresholds at which these shares of the samples leave, from confidences (M, N)."""
     count = confidence.shape[1]
     left = torch.ones(count, dtype=torch.bool, device=confidence.device)
     thresholds = []
     for sure, share in zip(confidence[:-1], shares):
         values = sure[left].sort(descending=True).values
         leaving = min(round(share * count), len(values))
-        if leaving == len(values):  # all leave: so do those of other data, however unsure
+        if leaving == len(values):  # all leave: in other data all will too, however unsure
             thresholds.append(0.0)
-        elif leaving:  # half-way to the next, so that no sample stands on the threshold itself
+        elif leaving:  # half-way to the next confidence, so that no sample has the threshold itself
             thresholds.append(float(values[leaving - 1].double() + values[leaving].double()) / 2)
         else:
             thresholds.append(math.inf)
@@ -304,7 +305,7 @@ def thresholds_for(confidence: Tensor, shares: Sequence[float]) -> tuple[float, 
 
 
 def samples_per_member(count: int, flops: Sequence[int], budget: float) -> tuple[int, ...]:
-    """How many of a batch's samples run each member within a budget: all the first, ever fewer the next ones.
+    """How many of a batch's samples run each member within a budget: all run the first, ever fewer the next ones.
 
     Example:
         >>> samples_per_member(10, [1, 4], 30)
@@ -327,7 +328,7 @@ def samples_per_member(count: int, flops: Sequence[int], budget: float) -> tuple
 
     numbers = numbers_at(_largest_log_rate(lambda rate: spent(numbers_at(rate)) <= budget))
     rest = budget - spent(numbers)
-    for index in range(1, len(flops)):  # what rounding left over lets more samples go on, to the cheap members first
+    for index in range(1, len(flops)):  # FLOPs left over by rounding let more samples go on, to earlier members first
         more = min(numbers[index - 1] - numbers[index], int(rest // flops[index])) if flops[index] else 0
         numbers[index] += more
         rest -= more * flops[index]

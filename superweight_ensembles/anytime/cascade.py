@@ -1,4 +1,4 @@
-"""Members run on the samples that are left, and on no other. Shapes: B batch, K classes."""
+"""The cascade: each member runs only on the samples that have not left. Shapes: B batch, K classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class AnytimeAnswer:
 
 
 StoppingRule = Callable[[int, Tensor], Tensor | None]
-"""From an exit and the confidences there (B,): which samples go on (B,), a mask; None where all do."""
+"""(exit, confidences there (B,)) -> mask (B,) of the samples that go on; None where all do."""
 
 
 def stop_when_sure(policy: ExitPolicy) -> StoppingRule:
@@ -51,9 +51,9 @@ def stop_when_sure(policy: ExitPolicy) -> StoppingRule:
 
 
 def stop_at_counts(counts: Sequence[int]) -> StoppingRule:
-    """A rule: ``counts``, an entry a member, say how many samples run the next one: the least sure, NaN first."""
+    """A rule: each member runs on as many samples as ``counts`` has for it, those with NaN and the least sure first."""
 
-    # They gain most: 11.7 points in the least sure tenth, none in the surest (four WideResNets, CIFAR-10 at 16 x 16).
+    # These gain most: 11.7 points in the least sure tenth, none in the surest (four WideResNets, CIFAR-10 at 16 x 16).
     def rule(index: int, confidence: Tensor) -> Tensor | None:
         if counts[index + 1] == len(confidence):
             return None
@@ -66,11 +66,11 @@ def stop_at_counts(counts: Sequence[int]) -> StoppingRule:
 
 @dataclass(slots=True)
 class Deadline:
-    """A number of milliseconds from the start of a cascade, by which its members are chosen."""
+    """Milliseconds from the start of a cascade; members that would end later are not run."""
 
     milliseconds: float
     latencies: LatencyTable  # learns from the calls
-    slowdown: float = 1.0  # what the latest call took, in proportion to its median
+    slowdown: float = 1.0  # time of the latest call over its median
 
     def observe(self, member: str, batch_size: int, seconds: float) -> None:
         self.slowdown = self.latencies.observe(member, batch_size, seconds)
@@ -81,8 +81,8 @@ class Deadline:
 
 
 def warn_of_nan(values: Tensor) -> bool:
-    """Whether any answer is NaN, by one number of each (B,); warns of those at once."""
-    if not math.isnan(float(values.sum())):  # one operator, where all is well; what is not NaN is finite
+    """Whether any answer is NaN, judged by one number of each (B,); logs one warning for all."""
+    if not math.isnan(float(values.sum())):  # one operator where all is well; values other than NaN are finite
         return False
     count = int(values.isnan().sum())
     _LOG.warning("%d of %d answers are NaN: the images or the members' weights are not finite", count, len(values))
@@ -106,7 +106,7 @@ def run_cascade(
     measure = default_confidence(task)
     names = list(modules)
     rows = torch.arange(count, device=device)  # places in the batch of the samples that are left
-    exits: list[tuple[Tensor, ...]] = []  # of the samples that leave together: rows, what they leave with, members run
+    exits: list[tuple[Tensor, ...]] = []  # of samples that leave together: rows, predictions, confidences, members run
     skipped: tuple[str, ...] = ()
     for index, name in enumerate(names):
         entered = now(inputs) if deadline is not None else 0.0

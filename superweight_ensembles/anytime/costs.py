@@ -1,4 +1,4 @@
-"""What a member costs as the plain network that it is at inference: FLOPs, and time on this device."""
+"""What a member costs at inference, as a plain network: FLOPs, and time on this device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 _TIMED_SECONDS = 0.02
 _ROUNDS = 5
 _RECENT_CALLS = 64
-SMALLER = "give smaller batches"  # where no memory is left
+SMALLER = "give smaller batches"  # remedy where no memory is left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +106,13 @@ def costs_of(
 
 
 def repeated(row: Inputs, size: int) -> Inputs:
-    """A batch of so many rows (size, ...), each a copy of one (1, ...), in its memory format."""
+    """A batch (size, ...) of copies of one row (1, ...), in the row's memory format."""
     return mapped(lambda tensor: torch.cat([tensor] * size) if tensor.ndim else tensor, row)
 
 
 @torch.no_grad()
 def flops_of_members(modules: Mapping[str, nn.Module], row: Inputs, task: Task = CLASSIFICATION) -> dict[str, int]:
-    """FLOPs of each member for one row (1, ...); what the counter does not know counts nothing, and is warned of."""
+    """FLOPs of each member for one row (1, ...); operators that the counter does not know count 0, with a warning."""
     flops, answers = {}, {}
     for name, module in modules.items():
         with explain_oom(name, num_rows(row), remedy=SMALLER), calling(name, row):
@@ -134,7 +134,7 @@ def flops_of_members(modules: Mapping[str, nn.Module], row: Inputs, task: Task =
 
 
 def answer_of(name: str, module: nn.Module, inputs: Inputs, task: Task = CLASSIFICATION) -> Tensor:
-    """The logits (B, K) of a member, or its answer (B, ...) of another task; what fails names the member."""
+    """The logits (B, K) of a member, or its answer (B, ...) of another task; errors name the member."""
     inputs = mapped(own_copy, inputs)
     with explain_oom(name, num_rows(inputs), remedy=SMALLER), calling(name, inputs):
         answer: Tensor = answer_in(call_with(module, inputs))
@@ -143,7 +143,7 @@ def answer_of(name: str, module: nn.Module, inputs: Inputs, task: Task = CLASSIF
 
 
 def check_rows(answers: Mapping[str, Tensor], count: int, task: Task) -> None:
-    """Refuse answers that are none of the task, or not one row for each row of the inputs."""
+    """Refuse answers that do not fit the task, or have other than one row for each row of the inputs."""
     check_answers(answers, task)
     for name, answer in answers.items():
         if not answer.is_floating_point():
@@ -162,7 +162,7 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_count(what: str, count: object) -> None:
-    """Refuse what is no whole number of at least 1; one of numpy is."""
+    """Refuse all but whole numbers of at least 1; numpy's integers pass."""
     check_number(what, int(count) if _is_count(count) else count, whole=True, least=1)  # type: ignore[call-overload]
 
 
@@ -173,9 +173,9 @@ def _is_count(value: object) -> bool:
 class LatencyTable:
     """Estimates of a member's time for n images.
 
-    Members are timed at powers of two, when a size is first asked for; between them the estimate is linear. The ratio
-    of time to estimate is remembered of the last 64 calls, the timed ones among them, so that a machine that slows down
-    is noticed, and one slow call is not taken for that.
+    Members are timed at powers of two, when a size is first asked for; between them the estimate is linear. The ratios
+    of time to estimate of the last 64 calls, these timed ones included, are remembered, so that a machine that slows
+    down is noticed, and a single slow call is not mistaken for one.
 
     Args:
         modules: Members by name.
@@ -184,8 +184,8 @@ class LatencyTable:
 
     def __init__(self, modules: Mapping[str, nn.Module], row: Inputs) -> None:
         self._modules = modules
-        self._row = mapped(lambda one: one.detach().clone(), row)  # no view that holds the caller's whole batch
-        # Replaced as a whole, so that a call in another thread reads what was before or what is after.
+        self._row = mapped(lambda one: one.detach().clone(), row)  # a view would keep the caller's whole batch
+        # Replaced as a whole, so that a call in another thread reads the old or the new one, never a mixture.
         self._seconds: dict[tuple[str, int], float] = {}
         self._ratios: tuple[float, ...] = ()
         self._largest = 0
@@ -218,7 +218,7 @@ class LatencyTable:
         Args:
             member: Name of the member to run next.
             batch_size: Number of images that are left for it.
-            latest: Ratio that :meth:`observe` returned of the member before; at least that much slower is expected.
+            latest: Ratio that :meth:`observe` returned for the member before; the next is expected to be as slow.
         """
         median = self.median(member, batch_size)
         ordered = sorted(self._ratios)
@@ -241,7 +241,7 @@ class LatencyTable:
                 if turn:  # the first is to warm up
                     times[name].append(seconds)
         medians = {(name, size): statistics.median(values) for name, values in times.items()}
-        # All that were timed, so that one slow first call is not all there is.
+        # All calls that were timed, so that the ratios do not begin with a single slow call.
         ratios = [value / medians[name, size] for name, values in times.items() for value in values]
         self._ratios = (*self._ratios, *ratios)[-_RECENT_CALLS:]
         self._seconds = {**self._seconds, **medians}
@@ -256,7 +256,7 @@ def timed_call(module: nn.Module, inputs: Inputs) -> float:
 
 
 def now(inputs: Inputs) -> float:
-    """The time in seconds when the device of some inputs has done all that it was given."""
+    """The time in seconds, after the device of these inputs has finished all its work."""
     device = next((tensor.device for tensor in tensors_of(inputs)), torch.device("cpu"))
     if device.type == "cuda":
         torch.cuda.synchronize(device)

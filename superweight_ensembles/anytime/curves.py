@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ROUNDS = 3
-_ORDER_POINTS = 6  # of the cascade's curve by which an order is chosen
+_ORDER_POINTS = 6  # points of the cascade's curve by which an order is chosen
 _Flops = Annotated[int, Field(gt=0, lt=2**53)]
 
 
@@ -73,10 +73,10 @@ class CurvePoint:
 class Curve:
     """Points from cheap to dear, on test data."""
 
-    name: Literal["stream", "cascade"]  # after each member; or a point a budget, thresholds fitted on validation data
+    name: Literal["stream", "cascade"]  # a point a member; a point a budget, thresholds fitted on validation data
     points: Annotated[tuple[CurvePoint, ...], Field(min_length=1, max_length=10_000)]
     area: float  # see log_area
-    latency_area: float  # over the time in the place of the FLOPs
+    latency_area: float  # the same over time instead of FLOPs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class AnytimeResult:
     calibrated: CurvePoint  # of the policy, on test data
     overthinking: Annotated[dict[str, dict[str, float]], OVERTHINKING_KEYS]  # of stream, policy and calibration
     tempered: Metrics | None = None  # of all members, at the temperature of the last exit; None in older files
-    truncated: AnytimeResult | None = None  # of members and their truncations, whose points alone are ``exits``
+    truncated: AnytimeResult | None = None  # with members' truncations; ``exits`` has each alone
     exits: Annotated[tuple[ExitPoint, ...], Field(max_length=4096)] | None = None
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def measure_curves(
     timed_images: int = 512,  # of ``test``, the first ones
     **options: Unpack[FitOptions],
 ) -> AnytimeResult:
-    """Stream and cascade of a predictor on test data, every threshold fitted on other data."""
+    """Curves of a predictor's stream and cascade on test data, every threshold fitted on other data."""
     counts = {"num_points": num_points, "batch_size": batch_size, "timed_images": timed_images}
     for what, count in counts.items():
         check_count(what, count)
@@ -285,8 +285,8 @@ def order_exits(
     whole, everything = greedy([name for name in names if name not in version_of]), greedy(names)
     first = [name for name in everything if name in version_of]
     cheapest = sorted(version_of, key=lambda name: flops[name])
-    # A truncation that has run costs what it costs, and more of its member takes its place in the mean later. So whole
-    # members are tried after so many truncations, from none on: the first of the greedy order, or the cheapest.
+    # What a truncation costs is spent, even where more of its member replaces it in the mean later. So the whole
+    # members are tried after 0, 1, 2, ... truncations: the first of the greedy order, or the cheapest.
     candidates = [(*everything, *(name for name in whole if name not in everything))]
     candidates += [(*some[:count], *whole) for some in (first, cheapest) for count in range(len(some) + 1)]
     return max(dict.fromkeys(candidates), key=area)

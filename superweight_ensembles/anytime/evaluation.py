@@ -222,8 +222,8 @@ def evaluate(
 ) -> Evaluation | Scores:
     """Evaluate members, ensemble and every subset of members.
 
-    In a process group of ``torch.distributed``, too, a process evaluates what its loader gives, by itself. With
-    ``gather`` all processes call it alike, each with rows of its own, and all get the result of all rows::
+    Each process evaluates its own loader by itself, also in a process group of ``torch.distributed``. With ``gather``
+    all processes call it alike, each with rows of its own, and all get the result of all rows::
 
         processes = swe.training.distributed.current_processes()
         found = swe.evaluate(ensemble, data.loader("test", 256, shard=processes.shard), gather=True)
@@ -236,16 +236,16 @@ def evaluate(
             need them. They are not changed. Each is given the mean prediction of some members, in the shape of their
             answers (probabilities, or numbers of ``regression``), and the targets.
         gather: Whether the results of all processes of the default process group are put together. A row that several
-            loaders give, as a DistributedSampler pads its parts, counts several times. The first process alone takes
-            the time of members, while the others wait.
+            loaders give, as a DistributedSampler pads its parts, counts several times. Only the first process times
+            the members, while the others wait.
 
     Returns:
         The standard metrics, or the values of ``metrics``.
 
     Raises:
         SuperWeightError: The loader has no samples, its batches are no (images, class indices), its labels are no
-            classes of the members, or the members answer one class or what is no number; a metric that does not fit
-            the task, or that is not one number; with ``gather``, a process without rows, or with other members.
+            classes of the members, or the members answer a single class or NaN; a metric that does not fit the task,
+            or that is not one number; with ``gather``, a process without rows, or with other members.
 
     Source: Teterwak et al., WACV 2024
 
@@ -268,7 +268,7 @@ def evaluate(
         return _scores(ensemble, loader, metrics, processes)
     if not ensemble.task.has_classes:
         raise SuperWeightError(
-            f"the standard metrics are of one class an image: for task {ensemble.task.name!r} give metrics= of "
+            f"the standard metrics need one class an image: for task {ensemble.task.name!r} give metrics= of "
             "torchmetrics by name, such as {'mae': torchmetrics.MeanAbsoluteError()}"
         )
     table = predict(ensemble, loader, processes)
@@ -282,7 +282,7 @@ def evaluate(
 def _scores(
     ensemble: SuperWeightEnsemble, loader: Iterable[object], metrics: Mapping[str, Metric], processes: Processes
 ) -> Scores:
-    """Every metric of every subset, batch by batch: no table of predictions, which may be maps."""
+    """Every metric of every subset, batch by batch: predictions may be maps, too large for a table."""
     if not isinstance(metrics, Mapping) or not metrics:
         raise SuperWeightError(f"metrics must be metrics of torchmetrics by name; got {metrics!r:.80}")
     for name, metric in metrics.items():
@@ -303,7 +303,7 @@ def _scores(
                 running[names] = {key: metric.clone().to(like.device) for key, metric in metrics.items()}
                 for metric in running[names].values():
                     metric.reset()
-                    for part in _parts(metric):  # each would sum over any process group that there is
+                    for part in _parts(metric):  # else each sums over any process group that there is
                         part.distributed_available_fn = partial(bool, processes.size > 1)
         predicted = {name: task.predicted(answer) for name, answer in answers.items()}
         for name, own in predicted.items():
@@ -341,8 +341,8 @@ def _parts(metric: Metric) -> list[Metric]:
 
 def _costs_by_first(ensemble: SuperWeightEnsemble, row: Inputs, processes: Processes) -> dict[str, MemberCost]:
     """What members cost, timed by the first process while the others wait."""
-    told = processes.on_rank_zero(lambda: {name: asdict(cost) for name, cost in costs_of(ensemble, row).items()})
-    return {name: MemberCost(**told[name]) for name in ensemble.member_names}
+    costs = processes.on_rank_zero(lambda: {name: asdict(cost) for name, cost in costs_of(ensemble, row).items()})
+    return {name: MemberCost(**costs[name]) for name in ensemble.member_names}
 
 
 @contextmanager
@@ -365,7 +365,7 @@ def _number(key: str, metric: Metric, task: Task) -> float:
 
 
 def evaluate_predictions(ensemble: SuperWeightEnsemble, table: Predictions) -> Evaluation:
-    """What :func:`evaluate` finds, from predictions that were made before: members run for their costs alone."""
+    """What :func:`evaluate` finds, from predictions that were made before: members run only to be timed."""
     probabilities, labels = table.of(ensemble.member_names), table.labels
     device = first_parameter({"": ensemble}).device
     costs = costs_of(ensemble, mapped(lambda one: one.to(device), table.image))
@@ -442,12 +442,12 @@ def predict_all(
     modules: Mapping[str, nn.Module],
     loader: Iterable[object],
     like: Tensor,  # on the device of the networks, of the type of their images
-    check_inputs: Callable[[Inputs], None] | None = None,  # is given each batch's inputs, on that device, first
+    check_inputs: Callable[[Inputs], None] | None = None,  # called first with each batch's inputs, on that device
     processes: Processes = _ALONE,  # each has rows of its own
 ) -> Predictions:
-    """Run every network, in eval mode, once on every sample; of several processes the first gets what all answer."""
+    """Run every network, in eval mode, once on every sample; the first of several processes gets all answers."""
     parts, labels, first = [], [], None
-    pairs = (checked_batch(batch) for batch in checked_loader(loader))  # no soft labels
+    pairs = (checked_batch(batch) for batch in checked_loader(loader))  # refuses soft labels
     for index, inputs, truth, logits in answered_batches(modules, pairs, like, CLASSIFICATION, check_inputs):
         softmax = torch.stack([answer.float().softmax(1) for answer in logits.values()]).cpu()
         _check_numbers(tuple(modules), softmax, f"batch {index}", inputs)
@@ -481,7 +481,7 @@ def _of_all(
 
 
 def _rows_by_process(own: Sequence[int], loader: Iterable[object], processes: Processes) -> list[list[int]]:
-    """Rows of some batches of each process; refused on all processes if one has none."""
+    """Numbers of rows in each process's batches, by rank; refused on all processes if one has no batch."""
     every: list[list[int]] = processes.gather_objects(own)
     empty = next((rank for rank, sizes in enumerate(every) if not sizes), None)
     if empty is None:

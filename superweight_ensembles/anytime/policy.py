@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from superweight_ensembles.errors import SuperWeightError, names_options, unknown_name
 
-TEMPERATURES = (0.01, 100.0)  # from, to; what is fitted lies well inside
+TEMPERATURES = (0.01, 100.0)  # least, most; fitted ones lie well inside
 MOST_THRESHOLD = 2.0  # no confidence is above 1, but for rounding
 _TINY = 1e-30
 _ROUNDING = 1e-6
@@ -46,11 +46,11 @@ def margin(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Ten
 def entropy(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
     """One minus the entropy over that of the uniform distribution (B,)."""
     nats = -(probabilities * probabilities.clamp_min(_TINY).log()).sum(1)
-    return (1 - nats / math.log(probabilities.shape[1])).clamp_min(0)  # rounding can take uniform ones below
+    return (1 - nats / math.log(probabilities.shape[1])).clamp_min(0)  # rounding can go below 0
 
 
 def agreement(probabilities: Tensor, votes: Tensor | None, num_members: int) -> Tensor:
-    """Votes of the members so far for their mean's answer, the probability of the answer between equal votes (B,)."""
+    """Share of the members so far that vote for their mean's answer (B,); its probability decides equal votes."""
     assert votes is not None, "this one counts them"
     return ((votes - 1).clamp_min(0) + probabilities.amax(1)) / num_members
 
@@ -70,7 +70,7 @@ _Measure = Callable[[Tensor, Tensor | None, int], Tensor]
 CONFIDENCES: dict[str, _Measure] = {
     measure.__name__: measure for measure in (max_probability, margin, entropy, agreement)
 }
-# Of tasks whose rows have several answers, by the task's name; what they measure is not compared between exits.
+# For tasks whose rows have several answers, by the task's name; no temperature makes them comparable between exits.
 TASK_CONFIDENCES: dict[str, _Measure] = {"multilabel": label_margin, "segmentation": place_margin}
 _EVERY = {**CONFIDENCES, **{measure.__name__: measure for measure in TASK_CONFIDENCES.values()}}
 
@@ -143,7 +143,7 @@ def fit_weights(
         choices = [fitted, equal, *torch.eye(len(present), dtype=own.dtype, device=own.device)]
         means = [torch.einsum("m,mnk->nk", weights, table[present]) for weights in choices]
         accuracies = [float((mean.argmax(1) == labels).double().mean()) for mean in means]
-        # Likely weights may be less accurate than the best member alone: then it or equal weights take their place.
+        # The likeliest weights may be less accurate than the best member: then the most accurate choice is taken.
         best = 0 if accuracies[0] >= max(accuracies[2:]) else accuracies.index(max(accuracies))
         row = dict(zip(present, choices[best].tolist()))
         rows.append(tuple(row.get(one, 0.0) for one in range(index + 1)))
@@ -164,8 +164,8 @@ class ExitPolicy:
         thresholds: Threshold of each exit but the last, where all samples that are left leave. A sample leaves where
             its confidence is at least the threshold, 0 to 2 or infinity: at 0 all samples leave whose confidence is a
             number, at infinity none.
-        monotone: Whether a sample keeps an earlier prediction that was surer than the later one, or the only one that
-            is a number.
+        monotone: Whether a sample keeps an earlier prediction that was surer than the later one, or the only one
+            without NaN.
         replaces: For each exit, the index of the earlier exit whose answer it replaces in the mean, or None; empty
             where no exit replaces another.
         weights: For each exit, the weight of every member so far in the mean: 0 or more, 1 together, and 0 for a member
@@ -220,7 +220,7 @@ class ExitPolicy:
         if self.weights and not _are_weights(self.weights, self.replaces or (None,) * exits):
             raise SuperWeightError(
                 "weights must give each exit one number of 0 or more for every member so far, 1 together, and 0 for "
-                f"those whose place was taken; got {self.weights!r:.80}"
+                f"those that were replaced; got {self.weights!r:.80}"
             )
         for name in ("temperatures", "thresholds"):  # JSON takes no other numbers
             object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
@@ -314,7 +314,7 @@ class RunningMean:
     num_run: int = 0  # members, replaced ones among them
     total: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))  # weighted sum of the members' softmax
     parts: dict[int, Tensor] = field(default_factory=dict)  # softmax of each member in the mean, by exit
-    surest: tuple[Tensor, Tensor] | None = None  # of a monotone policy: what stands, and its confidence (B,)
+    surest: tuple[Tensor, Tensor] | None = None  # with a monotone policy: the surest prediction, its confidence
 
     @property
     def mean(self) -> Tensor:
@@ -329,7 +329,7 @@ class RunningMean:
         self.parts[self.num_run] = probabilities
         if self.replaces or self.weights:
             row = self.weights[self.num_run] if self.weights else ()
-            # What is not a number leaves with its part; of no weight, it stays in: 0 x NaN is NaN.
+            # Summed anew, so that NaN leaves with a replaced part; a part of weight 0 keeps its NaN, as 0 x NaN is NaN.
             weighed = [row[index] * part if row else part for index, part in self.parts.items()]
             self.total = torch.stack(weighed).sum(0)
         else:
@@ -377,7 +377,7 @@ def exits_of(probabilities: Tensor, policy: ExitPolicy) -> tuple[Tensor, Tensor]
 
 
 def _run_on(probabilities: Tensor, running: RunningMean) -> Iterator[RunningMean]:
-    """The one running mean after each of the members (M, N, K)."""
+    """The same running mean, after each of the members (M, N, K) is added."""
     for member in probabilities:
         running.add(member)
         yield running

@@ -1,4 +1,4 @@
-"""Predictions at any compute budget, by members that are not run. Shapes: M members, B batch, K classes."""
+"""Predictions at any compute budget, by leaving members out. Shapes: M members, B batch, K classes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ExitStep:
 
 @names_options
 class AnytimePredictor:
-    """Members as plain networks in eval mode, run one after the other until a caller, a clock or a threshold stops.
+    """Members as plain networks in eval mode, run one by one until a caller, a clock or a threshold stops them.
 
     Answers are means over the members so far. A module whose attribute ``version_of`` is another's name, as
     :func:`truncated_exits` gives it to truncations, is a version of that network: of several versions that have run,
@@ -160,8 +160,8 @@ class AnytimePredictor:
         self.calibration: Calibration | None = None
         self.speeds: dict[str, MemberSpeed] = {}
         self._latencies: LatencyTable | None = None
-        self._takes: Tensor | None = None  # of the device and type of the images, where parameters do not tell
-        # What the first image tells: none of it is known before.
+        self._takes: Tensor | None = None  # has the images' device and type, where parameters do not show them
+        # Known once the first image was seen, and all empty before.
         self._flops: dict[str, int] = {}
         self._input_shape: tuple[int, ...] = ()
         self._row: Inputs = None
@@ -251,12 +251,12 @@ class AnytimePredictor:
         return self._steps(inputs)
 
     def _steps(self, inputs: Inputs) -> Iterator[ExitStep]:
-        running, flops, told = RunningMean(self.replaces, self.weights), 0, False
+        running, flops, warned = RunningMean(self.replaces, self.weights), 0, False
         for name, module in self.modules.items():
             with torch.no_grad():
                 running.add(self.task.predicted(answer_of(name, module, inputs, self.task)))
                 mean = running.mean
-            told = told or warn_of_nan(mean.reshape(len(mean), -1)[:, 0])
+            warned = warned or warn_of_nan(mean.reshape(len(mean), -1)[:, 0])
             flops += self._flops[name]
             yield ExitStep(member=name, members_used=running.num_run, flops=flops, probabilities=mean)
 
@@ -290,7 +290,7 @@ class AnytimePredictor:
         images = plain(images)
         self._check_images(images)
         if batch_flops is not None and (deadline_ms is not None or early_exit):
-            raise SuperWeightError("batch_flops says by itself who goes on: give no deadline_ms or early_exit with it")
+            raise SuperWeightError("batch_flops decides which samples go on: give no deadline_ms or early_exit with it")
         if early_exit and self.policy is None:
             raise SuperWeightError("the cascade is not calibrated: call calibrate(loader, flops=...) on held-out data")
         policy, rule, deadline, count = self.policy, None, None, num_rows(images)
@@ -313,7 +313,7 @@ class AnytimePredictor:
         """Run every member once on every sample, for the table that thresholds are fitted on.
 
         Args:
-            loader: (images, labels); or predictions of these members, which are returned once their image fits.
+            loader: (images, labels); or predictions of these members, whose image is checked, and which are returned.
 
         Raises:
             SuperWeightError: Images that the members do not take, labels that are no classes of theirs, no samples.
@@ -343,14 +343,14 @@ class AnytimePredictor:
         Args:
             loader: Held-out (images, labels), at least 100, never the test data; or the predictions on them that
                 :meth:`predict` made.
-            flops: Mean FLOPs of an image; up to 1.0, the fraction of all members' FLOPs.
+            flops: Mean FLOPs of an image; a number up to 1.0 is a fraction of all members' FLOPs.
             latency_ms: Mean milliseconds of an image, in batches of ``batch_size``, by latencies measured here.
             max_accuracy_drop: Largest difference (0.002: 0.2 points) by which the accuracy on these data may be below
                 that of all members; the cheapest such cascade is taken.
             confidence: ``margin`` (where None), ``max_probability``, ``entropy`` or ``agreement``; tasks of several
                 answers a row have their own: the mean margin of labels, or of places.
-            temperature: Whether each exit's temperature is fitted, so that confidences of exits compare; for
-                ``classification`` alone.
+            temperature: Whether each exit's temperature is fitted, so that confidences of different exits compare; for
+                ``classification`` only.
             monotone: Whether a sample keeps an earlier prediction that was surer than the later one.
             weights: ``fitted`` lets members count at each exit by weights that are fitted on these data, so that a weak
                 member does not pull a strong one down: no exit is less accurate on them than its best member. Streams,
@@ -390,7 +390,7 @@ class AnytimePredictor:
             )  # fmt: skip
         else:
             if isinstance(loader, Predictions):
-                raise SuperWeightError("a table of probabilities is of one class an image: give the loader")
+                raise SuperWeightError("a table of probabilities needs one class an image: give the loader")
             exits = len(self.modules)
             never = ExitPolicy(
                 order=tuple(self.modules), confidence=measure, temperatures=(1.0,) * exits, monotone=monotone,
@@ -426,8 +426,7 @@ class AnytimePredictor:
         own = default_confidence(self.task)
         if own is None:
             raise SuperWeightError(
-                f"task {self.task.name!r} has no confidence, by which samples could leave: stream() and deadline_ms "
-                "answer it"
+                f"task {self.task.name!r} has no confidence, by which samples could leave: use stream() or deadline_ms"
             )
         return own
 
@@ -446,8 +445,7 @@ class AnytimePredictor:
             raise SuperWeightError(f"the policy is for {list(policy.order)}; this predictor runs {list(self.order)}")
         if policy.replaces != self.replaces:
             raise SuperWeightError(
-                f"in the policy, exits take the place of {list(policy.replaces)}; in this predictor, of "
-                f"{list(self.replaces)}"
+                f"the policy's exits replace {list(policy.replaces)}; this predictor's replace {list(self.replaces)}"
             )
         self.policy, self.calibration = policy, None
 
@@ -493,7 +491,7 @@ class AnytimePredictor:
 
         Args:
             loader: Held-out (images, labels), on whose images the forms are compared with the plain members.
-            dtype: Type allowed for products, ``torch.bfloat16`` or ``torch.float16``; None for the members' own alone.
+            dtype: Type allowed for products, ``torch.bfloat16`` or ``torch.float16``; None for the members' own only.
             compile: Whether to try ``torch.compile`` too, which takes minutes and a compiler.
             batch_size: Number of images in a timed call; the fastest form for one image is not that for many.
             max_changed: Largest fraction of the images whose most probable class may change, of each member.
@@ -564,7 +562,7 @@ class AnytimePredictor:
                     value, now[key].to(value), rtol=0, atol=0, equal_nan=True
                 ):
                     raise SuperWeightError(
-                        f"member {name!r} was trained on since, or its calls change {key}: make a new predictor and "
+                        f"member {name!r} has been trained since, or its calls change {key}: make a new predictor and "
                         "calibrate it"
                     )
         saved = SavedPredictor(order=self.order, input_shape=self._input_shape or None, policy=self.policy)
@@ -609,14 +607,14 @@ class AnytimePredictor:
         return torch.zeros(1, *shape, device=self.device, dtype=self._tokens or self._like.dtype)
 
     def _latency_table(self, row: Inputs) -> LatencyTable:
-        table = self._latencies  # another thread may take it away meanwhile
+        table = self._latencies  # another thread may reset it meanwhile
         if table is None:
             with MEASURING:
                 table = self._latencies = self._latencies or LatencyTable(self.modules, row)
         return table
 
     def _check_images(self, images: Inputs) -> None:
-        """Refuse what the members cannot take; the first image that they take is measured."""
+        """Refuse inputs that the members cannot take; the members' costs are measured on the first image."""
         tensors = [tensor for tensor in tensors_of(images) if tensor.ndim]
         if (isinstance(images, Tensor) and images.ndim < 2) or not tensors or not len(tensors[0]):
             given = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -672,7 +670,7 @@ class AnytimePredictor:
 
     def _set_order(self, order: Sequence[str], flops: Mapping[str, int]) -> None:
         self.modules = {name: self.modules[name] for name in order}
-        self._flops = {name: flops[name] for name in order}  # last: by it, other threads see that all is measured
+        self._flops = {name: flops[name] for name in order}  # set last: it shows other threads that all is measured
 
 
 def _keys_of(inputs: Inputs) -> str:
@@ -707,7 +705,7 @@ def _checked_amount(what: str, amount: float, unit: str) -> float:
 
 
 def _as_float(value: object) -> float:
-    """The value as a float; NaN where it is no number, or none that a float holds."""
+    """The value as a float; NaN where it is no number, or too large for a float."""
     try:
         return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     except OverflowError:

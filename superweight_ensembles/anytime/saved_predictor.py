@@ -59,7 +59,7 @@ def write_saved(folder: Path, saved: SavedPredictor) -> None:
 
 
 def read_saved(folder: Path) -> SavedPredictor:
-    """What is known of a saved predictor; a file that is missing or damaged is refused."""
+    """The content of a folder's anytime.json; a file that is missing or damaged is refused."""
     path = folder / ANYTIME_FILE
     with accessing(path, "read"):
         if not path.is_file():

@@ -113,7 +113,7 @@ def measure_corrupted(
     """The ensemble's metrics under each corruption, on every process; ``loader_of`` gives the test samples with one."""
     processes = processes or Processes()
     found = []
-    # Processes share corruptions out, not images: noise is drawn for whole batches.
+    # Each process takes some of the corruptions, not of the images: noise is drawn for whole batches.
     for one in corruptions[processes.rank :: processes.size]:
         table = predict(ensemble, loader_of(one))
         mean = reduce(table.of(ensemble.member_names), "m n k -> n k", "mean")

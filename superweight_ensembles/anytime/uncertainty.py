@@ -57,7 +57,7 @@ class Detection:
 
     score: Name
     auroc: Share
-    fpr95: Share  # of own samples, taken for others where 95 % of the others are found
+    fpr95: Share  # share of own samples taken for others where 95 % of the others are found
 
 
 def scores_of(probabilities: Tensor) -> dict[str, Tensor]:

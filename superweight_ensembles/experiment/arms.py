@@ -1,4 +1,4 @@
-"""The arms of a comparison: a shared ensemble, its baselines, and its variants: itself under other settings."""
+"""The arms of a comparison: a shared ensemble, its baselines, and its variants, which are it under other settings."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def build_arms(
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two arms are named {repeated!r}: give each once")
-    # Then each run of the shared ensemble trains its teacher, or what it starts from.
+    # Where these are needed, each run of the shared ensemble first trains its teacher, or the members it starts from.
     needs_apart = recipe.taught_by(INDEPENDENT) or recipe.trains_its_start
     alone = _changed(recipe, {"baseline": "independent" if needs_apart else "none"})
     if len(recipe.members) == 1:
@@ -129,7 +129,7 @@ def build_arms(
     folders = [folder_name(arm.name) for arm in arms]
     if twice := next((arm for arm in arms if folders.count(folder_name(arm.name)) > 1), None):
         raise SuperWeightError(
-            f"two arms would be in the folder {folder_name(twice.name)}: give each a name of its own"
+            f"two arms would share the folder {folder_name(twice.name)}: give each a name of its own"
         )
     for arm in arms:
         if arm.train is train_seed and arm is not arms[0]:
@@ -253,13 +253,11 @@ def narrowed(made: Architecture, num_parameters: int) -> Architecture:
 def _width_of(made: Architecture) -> tuple[str, float]:
     """The option that widens a network, and the smallest step of it."""
     if made.model == "wide_resnet":
-        return (
-            "width",
-            1 / 64,
-        )  # one of the 64 channels of the last stage at width 1; the stem keeps 16, as in the paper
+        # a step is one of the last stage's 64 channels at width 1; the stem keeps 16, as in the paper
+        return "width", 1 / 64
     network = _on_meta(made)
     if isinstance(network, VisionTransformer):
-        return "embed_dim", network.blocks[0].attn.num_heads  # heads stay of one size, and their number too
+        return "embed_dim", network.blocks[0].attn.num_heads  # a multiple: as many heads, all equal
     raise SuperWeightError(
         f"'narrower' narrows a wide_resnet or a vision transformer of timm, not {made.model!r}: leave it out"
     )

@@ -2,7 +2,7 @@
 
 OUT/recipe.yaml              what is compared
 OUT/compare.json             against what, with which seeds: :class:`ComparisonPlan`
-OUT/data.json                what tells its data apart from others
+OUT/data.json                checksums that identify its data
 OUT/ARM/seed-N/              a run folder (arms of this library), or log and results of the arm
 OUT/comparison.json          means, spreads, paired differences, and every single result: :class:`Comparison`
 OUT/figures/*.png
@@ -129,7 +129,7 @@ class SeedResults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedSummary:
-    """What a comparison tells of one arm and seed."""
+    """What a comparison reports of one arm and seed."""
 
     seed: Count
     metrics: Metrics  # of the ensemble
@@ -274,7 +274,7 @@ def compare_arms(
 
     Raises:
         SuperWeightError: An unknown arm, a folder that exists already, an arm that could not be trained, or one that
-            would be tested on other images than the others. Nothing is trained or written before that.
+            would be tested on other images than the others. Nothing is trained or written before these checks.
     """
     if num_seeds < 1:
         raise SuperWeightError(f"a comparison needs at least one seed; got {num_seeds}")
@@ -299,7 +299,7 @@ def compare_arms(
     plan = ComparisonPlan(against=tuple(against), variants=tuple(variants), overrides=tuple(overrides), seeds=seeds)
     with locked_folder(folder):
         if resume:
-            _tell_what_is_left(folder, plan, [arm.name for arm in arms])
+            _warn_of_left_out(folder, plan, [arm.name for arm in arms])
         if overwrite:
             empty_folder(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
@@ -309,7 +309,7 @@ def compare_arms(
 
 
 def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Sequence[int], begun: Path | None) -> None:
-    """Hold arms and seeds against this machine, the common data, and the folder of a comparison that is resumed."""
+    """Check arms and seeds against this machine, the common data, and the folder of a comparison that is resumed."""
     of_data: dict[str, list[tuple[Arm, Recipe, Path | None]]] = {}
     for arm in arms:
         with at(f"arm {arm.name!r}"):
@@ -348,15 +348,15 @@ def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
 def _check_same_test(data: ImageData, common: ImageData) -> None:
     """Refuse an arm whose test images are not those of the arms that it is compared with."""
     own, others = data.fingerprint(), common.fingerprint()
-    told = [key for key in others if "test" in key.split() and own.get(key) != others[key] and "marks" not in key]
-    if told:
+    keys = [key for key in others if "test" in key.split() and own.get(key) != others[key] and "marks" not in key]
+    if keys:
         raise SuperWeightError(
-            f"it would be tested on other images than the others ({', '.join(told)} differ), and differences between "
+            f"it would be tested on other images than the others ({', '.join(keys)} differ), and differences between "
             "arms say nothing then: give it data with the same test images"
         )
 
 
-def _tell_what_is_left(folder: Path, plan: ComparisonPlan, arms: Sequence[str]) -> None:
+def _warn_of_left_out(folder: Path, plan: ComparisonPlan, arms: Sequence[str]) -> None:
     """Warn where a comparison that is resumed begins anew, or leaves out arms or seeds that it had."""
     if not (folder / "compare.json").is_file():
         _LOG.warning("nothing to resume in %s: comparing from the start", folder)

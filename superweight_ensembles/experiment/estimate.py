@@ -1,5 +1,5 @@
-"""What a training would take: memory of a step, FLOPs, and from these its time. Nothing is computed but the speed
-of the machine, and nothing is read.
+"""What a training would take: memory of a step, FLOPs, and from these its time. Nothing is run but a measurement of the
+machine's speed, and no file is read.
 
 Shapes: B images of a batch, C H W of an image.
 """
@@ -46,7 +46,7 @@ class TrainingEstimate:
     """Count of what a training takes: tensors and operations, without libraries, allocator and kernel workspaces."""
 
     # A process's resident memory on the CPU grows by more: on the small CIFAR recipe by a tenth (float32) or a third
-    # (bfloat16) where freed memory goes back at once; by twice the count as glibc allocates, which keeps some of it.
+    # (bfloat16) where freed memory goes back at once; by twice the count with glibc's allocator, which keeps some.
     members: tuple[MemberEstimate, ...]  # in the plan's order
     batch_size: int  # images a step
     micro_batches: int  # parts that they are run in; 1 for ``auto``, which begins so
@@ -72,7 +72,7 @@ class TrainingEstimate:
 
     @property
     def activation_bytes(self) -> int:
-        """Activations that live at once: unless all are kept, those of the largest member alone."""
+        """Activations that live at once: unless all are kept, only those of the largest member."""
         if self.keeps_all:
             return sum(member.activation_bytes for member in self.members)
         return self.largest.activation_bytes
@@ -86,8 +86,8 @@ class TrainingEstimate:
     @property
     def peak_bytes(self) -> int:
         """Most bytes of a step: after the largest member's forward pass, or in the backward pass through the bank."""
-        # A member's weights go when it has run, and their gradients come: together they are as many as all weights.
-        # What stays the members' own has few gradients beside either; they are counted at the second moment alone.
+        # When a member has run, its weights give way to their gradients: both together are as many as all weights.
+        # Members' own parameters have few gradients; these are counted in the backward pass through the bank only.
         running = self.generated_bytes + self.activation_bytes
         through_bank = self.generated_gradient_bytes + self.gradient_bytes + self.bank_copy_bytes
         return self.parameter_bytes + self.optimizer_bytes + self.batch_bytes + max(running, through_bank)
@@ -130,7 +130,7 @@ class MeshEstimate:
     # Gradients that a process hands to the others in a step, and its part of the bank where that is sharded; answers
     # and norms come on top.
     exchanged_bytes: int
-    relative_seconds: float  # time of a step, by that of one process
+    relative_seconds: float  # time of a step over that of one process
 
 
 def estimate_on_mesh(
@@ -186,7 +186,7 @@ def estimate_training(
     num_images: int | None = None,
     together: bool = False,  # members learn from each other's answers; another teacher is not counted
 ) -> TrainingEstimate:
-    """Count what training members under a plan takes, without running them: shapes alone are passed through.
+    """Count what training members under a plan takes, without running them: only shapes are passed through.
 
     Example:
         >>> import superweight_ensembles as swe
@@ -205,7 +205,7 @@ def estimate_training(
         for target in cluster.targets:
             generated[target.member].update(target.names)
     parts = config.micro_batches if isinstance(config.micro_batches, int) else 1
-    batch = max(2, -(-config.batch_size // parts))  # norms over a batch of one image are refused
+    batch = max(2, -(-config.batch_size // parts))  # batch norm refuses a single image
     found = [
         _estimate_member(name, module, generated[name], (batch, *shape), bfloat16) for name, module in modules.items()
     ]
@@ -249,7 +249,7 @@ def _estimate_member(
         with kept_modes(module), mode:
             images = _images(module.eval(), tensors, shape)
             flops = count_flops(_WithTensors(module, tensors), images[:1])
-            trained = {}  # as a step reads them: what is generated under autocast is in its type already
+            trained = {}  # as a step reads them: weights generated under autocast have its type already
             for key, parameter in parameters.items():
                 cast = tensors[key].to(torch.bfloat16) if bfloat16 and key in generated else tensors[key]
                 trained[key] = cast.detach().requires_grad_(parameter.requires_grad)
@@ -257,7 +257,7 @@ def _estimate_member(
     except Exception as error:  # whatever a member's own code raises
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SuperWeightError(
-            f"member {name!r} does not run on the shape {shape} without numbers in it: {reason}"
+            f"member {name!r} does not run where only the shape {shape} is known, without numbers: {reason}"
         ) from error
     return MemberEstimate(name=name, forward_flops=flops, activation_bytes=activations)
 
@@ -271,7 +271,7 @@ def _images(module: nn.Module, tensors: Mapping[str, Tensor], shape: tuple[int, 
         except Exception:
             continue
         return batch
-    return images  # whose error is told
+    return images  # the caller reports their error
 
 
 class _WithTensors(nn.Module):
@@ -294,7 +294,7 @@ def _saved_bytes(module: _WithTensors, images: Tensor, bfloat16: bool) -> int:
         return int(tensor.untyped_storage()._cdata)
 
     labels = torch.zeros(len(images), dtype=torch.int64)
-    given = {storage(tensor) for tensor in (*module.tensors.values(), images, labels)}  # are counted elsewhere
+    given = {storage(tensor) for tensor in (*module.tensors.values(), images, labels)}  # counted elsewhere
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ def _num_trained_tensors(group: SsnGroup) -> int:
 
 
 def _num_gains(group: SsnGroup) -> int:
-    """Count of numbers that are held but not trained, where coefficients cannot scale a weight."""
+    """Count of gains, which are kept but not trained, where coefficients cannot scale a weight."""
     combined = [reading.num_windows for reading in group.window_specs if not reading.mixed]
     return {"avg": sum(combined), "softmax": len(combined)}.get(group.options.combine, 0)
 
@@ -372,7 +372,7 @@ def _group_flops(group: SsnGroup) -> int:
     total = 0
     for reading, shape in zip(group.window_specs, group.shapes):
         num_weights, rows = math.prod(shape), reading.num_tiles if reading.mixed else 1
-        # Both gradients of a combination cost as much as itself; interpolation, which has but one, is counted twice.
+        # Each of a combination's two gradients costs as much as it does: 3 times; interpolation has one: 2 times.
         total += 3 * 2 * rows * reading.num_windows * reading.size
         if reading.matrix != (0, 0):
             total += 2 * _INTERPOLATION * num_weights

@@ -37,7 +37,7 @@ def predict_files(
 
     Args:
         source: A run folder, or a saved predictor or ensemble.
-        files: Image files, or folders of them; of a folder, the images that ``image_folder`` takes of a class.
+        files: Image files, or folders of them, from which the same files are taken as ``image_folder`` takes.
         deadline_ms: Milliseconds for each batch, reading not counted.
         batch_size: Images a batch.
 
@@ -56,7 +56,7 @@ def predict_files(
         for file in batch:
             try:
                 images[file] = transform(file)
-            except SuperWeightError as error:  # the others are answered all the same
+            except SuperWeightError as error:  # the other files are answered all the same
                 broken[file] = FilePrediction(file=str(file), error=str(error))
         found = {**broken, **_answered(predictor, transform.classes, images, deadline_ms)}
         yield from (found[file] for file in batch)

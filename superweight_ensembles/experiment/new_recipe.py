@@ -1,4 +1,4 @@
-"""A new recipe file: a few choices, each key under a comment that the schema has of it."""
+"""A new recipe file: a few choices, each key under a comment with its description from the schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_new_recipe(path: Path, content: dict[str, Any], *, overwrite: bool = F
     if path.exists() and not overwrite:
         raise SuperWeightError(f"{path} exists already: --overwrite replaces it")
     recipe = parse_recipe(content, where=str(path))
-    if None not in recipe.classes_and_channels():  # else only the files tell
+    if None not in recipe.classes_and_channels():  # else only the data's files show these
         planned_run(recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [

@@ -72,7 +72,7 @@ _RETIRED: dict[tuple[str, ...], tuple[Any, str]] = {
     ("training", "coefficient_rate"): (1.0, "coefficients take the learning rate of everything else"),
     ("sharing", "allocation"): ("sweeps", "slots get their templates in sweeps, as published"),
 }
-# Switches, and what each says when it is off; null, false, 0 and none say so too.
+# Switches, and the value of each for off; null, false, 0 and none are read as that value.
 _OFF: dict[tuple[str, ...], Any] = {
     ("anytime",): None, ("averaging",): None, ("baseline",): "none", ("distillation",): None, ("fine_tuning",): None,
     ("learn_widths",): None, ("width_loss",): None, ("early_stopping",): None, ("uncertainty",): None,
@@ -91,7 +91,7 @@ class Recipe(Strict):
         members: The networks of the ensemble.
         sharing: The parameter budget, and which layers share.
         training: How members are trained.
-        fine_tuning: Settings in which the training of a bank that starts from trained members differs.
+        fine_tuning: Settings other than in ``training``, for a bank that starts from trained members.
         evaluation: How results are measured.
         learn_widths: Members learn their widths in a training of their own; then the sharing is planned, and all that
             is trained has these widths. Without it, widths are learned in the training itself, where nothing is shared.
@@ -124,7 +124,7 @@ class Recipe(Strict):
     @model_validator(mode="before")
     @classmethod
     def _of_today(cls, content: Any) -> Any:
-        """Drop retired keys, say off in one way, and give ``training.seed`` the recipe's seed where none is given."""
+        """Drop retired keys, write off in one way, and give ``training.seed`` the recipe's seed where none is given."""
         if not isinstance(content, dict):
             return content
         content = _switched_off(_without_retired(content))
@@ -179,7 +179,7 @@ class Recipe(Strict):
             raise ValueError("anytime: one member alone leaves nothing to stop before: leave the section out")
 
     def _check_known_data(self) -> None:
-        """Hold training and exits against what is known of the data set before it is read."""
+        """Check training and exits against what is known of the data set before it is read."""
         name, facts = self.data.name, self.data.facts
         shape, num_train = facts.image_shape, facts.num_train
         if shape is not None and math.prod(shape) > _MOST_PIXELS:
@@ -191,7 +191,7 @@ class Recipe(Strict):
             raise SuperWeightError(
                 f"data: {num_train:,} images of {list(shape)} would not fit into memory: make them fewer or smaller"
             )
-        slack = self.classes_and_channels()[0] or 0  # splits round by class
+        slack = self.classes_and_channels()[0] or 0  # splits are rounded class by class
         for section, config in (("training", self.training), ("fine_tuning", self.shared_training())):
             with at(section):
                 if config.random_resized_crop and name != "image_folder":
@@ -230,7 +230,7 @@ class Recipe(Strict):
         return dump_yaml(self.to_content())
 
     def load_data(self) -> ImageData:
-        """Load the data set and hold it against what the recipe says of it."""
+        """Load the data set and check it against what the recipe says of it."""
         with at("data"):
             try:
                 data = load_data(self.data.name, **self.data.seeded(self.seed))
@@ -262,7 +262,7 @@ class Recipe(Strict):
         """Make the members with start values drawn from the recipe's seed; data are read only for unknown classes.
 
         Raises:
-            SuperWeightError: An unknown model, an option that it does not take, classes that nothing tells.
+            SuperWeightError: An unknown model, an option that it does not take, a number of classes that is not known.
         """
         classes, channels = self.classes_and_channels()
         if classes is None or channels is None:
@@ -293,13 +293,13 @@ class Recipe(Strict):
 
         Raises:
             SuperWeightError: As :meth:`build_members` and :meth:`plan`; a member that does not run on the images,
-                blocks to recompute that are not there, exits for which the members are too dear.
+                blocks to recompute that are not there, a target of FLOPs that the members cannot meet.
         """
         self._check_known_data()
         members = self.build_members()
         plan = self.plan(members)
         if self.training.recompute and not any(map(repeated_blocks, members.values())):
-            recomputed_blocks(members)  # says so
+            recomputed_blocks(members)  # raises, and says why
         if self.image_shape is None:
             return members, plan
         with evaluating(nn.ModuleList(members.values())), at("members"):
@@ -325,19 +325,19 @@ class Recipe(Strict):
             plan = plan_sharing(members, **options)
             if sharing.search in ("gradient", "weight"):
                 check_searchable(plan)
-                # A search ties coefficients to those of a layer, so that as many as layers may be left: refuse now what
-                # might not fit then.
+                # After the search each layer may be alone in its cluster, with coefficients of its own: refuse now a
+                # budget that could not hold these.
                 most = "own" if sharing.coefficient_kind == "tied" else sharing.coefficient_kind
                 plan_sharing(members, **{**options, "coefficients": most, "reserve_untied": False})
             if sharing.search == "k_means":
-                # Nobody knows the groups yet: as many at random tell whether the budget is enough for so many.
+                # The groups are not known yet: a plan of as many random groups shows whether the budget is enough.
                 check_num_groups(sharing.num_groups, True, sum(len(c.targets) for c in plan.clusters), "k-means")
                 like = {"clusters": "random", "num_groups": sharing.num_groups, "ssn": sharing.ssn}
                 plan_sharing(members, **{**options, **like})
         return plan
 
     def estimate(self, members: dict[str, nn.Module], plan: SharingPlan) -> TrainingEstimate | None:
-        """Estimate what the training takes, without data; None where only the files tell the size of the images."""
+        """Estimate what the training takes, without data; None where only the files show the size of the images."""
         if self.image_shape is None:
             return None
         config, hook = self.shared_training(), distillation_of(self) if self.taught_by(*EACH_OTHER) else None
@@ -464,7 +464,7 @@ def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        # A key that is unknown before one that is missing: it may be that one, typed wrong.
+        # An unknown key is reported before a missing one: it may be the missing one, misspelt.
         tags = ("int", "float", "str", "dict[str,list[str]]")
         problem = first_problem(error, tags=tags, before=UNKNOWN_KEY)
     if problem.kind in UNKNOWN_KEY:

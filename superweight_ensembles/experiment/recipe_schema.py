@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from pydantic_core import core_schema
 
 _MODELS: dict[str, Callable[..., Any]] = {"wide_resnet": wide_resnet, "mlp": multilayer_perceptron}
-_TOLD = ("name", "num_classes", "in_channels")  # of a network or a data set by the recipe's other keys
+_GIVEN = ("name", "num_classes", "in_channels")  # arguments of networks and data sets that other keys give
 _ENTRY = re.compile(r"^ {4}(\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-_ANYTHING = ("additionalProperties", True)  # so it is without; some versions of pydantic say it
+_ANYTHING = ("additionalProperties", True)  # the default, which some versions of pydantic write
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")
 
 
@@ -51,7 +51,7 @@ def recipe_schema() -> dict[str, Any]:
         ("MemberRecipe", "model", _MODELS, _options(_MODELS)),
     ):
         found = sections[section]["properties"]
-        found[key]["anyOf"] = [{"enum": list(names)}, {"type": found[key].pop("type")}]  # entry points besides
+        found[key]["anyOf"] = [{"enum": list(names)}, {"type": found[key].pop("type")}]  # names of entry points, too
         found.update({name: option for name, option in options.items() if name not in found})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -71,7 +71,7 @@ class _Described(GenerateJsonSchema):
     """Pydantic's schema, with descriptions from docstrings, and with defaults that a field makes."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        return False  # its key in other letters
+        return False  # a title only repeats the key
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         return _explained(super().model_schema(schema), schema["cls"])
@@ -100,7 +100,7 @@ def _options(makers: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
         plain = make.func if isinstance(make, functools.partial) else inspect.unwrap(make)
         hints, said = get_type_hints(plain), described(plain)
         for option, parameter in inspect.signature(make).parameters.items():
-            if option in _TOLD or parameter.kind is parameter.VAR_KEYWORD:
+            if option in _GIVEN or parameter.kind is parameter.VAR_KEYWORD:
                 continue
             found.setdefault(option, TypeAdapter(hints[option]).json_schema())
             defaults.setdefault(option, []).append(parameter.default)

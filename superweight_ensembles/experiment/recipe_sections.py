@@ -46,8 +46,8 @@ class DataRecipe(BaseModel):
         name: Name of the data set: ``cifar10``, ``cifar100``, ``digits``, ``double_moon``, ``image_folder``,
             ``spiral``, ``spiral_hard`` or ``synthetic``; an entry point of an installed package; or, with ``--trust``,
             ``python:package.module.make``.
-        num_classes: Number of classes, where only the files tell; members are then built without reading them.
-        channels: Number of image channels, where only the files tell.
+        num_classes: Number of classes, where only the files show it; members are then built without reading them.
+        channels: Number of image channels, where only the files show it.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -115,7 +115,7 @@ class MemberRecipe(BaseModel):
             ``python:package.module.Name``. Further keys of a member are options of its model.
         pretrained: Whether it has the trained weights that timm or torchvision offers. Where a member comes trained,
             the bank starts from the members' weights (:func:`warm_start`).
-        weights: A safetensors file of such a network's state dict, in their place.
+        weights: A safetensors file with the state dict of a trained network, instead of ``pretrained``.
         adaptive: Hidden widths that the member learns.
     """
 
@@ -137,14 +137,14 @@ class WidthStageRecipe(Strict):
     Attributes:
         epochs: Epochs of that training; all else is as ``training`` says.
         keep_importance: Whether neurons still count less and less in the networks that are trained then, so that these
-            can be truncated. Without, they are plain networks of the widths learned, which are more accurate whole.
+            can be truncated. If false, they are plain networks of the learned widths, which are more accurate whole.
     """
 
     epochs: StrictInt = Field(ge=1, le=10**6)
     keep_importance: StrictBool = True
 
 
-# What plan_sharing does not take as the recipe has it.
+# Keys that plan_sharing does not take, or not as the recipe has them.
 _OF_A_RUN = {
     "coefficients", "group_seed", "init", "init_from", "search", "search_batches", "search_epochs", "ssn", "threshold",
     "untie_epoch", "untie_threshold",
@@ -172,7 +172,7 @@ class SharingRecipe(Strict):
         num_groups: Number of groups, for clusters ``random`` and search ``k_means``.
         group_seed: Seed of clusters ``random``; the recipe's unless given.
         ssn: How layers read a flat bank.
-        cap: Templates a slot at most.
+        cap: Most templates of a slot.
         coefficients: ``own``: a vector for each layer and slot; ``tied``: one a slot, for all its layers;
             ``embedding``: each is an affine function of a small embedding. ``own`` unless given, ``tied`` with a
             search.
@@ -281,11 +281,12 @@ class DistillationRecipe(Strict):
     """``distillation:`` what the shared arm learns from besides the labels: see :class:`Distillation`.
 
     Attributes:
-        teacher: Who teaches: ``ensemble`` (the mean of its members), ``others`` (of the other members), ``prefixes``
-            (the mean of all teaches that of the first members), ``history`` (the mean of what they answered in epochs
-            before), ``independent`` (that arm, trained first) or the folder of a saved ensemble.
+        teacher: Who teaches: ``ensemble`` (the mean of its members), ``others`` (the mean of the other members),
+            ``prefixes`` (the mean of all members teaches the mean of the first ones), ``history`` (the mean of the
+            members' answers in earlier epochs), ``independent`` (that arm, trained first) or the folder of a saved
+            ensemble.
         weight: Weight of the teacher's answers against the labels, 0 to 1; 0 is off.
-        temperature: Temperature, which divides the logits of both before the softmax.
+        temperature: Temperature, which divides the logits of teacher and member before the softmax.
         ramp_up: Share of the training in which the weight grows from 0.
         ramp_down: Share of the training at its end in which the weight falls to 0.
     """
@@ -303,7 +304,7 @@ class DistillationRecipe(Strict):
         return self
 
     def hook(self, teacher: Teacher, order: Sequence[str] | None = None) -> Distillation:
-        """The hook that distils so from a teacher; ``order`` of the members is for the teacher ``prefixes``."""
+        """The hook with these settings for a teacher; ``order`` of the members is for the teacher ``prefixes``."""
         return Distillation(teacher, **self.model_dump(exclude={"teacher"}), order=order)
 
 
@@ -341,7 +342,8 @@ class UncertaintyRecipe(Strict):
     Attributes:
         corruptions: Names of corruptions that are made of the test images.
         severities: Severities of each corruption, 1 to 5.
-        others: A data set of other things, written as ``data``: how well its test images are told from the run's.
+        others: A data set of other things, written as ``data``: measures how well its test images are told from the
+            run's.
     """
 
     corruptions: tuple[Annotated[str, one_of(CORRUPTIONS)], ...] = Field(default=(), max_length=100)
@@ -370,8 +372,8 @@ _TARGETS = ("flops", "latency_ms", "max_accuracy_drop")
 class AnytimeRecipe(Strict):
     """``anytime:`` has ``superweights evaluate`` measure stream and cascade, and keep a calibrated cascade.
 
-    Thresholds are fitted on the validation images, at least 100. Of ``flops``, ``latency_ms`` and
-    ``max_accuracy_drop`` give one, the target of the cascade that is kept; half of all members' FLOPs without any.
+    Thresholds are fitted on the validation images, at least 100. Give one of ``flops``, ``latency_ms`` and
+    ``max_accuracy_drop`` as the target of the cascade that is kept; without any, it is half of all members' FLOPs.
 
     Attributes:
         order: Order in which members answer: ``cost`` (cheapest first), ``greedy`` (found on validation images), or
@@ -379,15 +381,15 @@ class AnytimeRecipe(Strict):
         confidence: How sure an answer is: ``margin``, ``max_probability``, ``entropy`` or ``agreement``.
         temperature: Whether each exit's temperature is fitted.
         monotone: Whether an earlier, surer prediction stands.
-        weights: ``equal``, or ``fitted`` on the validation images: what members count at each exit.
-        flops: Target: mean FLOPs of an image; up to 1.0, the fraction of all members'.
+        weights: Weights of the members at each exit: ``equal``, or ``fitted`` on the validation images.
+        flops: Target: mean FLOPs of an image; a number up to 1.0 is a fraction of all members' FLOPs.
         latency_ms: Target: mean latency of an image in milliseconds, in batches of ``batch_size``.
-        max_accuracy_drop: Target: accuracy at most so much below that of all members, as a fraction.
+        max_accuracy_drop: Target: most that the accuracy may be below that of all members, as a fraction.
         num_points: Points of the cascade's curve.
         batch_size: Images a batch when latency is measured.
         timed_images: Test images that latency is measured on.
         truncations: Fractions of learned widths: members cut to them are exits as well, measured beside the others.
-            In which order, and which of them, validation images decide.
+            Validation images decide which of them are used, and in which order.
     """
 
     order: Annotated[str, one_of(ORDERS)] | tuple[str, ...] = "cost"

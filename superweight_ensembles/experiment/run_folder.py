@@ -2,7 +2,7 @@
 
 RUN/recipe.yaml        the recipe with every default and override in it
 RUN/run.json           what it ran on
-RUN/data.json          what tells its data apart from others
+RUN/data.json          checksums that identify its data
 RUN/search/            with a search: the plan before it, the log of its training, search.json (similarities, sets)
 RUN/widths/            with learn_widths: the log of that training, and widths.json
 RUN/plan.json          the sharing plan that the shared arm is built on
@@ -12,7 +12,7 @@ RUN/shared/warm_start/ with sharing.init svd: the shared ensemble as it started,
 RUN/ARM/log.jsonl      one record an epoch; RUN/ARM/tensorboard/ the same, where tensorboard is installed
 RUN/ARM/checkpoints/   where training goes on after an interruption: the last two and that of the best epoch; at the
                        end that of the best epoch alone, where it is not the last one: an ensemble to load, too
-RUN/ARM/training.json  what the training came to; written last
+RUN/ARM/training.json  result of the training; written last
 RUN/results.json       what evaluation found
 RUN/figures/*.png
 RUN/report.html        all of it on one page
@@ -185,7 +185,7 @@ def train_run(
             searched = any((folder / file).is_file() for file in ("search/search.json", "widths/widths.json"))
             reached = searched or any(path.name in _KEPT for path in folder.glob("*/*"))
             if processes.is_first and begun and not reached:
-                shutil.rmtree(folder, ignore_errors=True)  # there is nothing that could be gone on from
+                shutil.rmtree(folder, ignore_errors=True)  # it holds nothing to resume from
             raise
 
 
@@ -263,7 +263,7 @@ def results(folder: str | Path) -> RunResults:
         SuperWeightError: No run folder, one that was not evaluated, or damaged results.
     """
     if not isinstance(folder, (str, Path)):
-        raise SuperWeightError(f"results are of a run folder; got {folder!r:.80}")
+        raise SuperWeightError(f"results() takes a run folder; got {folder!r:.80}")
     return read_results(Path(folder))[0]
 
 
@@ -278,7 +278,7 @@ def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
 
 
 def hold_to_data(folder: Path, data: ImageData) -> None:
-    """Write down what tells the data of a new folder apart, or refuse data that are not those of a folder."""
+    """Write the data's fingerprint into a new folder, or refuse data that differ from the fingerprint there."""
     known = folder / "data.json"
     if known.is_file():
         check_same_data(folder, read_json(known), data.fingerprint(), data)
@@ -311,7 +311,7 @@ def _train_stages(run: RunContext, plan: SharingPlan) -> None:
         if not first((folder / arm / "training.json").is_file):
             ensemble = run.ensemble(plan if arm == "shared" else independent_plan(run.members))
             if arm == "shared" and recipe.starts_warm:
-                first(partial(start_warm, run, ensemble))  # training copies it to all
+                first(partial(start_warm, run, ensemble))  # train() sends it to all
             _train_arm(run, arm, ensemble)
         first(partial(_keep_best, folder / arm))
 
@@ -323,7 +323,7 @@ def _train_arm(run: RunContext, arm: str, ensemble: SuperWeightEnsemble) -> None
     if arm == "shared" and recipe.taught_by(INDEPENDENT):
         independent = trained_arm(folder, INDEPENDENT)
     if recipe.learn_widths is not None:
-        config = replace(config, width_rate=1.0)  # it was that of the stage before
+        config = replace(config, width_rate=1.0)  # the recipe's was for the stage that learned widths
     result = train(
         ensemble, run.data, config, hooks=recipe.hooks(arm, independent), out=folder / arm, resume=run.begun(arm),
         callback=run.progress(arm),
@@ -361,7 +361,7 @@ def check_output_folder(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Refuse a folder that must not be written to: of something else, of another recipe, or there unasked."""
+    """Refuse a folder of something else or of another recipe, or one that exists and no option says what to do."""
     if resume and overwrite:
         raise SuperWeightError("--resume goes on and --overwrite begins anew: use one of them")
     if not folder.exists():
@@ -553,7 +553,7 @@ def _training_of(folder: Path) -> TrainedArm:
 
 def _final_plan(folder: Path) -> SharingPlan:
     """The plan that the shared ensemble ended with."""
-    ended = folder / "shared" / "ensemble"  # not there where results were moved without ensembles
+    ended = folder / "shared" / "ensemble"  # missing where results were moved without ensembles
     return read_plan(ended if (ended / "plan.json").is_file() else folder)
 
 

@@ -1,4 +1,4 @@
-"""The files of a run, one dataclass each: what writes a file reads it.
+"""The files of a run, one dataclass each, which writes the file and reads it.
 
 RUN/run.json                :class:`RunRecord`
 RUN/results.json            :class:`RunResults`
@@ -121,7 +121,7 @@ class TrainedArm(Training):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartError:
-    """Distance of one generated weight from the trained one that it should start as."""
+    """Distance of one generated weight from the trained weight that it should equal at the start."""
 
     member: Name
     parameter: str
@@ -273,7 +273,7 @@ def fields_of(record: Any, kind: Any = None) -> dict[str, Any]:
 
 @contextmanager
 def naming_files(*files: Path) -> Iterator[None]:
-    """Blame the files for numbers that have their types and still cannot be drawn."""
+    """Report errors of drawing as damage of these files, whose numbers have the right types and still do not fit."""
     listed = ", ".join(map(str, files))
     try:
         with naming(*files):

@@ -2,11 +2,10 @@
 
 Arms themselves are trained in run_folder.py.
 
-
 RUN/widths/widths.json       the widths and rates that members ended with, and the widths of each epoch; written last
 RUN/widths/log.jsonl         one record an epoch, with the widths; and TensorBoard's
 RUN/search/plan.json         the plan before the search
-RUN/search/search.json       what it saw: similarities, sets
+RUN/search/search.json       what the search measured: similarities, sets
 RUN/shared/warm_start/       the shared ensemble as it started
 RUN/shared/warm_start.json   the trained members that it started from, and how near it came; written last
 RUN/ARM/ensemble/anytime.json  the calibrated cascade of an arm
@@ -81,7 +80,7 @@ WARM_START_FILE = "warm_start.json"
 _WARM_START_FOLDER = "warm_start"
 _WIDTHS = Path("widths")
 _BASELINE = Path(INDEPENDENT) / "ensemble"
-_MEMBERS = "members"  # that came with trained weights: what the bank then starts from
+_MEMBERS = "members"  # source of a start from members that came with trained weights
 _NORM_BATCHES = 50
 _FITTED = ("confidence", "temperature", "monotone", "weights")  # options of fitting thresholds
 ProgressOf = Callable[[str], Callable[[TrainProgress], None]]
@@ -96,7 +95,7 @@ class RunContext:
     data: ImageData
     folder: Path
     processes: Processes
-    progress_of: ProgressOf | None  # gives each stage, by name, the callback after every step
+    progress_of: ProgressOf | None  # gives each stage, by name, its callback
 
     def begun(self, stage: str) -> bool:
         """Whether the training in the folder of this stage was begun."""
@@ -231,7 +230,7 @@ def start_warm(run: RunContext, ensemble: SuperWeightEnsemble) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmPredictions:
-    """Predictions of an arm; processes share the images, and the first process alone has all of them."""
+    """Predictions of an arm; processes share the images, and only the first process has all of them."""
 
     tested: Predictions  # on test images
     held: Predictions | None  # on validation images, where there are some and the recipe asks for exits or uncertainty
@@ -321,7 +320,7 @@ def measure_shift(ensemble: SuperWeightEnsemble, answers: ArmPredictions) -> Shi
     """Measure what an arm knows of corrupted test images, and of those of another data set."""
     found = Shift(corrupted=answers.corrupted)
     if answers.held is not None:
-        found = replace(found, tempered=measure_tempered(answers.held, answers.tested))  # fitted on the first alone
+        found = replace(found, tempered=measure_tempered(answers.held, answers.tested))  # fitted on ``held`` only
     if answers.others is None:
         return found
     name, table = answers.others
@@ -363,7 +362,7 @@ def _truncated_exits(
 ) -> dict[str, nn.Module]:
     settings = recipe.anytime
     assert settings is not None, "the caller has looked"
-    training = training_loader(data, recipe.training, device)  # augmented: statistics of plain images are others
+    training = training_loader(data, recipe.training, device)  # augmented: plain images have other statistics
     batches = [images for (images, _), _ in zip(training, range(_NORM_BATCHES))]
     return truncated_exits(
         {name: ensemble.materialize(name).eval() for name in ensemble.member_names}, settings.truncations,

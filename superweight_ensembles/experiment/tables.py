@@ -1,4 +1,4 @@
-"""What the command line tells: tables of results and comparisons, and a recipe's plan and costs before its training."""
+"""What the command line prints: tables of results and comparisons, and a recipe's plan and costs before training."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
         if arm.uncertainty is not None:
             known = arm.uncertainty
             texts["entropy"] = f"{known.entropy:.4f}"
-            texts["of it mutual information"] = f"{known.mutual_information:.4f}"
+            texts["part of it: mutual information"] = f"{known.mutual_information:.4f}"
             texts["disagreement of members %"] = f"{100 * known.disagreement:.2f}"
             texts["risk over all coverages %"] = f"{100 * known.risk_coverage_area:.2f}"
         shift = arm.shift or Shift()
@@ -109,9 +109,9 @@ def uncertainty_rows(results: RunResults) -> dict[str, list[str]]:
                 texts[f"{what} %, corrupted, severity {severity}"] = f"{100 * sum(values) / len(values):.2f}"
         if shift.others is not None:
             for one in shift.others.detections:
-                told = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
-                texts[f"AUROC %, {told}"] = f"{100 * one.auroc:.2f}"
-                texts[f"FPR at 95 %, {told}"] = f"{100 * one.fpr95:.2f}"
+                by = f"{escape_controls(shift.others.name)} by {one.score.replace('_', ' ')}"
+                texts[f"AUROC %, {by}"] = f"{100 * one.auroc:.2f}"
+                texts[f"FPR at 95 %, {by}"] = f"{100 * one.fpr95:.2f}"
     labels = dict.fromkeys(label for texts in every for label in texts)
     return {label: [texts.get(label, "") for texts in every] for label in labels}
 
@@ -202,7 +202,7 @@ def preview_lines(
     members: dict[str, nn.Module],
     plan: SharingPlan,
     flops_per_second: float | None = None,  # rate for the shared ensemble's time; None: all trainings are timed here
-    processes: int = 1,  # the mesh is told of several
+    processes: int = 1,  # with several, lines of the mesh too
 ) -> list[str]:
     """Lines of the sharing table, the stages that change it, and memory and time of the training."""
     lines, sharing = [str(plan)], recipe.sharing
@@ -245,7 +245,7 @@ def _mesh_lines(config: TrainConfig, plan: SharingPlan, estimate: TrainingEstima
     asked = dict(mesh) if isinstance(mesh, Mapping) else mesh
     title = f"On {processes} processes, training.mesh {asked}"
     if config.mesh == "rows":
-        title += " (the recipe has 'rows', which is told in brackets)"
+        title += " (the recipe has 'rows', whose numbers are in brackets)"
     alone, peak, sent = _bytes(estimate.peak_bytes), _bytes(of_rows.peak_bytes), _bytes(of_rows.exchanged_bytes)
     seconds = f"of one process's, without waiting for the exchange ({of_rows.relative_seconds:.2f})"
     rows = [
@@ -277,12 +277,12 @@ def _time_lines(
     lines = [f"{name:<18}{_duration(seconds):>12}  {said}" for name, seconds, said in rows]
     if estimate.num_steps is None:
         lines.append(
-            f"of {UNKNOWN_STEPS:,} steps an arm, without decoding: how many images there are only the files tell"
+            f"of {UNKNOWN_STEPS:,} steps an arm, without decoding: only the files show how many images there are"
         )
     elif reads_files(recipe.data.name) and recipe.data.name == "image_folder":
         lines.append("without decoding files")
     if recipe.learn_widths is not None or recipe.sharing.search != "none":
-        lines.append("as members and plan begin: what a search or learned widths make of them is not known yet")
+        lines.append("for the first members and plan: what a search or learned widths make of them is not known yet")
     return lines
 
 
@@ -293,7 +293,7 @@ def estimate_lines(
     kind = "bfloat16" if estimate.bfloat16 else "float32"
     whose = "all members at once" if estimate.keeps_all else f"largest member ({estimate.largest.name})"
     parts = f" in {estimate.micro_batches} parts" if estimate.micro_batches > 1 else ""
-    steps, span = 1000, "1,000 steps; how many images there are only the files tell"
+    steps, span = 1000, "1,000 steps; only the files show how many images there are"
     if estimate.num_steps is not None and estimate.total_flops is not None:
         steps, span = estimate.num_steps, f"{estimate.epochs} epochs of about {estimate.num_images:,} images"
     shares = ", ".join(

@@ -1,6 +1,6 @@
 """How long a run takes on this machine: some steps and epochs of each of its trainings, run on made-up images.
 
-What is trained here is thrown away; files are written to a temporary folder alone.
+What is trained here is thrown away; files are written to a temporary folder only.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from superweight_ensembles.training import (
     uses_bfloat16,
 )
 
-_START = 6.0  # seconds until Python, PyTorch and the members are there
+_START = 6.0  # seconds until Python, PyTorch and the members are loaded
 _LONG_STEP = 1.0  # seconds; of a longer step, a part of the batch is timed
 _TIMED = 2.0  # seconds of steps that each stage is timed for, about
 _EPOCHS, _MOST_STEPS = 4, 8
-_FORWARD = 1 / 3  # of a step
-_MEMBER_FLOOR = 0.01  # seconds of a step, of a member of any size
-UNKNOWN_STEPS = 1000  # of a training whose number of images only files tell
-_CLOCK_ROUNDS = 3  # of measure_curves
-_CASCADE_SHARE = 0.75  # of all members' time, that a cascade of its curve takes on average
+_FORWARD = 1 / 3  # share of a step
+_MEMBER_FLOOR = 0.01  # least seconds that a member of any size adds to a step
+UNKNOWN_STEPS = 1000  # steps of a training, where only files show the number of images
+_CLOCK_ROUNDS = 3  # rounds of measure_curves
+_CASCADE_SHARE = 0.75  # share of all members' time that a cascade on its curve takes, on average
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +184,7 @@ def _made_up(recipe: Recipe, num_train: int, num_validation: int) -> ImageData:
 def _evaluation_seconds(
     recipe: Recipe, members: dict[str, nn.Module], num_validation: int | None, device: torch.device
 ) -> float | None:
-    """Seconds of evaluating one arm; None where only files tell how many images there are."""
+    """Seconds of evaluating one arm; None where only files show how many images there are."""
     num_test = recipe.data.facts.num_test
     if num_test is None:
         return None

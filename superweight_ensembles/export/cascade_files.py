@@ -84,7 +84,7 @@ def export_cascade(
             "predictor.policy"
         )
     if policy.confidence not in CONFIDENCES:
-        raise SuperWeightError(f"a cascade is of one class an image; this policy's confidence is {policy.confidence!r}")
+        raise SuperWeightError(f"a cascade needs one class an image; this policy's confidence is {policy.confidence!r}")
     shape = checked_shape(input_shape)
     with accessing(Path(folder)):
         folder = Path(folder).resolve()
@@ -160,7 +160,7 @@ def _check_members(members: Mapping[str, PlainMember]) -> None:
 
 
 def _version(package: str) -> str | None:
-    """Version of an imported package: distributions have other names, such as onnxruntime-gpu."""
+    """Version of a package, by its module first: distributions may have other names, such as onnxruntime-gpu."""
     version = getattr(importlib.import_module(package), "__version__", None)
     if version is not None:
         return str(version)

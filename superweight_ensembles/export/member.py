@@ -1,8 +1,8 @@
 """One member as a file that a plain runtime reads: a torch.export program, an ONNX file, or a state dict.
 
-NAME.pt2                  a program, which torch.export.load(path).module() makes a network of
-NAME.onnx                 input "images", output "logits", compared with PyTorch before it is there
-NAME.safetensors, .json   the network's own tensors, and what :func:`load_member` makes it of again
+NAME.pt2                  a program; torch.export.load(path).module() is the network
+NAME.onnx                 input "images", output "logits"; compared with PyTorch before the file appears
+NAME.safetensors, .json   the network's own tensors, and what :func:`load_member` needs to build the network again
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from superweight_ensembles.storage import (
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 STATE_FORMAT = 2
-_MOST_NUMBERS = 2**26  # of one image
+_MOST_NUMBERS = 2**26  # in one image
 _EXAMPLE_BATCH = 2  # torch takes a size of 1 as a constant
 _TOLERANCE = 1e-4
 _LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: a protobuf message ends at 2 GiB
@@ -69,7 +69,7 @@ class PlainMember:
     def notes(self) -> dict[str, Any]:
         """Facts about inputs and outputs, for a JSON file beside the export."""
         known = {"input_shape": list(self.input_shape), "num_classes": self.num_classes}
-        reads = self.images is not None and self.images.image_shape[0] in (1, 3)  # what files hold
+        reads = self.images is not None and self.images.image_shape[0] in (1, 3)  # channels of image files
         return {**known, "images": asdict(self.images)} if self.images is not None and reads else known
 
     def example(self, batch_size: int | None = None, seed: int = 0) -> Tensor:
@@ -294,7 +294,7 @@ def load_member(path: str | Path) -> nn.Module:
     if dtype is None:
         raise SuperWeightError(f"{notes}: dtype must be one of {', '.join(_FLOATS)}; got {content.get('dtype')!r}")
     check_file(path, content.get("tensors"), f"{notes}, tensors")
-    # A network of names takes no more numbers than its file holds: of what is not saved, buffers alone.
+    # A network built by name may have only as many numbers as its file holds, and buffers that are not saved.
     num_numbers, architecture = count_numbers(path), content.get("architecture")
     if architecture is None:
         raise SuperWeightError(
@@ -398,7 +398,7 @@ def _whole_files(path: Path) -> Iterator[Path]:
         yield draft
         for file in sorted(draft.iterdir()):
             file.replace(folder / file.name)
-    except (OSError, PathError) as error:  # the draft's names are nobody's
+    except (OSError, PathError) as error:  # the draft's names mean nothing to the user
         raise PathError(path, "written", getattr(error, "cause", error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -8,11 +8,11 @@
     cascade(cascade.read("a.jpg", "b.png"))   # files of images; needs Pillow
     cascade.classes                           # their names, where they are known
 
-Members run one after the other; after each, images whose prediction is sure enough leave, and those that are left
-alone go on. A prediction that is not a number is never sure enough. Shapes: B images, K classes.
+Members run one after the other; after each, images whose prediction is sure enough leave, and only the others go on.
+A prediction that is not a number is never sure enough. Shapes: B images, K classes.
 
-A folder from elsewhere makes this read nothing outside it: files are regular ones, of the sizes and checksums that
-cascade.json gives; ONNX files are parsed for tensors in other files before onnxruntime is given their bytes.
+Nothing outside the folder is read, whoever made it: files must be regular ones, of the sizes and checksums that
+cascade.json gives; ONNX files are searched for tensors in other files before onnxruntime is given their bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MOST_MODEL = 2**31  # bytes: a protobuf message ends there
 _MOST_MEMBERS = 1000
 _MOST_CLASSES = 2**16
 _LOGITS = ("tensor(float)", "tensor(float16)", "tensor(double)")
-_MOST_FIELDS = 2**21  # that are looked at in one ONNX file
+_MOST_FIELDS = 2**21  # fields of one ONNX file that are read
 # Where an ONNX file may hold tensors: field numbers of its protobuf messages, and the message that each holds.
 _FIELDS = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -48,17 +48,17 @@ _FIELDS = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of a tensor
-_OPERATION = 4  # of a node: its type
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
+_OPERATION = 4  # field of a node: its type
 _TEMPERATURES = (0.01, 100.0)  # from, to
 _MOST_THRESHOLD = 2.0  # no confidence is above 1
-# For onnxruntime: bytes are of an ONNX file, and tensors in other files are looked for where there can be none.
+# These tell onnxruntime that bytes are an ONNX file, and to look for external tensors where there can be none.
 _CLOSED = {
     "session.load_model_format": "ONNX",
     "session.model_external_initializers_file_folder_path": f"{os.devnull}/none",
 }
 _LOG = logging.getLogger("onnx_cascade")
-_PICTURES = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # of Pillow, that run no other program
+_PICTURES = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # Pillow's formats that run no other program
 _TINY = np.float32(1e-30)
 _ROUNDING = 1e-6
 _CONFIDENCES = ("max_probability", "margin", "entropy", "agreement")
@@ -158,7 +158,7 @@ class OnnxCascade:
             mean = self._add(parts, index, images)
             classes = np.stack([part.argmax(1) for part in parts.values()], axis=1)
             confidence = self._confidence(index, mean, classes)
-            surer = ~(confidence >= kept_confidence) & ~np.isnan(kept_confidence)  # than what is not a number, too
+            surer = ~(confidence >= kept_confidence) & ~np.isnan(kept_confidence)  # also surer than NaN
             earlier = surer if self.monotone else np.full(left.size, False)
             kept = np.where(earlier[:, None], kept, mean)
             kept_confidence = np.where(earlier, kept_confidence, confidence)
@@ -171,7 +171,7 @@ class OnnxCascade:
             answer.flops[rows] = sum(self.flops[: index + 1])
             left, images, parts = left[stay], images[stay], {one: part[stay] for one, part in parts.items()}
             kept, kept_confidence = kept[stay], kept_confidence[stay]
-        _tell(answer.probabilities)
+        _warn_of_nan(answer.probabilities)
         return answer
 
     def stream(self, images: np.ndarray) -> Iterator[Step]:
@@ -186,11 +186,11 @@ class OnnxCascade:
         self._check(images)
         mean = np.zeros((len(images), self.num_classes), np.float32)
         parts: dict[int, np.ndarray] = {}
-        told = False
+        warned = False
         for index, name in enumerate(self.members):
             if len(images):
                 mean = self._add(parts, index, images)
-            told = told or _tell(mean)
+            warned = warned or _warn_of_nan(mean)
             yield Step(name, mean, sum(self.flops[: index + 1]))
 
     def read(self, *files: str | os.PathLike[str]) -> np.ndarray:
@@ -229,7 +229,7 @@ class OnnxCascade:
     def _probabilities(self, index: int, images: np.ndarray) -> np.ndarray:
         try:
             (logits,) = self.sessions[index].run(["logits"], {"images": images})
-        except Exception as error:  # onnxruntime has an exception a kind of trouble, and no common one
+        except Exception as error:  # onnxruntime's exceptions have no common class
             raise ValueError(
                 f"member {self.members[index]!r} fails on {len(images)} images: {str(error)[:400]}"
             ) from None
@@ -298,7 +298,7 @@ def _centre(width: int, height: int, size: tuple[int, int]) -> tuple[float, floa
     return left * across, top * down, (left + size[0]) * across, (top + size[0]) * down
 
 
-def _tell(probabilities: np.ndarray) -> bool:
+def _warn_of_nan(probabilities: np.ndarray) -> bool:
     """Log how many answers (B, K) are not numbers, and return whether any is."""
     wrong = int((~np.isfinite(probabilities).all(1)).sum())
     if wrong:
@@ -310,7 +310,7 @@ def _tell(probabilities: np.ndarray) -> bool:
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # of infinite logits: NaN, which is told
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which is logged
         powers = np.exp(logits - logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
@@ -348,7 +348,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _are_images(images: Any, shape: list[int], num_classes: int) -> bool:
-    """Whether this says how files of images of a shape are read; None is taken, where that is not known."""
+    """Whether this says how files of images of a shape are read; None, for not known, passes."""
     if images is None:
         return True
     if not isinstance(images, dict) or images.get("image_shape") != shape or len(shape) != 3:
@@ -389,7 +389,7 @@ def _is_member(value: Any) -> bool:
 
 
 def _are_weights(rows: Any, replaces: list[int | None], count: int) -> bool:
-    """For each exit one weight, 0 to 1, of every member so far, 1 together, and 0 for those whose place was taken."""
+    """For each exit one weight, 0 to 1, of every member so far, 1 together, and 0 for those that were replaced."""
     if not isinstance(rows, list) or len(rows) not in (0, count):
         return False
     for index, row in enumerate(rows):
@@ -412,13 +412,13 @@ def _numbers(values: Any, count: int, least: float, most: float) -> bool:
     if not isinstance(values, list) or len(values) != count:
         return False
     known = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in values)
-    return known and all(least <= one <= most for one in values)  # which is false of what is not a number
+    return known and all(least <= one <= most for one in values)  # false for NaN
 
 
 def _session(
     folder: Path, member: dict[str, Any], options: onnxruntime.SessionOptions, providers: list[Any]
 ) -> onnxruntime.InferenceSession:
-    """The session of a member: of the bytes that were exported, which name no other file."""
+    """The session of a member, made of exactly the exported bytes, which refer to no other file."""
     path = _inside(folder, member["file"])
     model = _content(path, _MOST_MODEL, member["bytes"])
     if hashlib.sha256(model).hexdigest() != member["sha256"]:
@@ -427,27 +427,27 @@ def _session(
     _check_parsed(path, model)
     try:
         return onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
-    except Exception as error:  # onnxruntime has an exception a kind of damage, and no common one
+    except Exception as error:  # onnxruntime's exceptions have no common class
         raise ValueError(f"{path} is no ONNX file that onnxruntime reads: {str(error)[:400]}") from None
 
 
 def _check_signature(
     path: Path, session: onnxruntime.InferenceSession, input_shape: tuple[int, ...], num_classes: int
 ) -> None:
-    """Refuse a model that does not take images (B, *input_shape) of float32, or not answers logits (B, K)."""
+    """Refuse a model that does not take float32 images (B, *input_shape) and answer logits (B, K)."""
     inputs, outputs = session.get_inputs(), {one.name: one for one in session.get_outputs()}
     taken = [(one.name, one.type, list(one.shape)[1:]) for one in inputs]
     if taken != [("images", "tensor(float)", list(input_shape))] or isinstance(inputs[0].shape[0], int):
         raise ValueError(f"{path} must take images (batch, {input_shape}) of float32; it takes {str(taken)[:200]}")
     logits = outputs.get("logits")
-    columns = logits.shape[1] if logits is not None and len(logits.shape) == 2 else 0  # a name where any will do
+    columns = logits.shape[1] if logits is not None and len(logits.shape) == 2 else 0  # a name where any number fits
     if logits is None or logits.type not in _LOGITS or (isinstance(columns, int) and columns != num_classes):
         answered = [(one.name, one.type, one.shape) for one in outputs.values()]
         raise ValueError(f"{path} must answer logits (batch, {num_classes}); it answers {str(answered)[:200]}")
 
 
 def _content(path: Path, most: int, size: int | None = None) -> bytes:
-    """Content of a regular file, of ``size`` or at most ``most`` bytes, which is seen before it is read."""
+    """Content of a regular file of ``size``, or of at most ``most`` bytes; both are checked before it is read."""
     try:
         if path.is_symlink() and not _in_hub_cache(path):
             raise ValueError(f"{path} is a link, which may lead anywhere: put the file itself there")
@@ -482,7 +482,7 @@ def _check_within(path: Path, model: bytes) -> None:
             fields += 1
             tag, at = _varint(model, at, end)
             field, wire = tag >> 3, tag & 7
-            # Parsers differ on numbers longer than need be, groups and fields without a number: none is taken.
+            # Parsers differ on numbers longer than need be, on groups and on field number 0: all are refused.
             size, at = _varint(model, at, end) if wire == 2 else ({1: 8, 5: 4}.get(wire, 0), at)
             start = at
             number, at = _varint(model, at, end) if wire == 0 else (size, at + size)
@@ -505,7 +505,7 @@ def _check_parsed(path: Path, model: bytes) -> None:
         return
     try:
         left: list[Any] = [onnx.load_model_from_string(model)]
-    except Exception as error:  # of its protobuf
+    except Exception as error:  # protobuf's own
         raise ValueError(f"{path} is no ONNX file: {str(error)[:400]}") from None
     while left:
         message = left.pop()
@@ -521,7 +521,7 @@ def _elsewhere(path: Path) -> ValueError:
 
 
 def _varint(model: bytes, at: int, end: int) -> tuple[int, int]:
-    """A protobuf number and the place after it; past the end where it does not stop, or is written too long."""
+    """A protobuf number and the place after it; that is past the end if the number has no end, or is overlong."""
     number, start = 0, at
     for shift in range(0, 70, 7):
         if at >= end:

@@ -15,7 +15,7 @@ from superweight_ensembles.export.member import check_onnx_packages, plain_membe
 
 
 class OnnxNetwork(nn.Module):
-    """A network whose logits (B, K) an ``onnxruntime.InferenceSession`` computes of images (B, ...) on the CPU."""
+    """A network whose logits (B, K) an ``onnxruntime.InferenceSession`` computes from images (B, ...) on the CPU."""
 
     def __init__(self, session: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run is told by: figures, and one HTML page.
+"""The report of a run: figures, and one HTML page.
 
 Figures are in :mod:`superweight_ensembles.report.figures`.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from superweight_ensembles.experiment import ArmResults, RunResults
 
-FEWEST_TOLD_APART = 6  # 2 * 0.5 ** 5 > 0.05: five images, all in favour of one arm, are still no sign (sign test)
+FEWEST_TOLD_APART = 6  # 2 * 0.5 ** 5 > 0.05: five images, all in favour of one arm, prove nothing yet (sign test)
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -34,7 +34,7 @@ def changed(count: int, before: int) -> str:
 
 
 def signed(value: float, decimals: int) -> str:
-    """A difference with its sign, U+2212 for minus; none where it rounds to nothing.
+    """A difference with its sign, U+2212 for minus; without a sign where it rounds to 0.
 
     Example:
         >>> signed(0.254, 1), signed(-3, 0), signed(-0.01, 1)
@@ -51,8 +51,8 @@ def tiles(results: RunResults) -> list[Tile]:
     right, nats, cost = f"{results.dataset.num_test:,} test images", "nats an image; less is better", "all members"
     if other is not None and other is not arm:
         base = other.ensemble.metrics
-        right = f"{signed(100 * (found.accuracy - base.accuracy), 2)} points on independent"
-        nats = f"{signed(found.nll - base.nll, 4)} on independent; less is better"
+        right = f"{signed(100 * (found.accuracy - base.accuracy), 2)} points against independent"
+        nats = f"{signed(found.nll - base.nll, 4)} against independent; less is better"
         alike = arm.ensemble.flops == other.ensemble.flops
         cost = f"all members; independent: {'the same' if alike else _mflops(other)}"
     return [

@@ -52,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table, read out by its label; its first ``left`` columns stand to the left. ``kind`` is a class of the CSS."""
+    """A table that screen readers call by its label; ``left`` columns are aligned left; ``kind`` is a CSS class."""
 
     label: str
     head: Sequence[str]
@@ -126,7 +126,7 @@ def result_table(results: RunResults) -> Table:
 
 
 def anytime_tables(results: RunResults) -> dict[str, Table]:
-    """Tables of areas, a row a curve of an arm, and of points, a group of rows a curve."""
+    """Tables of areas, with a row for each arm's curve, and of points, with a group of rows for each curve."""
     areas, groups = [], []
     for arm in results.arms:
         if arm.anytime is None:
@@ -178,8 +178,8 @@ def uncertainty_table(results: RunResults) -> Table | None:
 def provenance_table(run: RunRecord, results: RunResults) -> Table:
     """Versions, machine, commit and date: of the training, and of the evaluation."""
     sources = (run.provenance, results.provenance)
-    told = {label: [getattr(one, key, None) for one in sources] for key, label in _PROVENANCE.items()}
-    rows = [[label, *map(_plain, found)] for label, found in told.items() if any(one is not None for one in found)]
+    known = {label: [getattr(one, key, None) for one in sources] for key, label in _PROVENANCE.items()}
+    rows = [[label, *map(_plain, found)] for label, found in known.items() if any(one is not None for one in found)]
     packages = [(one and one.packages) or {} for one in sources]
     rows += [[name, *(_plain(own.get(name)) for own in packages)] for name in {**packages[0], **packages[1]}]
     took = ", ".join(f"{arm.name} {arm.training.seconds:,.0f} s on {arm.training.device}" for arm in results.arms)
@@ -200,7 +200,7 @@ def _plain(value: object) -> str:
 
 
 def plan_table(plan: SharingPlan) -> Table:
-    """Table of a row a cluster and a column a member; below, what the members keep, and the account of the budget."""
+    """Table with a row a cluster and a column a member; below, what the members keep, and the account of the budget."""
     banks = ("bank", "how layers read it") if plan.ssn_groups else ()
     slots = ("slots", "templates") if plan.superweight_clusters or not banks else ()
     idle = [""] * (len(plan.member_names) + len(slots) + len(banks))

@@ -24,7 +24,7 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _WIDE = 1000  # pixels; figures are one column (800) or a page (1400)
 _MOST_SVG_BYTES = 1_000_000
 _RECORDS: tuple[catalog.PageFigure[...], ...] = (*catalog.RUN_FIGURES, *catalog.SEARCH_FIGURES)
-_FORMULA = ("=", "+", "-", "@")  # what makes a spreadsheet compute a text
+_FORMULA = ("=", "+", "-", "@")  # first characters of a text that a spreadsheet computes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ _SECTIONS = {
 
 
 def _text(value: object) -> object:
-    """Text without what UTF-8 cannot hold (a question mark) and with control characters spelled; markup stays."""
+    """Text with a question mark for what UTF-8 cannot hold, and control characters spelled; markup stays."""
     if isinstance(value, Markup):
         return value
     return escape_controls(str(value).encode("utf-8", "replace").decode("utf-8"))

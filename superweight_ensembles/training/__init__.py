@@ -1,7 +1,7 @@
 """Joint training of all members: one loop with hooks, and checkpoints that resume it bit by bit.
 
 :func:`train` builds a :class:`TrainState`; hooks add to the loss and act after steps and epochs.
-Several processes are in :mod:`superweight_ensembles.training.distributed`.
+Training in several processes is in :mod:`superweight_ensembles.training.distributed`.
 """
 
 from superweight_ensembles.training.averaging import AveragedWeights

@@ -41,19 +41,19 @@ class AnswerHistory:
                 "and indices(batch)"
             )
         if processes.size > 1 and not all(isinstance(loader, ImageLoader) for loader in loaders):
-            raise SuperWeightError("teacher 'history' in several processes needs ImageData, whose batches all know")
+            raise SuperWeightError("teacher 'history' needs ImageData in several processes: each must know all batches")
         self._loaders = dict(zip(members, loaders if len(loaders) > 1 else [*loaders] * len(members)))
         self._same = len(loaders) == 1
         self._num_images = loaders[0].num_images
         self._processes, self._rows = processes, rows
         self._sums: Tensor | None = None  # (N, K)
-        self._weights: Tensor | None = None  # (N,): of what the sums hold
+        self._weights: Tensor | None = None  # (N,): total weight of the answers in each sum
         self._batch: dict[str, Tensor] = {}  # indices (B,) of the whole batch
-        self._places: dict[str, Tensor] = {}  # of this process's rows in it
+        self._places: dict[str, Tensor] = {}  # of this process's rows in the whole batch
         self._noted: dict[str, list[tuple[slice, Tensor]]] = {}
 
     def open(self, batch: int, num_rows: int) -> None:
-        """Go to a batch of the epoch, with this process's ``num_rows`` rows; one that was not closed is dropped."""
+        """Begin a batch, of which this process has ``num_rows`` rows; answers to a batch never closed are dropped."""
         self._noted = {}
         index, count = self._rows.shard
         for name, loader in self._loaders.items():
@@ -62,12 +62,12 @@ class AnswerHistory:
             rows = (index + 1) * len(whole) // count - start
             if rows != num_rows:
                 raise SuperWeightError(
-                    f"the loader's indices({batch}) names {rows} images, its batch has {num_rows}: it must name each"
+                    f"the loader's indices({batch}) names {rows} images, but its batch has {num_rows}: name each image"
                 )
             self._batch[name], self._places[name] = whole, torch.arange(start, start + rows)
 
     def target(self, name: str, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The target (rows, K) of some rows of a member's batch, and the share of its images seen before."""
+        """The target (rows, K) for some rows of a member's batch, and the share of the batch that was seen before."""
         if self._sums is None or self._weights is None:
             return torch.zeros_like(like), like.new_zeros(())
         self._sums, self._weights = self._sums.to(like.device), self._weights.to(like.device)
@@ -81,19 +81,19 @@ class AnswerHistory:
         self._noted.setdefault(name, []).append((rows, answers.detach().float()))
 
     def close(self) -> None:
-        """Take what all processes noted into the mean: of all members at once, or of each own batch in turn."""
+        """Add the answers that all processes noted to the mean: once for all members, or once for each own batch."""
         if not self._noted:
             return
         like = next(iter(self._noted.values()))[0][1]
         others = self._processes.size > self._rows.size
-        names = self._loaders if others else self._noted  # other processes have noted those of other members
+        names = self._loaders if others else self._noted  # other processes noted other members' answers
         found = {name: self._answers(name, self._noted.get(name, ()), like) for name in names}
         self._processes.all_reduce_(list(found.values()))
         if self._same:
             name, momentum = next(iter(found)), MOMENTUM
             found = {name: torch.stack(list(found.values())).mean(0)}
         else:
-            momentum = MOMENTUM ** (1 / len(found))
+            momentum = MOMENTUM ** (1 / len(found))  # each member brings an image once an epoch: MOMENTUM in all
         for name, answers in found.items():
             if self._sums is None or self._weights is None:
                 self._sums = answers.new_zeros(self._num_images, answers.shape[1])

@@ -68,7 +68,7 @@ class AveragedWeights(Hook):
         steps = state.config.epochs * state.steps_per_epoch
         if self._begins(state) >= steps:
             raise SuperWeightError(
-                f"averaged weights begin after {self.start_at:g} of {steps} steps, after the last: start earlier"
+                f"averaged weights begin after {self.start_at:g} of {steps} steps, when none is left: lower start"
             )
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
@@ -125,7 +125,7 @@ def _estimate_norms(state: TrainState) -> None:
     momenta = {module: module.momentum for found in norms.values() for module in found}
     for module in momenta:
         module.reset_running_stats()
-        module.momentum = None  # of all batches alike
+        module.momentum = None  # torch's sign for a plain mean over batches
     state.ensemble.train()
     weights = state.ensemble.bank.generate(state.own_members)
     with synchronised(state.rows) if state.config.sync_batch_norm else nullcontext(), state.fabric.autocast():

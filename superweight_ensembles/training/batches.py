@@ -42,7 +42,7 @@ _SEEDS_APART = 1_000_003
 
 
 class SizedBatches(Protocol):
-    """Batches of inputs and targets that can be iterated every epoch and tell how many they are."""
+    """Batches of inputs and targets that can be iterated every epoch, and whose number is known."""
 
     def __iter__(self) -> Iterator[object]: ...
 
@@ -125,7 +125,7 @@ def augmentation_of(config: TrainConfig) -> Augmentation:
 
 
 def fingerprint_of(name: str, loader: Batches | None, num_processes: int = 1) -> dict[str, str]:
-    """What tells the batches of a user's own loader apart, as far as it is known without reading them."""
+    """Sizes and checksums that identify a user's own loader, as far as they are known without reading its batches."""
     if loader is None or isinstance(loader, ImageLoader):
         return {}
     dataset, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
@@ -148,20 +148,20 @@ def prepared_batch(
     device: torch.device,
     channels_last: bool,
     *,
-    num_classes: int | None = None,  # that the targets are checked against, if any
+    num_classes: int | None = None,  # number of classes to check the targets against, if any
     dtype: torch.dtype | None = None,  # floating-point type of the members
     task: Task = CLASSIFICATION,
-    labelled: bool = True,  # whether answers are held against the targets, which an objective's are not
+    labelled: bool = True,  # whether the task compares answers with targets; an objective does it itself
 ) -> tuple[Inputs, Targets]:
-    """A batch as :func:`checked_pair` has it, on the device and in the memory format of the members."""
+    """A batch as :func:`checked_pair` returns it, on the device and in the memory format of the members."""
     inputs, targets = checked_pair(batch, dtype=dtype)
     if labelled and task is CLASSIFICATION and not _are_soft(targets):
         targets = checked_labels(targets, num_rows(inputs))
     if labelled and num_classes is not None:
         task.check_range(targets, num_classes)
-    ahead = device.type == "cuda"  # into the host's memory, a copy would be read before it is there
+    ahead = device.type == "cuda"  # a copy into the host's memory would be read before it is complete
 
-    def moved(tensor: Tensor) -> Tensor:  # copied where it is of inference mode: backward keeps it
+    def moved(tensor: Tensor) -> Tensor:  # inference tensors are copied, as backward cannot save them
         return tensor.to(device, non_blocking=ahead, copy=tensor.is_inference())
 
     return mapped(lambda one: in_memory_format(moved(one), channels_last), inputs), mapped(moved, targets)
@@ -173,14 +173,13 @@ def _are_soft(targets: Targets) -> bool:
 
 
 def in_memory_format(images: Tensor, channels_last: bool) -> Tensor:
-    """Images (B, C, H, W) channels-last or contiguous; those of other dimensions as they are."""
+    """Images (B, C, H, W) channels-last or contiguous; other inputs stay as they are."""
     if images.ndim != 4:
         return images
     if channels_last:
         return images.contiguous(memory_format=torch.channels_last)
-    return (
-        images.contiguous().view(-1).view(images.shape)
-    )  # one channel may have both at once: convolutions ask strides
+    # a one-channel tensor can be in both formats at once, and convolutions go by its strides: the views reset them
+    return images.contiguous().view(-1).view(images.shape)
 
 
 def check_targets(num_classes: int, targets: Targets, loaders: Iterable[Batches], task: Task) -> None:
@@ -218,7 +217,7 @@ def leaves_one_row(loader: Batches) -> bool:
     if not isinstance(loader, DataLoader) or not _reads_all(loader):
         return False
     size = loader.batch_size or 1
-    return not loader.drop_last and len(loader.sampler) % size == 1  # type: ignore[arg-type]  # those of _reads_all
+    return not loader.drop_last and len(loader.sampler) % size == 1  # type: ignore[arg-type]  # it has a length
 
 
 def _known_labels(loader: Batches) -> Tensor | None:

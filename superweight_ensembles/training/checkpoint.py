@@ -1,13 +1,13 @@
-"""What a training writes: checkpoints, from which it goes on bit by bit, and its log.
+"""The files of a training: checkpoints, from which it resumes bit by bit, and its log.
 
 A checkpoint is a training between two steps, as a folder:
 
 CHECKPOINT/config.json, plan.json, model.safetensors   the ensemble, as :meth:`SuperWeightEnsemble.load` reads it
 CHECKPOINT/optimizer.safetensors                       moments
 CHECKPOINT/random.safetensors                          the states of every generator, of each process
-CHECKPOINT/hooks.safetensors                           what hooks remember as tensors
+CHECKPOINT/hooks.safetensors                           tensors that hooks remember
 CHECKPOINT/state.json                                  configuration, optimiser groups, schedule, hooks, data, progress
-CHECKPOINT/manifest.json                               size and SHA-256 of each of them
+CHECKPOINT/manifest.json                               size and SHA-256 of each file above
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates) -> None:
-        """Write everything that training goes on from; then remove checkpoints that are no longer needed."""
+        """Write everything that resuming needs; then remove checkpoints that are no longer needed."""
         path = self.folder / _name(len(state.progress.history), state.progress.step)
         if path.is_dir():
             return
@@ -97,16 +97,16 @@ class Checkpoints:
     def try_saving(
         self, state: TrainState, remembered: Mapping[str, Mapping[str, Any]], random_states: RandomStates
     ) -> None:
-        """Write everything once and keep nothing, so that what cannot be written is known before the first step."""
+        """Write everything once and keep nothing, so that what cannot be written fails before the first step."""
         draft = draft_of(self.folder / "trial")
         try:
             draft.mkdir(parents=True)
             _write(draft, state, remembered, random_states)
-        except (OSError, PathError) as error:  # the draft's name is nobody's
+        except (OSError, PathError) as error:  # the draft's name means nothing to the user
             raise PathError(self.folder, "written", getattr(error, "cause", error)) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            with suppress(OSError):  # others stand there, or it was never made
+            with suppress(OSError):  # it holds other files, or was never made
                 self.folder.rmdir()
 
     def newest(self) -> Path | None:
@@ -128,7 +128,7 @@ class Checkpoints:
         return None
 
     def keep_best(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Remove all but the best epoch's checkpoint, at the end; remove all where that is the last epoch."""
+        """Remove all but the best epoch's checkpoint, at the end; remove all where the last epoch is the best."""
         best = best_epoch(history)
         keep = {_name(best, 0)} if best is not None and best < len(history) else set()
         self._remove(path for path in self._named() if path.name not in keep)
@@ -142,7 +142,7 @@ class Checkpoints:
 
     def _remove(self, paths: Any) -> None:
         for path in list(paths):
-            gone = draft_of(path)  # never half a checkpoint under its name
+            gone = draft_of(path)  # renamed first: no half-removed checkpoint keeps its name
             with accessing(path, "removed"):
                 path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
@@ -160,7 +160,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
-    """The epoch at which the members' mean was best on validation rows (accuracy, or squared error); None without."""
+    """The epoch of the members' best mean on validation rows (accuracy, or squared error); None without validation."""
     scores = {record["epoch"]: record["validation"]["ensemble"] for record in history if record["validation"]}
     found = [(one["accuracy"] if "accuracy" in one else -one["mse"], -epoch) for epoch, one in scores.items()]
     return -max(found)[1] if found else None
@@ -174,7 +174,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
             f"{folder} is a checkpoint of format {content.get('format')!r:.40}; this version reads {CHECKPOINT_FORMAT}"
         )
     try:
-        # A key that is newer than the checkpoint had its default: so training went before there was a choice.
+        # A key newer than the checkpoint is taken at its default: training worked that way before the key existed.
         before = {**asdict(TrainConfig()), **content["config"], **content["settings"]}
         now = json.loads(json.dumps({**asdict(state.config), **state.settings}))
         remembered = {hook.name: dict(content["hooks"].get(hook.name, {})) for hook in state.hooks}
@@ -187,7 +187,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
                 "it began with"
             )
     known = content.get("data")
-    # of several processes the first alone: loaders of one's own may give each its images
+    # only the first process checks: a user's own loaders may give every process other images
     state.processes.on_rank_zero(lambda: check_same_data(folder, known, state.data_fingerprint(), state.data))
     plan = read_plan(folder)
     # before the tensors are read: hooks give the ensemble the shape it had
@@ -200,7 +200,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> list[dict[str, Tensor]]:
         _restore(folder, content, state.optimizer)
         done = len(state.progress.history) * state.steps_per_epoch + state.progress.step
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch takes steps of a schedule alone for a mistake
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of a schedule stepped without its optimiser
             for _ in range(done):  # rates are functions of the config and the step: none is read from a file
                 state.schedule.step()
         return _read_states(folder)
@@ -221,13 +221,13 @@ def check_same_data(folder: Path, before: Any, now: Mapping[str, str], data: Any
     differing = [key for key in dict.fromkeys([*now, *before]) if before.get(key) != now.get(key)]
     if not differing:
         return
-    told = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
-    told += [key for key in differing if "number" not in key and "marks" not in key]
+    changes = [f"{key} ({before.get(key)!s:.20}, now {now.get(key)})" for key in differing if "number" in key]
+    changes += [key for key in differing if "number" not in key and "marks" not in key]
     new = data.unknown_images(before) if isinstance(data, ImageData) else []
     named = f"; not seen before: {', '.join(new[:3])}" + (f" and {len(new) - 3:,} more" if len(new) > 3 else "")
     raise SuperWeightError(
-        f"the data are not those of {folder}; what differs: {', '.join(told) or 'images':.400}{named if new else ''}: "
-        "put them back as they were, or begin anew"
+        f"the data are not those of {folder}; what differs: {', '.join(changes) or 'images':.400}"
+        f"{named if new else ''}: put them back as they were, or begin anew"
     )
 
 
@@ -294,7 +294,7 @@ def _write(
 
 
 def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, float | list[float]]:
-    """Numbers of an optimiser's group that are no setting, such as its steps; tensors in a list."""
+    """Numbers in an optimiser's group that are not settings, such as a step count; a list marks one from a tensor."""
     settings = {*optimizer.defaults, "params", "weight_decay", "lr", "initial_lr", "lr_scale"}
     held = {key: value for key, value in group.items() if key not in settings}
     found: dict[str, float | list[float]] = {
@@ -306,11 +306,11 @@ def _counters(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dic
 def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Give an optimiser its state back; its settings stay those that it was built with."""
     state: dict[int, dict[str, Any]] = {}
-    # Files of before hold the groups and the schedule too.
+    # Older checkpoints hold the groups and the schedule under this key, too.
     numbers = content["optimizer"].get("numbers", content["optimizer"])
     for index, entries in numbers.items():
         if any(value is not None and type(value) not in (int, float, bool) for value in entries.values()):
-            raise ValueError("the optimizer's state holds what is no number")
+            raise ValueError("the optimizer's state holds something that is no number")
         state[int(index)] = dict(entries)
     path = folder / "optimizer.safetensors"
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -318,7 +318,7 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
     for name, (shape, _) in header.items():
         parameter = parameters[int(name.partition(".")[0])]
         fits = tuple(shape) == tuple(parameter.shape) or math.prod(shape) == 1
-        if not fits and math.prod(shape) >= parameter.numel():  # smaller ones are sums over some dimensions
+        if not fits and math.prod(shape) >= parameter.numel():  # smaller ones are moments summed over some dimensions
             raise ValueError(
                 f"{path.name}: {name} has the shape {tuple(shape)}, its parameter {tuple(parameter.shape)}"
             )
@@ -330,14 +330,14 @@ def _restore(folder: Path, content: dict[str, Any], optimizer: torch.optim.Optim
         held = {key: torch.tensor(one[0]) if isinstance(one, list) else one for key, one in counters.items()}
         group.update({**held, **group})
         if _counters(optimizer, group) != counters:
-            raise ValueError("the optimizer's groups hold what is no counter")
+            raise ValueError("the optimizer's groups hold something that is no counter")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for index, parameter in enumerate(parameters):
         entries = optimizer.state.get(parameter, {})
         for key, value in entries.items():
             saved = state.get(index, {}).get(key)
             if isinstance(value, Tensor) and isinstance(saved, Tensor) and value.shape == parameter.shape:
-                # in the parameter's memory format, as fused optimisers walk through both; in the type that it had
+                # in the parameter's memory format, as fused optimisers walk through both at once; in the saved type
                 entries[key] = torch.empty_like(parameter, dtype=saved.dtype).copy_(saved)
 
 
@@ -361,7 +361,7 @@ def _progress_of(content: dict[str, Any], state: TrainState, name: str) -> Progr
     if [record.epoch for record in records] != list(range(1, epochs + 1)) or epochs > state.config.epochs:
         raise ValueError(f"its epochs are not 1 to {epochs} of {state.config.epochs}")
     if _name(epochs, step) != name or (step and epochs == state.config.epochs):
-        raise ValueError(f"it is of step {step} after epoch {epochs}, which its name does not say")
+        raise ValueError(f"it is of step {step} after epoch {epochs}, but its name says otherwise")
     if step > state.steps_per_epoch:
         raise SuperWeightError(
             f"the checkpoint is at step {step} of an epoch of {state.steps_per_epoch}: resume with the data that it "
@@ -413,12 +413,12 @@ class Records:
         self._checkpoints = Checkpoints(folder / CHECKPOINT_FOLDER)
         self._log: RunLog | None = None
         self._ending = ExitStack()
-        self._processes.on_rank_zero(self._hold)
+        self._processes.on_rank_zero(self._lock)
 
-    def _hold(self) -> None:
+    def _lock(self) -> None:
         self._ending.enter_context(locked_folder(self.folder))
         if self._checkpoints.folder.is_dir():
-            clear_drafts(self._checkpoints.folder)  # what was being written when a process was killed
+            clear_drafts(self._checkpoints.folder)  # half-written when a process was killed
 
     def load(self) -> Mapping[str, Tensor] | None:
         """Go back to the newest checkpoint; returns the random states of this process."""
@@ -430,7 +430,7 @@ class Records:
         return states[self._processes.rank] if len(states) == self._processes.size else {}
 
     def open_log(self) -> None:
-        """Begin the log again with the history that is known."""
+        """Write the log anew from the history so far."""
         self._processes.on_rank_zero(self._open_log)
 
     def _open_log(self) -> None:
@@ -463,7 +463,7 @@ class Records:
             gather_members(self._state)
         gather_moments(self._state)
         device, states = self._state.fabric.device, random_states(self._state.fabric.device)
-        remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: hooks may act on it
+        remembered = {hook.name: hook.state_dict() for hook in self._state.hooks}  # on all ranks: it may change a hook
         by_name = {name: self._processes.all_gather(state.to(device)).cpu() for name, state in states.items()}
         every = [{name: rows[rank] for name, rows in by_name.items()} for rank in range(self._processes.size)]
         self._processes.on_rank_zero(lambda: write(self._state, remembered, every))

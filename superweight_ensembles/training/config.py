@@ -1,4 +1,4 @@
-"""What a training run is told."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _GO_WITH = {
     "optimizer": ("momentum", "nesterov", "optimizer_options"),
 }
 
-OPTIMIZERS = ("sgd", "adamw")  # of torch; all others are timm's
+OPTIMIZERS = ("sgd", "adamw")  # torch's; all others are timm's
 SCHEDULES = ("constant", "step", "cosine", "one_cycle", "poly", "tanh", "wsd", "rsqrt")
 MESHES = ("rows", "auto")
 _MOST_PROCESSES = 2**20
-_SAID_BY = {
+_GIVEN_BY = {
     "lr": "learning_rate", "max_lr": "learning_rate", "weight_decay": "weight_decay", "params": "the ensemble",
 }  # fmt: skip
-# What may differ when a run is resumed: it changes how a step is computed, not what it computes.
+# Settings that may differ when a run is resumed: they change how a step is computed, not what it computes.
 RESUMABLE = (
     "checkpoint_steps", "compile", "device", "mesh", "micro_batches", "num_threads", "num_workers", "recompute",
     "shard_moments", "skip_non_finite",
@@ -58,11 +58,11 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training data.
-        batch_size: Images a step, the same for all members; of several processes, together.
+        batch_size: Images a step, the same number for all members; in several processes, the sum over them.
         micro_batches: Parts that each step's batch is run in, one after the other, for less memory; ``auto`` doubles
-            them when memory runs out. The same gradients, but for batch norm, which sees the parts.
+            them when memory runs out. Gradients stay the same, but for batch norm, which sees the parts.
         learning_rate: Peak learning rate. Member losses are summed, so it is what one member alone would take.
-        width_rate: Learning rate of what learned widths follow, as a multiple of that of everything else. A step of
+        width_rate: Learning rate of the rates that learned widths follow, as a multiple of ``learning_rate``. A step of
             Adam by 0.1 changes a width by a tenth, whatever the gradient is.
         optimizer: Optimizer: ``sgd`` (with ``momentum`` and ``nesterov``), ``adamw``, or one of timm's by name, such as
             ``lamb``, ``lion`` or ``muon`` (``timm.optim.list_optimizers()``).
@@ -74,10 +74,10 @@ class TrainConfig:
         label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
         schedule: Learning rate over the steps: ``constant``, ``step`` (times ``gamma`` at each of ``milestones``),
             ``cosine`` to zero, ``one_cycle``, or timm's ``poly``, ``tanh``, ``wsd`` and ``rsqrt``.
-        schedule_options: Further settings of the schedule: of ``one_cycle`` those of torch's OneCycleLR, such as
-            ``pct_start``; of others those of timm's ``create_scheduler_v2``, such as ``min_lr``.
-        warmup_epochs: Epochs, or a part of one, in which the learning rate first rises linearly from a hundredth; of
-            every schedule but ``one_cycle``, which rises by itself. They are part of ``epochs``.
+        schedule_options: Further settings of the schedule: options of torch's OneCycleLR for ``one_cycle``, such as
+            ``pct_start``; of timm's ``create_scheduler_v2`` for the others, such as ``min_lr``.
+        warmup_epochs: Epochs, or a part of one, in which the learning rate first rises linearly from a hundredth of
+            ``learning_rate``; for every schedule but ``one_cycle``, which rises by itself. They count in ``epochs``.
         clip_norm: Gradients are scaled down so that their norm, over all parameters together, is at most this; 0 for no
             limit.
         milestones: Epochs at which the learning rate of schedule ``step`` falls.
@@ -100,28 +100,28 @@ class TrainConfig:
             ``auto``: bfloat16 on CUDA and on CPUs that multiply it (AMX or AVX-512 BF16), where it trains about twice
             as fast. ``float16`` is for GPUs without it: losses are scaled, and a step whose gradients overflow is left
             out while the scale falls.
-        channels_last: Memory format of images and own convolutions; ``auto``: on the CPU and with bfloat16, if
-            every member can read it.
+        channels_last: Whether images and members' own convolutions are in the channels-last memory format; ``auto``: on
+            the CPU and in 16 bits, if every member can read it.
         recompute: Activation checkpointing: blocks that a member repeats (residual blocks, transformer layers) keep
-            their inputs alone and are run again in backward: less memory, more time, the same losses and gradients.
+            only their inputs and are run again in backward: less memory, more time, the same losses and gradients.
         compile: Run members by ``torch.compile`` in training steps (not in validation): each is compiled once, in a
-            minute or so on a CPU, with a C++ compiler. Equal to the rounding of the precision; benchmarks/compile.py
-            says whether it pays.
-        skip_non_finite: Leave out so many steps at most whose loss or gradient is not finite, with their changes of
-            norm statistics; one more, or the first where 0, stops the training.
-        sync_batch_norm: In several processes, batch norm takes the statistics of the whole batch, as in one.
+            minute or so on a CPU, with a C++ compiler. Results differ only by rounding; benchmarks/compile.py says
+            whether it pays.
+        skip_non_finite: Most steps that may be left out because their loss or gradient is not finite; their changes of
+            norm statistics are undone. One more such step stops the training; at 0, the first does.
+        sync_batch_norm: In several processes, batch norm takes the statistics of the whole batch, as in one process.
         mesh: How several processes divide a step: ``rows`` (each runs all members on its rows), ``{members: R, rows:
-            D}`` (R groups of processes run some members each, the D processes of a group on their rows; R D is the
-            number of processes), or ``auto``: the fastest of these by the members' measured times and the cost of norms
-            over several processes. With rows: 1 members see whole batches.
-        shard_moments: Of several processes, each keeps the optimizer's state of a part of the bank alone, steps it and
-            gives it on: less memory, half as many bytes more.
+            D}`` (R groups of D processes: a group runs some of the members, each of its processes on its own rows; R D
+            is the number of processes), or ``auto``: the fastest of these by the members' measured times and the cost
+            of norms over several processes. With rows: 1 members see whole batches.
+        shard_moments: Each of several processes keeps the optimizer's state of a part of the bank only, steps that part
+            and sends it to the others: less memory, half as many bytes again are sent.
         device: Device of the training: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one.
         num_threads: CPU threads of a step; 0 leaves torch's own number. One is fastest for tiny images, and on busy
             machines.
         num_workers: Processes that decode images; only data too large for memory need them.
         validate_every: Epochs between validations; the last epoch is always validated.
-        checkpoint_steps: Steps between checkpoints within an epoch; 0 for those at the ends of epochs alone.
+        checkpoint_steps: Steps between checkpoints within an epoch; 0 to write them at the ends of epochs only.
         seed: Seed of the data order, augmentation and dropout; in a recipe, the recipe's unless given.
     """
 
@@ -169,8 +169,8 @@ class TrainConfig:
         if self.optimizer not in known:
             raise unknown_name("optimizer", self.optimizer, known)
         for key in (*self.optimizer_options, *self.schedule_options):
-            if key in _SAID_BY:
-                raise SuperWeightError(f"{key} is no option of its own: {_SAID_BY[key]} says it")
+            if key in _GIVEN_BY:
+                raise SuperWeightError(f"{key} is not an option here: {_GIVEN_BY[key]} gives it")
         if self.schedule == "step" and not self.milestones:
             raise SuperWeightError("schedule 'step' needs milestones: the epochs at which the learning rate falls")
         if any(not 1 <= milestone <= self.epochs for milestone in self.milestones):
@@ -182,12 +182,12 @@ class TrainConfig:
         self._refuse_idle()
         check_transforms(self.transforms)
         if self.ensemble_loss and self.member_batches != "same":
-            raise SuperWeightError("ensemble_loss is of one batch that all members see: member_batches must be 'same'")
+            raise SuperWeightError("ensemble_loss needs one batch that all members see: set member_batches to 'same'")
         if self.compile and self.recompute:
             raise SuperWeightError("compile and recompute do not go together: leave one of them out")
 
     def __hash__(self) -> int:
-        return hash(repr(self))  # settings by name have none of their own
+        return hash(repr(self))  # mappings, such as optimizer_options, have no hash
 
     def _refuse_idle(self) -> None:
         """Refuse settings that were given and would do nothing."""
@@ -198,7 +198,7 @@ class TrainConfig:
             ("schedule", self.schedule != "one_cycle", ("warmup_epochs",)),
         ):
             for name in () if acts else names:
-                if getattr(self, name) not in (defaults[name], 0):  # what is off does nothing anyway
+                if getattr(self, name) not in (defaults[name], 0):  # a setting that is off does nothing anyway
                     raise SuperWeightError(f"{name} does nothing with {key} {getattr(self, key)!r}: leave it out")
 
 
@@ -206,12 +206,12 @@ def optimizer_names() -> list[str]:
     """Every name of ``optimizer``: torch's, and timm's."""
     from timm.optim import list_optimizers  # seconds, which most runs can do without
 
-    left_out = ["bnb*", "fused*", "kron*", "adahessian"]  # of other packages; state of lists; second derivatives
+    left_out = ["bnb*", "fused*", "kron*", "adahessian"]  # other packages; lists as state; second derivatives
     return [*OPTIMIZERS, *(one for one in list_optimizers(exclude_filters=left_out) if one not in OPTIMIZERS)]
 
 
 def tuned_config(training: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """A training with other settings; those that go with a schedule or an optimizer are left behind with it.
+    """A training's config with some settings changed; settings of a replaced schedule or optimizer are dropped.
 
     Example:
         >>> steps = TrainConfig(epochs=200, schedule="step", milestones=(60, 120))

@@ -27,7 +27,7 @@ from superweight_ensembles.training.distributed import Launch, join, launch_of
 from superweight_ensembles.training.hooks import Hook, TrainState
 
 Calls = Mapping[str, Callable[..., Any]]
-_SHAPES = 8  # of images, as torch compiles one function for
+_SHAPES = 8  # most shapes of images that a member is compiled for; torch's own limit for a function
 _COMPILER = ("torch._dynamo", "torch._inductor")
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
 
 
 def _fabric_alone(device: str, plugins: list[Any]) -> Fabric:
-    """Fabric on one device; in a process group that someone else began, on the one that the process has chosen."""
+    """Fabric on one device; in a process group that the caller began, on the GPU that this process has selected."""
     begun = dist.is_available() and dist.is_initialized()
     return Fabric(
         accelerator=device, devices=[torch.cuda.current_device()] if begun and device == "cuda" else 1, plugins=plugins
@@ -96,7 +96,7 @@ def _precision_plugin(config: TrainConfig) -> Precision:
         return Precision()
     if precision == "bfloat16":
         return MixedPrecision("bf16-mixed", _device(config))
-    return MixedPrecision("16-mixed", _device(config), GradScaler(_device(config)))  # on the CPU, too
+    return MixedPrecision("16-mixed", _device(config), GradScaler(_device(config)))  # scaled on the CPU, too
 
 
 def precision_of(config: TrainConfig) -> str:
@@ -121,7 +121,7 @@ def scaler_of(fabric: Fabric) -> GradScaler | None:
 
 
 class LossScale(Hook):
-    """Remembers the scale of float16 losses; :func:`train` has this hook where there is one."""
+    """Remembers the scale of float16 losses; :func:`train` adds this hook where they are scaled."""
 
     def __init__(self, scaler: GradScaler) -> None:
         self._scaler = scaler
@@ -133,7 +133,7 @@ class LossScale(Hook):
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         scale, tracker = float(content["scale"]), int(content["growth_tracker"])
         if not 0 < scale < math.inf or not 0 <= tracker < 2**31:
-            raise SuperWeightError(f"no scale of a loss: {scale} after {tracker} steps")
+            raise SuperWeightError(f"a loss scale of {scale} after {tracker} steps is out of range")
         self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": scale, "_growth_tracker": tracker})
 
 
@@ -183,13 +183,13 @@ def set_memory_format(ensemble: SuperWeightEnsemble, config: TrainConfig, fabric
 
 def leaves_channels_last(state: TrainState, error: Exception) -> bool:
     """Train contiguous from now on where a member refuses ``auto``'s channels-last; returns whether to try again."""
-    # such a member views feature maps in a shape that their memory does not have
+    # such a member views feature maps in a shape that channels-last memory does not allow
     if not state.channels_last or state.config.channels_last != "auto" or not is_refusal(error):
         return False
     _LOG.info("all members are trained contiguous: %s", error)
     state.channels_last = False
     state.ensemble.to(memory_format=torch.contiguous_format)
-    for entries in state.optimizer.state.values():  # in the parameters' order of memory, as fused optimisers read them
+    for entries in state.optimizer.state.values():  # fused optimisers need the parameters' memory format
         entries.update({key: one.contiguous() for key, one in entries.items() if isinstance(one, Tensor)})
     return True
 
@@ -202,7 +202,7 @@ def is_refusal(error: Exception) -> bool:
 def compiled_calls(members: Mapping[str, nn.Module]) -> dict[str, Callable[..., Any]]:
     """Compiled calls of the members for training steps, by name; compilation waits for the first images."""
     # Generated weights stand in the members' _parameters as leaves of the same shapes every step: nothing is compiled
-    # again. The members themselves stay plain: evaluation and saving see those that their authors wrote.
+    # again. The members themselves stay uncompiled: evaluation and saving see the modules that their authors wrote.
     limit = _SHAPES * len(members)
     return {name: partial(_call_compiled, torch.compile(one), name, one, limit) for name, one in members.items()}
 
@@ -211,13 +211,13 @@ def _call_compiled(
     compiled: Callable[..., Any], name: str, member: nn.Module, limit: int, /, *inputs: Any, **named: Any
 ) -> Any:
     try:
-        with torch._dynamo.config.patch(recompile_limit=limit):  # past it members of one class would run plain
+        with torch._dynamo.config.patch(recompile_limit=limit):  # past it, members of one class run uncompiled
             return compiled(*inputs, **named)
     except Exception as error:
         if not type(error).__module__.startswith(_COMPILER):
             raise
         with torch.no_grad():
-            member(*inputs, **named)  # says what is wrong where the compiler has nothing to do with it
+            member(*inputs, **named)  # raises the member's own error, where it has one
         raise SuperWeightError(
             f"member {name!r} cannot be compiled here: {first_line(error):.200}\n"
             "install a C++ compiler such as g++ if there is none, or train with compile: false"

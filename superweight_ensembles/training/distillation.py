@@ -128,19 +128,19 @@ class Distillation(Hook):
 
     - a network: its answers, without gradient;
     - ``"ensemble"``: the mean of all members' softmax at T on the batch;
-    - ``"others"``: the mean of the other members';
-    - ``"history"``: the mean of all members' answers to the image in the epochs before (momentum 0.6), which takes no
-      activations of several members at once, and N x K numbers; an image that is new is learned from its label alone;
-    - ``"prefixes"``: the mean of all members' teaches the mean of the first j, for each j below M, in the order of
-      their cost: what anytime prediction answers with. The cross-entropy counts whole: the sum of losses is
+    - ``"others"``: the mean of the other members' softmax;
+    - ``"history"``: the mean of all members' answers to the image in the epochs before (momentum 0.6). It needs N x K
+      numbers, but no activations of several members at once; an image not seen before is learned from its label alone;
+    - ``"prefixes"``: the mean softmax of all members teaches the mean of the first j by cost, for each j below M: these
+      means are the answers of anytime prediction. The cross-entropy keeps its full weight: the sum of losses is
       sum CE + w T^2 sum over j of KL(mean of M at T || mean of j at T).
 
     Args:
         teacher: A network that answers logits (B, K) for the same images; a SuperWeightEnsemble, or a network that
-            answers (M, B, K), for the mean of their softmax; or one of the names above. It is not trained; it ends on
-            the training device. It is not saved: to resume, give the same again.
+            answers (M, B, K), whose mean softmax teaches; or one of the names above. A network is not trained, and
+            stays on the training device afterwards. It is not saved: to resume, give the same again.
         weight: w, 0 to 1; 0 is off: the teacher is not asked.
-        temperature: T, which divides the logits of both before the softmax.
+        temperature: T, which divides the logits of teacher and member before the softmax.
         ramp_up: Share of the training, 0 to 1, in which w grows from 0, linearly: young members have little to teach.
         ramp_down: Share at the end in which w falls to 0.
         order: Order of the members for ``"prefixes"``, as anytime prediction asks them; by their FLOPs where None.
@@ -185,7 +185,7 @@ class Distillation(Hook):
         if ramp_up + ramp_down > 1:
             raise SuperWeightError(f"ramp_up and ramp_down must be 1 together at most; got {ramp_up} and {ramp_down}")
         if order is not None and teacher != PREFIXES:
-            raise SuperWeightError(f"order= is of the teacher {PREFIXES!r}: leave it out")
+            raise SuperWeightError(f"order= goes with the teacher {PREFIXES!r} only: leave it out")
         self.weight = weight
         self.temperature = temperature
         self.ramp_up, self.ramp_down = ramp_up, ramp_down
@@ -197,33 +197,33 @@ class Distillation(Hook):
 
     @property
     def together(self) -> bool:
-        """Whether what a member learns needs the others' answers to the same batch."""
+        """Whether a member's loss needs the others' answers to the same batch."""
         return self.lessons is not None and self.lessons != HISTORY
 
     def settings(self) -> dict[str, Any]:
         teacher = self.lessons if self.teacher is None else self.teacher.fingerprint()
         found = {"teacher": teacher, "weight": self.weight, "temperature": self.temperature}
         further = {"ramp_up": self.ramp_up, "ramp_down": self.ramp_down, "order": self._given_order}
-        return found | {key: value for key, value in further.items() if value}  # as checkpoints from before have it
+        return found | {key: value for key, value in further.items() if value}  # older checkpoints lack them
 
     def start(self, state: TrainState) -> None:
         if self.lessons is not None:
             check_lessons(self.lessons, len(state.members), state.config.member_batches)
             if self._given_order is not None and sorted(self._given_order) != sorted(state.members):
                 raise SuperWeightError(
-                    f"order= must name each member that is trained once: {', '.join(state.members)}; got "
+                    f"order= must name each trained member once: {', '.join(state.members)}; got "
                     f"{', '.join(map(str, self._given_order))}"
                 )
             self._order = self._given_order
             if self.lessons == HISTORY:
                 if state.config.epochs == 1:
-                    _LOG.warning("teacher 'history' teaches from the second epoch on: one epoch is trained untaught")
+                    _LOG.warning("teacher 'history' teaches from epoch 2 on: one epoch is trained without a teacher")
                 self.history = AnswerHistory(state.loaders, state.members, state.processes, state.rows)
             return
         assert self.teacher is not None
         if self.teacher.shares_modules(state.ensemble):
             raise SuperWeightError(
-                f"the teacher is part of the ensemble that is trained: {OWN_MEAN!r} has members learn from their mean"
+                f"the teacher is part of the ensemble that is trained: give {OWN_MEAN!r} to learn from its mean"
             )
         self._ending.enter_context(self.teacher.on_device(state.fabric.device))
 
@@ -245,7 +245,7 @@ class Distillation(Hook):
             self._order = tuple(content["order"])
 
     def weight_at(self, fraction_done: float) -> float:
-        """w when so much of the training is done, 0 to 1."""
+        """w after this share of the training, 0 to 1."""
         grown = fraction_done / self.ramp_up if self.ramp_up else 1.0
         left = (1 - fraction_done) / self.ramp_down if self.ramp_down else 1.0
         return self.weight * min(1.0, grown, left)
@@ -270,13 +270,13 @@ class Distillation(Hook):
         return (1 - weight) * hard + weight * self._divergence(self._tempered(logits), target)
 
     def recalled_loss(self, name: str, hard: Tensor, logits: Tensor, rows: slice, weight: float) -> Tensor:
-        """The :meth:`loss` of some rows of a member's batch, with its history as target; notes the answer there."""
+        """The :meth:`loss` of some rows of a member's batch against the history, in which the answers are noted."""
         assert self.history is not None, "a training has begun"
         tempered = self._tempered(logits)
         target, known = self.history.target(name, rows, tempered)
         self.history.note(name, rows, tempered.exp())
         # the weight counts only for images that were seen before
-        return (1 - weight * known) * hard + weight * self._divergence(tempered, target)  # of a row of zeros: 0
+        return (1 - weight * known) * hard + weight * self._divergence(tempered, target)  # 0 for a row of zeros
 
     def joint_losses(
         self, hard: Mapping[str, Tensor], logits: Mapping[str, Tensor], weight: float, order: Sequence[str]
@@ -299,7 +299,7 @@ class Distillation(Hook):
         return found
 
     def cheapest_first(self, ensemble: SuperWeightEnsemble, members: Sequence[str], image: Tensor) -> Sequence[str]:
-        """The members by their FLOPs for an image (1, ...), counted once; any order, where none is needed."""
+        """The members by their FLOPs for an image (1, ...), counted once; as given, where order does not matter."""
         if self.lessons != PREFIXES:
             return members
         if self._order is None:
@@ -312,8 +312,8 @@ class Distillation(Hook):
         return (at_least_float32(logits) / self.temperature).log_softmax(1)
 
     def _divergence(self, tempered: Tensor, target: Tensor) -> Tensor:
-        """T^2 KL(target || tempered), a mean over the batch, of log-probabilities (B, K) ``tempered``."""
-        # T^2 keeps the size of the gradient, which falls with its inverse
+        """T^2 KL(target || member), a mean over the batch; ``tempered`` has the member's log-softmax (B, K) at T."""
+        # the gradient falls with 1 / T^2, for which the factor makes up
         return self.temperature**2 * F.kl_div(tempered, target.to(tempered.dtype), reduction="batchmean")
 
 
@@ -321,13 +321,13 @@ def check_lessons(lessons: Lessons, num_members: int, member_batches: str) -> No
     """Refuse members that teach each other where there is one member, or where each sees its own batches."""
     if num_members < 2 and lessons != HISTORY:
         raise SuperWeightError(
-            f"teacher {lessons!r} is of several members: one alone would learn from itself (teacher 'history' has it "
-            "learn from what it answered before)"
+            f"teacher {lessons!r} needs several members: one alone would learn from itself (with teacher 'history' it "
+            "learns from its answers in earlier epochs)"
         )
     if member_batches != "same" and lessons != HISTORY:
         raise SuperWeightError(
-            f"teacher {lessons!r} is of answers to one batch that all members see: member_batches must be 'same', or "
-            "the teacher 'history'"
+            f"teacher {lessons!r} needs one batch that all members see: set member_batches to 'same', or take teacher "
+            "'history'"
         )
 
 

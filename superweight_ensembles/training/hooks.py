@@ -1,4 +1,4 @@
-"""The state of a training, and hooks: what a training does besides.
+"""The state of a training, and hooks, which extend what a training does.
 
 Un-tying, learned widths and distillation are hooks, each in its own file; ``swe.train(..., hooks=[...])`` takes yours.
 """
@@ -30,12 +30,12 @@ Penalty = Callable[[nn.Module], Tensor]
 
 
 class Hook:
-    """Base class of what a training does besides its steps. Every method may be left as it is and then does nothing.
+    """Base class of extensions of a training. A subclass overrides the methods it needs; the others do nothing.
 
     A step calls :meth:`penalty`, then :meth:`scalars` after the backward pass, then, if the step is taken,
     :meth:`after_step`; an epoch calls :meth:`after_epoch`, then :meth:`after_validation`. ``state`` has the ensemble,
-    the optimizer, ``losses``, ``learning_rate``, ``step`` and ``epoch``; ``state.stop(reason)`` ends the training. What
-    a hook remembers from step to step goes through :meth:`state_dict`, so that a training that is resumed ends as one
+    the optimizer, ``losses``, ``learning_rate``, ``step`` and ``epoch``; ``state.stop(reason)`` ends the training. All
+    that a hook remembers from step to step must be in its :meth:`state_dict`, so that a resumed training ends as one
     that was never stopped.
 
     Example:
@@ -59,7 +59,7 @@ class Hook:
     """
 
     watches: ClassVar[bool] = False
-    """Whether it only looks: such a hook may be there or not when a training is resumed."""
+    """Whether the hook only observes: a training may be resumed with or without such a hook."""
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ class Hook:
         return type(self).__name__
 
     def settings(self) -> dict[str, Any]:
-        """Plain data that a training is resumed with unchanged; the fields, where the hook is a dataclass."""
+        """Plain data that must be the same when a training is resumed; by default, the fields of a dataclass."""
         return asdict(self) if is_dataclass(self) and not isinstance(self, type) else {}
 
     def start(self, state: TrainState) -> None:
@@ -77,11 +77,11 @@ class Hook:
         """Called once after the training, also where it was stopped or has failed."""
 
     def penalty(self, state: TrainState) -> Penalty | None:
-        """A differentiable scalar of a member, its weights in place, that the step adds to the member's loss."""
+        """A function from a member, its weights in place, to a differentiable scalar that is added to its loss."""
         return None
 
     def scalars(self, state: TrainState) -> Tensor | None:
-        """Numbers (n,) on the training device that :meth:`after_step` wants on the host: one copy serves the step."""
+        """Numbers (n,) on the training device that :meth:`after_step` needs on the host; a step copies all at once."""
         return None
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
@@ -95,9 +95,9 @@ class Hook:
         """Called with the epoch's whole record (see :class:`TrainResult`), validation included, before it is saved."""
 
     def gather(self, state: TrainState) -> None:
-        """Called, with several member ranks, where all processes take members' numbers from those that run them.
+        """Called, with several member ranks, when each member's numbers are sent from the ranks that run it to all.
 
-        That is before a checkpoint and after an epoch; the hook takes what it keeps of single members from there, too.
+        That is before a checkpoint and after an epoch; a hook sends what it keeps for single members in the same way.
         """
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -115,9 +115,9 @@ class Hook:
 class Quality:
     """Scores of one predictor on validation rows, by its task."""
 
-    accuracy: Share | None = None  # fraction of right answers, of rows, places or labels; None for regression
+    accuracy: Share | None = None  # fraction of rows, places or labels that are right; None for regression
     nll: float | None = None  # mean negative log likelihood, in nats; None for regression
-    mse: Amount | None = None  # mean squared error, of regression
+    mse: Amount | None = None  # mean squared error; of regression only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +135,11 @@ class Progress:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     history: list[dict[str, Any]] = field(default_factory=list)  # one record a whole epoch
-    step: Count = 0  # steps done of the epoch after those
-    loss_sums: dict[str, float] = field(default_factory=dict)  # by member, over the steps of that epoch that were taken
+    step: Count = 0  # steps done of the current epoch
+    loss_sums: dict[str, float] = field(default_factory=dict)  # by member, over that epoch's taken steps
     num_summed: Count = 0  # number of those steps
-    learning_rate: Amount = 0.0  # at the start of that epoch
-    seconds: Amount = 0.0  # spent on that epoch so far
+    learning_rate: Amount = 0.0  # at the start of the current epoch
+    seconds: Amount = 0.0  # spent on the current epoch so far
     num_skipped: Count = 0  # steps whose numbers were not finite, over all epochs
     micro_batches: Annotated[int, Field(ge=1, lt=2**31)] = 1  # parts that a step's batch is run in
     stopped: str | None = None  # why a hook has ended the training
@@ -162,13 +162,14 @@ class TrainState:
         validation: Batches to validate on, if any.
         channels_last: Whether images are in that memory format.
         processes: Processes of the job.
-        mesh: Place of this process among them; ``placement`` has the members by member rank, all on one where None.
+        mesh: Place of this process among them. The argument ``placement`` lists the members of each member rank; with
+            None, one rank has all.
         num_rows: Rows of the batch of this step, over all processes.
         losses: Each member's loss in the last step that was taken, over all processes.
         objective: Objective in the place of the task's loss, if any.
         progress: How far the training is.
         answers_agree: Whether members on several processes are known to answer in one shape.
-        moment_owners: Rank that alone keeps the optimizer's state of a parameter of the bank, by its name.
+        moment_owners: The only rank that keeps the optimizer's state of a bank parameter, by the parameter's name.
         settings: Settings, besides the config, that a training must be resumed with: the members, and the hooks'
             settings as they were when the training began, by hook and name.
     """
@@ -205,7 +206,7 @@ class TrainState:
             self.settings |= {f"{hook.name}.{key}": value for key, value in own.items()}
 
     def data_fingerprint(self) -> dict[str, str]:
-        """What tells the data apart from others, computed once; empty outside of a training."""
+        """Sizes and checksums that identify the data, computed once; empty outside of a training."""
         if self._fingerprint is None:
             given = {"training": self.data, "validation": self.validation}
             self._fingerprint = self.data.fingerprint() if isinstance(self.data, ImageData) else {}
@@ -216,12 +217,12 @@ class TrainState:
 
     @property
     def rows(self) -> Processes:
-        """Processes that run the members of this one, on other rows."""
+        """Processes that run the same members as this one, on other rows."""
         return self.mesh.rows
 
     @property
     def peers(self) -> Processes:
-        """Processes that have the rows of this one, for other members."""
+        """Processes that have the same rows as this one, for other members."""
         return self.mesh.peers
 
     @property
@@ -317,9 +318,9 @@ def check_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
             raise SuperWeightError(f"hooks= takes objects of subclasses of swe.Hook; got {given}")
         if "." in hook.name:
             raise SuperWeightError(
-                f"hook {hook.name!r}: a name must have no dot, which parts it from what is remembered"
+                f"hook {hook.name!r}: a name must have no dot, which separates names from keys in checkpoints"
             )
-    names = [hook.name for hook in hooks if not hook.watches]  # keys of checkpoints, which others are not in
+    names = [hook.name for hook in hooks if not hook.watches]  # keys in checkpoints
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise SuperWeightError(f"two hooks are named {repeated!r}: give each a name of its own")

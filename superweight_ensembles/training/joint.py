@@ -1,4 +1,4 @@
-"""One joint training step: the members' losses are summed, and one member's activations live at a time.
+"""One joint training step: the members' losses are summed, and only one member's activations live at a time.
 
 Source: Teterwak et al., WACV 2024: loss = sum over members of the cross-entropy on one batch.
 """
@@ -34,15 +34,15 @@ TargetGradients = Mapping[tuple[str, str], Tensor]
 class JointLoss:
     """What members minimise in a step; either ``loss_function`` or ``objective`` is given."""
 
-    loss_function: LossFunction | None = None  # of an answer (B, ...) and the targets: a mean over the batch
-    objective: Objective | None = None  # of a member, its weights in place, inputs and targets: a scalar
-    ensemble_weight: float = 0.0  # of the negative log likelihood of the members' mean softmax
+    loss_function: LossFunction | None = None  # (answer (B, ...), targets) -> mean over the batch
+    objective: Objective | None = None  # (member, its weights in place, inputs, targets) -> scalar
+    ensemble_weight: float = 0.0  # weight of the negative log likelihood of the members' mean softmax
     distillation: Distillation | None = None
     teacher_weight: float | None = None  # w of this step; the distillation's where None
-    penalty: Penalty | None = None  # of a member, its weights in place: a scalar that is added to its loss
-    # number of terms that the loss of some targets averages, where not one a row: parts of a batch are weighed by it
+    penalty: Penalty | None = None  # (member, its weights in place) -> scalar, added to the member's loss
+    # targets -> number of terms that their loss averages, which weights parts of a batch; None for one term a row
     num_terms: Callable[[Any], Tensor | None] | None = None
-    # from the answers of members that run here to those of all; the others' without gradient
+    # answers of the members that run here -> answers of all members; those from elsewhere have no gradient
     gather: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
     @property
@@ -72,9 +72,9 @@ class Execution:
     """How the backward pass of a step is computed; the result stays the same."""
 
     backward: Callable[[Tensor], None] = torch.Tensor.backward  # Fabric's, for instance
-    recomputed: Blocks = field(default_factory=dict)  # by member: run again in backward
-    compiled: Calls = field(default_factory=dict)  # by member: run in the place of the member's call
-    # parts of the batch, one after the other, losses weighted by rows: less memory, equal gradients but for batch norm
+    recomputed: Blocks = field(default_factory=dict)  # by member: blocks that are run again in backward
+    compiled: Calls = field(default_factory=dict)  # by member: called in place of the member
+    # parts that the batch runs in one by one, losses weighted by rows: less memory, equal gradients but for batch norm
     micro_batches: int = 1
 
 
@@ -87,8 +87,8 @@ def joint_backward(
     *,
     members: Collection[str] | None = None,
     execution: Execution | None = None,
-    weight: float = 1.0,  # the share of these rows in a batch that several processes have parts of
-    look: Callable[[TargetGradients], None] | None = None,  # sees the generated weights' gradients before the bank
+    weight: float = 1.0,  # share of these rows in the batch, of which several processes have parts
+    look: Callable[[TargetGradients], None] | None = None,  # sees generated weights' gradients before the bank does
 ) -> dict[str, Tensor]:
     """Add the gradient of the summed member losses to every parameter; returns detached losses times ``weight``.
 
@@ -108,7 +108,7 @@ def joint_backward(
     task = _Task(ensemble, inputs, targets, loss, execution or Execution(), weight)
     if not task.batch_size:
         raise SuperWeightError("a batch has no rows: let the loader leave empty ones out")
-    # Members run down to their generated weights, which frees activations; a pass through the bank follows.
+    # Each member's backward ends at its generated weights and frees its activations; a pass through the bank follows.
     losses = (_together if loss.together else _one_by_one)(task, begun)
     if look is not None:
         look(begun.labelled())
@@ -159,7 +159,7 @@ class _Task:
             yield member
 
     def target(self, name: str, rows: slice) -> Tensor | None:
-        """A teacher's target (B, K) for some rows of a member's batch; asked once where all members see the same."""
+        """A teacher's target (B, K) for some rows of a member's batch; computed once where all see one batch."""
         if self.joint.distillation is None or self.joint.distillation.teacher is None:
             return None
         same = not isinstance(self.inputs, OwnBatches)
@@ -190,7 +190,7 @@ class _Task:
         check_answers({name: answer}, self.ensemble.task)
         if len(answer) != rows.stop - rows.start:
             raise SuperWeightError(f"member {name!r} answers {len(answer)} rows for {rows.stop - rows.start} images")
-        if rows.start == 0:  # members are held against each other on the first part
+        if rows.start == 0:  # members' answers are compared on the first part
             self.answers[name] = answer.detach()
             check_answers(self.answers, self.ensemble.task)
         assert self.joint.loss_function is not None, "there is no objective"
@@ -262,7 +262,7 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
         if distillation is not None and distillation.together:
             order = distillation.cheapest_first(task.ensemble, list(logits), task.inputs_of(name, slice(0, 1)))
             found = distillation.joint_losses(found, logits, task.joint.weight_of_teacher, order)
-        # of members that run elsewhere, what those that run here add to it
+        # losses of members that run elsewhere are here, too: answers of members that run here are part of them
         found = {name: _scaled(loss, share) for name, loss in found.items()}
         total = torch.stack(list(found.values())).sum()
         if ensemble_weight:
@@ -279,7 +279,7 @@ def _together(task: _Task, begun: Begun) -> dict[str, Tensor]:
 
 @contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Name in an error what has failed; errors of memory pass."""
+    """Begin the message of an error with ``what`` has failed; out-of-memory errors pass unchanged."""
     try:
         yield
     except SuperWeightError:
@@ -302,7 +302,7 @@ def row_parts(num_rows: int, count: int) -> list[slice]:
 
 
 def most_parts(num_rows: int) -> int:
-    """Most parts that a batch can run in: layers that look at several rows never get a single one."""
+    """Most parts that a batch can run in: no part is a single row, which batch norm would refuse."""
     return max(1, num_rows // 2)
 
 

@@ -77,7 +77,7 @@ class StopRequests:
     def listening(self) -> Iterator[None]:
         """Note signals until the context ends, but for those that the program handles itself."""
         before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():  # no other can set handlers
+        if threading.current_thread() is threading.main_thread():  # no other thread can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 held = signal.getsignal(number)
                 if held in (signal.SIG_DFL, signal.default_int_handler, stop_now):
@@ -163,7 +163,7 @@ class _Loop:
         """Take the steps of an epoch that are left."""
         state, progress, config = self.state, self.state.progress, self.state.config
         start = time.perf_counter() - progress.seconds
-        # by rows: loaders of one's own that shuffle give the same rows to all processes that have the same part
+        # by row rank: processes that need the same rows get them, also from a user's own loader that shuffles
         seed_all(config.seed * 100_003 + state.epoch + state.rows.rank * _RANKS_APART)
         if not progress.step:
             progress.learning_rate = float(state.schedule.get_last_lr()[0])
@@ -172,11 +172,11 @@ class _Loop:
         for batches in islice(self._batches(progress.step, random), steps - progress.step):
             asked = self.step(batches, self.requests.signal or 0)
             progress.seconds = time.perf_counter() - start
-            self._tell(state.epoch)
+            self._report(state.epoch)
             within = config.checkpoint_steps and not progress.step % config.checkpoint_steps and progress.step < steps
             if within and self.records is not None:
                 self.records.save()
-            # of several processes, what all have heard of in the step; one alone need not wait for the next
+            # several processes go by the signal exchanged in the step; one alone need not wait for the next step
             self._stop_if_asked(asked if state.processes.size > 1 else self.requests.signal or 0)
         if progress.step < steps:
             raise SuperWeightError(
@@ -184,7 +184,7 @@ class _Loop:
             )
 
     def _batches(self, first: int, random: Mapping[str, Tensor] | None) -> Iterator[tuple[Any, ...]]:
-        """Batches of an epoch from ``first`` on, one for each loader, with the generators as they were then."""
+        """Batches of an epoch from ``first`` on, one for each loader; generators are put back to ``random``."""
         state, loaders = self.state, self.state.loaders
         for loader in loaders:
             if isinstance(loader, ImageLoader):
@@ -239,7 +239,7 @@ class _Loop:
         if self.records is not None:
             self.records.append(record)  # before the checkpoint: a log that is ahead of it is cut when a run resumes
             self.records.save()
-        self._tell(epoch, record)
+        self._report(epoch, record)
 
     def _agree_on_stopping(self) -> None:
         """Stop all processes where a hook of one has asked for it."""
@@ -271,7 +271,7 @@ class _Loop:
             saved=True,
         )
 
-    def _tell(self, epoch: int, record: dict[str, Any] | None = None) -> None:
+    def _report(self, epoch: int, record: dict[str, Any] | None = None) -> None:
         if self.callback is None:
             return
         steps = self.state.steps_per_epoch
@@ -337,8 +337,8 @@ def train(
     SIGTERM or Ctrl-C ends the step, saves, and raises :class:`TrainingStopped`; a second one stops at once.
 
     Started by torchrun, or in a process group, all processes call it alike: each has its rows of every batch, gradients
-    are summed, batch norm sees the whole batch, and the first process alone writes. An iterable of your own must give
-    each process batches of its own, as many as the others.
+    are summed, batch norm sees the whole batch, and only the first process writes. An iterable of your own must give
+    each process its own batches, the same number to all.
 
     Args:
         ensemble: Trained in place; left in eval mode on the training device.
@@ -348,9 +348,9 @@ def train(
         config: Settings of the training; the defaults where None.
         validation: Batches to validate on, where ``data`` is an iterable; ``ImageData`` brings its own. One of them is
             tried before the first step.
-        members: Names of the members that are trained; what only the others use stays as it is.
-        objective: Function that replaces the task's loss: takes a member (its weights in place), inputs and targets, as
-            the batch has them, and returns a scalar loss; it calls the member itself, as often as it likes.
+        members: Names of the members that are trained; parameters that only other members use stay as they are.
+        objective: Function that replaces the task's loss: it takes a member (its weights in place), and inputs and
+            targets as the batch has them, calls the member itself, as often as it likes, and returns a scalar loss.
         hooks: Hooks of the training: :class:`Distillation`, :class:`AveragedWeights`,
             :class:`superweight_ensembles.search.Untying`, those of :mod:`superweight_ensembles.training` (early
             stopping, logs, learned widths with priors), or your own subclasses of :class:`Hook`.
@@ -361,13 +361,12 @@ def train(
             :class:`superweight_ensembles.training.ProgressBar`, terminals and notebooks show a bar.
 
     Raises:
-        SuperWeightError: Fewer samples than a batch, batches whose targets are not the task's, or of other classes or
-            types than the members', a member that fails on them, a device that is not there, ``recompute`` where no
-            member repeats a block, a loss or gradient that is not finite (names the step, members and targets), no
-            memory left (names the member and what to lower), ``resume`` without ``out``, a teacher of other classes, a
-            checkpoint of another config or of other hooks, a state that cannot be saved, ``out`` with an older run and
-            without ``resume``, or where another process is at work, or that cannot be written to: the checkpoints there
-            stay.
+        SuperWeightError: Fewer samples than a batch, targets that do not fit the task, or the members' classes or
+            types, a member that fails on a batch, a device that is not there, ``recompute`` where no member repeats a
+            block, a loss or gradient that is not finite (names the step, members and targets), no memory left (names
+            the member and what to lower), ``resume`` without ``out``, a teacher of other classes, a checkpoint of
+            another config or of other hooks, a state that cannot be saved, an ``out`` that holds an older run and comes
+            without ``resume``, that another process writes to, or that cannot be written to (checkpoints there stay).
         TrainingStopped: A signal; everything is saved.
 
     Example:
@@ -401,7 +400,7 @@ def train(
     check_mesh(config.mesh, len(trained), processes.size)
     if config.micro_batches == "auto" and processes.size > 1:
         raise SuperWeightError(
-            "micro_batches 'auto' is of one process, since all must take the same parts: give a number"
+            "micro_batches 'auto' works in one process only, since all must take the same parts: give a number"
         )
     folder = None if out is None else Path(out)
     if folder is not None and not resume and processes.on_rank_zero(lambda: holds_run(folder)):
@@ -414,7 +413,7 @@ def train(
     mesh = mesh_of(ensemble, trained, data, config, processes)
     if config.compile and config.sync_batch_norm and mesh.rows.size > 1:
         raise SuperWeightError(
-            "compiled members are slower with batch norm over several processes, which parts them at every norm: "
+            "compiled members are slower with batch norm over several processes, which breaks them up at every norm: "
             "leave compile out, or set sync_batch_norm to false"
         )
     channels_last = set_memory_format(ensemble, config, fabric)
@@ -510,14 +509,14 @@ def _check_objective(objective: Objective | None, config: TrainConfig, teaching:
     """Refuse options that the user's own objective replaces."""
     if objective is None:
         return
-    for given, told in (
+    for given, message in (
         (config.label_smoothing, "label_smoothing is for the cross-entropy: let the objective smooth the labels"),
-        (config.ensemble_loss, "ensemble_loss is of the members' logits: it cannot go with an objective"),
-        (teaching is not None, "distillation is of the members' logits: it cannot go with an objective"),
-        (config.compile, "compile is of a member's call: it cannot go with an objective"),
+        (config.ensemble_loss, "ensemble_loss needs the members' logits: it cannot go with an objective"),
+        (teaching is not None, "distillation needs the members' logits: it cannot go with an objective"),
+        (config.compile, "compile replaces a member's call: it cannot go with an objective, which calls it itself"),
     ):
         if given:
-            raise SuperWeightError(told)
+            raise SuperWeightError(message)
 
 
 def _check_task(task: Task, config: TrainConfig, teaching: Distillation | None) -> None:

@@ -1,7 +1,7 @@
-"""Members on several ranks: which ranks run which, and what members have of their own where the whole is looked at.
+"""Members on several ranks: which rank runs which members, and how members' own state reaches the other ranks.
 
-A member's own parameters, buffers and moments are trained where it runs, and come to all processes after an epoch and
-for a checkpoint; what else looks at the whole ensemble (hooks, searches, exports) then finds it as on one process.
+A member's own parameters, buffers and moments are trained where it runs, and are sent to all processes after an epoch
+and for a checkpoint; hooks, searches and exports then find the whole ensemble as on one process.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def mesh_of(
     else:
         ranks = chosen_ranks(costs, processes.size, config.sync_batch_norm)
     placement = placed(costs, ranks)
-    told = "; ".join(", ".join(own) for own in placement)
-    _LOG.info("mesh: %d member ranks (%s), %d of rows", ranks, told, processes.size // ranks)
+    listed = "; ".join(", ".join(own) for own in placement)
+    _LOG.info("mesh: %d member ranks (%s), %d of rows", ranks, listed, processes.size // ranks)
     return build_mesh(processes, placement)
 
 
@@ -69,13 +69,13 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
         member = ensemble.members[name]
         extra = next((key for key, one in member.state_dict().items() if not isinstance(one, Tensor)), None)
         if extra is not None:
-            return f"member {name!r} keeps {extra}, no tensor, which other processes could not take: take mesh 'rows'"
+            return f"member {name!r} keeps {extra}, no tensor, which processes cannot exchange: take mesh 'rows'"
         for key, tensor in (*member.named_parameters(), *member.named_buffers()):
             other = owner.setdefault(id(tensor), name)
             if other != name:
                 return (
-                    f"members {other!r} and {name!r} have one tensor, {key}, of their own together, and could run on "
-                    "two member ranks: give each its own, or take mesh 'rows'"
+                    f"members {other!r} and {name!r} share a tensor outside of the bank, {key}, and could run on two "
+                    "member ranks: give each its own, or take mesh 'rows'"
                 )
     return ""
 
@@ -83,7 +83,7 @@ def _why_whole(ensemble: SuperWeightEnsemble, members: Sequence[str], config: Tr
 def member_costs(
     ensemble: SuperWeightEnsemble, members: Sequence[str], data: ImageData | SizedBatches
 ) -> dict[str, float]:
-    """Seconds that each member takes forward and backward on some images, the faster of two calls."""
+    """Seconds of each member's forward and backward, the faster of two; without ImageData, numbers of parameters."""
     if not isinstance(data, ImageData):
         return {one.name: float(one.num_parameters) for one in ensemble.plan.members if one.name in members}
     device = first_parameter({"": ensemble}).device
@@ -111,14 +111,14 @@ def _settle(device: torch.device) -> None:
 
 
 def gather_members(state: TrainState) -> None:
-    """Bring each member's parameters, buffers and what hooks keep of it to all processes from where it runs."""
+    """Send each member's parameters and buffers, and what hooks keep for it, from where it runs to all processes."""
     if not state.is_split:
-        state.processes.broadcast_(list(state.ensemble.buffers()))  # apart where batch norm is not synchronised
+        state.processes.broadcast_(list(state.ensemble.buffers()))  # they differ without sync_batch_norm
         return
     for name in state.members:
         member, source = state.ensemble.members[name], state.mesh.source_of(name)
-        told = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
-        held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in told.items())]
+        forms = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
+        held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in forms.items())]
         state.processes.broadcast_(held, source)
     for hook in state.hooks:
         hook.gather(state)
@@ -173,15 +173,15 @@ def gather_moments(state: TrainState) -> None:
     """Bring the optimizer's state from where it is kept to all processes, for a checkpoint."""
     for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        told = state.processes.told_by(
+        forms = state.processes.told_by(
             source, [{key: _form(value, True) for key, value in one.items()} for one in held]
         )
         if state.processes.rank != source:
-            for parameter, own in zip(parameters, told):
+            for parameter, own in zip(parameters, forms):
                 if own:
                     state.optimizer.state[parameter] = {key: _room(form, parameter) for key, form in own.items()}
             held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        tensors = [value for one, own in zip(held, told) for key, value in one.items() if "shape" in own[key]]
+        tensors = [value for one, own in zip(held, forms) for key, value in one.items() if "shape" in own[key]]
         state.processes.broadcast_(tensors, source)
 
 
@@ -193,7 +193,7 @@ def drop_moments(state: TrainState) -> None:
 
 
 def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]:
-    """Parameters whose optimizer state some processes keep alone: the first of these, and whether this one does."""
+    """Parameters whose optimizer state only some processes keep: (first keeper, whether this one keeps it, them)."""
     found: list[tuple[int, bool, list[nn.Parameter]]] = []
     if state.is_split:
         for name in state.members:
@@ -207,11 +207,11 @@ def _kept_apart(state: TrainState) -> list[tuple[int, bool, list[nn.Parameter]]]
 
 
 def _form(value: Any, counters: bool = False) -> dict[str, Any]:
-    """Description of a buffer or of a value in an optimizer's state: a number itself, of a tensor shape and type."""
+    """Description of a buffer or of a value in an optimizer's state: a number as it is, a tensor's shape and type."""
     if not isinstance(value, Tensor):
         return {"number": value}
     dtype = str(value.dtype).removeprefix("torch.")
-    if counters and value.numel() == 1 and value.device.type == "cpu":  # which NCCL would not take
+    if counters and value.numel() == 1 and value.device.type == "cpu":  # NCCL would refuse it
         return {"number": value.item(), "dtype": dtype, "sides": list(value.shape)}
     return {"shape": list(value.shape), "dtype": dtype}
 
@@ -228,12 +228,12 @@ def _room(form: dict[str, Any], parameter: nn.Parameter) -> Any:
 
 
 def agree_on_rows(state: TrainState, targets: Any) -> None:
-    """Check that processes that run other members on the same rows have the same rows."""
+    """Check that processes that are to run different members on the same rows were given the same rows."""
     if state.is_split and len(state.own_loaders) == len(state.loaders) == 1:
-        told = [checksum(one) for one in tensors_of(targets)]
+        sums = [checksum(one) for one in tensors_of(targets)]
         state.peers.assert_equal_across_ranks(
-            told, f"the first batch (of {state.processes.size} processes, those p with the same p % {state.rows.size} "
-            "have the same rows, for other members)",
+            sums, f"the first batch (of {state.processes.size} processes, those p with the same p % {state.rows.size} "
+            "must have the same rows, for other members)",
         )  # fmt: skip
 
 
@@ -248,9 +248,9 @@ def answers_of_all(state: TrainState, own: Mapping[str, Tensor]) -> dict[str, Te
     if not state.is_split:
         return dict(own)
     like = next(iter(own.values())).detach()
-    if not state.answers_agree:  # else the exchange would fail in the backend's words
-        told = [list(like.shape), str(like.dtype == torch.float64)]
-        state.peers.assert_equal_across_ranks(told, "the shape of the members' answers to the rows that they share")
+    if not state.answers_agree:  # else the exchange would fail with the backend's own error
+        shown = [list(like.shape), str(like.dtype == torch.float64)]
+        state.peers.assert_equal_across_ranks(shown, "the shape of the members' answers to the rows that they share")
         state.answers_agree = True
     exact = torch.promote_types(like.dtype, torch.float32)  # members may answer in several types under autocast
     every = like.new_zeros(len(state.members), *like.shape, dtype=exact)

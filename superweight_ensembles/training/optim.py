@@ -85,7 +85,7 @@ def _optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim
 
 
 def num_moments(config: TrainConfig) -> float:
-    """Numbers in the optimizer's state for each number of a matrix, step counters left out."""
+    """Numbers in the optimizer's state per number of a matrix, step counters left out."""
     matrix = nn.Parameter(torch.zeros(16, 16))
     optimizer = _optimizer([{"params": [matrix]}], config)
     matrix.grad = torch.zeros_like(matrix)
@@ -95,7 +95,7 @@ def num_moments(config: TrainConfig) -> float:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Schedule:
-    """A schedule that is stepped once a batch: torch's, or timm's where it warms up, has options or another name."""
+    """A schedule that is stepped once a batch: torch's, or timm's for a warm-up, options or names torch lacks."""
     steps = config.epochs * steps_per_epoch
     plain = not (config.warmup_epochs or config.schedule_options)
     options: dict[str, Any] = dict(config.schedule_options)
@@ -144,11 +144,11 @@ def _timm_schedule(
 ) -> StepwiseSchedule:
     from timm.scheduler import create_scheduler_v2  # seconds, which most runs can do without
 
-    # a step schedule that falls nowhere is a constant one, of every version of timm
+    # in every version of timm, a step schedule without milestones is a constant one
     milestones = config.milestones if config.schedule == "step" else ()
     name = "multistep" if config.schedule in ("step", "constant") else config.schedule
     fixed: dict[str, Any] = {}
-    if name == "multistep":  # timm falls one step before its milestones; half a step later is where torch does
+    if name == "multistep":  # timm falls a step before its milestones: half a step later, it falls where torch does
         halfway = [milestone + 0.5 / steps_per_epoch for milestone in milestones]
         fixed = {"decay_milestones": halfway, "decay_rate": config.gamma}
     # the schedule begins at its peak where the warm-up ends, and ends with the training
@@ -157,7 +157,7 @@ def _timm_schedule(
         fixed |= {"warmup_prefix": False, "num_epochs": config.epochs}
     defaults = {"warmup_lr": config.learning_rate / 100}
     if name == "poly":
-        defaults["decay_rate"] = 1.0  # the power, of which timm's default is that of other schedules
+        defaults["decay_rate"] = 1.0  # the power; timm's default is meant for other schedules
     schedule, _ = create_scheduler_v2(
         optimizer, name, warmup_epochs=config.warmup_epochs, step_on_epochs=False, updates_per_epoch=steps_per_epoch,
         **{**defaults, **options, **fixed},

@@ -1,4 +1,4 @@
-"""Activation checkpointing: a member's repeated blocks keep their inputs alone and are run again in backward.
+"""Activation checkpointing: a member's repeated blocks keep only their inputs and are run again in backward.
 
 Members stay unmodified: the forward of each block is wrapped for one call of the member. A block that is run again
 finds the weights and buffers that it had in forward, and what it does to its buffers then is thrown away, so batch norm
@@ -50,9 +50,9 @@ def repeated_blocks(member: nn.Module) -> tuple[nn.Module, ...]:
         >>> [type(block).__name__ for block in repeated_blocks(swe.wide_resnet(10, 1, 4))]
         ['PreActivationBlock', 'PreActivationBlock', 'PreActivationBlock']
     """
-    # A block is a module with layers of its own inside an nn.Sequential or nn.ModuleList, of a class that is there at
-    # least twice; a stage, a block that holds several of one class, is not one, its blocks are. A network without any
-    # has as blocks the groups of single layers (nn.Sequential) that repeat inside another.
+    # A block is a module with layers inside an nn.Sequential or nn.ModuleList, of a class that occurs at least twice. A
+    # stage, which holds several blocks of one class, is not a block itself. In a network without blocks, groups of
+    # single layers count as blocks: nn.Sequential inside such a container, at least two of them.
     return _blocks_in(member, _is_block) or _blocks_in(member, _is_group)
 
 
@@ -62,12 +62,12 @@ def recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as ending:
         for block in blocks:
             own = block.__dict__.get("forward")
-            block.forward = partial(_forgetful, block, block.forward)
+            block.forward = partial(_call_checkpointed, block, block.forward)
             ending.callback(_put_back, block, own)
         yield
 
 
-def _forgetful(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def _call_checkpointed(block: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
     repeated, contexts = partial(forward, **options), partial(_contexts, block)
@@ -78,7 +78,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     """Contexts of the forward, and of its repetition, which sees the state that the block has now."""
     weights = {module: dict(module._parameters) for module in block.modules()}
     buffers = {module: _copies(module._buffers) for module in block.modules() if module._buffers}
-    # with the synchronisation of batch norm of now: backward may run in a thread that has none
+    # keeps the present synchronisation of batch norm: backward may run in a thread that has none
     return nullcontext(), _as_before(weights, buffers, synchronised_as_here())
 
 
@@ -88,7 +88,7 @@ def _as_before(
     buffers: Mapping[nn.Module, dict[str, Tensor | None]],
     synchronisation: AbstractContextManager[object],
 ) -> Iterator[None]:
-    """Modules with the weights and copies of the buffers given; what they held comes back as the same tensors."""
+    """Give modules these weights and copies of these buffers; at the end the tensors from before come back."""
     with synchronisation, ExitStack() as ending:
         for module, values in weights.items():
             ending.callback(_place_all, module, dict(module._parameters))

@@ -48,7 +48,7 @@ _SHOWN = 3
 _LOG = logging.getLogger(__name__)
 
 
-def gradient_sign(parameters: Iterable[Tensor]) -> Tensor:
+def gradient_check(parameters: Iterable[Tensor]) -> Tensor:
     """A scalar that is not finite where any gradient is not, or where gradients are too large to add up."""
     held = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in held]
@@ -85,8 +85,8 @@ class TrainStep:
         self._scaler = scaler_of(state.fabric)
         self._dtype = first_parameter({"": state.ensemble}).dtype
         self._begun = False
-        self._answered = False  # whether other processes have the answers of an attempt already
-        self._num_classes: int | None = None  # as the members answer, where the loss is of their answers
+        self._answered = False  # whether this attempt's answers have gone to other processes already
+        self._num_classes: int | None = None  # from the first answer, where a loss function takes answers
 
     def __call__(self, batches: Sequence[Any], signal: int = 0) -> int:
         """Take a step on one batch for all members, or on one for each, and note it in the progress."""
@@ -106,21 +106,21 @@ class TrainStep:
         if not self._begun:
             agree_on_rows(state, ready[0][1])
             self._check_one_row(rows_of(ready[0][0], slice(0, 1)))
-            for name in state.own_members:  # what a call leaves in a member may be more than can be copied
+            for name in state.own_members:  # a call may leave things in a member that cannot be copied
                 copied(state.ensemble.members[name], f"after a call, member {name!r}")
             self._agree_on_gradients()
             self._begun = True
         self._add_up(losses)
         if self._scaler is not None:
             self._scaler.unscale_(state.optimizer)
-        sign = gradient_sign(state.ensemble.parameters())
-        if state.is_split:  # what is not finite of a member's own is seen where it runs
-            state.peers.all_reduce_([sign])
+        check = gradient_check(state.ensemble.parameters())
+        if state.is_split:  # only the ranks that run a member see its own non-finite gradients
+            state.peers.all_reduce_([check])
         wanted = [checked_scalars(hook, hook.scalars(state)) for hook in state.hooks]
-        read = [losses, sign.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
-        numbers = iter(torch.cat(read).tolist())  # the one read of a step
+        read = [losses, check.to(losses)[None], *(one.to(losses) for one in wanted if one is not None)]
+        numbers = iter(torch.cat(read).tolist())  # the only copy to the host in a step
         found, gradients = list(islice(numbers, len(losses))), next(numbers)
-        finite = math.isfinite(gradients) or not state.peers.any(not all(map(_is_finite, self._held().values())))
+        finite = math.isfinite(gradients) or not state.peers.any(not all(map(_is_finite, self._grads().values())))
         counts = all(map(math.isfinite, found)) and (finite or self._overflows())
         if counts:
             for name, loss in zip(state.members, found):
@@ -139,14 +139,14 @@ class TrainStep:
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                told = f"optimizer {state.config.optimizer!r} fails in a step: {first_line(error)}"
-                raise SuperWeightError(told) from error
+                message = f"optimizer {state.config.optimizer!r} fails in a step: {first_line(error)}"
+                raise SuperWeightError(message) from error
             for hook, scalars in zip(state.hooks, wanted):
                 hook.after_step(state, list(islice(numbers, 0 if scalars is None else len(scalars))))
         if self._scaler is not None:
             self._scaler.update()
         with nullcontext() if taken else warnings.catch_warnings():
-            if not taken:  # torch takes a schedule that goes on without the optimiser for a mistake
+            if not taken:  # torch warns of a schedule stepped without its optimiser
                 warnings.simplefilter("ignore", UserWarning)
             state.schedule.step()
         progress.step += 1
@@ -180,19 +180,19 @@ class TrainStep:
             return 1.0, signal
         # losses are weighed before backward: synchronised batch norm mixes the gradients of all processes
         amount = num_rows if num_terms is None else num_terms
-        told = torch.tensor(
+        counts = torch.tensor(
             [amount, signal == SIGINT, signal == SIGTERM, num_rows == 0],
             dtype=torch.float64,
             device=self._state.fabric.device,
         )
-        self._state.processes.all_reduce_([told])
-        every_one, interrupted, terminated, empty = told.tolist()
-        if empty:  # all processes hear of it, and none waits for another
+        self._state.processes.all_reduce_([counts])
+        total, interrupted, terminated, empty = counts.tolist()
+        if empty:  # known to all processes: all raise, and none waits for another
             raise SuperWeightError(
                 f"{empty:.0f} of {self._state.processes.size} processes have a batch without rows: give each a row"
             )
-        every_one /= self._state.peers.size  # each has told of the same rows
-        return amount / max(every_one, 1), SIGTERM if terminated else SIGINT if interrupted else 0
+        total /= self._state.peers.size  # peers counted the same rows
+        return amount / max(total, 1), SIGTERM if terminated else SIGINT if interrupted else 0
 
     def _of_all(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Losses (M,) of all members; 0 for members that other processes run."""
@@ -206,11 +206,11 @@ class TrainStep:
         if state.processes.size == 1:
             return
         if not state.is_split:
-            state.processes.all_reduce_([losses, *self._held().values()])
+            state.processes.all_reduce_([losses, *self._grads().values()])
             return
         named = dict(state.ensemble.named_parameters())
         there = losses.new_tensor([parameter.grad is not None for parameter in named.values()])
-        state.processes.all_reduce_([there])  # in each step: what is frozen, or read, may change
+        state.processes.all_reduce_([there])  # in every step, as parameters may be frozen or unread later
         bank: list[Tensor] = []
         own: list[Tensor] = []
         for (name, parameter), count in zip(named.items(), there.tolist()):
@@ -223,14 +223,14 @@ class TrainStep:
 
     def _agree_on_gradients(self) -> None:
         if not self._state.is_split:
-            self._state.processes.assert_equal_across_ranks(list(self._held()), "the parameters that have gradients")
+            self._state.processes.assert_equal_across_ranks(list(self._grads()), "the parameters that have gradients")
 
-    def _held(self) -> dict[str, Tensor]:
+    def _grads(self) -> dict[str, Tensor]:
         return {name: one.grad for name, one in self._state.ensemble.named_parameters() if one.grad is not None}
 
     def _clip(self, most: float) -> None:
-        """Scale the gradients down to a norm over all parameters, of which this process may have a part."""
-        state, held = self._state, self._held()
+        """Scale gradients down so that their norm, over the parameters of all processes, is at most ``most``."""
+        state, held = self._state, self._grads()
         if not state.is_split:
             torch.nn.utils.clip_grad_norm_(state.ensemble.parameters(), most)
             return
@@ -247,7 +247,7 @@ class TrainStep:
     def _check_one_row(self, row: Inputs) -> None:
         """Refuse, before any step, members that would fail on a later batch of one row."""
         state = self._state
-        # batch norm over several processes has rows of others, too
+        # synchronised batch norm also has the rows of other processes
         if not any(map(leaves_one_row, state.loaders)) or (state.rows.size > 1 and state.config.sync_batch_norm):
             return
         before, put_back = random_states(state.fabric.device), buffers_as_now(state.ensemble)
@@ -264,14 +264,14 @@ class TrainStep:
     def _gradients(
         self, inputs: Inputs, targets: Targets, weight: float, put_back: Callable[[], None]
     ) -> dict[str, Tensor]:
-        """Fill ``.grad``; what the config leaves open (``auto``) gives way to memory and to what members take."""
+        """Fill ``.grad``; where the config says ``auto``, failures lead to more micro-batches or contiguous tensors."""
         progress, doubles = self._state.progress, self._state.config.micro_batches == "auto"
         states = random_states(self._state.fabric.device) if doubles or not self._begun else None
         while True:
             self._answered = False
             self._state.optimizer.zero_grad(set_to_none=True)
             try:
-                look = None if self._begun else self._tell_unread
+                look = None if self._begun else self._warn_of_unread
                 return self._forward_and_backward(inputs, targets, weight, look)
             except OutOfMemoryError:
                 size = num_rows(batches_in(inputs)[0])
@@ -282,7 +282,7 @@ class TrainStep:
                 if self._begun or self._answered or not leaves_channels_last(self._state, error):
                     raise
                 short = False
-            # outside of the handler, whose error holds on to the tensors of the attempt
+            # outside of the handler, whose error keeps the tensors of the failed attempt alive
             if short:
                 progress.micro_batches = min(2 * progress.micro_batches, most_parts(size))
                 _LOG.warning("out of memory at a batch of %d: from now on in %d parts", size, progress.micro_batches)
@@ -324,10 +324,10 @@ class TrainStep:
         self._answered = True
         return self._loss.gather(own)
 
-    def _tell_unread(self, gradients: TargetGradients) -> None:
+    def _warn_of_unread(self, gradients: TargetGradients) -> None:
         """Warn of generated weights that get no gradient in the first step."""
         bank = self._state.ensemble.bank
-        if not all(parameter.requires_grad for parameter in bank.parameters()):  # of frozen ones no gradient comes
+        if not all(parameter.requires_grad for parameter in bank.parameters()):  # frozen: no gradient
             return
         unread = [
             target.label
@@ -355,18 +355,18 @@ class TrainStep:
         """Drop the gradients of a step with bad numbers, or stop: all processes alike, and in the same words."""
         state, progress = self._state, self._state.progress
         seen = self._nonfinite(inputs, targets, losses)
-        why = max(state.processes.gather_objects(seen), key=len)  # of several, the one that has most to tell
+        why = max(state.processes.gather_objects(seen), key=len)  # the longest explanation
         state.optimizer.zero_grad(set_to_none=True)
         most = state.config.skip_non_finite
         where = f"step {progress.step + 1} of epoch {state.epoch}: {why}"
         if progress.num_skipped >= most:
-            told = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
-            raise SuperWeightError(f"{where}; lower learning_rate ({told})")
+            note = f"{most} steps were left out before it" if most else "skip_non_finite leaves such steps out"
+            raise SuperWeightError(f"{where}; lower learning_rate ({note})")
         progress.num_skipped += 1
         _LOG.warning("left out (%d of at most %d): %s", progress.num_skipped, most, where)
 
     def _nonfinite(self, inputs: Inputs, targets: Targets, losses: Mapping[str, float]) -> str:
-        """What is not finite, in one line; runs the backward pass again, over the gradients of the step."""
+        """Say in one line what is not finite; runs the backward pass again and overwrites the step's gradients."""
         state, members = self._state, self._state.own_members
         found = [f"the loss of member {name!r} is {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
         batches = batches_in(inputs)
@@ -384,7 +384,7 @@ class TrainStep:
         }
         broken = [name for name, value in (*held.items(), *own.items()) if not _is_finite(value)]
         if broken:
-            return "; ".join([*found, f"the weights themselves are not, before the step: {_listed(broken)}"])
+            return "; ".join([*found, f"weights were not finite before the step: {_listed(broken)}"])
         seen: list[str] = []
 
         def look(gradients: TargetGradients) -> None:
@@ -392,8 +392,7 @@ class TrainStep:
 
         for parameter in state.ensemble.parameters():
             parameter.grad = None
-        # A process that looks for a reason may be the only one that still does: it cannot wait for others' norms or
-        # answers.
+        # Other processes may have returned their reason already: this one cannot wait for their norms or answers.
         self._forward_and_backward(inputs, targets, look=look, together=False)
         seen += [name for name, value in own.items() if value.grad is not None and not _is_finite(value.grad)]
         if seen:
@@ -411,7 +410,7 @@ class TrainStep:
 
 
 def _is_shared(name: str) -> bool:
-    """Whether a parameter of an ensemble, by name, is one of the bank: what members have is ``members.NAME...``."""
+    """Whether a parameter's name is one of the bank's; those of members' own parameters are ``members.NAME...``."""
     return not name.startswith("members.")
 
 

@@ -1,4 +1,4 @@
-"""Hooks that are ready to use: early stopping, and what shows or writes down how a training goes."""
+"""Hooks that are ready to use: early stopping, a progress bar, and logs."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class ProgressBar(Hook):
         self._task = self._bars.add_task("training", total=state.config.epochs * state.steps_per_epoch, state="")
         try:
             self._bars.start()
-        except LiveError:  # the program shows something of its own
+        except LiveError:  # the program shows a live display of its own
             self._bars = None
 
     def end(self, state: TrainState) -> None:
@@ -172,9 +172,9 @@ def describe_epoch(record: Mapping[str, Any]) -> str:
     """
     loss = sum(record["train_loss"].values()) / len(record["train_loss"])
     scores = record["validation"]["ensemble"] if record["validation"] else {}
-    told = f", validation {100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
-    told = f", validation mse {scores['mse']:.4g}" if "mse" in scores else told
-    return escape_controls(f"epoch {record['epoch']}: loss {loss:.3f}{told}")
+    scored = f", validation {100 * scores['accuracy']:.1f} %" if "accuracy" in scores else ""
+    scored = f", validation mse {scores['mse']:.4g}" if "mse" in scores else scored
+    return escape_controls(f"epoch {record['epoch']}: loss {loss:.3f}{scored}")
 
 
 class _Log(Hook):
@@ -206,7 +206,7 @@ class _Log(Hook):
 
 
 class CSVLog(_Log):
-    """One line an epoch in a CSV file, as it was trained: the lines of a resumed training are written again.
+    """A CSV file with one line an epoch; a resumed training writes the lines of earlier epochs again.
 
     Args:
         path: The file; its folder is made.

@@ -63,11 +63,11 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         total += task.scored(truth)
     state.rows.all_reduce_([sums, total])
     if not int(total):
-        raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
+        raise SuperWeightError("no row that counts was read: give an iterable that can be read anew every epoch")
     *each, ensemble_row = (sums / total).tolist()
     for name, row in zip(members, each):
         if math.isnan(row[-1]):
-            raise SuperWeightError(f"member {name!r} answers NaN: the images, or what it keeps, are not finite")
+            raise SuperWeightError(f"member {name!r} answers NaN: the images, its weights or buffers are not finite")
     return {
         "members": {name: dict(zip(task.scores, row)) for name, row in zip(members, each)},
         "ensemble": dict(zip(task.scores, ensemble_row)),
@@ -80,7 +80,7 @@ def try_validation(state: TrainState) -> None:
         return
     batches = state.validation
     if isinstance(state.data, ImageData) and isinstance(batches, ImageLoader):
-        batches = state.data.loader("validation", 2, device=state.fabric.device)  # its other images are like these
+        batches = state.data.loader("validation", 2, device=state.fabric.device)  # others have the same shape
     generator = getattr(batches, "generator", None)  # a DataLoader's own, from which iterating draws
     before = generator.get_state() if isinstance(generator, torch.Generator) else None
     put_back = buffers_as_now(state.ensemble)

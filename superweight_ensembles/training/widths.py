@@ -1,4 +1,4 @@
-"""A hook: members with learned widths follow their rates, which are read with the losses of a step."""
+"""A hook that gives learned widths as many neurons as their rates ask for, after each step."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Widths = dict[str, dict[str, int]]
 
 @names_options
 class LearnedWidths(Hook):
-    """Members with learned widths follow their rates after every step; :func:`train` has this hook in any case.
+    """Members with learned widths follow their rates after every step; :func:`train` always adds this hook.
 
     Args:
-        loss: Priors of their weights and rates, as terms of the loss that the training minimises; None for none.
+        loss: Priors of the members' weights and rates, as terms of the training's loss; None for none.
 
     Raises:
         SuperWeightError: When the training starts: widths that would change while something is shared, or under
-            ``compile``; a loss or a learning rate of widths without any.
+            ``compile``; a width loss, or a ``width_rate``, where no width is learned.
 
     Source: Errica et al., Adaptive Width Neural Networks, arXiv 2501.15889.
     """
@@ -68,7 +68,7 @@ class LearnedWidths(Hook):
                 "ensemble of independent_plan(members), then freeze_widths(member) and plan again"
             )
         if self._free and config.compile:
-            raise SuperWeightError("compile is of members whose widths stay: leave it out, or freeze_widths(member)")
+            raise SuperWeightError("compile needs widths that stay as they are: leave it out, or freeze_widths(member)")
 
     def penalty(self, state: TrainState) -> Penalty | None:
         if self._loss is None:
@@ -81,14 +81,14 @@ class LearnedWidths(Hook):
         if not self._free:
             return None
         rates = torch.stack([width.rate.detach() for _, width in self._free.values()])
-        if state.is_split:  # shapes change everywhere at once; members that run elsewhere have their rates there
+        if state.is_split:  # all processes change shapes at once; only the ranks that run a member have its rates
             here = [label.partition(".")[0] in state.own_members for label in self._free]
             rates = rates * torch.tensor(here, device=rates.device)
             state.peers.all_reduce_([rates])
         return rates
 
     def after_step(self, state: TrainState, scalars: Sequence[float]) -> None:
-        """Give each width the neurons that its rate asks for; the numbers of new ones are functions of the step."""
+        """Give each width the neurons that its rate asks for; the step's number seeds the weights of new neurons."""
         if not self._free:
             return
         step = (state.config.seed * 100_003 + state.epoch - 1) * 1_000_003 + state.progress.step
@@ -100,7 +100,7 @@ class LearnedWidths(Hook):
         self._changed = self._changed or bool(changed)
 
     def after_epoch(self, state: TrainState) -> Mapping[str, Any]:
-        """Bring the plan up to date with the members' sizes; the record tells the neurons of every width."""
+        """Bring the plan up to date with the members' sizes; the record has the neurons of every width."""
         self._settle()
         sizes = sizes_of(state.ensemble)
         return {"widths": sizes} if sizes else {}
@@ -133,7 +133,7 @@ def sizes_of(ensemble: SuperWeightEnsemble) -> Widths:
 def restore_sizes(
     ensemble: SuperWeightEnsemble, optimizer: torch.optim.Optimizer, sizes: Mapping[str, Mapping[str, int]]
 ) -> None:
-    """Put learned widths back where a checkpoint left them, as yet with any numbers."""
+    """Give learned widths the sizes in a checkpoint; their weights are read afterwards."""
     if sizes == sizes_of(ensemble):
         return
     for member, widths in sizes.items():

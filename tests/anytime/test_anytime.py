@@ -587,9 +587,7 @@ def test_a_later_version_of_a_network_takes_the_place_of_an_earlier_one(data, co
     torch.testing.assert_close(answer.probabilities, outcome.predictions)
     everything = predictor(images, batch_flops=whole * len(images))
     torch.testing.assert_close(everything.probabilities, table[[3, 1]].mean(0))
-    with pytest.raises(
-        swe.SuperWeightError, match=r"in the policy, exits take the place of \[\]; in this predictor, of"
-    ):
+    with pytest.raises(swe.SuperWeightError, match=r"the policy's exits replace \[\]; this predictor's replace"):
         predictor.set_policy(replace(predictor.policy, replaces=()))
 
 
@@ -1041,7 +1039,9 @@ def test_what_cannot_be_saved(data, tmp_path) -> None:
     predictor = swe.AnytimePredictor(built, input_shape=(3, 8, 8))
     with torch.no_grad():
         next(built.bank.parameters()).mul_(1.5)
-    with pytest.raises(swe.SuperWeightError, match=r"member '.*' was trained on since, or its calls change .*: make a"):
+    with pytest.raises(
+        swe.SuperWeightError, match=r"member '.*' has been trained since, or its calls change .*: make a"
+    ):
         predictor.save(tmp_path / "saved")
     plain = swe.AnytimePredictor({"a": nn.Linear(4, 3)}, input_shape=(4,))
     assert_refused("plain networks has no ensemble to save", plain.save, tmp_path / "saved")
@@ -1127,7 +1127,7 @@ MISSING = object()
         ("policy.weights", [[1.0], [0.5, "0.5"]], "policy: weights must give each exit one number"),
         ("policy.weights", [1.0, 0.5], "policy: weights must be a list of lists"),
         ("policy.weights", {"a": 1.0}, r"policy: weights must be a list; got {'a': 1\.0}"),
-        ("policy.replaces", [None, 0], r"in the policy, exits take the place of \[None, 0\]"),
+        ("policy.replaces", [None, 0], r"the policy's exits replace \[None, 0\]"),
     ],
 )
 def test_damaged_policies_are_refused(damaged_folder, key, value, match) -> None:

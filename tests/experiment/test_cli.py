@@ -157,7 +157,7 @@ def test_an_ensemble_that_is_not_there_is_not_resumed_in_silence(caplog, tmp_pat
         (("--set", "baseline=none"), "--set baseline=none does nothing in a comparison"),
         (("--against", "single:2", "--seeds", 1), "arm 'single:2' has more seeds than the comparison: 1"),
         (("--variant", "a: training.epoch=3"), "variant 'a': training: unknown key 'epoch': did you mean 'epochs'"),
-        (("--variant", "a b: seed=1", "--variant", "a-b: seed=2"), "two arms would be in the folder a-b"),
+        (("--variant", "a b: seed=1", "--variant", "a-b: seed=2"), "two arms would share the folder a-b"),
         (("--variant", "..: seed=1"), "a variant is NAME: key.path=value"),
         (("--variant", "a: training.cutout=50"), "arm 'a': training: cutout of 50 pixels"),
         (("--set-for", "independent:training.crop_padding=9"), "arm 'independent': training: crop_padding of 9 pixels"),

@@ -248,7 +248,7 @@ def test_an_estimate_changes_nothing() -> None:
 
 def test_members_that_do_not_run_are_named() -> None:
     breaking = {"small": Breaking()}
-    with refused(r"member 'small' does not run on the shape \(6, 3, 8, 8\) without"):
+    with refused(r"member 'small' does not run where only the shape \(6, 3, 8, 8\) is known"):
         estimate_training(breaking, independent_plan(breaking), (3, 8, 8), swe.TrainConfig(batch_size=6))
     modules = members()
     found = estimate_training(modules, independent_plan(modules), (3, 8, 8), swe.TrainConfig())
@@ -433,7 +433,7 @@ def test_plan_says_how_processes_divide_a_training(monkeypatch, capsys) -> None:
 
     out, _ = plan(0, "--flops-per-second", "1e10", "--processes", "4")
     title, ranks, exchanged, fullest, seconds = out.splitlines()[-5:]
-    assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', which is told in brackets)"
+    assert title == "On 4 processes, training.mesh auto (the recipe has 'rows', whose numbers are in brackets)"
     assert ranks.startswith("member ranks") and "of rows: " in ranks
     assert "MiB  gradients, a step and process (" in exchanged and "MiB  in a step; one process alone" in fullest
     assert float(seconds.split()[4]) < 0.5

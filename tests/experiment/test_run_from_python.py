@@ -114,7 +114,7 @@ def test_mistakes_are_told(recipe: Any, overrides: Any, message: str, tmp_path: 
 def test_results_are_of_a_run(tmp_path: Path) -> None:
     with refused("is no run folder"):
         swe.results(tmp_path)
-    with refused("results are of a run folder"):
+    with refused(r"results\(\) takes a run folder"):
         swe.results(3)
 
 

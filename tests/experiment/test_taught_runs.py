@@ -97,7 +97,7 @@ def test_folders_that_are_no_teacher(taught_apart: Path, tmp_path: Path) -> None
         ({"teacher": ""}, "distillation.teacher: String should have at least 1 character"),
         ({"teacher": "ensemble", "members": [{"name": "a", "model": "wide_resnet"}]}, "would learn from itself"),
         *(
-            ({"teacher": name, "training": {"member_batches": "own"}}, "member_batches must be 'same'")
+            ({"teacher": name, "training": {"member_batches": "own"}}, "set member_batches to 'same'")
             for name in ("ensemble", "others", "prefixes")
         ),
         ({"distillation": {"teacher": "ensemble", "weight": 2.0}}, r"distillation.weight must be at most 1 .got 2\.0"),

@@ -210,7 +210,7 @@ def test_what_cannot_be(data):
     for nets, changes, hooks, message in (
         (plain, {}, [LearnedWidths(NARROWING)], "a width loss does nothing: no member has a learned width"),
         (plain, {"width_rate": 0.5}, [], "width_rate does nothing: no member has a learned width"),
-        (members(), {"compile": True}, [], "compile is of members whose widths stay"),
+        (members(), {"compile": True}, [], "compile needs widths that stay as they are"),
     ):
         with refused(message):
             swe.train(ensemble_of(nets), data, dataclasses.replace(CONFIG, **changes), hooks=hooks)

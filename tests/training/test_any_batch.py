@@ -207,7 +207,7 @@ def test_rows_of_several_answers_leave_a_cascade_when_they_are_sure(name: str, t
     again = swe.AnytimePredictor.load(tmp_path / "predictor", {one: ensemble.materialize(one) for one in "ab"})
     torch.testing.assert_close(again(x).probabilities, predictor(x).probabilities)
     assert again.policy == predictor.policy
-    with refused("a cascade is of one class an image"):
+    with refused("a cascade needs one class an image"):
         swe.export_cascade(predictor.modules, predictor.policy, tmp_path / "cascade", input_shape=(6,))
     for call, told in (
         (lambda: predictor.calibrate(held, flops=0.6, confidence="entropy"), "has one measure of confidence"),
@@ -394,7 +394,7 @@ def test_rows_that_count_nothing_change_no_score_and_no_loss() -> None:
     nothing = torch.full_like(truth, -100)
     result = swe.train(ensemble, [(x, nothing), (x, truth)], still)  # a batch of nothing is a loss of 0
     assert all(0 < loss < 2 for loss in result.history[0]["train_loss"].values())
-    with refused("no batch with rows that count"):
+    with refused("no row that counts"):
         swe.train(ensemble, [(x, truth)], still, validation=[(x, nothing)])
 
 

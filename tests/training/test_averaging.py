@@ -136,7 +136,7 @@ def test_settings_that_are_refused(options: dict[str, Any], match: str) -> None:
 
 
 def test_a_mean_that_begins_after_the_last_step_is_refused() -> None:
-    with refused(r"begin after 0\.95 of 9 steps, after the last: start ear"):
+    with refused(r"begin after 0\.95 of 9 steps, when none is left: lower start"):
         swe.train(deep_and_wide(), DATA, CONFIG, hooks=[swe.AveragedWeights(start=0.95)])
 
 

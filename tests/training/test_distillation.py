@@ -444,7 +444,7 @@ class Answering(nn.Module):
         (None, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got NoneType"),
         ("ensembel", {}, "unknown teacher 'ensembel': did you mean 'ensemble'"),
         (lambda images: images, {}, r"a network \(nn.Module\) or one of ensemble, others, .*; got function"),
-        *((name, {"member_batches": "own"}, "member_batches must be 'same'") for name in TOGETHER),
+        *((name, {"member_batches": "own"}, "set member_batches to 'same'") for name in TOGETHER),
         (swe.wide_resnet(10, 1, 5), {}, "the teacher answers 5 classes, member 'deep' 4"),
         (swe.wide_resnet(10, 1, 4, in_channels=1), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
         (nn.ModuleList(), {}, r"the teacher cannot run on images \(16, 3, 8, 8\)"),
@@ -469,11 +469,11 @@ MISFITS: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "part of an order": (
         [Distillation("prefixes", weight=0.5, order=["deep"])], {},
-        r"order= must name each member .*: deep, wide; got deep",
+        r"order= must name each trained member once: deep, wide; got deep",
     ),
     "an objective": (
         taught_by("ensemble"), {"objective": lambda member, images, labels: images.sum()},
-        "distillation is of the members' logits: it cannot go with",
+        "distillation needs the members' logits: it cannot go with",
     ),
 }  # fmt: skip
 
@@ -520,7 +520,7 @@ def test_a_teacher_of_two_kinds_of_answers_is_refused() -> None:
             "the ramp_up of a distillation must be a finite number, from 0 to 1; got 1.5",
         ),
         ({"weight": 0.5, "ramp_up": 0.7, "ramp_down": 0.7}, "must be 1 together at most; got 0.7 and 0.7"),
-        ({"weight": 0.5, "order": ["a", "b"]}, "order= is of the teacher 'prefixes': leave it out"),
+        ({"weight": 0.5, "order": ["a", "b"]}, "order= goes with the teacher 'prefixes' only: leave it out"),
     ],
 )
 def test_settings_that_are_refused(changes: dict[str, Any], match: str) -> None:

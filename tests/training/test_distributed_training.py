@@ -209,7 +209,7 @@ def test_a_bad_number_of_one_process_stops_both_in_the_same_words(done: tuple[Pa
 
 def test_what_several_processes_refuse(done: tuple[Path, list[dict]]) -> None:
     for answer in done[1]:
-        assert "micro_batches 'auto' is of one process" in answer["auto"]
+        assert "micro_batches 'auto' works in one process" in answer["auto"]
         assert "compiled members are slower with batch norm over several processes" in answer["compiled"]
         assert "the processes of the job disagree on the training's settings" in answer["apart"]
 

@@ -217,7 +217,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an optimizer of lists": ({"optimizer": "kron"}, "unknown optimizer 'kron'"),
     "optimizer_options": ({"optimizer_options": {"beta": 1}}, "optimizer 'sgd' with .*'beta'"),
     "an option of timm's": ({"optimizer": "lamb", "optimizer_options": {"beta": 1}}, "optimizer 'lamb' with .*'beta'"),
-    "learning rate twice": ({"optimizer_options": {"lr": 1}}, "lr is no option of its own: learning_rate says it"),
+    "learning rate twice": ({"optimizer_options": {"lr": 1}}, "lr is not an option here: learning_rate gives it"),
     "no mapping": ({"optimizer_options": [1]}, "optimizer_options must be settings by name"),
     "schedule_options": ({"schedule_options": {"min": 1}}, "schedule 'cosine' with .*'min'"),
     "a warm-up of all": ({"warmup_epochs": 2}, "warmup_epochs must be less than the 2 epochs"),
@@ -493,8 +493,8 @@ def test_channels_last_is_left_or_refused_where_torch_corrupts_memory(monkeypatc
 def test_history_of_one_epoch_says_that_nothing_is_taught(caplog: pytest.LogCaptureFixture) -> None:
     data = swe.load_data("synthetic", num_train=32, num_test=16)
     for epochs in (2, 1):
-        assert "one epoch is trained untaught" not in caplog.text
+        assert "one epoch is trained without a teacher" not in caplog.text
         ensemble = swe.SuperWeightEnsemble([swe.wide_resnet(10, 1, 4), swe.wide_resnet(16, 1, 4)], budget=0.9)
         config = swe.TrainConfig(epochs=epochs, batch_size=16, device="cpu")
         swe.train(ensemble, data, config, hooks=[swe.Distillation("history", weight=0.5)])
-    assert "one epoch is trained untaught" in caplog.text
+    assert "one epoch is trained without a teacher" in caplog.text

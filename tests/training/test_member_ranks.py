@@ -250,12 +250,18 @@ REFUSED = [
     ({"mesh": {"members": 2, "rows": 1}, "members": ["b"]}, "2 member ranks needs as many members, and 1 are trained"),
     ({"mesh": {"members": 2, "rows": 1}, "optimizer": "lamb"}, "'lamb' clips by the norm of all gradients"),
     ({"mesh": {"members": 2, "rows": 1}, "precision": "float16"}, "precision 'float16' scales"),
-    ({"mesh": {"members": 2, "rows": 1}, "make": "sharing norms"}, "members 'a' and 'c' have one tensor, 1.weight"),
+    (
+        {"mesh": {"members": 2, "rows": 1}, "make": "sharing norms"},
+        "members 'a' and 'c' share a tensor outside of the bank, 1.weight",
+    ),
     ({"mesh": {"members": 2, "rows": 1}, "make": "extra state"}, "member 'b' keeps 12._extra_state, no tensor"),
     ({"mesh": {"members": 2, "rows": 1}, "optimizer": "clamb"}, "'clamb' clips by the norm of all gradients"),
-    ({"mesh": {"members": 2, "rows": 1}, "make": "broken", "ensemble_loss": 0.5}, "the weights themselves are not"),
+    (
+        {"mesh": {"members": 2, "rows": 1}, "make": "broken", "ensemble_loss": 0.5},
+        "weights were not finite before the step",
+    ),
     # before anything is made of the members
-    ({"mesh": {"members": 2, "rows": 1}, "optimizer": "lamb", "micro_batches": "auto"}, "'auto' is of one process"),
+    ({"mesh": {"members": 2, "rows": 1}, "optimizer": "lamb", "micro_batches": "auto"}, "'auto' works in one process"),
     ({"mesh": {"members": 2, "rows": 1}, "halves": True}, "the job disagree on the first batch (of 2 processes, those"),
 ]
 

@@ -206,5 +206,5 @@ def test_rates_and_the_optimisers_settings_are_the_configs(stopped: Path, tmp_pa
     copy = edited(
         stopped, tmp_path / "other", lambda content: content["optimizer"].update({"0": {"momentum_buffer": "x"}})
     )
-    with refused("state holds what is no number"):
+    with refused("state holds something that is no number"):
         swe.train(two_members(), SYNTHETIC, RESUMED, out=copy, resume=True)

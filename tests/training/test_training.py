@@ -190,7 +190,7 @@ def test_decay_on_flat_banks_and_none_on_what_reads_them() -> None:
         ({"compile": 1}, r"compile must be true or false \(got 1\)"),
         ({"compile": True, "recompute": True}, "compile and recompute do not go together"),
         ({"member_batches": "owm"}, "unknown member_batches 'owm': did you mean 'own'"),
-        ({"member_batches": "own", "ensemble_loss": 1.0}, "member_batches must be 'same'"),
+        ({"member_batches": "own", "ensemble_loss": 1.0}, "set member_batches to 'same'"),
         ({"ensemble_loss": -1.0}, "ensemble_loss must be at least 0"),
         *(
             ({"mesh": mesh}, "mesh must be 'rows' or 'auto', or numbers of processes")
@@ -235,7 +235,7 @@ REFUSED: list[Any] = [
     ({"data": "digits"}, "training data must be ImageData"),
     ({"config": {"flip": True}}, "let your own loader augment"),
     ({"ensemble": deep_and_wide().requires_grad_(False)}, "every parameter is frozen"),
-    ({"validation": []}, "validation: no batch with rows that count was read"),
+    ({"validation": []}, "validation: no row that counts was read"),
     ({"validation": iter(BATCHES)}, "validation is read every epoch, and a list_iterator can be read"),
     ({"ensemble": of_unlike_classes()}, r"same batch and classes; got a: \(4, 4\), b: \(4, 7\)"),
     ({"config": {"member_batches": "own"}}, "needs ImageData"),

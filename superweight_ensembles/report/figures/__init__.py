@@ -1,6 +1,6 @@
 """Figures of runs, searches and comparisons, drawn from their results alone.
 
-Artists carry a ``gid`` (``shared front``, ``label``), to be restyled by: docs/figures.md lists them.
+Artists carry a ``gid`` (``shared front``, ``label``), by which they can be restyled: docs/figures.md lists them.
 """
 
 from superweight_ensembles.report.figures import style

@@ -39,7 +39,7 @@ def accuracy_flops(results: RunResults) -> Figure:
         caption=one_seed(arms, "Bars") + _PAIRED * (len(arms) > 1),
     )  # fmt: skip
     for below, arm in enumerate(arms):
-        _draw_arm(axes, arm, larger=len(arms) - 1 - below)  # what lies below is larger: equal results stay visible
+        _draw_arm(axes, arm, larger=len(arms) - 1 - below)  # lower markers are larger: equal results stay visible
     handles = [style.key(arm.label, arm.color, arm.marker, 5, markerfacecolor="white") for arm in reversed(arms)]
     color = arms[-1].color if len(arms) == 1 else style.MUTED
     handles += [style.key("all members", color, "*", 9, markerfacecolor="white"), style.key("a subset", color, ".", 4)]
@@ -170,7 +170,7 @@ def _draw_saving(axes: Axes, shared: Point, apart: tuple[float, float | None]) -
 
 
 def _center_inside(axes: Axes, note: Text, ends: Point) -> None:
-    """Centre a text over its arrow, moved as little as keeps it inside the axes."""
+    """Centre a text over its arrow, as nearly as it stays inside the axes."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
@@ -262,7 +262,7 @@ def _other_arms(arms: Sequence[RunArm]) -> list[tuple[str, str]]:
 
 
 def _run_names(results: Sequence[RunResults]) -> list[str]:
-    """Names of the runs; where they are equal with their data set, else their size, else a number."""
+    """Names of the runs; equal ones are followed by their data set, else their size, else a number."""
     names = [run.name for run in results]
     datasets = [run.dataset.name for run in results]
     sizes = [style.quantity(read_arms(run)[-1].num_parameters) for run in results]

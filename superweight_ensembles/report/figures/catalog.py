@@ -1,4 +1,4 @@
-"""Every figure of the library, one record each: how it is drawn, when, and what the page says and tells of it.
+"""Every figure of the library, one record each: how and when it is drawn, and its texts and data on the page.
 
 A new figure is a function that draws it, in a file beside this one, and a record here.
 """

@@ -42,7 +42,7 @@ class PointLabel:
 
 
 def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
-    """Write each label to the right of its point, moved up or down off the others; call it on final limits."""
+    """Write each label to the right of its point, moved up or down where two would touch; axis limits must be final."""
     if not labels:
         return []
     figure = axes.get_figure(root=True)
@@ -74,7 +74,7 @@ def label_ends(axes: Axes, labels: Sequence[PointLabel]) -> list[Annotation]:
 def _write(
     axes: Axes, label: PointLabel, point: tuple[float, float], offset: tuple[float, float], **look: Any
 ) -> Annotation:
-    """Write the text of a label with a pale rim, off a point."""
+    """Write the text of a label, with a pale rim, at an offset from a point."""
     rim = [withStroke(linewidth=1.6, foreground="white", alpha=0.85)]
     look |= {"va": "center", "annotation_clip": False, "zorder": 6, "gid": "label", "color": label.color}
     return write_beside(axes, label.text, point, offset, path_effects=rim, **look)
@@ -133,7 +133,7 @@ def place_labels(
     lines: Sequence[Sequence[tuple[float, float]]] = (),
     boxes: Sequence[Bbox] = (),  # in pixels
 ) -> list[Annotation]:
-    """Write each label near its point; call it last, on final limits: it lays the figure out to measure the texts."""
+    """Write each label near its point; call it last, as it lays the figure out, with final limits, to measure texts."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     annotations = [_write(axes, one, (one.x, one.y), (0, 0), ha="center") for one in labels]

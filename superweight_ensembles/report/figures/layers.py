@@ -1,4 +1,4 @@
-"""Layers of a plan in depth order (a plan knows names, not how a network calls them), and how their clusters look."""
+"""Layers of a plan in depth order, by their names (a plan has no order of calls), and how their clusters look."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Layer:
 
     cluster_index: int  # in the plan
     target: GeneratedTensor
-    shapes: tuple[Shape, ...]  # of the width slots that it composes, its own last; with a flat bank, its own alone
+    shapes: tuple[Shape, ...]  # of the width slots that it composes, its own last; with a flat bank, only its own
     vectors: tuple[int, ...] = ()  # its coefficient vectors in those slots; none with a flat bank
-    reading: WindowSpec | None = None  # of a flat bank; None of SuperWeights
+    reading: WindowSpec | None = None  # how it reads a flat bank; None with SuperWeights
 
     @property
     def num_weights(self) -> int:
@@ -103,7 +103,7 @@ def cluster_looks(plan: SharingPlan) -> list[ClusterLook]:
         rounds, column = divmod(place, len(_COLORS))
         label = named(plan.clusters[index].name, [index])
         looks.append(ClusterLook(label=label, color=_COLORS[column], hatch=HATCHES[rounds], clusters=(index,)))
-    # Of very many clusters, those with most templates have looks of their own. Clusters of one layer share nothing.
+    # Where clusters are very many, only those with most templates have own looks. Clusters of one layer share nothing.
     further = tuple(index for index in sharing if index not in largest)
     if further:
         label = named(f"{len(further)} smaller clusters", further)

@@ -30,7 +30,7 @@ Values = NDArray[np.float64]
 _FEW, _SHORT = 6, 20
 _LABEL_CHARACTERS, _BAR_LABEL_CHARACTERS = 28, 44
 _LEADERS_AT_MOST = 4
-_FAR, _COARSE = 3.0, 0.35  # an axis breaks beyond so many times the upper range; share of the lower part
+_FAR, _COARSE = 3.0, 0.35  # an axis breaks if its lower part is this many times the upper; then the lower part's share
 _ROW_INCHES, _LINE_INCHES, _HEADING_ROWS = 0.21, 0.13, 1.25
 
 
@@ -80,7 +80,7 @@ def _data_words(comparison: Comparison) -> str:
 
 
 def _sizes_axis(axes: Axes, counts: Sequence[float]) -> str:
-    """Parameters, logarithmic beyond a factor of four; else over the sizes that there are: a point needs no zero."""
+    """Parameters, logarithmic beyond a factor of four; else linear over these sizes, without zero: these are points."""
     low, high = min(counts), max(counts)
     label = style.parameters_axis(axes, counts, logarithmic=high > 4 * low)
     if axes.get_xscale() == "linear" and high > low:
@@ -177,7 +177,7 @@ def _draw_mean(axes: Axes, arm: SeedsArm, point: Point, *, size: float, **look: 
 
 
 def _draw_spread(axes: Axes, arm: SeedsArm, place: float, *, upright: bool) -> None:
-    """The seeds and their deviation, at this x, or where they lie at this y; nothing for one seed."""
+    """The seeds and their deviation, above each other at this x or side by side at this y; nothing for one seed."""
     if len(arm.seeds) < 2:
         return
     ends, places = arm.deviation, [place] * len(arm.seeds)
@@ -240,7 +240,7 @@ def arms_anytime(comparison: Comparison) -> Figure:
     alone = [arm for arm in arms if arm.name not in curves]  # networks with one answer: a marker without a line
     costs = [cost for xs, _, _ in curves.values() for cost in xs] + [arm.ensemble[0] for arm in alone]
     percents = [percent for arm in alone for percent in arm.spread]
-    # The arms that are compared have bands; one of every arm would hide both.
+    # Only the two main arms have bands: bands of all arms would hide both.
     banded = [arm.name for arm in arms if arm.kind in ("shared", "independent")]
     for name, (_, mean, std) in curves.items():
         percents += [*mean, *(mean - std), *(mean + std)] if name in banded else [*mean]

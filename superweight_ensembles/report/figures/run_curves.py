@@ -50,7 +50,7 @@ def training_curves(results: RunResults) -> Figure:
     handles = [style.key(arm.label, arm.color, linewidth=1.8) for arm in reversed(arms)]
     if validated:
         members = list(dict.fromkeys(name for arm in arms for name in arm.members))
-        # The axis is logarithmic: no error is drawn as half an image.
+        # The axis is logarithmic: an error of zero is drawn as half an image.
         _draw_errors(panels[1], arms, members, half_an_image=50 / count, once=once)
         if not once:
             handles.append(style.key("ensemble", style.MUTED, linewidth=1.8))

@@ -57,7 +57,7 @@ Place = tuple[str, str]  # (member, layer)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """First cluster, its targets sorted by found set, the anchor's own first in each."""
+    """A cluster of the first plan, its targets sorted by found set, the anchor's own first in each set."""
 
     name: str
     labels: tuple[str, ...]  # member and layer of each target, shortened
@@ -80,7 +80,7 @@ class Panel:
 
 
 def read_panels(search: SearchRecord) -> list[Panel]:
-    """First clusters of a search, in its order."""
+    """The clusters that a search began with, in its order."""
     if not search.clusters:
         raise SuperWeightError("the search holds no cluster to draw: search in an ensemble that shares something")
     known = [search.anchor or "", *(search.representatives or ())]
@@ -122,7 +122,7 @@ def _panel(cluster: SearchedCluster, names: Mapping[str, tuple[str, str]], label
 
 @style.styled
 def similarity_matrix(search: SearchRecord) -> Figure:
-    """Cosine between the gradients of every two targets of a first cluster, and the sets it was split into."""
+    """Cosine between the gradients of every two targets of a cluster, and the sets that the cluster was split into."""
     panels = read_panels(search)
     members = list(dict.fromkeys(member for panel in panels for member in panel.members))
     colors = {member: style.series_color(index) for index, member in enumerate(members)}
@@ -257,7 +257,7 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """Fill of a cluster that shares, and the name of the first cluster that it comes from."""
+    """Fill of a cluster that shares, and the name of the first plan's cluster that it comes from."""
 
     color: str
     hatch: str

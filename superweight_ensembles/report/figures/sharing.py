@@ -22,8 +22,8 @@ from superweight_ensembles.report.figures.layers import ClusterLook, Layer, clus
 ROW = 1.0
 GAP = 0.62
 _TINT = 0.22
-_BETWEEN = 0.006  # of the longest row, between two layers
-_LINE = 0.2  # of a row, as high as a line of text
+_BETWEEN = 0.006  # gap between two layers, as a share of the longest row
+_LINE = 0.2  # height of a line of text, as a share of a row
 _PALE = 0.62
 _PALE_SWATCH = style.mix(style.INK, "white", 0.8)
 _OWN = "#7F7F7F"
@@ -41,7 +41,7 @@ class Cell:
     right: float
     base: float
     tops: tuple[float, ...]
-    read: float | None = None  # share of its weights that it reads of a bank too small for it; None: it reads enough
+    read: float | None = None  # share of its weights that it reads, from a bank too small for it; else None
 
     @property
     def middle(self) -> float:
@@ -97,7 +97,7 @@ def find_runs(cells: Sequence[Cell]) -> list[Run]:
 
 
 def find_ribbons(cells: dict[str, list[Cell]]) -> Iterator[tuple[Run, Run]]:
-    """Pairs of runs to join: a cluster in one member, and in the next member down that has it."""
+    """Pairs of runs to join: those of a cluster in one member, and in the next member below that has the cluster."""
     rows = [find_runs(own) for own in cells.values()]
     for index in sorted({run.cluster_index for row in rows for run in row}):
         having = [[run for run in row if run.cluster_index == index] for row in rows]
@@ -124,7 +124,7 @@ def _divide(runs: Sequence[Run], uses: Sequence[int], others: Sequence[Run]) -> 
 
 
 def ribbon_path(upper: Run, lower: Run) -> Path:
-    """Path of a band from the base of the upper run to the top of the lower one, in the gap over that."""
+    """Path of a band from the base of the upper run to the top of the lower one, inside the gap above the lower one."""
     high, low = lower.base + ROW + GAP, lower.base + ROW
     middle = (high + low) / 2
     down = [(upper.left, high), (upper.left, middle), (lower.left, middle), (lower.left, low)]
@@ -134,7 +134,7 @@ def ribbon_path(upper: Run, lower: Run) -> Path:
 
 
 def tied_groups(cells: dict[str, list[Cell]]) -> list[tuple[int, list[Cell]]]:
-    """Layers that read the same coefficient vector: (slot, cells in map order), the highest slot once a group."""
+    """Groups of layers that read one coefficient vector: (slot, cells in map order); each once, at its highest slot."""
     users: dict[tuple[int, int, int], list[Cell]] = {}
     for own in cells.values():
         for cell in own:

@@ -43,7 +43,7 @@ INK = "#262626"
 MUTED = "#8C8C8C"
 GRID = "#E6E6E6"
 
-# Of a function that draws. Ticks, which Matplotlib makes late, have their look from style_axes.
+# Settings in functions that draw. Ticks, which Matplotlib makes late, have their look from style_axes.
 styled = matplotlib.rc_context({
     "text.parse_math": False,  # a $ in a name is a $
     "text.color": INK, "font.size": SMALL_POINTS,
@@ -95,14 +95,15 @@ _LONGEST_NAME = 40
 FORMATS = ("png", "pdf", "svg")
 _WIDTHS = {"column": COLUMN_INCHES, "page": PAGE_INCHES}
 _DARK = {"figure.facecolor": "#161616", "axes.facecolor": "#161616", "text.color": "#F4F4F4"}
+# Settings that figures take from a style: by name, and by the start of their names.
 _TAKEN = ("figure.facecolor", "axes.facecolor", "axes.prop_cycle", "text.color")
-_TAKEN_FONTS = ("font.family", "font.serif", "font.sans-serif", "font.monospace", "font.style", "font.weight", "grid.")
+_TAKEN_STARTS = ("font.family", "font.serif", "font.sans-serif", "font.monospace", "font.style", "font.weight", "grid.")
 
-Scale = Callable[[Axes, Sequence[float]], str]  # makes the x axis one of these values and returns its label
+Scale = Callable[[Axes, Sequence[float]], str]  # fits the x axis to these values and returns its label
 
 
 def arm_color(name: str, index: int = 0) -> str:
-    """Colour of an arm: the same one in every figure; ``index`` is the place of an arm that no look is known of."""
+    """Colour of an arm: the same one in every figure; ``index`` counts arms that have no look in ARM_LOOKS."""
     return ARM_LOOKS[name][0] if name in ARM_LOOKS else _SERIES[1:][index % 5]
 
 
@@ -175,7 +176,7 @@ class FigureOptions:
         if self.style in ("light", "dark"):
             return dict(_DARK) if self.style == "dark" else {}
         given: Any = matplotlib.style.library.get(self.style) or _read_style(self.style)
-        return {key: given[key] for key in given if key in _TAKEN or key.startswith(_TAKEN_FONTS)}
+        return {key: given[key] for key in given if key in _TAKEN or key.startswith(_TAKEN_STARTS)}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -201,7 +202,7 @@ def _read_style(style: str) -> matplotlib.RcParams:
             raise SuperWeightError(f"{path}, line {number}: {key!r} is no setting of Matplotlib: mend or remove it")
     try:
         return matplotlib.rc_params_from_file(path, fail_on_error=True, use_default_template=False)
-    except Exception as error:  # each validator has its own
+    except Exception as error:  # each validator raises its own
         reason = str(error).splitlines()[0]
         raise SuperWeightError(f"{path} is no style file of Matplotlib: {reason}: mend that value") from error
 
@@ -228,7 +229,7 @@ def new_figure(width: float, height: float, *, title: str = "", caption: str = "
 
 
 def set_plot_height(figure: Figure, inches: float) -> None:
-    """Make a figure so high without its title and caption."""
+    """Make a figure this high, its title and caption not counted."""
     engine = figure.get_layout_engine()
     assert isinstance(engine, _Layout)
     figure.set_figheight(inches + engine.top + engine.bottom)
@@ -251,7 +252,7 @@ def _write_margin(figure: Figure, text: str, points: float, name: str) -> float:
 
 
 class _Layout(ConstrainedLayoutEngine):
-    """The constrained layout between title and caption, of texts whose names are no longer than there is room for."""
+    """The constrained layout between title and caption, which also shortens long names."""
 
     def __init__(self, top: float, bottom: float) -> None:
         super().__init__()
@@ -272,7 +273,7 @@ class _Layout(ConstrainedLayoutEngine):
             if text.get_gid() in ("title", "caption"):
                 text.set_y(1 - 0.06 / height if text.get_gid() == "title" else 0.05 / height)
         for legend in fig.legends:
-            legend.set_bbox_to_anchor(None)  # one that has an anchor is given no room
+            legend.set_bbox_to_anchor(None)  # the layout gives a legend with an anchor no room
         self.set(rect=rect)
         super().execute(fig)
         for legend in fig.legends:
@@ -292,7 +293,7 @@ def recolor(figure: Figure) -> None:
         *parts, alpha = to_rgba(color)
         if tuple(parts) in series:
             return (*series[tuple(parts)], alpha)
-        # White, black and a hue: white becomes the style's background, black its text.
+        # A colour is white, black and a hue, mixed: white becomes the style's background, black its text.
         low, high = min(parts), max(parts)
         return (*(low * p + (1 - high) * i + part - low for part, p, i in zip(parts, paper, ink)), alpha)
 
@@ -369,7 +370,7 @@ def draw_markers(
     zorder: float = 4.0,
     hollow: bool = False,
 ) -> None:
-    """Points with a white rim, so that neighbours stay apart, or hollow, of one seed; ``size`` in square points."""
+    """Points with a white rim, so that neighbours stay apart, or hollow, for one seed; ``size`` in square points."""
     xs, ys = zip(*points)
     face, edge, width = ("white", color, 1.1) if hollow else (color, "white", 0.6)
     look: dict[str, Any] = {"facecolors": face, "edgecolors": edge, "linewidths": width, "marker": marker}
@@ -432,7 +433,7 @@ def shade(color: str, index: int, count: int) -> str:
     """Shade ``index`` of ``count``, from dark to light; the only one is the colour itself."""
     if count <= 1:
         return color
-    light = _luminance(color)  # a dark colour has room above it, a light one below
+    light = _luminance(color)  # a dark colour has room for lighter shades, a light one for darker
     top, bottom = (min(max(room / 0.4, 0.0), 1.0) for room in (light - 0.2, 0.9 - light))
     place = top - (top + bottom) * index / (count - 1)
     return mix(color, INK, 0.5 * place) if place > 0 else mix(color, "white", -0.8 * place)
@@ -569,7 +570,7 @@ def short_members(names: Iterable[str], limit: int = 12) -> dict[str, str]:
 
 
 def short_layers(names: Iterable[str], limit: int = 16) -> dict[str, str]:
-    """Parameter names without ``weight``, without a first part that all nested layers have, and without a long middle.
+    """Parameter names without ``weight``, a first part that all nested layers have, and a long middle.
 
     Example:
         >>> short_layers(["stem.weight", "stages.0.0.conv1.weight", "stages.0.1.conv2.weight"])

@@ -25,7 +25,7 @@ _LOST = (
 _SHOWN = 80
 
 T = TypeVar("T")
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # one function, renamed
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in newer torch
 Collective = Callable[[Tensor], Any]
 
 
@@ -35,7 +35,7 @@ def exchanged_(tensors: Sequence[Tensor], collective: Collective, bucket_bytes: 
     total = 0
     with torch.no_grad():
         for bucket in buckets_of(tensors, bucket_bytes):
-            # in the order of the shape, whatever the strides: channels-last or not, processes exchange the same numbers
+            # in index order, whatever the strides: processes may differ in memory format
             flat = _flattened(bucket)
             total += flat.numel() * flat.element_size()
             under_way.append((collective(flat), flat, bucket))
@@ -70,7 +70,7 @@ def buckets_of(tensors: Sequence[Tensor], bucket_bytes: int = BUCKET_BYTES) -> I
 
 
 def _flattened(bucket: list[Tensor]) -> Tensor:
-    """The numbers of a bucket one after the other; a view where a tensor lies so already."""
+    """The numbers of a bucket in one flat tensor; a view, where the bucket is one contiguous tensor."""
     if len(bucket) == 1 and bucket[0].is_contiguous():
         return bucket[0].detach().view(-1)
     first = bucket[0]
@@ -103,7 +103,7 @@ class Processes:
         self._group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
-        self.bytes_exchanged = 0  # handed to collectives by this process, whatever the network makes of them
+        self.bytes_exchanged = 0  # bytes that this process hands to collectives; the network may send more
 
     @property
     def is_first(self) -> bool:
@@ -148,19 +148,19 @@ class Processes:
         return found
 
     def rows_of_all(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor by rank, on the first; nothing on the others. Shapes may differ, types may not."""
+        """Every process's tensor by rank on the first process, [] on the others. Shapes may differ, types may not."""
         if self.size == 1:
             return [tensor]
         shapes = self.gather_objects(list(tensor.shape))
-        told = tensor.to(self._device)
+        sent = tensor.to(self._device)
         found = [tensor]
         with lost_peers():
             if not self.is_first:
-                dist.send(told, group=self._group, group_dst=0)
-                self.bytes_exchanged += told.numel() * told.element_size()
+                dist.send(sent, group=self._group, group_dst=0)
+                self.bytes_exchanged += sent.numel() * sent.element_size()
                 return []
             for rank in range(1, self.size):
-                part = told.new_empty(shapes[rank])
+                part = sent.new_empty(shapes[rank])
                 dist.recv(part, group=self._group, group_src=rank)
                 found.append(part.to(tensor.device))
         return found
@@ -170,13 +170,13 @@ class Processes:
         return bool(self.all_gather(torch.tensor([flag], dtype=torch.uint8, device=self._device)).any())
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this."""
         self.any(False)
 
     def told_by(self, source: int, value: Any) -> Any:
-        """One process's value on all of them; plain data as in :meth:`gather_objects`."""
-        told = json.dumps(value if self.rank == source else None)
-        return json.loads(told if self.size == 1 else self._told(told, source))
+        """The value of process ``source``, on all processes; plain data as in :meth:`gather_objects`."""
+        text = json.dumps(value if self.rank == source else None)
+        return json.loads(text if self.size == 1 else self._send(text, source))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every process's value by rank: numbers, texts, lists and the like, as JSON keeps them."""
@@ -190,7 +190,7 @@ class Processes:
         return [json.loads(bytes(row[:length].tolist())) for row, length in zip(rows, lengths)]
 
     def assert_equal_across_ranks(self, value: Any, what: str) -> None:
-        """Refuse, on every process, values that differ; what JSON has no form for counts as its text."""
+        """Refuse, on every process, values that differ; values that JSON cannot hold are compared as texts."""
         if self.size == 1:
             return
         found = self.gather_objects(json.dumps(value, sort_keys=True, default=str))
@@ -207,29 +207,30 @@ class Processes:
         if self.size == 1:
             return function()
         failure: Exception | None = None
-        told = ""
+        text = ""
         if self.is_first:
             try:
-                told = json.dumps({"result": function()})
+                text = json.dumps({"result": function()})
             except (SuperWeightError, OSError) as error:
-                failure, told = error, json.dumps({"error": str(error)})
+                failure, text = error, json.dumps({"error": str(error)})
             except Exception as error:
-                self._told(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
+                self._send(json.dumps({"error": f"the first process failed: {type(error).__name__}: {error}"}))
                 raise
         # the others wait here for as long as the process group's timeout, 30 minutes by default
-        answer = json.loads(self._told(told))
+        answer = json.loads(self._send(text))
         if "error" in answer:
             raise SuperWeightError(answer["error"]) from failure
         return answer["result"]
 
     @property
     def _device(self) -> torch.device:
-        """Device of what is sent and is no tensor yet: NCCL does not send the CPU's memory."""
+        """Device for data that are made tensors in order to be sent: NCCL does not send the CPU's memory."""
         if self._group is not None and dist.get_backend(self._group) == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
-    def _told(self, text: str, source: int = 0) -> str:
+    def _send(self, text: str, source: int = 0) -> str:
+        """Send a text from one process to all; returns it on each."""
         content = self._as_bytes(text)
         length = torch.tensor([len(content)], device=self._device)
         self.broadcast_([length], source)
@@ -245,7 +246,7 @@ class Processes:
 def current_processes() -> Processes:
     """The processes of the default process group of ``torch.distributed``; a single one where there is none."""
     begun = dist.is_available() and dist.is_initialized()
-    # one object for as long as the group lives, so that its bytes_exchanged count everything
+    # one object as long as the group lives, so that bytes_exchanged counts everything
     return _processes_of(dist.group.WORLD if begun else None)
 
 

@@ -1,4 +1,4 @@
-"""What torchrun tells the processes that it starts, and how they find each other, also when some are started again."""
+"""How processes that torchrun starts read their place in the job and find each other, also after a restart."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def launch_of(environment: Mapping[str, str]) -> Launch | None:
     """The job that torchrun started this process for, by its environment; None where it was started alone.
 
     Example:
-        >>> told = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
-        >>> launch_of({**told, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
+        >>> shared = {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5", "LOCAL_RANK": "1"}
+        >>> launch_of({**shared, "MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
         Launch(rank=5, local_rank=1, size=8, local_size=4, num_nodes=2, address='node0:29500')
         >>> launch_of({}) is None
         True
@@ -98,10 +98,10 @@ def join(launch: Launch, device: torch.device) -> None:
 
 
 def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
-    """A name that the processes started together agree on, and that no process started before them has."""
-    # torchrun keeps its store when it starts processes again, with what those before them wrote: an address read from
-    # it may be of a process that is dead. The first process makes up a name and answers, under it, to the name that
-    # each other made up; one that read an old name gets no answer under it, and looks again.
+    """A name that processes started together agree on, and that no processes started earlier had."""
+    # torchrun keeps its store over restarts, with all that earlier processes wrote: an address read from it may be that
+    # of a dead process. So the first process makes up a name and confirms under it the names that the others made up; a
+    # process that read an old name gets no confirmation under it, and reads again.
     own = uuid.uuid4().hex
     if rank == 0:
         store.set(_ROUND, own)
@@ -109,12 +109,12 @@ def agreed_round(store: dist.Store, rank: int, size: int, timeout_s: float) -> s
             store.set(f"{own}/seen/{store.get(f'{own}/is/{other}').decode()}", "1")
         return own
     end = time.monotonic() + timeout_s
-    told = ""
+    registered = ""
     while time.monotonic() < end:
         name = store.get(_ROUND).decode()
-        if name != told:
+        if name != registered:
             store.set(f"{name}/is/{rank}", own)
-            told = name
+            registered = name
         if store.check([f"{name}/seen/{own}"]):
             return name
         time.sleep(0.02)

@@ -1,8 +1,8 @@
 """The mesh of a job: member ranks, each with some of the members, times data ranks, each with some rows of a batch.
 
 Process ``m D + d`` of R D runs the members of member rank m on the rows of data rank d: data ranks of one member rank
-are next to each other, on one machine where they fit. The bank's gradient is summed over all processes, that of what a
-member has of its own over the D that run it. With D = 1 every member sees whole batches, and no norm is exchanged.
+are next to each other, on one machine where they fit. The bank's gradient is summed over all processes, the gradient of
+a member's own parameters over the D that run it. With D = 1 every member sees whole batches, and no norm is exchanged.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from superweight_ensembles.errors import SuperWeightError
 from superweight_ensembles.training.distributed.group import Processes
 
-_NORMS_COST = 0.25  # of a step, for norms over several processes (0.13 to 0.40 on two): docs/scale.md
+_NORMS_COST = 0.25  # share of a step that synchronised norms add (0.13 to 0.40 on two processes): docs/scale.md
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
     """A process's place in a job, and the processes around it."""
 
-    everyone: Processes  # all of the job
-    rows: Processes  # that run the same members, on other rows
-    peers: Processes  # that have the same rows, for other members
+    everyone: Processes  # all processes of the job
+    rows: Processes  # processes that run the same members, on other rows
+    peers: Processes  # processes that have the same rows, for other members
     placement: tuple[tuple[str, ...], ...]  # members by member rank
 
     @property
@@ -45,7 +45,7 @@ class Mesh:
 
 
 def build_mesh(everyone: Processes, placement: Sequence[Sequence[str]]) -> Mesh:
-    """The mesh of a job with as many member ranks as the placement has; their number divides that of processes."""
+    """The mesh of a job, a member rank for each entry of the placement; their number divides that of processes."""
     num_members = len(placement)
     rows = peers = Processes()
     if num_members == 1:
@@ -59,7 +59,7 @@ def build_mesh(everyone: Processes, placement: Sequence[Sequence[str]]) -> Mesh:
 
 @lru_cache(maxsize=8)
 def _axes(world: dist.ProcessGroup, num_members: int, num_rows: int) -> tuple[Processes, Processes]:
-    """The processes along the two axes; made once for each process group, as every group takes connections."""
+    """The processes along the two axes; made once for each world, as every new group opens connections."""
     device_type = "cuda" if dist.get_backend(world) == "nccl" else "cpu"
     mesh = init_device_mesh(device_type, (num_members, num_rows), mesh_dim_names=("members", "rows"))
     return Processes(mesh.get_group("rows")), Processes(mesh.get_group("members"))
@@ -90,12 +90,12 @@ def relative_cost(costs: Mapping[str, float], ranks: int, size: int, synchronise
     """
     loads = [sum(costs[name] for name in own) for own in placed(costs, ranks)]
     imbalance = max(loads) * ranks / max(sum(loads), 1e-12)
-    # The fullest rank has the others wait; of R member ranks each has the norms of its members alone.
+    # All ranks wait for the fullest; each of R member ranks synchronises only the norms of its own members.
     return imbalance * (1 + _NORMS_COST / ranks if synchronised and size > ranks else 1.0)
 
 
 def chosen_ranks(costs: Mapping[str, float], size: int, synchronised: bool) -> int:
-    """Member ranks that mesh ``auto`` takes for ``size`` processes: of least :func:`relative_cost`, then the most.
+    """Number of member ranks for ``size`` processes and mesh ``auto``: least :func:`relative_cost`, then most ranks.
 
     Example:
         >>> chosen_ranks({"a": 1, "b": 1, "c": 1, "d": 1}, 8, True), chosen_ranks({"a": 9, "b": 1}, 2, True)

@@ -30,13 +30,13 @@ def synchronised(processes: Processes) -> AbstractContextManager[object]:
     """A context in which batch norm in training mode takes mean and variance over the batches of all processes."""
     # Outputs, running statistics and gradients are those of one process on all the rows, whose number may differ from
     # process to process; a loss that is a mean must weigh each process by its rows before backward.
-    # Covered: what goes through F.batch_norm (torch.nn, torchvision, timm's BatchNormAct2d) or torch.batch_norm. Not:
-    # layers with batch statistics of their own making (InPlaceABN). nn.SyncBatchNorm synchronises by itself.
+    # Covered: layers that call F.batch_norm (torch.nn, torchvision, timm's BatchNormAct2d) or torch.batch_norm. Not
+    # covered: layers that compute batch statistics themselves (InPlaceABN). nn.SyncBatchNorm synchronises by itself.
     return SynchronisedNorm(processes) if processes.size > 1 else nullcontext()
 
 
 def synchronised_as_here() -> AbstractContextManager[object]:
-    """The :func:`synchronised` in force at the call, as a context to enter later, in another thread perhaps."""
+    """The :func:`synchronised` in force now, as a context to enter later, perhaps in another thread."""
     active = _ACTIVE.get()
     return nullcontext() if active is None else SynchronisedNorm(active.processes)
 
@@ -61,7 +61,7 @@ class SynchronisedNorm(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Batch norm in training mode takes all rows; every other call goes its way."""
+        """Run batch norm in training mode over the rows of all processes, and every other call unchanged."""
         if func in _PARAMETERS:
             given = {**_DEFAULTS, **dict(zip(_PARAMETERS[func], args)), **(kwargs or {})}
             if given["training"]:
@@ -73,7 +73,7 @@ class SynchronisedNorm(TorchFunctionMode):
 
 @torch.compiler.disable
 def _normalised(*given: Any) -> Tensor:
-    """Uncompiled in compiled members too: the compiler would trace the exchange, and compile at every new count."""
+    """Synchronised batch norm; never compiled, as the compiler would trace the exchange anew for every count."""
     found: Tensor = _BatchNorm.apply(*given)
     return found
 
@@ -144,13 +144,13 @@ def _statistics_of_all(images: Tensor, processes: Processes) -> tuple[Tensor, Te
     zeros = torch.zeros(channels, dtype=dtype, device=images.device)
     mean, squares = zeros, zeros
     if own:
-        # The buffers ask for statistics in their type; a momentum of 0 leaves them as they are.
+        # The two buffers make statistics come in their type; a momentum of 0 leaves them as they are.
         mean, variance = torch.batch_norm_update_stats(images, zeros, torch.ones_like(zeros), 0.0)
         squares = variance * own
-    told = processes.all_gather(torch.cat([mean, squares, mean.new_full((1,), own)]))
-    means, all_squares, counts = told.split([channels, channels, 1], dim=1)
+    gathered = processes.all_gather(torch.cat([mean, squares, mean.new_full((1,), own)]))
+    means, all_squares, counts = gathered.split([channels, channels, 1], dim=1)
     count = counts.sum(0)
-    if own <= 1 and int(count) <= 1:  # looked at only where it can be: it would make the CPU wait for the GPU
+    if own <= 1 and int(count) <= 1:  # own first: int() makes the CPU wait for the GPU
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(images.shape)}")
     together = (means * counts).sum(0) / count
     spread = all_squares.sum(0) + (counts * (means - together).square()).sum(0)
