@@ -54,7 +54,7 @@ def read_tensors(
 
 
 def read_module(path: Path, module: nn.Module, *, device: torch.device | str = "cpu") -> None:
-    """Read a file of :func:`write_module` or ``save_model`` into a module; nothing changes if a name, shape or type does not fit."""
+    """Read a file of :func:`write_module` into a module; if a name, shape or type does not fit, nothing changes."""
     header, state = read_header(path), _state(module, f"{path} does not fit")
     empty = {name: owner for name in header if name not in state and (owner := _owner_of_empty_buffer(module, name))}
     _check_taken(path, header, {**state, **empty})
