@@ -217,8 +217,8 @@ def main() -> None:
             call.work.mkdir()
             found["parts"][name] = run_part(name, PARTS[name], call, end - time.monotonic())
             write_json(options.out / "on_gpu.json", found)
-            told = {key: value for key, value in found["parts"][name].items() if key != "said"}
-            print(f"{name}: {told}", flush=True)
+            ended = {key: value for key, value in found["parts"][name].items() if key != "said"}
+            print(f"{name}: {ended}", flush=True)
     if any(part["ended"] not in ("well", "passed over") for part in found["parts"].values()):
         sys.exit(1)
 

@@ -111,8 +111,8 @@ class Problem(NamedTuple):
     @property
     def got(self) -> str:
         """The given value, to end the sentence; empty where the sentence has it already or no value was given."""
-        told = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
-        return "" if told else f" (got {self.given!r:.200})"
+        complete = self.kind in ("value_error", "missing", *UNKNOWN_KEY) or self.said.startswith("unknown ")
+        return "" if complete else f" (got {self.given!r:.200})"
 
     def __str__(self) -> str:
         """A sentence with the path and the value, such as ``epochs must be at least 1 (got 0)``."""

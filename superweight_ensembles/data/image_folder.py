@@ -166,7 +166,7 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
         train, test = rest.split(_TEST_FRACTION, _TEST_SEED)
         if not test.paths:
             raise SuperWeightError(f"image_folder: {root} has too few images to hold a fifth out for test")
-        _tell(root, left)
+        _warn_of_left_out(root, left)
         _say(
             f"{root} has no train and test folders: {len(test.paths):,} of {len(rest.paths):,} images, a fifth of each "
             "class and the same in every run, are the test split"
@@ -183,7 +183,7 @@ def _list(root: Path) -> tuple[tuple[str, ...], _Files, _Files | None, _Files]:
     for split, name in splits.items():
         present = classes if split == "train" else _known(root / name, classes, left)
         files[split] = _files(root / name, present, classes, left)
-    _tell(root, left)
+    _warn_of_left_out(root, left)
     if "test" in files:
         return classes, files["train"], files.get("validation"), files["test"]
     num_images = len(files["validation"].paths)
@@ -397,13 +397,13 @@ def image_files(folder: str | Path) -> list[str]:
     """Images in a folder and those below it, as in a class folder; a warning counts the files left out."""
     left: Counter[str] = Counter()
     found, _ = _images(Path(folder), left)
-    _tell(Path(folder), left)
+    _warn_of_left_out(Path(folder), left)
     if not found:
         raise SuperWeightError(f"{folder} holds no image file ({', '.join(IMG_EXTENSIONS)})")
     return found
 
 
-def _tell(root: Path, left: Counter[str]) -> None:
+def _warn_of_left_out(root: Path, left: Counter[str]) -> None:
     if listed := ", ".join(f"{kind} ({count:,})" for kind, count in left.most_common(_MOST_KINDS) if count):
         rest = sum(left.values()) - sum(count for _, count in left.most_common(_MOST_KINDS))
         _say(f"{root}: left out: {listed}" + (f" and others ({rest:,})" if rest else ""))

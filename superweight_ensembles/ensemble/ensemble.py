@@ -152,7 +152,7 @@ class SuperWeightEnsemble(nn.Module, HubModel):
         check_plan_fits(plan, modules)
         like = first_parameter(modules)
         _check_weights(plan, modules, like)
-        _tell_shared(modules)
+        _warn_of_shared(modules)
         with torch.inference_mode(False):  # tensors made in inference mode could not be trained
             self.bank = SuperWeightBank(plan, own_deviations(plan, modules), rng).to(like.device, like.dtype)
             self.members = MemberDict(
@@ -482,18 +482,18 @@ def _check_weights(plan: SharingPlan, modules: Mapping[str, nn.Module], like: Te
                 )
 
 
-def _tell_shared(modules: Mapping[str, nn.Module]) -> None:
+def _warn_of_shared(modules: Mapping[str, nn.Module]) -> None:
     """Warn that a module, parameter or buffer that two members share becomes a copy in each."""
     owners: dict[int, tuple[str, str]] = {}
-    told: set[tuple[str, str]] = set()
+    warned: set[tuple[str, str]] = set()
     for member, module in modules.items():
         held = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]  # modules first
         for path, part in held:
             if isinstance(part, nn.Module) and not any(True for _ in (*part.parameters(), *part.buffers())):
                 continue
             owner, name = owners.setdefault(id(part), (member, path))
-            if owner != member and (owner, member) not in told:
-                told.add((owner, member))
+            if owner != member and (owner, member) not in warned:
+                warned.add((owner, member))
                 _LOG.warning(
                     "members %r and %r are given one %s; here each gets a copy of its own, tied by the bank alone",
                     owner, member, f"object, {name!r}" if name else "network",

@@ -37,7 +37,7 @@ from superweight_ensembles.experiment.run_folder import (
     check_data,
     check_output_folder,
     first_difference,
-    hold_to_data,
+    note_or_check_data,
     read_run,
 )
 from superweight_ensembles.experiment.run_results import DatasetFacts, DataSizes, Provenance, Training, fields_of
@@ -304,7 +304,7 @@ def compare_arms(
             empty_folder(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         write_json(folder / "compare.json", asdict(plan))
-        hold_to_data(folder, data)
+        note_or_check_data(folder, data)
         return _compare(recipe, folder, arms, data, plan, progress_of)
 
 
@@ -334,7 +334,7 @@ def _check_arms(arms: Sequence[Arm], common: Recipe, data: ImageData, seeds: Seq
                     _check_same_test(loaded, data)
                     check_data(recipe, loaded)
                 if own is not None and (own / "data.json").is_file():
-                    hold_to_data(own, loaded)
+                    note_or_check_data(own, loaded)
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe) -> None:

@@ -165,7 +165,7 @@ def train_run(
             if begun:
                 begun_on = RunRecord(name=recipe.name, provenance=Provenance(**provenance()))
                 write_json(folder / "run.json", as_content(begun_on))
-            hold_to_data(folder, data)
+            note_or_check_data(folder, data)
             return begun
 
         existed = processes.on_rank_zero(enter)
@@ -277,7 +277,7 @@ def planned_run(recipe: Recipe) -> tuple[dict[str, nn.Module], SharingPlan]:
     return members, plan
 
 
-def hold_to_data(folder: Path, data: ImageData) -> None:
+def note_or_check_data(folder: Path, data: ImageData) -> None:
     """Write the data's fingerprint into a new folder, or refuse data that differ from the fingerprint there."""
     known = folder / "data.json"
     if known.is_file():
@@ -461,7 +461,7 @@ def evaluate_run(folder: Path) -> RunResults:
 def _hold_to_evaluated(folder: Path, data: ImageData) -> None:
     """Refuse data that are not those of a run; where only pixels differ that were never trained on, warn."""
     try:
-        hold_to_data(folder, data)
+        note_or_check_data(folder, data)
     except SuperWeightError:
         before, now = read_json(folder / "data.json"), data.fingerprint()
         decided = [key for key in now if key == "classes" or key.endswith("labels") or key.startswith("number")]

@@ -174,14 +174,14 @@ def _made_by(
     make: Callable[..., Any], model: str, num_classes: int, in_channels: int, options: dict[str, Any]
 ) -> nn.Module:
     """The network that somebody's class or function makes, given classes and channels where it has such parameters."""
-    told = {"num_classes": num_classes, "in_channels": in_channels}
+    given = {"num_classes": num_classes, "in_channels": in_channels}
     try:
         parameters = list(inspect.signature(make).parameters.values())
     except (TypeError, ValueError):  # compiled code, which Python cannot inspect
         parameters = []
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
     names = {one.name for one in parameters}
-    module = make(**{key: value for key, value in told.items() if takes_any or key in names}, **options)
+    module = make(**{key: value for key, value in given.items() if takes_any or key in names}, **options)
     if not isinstance(module, nn.Module):
         raise SuperWeightError(f"model {model!r:.200} must make a torch.nn.Module; it makes a {type(module).__name__}")
     return module

@@ -324,8 +324,8 @@ class SharingPlan:
         except ValidationError as error:
             first = first_problem(error, tags=("superweight", "ssn"))
             retired = first.where.endswith(".coefficients") and first.given == "channel"
-            told = f"{first.where}: {RETIRED_CHANNEL}" if retired else str(first)
-            raise SuperWeightError(f"{where}, at {told}") from None
+            problem = f"{first.where}: {RETIRED_CHANNEL}" if retired else str(first)
+            raise SuperWeightError(f"{where}, at {problem}") from None
         for spot, why in _contradictions(plan):
             raise SuperWeightError(f"{where}, {spot}: {why}")
         written = _fingerprint(text.replace(f'\n "fingerprint": "{noted}",', "", 1))  # quick, if to_json wrote it
@@ -487,11 +487,11 @@ def _row(cluster: Cluster | SsnGroup) -> tuple[str, ...]:
 
 
 def _slots(cluster: Cluster) -> str:
-    told = None if len(cluster.kernels) > 1 else 2  # dimensions to show: the name of a cluster of one kernel tells it
-    parts = [f"{slot.num_templates} x {spelled(slot.shape[:told])}" for slot in cluster.slots]
+    shown = None if len(cluster.kernels) > 1 else 2  # dimensions to show: the name of a cluster of one kernel tells it
+    parts = [f"{slot.num_templates} x {spelled(slot.shape[:shown])}" for slot in cluster.slots]
     if len(parts) > 6:
         counts = [slot.num_templates for slot in cluster.slots]
-        first, last = (spelled(slot.shape[:told]) for slot in (cluster.slots[0], cluster.slots[-1]))
+        first, last = (spelled(slot.shape[:shown]) for slot in (cluster.slots[0], cluster.slots[-1]))
         return f"{len(parts)} slots, {first} to {last}, {min(counts)} to {max(counts)} templates"
     return " + ".join(parts)
 

@@ -337,9 +337,9 @@ def num_classes(module: nn.Module) -> int | None:
     in_order = isinstance(module, nn.Sequential) and len(module) > 0 and isinstance(module[-1], nn.Linear)
     named = in_order or any(name in children for name in _HEAD_NAMES)
     rows = [layer.out_features for layer in head_layers(module).values() if isinstance(layer, nn.Linear)]
-    told = {declared} if isinstance(declared, int) else set()
-    told |= {rows[-1]} if rows and named else set()
-    return told.pop() if len(told) == 1 else None  # where the two disagree, a head was replaced: neither is believed
+    found = {declared} if isinstance(declared, int) else set()
+    found |= {rows[-1]} if rows and named else set()
+    return found.pop() if len(found) == 1 else None  # where the two disagree, a head was replaced: trust neither
 
 
 def _num_parts(held: _HeldParameter, kind: str) -> int:

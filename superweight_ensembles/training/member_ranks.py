@@ -117,7 +117,9 @@ def gather_members(state: TrainState) -> None:
         return
     for name in state.members:
         member, source = state.ensemble.members[name], state.mesh.source_of(name)
-        forms = state.processes.told_by(source, {key: _form(one) for key, one in _kept_buffers(member).items()})
+        forms = state.processes.broadcast_object(
+            source, {key: _form(one) for key, one in _kept_buffers(member).items()}
+        )
         held = [*member.parameters(), *(_buffer_like(member, key, form) for key, form in forms.items())]
         state.processes.broadcast_(held, source)
     for hook in state.hooks:
@@ -173,7 +175,7 @@ def gather_moments(state: TrainState) -> None:
     """Bring the optimizer's state from where it is kept to all processes, for a checkpoint."""
     for source, _, parameters in _kept_apart(state):
         held = [state.optimizer.state.get(parameter, {}) for parameter in parameters]
-        forms = state.processes.told_by(
+        forms = state.processes.broadcast_object(
             source, [{key: _form(value, True) for key, value in one.items()} for one in held]
         )
         if state.processes.rank != source:

@@ -173,7 +173,7 @@ class Processes:
         """Wait until every process has called this."""
         self.any(False)
 
-    def told_by(self, source: int, value: Any) -> Any:
+    def broadcast_object(self, source: int, value: Any) -> Any:
         """The value of process ``source``, on all processes; plain data as in :meth:`gather_objects`."""
         text = json.dumps(value if self.rank == source else None)
         return json.loads(text if self.size == 1 else self._send(text, source))
