@@ -16,15 +16,15 @@ torch.manual_seed(0)
 # ## Data and members
 #
 # `digits` comes with scikit-learn: grey images of 8 x 8 pixels in ten classes. A part of the training images is held
-# out for validation; the cascade is fitted on them later, because test images must tell nothing before the end.
+# out for validation; the cascade is fitted on them later, because test images must not be used before the end.
 
 # %%
 data = swe.load_data("digits", validation_fraction=0.2)
 print(len(data.train), "images train,", len(data.validation), "validate,", len(data.test), "test")
 
 # %% [markdown]
-# Members are ordinary PyTorch modules. Here they are WideResNets of the library, by depth and width; timm's networks
-# (`swe.build_member("timm/resnet18", ...)`) and your own modules do as well.
+# Members are ordinary PyTorch modules. Here they are WideResNets of the library, given by depth and width; timm's
+# networks (`swe.build_member("timm/resnet18", ...)`) and your own modules do as well.
 
 # %%
 members = {
@@ -66,8 +66,8 @@ for epoch in result.history:
 # %% [markdown]
 # ## Evaluation
 #
-# `evaluate` asks every member once and scores every subset of members: what it gets right, and what it costs in
-# floating-point operations (FLOPs) an image.
+# `evaluate` runs every member once and scores every subset of members: its accuracy, and its cost in floating-point
+# operations (FLOPs) for an image.
 
 # %%
 found = swe.evaluate(ensemble, data.loader("test", 256))
@@ -95,7 +95,7 @@ print("answered", step.probabilities.argmax(1).tolist(), "right is", labels.toli
 # ## A cascade
 #
 # Calibration fits one threshold for each exit on the validation images, so that the mean cost meets a target: here 40 %
-# of what all members cost. After it, each image leaves by itself when its answer is sure.
+# of what all members cost. After that, each image leaves as soon as its own answer is sure.
 
 # %%
 calibration = predictor.calibrate(data.loader("validation", 64), flops=0.4)

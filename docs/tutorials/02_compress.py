@@ -27,8 +27,8 @@ test = data.loader("test", 256)
 # }
 # ```
 #
-# The heads are new where the number of classes is another one; a file of weights enters by `weights="net.safetensors"`.
-# This page needs no network, so a short training stands in for the pretrained weights.
+# Heads are new where the number of classes differs; `weights="net.safetensors"` takes a file of weights. This page does
+# without the internet, so a short training stands in for the pretrained weights.
 
 # %%
 networks = {
@@ -49,8 +49,8 @@ trained = {name: apart.materialize(name) for name in apart.member_names}
 # ## The fit
 #
 # An ensemble under a budget begins with random numbers in its bank, whatever weights its members came with.
-# `warm_start` replaces them: templates and coefficients become the best fit of their rank to the trained weights, and
-# norms, biases and heads are copied. With half of the parameters the fit cannot be exact.
+# `warm_start` replaces them: templates and coefficients become the best fit to the trained weights that so few
+# templates allow, and norms, biases and heads are copied. With half of the parameters the fit cannot be exact.
 
 # %%
 ensemble = swe.SuperWeightEnsemble(trained, budget=0.5)
@@ -58,8 +58,8 @@ fit = swe.warm_start(ensemble, trained)
 print(f"the generated weights are {fit.mean_error:.0%} off on average, of their norm")
 
 # %% [markdown]
-# The errors are kept by member and parameter. Layers that find a template for each of their slots are fitted exactly;
-# the large errors are where many layers share few templates.
+# The fit keeps its errors by member and parameter. Where a slot has as many templates as layers, they are fitted
+# exactly; the errors are large where many layers share few templates.
 
 # %%
 ordered = sorted(fit.errors.items(), key=lambda entry: entry[1])
@@ -69,8 +69,8 @@ for (member, parameter), error in (*ordered[:2], *ordered[-2:]):
 # %% [markdown]
 # ## Fine-tuning
 #
-# The fit is a start and no end: its answers are worse than those of the networks it came from. Two epochs at a lower
-# learning rate, with a short warm-up, let the members settle in the bank.
+# The fit is only a start: its answers are worse than those of the networks it came from. Two epochs at a lower learning
+# rate, with a short warm-up, let the members settle in the bank.
 
 # %%
 after_fit = swe.evaluate(ensemble, test)
@@ -99,8 +99,8 @@ plt.ylabel("test accuracy of both (%)")
 plt.show()
 
 # %% [markdown]
-# What is served is the bank: it is saved once for all members. A member that is wanted alone is materialised as a plain
-# network, of its original size and speed; the budget is of the ensemble on the disk and in training.
+# The bank is saved once for all members. A member that is wanted alone is materialised as a plain network, of its
+# original size and speed; the budget bounds the ensemble on the disk and in training.
 
 # %%
 assert ensemble.num_parameters <= 0.5 * apart.num_parameters and accuracies[2] > accuracies[1]

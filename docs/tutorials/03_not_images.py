@@ -2,7 +2,7 @@
 # # Tables and texts
 #
 # The bank knows nothing of images: members are any modules, and a batch may be a tensor, a tuple or a dictionary. This
-# page trains an ensemble on a table and one on texts. In both, the members are of unlike architecture.
+# page trains an ensemble on a table and one on texts. In both, the members have different architectures.
 
 # %%
 import re
@@ -62,9 +62,9 @@ ensemble = swe.SuperWeightEnsemble(members, budget=0.7)
 print(f"{ensemble.num_parameters:,} parameters in the place of {ensemble.independent_parameters:,}")
 
 # %% [markdown]
-# Any sized iterable of (inputs, targets) trains it, such as a DataLoader. A cascade then sends most rows no further
-# than the perceptron. (With `task="regression"` members answer numbers: streams and deadlines serve them; a cascade
-# needs a confidence, which numbers do not have.)
+# Any sized iterable of (inputs, targets), such as a DataLoader, trains the ensemble. A cascade then sends most rows no
+# further than the perceptron. (With `task="regression"` members answer numbers: streams and deadlines serve them; a
+# cascade needs a confidence, which numbers do not have.)
 
 # %%
 config = swe.TrainConfig(epochs=8, optimizer="adamw", learning_rate=0.01, precision="float32", num_threads=1)
@@ -150,8 +150,8 @@ texts = swe.SuperWeightEnsemble(readers, budget=0.7, include=["*embedding"])
 print(texts.plan)
 
 # %% [markdown]
-# Training, evaluation and cascade are the calls of before. So few blocks teach little: hold the accuracies against the
-# share of the most frequent class, and train on more text before you compare readers.
+# Training, evaluation and cascade are the same calls as before. So few blocks teach little: compare the accuracies with
+# the share of the most frequent class, and train on more text before you compare readers.
 
 # %%
 loaders = {part: batches(part) for part in windows}

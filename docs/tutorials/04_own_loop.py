@@ -2,7 +2,7 @@
 # # Your own training loop, Lightning, and hooks
 #
 # An ensemble is an `nn.Module`, so any PyTorch trainer trains it. This page trains one in a loop of your own and in
-# Lightning; then it adds code of your own to the library's loop, as hooks, and says what that loop does besides.
+# Lightning; then it adds code of your own to the library's loop, as hooks, and says what else that loop does.
 
 # %%
 import warnings
@@ -92,8 +92,8 @@ print(f"Lightning: {lit:.1%}")
 #
 # - It generates each weight once a step and runs members one after the other, so that it holds one member's activations
 #   at a time; the loops above hold those of all members.
-# - It keeps weight decay from coefficients, norms and biases, and has schedules, warm-up and mixed precision.
-# - It validates, keeps checkpoints with `out=`, and a run that was stopped goes on as if it never was.
+# - It keeps weight decay away from coefficients, norms and biases, and has schedules, warm-up and mixed precision.
+# - It validates and, with `out=`, keeps checkpoints, so that a training that was stopped goes on as if it never was.
 # - It names the step, the member and the layers when a loss or a gradient is not finite.
 # - Under torchrun it divides rows or members among processes, with batch norm over the whole batch.
 #
@@ -119,9 +119,9 @@ class Wildest(swe.Hook):
 
 
 # %% [markdown]
-# Ready hooks go beside it. `Distillation` has members learn from a teacher besides the labels: here from the ensemble
-# of the first loop. `EarlyStopping` ends the training when validation is no better; a learning rate this small makes
-# sure of that.
+# Ready hooks go beside it. `Distillation` makes members learn from a teacher besides the labels: here from the ensemble
+# of the first loop. `EarlyStopping` ends the training when validation gets no better; the schedule makes the learning
+# rate so small that this must happen.
 
 # %%
 hooks = [Wildest(), swe.Distillation(ensemble, weight=0.5), swe.training.EarlyStopping(patience=1, min_delta=0.01)]

@@ -2,7 +2,7 @@
 # # Serve a cascade
 #
 # A calibrated cascade becomes a folder of ONNX files that runs without PyTorch, a web service answers from it within
-# each request's deadline, and a client asks it over a real socket. It needs
+# each request's deadline, and a client asks it over a real socket. This page needs
 # `pip install "superweight-ensembles[export]" fastapi uvicorn httpx`.
 
 # %%
@@ -26,7 +26,7 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Train, calibrate, export
 #
-# As in the first tutorial, in short. `images=` has the folder know how files become inputs, and what the classes are
+# As in the first tutorial, in short. With `images=` the folder knows how files become inputs, and what the classes are
 # called. Each ONNX file is compared with PyTorch before it is put in place.
 
 # %%
@@ -55,8 +55,9 @@ cascade = OnnxCascade("cascade")
 print(cascade.members, cascade.input_shape, cascade.classes)
 
 # %% [markdown]
-# A deadline needs to be known ahead: how long does each member take here? The stream runs member after member, so that
-# the clock between two steps tells. Medians of some rounds leave out the first calls, which are slow.
+# To keep a deadline, the service must know ahead how long each member takes on this machine. The stream runs member
+# after member, so that the time between two steps is that of one member. The median over some rounds is little moved by
+# the first calls, which are slow.
 
 
 # %%
@@ -79,8 +80,8 @@ print({name: f"{1e3 * one:.2f} ms" for name, one in zip(cascade.members, seconds
 # Without a deadline the cascade itself decides how many members an image needs. With one, the stream goes on while the
 # next member would still end in time; the first always runs. The clock starts before the picture is read.
 #
-# FastAPI checks the types: a deadline that is no positive number is answered with 422. A body that is no picture is the
-# loader's `ValueError`, and the client's mistake: 400.
+# FastAPI checks the types: a deadline that is no positive number is answered with 422. A body that is no picture makes
+# the loader raise a `ValueError`; that is the client's mistake, so it is answered with 400.
 
 # %%
 app = FastAPI()
@@ -107,7 +108,7 @@ def predict(picture: bytes = Body(media_type="image/png"), deadline_ms: float | 
 
 
 # %% [markdown]
-# uvicorn serves it from a thread, on a port that is free. In production it is a program of its own:
+# uvicorn serves it from a thread, on a free port. In production the service is a program of its own:
 # `uvicorn service:app --workers 2`.
 
 # %%
@@ -121,8 +122,8 @@ host, port = server.servers[0].sockets[0].getsockname()
 # %% [markdown]
 # ## A client
 #
-# The client sends PNG files. The picture is one of which the cascade is not sure after the first member, so it can be
-# seen what a deadline does: a short one gets the first member's answer, a long one that of all.
+# The client sends PNG files. The picture is one of which the cascade is not sure after the first member, so that you
+# see what a deadline does: a short one gets the first member's answer, a long one the answer of all members.
 
 # %%
 client = httpx.Client(base_url=f"http://{host}:{port}", timeout=60)
