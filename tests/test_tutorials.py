@@ -63,14 +63,14 @@ def test_it_runs_and_ends_as_it_says(path: Path, tmp_path: Path) -> None:
 
 
 def written_files() -> set[str]:
-    """The checkout's files, but for those that other programs at work in it may write at any time."""
+    """The checkout's files and folders, but for those that other programs at work in it may write at any time."""
     found: set[str] = set()
     for folder, folders, files in os.walk(ROOT):
         # changed in place, so that os.walk does not go into them: a virtual environment has 80,000 files
         folders[:] = [
             name for name in folders if not name.startswith(".") and name not in ("__pycache__", "runs", "build")
         ]
-        found.update(os.path.join(folder, name) for name in files if not name.startswith("."))
+        found.update(os.path.join(folder, name) for name in (*folders, *files) if not name.startswith("."))
     return found
 
 

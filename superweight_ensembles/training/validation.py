@@ -63,7 +63,7 @@ def _validate(state: TrainState, batches: Batches, num_batches: int | None) -> d
         total += task.scored(truth)
     state.rows.all_reduce_([sums, total])
     if not int(total):
-        raise SuperWeightError("no row that counts was read: give an iterable that can be read anew every epoch")
+        raise SuperWeightError("no batch with rows that count was read: give an iterable that can be read every epoch")
     *each, ensemble_row = (sums / total).tolist()
     for name, row in zip(members, each):
         if math.isnan(row[-1]):

@@ -394,7 +394,7 @@ def test_rows_that_count_nothing_change_no_score_and_no_loss() -> None:
     nothing = torch.full_like(truth, -100)
     result = swe.train(ensemble, [(x, nothing), (x, truth)], still)  # a batch of nothing is a loss of 0
     assert all(0 < loss < 2 for loss in result.history[0]["train_loss"].values())
-    with refused("no row that counts"):
+    with refused("no batch with rows that count"):
         swe.train(ensemble, [(x, truth)], still, validation=[(x, nothing)])
 
 

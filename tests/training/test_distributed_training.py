@@ -258,16 +258,15 @@ for arguments in (["train", recipe, "--out", run], ["evaluate", run]):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_job_again_whose_process_was_killed(tmp_path: Path) -> None:
-    """Members divided between the processes; the job that goes on also evaluates its run."""
+@pytest.mark.parametrize(("mesh", "victim"), [("rows", 1), ({"members": 2, "rows": 1}, 0)])
+def test_torchrun_starts_a_job_again_whose_process_was_killed(mesh: object, victim: int, tmp_path: Path) -> None:
+    """The job that goes on also evaluates its run."""
     recipe, script, run = tmp_path / "recipe.yaml", tmp_path / "killed.py", tmp_path / "run"
     content = {**CONTENT, "sharing": {"budget": 0.95}}
-    recipe.write_text(
-        yaml.safe_dump({**content, "training": {**CONTENT["training"], "mesh": {"members": 2, "rows": 1}}})
-    )
+    recipe.write_text(yaml.safe_dump({**content, "training": {**CONTENT["training"], "mesh": mesh}}))
     script.write_text(KILLED_ONCE)
     mark = tmp_path / "mark"
-    ended = torchrun(script, recipe, run, MARK=str(mark), VICTIM="0", restarts=2)
+    ended = torchrun(script, recipe, run, MARK=str(mark), VICTIM=str(victim), restarts=2)
     assert ended.returncode == 0, ended.stderr
     assert "exitcode: -9" in ended.stderr and mark.is_file()
     assert ended.stdout.count("trained:") == ended.stdout.count("results:") == 1

@@ -235,7 +235,7 @@ REFUSED: list[Any] = [
     ({"data": "digits"}, "training data must be ImageData"),
     ({"config": {"flip": True}}, "let your own loader augment"),
     ({"ensemble": deep_and_wide().requires_grad_(False)}, "every parameter is frozen"),
-    ({"validation": []}, "validation: no row that counts was read"),
+    ({"validation": []}, "validation: no batch with rows that count was read"),
     ({"validation": iter(BATCHES)}, "validation is read every epoch, and a list_iterator can be read"),
     ({"ensemble": of_unlike_classes()}, r"same batch and classes; got a: \(4, 4\), b: \(4, 7\)"),
     ({"config": {"member_batches": "own"}}, "needs ImageData"),
