@@ -36,8 +36,8 @@ _TAIL_LINES = 15
 _NO_TESTS = 5  # pytest's exit code where there is no GPU to run them on
 _GRACE_SECONDS = 20  # for a process that is told to end
 _SMALL_MEMBER = "members=[{name: wrn10-1, model: wide_resnet, depth: 10, width: 1}]"
-_SMALL_RUN = [  # of the digits
-    *("--set", "baseline=none", "--set"),
+_SMALL_MEMBERS = [
+    "--set",
     "members=[{name: a, model: wide_resnet, depth: 10, width: 1}, {name: b, model: wide_resnet, depth: 10, width: 2}]",
 ]
 _MADE_UP = "data={{name: synthetic, num_classes: {}, shape: [3, 32, 32], num_train: {}, num_test: 1024}}"
@@ -144,7 +144,7 @@ def anytime(call: Call) -> list[list[str]]:
     options = call.data(10, 8192)
     measured = ["--device", call.device, "--batch-sizes", *sizes, "--rounds", "10", "--images", "512", "--calls", "300"]
     if call.small:
-        recipe, epochs, options = "recipes/digits.yaml", "1", [*_SMALL_RUN, "--set", "anytime.timed_images=64"]
+        recipe, epochs, options = "recipes/digits.yaml", "1", [*_SMALL_MEMBERS, "--set", "anytime.timed_images=64"]
         measured = ["--device", call.device, "--batch-sizes", "1", "--rounds", "2", "--images", "64", "--calls", "20"]
     train = superweights("train", recipe, "--out", run, *options, "--set", f"training.epochs={epochs}")
     return [[*train, "--set", "baseline=none"], script("anytime", run, *measured, "--out", str(call.out))]
@@ -153,7 +153,8 @@ def anytime(call: Call) -> list[list[str]]:
 def published(call: Call) -> list[list[str]]:
     recipe, options = "recipes/cifar10-depth-width.yaml", call.data(10, 50_000)
     if call.small:
-        recipe, options = "recipes/digits.yaml", [*_SMALL_RUN, "--set", "training.epochs=3"]
+        recipe = "recipes/digits.yaml"
+        options = [*_SMALL_MEMBERS, "--set", "training.epochs=3", "--set", "baseline=none"]
     return [superweights("train", recipe, "--out", str(call.work / "published"), *options)]
 
 
@@ -178,7 +179,7 @@ def processes(call: Call) -> list[list[str]]:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m"]
     options = ["--set", "training.epochs=1", "--set", "baseline=none", "--set", f"training.device={call.device}"]
     if call.small:
-        options += _SMALL_RUN
+        options += _SMALL_MEMBERS
     return [[*run, "superweight_ensembles", "train", "recipes/digits.yaml", "--out", str(call.work / "one"), *options]]
 
 
